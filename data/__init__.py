@@ -1,0 +1,1 @@
+"""What lies on disk: records, schemas, shards, manifests, settings. No torch, ray, faiss or transformers."""

@@ -1,0 +1,107 @@
+"""Content digests and seeded hashes: the roots of fingerprints, cache keys and every random choice of the pipeline.
+
+All are BLAKE2b, so they are the same on every machine, Python and library version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_READ_BYTES = 4 << 20
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text. NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def json_digest(value: Any, *, size: int = 16) -> str:
+    """Hex digest of `size` bytes of a JSON-able value."""
+    return hashlib.blake2b(canonical_json(value).encode(), digest_size=size).hexdigest()
+
+
+def bytes_digest(data: bytes) -> str:
+    """Hex digest (16 bytes) of a byte string."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """Hex digest (16 bytes) of a file's content, read in blocks."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class DigestCache:
+    """Remembers file digests by (path, size, times, inode), so that a plan need not read gigabytes again.
+
+    Any write changes ctime, so a changed file is always read anew. The cache is a convenience: losing it costs time only, and
+    it never enters a fingerprint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, str] = {}
+        self._dirty = False
+        try:
+            self._known = json.loads(path.read_text())
+        except (OSError, ValueError):
+            pass
+
+    def file(self, path: str | Path) -> str:
+        """Digest of the file's content, from memory where the file has not been touched since."""
+        status = os.stat(path)
+        key = f"{os.path.realpath(path)}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
+        if key not in self._known:
+            self._known[key] = file_digest(path)
+            self._dirty = True
+        return self._known[key]
+
+    def save(self) -> None:
+        """Write what was learned; a store that cannot be written is no error here."""
+        if not self._dirty:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(self._known))
+            temporary.replace(self._path)
+        except OSError:
+            pass
+        self._dirty = False
+
+
+def _joined(parts: tuple[object, ...]) -> bytes:
+    # Length-prefixed, so that ("ab", "c") and ("a", "bc") differ.
+    encoded = [str(part).encode() for part in parts]
+    return b"".join(len(part).to_bytes(4, "little") + part for part in encoded)
+
+
+def hash64(*parts: object) -> int:
+    """A 64-bit unsigned hash of the parts: the seeded randomness that does not depend on who asks, or when."""
+    return int.from_bytes(hashlib.blake2b(_joined(parts), digest_size=8).digest(), "little")
+
+
+def text_hash(text: str) -> int:
+    """A 64-bit signed hash of a passage's text, to find exact duplicates."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def pair_key(query: str, candidate: str) -> bytes:
+    """The 16-byte key of a (query text, candidate text) pair in the teacher-logit store."""
+    return hashlib.blake2b(_joined((query, candidate)), digest_size=16).digest()
+
+
+def uniforms(count: int, *parts: object) -> NDArray[np.float64]:
+    """`count` numbers in [0, 1) that are a pure function of the parts (Philox, keyed by their hash)."""
+    generator = np.random.Philox(key=hash64(*parts))
+    return (generator.random_raw(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53

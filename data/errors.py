@@ -1,0 +1,24 @@
+"""Errors that a user can act on, and the exit codes of the three commands."""
+
+from __future__ import annotations
+
+EXIT_COMPLETE = 0
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: a batch queue may start the same command again
+
+
+class UserError(Exception):
+    """Bad configuration or input. The message says what was found, what was expected and what to change."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class RunFailed(UserError):
+    """The input was fine, the work failed (a full disk, a shard that failed on every try). Finished shards stay."""
+
+    exit_code = EXIT_FAILED
+
+
+class DamagedShard(RunFailed):
+    """A Parquet file is cut short, has a flipped byte, or is not the file that the manifest records."""

@@ -1,0 +1,73 @@
+"""The manifest of a finished table: what the next stage reads, and all that it reads, besides the shards themselves.
+
+    STORE/<stage>/[<table>-]<fingerprint>/
+        part-00000-of-00004.parquet ...   one file a shard, appears whole or not at all
+        journal.jsonl                     a line for each shard as it finishes: seconds and counts of this machine
+        manifest.json                     written last
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.digests import json_digest
+from data.errors import DamagedShard
+from data.shards import atomic_write
+
+MANIFEST_NAME = "manifest.json"
+JOURNAL_NAME = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard as the manifest knows it. `digest` is of the file's bytes."""
+
+    name: str
+    rows: int
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished table. Only `shards` enters the content digest; the rest is recorded, not keyed."""
+
+    stage: str
+    table: str
+    fingerprint: str
+    key: dict[str, Any]  # what the fingerprint is the hash of
+    shards: list[ShardRecord]
+    counts: dict[str, Any]  # in, kept, dropped by reason, and the stage's own figures
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def content_digest(self) -> str:
+        """Digest of the shards' names and bytes: what the next stage's fingerprint holds."""
+        return json_digest([[shard.name, shard.rows, shard.digest] for shard in self.shards])
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json` into the table's folder, whole or not at all."""
+        text = json.dumps({**asdict(self), "content_digest": self.content_digest}, indent=1, sort_keys=True)
+        atomic_write(folder / MANIFEST_NAME, text.encode())
+
+    @staticmethod
+    def read(folder: Path) -> Manifest | None:
+        """The folder's manifest, None where there is none. Raises DamagedShard where it cannot be read."""
+        path = folder / MANIFEST_NAME
+        try:
+            content = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise DamagedShard(f"{path} is not readable JSON ({error}); delete it and run again, no shard is lost") from error
+        content.pop("content_digest")
+        return Manifest(**{**content, "shards": [ShardRecord(**shard) for shard in content["shards"]]})

@@ -1,0 +1,208 @@
+"""Every setting of an experiment, in one place: one YAML file serves `prep`, `train` and `retrieve`.
+
+A field is *keyed* (it changes the bytes, so it enters fingerprints) or *execution* (how fast or where, never what). The whole
+file is checked by every command, so that a misspelt key in any section is found before work begins.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from data import config
+from data.config import Section, execution, keyed
+from data.errors import UserError
+
+PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
+
+
+class Ingest(Section):
+    """Where the collection lies and how it is cut into shards."""
+
+    path: str = execution(..., "folder of the collection")
+    format: Literal["auto", "beir", "msmarco"] = keyed("auto", "layout of the folder; auto looks for corpus.jsonl or collection.tsv")
+    train_split: str = keyed("train", "the qrels split whose queries become training queries")
+    corpus_shards: int = keyed(8, "shards of the corpus, fixed here for all stages", ge=1, le=99_999)
+    query_shards: int = keyed(4, "shards of the queries and of all that is made per query", ge=1, le=99_999)
+    max_bad_fraction: float = execution(0.001, "share of broken records above which ingest stops", ge=0, le=1)
+
+
+class Student(Section):
+    """The dual encoder."""
+
+    model: str = execution(..., "hub id, transformers folder or sentence-transformers folder (keyed by its content)")
+    layers: int | None = keyed(None, "keep the first k layers; null keeps all", ge=1)
+    pooling: Literal["auto", "cls", "mean"] = keyed("auto", "auto reads a sentence-transformers folder's files, else cls")
+    normalize: bool | None = keyed(None, "vectors of length 1; null reads a sentence-transformers folder's files, else false")
+    query_prefix: str = keyed("", "text put before every query")
+    passage_prefix: str = keyed("", "text put before every passage")
+    query_tokens: int = keyed(32, "longest query in tokens, special ones included (ADAM 4.3)", ge=4)
+    passage_tokens: int = keyed(128, "longest passage in tokens, special ones included (ADAM 4.3)", ge=8)
+
+
+class Teacher(Section):
+    """The cross-encoder."""
+
+    model: str = execution(..., "hub id or folder of a sequence-classification model, or of model.onnx (keyed by its content)")
+    backend: Literal["torch", "onnx"] = keyed("torch", "torch, or ONNX Runtime (extra `onnx`)")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
+    max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first", ge=16)
+    batch_tokens: int = execution(4096, "tokens of a batch, padding included", ge=64)
+
+
+class Embed(Section):
+    """Vectors of corpus and queries, made with the student."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
+    batch_tokens: int = execution(8192, "tokens of a batch, padding included", ge=64)
+
+
+class HardNegatives(Section):
+    """Which passages a query's negatives are drawn from."""
+
+    source: Literal["student", "bm25", "run", "random"] = keyed("student", "the student's search, BM25, a TREC run file, or random passages")
+    run_file: str | None = execution(None, "the run file of source=run (keyed by its content)")
+    depth: int = keyed(100, "candidates kept per query, positives removed", ge=1, le=10_000)
+    first_rank: int = keyed(1, "negatives are drawn from this rank on", ge=1)
+    last_rank: int = keyed(100, "and up to this one", ge=1)
+    negatives: int = keyed(10, "m, negatives drawn per query (ADAM 4.3; 15 were best without dark examples)", ge=1)
+    draws: int = keyed(1, "independent draws of m negatives; epoch e trains on draw e modulo their number", ge=1, le=100)
+    queries: int | None = keyed(None, "training queries used, a seeded subset; null takes all", ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HardNegatives:
+        if not self.first_rank <= self.last_rank <= self.depth:
+            raise ValueError(f"need first_rank <= last_rank <= depth, got {self.first_rank}, {self.last_rank}, {self.depth}")
+        if self.source == "run" and not self.run_file:
+            raise ValueError("source=run needs run_file=FILE, a TREC run")
+        return self
+
+
+class DarkExamples(Section):
+    """Reinforced negatives and noisy positives (ADAM 3.2)."""
+
+    reinforced: bool = keyed(True, "make p+ [SEP] p- of every negative (Eq. 5)")
+    mixed_tokens: int | None = keyed(None, "longest mixed passage in tokens; null takes student.passage_tokens", ge=8)
+    mixed_truncation: Literal["longest_first", "right"] = keyed("longest_first", "longest_first keeps both parts; right cuts the end")
+    mask_ratios: tuple[float, ...] = keyed(PAPER_MASK_RATIOS, "one noisy positive for each ratio (Eq. 6)")
+    mask_unit: Literal["piece", "piece_exact", "word"] = keyed("piece", "each WordPiece by chance, an exact count of them, or whole words")
+    mask_draws: int = keyed(1, "independent draws of the masks; epoch e trains on draw e modulo their number", ge=1, le=100)
+
+    @field_validator("mask_ratios")
+    @classmethod
+    def _ratios(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(ratios)) != len(ratios) or not all(0 < ratio <= 1 for ratio in ratios):
+            raise ValueError("expected different numbers above 0 and up to 1")
+        return ratios
+
+
+class Runner(Section):
+    """Who does the work. None of it changes a byte of the output, but `threads` may, at the level of rounding noise."""
+
+    kind: Literal["ray", "local"] = execution("ray", "Ray actors, or this process")
+    address: str | None = execution(None, "host:port of a running Ray cluster; null starts a local one")
+    workers: int | None = execution(None, "worker actors; null takes as many as fit", ge=1)
+    threads: int = execution(1, "CPU threads of a worker", ge=1)
+    gpus: float = execution(1.0, "GPUs of a worker where device=cuda, fractions allowed", gt=0)
+    device: Literal["cpu", "cuda"] = execution("cpu", "where the models run")
+    retries: int = execution(2, "how often a shard is tried again after its worker died", ge=0)
+
+
+class Objective(Section):
+    """The loss. The defaults are ADAM's letter; recipes are presets of this section."""
+
+    supervised_weight: float = keyed(0.01, "lambda, weight of the supervised loss (ADAM 4.3)", ge=0)
+    without: tuple[Literal["reinforced", "noisy", "adaptive", "supervised"], ...] = keyed((), "parts left out, as in ADAM's Table 3")
+    include_positive: bool = keyed(False, "put p+ into P~ (Eq. 9 leaves it out; a list without dark examples always has it, Eq. 3)")
+    reduction: Literal["batch", "selected"] = keyed("batch", "the KD sum is divided by b, or by the number of selected queries")
+    count_epochs_from: Literal[0, 1] = keyed(0, "t of the first epoch in the selected share 1 - t/(2T) (Eq. 8)")
+    temperature: float = keyed(1.0, "of both softmaxes of the KD loss", gt=0)
+    in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives are joined by the batch's other passages")
+
+    @field_validator("count_epochs_from", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+class Train(Section):
+    """The trainer."""
+
+    recipe: str = keyed("adam", "adam, hard_kd or rand_kd: a preset of `objective`")
+    output: str = execution("runs/train", "folder of checkpoints, metrics and the student")
+    objective: Objective = Objective()
+    epochs: int = keyed(3, "T, passes over the queries", ge=1)
+    batch_queries: int = keyed(128, "b, queries of a batch (ADAM 4.3)", ge=1)
+    learning_rate: float = keyed(5e-5, "peak (ADAM 4.3)", gt=0)
+    warmup_steps: int = keyed(100, "linear warm-up; the rate then falls linearly to 0 (ADAM 4.3)", ge=0)
+    weight_decay: float = keyed(0.01, "of AdamW; biases and normalisation weights have none", ge=0)
+    clip_norm: float = keyed(1.0, "largest norm of the gradient", gt=0)
+    score_scale: float = keyed(1.0, "factor on the inner product; normalised students need about 20", gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = keyed("auto", "auto: bf16 autocast where the device computes it, else fp32")
+    device: Literal["cpu", "cuda"] = execution("cpu", "where to train")
+    threads: int | None = execution(None, "CPU threads; null takes all", ge=1)
+    micro_batch_tokens: int = execution(4096, "tokens of a forward pass, padding included", ge=64)
+    checkpoint_every: int = execution(200, "steps between checkpoints; the end of an epoch always has one", ge=1)
+    keep_checkpoints: int = execution(2, "newest checkpoints kept", ge=1)
+
+
+class Evaluate(Section):
+    """Retrieval metrics."""
+
+    split: str = execution("test", "the qrels split that is judged")
+    depth: int = execution(1000, "passages retrieved per query", ge=1, le=10_000)
+
+
+class Experiment(Section):
+    """An experiment file."""
+
+    store: str = execution(..., "folder of all stage outputs and of the teacher-logit store, shared by experiments")
+    seed: int = keyed(0, "of every random choice")
+    ingest: Ingest
+    student: Student
+    teacher: Teacher
+    embed: Embed = Embed()
+    hard_negatives: HardNegatives = HardNegatives()
+    dark_examples: DarkExamples = DarkExamples()
+    runner: Runner = Runner()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+
+    @property
+    def mixed_tokens(self) -> int:
+        """Longest mixed passage in tokens."""
+        return self.dark_examples.mixed_tokens or self.student.passage_tokens
+
+    @property
+    def draws(self) -> int:
+        """Rows of a query in the training shards: epoch e trains on row e modulo draws."""
+        return max(self.hard_negatives.draws, self.dark_examples.mask_draws)
+
+
+SECTION_SHORTHANDS = {"runner": "runner.kind", "recipe": "train.recipe"}
+
+
+def read(words: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The raw values of the file `config=FILE` and the other words with their shorthands spelt out."""
+    words = dict(words)
+    file = words.pop("config", None)
+    if file is None:
+        raise UserError("say which experiment: config=FILE (a YAML file, see recipes/)")
+    return config.read_yaml(Path(file)), {SECTION_SHORTHANDS.get(key, key): value for key, value in words.items()}
+
+
+def merged(values: dict[str, Any], overrides: dict[str, str]) -> Experiment:
+    """The experiment of raw values and the overrides that win over them. `values` is changed in place."""
+    for key, value in overrides.items():
+        config.set_dotted(values, key, value)
+    return config.build(Experiment, values)
+
+
+def load(words: dict[str, str]) -> Experiment:
+    """The experiment of `config=FILE` and its overrides; relative paths are taken from the working directory.
+
+    Raises UserError: no `config`, no such file, an unknown key (with the nearest names), a value of the wrong type.
+    """
+    return merged(*read(words))

@@ -1,0 +1,151 @@
+"""Parquet shards: written whole or not at all, read one row group at a time, every page's checksum verified.
+
+A shard is complete iff its final name exists and its footer carries the table's fingerprint. The footer holds nothing that
+differs between two runs (no times, no worker names), so the same rows give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.digests import file_digest
+from data.errors import DamagedShard, RunFailed
+
+ROW_GROUP_ROWS = 4096
+_FOOTER_KEY = b"shard"
+
+
+def shard_name(index: int, count: int) -> str:
+    """`part-00017-of-00064.parquet`."""
+    return f"part-{index:05d}-of-{count:05d}.parquet"
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(path: Path) -> Iterator[Path]:
+    """A temporary name in the same folder; renamed on success, removed on any failure. A full disk is a clear error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunFailed(
+                f"no space left while writing {path} ({error.strerror}); free some space and start the same command again: "
+                "all shards finished so far are kept"
+            ) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a small file whole or not at all."""
+    with _whole_or_nothing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+class ShardWriter:
+    """Collects tables and writes them in row groups of `ROW_GROUP_ROWS`. Use `open_shard`, which makes it appear whole."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.figures: dict[str, Any] = {}  # deterministic figures for the footer; set before the shard is closed
+        self.rows = 0
+        self._schema = schema
+        self._pending = schema.empty_table()
+        self._writer = pq.ParquetWriter(
+            path, schema, compression="zstd", compression_level=3, use_dictionary=False, write_page_checksum=True
+        )
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows; whole row groups go to the disk at once, so memory is bounded by one of them."""
+        self.rows += table.num_rows
+        self._pending = pa.concat_tables([self._pending, table.cast(self._schema)])
+        while self._pending.num_rows >= ROW_GROUP_ROWS:
+            self._writer.write_table(self._pending.slice(0, ROW_GROUP_ROWS))
+            self._pending = self._pending.slice(ROW_GROUP_ROWS)
+
+    def close(self, footer: dict[str, Any]) -> None:
+        """Write the remaining rows and the footer."""
+        if self._pending.num_rows:
+            self._writer.write_table(self._pending)
+        self._writer.add_key_value_metadata({_FOOTER_KEY: json.dumps({**footer, **self.figures}, sort_keys=True)})
+        self._writer.close()
+
+
+@contextlib.contextmanager
+def open_shard(path: Path, schema: pa.Schema, footer: dict[str, Any]) -> Iterator[ShardWriter]:
+    """A writer whose shard gets its final name when the block ends well, and leaves nothing behind when it does not."""
+    with _whole_or_nothing(path) as temporary:
+        writer = ShardWriter(temporary, schema)
+        yield writer
+        writer.close(footer)
+
+
+def write_shard(path: Path, table: pa.Table, footer: dict[str, Any]) -> None:
+    """Write one whole shard from a table in memory."""
+    with open_shard(path, table.schema, footer) as writer:
+        writer.write(table)
+
+
+def _damaged(path: Path, error: Exception) -> DamagedShard:
+    return DamagedShard(
+        f"{path} cannot be read: {error}. It is cut short or damaged; delete it and start the same `prep run` again: "
+        "only this shard is built anew"
+    )
+
+
+def read_footer(path: Path) -> dict[str, Any] | None:
+    """The footer's figures, None where the file does not exist. Raises DamagedShard where it is cut short."""
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+        return json.loads(metadata[_FOOTER_KEY])
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_row_groups(path: Path, *, columns: list[str] | None = None, groups: Sequence[int] | None = None) -> Iterator[pa.Table]:
+    """The shard's row groups (all, or those of the given numbers) in order, page checksums verified.
+
+    Raises DamagedShard, naming the file and the remedy.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups) if groups is None else groups:
+                yield file.read_row_group(group, columns=columns, use_threads=False)
+    except FileNotFoundError as error:
+        raise DamagedShard(f"{path} is missing; start the same `prep run` again: only this shard is built anew") from error
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_shard(path: Path, *, columns: list[str] | None = None) -> pa.Table:
+    """The whole shard in memory, page checksums verified."""
+    groups = list(read_row_groups(path, columns=columns))
+    if groups:
+        return pa.concat_tables(groups)
+    schema = pq.read_schema(path)
+    return (pa.schema([schema.field(name) for name in columns]) if columns else schema).empty_table()
+
+
+def describe(path: Path) -> tuple[int, int, str]:
+    """Rows, bytes and content digest of a finished shard."""
+    try:
+        return pq.read_metadata(path).num_rows, path.stat().st_size, file_digest(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error

@@ -1,0 +1,191 @@
+"""The command `prep`: run, plan, status, path, inspect, report and cache. All words are `key=value`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from data.config import parse_arguments, unknown_key
+from data.errors import EXIT_INTERRUPTED, UserError
+from data.settings import Experiment, load
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="config=FILE [key=value ...]", help="overrides are dotted.key=value")]
+
+INTERRUPTED = "interrupted; all finished shards are kept, the same command goes on from here"
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Errors for users become a message and an exit code; an interrupt becomes 75. A fault of ours keeps its traceback."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def _experiment(words: list[str] | None, **own: str) -> tuple[Experiment, dict[str, str]]:
+    """The experiment, and the command's own words (with their defaults) taken out of the overrides."""
+    parsed = parse_arguments(words or [])
+    taken = {name: parsed.pop(name, default) for name, default in own.items()}
+    return load(parsed), taken
+
+
+@app.command()
+def run(words: Words = None) -> None:
+    """Run stages in order, only what is missing or stale.  [stage=NAME|all]"""
+    with exit_codes():
+        experiment, own = _experiment(words, stage="all")
+        from pipeline.run import run as run_stages
+
+        built = run_stages(experiment, stage=own["stage"], say=_say)
+        _say(f"done: {built} shards built" if built else "done: nothing to do")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+@app.command()
+def plan(words: Words = None) -> None:
+    """What `run` would build, and why each shard is stale.  [stage=NAME|all]"""
+    with exit_codes():
+        experiment, own = _experiment(words, stage="all")
+        from pipeline.plan import Planner, selected_tables
+
+        planner = Planner(experiment)
+        for planned in planner.plan_all(selected_tables(experiment, own["stage"])):
+            label = f"{planned.table.label:<16}"
+            if planned.waits_for:
+                _say(f"{label} waits for {planned.waits_for}: what it needs is known once that is complete")
+            elif planned.complete:
+                _say(f"{label} complete, {planned.shard_count} shards, {planned.stored.manifest.rows:,} rows")
+            elif not planned.stale:
+                _say(f"{label} all shards built, the manifest is missing and would be written")
+            else:
+                _say(f"{label} would build {len(planned.stale)} of {planned.shard_count} shards")
+                for shards, reason in _by_reason(planned.stale):
+                    _say(f"{'':<16}   {shards}: {reason}")
+
+
+def _by_reason(stale: dict[int, str]) -> list[tuple[str, str]]:
+    """Shard numbers that share a reason, as `0-3, 7`."""
+    grouped: dict[str, list[int]] = {}
+    for shard, reason in stale.items():
+        grouped.setdefault(reason, []).append(shard)
+    return [(_ranges(shards), reason) for reason, shards in grouped.items()]
+
+
+def _ranges(numbers: list[int]) -> str:
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return "shard " + ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
+@app.command()
+def status(words: Words = None) -> None:
+    """Each table: complete or not, rows, what was dropped and why, the time it took, where it lies."""
+    with exit_codes():
+        experiment, _ = _experiment(words)
+        from rich.console import Console
+        from rich.table import Table as Grid
+
+        from pipeline.plan import Planner, tables
+
+        grid = Grid("table", "state", "rows", "dropped", "worker seconds", "folder")
+        for planned in Planner(experiment).plan_all(tables(experiment)):
+            manifest = planned.manifest
+            state = "complete" if planned.complete else f"waits for {planned.waits_for}" if planned.waits_for else f"{len(planned.stale)} shards stale"
+            dropped = ", ".join(f"{reason}: {count:,}" for reason, count in (manifest.counts.get("dropped", {}) if manifest else {}).items())
+            rows, seconds = (f"{manifest.rows:,}", f"{manifest.seconds:.1f}") if manifest else ("", "")
+            grid.add_row(planned.table.label, state, rows, dropped, seconds, "" if planned.waits_for else os.path.relpath(planned.folder))
+        Console(width=None if sys.stdout.isatty() else 200).print(grid)
+
+
+@app.command()
+def path(words: Words = None) -> None:
+    """Print where a stage's output lies.  stage=NAME [table=NAME]"""
+    with exit_codes():
+        experiment, own = _experiment(words, stage="shards", table="")
+        from pipeline.plan import Planner, selected_tables
+
+        chosen = [table for table in selected_tables(experiment, own["stage"]) if own["table"] in ("", table.name)]
+        if not chosen:
+            names = [f"table={table.name}" for table in selected_tables(experiment, own["stage"])]
+            raise unknown_key(f"table={own['table']}", valid=names)
+        for planned in Planner(experiment).plan_all(chosen):
+            if planned.waits_for or planned.manifest is None:
+                raise UserError(f"{planned.table.label} is not complete yet: prep run stage={planned.table.stage}")
+            print(planned.folder)
+
+
+@app.command()
+def inspect(words: Words = None) -> None:
+    """Show one query: positive, negatives, mixed and masked passages, teacher logits, C(q).  [query=ID] [width=N]"""
+    with exit_codes():
+        experiment, own = _experiment(words, query="", width="0")
+        from pipeline.inspect_query import show
+
+        show(experiment, query_id=own["query"] or None, width=_whole_number("width", own["width"]))
+
+
+@app.command()
+def report(words: Words = None) -> None:
+    """Write one HTML file: score distributions, C(q), counts and times a stage, browsable queries.  [out=FILE]"""
+    with exit_codes():
+        experiment, own = _experiment(words, out="report.html")
+        from pipeline.report import write_report
+
+        write_report(experiment, Path(own["out"]))
+        _say(f"wrote {own['out']}")
+
+
+@app.command()
+def cache(action: Annotated[str, typer.Argument(help="stats")], words: Words = None) -> None:
+    """Look at the store of teacher logits: `prep cache stats config=FILE`."""
+    with exit_codes():
+        actions: dict[str, Callable[[Experiment], None]] = {"stats": _cache_stats}
+        if action not in actions:
+            raise unknown_key(f"cache {action}", valid=[f"cache {name}" for name in actions])
+        experiment, _ = _experiment(words)
+        actions[action](experiment)
+
+
+def _cache_stats(experiment: Experiment) -> None:
+    from data.logit_store import namespaces
+
+    for found in namespaces(Path(experiment.store)):
+        _say(f"{found['namespace'][:12]}  {found['pairs']:>10,} pairs  {found['segments']:>5} segments  {found['bytes'] / 1e6:8.1f} MB  {found['name']}")
+
+
+def _whole_number(name: str, value: str) -> int:
+    if not value.isdigit():
+        raise UserError(f"{name}={value}: expected a whole number")
+    return int(value)
+
+
+def main() -> None:
+    """Console script `prep`."""
+    app()

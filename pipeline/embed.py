@@ -1,0 +1,59 @@
+"""Stage `embed`: corpus and queries to fp16 vectors by the student, one text shard in, one vector shard out, same row order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data.digests import DigestCache
+from data.settings import Experiment
+from pipeline.stage import Table, Task
+from retrieval import precision
+from retrieval.student_spec import resolve_student
+
+
+def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+    return {
+        "student": resolve_student(experiment.student).key(digests),
+        "precision": precision.resolve(experiment.embed.precision, device=experiment.runner.device),
+    }
+
+
+# A vector of a passage does not depend on how queries are read, and the other way round.
+_CORPUS_ONLY, _QUERIES_ONLY = ("passage_prefix", "passage_tokens"), ("query_prefix", "query_tokens")
+
+
+def _corpus_key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+    return _without(_key(experiment, digests), _QUERIES_ONLY)
+
+
+def _queries_key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+    return _without(_key(experiment, digests), _CORPUS_ONLY)
+
+
+def _without(key: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {**key, "student": {name: value for name, value in key["student"].items() if name not in names}}
+
+
+def _build(task: Task) -> None:
+    from retrieval.encode import TextEncoder, encode_shard
+
+    experiment = task.experiment
+    settings = {
+        "precision": precision.resolve(experiment.embed.precision, device=experiment.runner.device),
+        "device": experiment.runner.device,
+        "batch_tokens": experiment.embed.batch_tokens,
+    }
+    encoder = task.workshop.keep(("encoder", task.table.stage), lambda: TextEncoder(experiment.student, **settings))
+    texts = task.inputs[f"ingest.{task.table.name}"].read(task.shard)
+    vectors = encode_shard(encoder, texts, kind=task.table.name, progress=lambda rows: task.report("texts", rows))
+    task.write(vectors, {"in": texts.num_rows, "kept": vectors.num_rows, "dropped": {}})
+
+
+CORPUS = Table(
+    stage="embed", name="corpus", version=1, reads=("ingest.corpus",), key=_corpus_key,
+    shard_count=lambda experiment: experiment.ingest.corpus_shards, build=_build, uses_device=True,
+)  # fmt: skip
+QUERIES = Table(
+    stage="embed", name="queries", version=1, reads=("ingest.queries",), key=_queries_key,
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, uses_device=True,
+)  # fmt: skip

@@ -1,0 +1,299 @@
+"""Stage 1: a collection's files become the corpus, query and qrels shards that all later stages read.
+
+In: the files that `data.readers` finds. Out: rows handed to sinks (one a shard), counts by reason, and the broken records with
+file, line and reason. All are pure functions of the files: same input, same rows in the same order, whichever shards are asked for.
+
+A passage's shard is a hash of its id, a query's shard a hash of its text, so neither moves when lines are added or reordered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from data.digests import hash64, text_hash
+from data.errors import UserError
+from data.readers import Collection, Fault, Judgement, Line, read_corpus, read_qrels, read_queries
+from data.schemas import CORPUS, QRELS, QUARANTINE, QUERIES
+from data.settings import Ingest
+from data.shards import read_row_groups
+
+BLOCK_ROWS = 1024  # rows a shard collects before they become a table
+MAX_QUARANTINED = 100_000  # broken records kept to look at; all are counted
+_FIRST_FAULTS = 10
+_UNJUDGED = "unjudged"
+_REPEATED = "repeated in another file"
+_NO_FAULTS = (_UNJUDGED, _REPEATED)  # reasons to drop a record that is not broken
+
+
+class Sink(Protocol):
+    """What takes a shard's rows: a `ShardWriter`."""
+
+    def write(self, table: pa.Table, /) -> None:
+        """Append rows."""
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What became of the records of a table.
+
+    `counts` is {"in": n, "kept": n, "dropped": {reason: n}}, where in = kept + all dropped. `bad` counts the broken records among the
+    dropped; `faults` (schema QUARANTINE, in file order) shows the first `MAX_QUARANTINED` of them.
+    """
+
+    counts: dict[str, Any]
+    bad: int
+    faults: pa.Table
+
+
+def ingest_corpus(collection: Collection, *, settings: Ingest, sinks: Sequence[Sink | None]) -> IngestReport:
+    """Passages to their shards. The first of several lines with one id wins, the others are faults.
+
+    Args:
+        collection: The files.
+        settings: For the number of shards.
+        sinks: The writer of each shard, None where the shard is complete already. The report does not depend on them.
+
+    Raises:
+        UserError: The corpus holds no record, or a gzip is cut short.
+    """
+    assert len(sinks) == settings.corpus_shards, "one sink a shard"
+    tally, shards = _Tally(), _Shards(sinks, schema=CORPUS)
+    # Hashes, not ids: a third of the memory. Two of 8.8 M ids share one with probability 2e-6, and then it shows as a fault.
+    seen: set[int] = set()
+    for line, passage in read_corpus(collection):
+        if isinstance(passage, Fault):
+            tally.broken(passage)
+            continue
+        id_hash = hash64("corpus", passage.doc_id)
+        if id_hash in seen:
+            tally.broken(line.fault("duplicate id"))
+            continue
+        seen.add(id_hash)
+        tally.kept += 1
+        shard = id_hash % len(sinks)
+        if shards.wants(shard):
+            shards.add(shard, row=(*passage, text_hash(passage.text)))
+    shards.flush()
+    return _nonempty(tally.report(), files=[collection.corpus])
+
+
+def ingest_queries(collection: Collection, *, settings: Ingest, sinks: Sequence[Sink | None]) -> IngestReport:
+    """Judged queries to their shards; the others are dropped as "unjudged", which is no fault.
+
+    The shard is a hash of the text: queries of equal text lie in one shard, so two shards never have a teacher pair in common.
+    A query that stands in two files with one text (MS MARCO's `queries.dev.tsv` and `queries.dev.small.tsv`) is kept once.
+
+    Raises:
+        UserError: No query is there, or none is judged.
+    """
+    assert len(sinks) == settings.query_shards, "one sink a shard"
+    judged, _ = _judged_ids(collection)
+    tally, shards = _Tally(), _Shards(sinks, schema=QUERIES)
+    seen: dict[str, tuple[str, int]] = {}
+    for line, query in read_queries(collection):
+        if isinstance(query, Fault):
+            tally.broken(query)
+            continue
+        if query.query_id not in judged:
+            tally.dropped[_UNJUDGED] += 1
+            continue
+        here = (line.file, text_hash(query.text))
+        first = seen.setdefault(query.query_id, here)
+        if len(seen) == tally.kept:  # the id was there before
+            if first[0] != here[0] and first[1] == here[1]:
+                tally.dropped[_REPEATED] += 1
+            else:
+                tally.broken(line.fault("duplicate id"))
+            continue
+        tally.kept += 1
+        shards.add(hash64("queries", query.text) % len(sinks), row=query)
+    shards.flush()
+    return _nonempty(tally.report(), files=collection.queries)
+
+
+def ingest_qrels(
+    collection: Collection, *, settings: Ingest, sink: Sink | None, corpus: Iterable[Path], queries: Iterable[Path]
+) -> IngestReport:
+    """Judgements of known queries and passages, sorted by (split, query_id, doc_id). Relevance 0 is kept.
+
+    Args:
+        collection: The files.
+        settings: For the training split.
+        sink: The writer of the one shard, None where it is complete already.
+        corpus: The finished corpus shards.
+        queries: The finished query shards.
+
+    Raises:
+        UserError: The training split is missing, or a qrels file has no judgement of a known query and passage.
+    """
+    check_splits(collection, settings=settings)
+    # The files are read twice, so that memory holds the judged ids and the kept rows, never all ids of the corpus.
+    query_ids, doc_ids = _judged_ids(collection)
+    query_ids = known_ids(queries, column="query_id", wanted=query_ids)
+    doc_ids = known_ids(corpus, column="doc_id", wanted=doc_ids)
+    tally = _Tally()
+    relevance: dict[tuple[str, str, str], int] = {}
+    for line, judgement in _judgements(collection):
+        if isinstance(judgement, Fault):
+            tally.broken(judgement)
+        elif judgement.query_id not in query_ids:
+            tally.broken(line.fault("unknown query id"))
+        elif judgement.doc_id not in doc_ids:
+            tally.broken(line.fault("unknown doc id"))
+        elif judgement[:3] in relevance:
+            tally.broken(line.fault("duplicate judgement"))
+        else:
+            relevance[judgement[:3]] = judgement.relevance
+            tally.kept += 1
+    _refuse_unmatched(collection, splits_kept={split for split, _, _ in relevance}, report=tally.report())
+    shards = _Shards([sink], schema=QRELS)
+    for key in sorted(relevance):
+        shards.add(0, row=(*key, relevance[key]))
+    shards.flush()
+    return tally.report()
+
+
+def check_splits(collection: Collection, *, settings: Ingest) -> None:
+    """Raises UserError where the training split has no qrels. Cheap: call it before the corpus is read."""
+    if settings.train_split not in collection.qrels:
+        raise UserError(
+            f"{collection.folder} has no qrels of split {settings.train_split!r} (ingest.train_split); "
+            f"splits found: {', '.join(collection.qrels)}"
+        )
+
+
+def known_ids(shards: Iterable[Path], *, column: str, wanted: set[str]) -> set[str]:
+    """Those of the wanted ids that stand in a column of finished shards, read one row group at a time."""
+    known: set[str] = set()
+    for shard in shards:
+        for table in read_row_groups(shard, columns=[column]):
+            known.update(wanted.intersection(table.column(column).to_pylist()))
+    return known
+
+
+def check_bad_fraction(report: IngestReport, *, settings: Ingest, quarantine: Path | None = None) -> None:
+    """Raises UserError, with the first ten faults, where more than `max_bad_fraction` of the records are broken.
+
+    Args:
+        report: Of one table.
+        settings: For the limit.
+        quarantine: Where the faults are listed, for the message.
+    """
+    records = report.counts["in"]
+    if report.bad <= settings.max_bad_fraction * records:
+        return
+    reasons = _by_number({reason: count for reason, count in report.counts["dropped"].items() if reason not in _NO_FAULTS})
+    first = [f"  {row['file']}:{row['line']}: {row['reason']}" for row in report.faults.slice(0, _FIRST_FAULTS).to_pylist()]
+    place = f" The broken records are listed in {quarantine}." if quarantine else ""
+    raise UserError(
+        f"{report.bad} of {records} records are broken, {report.bad / records:.2%} "
+        f"(ingest.max_bad_fraction allows {settings.max_bad_fraction:.2%}): {reasons}\n"
+        + "\n".join(first)
+        + f"\nMend the files, or go on without these records by raising ingest.max_bad_fraction.{place}"
+    )
+
+
+class _Tally:
+    """Counts and faults while a table is read."""
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self.dropped: Counter[str] = Counter()
+        self._bad = 0
+        self._faults: list[Fault] = []
+
+    def broken(self, fault: Fault) -> None:
+        """Count a broken record, and keep it to look at."""
+        self._bad += 1
+        self.dropped[fault.reason] += 1
+        if len(self._faults) < MAX_QUARANTINED:  # the wrong file as corpus must not fill the memory with its lines
+            self._faults.append(fault)
+
+    def report(self) -> IngestReport:
+        """What was counted so far."""
+        dropped = dict(sorted(self.dropped.items()))
+        counts = {"in": self.kept + sum(dropped.values()), "kept": self.kept, "dropped": dropped}
+        return IngestReport(counts, self._bad, _table(self._faults, schema=QUARANTINE))
+
+
+class _Shards:
+    """Rows on their way to their shards, `BLOCK_ROWS` at a time."""
+
+    def __init__(self, sinks: Sequence[Sink | None], *, schema: pa.Schema) -> None:
+        self._sinks = sinks
+        self._schema = schema
+        self._rows: list[list[tuple[Any, ...]]] = [[] for _ in sinks]
+
+    def wants(self, shard: int) -> bool:
+        """Whether the shard is still to be written."""
+        return self._sinks[shard] is not None
+
+    def add(self, shard: int, *, row: tuple[Any, ...]) -> None:
+        """Append a row; nothing happens where the shard is complete."""
+        if self.wants(shard):
+            self._rows[shard].append(row)
+            if len(self._rows[shard]) == BLOCK_ROWS:
+                self._write(shard)
+
+    def flush(self) -> None:
+        """Hand over what is left."""
+        for shard, rows in enumerate(self._rows):
+            if rows:
+                self._write(shard)
+
+    def _write(self, shard: int) -> None:
+        sink = self._sinks[shard]
+        assert sink is not None
+        sink.write(_table(self._rows[shard], schema=self._schema))
+        self._rows[shard] = []
+
+
+def _table(rows: Sequence[tuple[Any, ...]], *, schema: pa.Schema) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else ([] for _ in schema)
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
+
+
+def _judgements(collection: Collection) -> Iterator[tuple[Line, Judgement | Fault]]:
+    """The lines of all qrels files, split after split."""
+    for split in collection.qrels:
+        yield from read_qrels(collection, split=split)
+
+
+def _judged_ids(collection: Collection) -> tuple[set[str], set[str]]:
+    """Ids of the queries and of the passages that stand in any qrels file."""
+    query_ids: set[str] = set()
+    doc_ids: set[str] = set()
+    for _, judgement in _judgements(collection):
+        if not isinstance(judgement, Fault):
+            query_ids.add(judgement.query_id)
+            doc_ids.add(judgement.doc_id)
+    return query_ids, doc_ids
+
+
+def _nonempty(report: IngestReport, *, files: Sequence[Path]) -> IngestReport:
+    # Where all records are broken, the check of their share has the better message.
+    if report.counts["kept"] or report.bad:
+        return report
+    names = ", ".join(str(file) for file in files)
+    if report.counts["in"]:
+        raise UserError(f"none of the {report.counts['in']} queries in {names} is judged in any qrels file: do they belong together?")
+    raise UserError(f"{names} holds no record")
+
+
+def _refuse_unmatched(collection: Collection, *, splits_kept: set[str], report: IngestReport) -> None:
+    for split, path in collection.qrels.items():
+        if split not in splits_kept:
+            raise UserError(
+                f"{path} has no judgement of a known query and a known passage, so it does not belong to this collection; "
+                f"of all qrels: {_by_number(report.counts['dropped']) or 'no line'}"
+            )
+
+
+def _by_number(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,105 @@
+"""The three tables of stage `ingest`, and their quarantine: `pipeline.ingest` with files around it.
+
+Each table's folder has `quarantine/part-00000-of-00001.parquet`: its broken records with file, line and reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data import schemas
+from data.digests import DigestCache
+from data.readers import Collection, find_collection
+from data.settings import Experiment
+from data.shards import ShardWriter, shard_name, write_shard
+from pipeline.ingest import IngestReport, check_bad_fraction, check_splits, ingest_corpus, ingest_qrels, ingest_queries
+from pipeline.stage import Table, Task
+
+Sinks = Sequence[ShardWriter | None]
+
+
+def _collection(experiment: Experiment) -> Collection:
+    collection = find_collection(experiment.ingest.path, format=experiment.ingest.format)
+    check_splits(collection, settings=experiment.ingest)
+    return collection
+
+
+def quarantine_file(folder: Path) -> Path:
+    """The quarantine of an ingested table."""
+    return folder / "quarantine" / shard_name(0, 1)
+
+
+def _write(task: Task, schema: pa.Schema, ingest: Callable[[Collection, Sinks], IngestReport]) -> None:
+    """Write the task's shards in one pass over the files. Too many broken records leave a quarantine and no shard."""
+    collection = _collection(task.experiment)
+    quarantine = quarantine_file(task.folder)
+    with contextlib.ExitStack() as stack:
+        sinks: list[ShardWriter | None] = [None] * task.shard_count
+        for shard in task.shards:
+            sinks[shard] = stack.enter_context(task.writer(shard, schema))
+        report = ingest(collection, sinks)
+        write_shard(quarantine, report.faults, {"fingerprint": task.fingerprint, "counts": report.counts})
+        check_bad_fraction(report, settings=task.experiment.ingest, quarantine=quarantine)
+        task.report("records", report.counts["in"])
+        if sinks[0] is not None:  # the counts are of the whole table; one shard carries them
+            sinks[0].figures["counts"] = report.counts
+
+
+def _build_corpus(task: Task) -> None:
+    settings = task.experiment.ingest
+    _write(task, schemas.CORPUS, lambda collection, sinks: ingest_corpus(collection, settings=settings, sinks=sinks))
+
+
+def _build_queries(task: Task) -> None:
+    settings = task.experiment.ingest
+    _write(task, schemas.QUERIES, lambda collection, sinks: ingest_queries(collection, settings=settings, sinks=sinks))
+
+
+def _build_qrels(task: Task) -> None:
+    corpus, queries = task.inputs["ingest.corpus"].paths(), task.inputs["ingest.queries"].paths()
+    settings = task.experiment.ingest
+    _write(
+        task,
+        schemas.QRELS,
+        lambda collection, sinks: ingest_qrels(collection, settings=settings, sink=sinks[0], corpus=corpus, queries=queries),
+    )
+
+
+def _contents(files: dict[str, Path], collection: Collection, digests: DigestCache) -> dict[str, Any]:
+    return {"format": collection.format, "files": {name: digests.file(file) for name, file in files.items()}}
+
+
+def _corpus_key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+    collection = _collection(experiment)
+    return _contents({"corpus": collection.corpus}, collection, digests)
+
+
+def _queries_key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+    collection = _collection(experiment)
+    # The qrels decide which queries are kept.
+    queries = {f"queries{place}": file for place, file in enumerate(collection.queries)}
+    return _contents({**queries, **collection.qrels}, collection, digests)
+
+
+def _qrels_key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+    collection = _collection(experiment)
+    return _contents(dict(collection.qrels), collection, digests)
+
+
+CORPUS = Table(
+    stage="ingest", name="corpus", version=1, reads=(), key=_corpus_key,
+    shard_count=lambda experiment: experiment.ingest.corpus_shards, build=_build_corpus, together=True,
+)  # fmt: skip
+QUERIES = Table(
+    stage="ingest", name="queries", version=1, reads=(), key=_queries_key,
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build_queries, together=True,
+)  # fmt: skip
+QRELS = Table(
+    stage="ingest", name="qrels", version=1, reads=("ingest.corpus", "ingest.queries"), key=_qrels_key,
+    shard_count=lambda experiment: 1, build=_build_qrels, together=True,
+)  # fmt: skip

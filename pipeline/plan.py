@@ -1,0 +1,170 @@
+"""The pipeline: its tables in order, and for each what would have to be built, and why. Reading `tables` is reading the pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.config import unknown_key
+from data.digests import DigestCache
+from data.errors import DamagedShard
+from data.manifest import MANIFEST_NAME, Manifest
+from data.settings import Experiment
+from data.shards import read_footer, shard_name
+from pipeline import confidence, dark_examples, embed, hard_negatives, ingest_tables, shards, teacher_scores
+from pipeline.stage import Stored, Table, fingerprint_of
+
+STAGES = ("ingest", "embed", "hard_negatives", "dark_examples", "teacher_scores", "confidence", "shards")
+
+
+def tables(experiment: Experiment) -> list[Table]:
+    """All tables of an experiment in the order in which they are built."""
+    return [
+        ingest_tables.CORPUS,
+        ingest_tables.QUERIES,
+        ingest_tables.QRELS,
+        embed.CORPUS,
+        embed.QUERIES,
+        hard_negatives.table(experiment.hard_negatives.source),
+        dark_examples.TABLE,
+        teacher_scores.TABLE,
+        confidence.TABLE,
+        shards.TABLE,
+    ]
+
+
+def table_named(experiment: Experiment, label: str) -> Table:
+    """The table of a label such as `embed.corpus`."""
+    return next(table for table in tables(experiment) if table.label == label)
+
+
+def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
+    """The tables of one stage, or with `all` those that lead to the training shards. Raises UserError on an unknown stage."""
+    everything = tables(experiment)
+    if stage == "all":
+        needed: set[str] = set()
+        for table in reversed(everything):
+            if table.label == "shards" or table.label in needed:
+                needed |= {table.label, *table.reads}
+        return [table for table in everything if table.label in needed]
+    if stage not in STAGES:
+        raise unknown_key(f"stage={stage}", valid=[f"stage={name}" for name in ("all", *STAGES)])
+    return [table for table in everything if table.stage == stage]
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """One table: where it lies, and which of its shards would be built, each with the reason."""
+
+    table: Table
+    waits_for: str | None = None  # label of the first input that is not complete: nothing more is known then
+    full_key: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    folder: Path = Path()
+    shard_count: int = 0
+    stale: dict[int, str] = field(default_factory=dict)  # shard -> reason
+    manifest: Manifest | None = None
+    inputs: dict[str, Stored] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Nothing to build."""
+        return self.waits_for is None and not self.stale and self.manifest is not None
+
+    @property
+    def stored(self) -> Stored:
+        """The complete table."""
+        assert self.manifest is not None
+        return Stored(self.folder, self.manifest)
+
+
+class Planner:
+    """Plans tables one by one. Call `plan` again after a table was built."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.digests = DigestCache(Path(experiment.store) / "digests.json")
+        self._complete: dict[str, Stored] = {}
+
+    def plan(self, table: Table) -> TablePlan:
+        """What building this table would do now; its inputs are planned first."""
+        inputs: dict[str, Stored] = {}
+        for label in table.reads:
+            if label not in self._complete:
+                below = self.plan(table_named(self.experiment, label))
+                # An input with a manifest and a shard gone is known well enough to plan on: its bytes will be the same again.
+                if below.manifest is None:
+                    return TablePlan(table, waits_for=below.waits_for or label)
+                if below.complete:
+                    self._complete[label] = below.stored
+                inputs[label] = below.stored
+            else:
+                inputs[label] = self._complete[label]
+        full_key = table.full_key(self.experiment, self.digests, inputs)
+        fingerprint = fingerprint_of(full_key)
+        folder = table.folder(self.experiment, fingerprint)
+        count = table.shard_count(self.experiment)
+        manifest = Manifest.read(folder)
+        stale = stale_shards(folder, count, fingerprint=fingerprint, manifest=manifest)
+        if len(stale) == count and manifest is None:
+            why = why_new(folder, full_key, table)
+            stale = dict.fromkeys(stale, why)
+        self.digests.save()
+        return TablePlan(table, None, full_key, fingerprint, folder, count, stale, manifest, inputs)
+
+    def plan_all(self, selected: list[Table]) -> Iterator[TablePlan]:
+        """The plans of several tables, in order."""
+        for table in selected:
+            yield self.plan(table)
+
+
+def stale_shards(folder: Path, count: int, *, fingerprint: str, manifest: Manifest | None) -> dict[int, str]:
+    """Shards that are not complete, with the reason. Completeness is a final name and a footer with this fingerprint."""
+    recorded = {shard.name: shard for shard in manifest.shards} if manifest else {}
+    stale: dict[int, str] = {}
+    for shard in range(count):
+        name = shard_name(shard, count)
+        try:
+            footer = read_footer(folder / name)
+        except DamagedShard:
+            stale[shard] = "file is cut short or damaged"
+            continue
+        if footer is None:
+            stale[shard] = "file is missing" if manifest else "not built yet"
+        elif footer.get("fingerprint") != fingerprint:
+            stale[shard] = "file belongs to other settings"
+        elif name in recorded and (folder / name).stat().st_size != recorded[name].bytes:
+            stale[shard] = "file is not the size that the manifest records"
+    return stale
+
+
+def why_new(folder: Path, full_key: dict[str, Any], table: Table) -> str:
+    """Why no output exists for this key: which settings or inputs differ from the newest earlier output of the table."""
+    prefix = f"{table.name}-" if table.name else ""
+    earlier = [path for path in folder.parent.glob(f"{prefix}*/{MANIFEST_NAME}") if path.parent != folder]
+    if not earlier:
+        return "never built"
+    newest = max(earlier, key=lambda path: path.stat().st_mtime)
+    before, now = _flat(json.loads(newest.read_text())["key"]), _flat(full_key)
+    changed = [_change(name, before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    return "changed: " + "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    name = name.removeprefix("settings.")
+    if name.startswith("inputs."):
+        return f"input {name.removeprefix('inputs.')}"
+    short = [str(value)[:8] if isinstance(value, str) and len(value) == 32 else str(value) for value in (before, now)]
+    return f"{name} {short[0]} -> {short[1]}"
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, below in value.items():
+        dotted = f"{prefix}{name}"
+        # Labels of inputs hold dots of their own; they stay whole.
+        flat.update(_flat(below, f"{dotted}.") if isinstance(below, dict) else {dotted: below})
+    return flat

@@ -1,0 +1,142 @@
+"""`prep run`: plan each table, build what is stale, seal it with its manifest, go on to the next."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+from data.manifest import JOURNAL_NAME, Manifest, ShardRecord
+from data.settings import Experiment
+from data.shards import describe, read_footer, shard_name
+from pipeline.plan import Planner, TablePlan, selected_tables
+from pipeline.progress import Progress
+from pipeline.runner import OrderRunner, make_runner, preflight
+from pipeline.work import Done, WorkOrder
+
+_RECORDED_VERSIONS = ("torch", "transformers", "pyarrow", "polars", "faiss-gpu", "ray", "onnxruntime", "tokenizers")
+
+
+def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> int:
+    """Build what is missing or stale of the selected stages. Returns the number of shards built.
+
+    Ray is started, and the machine checked, only when there is something to build.
+    """
+    selected = selected_tables(experiment, stage)
+    planner = Planner(experiment)
+    runner: OrderRunner | None = None
+    built = 0
+    try:
+        for table in selected:
+            plan = planner.plan(table)
+            if plan.waits_for:
+                raise UserError(f"{table.label} needs {plan.waits_for}, which is not complete: run stage={plan.waits_for.split('.')[0]} first")
+            if plan.complete:
+                say(f"{table.label:<16} complete  {plan.stored.manifest.rows:>10,} rows")
+                continue
+            if plan.stale and runner is None:
+                preflight(experiment)
+                runner = make_runner(experiment)
+            if runner is not None:
+                _build_stale(plan, runner)
+            manifest = seal(plan)
+            built += len(plan.stale)
+            say(f"{table.label:<16} built {len(plan.stale)} of {plan.shard_count} shards  {manifest.rows:>10,} rows  {_last_seconds(plan):7.1f} s")
+    finally:
+        if runner is not None:
+            runner.close()
+        planner.digests.save()
+    return built
+
+
+def _build_stale(plan: TablePlan, runner: OrderRunner) -> None:
+    missing = [label for label, stored in plan.inputs.items() if not all(path.exists() for path in stored.paths())]
+    if missing:
+        raise UserError(f"{plan.table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
+    groups = [tuple(plan.stale)] if plan.table.together else [(shard,) for shard in plan.stale]
+    inputs = {label: str(stored.folder.absolute()) for label, stored in plan.inputs.items()}
+    orders = [
+        WorkOrder(plan.table.label, str(plan.folder.absolute()), plan.fingerprint, shards, plan.shard_count, inputs)
+        for shards in groups
+        if shards
+    ]
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with Progress(plan.table.label, shards=len(orders)) as progress:
+        started = time.perf_counter()
+        for done in runner.run(orders, report=progress.advance):
+            progress.shard_done()
+            _journal(plan.folder, done, wall=time.perf_counter() - started)
+
+
+def _journal(folder: Path, done: Done, *, wall: float) -> None:
+    """A line for each finished order: what a run cost here. Kept beside the shards, since it differs between runs."""
+    line = {"shards": done.order.shards, "seconds": round(done.seconds, 3), "wall": round(wall, 3), **done.figures}
+    with open(folder / JOURNAL_NAME, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    """The journal's lines; a line cut by a kill is left out."""
+    lines = []
+    try:
+        for line in (folder / JOURNAL_NAME).read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+    except FileNotFoundError:
+        pass
+    return lines
+
+
+def _last_seconds(plan: TablePlan) -> float:
+    journal = read_journal(plan.folder)
+    return float(journal[-1]["wall"]) if journal else 0.0
+
+
+def seal(plan: TablePlan) -> Manifest:
+    """Write the manifest from the shards' own footers: the table is complete from now on."""
+    records, counts = [], []
+    for shard in range(plan.shard_count):
+        path = plan.folder / shard_name(shard, plan.shard_count)
+        footer = read_footer(path)
+        if footer is None:
+            raise UserError(f"{path} was built and is gone; start the same command again")
+        rows, size, digest = describe(path)
+        records.append(ShardRecord(path.name, rows, size, digest))
+        counts.append(footer.get("counts", {}))
+    manifest = Manifest(
+        stage=plan.table.stage,
+        table=plan.table.name,
+        fingerprint=plan.fingerprint,
+        key=plan.full_key,
+        shards=records,
+        counts=added(counts),
+        seconds=round(sum(line["seconds"] for line in read_journal(plan.folder)), 3),
+        versions=_versions(),
+    )
+    manifest.write(plan.folder)
+    return manifest
+
+
+def added(counts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sum of nested counts."""
+    total: dict[str, Any] = {}
+    for one in counts:
+        for name, value in one.items():
+            total[name] = added([total.get(name, {}), value]) if isinstance(value, dict) else total.get(name, 0) + value
+    return total
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _RECORDED_VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,227 @@
+"""Who builds the shards: this process, or Ray actors. The only home of ray.
+
+One order in, its shards out, as each finishes. A worker that dies is replaced and its order tried again; an order that still
+fails fails the run, by name. Ray Data is not used: its output names and blocks move between runs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from data.errors import RunFailed, UserError
+from data.settings import Experiment, Runner
+from pipeline.work import Done, WorkOrder, Worker
+
+_CONNECT_SECONDS = 5.0
+_POLL_SECONDS = 0.5
+
+Report = Callable[[str, int], None]
+
+
+class OrderRunner(Protocol):
+    """Builds orders; a context manager that starts nothing before the first order."""
+
+    def run(self, orders: Sequence[WorkOrder], *, report: Report) -> Iterator[Done]:
+        """Build the orders, in any order of finishing."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+def make_runner(experiment: Experiment) -> OrderRunner:
+    """The runner that the settings ask for."""
+    return RayRunner(experiment) if experiment.runner.kind == "ray" else LocalRunner(experiment)
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use (a container may have fewer than the machine)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def preflight(experiment: Experiment) -> None:
+    """Fail early, with the remedy: a store that cannot be written, a GPU that is not there, an address that does not answer."""
+    store = Path(experiment.store)
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=store):
+            pass
+    except OSError as error:
+        raise UserError(f"store={store} cannot be written: {error.strerror}; choose another store=FOLDER") from error
+    if experiment.runner.address:
+        _check_address(experiment.runner.address)
+    elif experiment.runner.device == "cuda":
+        _check_local_gpu()
+
+
+def _check_local_gpu() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("runner.device=cuda, but this machine has no usable GPU; use runner.device=cpu, or runner.address=HOST:PORT of a cluster")
+
+
+def _check_address(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS):
+            pass
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"runner.address={address} does not answer within {_CONNECT_SECONDS:.0f} s ({error}); start the cluster with `ray start --head`, "
+            "or leave runner.address out for a local one"
+        ) from error
+
+
+class LocalRunner:
+    """Everything in this process, one order after the other."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._worker = Worker(experiment.model_dump_json())
+
+    def run(self, orders: Sequence[WorkOrder], *, report: Report) -> Iterator[Done]:
+        """Build the orders in turn."""
+        for order in orders:
+            yield self._worker.build(order, report=report)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class RayRunner:
+    """Ray actors, as many as fit, each with its threads and, with device=cuda, its share of a GPU."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._settings: Runner = experiment.runner
+        self._ray: Any = None
+        self._actors: list[Any] = []
+
+    def _start(self) -> None:
+        """Start or join Ray and check that one worker fits. Takes seconds, so it waits for the first order."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the workers
+        import ray
+
+        self._ray = ray
+        common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        if self._settings.address:
+            ray.init(address=self._settings.address, **common)
+        else:
+            wanted = (self._settings.workers or 1) * self._settings.threads
+            ray.init(num_cpus=max(usable_cpus(), wanted), include_dashboard=False, object_store_memory=100 << 20, **common)
+        resources = ray.cluster_resources()
+        if resources.get("CPU", 0) < self._settings.threads:
+            raise UserError(f"runner.threads={self._settings.threads}, but Ray has {resources.get('CPU', 0):.0f} CPUs")
+        if self._settings.device == "cuda" and resources.get("GPU", 0) < self._settings.gpus:
+            raise UserError(f"runner.device=cuda needs {self._settings.gpus} GPU a worker, Ray has {resources.get('GPU', 0):.0f}")
+
+    def _worker_count(self) -> int:
+        if self._settings.workers:
+            return self._settings.workers
+        resources = self._ray.cluster_resources()
+        fit = int(resources.get("CPU", 1) // self._settings.threads)
+        if self._settings.device == "cuda":
+            fit = min(fit, int(resources.get("GPU", 0) / self._settings.gpus))
+        return max(1, fit)
+
+    def _new_actor(self) -> Any:
+        remote = self._ray.remote(
+            num_cpus=self._settings.threads,
+            num_gpus=self._settings.gpus if self._settings.device == "cuda" else 0,
+            max_restarts=0,  # a dead one is replaced here, where its order is known
+            max_concurrency=2,  # one builds, one answers how far it is
+        )(_RayWorker)
+        return remote.remote(self._experiment.model_dump_json())
+
+    def run(self, orders: Sequence[WorkOrder], *, report: Report) -> Iterator[Done]:
+        """Build the orders on all actors; yields each as it finishes."""
+        if self._ray is None:
+            self._start()
+        ray = self._ray
+        waiting = list(reversed(orders))
+        tries: dict[WorkOrderKey, int] = {}
+        busy: dict[Any, tuple[Any, WorkOrder]] = {}
+        while len(self._actors) < min(self._worker_count(), len(orders)):
+            self._actors.append(self._new_actor())
+        idle = list(reversed(self._actors))
+        while waiting or busy:
+            while waiting and idle:
+                actor, order = idle.pop(), waiting.pop()
+                busy[actor.build.remote(order)] = (actor, order)
+            ready, _ = ray.wait(list(busy), timeout=_POLL_SECONDS)
+            self._collect_progress([actor for actor, _ in busy.values()], report)
+            for future in ready:
+                actor, order = busy.pop(future)
+                try:
+                    outcome = ray.get(future)
+                except ray.exceptions.RayActorError as error:
+                    self._actors.remove(actor)
+                    tries[_key(order)] = tries.get(_key(order), 0) + 1
+                    if tries[_key(order)] > self._settings.retries:
+                        raise RunFailed(f"{order.name}: its worker died {tries[_key(order)]} times ({_first_line(error)})") from error
+                    waiting.append(order)
+                    actor = self._new_actor()
+                    self._actors.append(actor)
+                except ray.exceptions.RayTaskError as error:
+                    raise RunFailed(f"{order.name} failed:\n{error}") from error
+                else:
+                    if isinstance(outcome, UserError):
+                        raise outcome
+                    self._collect_progress([actor], report)
+                    yield outcome
+                idle.append(actor)
+
+    def _collect_progress(self, actors: list[Any], report: Report) -> None:
+        for actor in actors:
+            try:
+                for unit, count in self._ray.get(actor.progress.remote(), timeout=5).items():
+                    report(unit, count)
+            except (self._ray.exceptions.RayError, TimeoutError):
+                continue  # a dead or busy actor: the build's own future tells
+
+    def close(self) -> None:
+        """Stop the actors and, where it was started here, Ray."""
+        if self._ray is not None:
+            for actor in self._actors:
+                self._ray.kill(actor)
+            self._ray.shutdown()
+            self._ray, self._actors = None, []
+
+
+WorkOrderKey = tuple[str, tuple[int, ...]]
+
+
+def _key(order: WorkOrder) -> WorkOrderKey:
+    return order.label, order.shards
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+class _RayWorker:
+    """The actor: a `Worker` that counts its progress until it is asked for it."""
+
+    def __init__(self, experiment_json: str) -> None:
+        self._worker = Worker(experiment_json)
+        self._progress: dict[str, int] = {}
+
+    def build(self, order: WorkOrder) -> Done | UserError:
+        try:
+            return self._worker.build(order, report=self._count)
+        except UserError as error:
+            return error  # as a value: Ray would wrap an exception and lose its kind
+
+    def _count(self, unit: str, count: int) -> None:
+        self._progress[unit] = self._progress.get(unit, 0) + count
+
+    def progress(self) -> dict[str, int]:
+        """Units done since the last call."""
+        done, self._progress = self._progress, {}
+        return done

@@ -1,0 +1,146 @@
+"""What a stage's table is, and what a worker is given to build its shards.
+
+A stage writes one table or more (`ingest` writes corpus, queries and qrels). Each table has a fingerprint of its own, so that new
+queries do not embed the corpus again. A table lies in STORE/<stage>/[<table>-]<fingerprint>/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data import shards
+from data.digests import DigestCache, json_digest
+from data.manifest import Manifest
+from data.schemas import SCHEMA_VERSION
+from data.settings import Experiment
+from data.shards import ShardWriter
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A table that is complete on disk: what a later stage reads."""
+
+    folder: Path
+    manifest: Manifest
+
+    def paths(self) -> list[Path]:
+        """Its shards, in order."""
+        return [self.folder / shard.name for shard in self.manifest.shards]
+
+    def read(self, shard: int, *, columns: list[str] | None = None) -> pa.Table:
+        """One shard in memory."""
+        return shards.read_shard(self.paths()[shard], columns=columns)
+
+    def row_groups(self, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """All row groups of all shards in order: the bounded way to see every row."""
+        for path in self.paths():
+            yield from shards.read_row_groups(path, columns=columns)
+
+
+class Workshop:
+    """What a worker keeps between shards: one thing at a time (a loaded model, an index), by its name."""
+
+    def __init__(self) -> None:
+        self._name: object = None
+        self._thing: Any = None
+
+    def keep(self, name: object, make: Callable[[], Any]) -> Any:
+        """The thing of this name, made if it is not the one kept; another one kept before is let go first."""
+        if self._name != name:
+            self._name, self._thing = None, None
+            self._thing = make()
+            self._name = name
+        return self._thing
+
+
+@dataclass
+class Task:
+    """Some shards of one table, to be built by one worker."""
+
+    experiment: Experiment
+    table: Table
+    folder: Path
+    fingerprint: str
+    shards: Sequence[int]
+    shard_count: int
+    inputs: dict[str, Stored]
+    workshop: Workshop
+    report: Callable[[str, int], None]  # (unit, how many more are done): progress, for people
+    figures: dict[str, Any] = field(default_factory=dict)  # figures of this execution, for the journal
+
+    @property
+    def shard(self) -> int:
+        """The one shard of a task that has only one."""
+        (only,) = self.shards
+        return only
+
+    @contextlib.contextmanager
+    def writer(self, shard: int, schema: pa.Schema) -> Iterator[ShardWriter]:
+        """A writer of one shard, which appears when the block ends well."""
+        footer = {"stage": self.table.stage, "table": self.table.name, "fingerprint": self.fingerprint, "shard": shard}
+        with shards.open_shard(self.folder / shards.shard_name(shard, self.shard_count), schema, footer) as writer:
+            yield writer
+
+    def write(self, table: pa.Table, counts: dict[str, Any], *, shard: int | None = None) -> None:
+        """Write one whole shard with its counts (in, kept, dropped by reason, and figures that repeat exactly)."""
+        with self.writer(self.shard if shard is None else shard, table.schema) as writer:
+            writer.write(table)
+            writer.figures["counts"] = counts
+
+    @property
+    def logit_store(self) -> Path:
+        """Root of the teacher-logit store."""
+        return Path(self.experiment.store)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a stage.
+
+    `version` is raised when the code changes what is written. `key` gives the semantic settings and the digests of content
+    from outside the store; batch sizes, workers and devices never belong in it.
+    """
+
+    stage: str
+    name: str  # "" where the stage has one table
+    version: int
+    reads: tuple[str, ...]  # labels of the tables it reads
+    key: Callable[[Experiment, DigestCache], dict[str, Any]]
+    shard_count: Callable[[Experiment], int]
+    build: Callable[[Task], None]
+    together: bool = False  # all stale shards in one task, for sources that are read in one pass
+    uses_device: bool = False  # builds with a model, so it wants the runner's GPU
+
+    @property
+    def label(self) -> str:
+        """`embed.corpus`, or just `shards`."""
+        return f"{self.stage}.{self.name}" if self.name else self.stage
+
+    def full_key(self, experiment: Experiment, digests: DigestCache, inputs: dict[str, Stored]) -> dict[str, Any]:
+        """What the fingerprint is the hash of."""
+        return {
+            "stage": self.stage,
+            "table": self.name,
+            "version": self.version,
+            "schema": SCHEMA_VERSION,
+            "shards": self.shard_count(experiment),
+            "settings": self.key(experiment, digests),
+            "inputs": {label: stored.manifest.content_digest for label, stored in sorted(inputs.items())},
+        }
+
+    def folder(self, experiment: Experiment, fingerprint: str) -> Path:
+        """Where the table lies."""
+        return Path(experiment.store) / self.stage / (f"{self.name}-{fingerprint}" if self.name else fingerprint)
+
+
+def fingerprint_of(full_key: dict[str, Any]) -> str:
+    """The fingerprint of a table's full key."""
+    return json_digest(full_key)
+
+

@@ -1,0 +1,81 @@
+"""One unit of work: what is sent to a worker, what comes back, and how it is done. The same code in-process and under Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.errors import DamagedShard
+from data.manifest import Manifest
+from data.settings import Experiment
+from pipeline.plan import table_named
+from pipeline.stage import Stored, Task, Workshop
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """Some shards of one table. Small and made of plain values: only paths travel, never data."""
+
+    label: str
+    folder: str
+    fingerprint: str
+    shards: tuple[int, ...]
+    shard_count: int
+    inputs: dict[str, str]  # label -> folder
+
+    @property
+    def name(self) -> str:
+        """For people: which shards of what."""
+        which = f"shard {self.shards[0]}" if len(self.shards) == 1 else f"{len(self.shards)} shards"
+        return f"{self.label}, {which} of {self.shard_count}"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished order: seconds it took, and figures of this execution (cached, scored)."""
+
+    order: WorkOrder
+    seconds: float
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+class Worker:
+    """Builds orders one after the other, keeping loaded models between them."""
+
+    def __init__(self, experiment_json: str) -> None:
+        self._experiment = Experiment.model_validate_json(experiment_json)
+        self._workshop = Workshop()
+        self._limited = False
+
+    def build(self, order: WorkOrder, *, report: Callable[[str, int], None]) -> Done:
+        """Build the order's shards. Raises UserError and its kinds for what a user can mend."""
+        table = table_named(self._experiment, order.label)
+        if table.uses_device and not self._limited:
+            import torch
+
+            torch.set_num_threads(self._experiment.runner.threads)
+            self._limited = True
+        started = time.perf_counter()
+        task = Task(
+            experiment=self._experiment,
+            table=table,
+            folder=Path(order.folder),
+            fingerprint=order.fingerprint,
+            shards=order.shards,
+            shard_count=order.shard_count,
+            inputs={label: _stored(Path(folder)) for label, folder in order.inputs.items()},
+            workshop=self._workshop,
+            report=report,
+        )
+        table.build(task)
+        return Done(order, time.perf_counter() - started, task.figures)
+
+
+def _stored(folder: Path) -> Stored:
+    manifest = Manifest.read(folder)
+    if manifest is None:
+        raise DamagedShard(f"{folder} has no manifest any more; start the same command again")
+    return Stored(folder, manifest)

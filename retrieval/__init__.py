@@ -1,0 +1,1 @@
+"""Text to vectors, scores, ranked lists and metrics. Knows `data` only."""

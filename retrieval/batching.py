@@ -1,0 +1,34 @@
+"""Batches under a token budget: sequences sorted by length, so that padding is small, and as many as the budget holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+def token_budget_batches(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
+    """Index lists that cover every sequence once; a batch's size times its longest length is at most `budget`.
+
+    Longest first (a batch that does not fit shows at once), ties by index. A single sequence over the budget is a batch alone.
+    """
+    order = np.lexsort((np.arange(len(lengths)), -np.asarray(lengths, dtype=np.int64)))
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        size = max(1, budget // max(1, lengths[order[start]]))
+        batches.append(order[start : start + size].tolist())
+        start += size
+    return batches
+
+
+def pad(sequences: Sequence[Sequence[int]], *, value: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token lists to (input_ids [n, L], attention_mask [n, L]), padded on the right to the longest of them."""
+    longest = max(len(sequence) for sequence in sequences)
+    ids = np.full((len(sequences), longest), value, dtype=np.int64)
+    mask = np.zeros((len(sequences), longest), dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    return torch.from_numpy(ids), torch.from_numpy(mask)

@@ -1,0 +1,89 @@
+"""Where a model's files lie, and the digests of their content. Reads no weights into memory and imports no torch.
+
+A digest is of content, never of a name or path: a model moved elsewhere is the same model, new weights under the old path are not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from data.digests import DigestCache, bytes_digest, canonical_json, json_digest
+from data.errors import UserError
+
+_VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
+_TOKENIZER_CONFIG_KEYS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
+
+
+def resolve_folder(model: str, *, option: str) -> Path:
+    """The local folder of a checkpoint: a folder as it is, else a hub id, from the hub's cache or the hub.
+
+    Raises UserError naming the configuration `option` where neither can be had.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise UserError(f"{option}={model}: no such folder{_near(path)}; give a folder or a hub id like organisation/name")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.onnx", "1_Pooling/*", "2_Normalize/*"]
+    try:
+        return Path(snapshot_download(model, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
+        raise UserError(f"{option}={model}: neither a folder nor a hub model that can be reached ({type(error).__name__}: {error})") from error
+
+
+def _near(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    near = difflib.get_close_matches(path.name, [found.name for found in path.parent.iterdir() if found.is_dir()], n=3)
+    return f" (in {path.parent} there is {', '.join(near)})" if near else ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model folder, empty where the file does not exist."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON: {error}") from error
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Where config.json and the weights lie: the folder itself, or its first module (sentence-transformers)."""
+    for module in json.loads((folder / "modules.json").read_text()) if (folder / "modules.json").is_file() else []:
+        if module["type"].rsplit(".", 1)[-1] == "Transformer" and module["path"]:
+            return folder / module["path"]
+    return folder
+
+
+def weights_digest(folder: Path, digests: DigestCache, *, option: str) -> str:
+    """Digest of the weight files and of the configuration without its volatile keys."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.onnx"), *folder.glob("*.onnx_data")])
+    if not files:
+        files = sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise UserError(f"{option}: {folder} holds no weights (*.safetensors, model.onnx)")
+    config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _VOLATILE_CONFIG_KEYS}
+    return json_digest({"config": config, "weights": [digests.file(file) for file in files]})
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Digest of what decides the tokens of a text: the tokenizer's tables without its padding and truncation settings."""
+    parts: dict[str, str] = {}
+    for name in _TOKENIZER_FILES:
+        path = folder / name
+        if name == "tokenizer.json" and path.is_file():
+            tables = {key: value for key, value in read_json(path).items() if key not in ("padding", "truncation")}
+            return bytes_digest(canonical_json(tables).encode())  # complete in itself
+        if path.is_file():
+            parts[name] = bytes_digest(path.read_bytes())
+    if not parts:
+        raise UserError(f"{folder} holds no tokenizer (tokenizer.json, or a vocabulary file)")
+    config = read_json(folder / "tokenizer_config.json")
+    return json_digest({"files": parts, "config": {key: config.get(key) for key in _TOKENIZER_CONFIG_KEYS}})

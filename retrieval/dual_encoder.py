@@ -1,0 +1,105 @@
+"""The student: a transformers encoder with cls or mean pooling, opened from and saved as common checkpoint folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.errors import UserError
+from retrieval.student_spec import StudentSpec
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
+    "added_tokens.json", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+
+
+class DualEncoder(nn.Module):
+    """Enc(text) -> vector of D dimensions; one encoder for queries and passages."""
+
+    def __init__(self, spec: StudentSpec) -> None:
+        super().__init__()
+        from transformers import AutoModel
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self.spec = spec
+        self.source = spec.weights_folder
+        if not (self.source / "config.json").is_file():
+            raise UserError(f"student.model: {self.source} holds no config.json, it is not a transformers checkpoint")
+        # A pooler would be trained by nothing and saved for nothing; models without the option ignore it.
+        try:
+            self.backbone = AutoModel.from_pretrained(self.source, add_pooling_layer=False, dtype=torch.float32)
+        except TypeError:
+            self.backbone = AutoModel.from_pretrained(self.source, dtype=torch.float32)
+        if spec.layers is not None:
+            keep_first_layers(self.backbone, spec.layers)
+
+    @property
+    def size(self) -> int:
+        """D, dimensions of a vector."""
+        return int(self.backbone.config.hidden_size)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[n, L] token ids and mask to [n, D] fp32 vectors."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.spec.pooling == "cls":
+            vectors = hidden[:, 0].float()
+        else:
+            weights = attention_mask.unsqueeze(-1).to(torch.float32)
+            vectors = (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return nn.functional.normalize(vectors, dim=-1) if self.spec.normalize else vectors
+
+    def save(self, folder: Path) -> None:
+        """Save as a sentence-transformers folder that `SentenceTransformer(folder)` opens; a transformers folder too."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backbone.save_pretrained(folder, safe_serialization=True)
+        for name in TOKENIZER_FILES:  # copied, not re-saved: the tokenizer's digest must stay what the shards carry
+            if (self.source / name).is_file():
+                shutil.copyfile(self.source / name, folder / name)
+        modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * self.spec.normalize
+        listed = [
+            {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for place, (path, kind) in enumerate(modules)
+        ]
+        pooling = {
+            "word_embedding_dimension": self.size,
+            "pooling_mode_cls_token": self.spec.pooling == "cls",
+            "pooling_mode_mean_tokens": self.spec.pooling == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        }
+        prompts = {"query": self.spec.query_prefix, "document": self.spec.passage_prefix}
+        _write_json(folder / "modules.json", listed)
+        _write_json(folder / "1_Pooling" / "config.json", pooling)
+        _write_json(folder / "sentence_bert_config.json", {"max_seq_length": self.spec.passage_tokens, "do_lower_case": False})
+        _write_json(
+            folder / "config_sentence_transformers.json",
+            {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine" if self.spec.normalize else "dot"},
+        )
+        if self.spec.normalize:
+            (folder / "2_Normalize").mkdir(exist_ok=True)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2))
+
+
+def keep_first_layers(backbone: Any, layers: int) -> None:
+    """Cut the encoder to its first `layers` transformer layers, in place, and tell its configuration so."""
+    for owner in (module for module in backbone.modules()):
+        for name in ("layer", "layers"):
+            stack = getattr(owner, name, None)
+            if isinstance(stack, nn.ModuleList):
+                if layers > len(stack):
+                    raise UserError(f"student.layers={layers}, but the model has {len(stack)} layers")
+                setattr(owner, name, stack[:layers])
+                backbone.config.num_hidden_layers = layers
+                return
+    raise UserError(f"student.layers: no layer stack found in {type(backbone).__name__}")

@@ -1,0 +1,85 @@
+"""Text to tokens, for students and teachers alike, with the neutral marks of dark examples replaced by their special tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+from data.schemas import MASK_MARK, SEPARATOR_MARK
+from retrieval.checkpoint_files import tokenizer_digest
+
+
+@dataclass(frozen=True)
+class PairEncoding:
+    """A (query, candidate) pair as the cross-encoder reads it."""
+
+    ids: list[int]
+    segments: list[int]
+    truncated: bool
+
+
+class Tokenizer:
+    """A fast tokenizer of a checkpoint folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self.folder = folder
+        self.digest = tokenizer_digest(folder)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"no tokenizer can be loaded from {folder}: {error}") from error
+        if not self._tokenizer.is_fast:
+            raise UserError(f"{folder} has only a slow tokenizer; save a tokenizer.json beside it")
+        self._backend: Any = self._tokenizer.backend_tokenizer
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self.pad_id = int(self._tokenizer.pad_token_id or 0)
+
+    def _special(self, mark: str, token: str | None) -> str:
+        if token is None:
+            raise UserError(f"the tokenizer in {self.folder} has no token for {mark}: leave these dark examples out")
+        return token
+
+    def with_special_tokens(self, text: str) -> str:
+        """The text with mask and separator marks replaced by this tokenizer's own tokens."""
+        if MASK_MARK in text:
+            text = text.replace(MASK_MARK, self._special(MASK_MARK, self._tokenizer.mask_token))
+        if SEPARATOR_MARK in text:
+            text = text.replace(SEPARATOR_MARK, self._special(SEPARATOR_MARK, self._tokenizer.sep_token))
+        return text
+
+    def encode(self, texts: list[str], *, max_tokens: int) -> list[list[int]]:
+        """Token ids of each text with special tokens, cut on the right to `max_tokens`."""
+        self._backend.enable_truncation(max_tokens)
+        try:
+            return [encoding.ids for encoding in self._backend.encode_batch([self.with_special_tokens(text) for text in texts])]
+        finally:
+            self._backend.no_truncation()
+
+    def encode_pairs(self, pairs: list[tuple[str, str]], *, max_tokens: int) -> list[PairEncoding]:
+        """Each (query, candidate) as one sequence, the longer part cut first to `max_tokens`."""
+        self._backend.enable_truncation(max_tokens, strategy="longest_first")
+        try:
+            encodings = self._backend.encode_batch([(query, self.with_special_tokens(text)) for query, text in pairs])
+            return [PairEncoding(encoding.ids, encoding.type_ids, bool(encoding.overflowing)) for encoding in encodings]
+        finally:
+            self._backend.no_truncation()
+
+    def pieces(self, text: str) -> list[tuple[int, int]]:
+        """Character spans (start, end) of the text's tokens, special tokens left out."""
+        return self._backend.encode(text, add_special_tokens=False).offsets
+
+    def words(self, text: str) -> list[tuple[int, int]]:
+        """Character spans of the text's words, as the tokenizer splits them before cutting words into pieces."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        spans: dict[int, tuple[int, int]] = {}
+        for word, (start, end) in zip(encoding.word_ids, encoding.offsets, strict=True):
+            first, _ = spans.get(word, (start, end))
+            spans[word] = (first, end)
+        return list(spans.values())

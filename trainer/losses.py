@@ -1,0 +1,69 @@
+"""The losses, as pure functions of tensors: scores and logits come in, one loss per query goes out.
+
+ADAM, section 3: Eq. 4 (distillation) and the supervised loss of 3.1. All of it is computed in float64: these are B x K numbers, so
+it costs nothing, and neither large logits nor a student that already agrees with its teacher lose digits.
+
+Shapes: B queries, K candidates of a query, N negatives of a query.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# Stands for minus infinity: exp() of it is exactly 0 and so is its gradient, but it makes no NaN where a whole row is padding.
+_NEVER = -1e300
+# Below this |d| the excess d + e^-d - 1 is taken from its series: the closed form would cancel.
+_SERIES_BELOW = 0.03
+
+
+def distillation_loss(student_scores_BK: Tensor, teacher_logits_BK: Tensor, mask_BK: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL( softmax t || softmax s ) of each query's list (ADAM, Eq. 3 and 4; the minus sign of Eq. 4 is a misprint).
+
+    With d = log p - log q it is the sum of p * (d + e^-d - 1), which equals the usual sum of p * d because p and q both sum to 1,
+    and whose terms are all >= 0: a KL near zero keeps its digits.
+
+    Args:
+        student_scores_BK: Student scores s.
+        teacher_logits_BK: Raw teacher logits t; minus infinity stands for "never scored" and has probability 0.
+        mask_BK: True where there is a candidate, False on padding, which gets no probability and no gradient.
+        temperature: Divides both before the softmax. The loss is not multiplied by its square.
+
+    Returns:
+        [B] float64, nats.
+    """
+    teacher_BK = (teacher_logits_BK.double() / temperature).clamp(min=_NEVER).masked_fill(~mask_BK, _NEVER)
+    student_BK = (student_scores_BK.double() / temperature).masked_fill(~mask_BK, _NEVER)
+    log_p_BK, log_q_BK = teacher_BK.log_softmax(-1), student_BK.log_softmax(-1)
+    p_BK, d_BK = log_p_BK.exp(), log_p_BK - log_q_BK
+    small_BK = d_BK.abs() < _SERIES_BELOW
+    excess_BK = torch.where(
+        small_BK,
+        p_BK * _excess_series(torch.where(small_BK, d_BK, 0.0)),
+        p_BK * d_BK + (log_q_BK.exp() - p_BK),  # p * e^-d is q: no overflow where p is 0
+    )
+    return excess_BK.masked_fill(~mask_BK, 0.0).sum(-1)
+
+
+def _excess_series(d: Tensor) -> Tensor:
+    """d + e^-d - 1 = d^2/2 - d^3/6 + d^4/24 - ..., to full float64 precision for |d| < 0.03."""
+    series = torch.zeros_like(d)
+    for divisor in (9, 8, 7, 6, 5, 4, 3):  # Horner's scheme: 1 - d/3 (1 - d/4 (1 - ...))
+        series = 1 - d / divisor * series if divisor < 9 else 1 - d / divisor
+    return d * d / 2 * series
+
+
+def supervised_loss(positive_B: Tensor, negatives_BN: Tensor, mask_BN: Tensor) -> Tensor:
+    """-log( e^s(q,p+) / (e^s(q,p+) + sum of e^s(q,p-)) ) of each query (ADAM, 3.1).
+
+    Args:
+        positive_B: Scores of the positives.
+        negatives_BN: Scores of the negatives.
+        mask_BN: True where there is a negative; padding gets no gradient.
+
+    Returns:
+        [B] float64, nats; 0 for a query without negatives.
+    """
+    rivals_B = negatives_BN.double().masked_fill(~mask_BN, _NEVER).logsumexp(-1)
+    return -functional.logsigmoid(positive_B.double() - rivals_B)  # exact for a loss near zero and for a large one

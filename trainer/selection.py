@@ -1,0 +1,41 @@
+"""Which queries of a batch get the distillation loss (ADAM, Eq. 8): those the teacher is surest of, fewer from epoch to epoch.
+
+The selection is over the global batch, so it does not depend on how many processes share the work. Shares are exact fractions:
+as floats, 5/6 of 6 queries is 5.000000000000001 and its ceiling 6.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+from data.errors import RunFailed
+
+
+def selected_share(epoch: int, *, epochs: int, count_from: int) -> Fraction:
+    """1 - t/(2T) of epoch `epoch` (from 0) of T = `epochs`; t counts from `count_from`, 0 or 1 (ADAM, Eq. 8)."""
+    return Fraction(2 * epochs - (epoch + count_from), 2 * epochs)
+
+
+def selected_count(share: Fraction, *, queries: int) -> int:
+    """How many of a batch's queries are selected: the share rounded up, at least 1."""
+    return max(1, math.ceil(share * queries))
+
+
+def select(confidence: Sequence[float], query_ids: Sequence[str], share: Fraction) -> list[bool]:
+    """The top `share` of the batch by C(q); of equals the smaller query id comes first.
+
+    Args:
+        confidence: C(q) of each query, nats.
+        query_ids: Their ids.
+        share: From `selected_share`; 1 selects all.
+
+    Returns:
+        True for each selected query, in the batch's order.
+    """
+    if missing := [name for name, value in zip(query_ids, confidence, strict=True) if not math.isfinite(value)]:
+        raise RunFailed(f"confidence is not a finite number for queries {', '.join(missing[:10])}: the teacher's logits are damaged")
+    order = sorted(range(len(query_ids)), key=lambda row: (-confidence[row], query_ids[row], row))
+    chosen = set(order[: selected_count(share, queries=len(query_ids))])
+    return [row in chosen for row in range(len(query_ids))]
