@@ -235,7 +235,7 @@ def _lines(path: Path, *, name: str) -> Iterator[Line]:
                 for before in range(number - empty, number):
                     yield Line(name, before, b"")
                 empty = 0
-                yield Line(name, number, raw.rstrip(b"\r\n"))
+                yield Line(name, number, raw.removesuffix(b"\n").removesuffix(b"\r"))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{path} is not a whole gzip file ({error}): it is cut short or damaged, fetch it again") from error
         except OSError as error:
@@ -254,12 +254,11 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _next_line(file: BinaryIO) -> bytes:
-    """The next line with its end; of one longer than `MAX_LINE_BYTES`, just that many bytes."""
-    raw = file.readline(MAX_LINE_BYTES)
-    if len(raw) == MAX_LINE_BYTES:
-        rest = raw
-        while rest and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_LINE_BYTES)
+    """The next line with its end; of one longer than `MAX_LINE_BYTES` just the start, which is longer than that too."""
+    limit = MAX_LINE_BYTES + len(b"\r\n")
+    raw = rest = file.readline(limit)
+    while len(rest) == limit and not rest.endswith(b"\n"):
+        rest = file.readline(limit)
     return raw
 
 
@@ -273,7 +272,7 @@ def _without_header(lines: Iterator[Line]) -> Iterator[Line]:
 def _decoded(raw: bytes) -> str:
     if not raw:
         raise _Broken("empty line")
-    if len(raw) >= MAX_LINE_BYTES:
+    if len(raw) > MAX_LINE_BYTES:
         raise _Broken("line too long")
     try:
         return raw.decode("utf-8")

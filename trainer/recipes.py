@@ -18,7 +18,7 @@ import copy
 import difflib
 from typing import Any
 
-from data import config, settings
+from data import settings
 from data.errors import UserError
 from data.settings import Experiment
 

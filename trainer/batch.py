@@ -1,0 +1,161 @@
+"""From the rows of a global batch to what the step has to encode and compare. No model in here.
+
+A token sequence is known by its bytes, so equal passages are found by comparing, and encoded once. What is not needed is not encoded:
+dark examples of unselected queries never, and of an unselected query without supervised loss nothing at all.
+
+P~ of a query (ADAM, Eq. 9) is P- and the dark examples that are not left out. A list without any dark example always holds p+ (Eq. 3);
+any other holds it only with `include_positive`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.schemas import CandidateKind
+from data.settings import Objective
+from trainer.selection import select
+from trainer.stream import TrainingRow
+
+Sequenced = bytes  # a token sequence: its int32 tokens' bytes
+
+
+@dataclass(frozen=True)
+class QueryWork:
+    """What the step computes for one query. Empty tuples: this loss is not asked of it."""
+
+    query_id: str
+    query: Sequenced
+    supervised: tuple[Sequenced, ...]  # p+ first, then P-
+    distilled: tuple[Sequenced, ...]  # P~
+    teacher_logits: NDArray[np.float32]  # of P~
+    own: frozenset[Sequenced | str]  # sequences and ids of all its candidates: never in-batch negatives of this query
+
+    @property
+    def sequences(self) -> list[Sequenced]:
+        """All that must be encoded for it, each once; nothing where no loss is asked."""
+        if not self.supervised and not self.distilled:
+            return []
+        return list(dict.fromkeys((self.query, *self.supervised, *self.distilled)))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to encode, without padding."""
+        return sum(token_count(sequence) for sequence in self.sequences)
+
+
+@dataclass(frozen=True)
+class PoolPassage:
+    """A passage that other queries of the batch see as an in-batch negative, with the ids it goes by."""
+
+    sequence: Sequenced
+    ids: frozenset[str]
+
+
+@dataclass(frozen=True)
+class BatchWork:
+    """The step's work, and the weights of its sums in the total loss."""
+
+    queries: tuple[QueryWork, ...]
+    selected: int
+    supervised_weight: float  # lambda / b, or 0
+    distillation_weight: float  # 1 / b, or 1 / selected
+    pool: tuple[PoolPassage, ...]  # p+ and P- of all queries, where in-batch negatives are on
+    in_batch: str
+
+
+def token_count(sequence: Sequenced) -> int:
+    """Tokens of a sequence."""
+    return len(sequence) // np.dtype(np.int32).itemsize
+
+
+def distilled_places(kinds: Sequence[int], *, objective: Objective) -> list[int]:
+    """Places of P~ in a query's list of candidates."""
+    left_out = {
+        CandidateKind.REINFORCED_NEGATIVE: "reinforced" in objective.without,
+        CandidateKind.NOISY_POSITIVE: "noisy" in objective.without,
+    }
+    dark = [kind for kind in kinds if not left_out.get(CandidateKind(kind), True)]
+    left_out[CandidateKind.POSITIVE] = bool(dark) and not objective.include_positive
+    return [place for place, kind in enumerate(kinds) if not left_out.get(CandidateKind(kind), False)]
+
+
+def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Fraction) -> BatchWork:
+    """Select over the global batch and list what each query needs.
+
+    Args:
+        rows: The global batch, b queries.
+        objective: The loss.
+        share: The epoch's share of selected queries; not looked at where adaptivity is left out.
+    """
+    share = Fraction(1) if "adaptive" in objective.without else share
+    selected = select([row.confidence for row in rows], [row.query_id for row in rows], share)
+    supervised_weight = 0.0 if "supervised" in objective.without else objective.supervised_weight
+    queries = tuple(
+        _query_work(row, objective=objective, selected=chosen, supervised=supervised_weight > 0)
+        for row, chosen in zip(rows, selected, strict=True)
+    )
+    in_batch = objective.in_batch
+    if supervised_weight == 0:
+        in_batch = "distillation" if in_batch in ("distillation", "both") else "none"
+    return BatchWork(
+        queries=queries,
+        selected=sum(selected),
+        supervised_weight=supervised_weight / len(rows),
+        distillation_weight=1 / (sum(selected) if objective.reduction == "selected" else len(rows)),
+        pool=_pool(rows) if in_batch != "none" else (),
+        in_batch=in_batch,
+    )
+
+
+def _query_work(row: TrainingRow, *, objective: Objective, selected: bool, supervised: bool) -> QueryWork:
+    sequences = [_sequence(tokens) for tokens in row.candidate_tokens]
+    places = distilled_places(row.kinds, objective=objective) if selected else []
+    return QueryWork(
+        query_id=row.query_id,
+        query=_sequence(row.query_tokens),
+        supervised=tuple(sequences[place] for place in _plain_places(row.kinds)) if supervised else (),
+        distilled=tuple(sequences[place] for place in places),
+        teacher_logits=row.teacher_logits[places],
+        own=frozenset((*sequences, *row.candidate_ids)),
+    )
+
+
+def _plain_places(kinds: Sequence[int]) -> list[int]:
+    """Places of p+ and then P-."""
+    negatives = [place for place, kind in enumerate(kinds) if kind == CandidateKind.NEGATIVE]
+    return [list(kinds).index(CandidateKind.POSITIVE), *negatives]
+
+
+def _pool(rows: Sequence[TrainingRow]) -> tuple[PoolPassage, ...]:
+    ids: dict[Sequenced, set[str]] = {}
+    for row in rows:
+        for place in _plain_places(row.kinds):
+            ids.setdefault(_sequence(row.candidate_tokens[place]), set()).add(row.candidate_ids[place])
+    return tuple(PoolPassage(sequence, frozenset(names)) for sequence, names in ids.items())
+
+
+def _sequence(tokens: NDArray[np.int32]) -> Sequenced:
+    return tokens.astype(np.int32, copy=False).tobytes()
+
+
+def query_groups(queries: Sequence[QueryWork], *, budget: int) -> list[list[QueryWork]]:
+    """Whole queries in groups of at most `budget` tokens (a larger query is a group alone); largest queries first.
+
+    Each group is one graph: forward, loss, backward, freed. One graph over the batch costs a factor 4 on a CPU, in allocations.
+    """
+    groups: list[list[QueryWork]] = []
+    room = 0
+    for query in sorted(queries, key=lambda query: -query.tokens):
+        if query.tokens == 0:
+            break  # from here on, none has anything to encode
+        if not groups or query.tokens > room:
+            groups.append([])
+            room = budget
+        groups[-1].append(query)
+        room -= query.tokens
+    return groups

@@ -1,0 +1,56 @@
+"""The command `train run config=FILE shards=DIR [recipe=NAME] [key=value ...]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data.config import parse_arguments
+from data.errors import UserError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _train() -> None:
+    """Train a dual encoder on the training shards of `prep`."""
+
+
+@app.command()
+def run(
+    words: Annotated[
+        list[str], typer.Argument(metavar="config=FILE shards=DIR [recipe=adam|hard_kd|rand_kd] [key=value ...]", show_default=False)
+    ],
+) -> None:
+    """Train, or go on where the run in train.output stopped.
+
+    Exit codes: 0 finished, 1 failed, 2 bad configuration or input, 75 interrupted (the same command goes on).
+    """
+    try:
+        code = _run(words)
+    except UserError as error:
+        print(f"train: {error}", file=sys.stderr)
+        code = error.exit_code
+    raise typer.Exit(code)
+
+
+def _run(words: list[str]) -> int:
+    from trainer import recipes
+
+    parsed = parse_arguments(words)
+    shards = parsed.pop("shards", None)
+    if shards is None:
+        raise UserError("say what to train on: shards=DIR (the output of `prep run stage=shards`, see `prep path`)")
+    experiment = recipes.load(parsed)
+
+    from trainer.loop import train  # imports torch, which takes seconds: not for --help, nor for a misspelt key
+
+    return train(experiment, shards_folder=Path(shards))
+
+
+def main() -> None:
+    """The console script `train`."""
+    app()

@@ -1,0 +1,271 @@
+"""Training shards as a stream of batches, in an order that is a pure function of (shards' content digest, seed, epoch).
+
+    DIR/manifest.json                  names, rows, bytes and digests of the shards
+    DIR/part-00000-of-00004.parquet    rows of `data.schemas.TRAINING`; schema metadata "training": see `TrainingMetadata`
+
+1. The row groups of all shards are permuted.
+2. Runs of `WINDOW_GROUPS` of them are windows: only one window is in memory, as Arrow columns.
+3. The window's rows of this epoch's draw are permuted. (Rows come pre-shuffled by a hash, so a small window is enough.)
+4. A batch is the next b rows; it may span windows, the last one of an epoch may be short, none spans epochs.
+
+Epoch e uses the rows whose draw is e modulo the number of draws. To resume at a step, whole windows before it are skipped by their
+row counts, without decoding them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data.digests import file_digest, uniforms
+from data.errors import DamagedShard, UserError
+from data.manifest import MANIFEST_NAME, Manifest
+from data.schemas import SCHEMA_VERSION, TRAINING, CandidateKind
+from data.shards import read_row_groups
+
+WINDOW_GROUPS = 4  # at the paper's sizes a row group of 4096 rows is about 50 MB
+METADATA_KEY = b"training"
+
+
+@dataclass(frozen=True)
+class TrainingMetadata:
+    """What the shards' schema metadata says of how they were made."""
+
+    schema_version: int
+    tokenizer: str  # digest of the student's tokenizer
+    teachers: tuple[str, ...]  # namespaces of the teacher-logit store
+    draws: int
+    negatives_source: str  # student, bm25, run or random
+    mask_ratios: tuple[float, ...]
+    negatives: int  # m
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """One query with its candidates, K of them."""
+
+    query_id: str
+    query_tokens: NDArray[np.int32]
+    candidate_tokens: tuple[NDArray[np.int32], ...]
+    kinds: tuple[int, ...]
+    candidate_ids: tuple[str, ...]
+    teacher_logits: NDArray[np.float32]
+    confidence: float
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A Parquet row group, and how many of its rows belong to each draw."""
+
+    path: Path
+    index: int
+    rows_of_draw: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The global batch of one step; steps and epochs count from 0."""
+
+    step: int
+    epoch: int
+    rows: list[TrainingRow]
+
+
+@dataclass(frozen=True)
+class TrainingShards:
+    """A checked folder of training shards."""
+
+    digest: str
+    metadata: TrainingMetadata
+    groups: tuple[RowGroup, ...]
+
+    def epoch_rows(self, epoch: int) -> int:
+        """Rows, that is queries, of an epoch."""
+        return sum(group.rows_of_draw[epoch % self.metadata.draws] for group in self.groups)
+
+    def epoch_steps(self, epoch: int, *, batch_queries: int) -> int:
+        """Batches of an epoch, the short last one included."""
+        return -(-self.epoch_rows(epoch) // batch_queries)
+
+
+def open_training_shards(folder: Path, *, tokenizer: str) -> TrainingShards:
+    """Check a folder of training shards, byte by byte, and read how its rows are spread.
+
+    Args:
+        folder: Where manifest.json lies.
+        tokenizer: Digest of the student's tokenizer.
+
+    Raises:
+        UserError: No manifest, a missing shard, no training shards, another schema version, another tokenizer.
+        DamagedShard: A shard whose bytes are not those that the manifest records.
+    """
+    manifest = Manifest.read(folder)
+    if manifest is None:
+        raise UserError(f"shards={folder}: no {MANIFEST_NAME} there; give the output folder of `prep run stage=shards` (see `prep path`)")
+    metadata: TrainingMetadata | None = None
+    groups: list[RowGroup] = []
+    for shard in manifest.shards:
+        path = folder / shard.name
+        _check_bytes(path, size=shard.bytes, digest=shard.digest)
+        metadata = _read_metadata(path, tokenizer=tokenizer)
+        groups += _row_groups(path, draws=metadata.draws)
+    if metadata is None or not any(sum(group.rows_of_draw) for group in groups):
+        raise UserError(f"shards={folder}: no training rows in it; see the counts of its {MANIFEST_NAME} for where the queries went")
+    shards = TrainingShards(digest=manifest.content_digest, metadata=metadata, groups=tuple(groups))
+    if empty := [draw for draw in range(metadata.draws) if not shards.epoch_rows(draw)]:
+        raise UserError(f"shards={folder}: no rows of draw {empty[0]}, though {metadata.draws} draws are promised; make the shards anew")
+    return shards
+
+
+def _check_bytes(path: Path, *, size: int, digest: str) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is missing, though {MANIFEST_NAME} names it; start the same `prep run` again: it is built anew")
+    # Page checksums cover data pages only; this covers footers and page headers, and ties the run to these very bytes.
+    if path.stat().st_size != size or file_digest(path) != digest:
+        raise DamagedShard(
+            f"{path} is not the file that {MANIFEST_NAME} records ({size} bytes, digest {digest}): it is damaged or was replaced; "
+            "delete it and start the same `prep run` again: only this shard is built anew"
+        )
+
+
+def _read_metadata(path: Path, *, tokenizer: str) -> TrainingMetadata:
+    schema = pq.read_schema(path)
+    raw = (schema.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        raise UserError(f"{path} holds no training rows (no {METADATA_KEY.decode()!r} metadata); give shards= the output of stage=shards")
+    content: dict[str, Any] = json.loads(raw)
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION or not schema.equals(TRAINING):
+        raise UserError(
+            f"{path} has schema version {version}, this trainer reads {SCHEMA_VERSION}: run `prep run stage=shards` with this "
+            "version of the project (teacher logits are kept) and give the new folder"
+        )
+    names = {field.name for field in fields(TrainingMetadata)}
+    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in names}
+    metadata = TrainingMetadata(**known)
+    if metadata.tokenizer != tokenizer:
+        raise UserError(
+            f"{path} holds tokens of another tokenizer ({metadata.tokenizer}) than that of student.model ({tokenizer}): run "
+            "`prep run stage=shards` with this student.model, or train the student that the shards were made for"
+        )
+    return metadata
+
+
+def _row_groups(path: Path, *, draws: int) -> list[RowGroup]:
+    groups: list[RowGroup] = []
+    for index, table in enumerate(read_row_groups(path, columns=["draw"])):
+        draw = table.column("draw").to_numpy()
+        if len(draw) and (draw.min() < 0 or draw.max() >= draws):
+            raise UserError(f"{path} has draws {draw.min()} to {draw.max()}, its metadata promises 0 to {draws - 1}; make the shards anew")
+        groups.append(RowGroup(path, index, tuple(np.bincount(draw, minlength=draws).tolist())))
+    return groups
+
+
+def permutation(count: int, *parts: object) -> NDArray[np.int64]:
+    """A permutation of `count` numbers that is a pure function of the parts, the same in every numpy version."""
+    return np.argsort(uniforms(count, *parts), kind="stable")
+
+
+def windows(group_rows: Sequence[int], *parts: object) -> list[list[int]]:
+    """Row groups in permuted order, cut into windows; groups without rows are left out."""
+    order = [int(group) for group in permutation(len(group_rows), "row groups", *parts) if group_rows[group]]
+    return [order[start : start + WINDOW_GROUPS] for start in range(0, len(order), WINDOW_GROUPS)]
+
+
+def rows_of_epoch(shards: TrainingShards, *, seed: int, epoch: int, skip: int = 0) -> Iterator[TrainingRow]:
+    """The epoch's rows in their order, from row `skip` on. Windows before it are not decoded."""
+    draw = epoch % shards.metadata.draws
+    counts = [group.rows_of_draw[draw] for group in shards.groups]
+    key = (shards.digest, seed, epoch)
+    for place, window in enumerate(windows(counts, *key)):
+        rows = sum(counts[group] for group in window)
+        if skip >= rows:
+            skip -= rows
+            continue
+        decoded = [_DecodedGroup(shards.groups[group], draw=draw) for group in window]
+        located = [(group, row) for group in decoded for row in group.rows]
+        for position in permutation(rows, "rows", place, *key)[skip:]:
+            group, row = located[position]
+            yield group.row(row)
+        skip = 0
+
+
+def batches(shards: TrainingShards, *, seed: int, epochs: int, batch_queries: int, first_step: int = 0) -> Iterator[Batch]:
+    """All batches of a training run, from global step `first_step` on."""
+    step = 0
+    for epoch in range(epochs):
+        steps = shards.epoch_steps(epoch, batch_queries=batch_queries)
+        done = min(max(first_step - step, 0), steps)
+        if done < steps:
+            rows = rows_of_epoch(shards, seed=seed, epoch=epoch, skip=done * batch_queries)
+            for place in range(done, steps):
+                yield Batch(step=step + place, epoch=epoch, rows=list(itertools.islice(rows, batch_queries)))
+        step += steps
+
+
+class _Lists:
+    """A list column as flat values and offsets, so that a row is a slice and not a Python list."""
+
+    def __init__(self, array: Any) -> None:
+        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+        self.offsets = array.offsets.to_numpy()
+        self.values = array.values
+
+    def bounds(self, row: int) -> tuple[int, int]:
+        return int(self.offsets[row]), int(self.offsets[row + 1])
+
+
+class _DecodedGroup:
+    """One row group in memory."""
+
+    def __init__(self, group: RowGroup, *, draw: int) -> None:
+        (table,) = read_row_groups(group.path, groups=[group.index])
+        self._path = group.path
+        self.rows = np.flatnonzero(table.column("draw").to_numpy() == draw).tolist()
+        self._query_ids = table.column("query_id").to_pylist()
+        self._confidence = table.column("confidence").to_numpy()
+        self._query_tokens = _Lists(table.column("query_tokens"))
+        self._query_values = self._query_tokens.values.to_numpy()
+        self._candidates = _Lists(table.column("candidate_tokens"))
+        self._tokens = _Lists(self._candidates.values)
+        self._token_values = self._tokens.values.to_numpy()
+        self._kinds = _Lists(table.column("candidate_kind"))
+        self._ids = _Lists(table.column("candidate_id"))
+        self._logits = _Lists(table.column("teacher_logits"))
+
+    def row(self, row: int) -> TrainingRow:
+        query_id = self._query_ids[row]
+        start, end = self._query_tokens.bounds(row)
+        first, last = self._candidates.bounds(row)
+        kinds = self._slice(self._kinds, row).to_pylist()
+        logits = self._slice(self._logits, row).to_numpy(zero_copy_only=False)
+        ids = self._slice(self._ids, row).to_pylist()
+        if not len(kinds) == len(logits) == len(ids) == last - first or kinds.count(CandidateKind.POSITIVE) != 1:
+            raise UserError(
+                f"{self._path}: query {query_id} has {last - first} candidates, {len(kinds)} kinds, {len(logits)} logits, {len(ids)} ids "
+                f"and {kinds.count(CandidateKind.POSITIVE)} positives; expected equal numbers and one positive: make the shards anew"
+            )
+        tokens = tuple(self._token_values[slice(*self._tokens.bounds(place))] for place in range(first, last))
+        return TrainingRow(
+            query_id=query_id,
+            query_tokens=self._query_values[start:end],
+            candidate_tokens=tokens,
+            kinds=tuple(kinds),
+            candidate_ids=tuple(ids),
+            teacher_logits=logits,
+            confidence=float(self._confidence[row]),
+        )
+
+    @staticmethod
+    def _slice(lists: _Lists, row: int) -> Any:
+        start, end = lists.bounds(row)
+        return lists.values.slice(start, end - start)
