@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from data.digests import DigestCache, json_digest
+from data.errors import UserError
+from data.manifest import Manifest, ShardRecord
 from data.schemas import embeddings
 from data.settings import Student
+from data.shards import describe, read_footer, read_shard, write_shard
+from retrieval import precision as precisions
 from retrieval.batching import pad, token_budget_batches
 from retrieval.dual_encoder import DualEncoder
 from retrieval.student_spec import resolve_student
@@ -56,3 +62,35 @@ def encode_shard(
     vectors = encode(table.column("text").to_pylist(), progress=progress).astype(np.float16)
     values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), encoder.model.size)
     return pa.table([table.column(id_name), values], schema=embeddings(encoder.model.size, id_name=id_name))
+
+
+def encode_table(
+    student: Student, texts: Path, out: Path, *, kind: str, precision: str, device: str, batch_tokens: int, threads: int
+) -> None:
+    """Embed a stored table shard by shard into the folder `out`; shards that are complete there are kept.
+
+    Raises UserError where `out` holds the embeddings of other texts or of another model.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    precision = precisions.resolve(precision, device=device)
+    source = Manifest.read(texts)
+    if source is None:
+        raise UserError(f"texts={texts} is no stored table: it has no manifest.json (see `prep path stage=ingest`)")
+    student_key = resolve_student(student).key(DigestCache(out.parent / "digests.json"))
+    key = {"student": student_key, "precision": precision, "kind": kind, "texts": source.content_digest}
+    fingerprint = json_digest(key)
+    encoder: TextEncoder | None = None
+    out.mkdir(parents=True, exist_ok=True)
+    records = []
+    for shard in source.shards:
+        footer = read_footer(out / shard.name)
+        if footer is not None and footer.get("fingerprint") != fingerprint:
+            raise UserError(f"{out} holds embeddings of other texts or of another model; choose another out=FOLDER")
+        if footer is None:
+            encoder = encoder or TextEncoder(student, precision=precision, device=device, batch_tokens=batch_tokens)
+            vectors = encode_shard(encoder, read_shard(texts / shard.name), kind=kind)
+            write_shard(out / shard.name, vectors, {"fingerprint": fingerprint})
+        records.append(ShardRecord(shard.name, *describe(out / shard.name)))
+    rows = sum(record.rows for record in records)
+    Manifest("embed", kind, fingerprint, key, records, {"in": rows, "kept": rows, "dropped": {}}).write(out)

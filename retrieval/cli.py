@@ -1,0 +1,195 @@
+"""The command `retrieve`: encode, search, evaluate, compare. All words are `key=value`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from data.config import parse_arguments, unknown_key
+from data.errors import EXIT_INTERRUPTED, UserError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Given = Annotated[list[str] | None, typer.Argument(metavar="key=value ...")]
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+@dataclass(frozen=True)
+class _Words:
+    """A command's own words, checked: required ones are there, no unknown one is."""
+
+    values: dict[str, str]
+
+    @staticmethod
+    def of(given: list[str] | None, *, required: tuple[str, ...], optional: dict[str, str]) -> _Words:
+        values = parse_arguments(given or [])
+        valid = [*required, *optional]
+        for key in values:
+            if key not in valid:
+                raise unknown_key(key, valid=valid)
+        missing = [key for key in required if key not in values]
+        if missing:
+            raise UserError(f"missing {', '.join(f'{key}=...' for key in missing)}; optional: {', '.join(optional) or 'nothing'}")
+        return _Words({**optional, **values})
+
+    def __getitem__(self, key: str) -> str:
+        return self.values[key]
+
+    def path(self, key: str) -> Path:
+        return Path(self.values[key])
+
+    def number(self, key: str) -> int:
+        if not self.values[key].isdigit():
+            raise UserError(f"{key}={self.values[key]}: expected a whole number")
+        return int(self.values[key])
+
+
+@app.command()
+def encode(words: Given = None) -> None:
+    """Embed a stored corpus or queries table with any student.
+
+    model=FOLDER|HUB-ID texts=TABLE-FOLDER kind=corpus|queries out=FOLDER, and any of the student's settings (pooling=, ...).
+    """
+    from data.settings import Student
+
+    with _exit_codes():
+        student_keys = {name: "" for name in Student.model_fields if name != "model"}
+        optional = {**student_keys, "precision": "auto", "device": "cpu", "batch_tokens": "8192", "threads": "0"}
+        given = _Words.of(words, required=("model", "texts", "kind", "out"), optional=optional)
+        if given["kind"] not in ("corpus", "queries"):
+            raise UserError(f"kind={given['kind']}: expected corpus or queries")
+        from data import config
+        from retrieval.encode import encode_table
+
+        settings = {"model": given["model"], **{name: given[name] for name in student_keys if given[name]}}
+        encode_table(
+            config.build(Student, settings),
+            given.path("texts"),
+            given.path("out"),
+            kind=given["kind"],
+            precision=given["precision"],
+            device=given["device"],
+            batch_tokens=given.number("batch_tokens"),
+            threads=given.number("threads"),
+        )
+        print(f"embeddings in {given['out']}")
+
+
+@app.command()
+def search(words: Given = None) -> None:
+    """Exact search over stored embeddings, a TREC run out.  corpus=FOLDER queries=FOLDER out=RUN [depth=1000] [qrels=, split=]"""
+    with _exit_codes():
+        optional = {"depth": "1000", "threads": "0", "qrels": "", "split": "test"}
+        given = _Words.of(words, required=("corpus", "queries", "out"), optional=optional)
+        only = set(_qrels(given)) if given["qrels"] else None
+        run = _search(given, only=only)
+        print(f"{len(run):,} queries searched, run in {given['out']}")
+
+
+def _search(given: _Words, *, only: set[str] | None) -> Any:
+    import os
+
+    from data.trec import write_run
+    from retrieval.search import read_embeddings, search_embeddings
+
+    query_ids, vectors = read_embeddings(given.path("queries"), id_name="query_id")
+    rows = [row for row, query in enumerate(query_ids) if only is None or query in only]
+    threads = given.number("threads") or os.cpu_count() or 1
+    depth = given.number("depth")
+    found = search_embeddings([query_ids[row] for row in rows], vectors[rows], given.path("corpus"), k=depth, threads=threads)
+    run = {query: list(zip(doc_ids, scores, strict=True)) for query, (doc_ids, scores) in found.items()}
+    write_run(given.path("out"), run, tag="exact")
+    return run
+
+
+def _qrels(given: _Words) -> Any:
+    from retrieval.qrels import read_qrels
+
+    return read_qrels(given.path("qrels"), split=given["split"])
+
+
+@app.command()
+def evaluate(words: Given = None) -> None:
+    """Metrics of a run, or of stored embeddings.
+
+    qrels=FILE|TABLE run=FILE, or corpus=FOLDER queries=FOLDER out=RUN; [split=test] [depth=1000] [relevant_from=1]
+    """
+    with _exit_codes():
+        optional = {"run": "", "corpus": "", "queries": "", "out": "", "split": "test", "depth": "1000", "threads": "0", "relevant_from": "1"}
+        given = _Words.of(words, required=("qrels",), optional=optional)
+        qrels = _qrels(given)
+        if given["run"]:
+            from data.trec import read_run
+
+            run = read_run(given.path("run"))
+        elif given["corpus"] and given["queries"] and given["out"]:
+            run = _search(given, only=set(qrels))
+        else:
+            raise UserError("say what to evaluate: run=FILE, or corpus=FOLDER queries=FOLDER out=RUN")
+        evaluation = _evaluated(qrels, run, given)
+        means = {name: evaluation.mean(name) for name in evaluation.values}
+        counts = {"queries": len(evaluation.query_ids), "without_results": evaluation.without_results, "unjudged": evaluation.unjudged}
+        for name, value in means.items():
+            print(f"{name:<12} {value:.4f}")
+        print(f"{counts['queries']:,} judged queries, {counts['without_results']} without results, {counts['unjudged']} of the run unjudged")
+        print(json.dumps({**{name: round(value, 6) for name, value in means.items()}, **counts}))
+
+
+def _evaluated(qrels: Any, run: Any, given: _Words) -> Any:
+    from retrieval.metrics import evaluate as evaluate_run
+
+    try:
+        return evaluate_run(qrels, run, relevant_from=given.number("relevant_from"))
+    except ValueError as error:
+        raise UserError(f"{given['qrels']}: {error}") from error
+
+
+@app.command()
+def compare(words: Given = None) -> None:
+    """Two runs side by side, with a paired randomisation test.  before=RUN after=RUN qrels=FILE|TABLE [split=test] [seed=0]"""
+    with _exit_codes():
+        optional = {"split": "test", "seed": "0", "relevant_from": "1", "permutations": "100000"}
+        given = _Words.of(words, required=("before", "after", "qrels"), optional=optional)
+        from rich.console import Console
+        from rich.table import Table as Grid
+
+        from data.trec import read_run
+        from retrieval.metrics import compare as compare_runs
+
+        qrels = _qrels(given)
+        before, after = (_evaluated(qrels, read_run(given.path(name)), given) for name in ("before", "after"))
+        compared = compare_runs(before, after, seed=given.number("seed"), permutations=given.number("permutations"))
+        grid = Grid("metric", "before", "after", "difference", "p-value", "better / worse / same")
+        for row in compared:
+            difference = f"{row.after - row.before:+.4f}"
+            grid.add_row(row.metric, f"{row.before:.4f}", f"{row.after:.4f}", difference, _p(row.p_value), f"{row.wins} / {row.losses} / {row.ties}")
+        Console(width=None if sys.stdout.isatty() else 100).print(grid)
+        print(f"{len(before.query_ids):,} judged queries; p-values of a two-sided paired randomisation test over queries")
+        print(json.dumps({row.metric: {"before": round(row.before, 6), "after": round(row.after, 6), "p": row.p_value} for row in compared}))
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.0001 else f"{value:.1e}"
+
+
+def main() -> None:
+    """Console script `retrieve`."""
+    app()

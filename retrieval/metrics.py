@@ -1,0 +1,115 @@
+"""Retrieval metrics through ir-measures, every judged query counted, and the paired randomisation test between two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import ir_measures
+import numpy as np
+from ir_measures import RR, R, nDCG
+from numpy.typing import NDArray
+
+from data.trec import Run
+
+Qrels = Mapping[str, Mapping[str, int]]  # query_id -> doc_id -> relevance
+
+_EXACT_UP_TO = 16  # queries that differ: up to 2^16 sign patterns are enumerated
+_PATTERNS_AT_ONCE = 1024
+
+
+def measures(relevant_from: int = 1) -> dict[str, object]:
+    """The project's metrics by name. `relevant_from` is the lowest label that counts as relevant where a metric is binary."""
+    return {
+        "MRR@10": RR(rel=relevant_from) @ 10,
+        "nDCG@10": nDCG @ 10,
+        "Recall@50": R(rel=relevant_from) @ 50,
+        "Recall@100": R(rel=relevant_from) @ 100,
+        "Recall@1000": R(rel=relevant_from) @ 1000,
+    }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of a run: `values[name]` is [n] in the order of `query_ids`."""
+
+    query_ids: tuple[str, ...]
+    values: dict[str, NDArray[np.float64]]
+    without_results: int  # judged queries that the run has nothing for: they count with 0
+    unjudged: int  # queries of the run that no label speaks of: they are left out
+
+    def mean(self, name: str) -> float:
+        """The mean over all judged queries."""
+        return float(self.values[name].mean())
+
+
+def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1) -> Evaluation:
+    """Every query with a relevant label counts, with 0 where the run has nothing for it.
+
+    The run's own order is judged: its scores are replaced by falling ranks, since the tools behind break ties in their own ways.
+    """
+    judged = sorted(query for query, labels in qrels.items() if any(label >= relevant_from for label in labels.values()))
+    if not judged:
+        raise ValueError(f"no query has a label of {relevant_from} or more")
+    place = {query: row for row, query in enumerate(judged)}
+    ranked = {query: {doc: float(-rank) for rank, (doc, _) in enumerate(run[query])} for query in judged if run.get(query)}
+    named = measures(relevant_from)
+    values = {name: np.zeros(len(judged)) for name in named}
+    name_of = {str(measure): name for name, measure in named.items()}
+    kept_qrels = {query: dict(qrels[query]) for query in ranked}
+    if ranked:
+        for metric in ir_measures.iter_calc(list(named.values()), kept_qrels, ranked):
+            values[name_of[str(metric.measure)]][place[metric.query_id]] = metric.value
+    return Evaluation(tuple(judged), values, len(judged) - len(ranked), len(set(run) - set(judged)))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs over the same queries by one metric. `p_value` is two-sided."""
+
+    metric: str
+    before: float
+    after: float
+    p_value: float
+    wins: int
+    losses: int
+    ties: int
+
+
+def compare(before: Evaluation, after: Evaluation, *, seed: int = 0, permutations: int = 100_000) -> list[Comparison]:
+    """Each metric side by side, with a paired randomisation test over the queries (Smucker et al., CIKM 2007).
+
+    Raises ValueError where the two evaluations are of different queries.
+    """
+    if before.query_ids != after.query_ids:
+        raise ValueError("the two runs were judged on different queries")
+    compared = []
+    for name in before.values:
+        differences = after.values[name] - before.values[name]
+        p_value = randomisation_test(differences, seed=seed, permutations=permutations)
+        wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+        compared.append(Comparison(name, before.mean(name), after.mean(name), p_value, wins, losses, len(differences) - wins - losses))
+    return compared
+
+
+def randomisation_test(differences: Sequence[float] | NDArray[np.float64], *, seed: int = 0, permutations: int = 100_000) -> float:
+    """Two-sided p-value that differences [n] of paired values are this far from 0 by chance.
+
+    Under the null hypothesis each sign is as likely as the other. All sign patterns are counted where at most 16 differences
+    are not 0; else `permutations` random ones, the observed pattern counted among them.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    values = values[values != 0]
+    if not len(values):
+        return 1.0
+    observed = abs(values.sum()) * (1 - 1e-12)  # sums of the same numbers in another order may differ in the last digit
+    if len(values) <= _EXACT_UP_TO:
+        bits = (np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1
+        return float((np.abs((2.0 * bits - 1.0) @ values) >= observed).mean())
+    generator = np.random.Generator(np.random.Philox(seed))
+    as_far = 0
+    for start in range(0, permutations, _PATTERNS_AT_ONCE):
+        shape = (min(_PATTERNS_AT_ONCE, permutations - start), len(values))
+        signs = 2.0 * generator.integers(0, 2, shape, dtype=np.int8) - 1.0
+        as_far += int((np.abs(signs @ values) >= observed).sum())
+    return (as_far + 1) / (permutations + 1)

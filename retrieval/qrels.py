@@ -1,0 +1,54 @@
+"""Relevance labels from wherever they lie: a stored table of `ingest`, a BEIR TSV file, or a TREC qrels file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.errors import UserError
+from data.shards import read_shard
+
+Qrels = dict[str, dict[str, int]]  # query_id -> doc_id -> relevance
+
+
+def read_qrels(path: Path, *, split: str) -> Qrels:
+    """The labels. `split` chooses among a stored table's splits; a file holds one split.
+
+    Raises UserError: nothing there, a split without labels (naming those there are), a line that is no label.
+    """
+    qrels = _from_table(path, split=split) if path.is_dir() else _from_file(path)
+    if not qrels:
+        raise UserError(f"{path} holds no relevance labels")
+    return qrels
+
+
+def _from_table(folder: Path, *, split: str) -> Qrels:
+    from retrieval.search import table_paths
+
+    qrels: Qrels = {}
+    splits: set[str] = set()
+    for shard in table_paths(folder):
+        for row in read_shard(shard).to_pylist():
+            splits.add(row["split"])
+            if row["split"] == split:
+                qrels.setdefault(row["query_id"], {})[row["doc_id"]] = row["relevance"]
+    if split not in splits:
+        raise UserError(f"split={split}: {folder} has labels of {', '.join(sorted(splits))}")
+    return qrels
+
+
+def _from_file(path: Path) -> Qrels:
+    qrels: Qrels = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise UserError(f"qrels={path}: no such file or folder") from error
+    for number, line in enumerate(lines, 1):
+        fields = line.split()
+        if not fields or (number == 1 and fields[0] == "query-id"):
+            continue
+        try:
+            query_id, doc_id, label = (fields[0], fields[2], fields[3]) if len(fields) == 4 else fields
+            qrels.setdefault(query_id, {})[doc_id] = int(float(label))
+        except ValueError:
+            raise UserError(f"{path}:{number}: expected `query doc label` or `query 0 doc label`, got {line[:80]!r}") from None
+    return qrels
