@@ -5,6 +5,7 @@ All are BLAKE2b, so they are the same on every machine, Python and library versi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -52,10 +53,8 @@ class DigestCache:
         self._path = path
         self._known: dict[str, str] = {}
         self._dirty = False
-        try:
+        with contextlib.suppress(OSError, ValueError):
             self._known = json.loads(path.read_text())
-        except (OSError, ValueError):
-            pass
 
     def file(self, path: str | Path) -> str:
         """Digest of the file's content, from memory where the file has not been touched since."""

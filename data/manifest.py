@@ -1,9 +1,9 @@
 """The manifest of a finished table: what the next stage reads, and all that it reads, besides the shards themselves.
 
-    STORE/<stage>/[<table>-]<fingerprint>/
-        part-00000-of-00004.parquet ...   one file a shard, appears whole or not at all
-        journal.jsonl                     a line for each shard as it finishes: seconds and counts of this machine
-        manifest.json                     written last
+STORE/<stage>/[<table>-]<fingerprint>/
+    part-00000-of-00004.parquet ...   one file a shard, appears whole or not at all
+    journal.jsonl                     a line for each shard as it finishes: seconds and counts of this machine
+    manifest.json                     written last
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Embed(Section):
 class HardNegatives(Section):
     """Which passages a query's negatives are drawn from."""
 
-    source: Literal["student", "bm25", "run", "random"] = keyed("student", "the student's search, BM25, a TREC run file, or random passages")
+    source: Literal["student", "bm25", "run", "random"] = keyed("student", "the student's search, BM25, a TREC run, or at random")
     run_file: str | None = execution(None, "the run file of source=run (keyed by its content)")
     depth: int = keyed(100, "candidates kept per query, positives removed", ge=1, le=10_000)
     first_rank: int = keyed(1, "negatives are drawn from this rank on", ge=1)
@@ -119,7 +119,7 @@ class Objective(Section):
     reduction: Literal["batch", "selected"] = keyed("batch", "the KD sum is divided by b, or by the number of selected queries")
     count_epochs_from: Literal[0, 1] = keyed(0, "t of the first epoch in the selected share 1 - t/(2T) (Eq. 8)")
     temperature: float = keyed(1.0, "of both softmaxes of the KD loss", gt=0)
-    in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives are joined by the batch's other passages")
+    in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives the batch's other passages join")
 
     @field_validator("count_epochs_from", mode="before")
     @classmethod

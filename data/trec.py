@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from data.errors import UserError
@@ -11,33 +12,50 @@ Run = dict[str, list[tuple[str, float]]]  # query_id -> (doc_id, score), best fi
 
 
 def read_run(path: Path) -> Run:
-    """A run. Raises UserError with file and line where a line is not six fields with a number as the fifth."""
-    run: Run = {}
+    """A run, read line by line. As in trec_eval the score decides the order and the rank field is not read; ties go by doc_id.
+
+    Raises UserError with file and line: a line that is not six fields with a finite number as the fifth, or a passage that a query lists twice
+    (it would be counted twice).
+    """
+    run: dict[str, dict[str, float]] = {}
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                fields = line.split()
-                if not fields:
-                    continue
-                try:
-                    query_id, _, doc_id, _, score, _ = fields
-                    run.setdefault(query_id, []).append((doc_id, float(score)))
-                except ValueError:
-                    raise UserError(f"{path}:{number}: expected `query_id Q0 doc_id rank score tag`, got {line.strip()[:80]!r}") from None
-    except FileNotFoundError as error:
+                if line.strip():
+                    query_id, doc_id, score = _parsed(line, place=f"{path}:{number}")
+                    entries = run.setdefault(query_id, {})
+                    if doc_id in entries:
+                        raise UserError(f"{path}:{number}: query {query_id} lists passage {doc_id} a second time")
+                    entries[doc_id] = score
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"{path}: no such run file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text, so it is no TREC run") from error
-    for entries in run.values():
-        entries.sort(key=lambda entry: (-entry[1], entry[0]))
-    return run
+    return {query_id: sorted(entries.items(), key=lambda entry: (-entry[1], entry[0])) for query_id, entries in run.items()}
+
+
+def _parsed(line: str, *, place: str) -> tuple[str, str, float]:
+    try:
+        query_id, _, doc_id, _, score, _ = line.split()
+        value = float(score)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{place}: expected `query_id Q0 doc_id rank score tag`, got {line.strip()[:80]!r}")
+    return query_id, doc_id, value
 
 
 def write_run(path: Path, run: Run, *, tag: str) -> None:
-    """Write a run, whole or not at all."""
-    lines = [
-        f"{query_id} Q0 {doc_id} {rank} {score:.6f} {tag}\n"
-        for query_id, entries in sorted(run.items())
-        for rank, (doc_id, score) in enumerate(entries, 1)
-    ]
-    atomic_write(path, "".join(lines).encode())
+    """Write a run, whole or not at all, queries by id: the same run gives the same bytes.
+
+    Scores have the nine digits that tell any two fp32 numbers apart: with fewer, scores that differ would be ties to the next reader, and
+    the order would change. Raises UserError where an id is empty or holds a space, which the format cannot carry.
+    """
+    lines: list[str] = []
+    for query_id, entries in sorted(run.items()):
+        for rank, (doc_id, score) in enumerate(entries, 1):
+            line = f"{query_id} Q0 {doc_id} {rank} {score:.9g} {tag}"
+            if len(line.split()) != 6:
+                raise UserError(f"{path}: a TREC run cannot hold query {query_id!r}, passage {doc_id!r}: an id is empty or has a space")
+            lines.append(line)
+    atomic_write(path, "".join(f"{line}\n" for line in lines).encode())

@@ -16,6 +16,7 @@ import typer
 from data.config import parse_arguments, unknown_key
 from data.errors import EXIT_INTERRUPTED, UserError
 from data.settings import Experiment, load
+from pipeline.plan import TablePlan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -117,11 +118,19 @@ def status(words: Words = None) -> None:
         grid = Grid("table", "state", "rows", "dropped", "worker seconds", "folder")
         for planned in Planner(experiment).plan_all(tables(experiment)):
             manifest = planned.manifest
-            state = "complete" if planned.complete else f"waits for {planned.waits_for}" if planned.waits_for else f"{len(planned.stale)} shards stale"
-            dropped = ", ".join(f"{reason}: {count:,}" for reason, count in (manifest.counts.get("dropped", {}) if manifest else {}).items())
+            counts = manifest.counts.get("dropped", {}) if manifest else {}
+            dropped = ", ".join(f"{reason}: {count:,}" for reason, count in counts.items())
             rows, seconds = (f"{manifest.rows:,}", f"{manifest.seconds:.1f}") if manifest else ("", "")
-            grid.add_row(planned.table.label, state, rows, dropped, seconds, "" if planned.waits_for else os.path.relpath(planned.folder))
+            grid.add_row(
+                planned.table.label, _state(planned), rows, dropped, seconds, "" if planned.waits_for else os.path.relpath(planned.folder)
+            )
         Console(width=None if sys.stdout.isatty() else 200).print(grid)
+
+
+def _state(planned: TablePlan) -> str:
+    if planned.complete:
+        return "complete"
+    return f"waits for {planned.waits_for}" if planned.waits_for else f"{len(planned.stale)} shards stale"
 
 
 @app.command()
@@ -177,7 +186,8 @@ def _cache_stats(experiment: Experiment) -> None:
     from data.logit_store import namespaces
 
     for found in namespaces(Path(experiment.store)):
-        _say(f"{found['namespace'][:12]}  {found['pairs']:>10,} pairs  {found['segments']:>5} segments  {found['bytes'] / 1e6:8.1f} MB  {found['name']}")
+        size = f"{found['pairs']:>10,} pairs  {found['segments']:>5} segments  {found['bytes'] / 1e6:8.1f} MB"
+        _say(f"{found['namespace'][:12]}  {size}  {found['name']}")
 
 
 def _whole_number(name: str, value: str) -> int:

@@ -198,7 +198,8 @@ def _build(task: Task) -> None:
         task.report("queries", 1)
     table = pa.table(columns, schema=schemas.CANDIDATES)
     kinds = table.column("candidate_kind").to_pylist()
-    task.write(table, {"in": len(rows), "kept": len(rows), "dropped": {}, "candidates": {k.name.lower(): kinds.count(k) for k in CandidateKind}})
+    by_kind = {kind.name.lower(): kinds.count(kind) for kind in CandidateKind}
+    task.write(table, {"in": len(rows), "kept": len(rows), "dropped": {}, "candidates": by_kind})
 
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:

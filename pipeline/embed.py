@@ -38,12 +38,13 @@ def _build(task: Task) -> None:
     from retrieval.encode import TextEncoder, encode_shard
 
     experiment = task.experiment
-    settings = {
-        "precision": precision.resolve(experiment.embed.precision, device=experiment.runner.device),
-        "device": experiment.runner.device,
-        "batch_tokens": experiment.embed.batch_tokens,
-    }
-    encoder = task.workshop.keep(("encoder", task.table.stage), lambda: TextEncoder(experiment.student, **settings))
+    device = experiment.runner.device
+
+    def load() -> TextEncoder:
+        computed = precision.resolve(experiment.embed.precision, device=device)
+        return TextEncoder(experiment.student, precision=computed, device=device, batch_tokens=experiment.embed.batch_tokens)
+
+    encoder = task.workshop.keep("encoder", load)
     texts = task.inputs[f"ingest.{task.table.name}"].read(task.shard)
     vectors = encode_shard(encoder, texts, kind=task.table.name, progress=lambda rows: task.report("texts", rows))
     task.write(vectors, {"in": texts.num_rows, "kept": vectors.num_rows, "dropped": {}})

@@ -149,7 +149,8 @@ def why_new(folder: Path, full_key: dict[str, Any], table: Table) -> str:
         return "never built"
     newest = max(earlier, key=lambda path: path.stat().st_mtime)
     before, now = _flat(json.loads(newest.read_text())["key"]), _flat(full_key)
-    changed = [_change(name, before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    changed = [_change(name, before.get(name), now.get(name)) for name in differing]
     return "changed: " + "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
 
 

@@ -53,5 +53,6 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=self._done, rate=self._rate)
         elif (now := time.monotonic()) - self._logged >= _LOG_SECONDS:
             self._logged = now
-            left = (now - self._started) / self._done * (self._shards - self._done) if self._done else float("nan")
-            print(f"{self._label}: {self._done} of {self._shards} shards, {self._rate}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            left = (now - self._started) / max(1, self._done) * (self._shards - self._done)
+            left_text = f", about {left:.0f} s left" if self._done else ""
+            print(f"{self._label}: {self._done} of {self._shards} shards, {self._rate}{left_text}", file=sys.stderr, flush=True)

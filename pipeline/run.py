@@ -34,9 +34,10 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
         for table in selected:
             plan = planner.plan(table)
             if plan.waits_for:
-                raise UserError(f"{table.label} needs {plan.waits_for}, which is not complete: run stage={plan.waits_for.split('.')[0]} first")
+                missing = plan.waits_for
+                raise UserError(f"{table.label} needs {missing}, which is not complete: run stage={missing.split('.')[0]} first")
             if plan.complete:
-                say(f"{table.label:<16} complete  {plan.stored.manifest.rows:>10,} rows")
+                say(f"{table.label:<16} {'complete':<22} {plan.stored.manifest.rows:>10,} rows")
                 continue
             if plan.stale and runner is None:
                 preflight(experiment)
@@ -45,7 +46,8 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
                 _build_stale(plan, runner)
             manifest = seal(plan)
             built += len(plan.stale)
-            say(f"{table.label:<16} built {len(plan.stale)} of {plan.shard_count} shards  {manifest.rows:>10,} rows  {_last_seconds(plan):7.1f} s")
+            done = f"built {len(plan.stale)} of {plan.shard_count} shards"
+            say(f"{table.label:<16} {done:<22} {manifest.rows:>10,} rows  {_last_seconds(plan):7.1f} s")
     finally:
         if runner is not None:
             runner.close()

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from data.errors import RunFailed, UserError
 from data.settings import Experiment, Runner
-from pipeline.work import Done, WorkOrder, Worker
+from pipeline.work import Done, Worker, WorkOrder
 
 _CONNECT_SECONDS = 5.0
 _POLL_SECONDS = 0.5
@@ -62,7 +62,9 @@ def _check_local_gpu() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise UserError("runner.device=cuda, but this machine has no usable GPU; use runner.device=cpu, or runner.address=HOST:PORT of a cluster")
+        raise UserError(
+            "runner.device=cuda, but this machine has no usable GPU; use runner.device=cpu, or runner.address=HOST:PORT of a cluster"
+        )
 
 
 def _check_address(address: str) -> None:
@@ -72,8 +74,8 @@ def _check_address(address: str) -> None:
             pass
     except (OSError, ValueError) as error:
         raise UserError(
-            f"runner.address={address} does not answer within {_CONNECT_SECONDS:.0f} s ({error}); start the cluster with `ray start --head`, "
-            "or leave runner.address out for a local one"
+            f"runner.address={address} does not answer within {_CONNECT_SECONDS:.0f} s ({error}); "
+            "start the cluster with `ray start --head`, or leave runner.address out for a local one"
         ) from error
 
 

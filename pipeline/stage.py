@@ -142,5 +142,3 @@ class Table:
 def fingerprint_of(full_key: dict[str, Any]) -> str:
     """The fingerprint of a table's full key."""
     return json_digest(full_key)
-
-

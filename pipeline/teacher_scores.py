@@ -102,7 +102,8 @@ def score_missing(
         if rows:
             fresh = teacher.score([encoded[row] for row in rows], progress=lambda count: task.report("pairs", count))
             if not np.isfinite(fresh).all():
-                raise RunFailed(f"the teacher gave {int((~np.isfinite(fresh)).sum())} logits that are not finite; try teacher.precision=fp32")
+                broken = int((~np.isfinite(fresh)).sum())
+                raise RunFailed(f"the teacher gave {broken} logits that are not finite numbers; try teacher.precision=fp32")
             store.append([keys[row] for row in rows], fresh)
             logits[rows] = fresh
             scored += len(rows)

@@ -34,7 +34,8 @@ def resolve_folder(model: str, *, option: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
-        raise UserError(f"{option}={model}: neither a folder nor a hub model that can be reached ({type(error).__name__}: {error})") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{option}={model}: neither a folder nor a hub model that can be reached ({reason})") from error
 
 
 def _near(path: Path) -> str:

@@ -15,6 +15,7 @@ from data.errors import UserError
 from data.settings import Teacher
 from retrieval import precision as precisions
 from retrieval.checkpoint_files import read_json, resolve_folder, tokenizer_digest, weights_digest
+from retrieval.quiet import quiet_transformers
 from retrieval.tokenizer import PairEncoding
 
 # The input is `[CLS] query [SEP] candidate [SEP]` as the tokenizer's own pair template makes it, the longer part cut first.
@@ -79,11 +80,10 @@ class TorchCrossEncoder:
     def __init__(self, folder: Path, *, precision: str, device: str) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification
-        from transformers.utils import logging
 
         from retrieval.encode import TORCH_TYPES
 
-        logging.disable_progress_bar()
+        quiet_transformers()
         self._torch, self._device = torch, device
         labels = read_json(folder / "config.json").get("num_labels") or len(read_json(folder / "config.json").get("id2label", {0: ""}))
         if labels != 1:

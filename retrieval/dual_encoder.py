@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
+from retrieval.quiet import quiet_transformers
 from retrieval.student_spec import StudentSpec
 
 TOKENIZER_FILES = (
@@ -25,9 +26,8 @@ class DualEncoder(nn.Module):
     def __init__(self, spec: StudentSpec) -> None:
         super().__init__()
         from transformers import AutoModel
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        quiet_transformers()
         self.spec = spec
         self.source = spec.weights_folder
         if not (self.source / "config.json").is_file():

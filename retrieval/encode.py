@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from data.digests import DigestCache, json_digest
-from data.errors import UserError
+from data.errors import RunFailed, UserError
 from data.manifest import Manifest, ShardRecord
 from data.schemas import embeddings
 from data.settings import Student
@@ -54,34 +55,59 @@ class TextEncoder:
         return vectors
 
 
-def encode_shard(
-    encoder: TextEncoder, table: pa.Table, *, kind: str, progress: Callable[[int], None] | None = None
-) -> pa.Table:
-    """A CORPUS or QUERIES shard to fp16 vectors (schema `embeddings`), in its row order. `kind` is corpus or queries."""
+def encode_shard(encoder: TextEncoder, table: pa.Table, *, kind: str, progress: Callable[[int], None] | None = None) -> pa.Table:
+    """A CORPUS or QUERIES shard to fp16 vectors (schema `embeddings`), in its row order. `kind` is corpus or queries.
+
+    Raises RunFailed where a vector is not finite in fp16 (above 65,504, or a checkpoint with broken weights): searched, it would rank first or
+    nowhere without a word.
+    """
     encode, id_name = (encoder.passages, "doc_id") if kind == "corpus" else (encoder.queries, "query_id")
-    vectors = encode(table.column("text").to_pylist(), progress=progress).astype(np.float16)
+    with np.errstate(over="ignore"):  # an overflow is found below, by name
+        vectors = encode(table.column("text").to_pylist(), progress=progress).astype(np.float16)
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(broken):
+        first = table.column(id_name)[int(broken[0])].as_py()
+        raise RunFailed(f"{len(broken)} vectors are not finite in fp16, the first of {id_name} {first}: check the student's weights, or normalize=true")
     values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), encoder.model.size)
     return pa.table([table.column(id_name), values], schema=embeddings(encoder.model.size, id_name=id_name))
 
 
 def encode_table(
-    student: Student, texts: Path, out: Path, *, kind: str, precision: str, device: str, batch_tokens: int, threads: int
+    student: Student,
+    texts: Path,
+    out: Path,
+    *,
+    kind: str,
+    precision: str,
+    device: str,
+    batch_tokens: int,
+    threads: int = 0,
+    report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Embed a stored table shard by shard into the folder `out`; shards that are complete there are kept.
+    """Embed a stored table shard by shard into the folder `out`; shards that are complete there are kept, the manifest comes last.
 
-    Raises UserError where `out` holds the embeddings of other texts or of another model.
+    Args:
+        student: the encoder.
+        texts: a stored table of schema CORPUS or QUERIES.
+        out: the folder of the embeddings table.
+        kind: corpus or queries.
+        precision: auto, fp32, bf16 or fp16.
+        device: cpu or cuda.
+        batch_tokens: tokens of a batch, padding included.
+        threads: CPU threads; 0 takes all.
+        report: is told of every finished shard, one line each.
+
+    Raises:
+        UserError: `texts` is no such table, or `out` holds the embeddings of other texts or of another model.
     """
     if threads:
         torch.set_num_threads(threads)
     precision = precisions.resolve(precision, device=device)
-    source = Manifest.read(texts)
-    if source is None:
-        raise UserError(f"texts={texts} is no stored table: it has no manifest.json (see `prep path stage=ingest`)")
+    source = _text_table(texts, kind=kind)
     student_key = resolve_student(student).key(DigestCache(out.parent / "digests.json"))
     key = {"student": student_key, "precision": precision, "kind": kind, "texts": source.content_digest}
     fingerprint = json_digest(key)
     encoder: TextEncoder | None = None
-    out.mkdir(parents=True, exist_ok=True)
     records = []
     for shard in source.shards:
         footer = read_footer(out / shard.name)
@@ -89,8 +115,21 @@ def encode_table(
             raise UserError(f"{out} holds embeddings of other texts or of another model; choose another out=FOLDER")
         if footer is None:
             encoder = encoder or TextEncoder(student, precision=precision, device=device, batch_tokens=batch_tokens)
+            started = time.monotonic()
             vectors = encode_shard(encoder, read_shard(texts / shard.name), kind=kind)
             write_shard(out / shard.name, vectors, {"fingerprint": fingerprint})
+            report(f"{shard.name}: {shard.rows:,} texts, {shard.rows / max(time.monotonic() - started, 1e-9):,.0f} texts/s")
         records.append(ShardRecord(shard.name, *describe(out / shard.name)))
     rows = sum(record.rows for record in records)
     Manifest("embed", kind, fingerprint, key, records, {"in": rows, "kept": rows, "dropped": {}}).write(out)
+
+
+def _text_table(texts: Path, *, kind: str) -> Manifest:
+    if kind not in ("corpus", "queries"):
+        raise UserError(f"kind={kind}: expected corpus or queries")
+    source = Manifest.read(texts)
+    if source is None:
+        raise UserError(f"texts={texts} is no stored table: it has no manifest.json (see `prep path stage=ingest`)")
+    if source.table not in ("", kind):  # else passages would be cut and prefixed like queries, or the other way round
+        raise UserError(f"texts={texts} is the table {source.table} of {source.stage}, but kind={kind}")
+    return source

@@ -19,7 +19,7 @@ _PATTERNS_AT_ONCE = 1024
 
 
 def measures(relevant_from: int = 1) -> dict[str, object]:
-    """The project's metrics by name. `relevant_from` is the lowest label that counts as relevant where a metric is binary."""
+    """The project's metrics by name. `relevant_from` is the lowest label that counts as relevant where a metric is binary (2 for TREC DL)."""
     return {
         "MRR@10": RR(rel=relevant_from) @ 10,
         "nDCG@10": nDCG @ 10,
@@ -36,20 +36,30 @@ class Evaluation:
     query_ids: tuple[str, ...]
     values: dict[str, NDArray[np.float64]]
     without_results: int  # judged queries that the run has nothing for: they count with 0
-    unjudged: int  # queries of the run that no label speaks of: they are left out
+    unjudged: int  # queries of the run without a label above 0: they are left out
 
     def mean(self, name: str) -> float:
         """The mean over all judged queries."""
         return float(self.values[name].mean())
 
+    def per_query(self) -> dict[str, dict[str, float]]:
+        """query_id -> metric -> value."""
+        return {query: {name: float(values[row]) for name, values in self.values.items()} for row, query in enumerate(self.query_ids)}
+
 
 def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1) -> Evaluation:
-    """Every query with a relevant label counts, with 0 where the run has nothing for it.
+    """Every query with a label above 0 counts, with 0 where the run has nothing for it.
 
-    The run's own order is judged: its scores are replaced by falling ranks, since the tools behind break ties in their own ways.
+    With `relevant_from` 2 a query that has only labels of 1 still counts, as in trec_eval -l 2: nDCG grades it, the others give 0. The run's own
+    order is judged: its scores are replaced by falling ranks, since the tools behind break ties in their own ways.
+
+    Raises:
+        ValueError: `relevant_from` is below 1, or no query has such a label.
     """
-    judged = sorted(query for query, labels in qrels.items() if any(label >= relevant_from for label in labels.values()))
-    if not judged:
+    if relevant_from < 1:
+        raise ValueError(f"relevant_from must be at least 1, got {relevant_from}: a label of 0 says not relevant")
+    judged = sorted(query for query, labels in qrels.items() if any(label > 0 for label in labels.values()))
+    if not any(label >= relevant_from for query in judged for label in qrels[query].values()):
         raise ValueError(f"no query has a label of {relevant_from} or more")
     place = {query: row for row, query in enumerate(judged)}
     ranked = {query: {doc: float(-rank) for rank, (doc, _) in enumerate(run[query])} for query in judged if run.get(query)}
@@ -79,8 +89,10 @@ class Comparison:
 def compare(before: Evaluation, after: Evaluation, *, seed: int = 0, permutations: int = 100_000) -> list[Comparison]:
     """Each metric side by side, with a paired randomisation test over the queries (Smucker et al., CIKM 2007).
 
-    Raises ValueError where the two evaluations are of different queries.
+    Raises ValueError where the two evaluations are of different queries, or `permutations` is below 1.
     """
+    if permutations < 1:
+        raise ValueError(f"permutations must be at least 1, got {permutations}")
     if before.query_ids != after.query_ids:
         raise ValueError("the two runs were judged on different queries")
     compared = []

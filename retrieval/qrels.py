@@ -39,16 +39,22 @@ def _from_table(folder: Path, *, split: str) -> Qrels:
 def _from_file(path: Path) -> Qrels:
     qrels: Qrels = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip() and not (number == 1 and line.startswith("query-id")):
+                    query_id, doc_id, label = _parsed(line, place=f"{path}:{number}")
+                    qrels.setdefault(query_id, {})[doc_id] = label
     except FileNotFoundError as error:
         raise UserError(f"qrels={path}: no such file or folder") from error
-    for number, line in enumerate(lines, 1):
-        fields = line.split()
-        if not fields or (number == 1 and fields[0] == "query-id"):
-            continue
-        try:
-            query_id, doc_id, label = (fields[0], fields[2], fields[3]) if len(fields) == 4 else fields
-            qrels.setdefault(query_id, {})[doc_id] = int(float(label))
-        except ValueError:
-            raise UserError(f"{path}:{number}: expected `query doc label` or `query 0 doc label`, got {line[:80]!r}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text, so it holds no relevance labels") from error
     return qrels
+
+
+def _parsed(line: str, *, place: str) -> tuple[str, str, int]:
+    fields = line.split()
+    try:
+        query_id, doc_id, label = (fields[0], fields[2], fields[3]) if len(fields) == 4 else fields
+        return query_id, doc_id, int(label)
+    except ValueError:
+        raise UserError(f"{place}: expected `query doc label` or `query 0 doc label`, a whole number last, got {line.strip()[:80]!r}") from None

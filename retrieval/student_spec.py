@@ -81,7 +81,8 @@ def _sentence_transformers_settings(folder: Path) -> tuple[str, bool]:
 def _pooling_mode(settings: dict[str, Any], folder: Path) -> str:
     mode = settings.get("pooling_mode")  # since sentence-transformers 5.x; older files have a flag for each mode
     modes = [mode] if isinstance(mode, str) else list(mode or [])
-    modes = modes or [name.removeprefix("pooling_mode_") for name, on in settings.items() if name.startswith("pooling_mode_") and on is True]
+    flags = [name for name, on in settings.items() if name.startswith("pooling_mode_") and on is True]
+    modes = modes or [flag.removeprefix("pooling_mode_") for flag in flags]
     short = {"cls_token": "cls", "mean_tokens": "mean"}
     modes = [short.get(name, name) for name in modes]
     if len(modes) != 1 or modes[0] not in ("cls", "mean"):

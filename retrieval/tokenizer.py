@@ -9,6 +9,7 @@ from typing import Any
 from data.errors import UserError
 from data.schemas import MASK_MARK, SEPARATOR_MARK
 from retrieval.checkpoint_files import tokenizer_digest
+from retrieval.quiet import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,8 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        quiet_transformers()
         self.folder = folder
         self.digest = tokenizer_digest(folder)
         try:

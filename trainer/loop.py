@@ -31,6 +31,7 @@ from retrieval.dual_encoder import DualEncoder
 from retrieval.student_spec import resolve_student
 from trainer.batch import BatchWork, plan_batch
 from trainer.checkpoint import TrainingState, claim_output, resume, save_checkpoint, whole_folder
+from trainer.embedding_gradient import add_gradient_by_row
 from trainer.gradients import QueryLosses, StepSettings, accumulate_gradients
 from trainer.metrics import Metrics, last_figures
 from trainer.optim import learning_rate, make_optimizer, set_rate
@@ -56,6 +57,8 @@ def train(experiment: Experiment, *, shards_folder: Path) -> int:
         return EXIT_COMPLETE
 
     model = DualEncoder(spec).to(settings.device).train()
+    if settings.device == "cpu":
+        add_gradient_by_row(model.backbone.get_input_embeddings())
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)
     state = resume(output, model=model, optimizer=optimizer, fingerprint=fingerprint)
     epoch_ends = _epoch_ends(shards, epochs=settings.epochs, batch_queries=settings.batch_queries)

@@ -206,7 +206,7 @@ def test_queries_repeated_in_another_file(tmp_path: Path) -> None:
     files = {"collection.tsv": "7\ta\n", "queries.dev.tsv": "1\tx\n2\ty\n", "queries.dev.small.tsv": "1\tx\n2\tz\n"}
     for name, content in {**files, "qrels.dev.tsv": "1 0 7 1\n2 0 7 1\n"}.items():
         (tmp_path / name).write_text(content)
-    report, sinks = query_rows(find_collection(tmp_path))
+    report, _ = query_rows(find_collection(tmp_path))
     assert report.counts == {"in": 4, "kept": 2, "dropped": {"duplicate id": 1, "repeated in another file": 1}}
     assert reasons(report) == [("queries.dev.tsv", 2, "duplicate id")]
 
@@ -259,9 +259,9 @@ def test_no_train_split(tmp_path: Path) -> None:
 
 def test_empty_tables(tmp_path: Path) -> None:
     """An empty file would otherwise become an empty, complete table."""
-    with pytest.raises(UserError, match="corpus.jsonl holds no record"):
+    with pytest.raises(UserError, match=r"corpus\.jsonl holds no record"):
         corpus_rows(collection_in(tmp_path, corpus=[]))
-    with pytest.raises(UserError, match="none of the 30 queries .* is judged"):
+    with pytest.raises(UserError, match=r"none of the 30 queries .* is judged"):
         query_rows(collection_in(tmp_path, train=[("stranger", "d1", 1)]))
 
 

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The whole job on a real collection: prep, train, evaluate. From the repository's root; a second run does only what is missing.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+export PATH="$PWD/.venv/bin:$PATH" TOKENIZERS_PARALLELISM=false
+config=config=recipes/demo/demo.yaml
+trained=student.model=runs/demo/train/student
+
+step() { printf '\n== %s\n' "$*"; }
+place() { prep path "$config" "$@"; }
+evaluate() { # OUT [student.model=...]: search with the stored embeddings of a student
+  local out=$1
+  shift
+  retrieve evaluate "corpus=$(place stage=embed table=corpus "$@")" "queries=$(place stage=embed table=queries "$@")" \
+    "qrels=$(place stage=ingest table=qrels)" split=test "out=$out"
+}
+
+step "the collection: InsuranceQA, from its package"
+python recipes/demo/prepare.py runs/demo
+step "prep: seven stages, from the collection to training shards"
+prep run "$config"
+step "the student as it comes, on 2,000 test questions"
+evaluate runs/demo/before.trec
+step "train: ADAM"
+train run "$config" "shards=$(place stage=shards)"
+step "embed with the trained student"
+prep run "$config" stage=embed "$trained"
+step "the trained student, on the same questions"
+evaluate runs/demo/after.trec "$trained"
+step "report"
+prep report "$config" out=runs/demo/report.html
+step "before and after"
+retrieve compare before=runs/demo/before.trec after=runs/demo/after.trec "qrels=$(place stage=ingest table=qrels)"
+echo
+echo "training shards  $(place stage=shards)"
+echo "report           runs/demo/report.html"
+echo "student          runs/demo/train/student"
+echo "a query to look at: .venv/bin/prep inspect $config width=160"

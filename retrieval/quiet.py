@@ -1,0 +1,11 @@
+"""transformers prints bars and reports for each model it opens; a batch log has no use for them."""
+
+from __future__ import annotations
+
+
+def quiet_transformers() -> None:
+    """Leave only transformers' errors."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

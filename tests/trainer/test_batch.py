@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.schemas import CandidateKind as Kind
+from data.settings import Objective
+from trainer.batch import BatchWork, distilled_places, plan_batch, query_groups
+from trainer.stream import TrainingRow
+
+KINDS = [Kind.POSITIVE, Kind.NEGATIVE, Kind.NEGATIVE, Kind.REINFORCED_NEGATIVE, Kind.REINFORCED_NEGATIVE, Kind.NOISY_POSITIVE]
+
+
+def training_row(values: dict[str, Any]) -> TrainingRow:
+    return TrainingRow(
+        query_id=values["query_id"],
+        query_tokens=np.array(values["query_tokens"], dtype=np.int32),
+        candidate_tokens=tuple(np.array(tokens, dtype=np.int32) for tokens in values["candidate_tokens"]),
+        kinds=tuple(values["candidate_kind"]),
+        candidate_ids=tuple(values["candidate_id"]),
+        teacher_logits=np.array(values["teacher_logits"], dtype=np.float32),
+        confidence=values["confidence"],
+    )
+
+
+@pytest.fixture
+def rows(row_maker: Callable[..., dict[str, Any]]) -> list[TrainingRow]:
+    generator = np.random.default_rng(0)
+    return [training_row(row_maker(generator, f"q{number}")) for number in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("without", "include_positive", "places"),
+    [
+        ((), False, [1, 2, 3, 4, 5]),
+        ((), True, [0, 1, 2, 3, 4, 5]),
+        (("reinforced",), False, [1, 2, 5]),
+        (("noisy",), False, [1, 2, 3, 4]),
+        (("reinforced", "noisy"), False, [0, 1, 2]),
+        (("reinforced", "noisy"), True, [0, 1, 2]),
+    ],
+)
+def test_candidates_of_distillation(without: Any, include_positive: bool, places: list[int]) -> None:
+    """P~ without p+ where Eq. 3 has it, or with it where Eq. 9 has not: another method under the same name."""
+    assert distilled_places(KINDS, objective=Objective(without=without, include_positive=include_positive)) == places
+
+
+def test_shards_without_dark_examples_hold_the_positive() -> None:
+    """A list of negatives alone teaches nothing about the positive."""
+    assert distilled_places(KINDS[:3], objective=Objective()) == [0, 1, 2]
+
+
+def test_unselected_queries_encode_no_dark_example(rows: list[TrainingRow]) -> None:
+    """Encoding what no loss looks at: up to half of the epoch's time."""
+    work = plan_batch(rows, objective=Objective(), share=Fraction(1, 2))
+    by_confidence = sorted(rows, key=lambda row: -row.confidence)
+    assert work.selected == 3 and {q.query_id for q in work.queries if q.distilled} == {row.query_id for row in by_confidence[:3]}
+    for row, query in zip(rows, work.queries, strict=True):
+        assert len(query.supervised) == 4 and len(query.distilled) in (0, 8)
+        assert len(query.sequences) == (10 if query.distilled else 5)
+        if query.distilled:
+            assert query.teacher_logits.tolist() == row.teacher_logits[1:].tolist()
+
+
+@pytest.mark.parametrize("objective", [Objective(without=("supervised",)), Objective(supervised_weight=0)])
+def test_without_supervised_loss_unselected_queries_encode_nothing(rows: list[TrainingRow], objective: Objective) -> None:
+    """Work for a weight of 0."""
+    work = plan_batch(rows, objective=objective, share=Fraction(1, 2))
+    assert [bool(query.sequences) for query in work.queries] == [bool(query.distilled) for query in work.queries]
+    assert work.supervised_weight == 0
+    assert sum(map(len, query_groups(work.queries, budget=10**6))) == 3
+
+
+def test_weights_of_the_sums(rows: list[TrainingRow]) -> None:
+    """Means over different counts change the paper's ratio of the two terms as the share falls."""
+    literal = plan_batch(rows, objective=Objective(), share=Fraction(1, 2))
+    assert (literal.supervised_weight, literal.distillation_weight) == (0.01 / 6, 1 / 6)
+    selected = plan_batch(rows, objective=Objective(reduction="selected"), share=Fraction(1, 2))
+    assert (selected.supervised_weight, selected.distillation_weight) == (0.01 / 6, 1 / 3)
+    assert plan_batch(rows, objective=Objective(without=("adaptive",)), share=Fraction(1, 2)).selected == 6
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(8, 400))
+def test_groups_hold_each_query_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    """A query lost between groups loses its gradient; a group over the budget its memory."""
+    rows = [
+        TrainingRow(
+            query_id=f"q{number}",
+            query_tokens=np.arange(3, dtype=np.int32),
+            candidate_tokens=tuple(np.full(length, 10 + place, dtype=np.int32) for place in range(3)),
+            kinds=(0, 1, 1),
+            candidate_ids=("a", "b", "c"),
+            teacher_logits=np.zeros(3, dtype=np.float32),
+            confidence=-1.0,
+        )
+        for number, length in enumerate(lengths)
+    ]
+    work: BatchWork = plan_batch(rows, objective=Objective(), share=Fraction(1))
+    groups = query_groups(work.queries, budget=budget)
+    assert sorted(query.query_id for group in groups for query in group) == sorted(row.query_id for row in rows)
+    assert all(len(group) == 1 or sum(query.tokens for query in group) <= budget for group in groups)

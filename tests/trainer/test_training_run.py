@@ -1,0 +1,251 @@
+"""Whole runs of a tiny student: resume, interruption, refusals, and the folder that comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.errors import RunFailed, UserError
+from retrieval.student_spec import StudentSpec
+from trainer import loop, recipes
+from trainer.gradients import QueryLosses
+from trainer.loop import train
+
+STEPS = 18
+
+
+class Killed(Exception):
+    """Stands for a process that ends at once."""
+
+
+def start(file: Path, shards: Path, **overrides: Any) -> int:
+    words = {"config": str(file), **{key.replace("__", "."): str(value) for key, value in overrides.items()}}
+    return train(recipes.load(words), shards_folder=shards)
+
+
+def parameters(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "student" / "model.safetensors")
+
+
+def metric_steps(output: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert metric_steps(one) == metric_steps(other) == list(range(1, STEPS + 1))
+    lines = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (one, other)]
+    for line in (*lines[0], *lines[1]):
+        del line["queries_per_second"]
+    assert lines[0] == lines[1]
+    expected, found = parameters(one), parameters(other)
+    assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def after_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    original = loop.Metrics.write
+
+    def write(self: Any, figures: dict[str, Any]) -> None:
+        original(self, figures)
+        if figures["step"] == step:
+            action()
+
+    monkeypatch.setattr(loop.Metrics, "write", write)
+
+
+@pytest.mark.parametrize(("step", "in_batch"), [(1, "none"), (7, "none"), (8, "none"), (17, "none"), (11, "both")])
+def test_resumed_equals_unbroken(
+    tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, step: int, in_batch: str
+) -> None:
+    """A resume that repeats rows, loses moments or draws other dropout masks ends elsewhere, and nothing tells."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert start(experiment_file, shards, train__output=whole, train__objective__in_batch=in_batch) == 0
+
+    def kill() -> None:
+        raise Killed
+
+    with monkeypatch.context() as context, pytest.raises(Killed):
+        after_step(context, step, kill)
+        start(experiment_file, shards, train__output=broken, train__objective__in_batch=in_batch)
+    with open(broken / "metrics.jsonl", "a") as file:
+        file.write('{"step": 99, "los')  # a line that the kill cut short
+    torch.rand(3)
+    assert start(experiment_file, shards, train__output=broken, train__objective__in_batch=in_batch) == 0
+    assert_same_run(whole, broken)
+
+
+def test_sigkill_in_the_middle(tmp_path: Path, experiment_file: Path, shards: Path) -> None:
+    """The same with a process that is really killed, from the command line."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert start(experiment_file, shards, train__output=whole) == 0
+    program = (
+        "import os, signal, sys\nfrom trainer import loop\nfrom trainer.cli import main\noriginal = loop.Metrics.write\n"
+        "def write(self, figures):\n    original(self, figures)\n"
+        "    if figures['step'] == 10 and 'kill' in os.environ: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "loop.Metrics.write = write\nmain()\n"
+    )
+    command = [sys.executable, "-c", program, "run", f"config={experiment_file}", f"shards={shards}", f"train.output={broken}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run(command, env={**environment, "kill": "yes"}, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert resumed.returncode == 0 and "resumes after step 8" in resumed.stderr, resumed.stderr
+    assert_same_run(whole, broken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interruption_saves_and_says_so(
+    tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """A batch queue that sees exit 0 does not start the job again; one that sees 1 gives it up."""
+    output = tmp_path / "run"
+    with monkeypatch.context() as context:
+        after_step(context, 5, lambda: os.kill(os.getpid(), number))
+        assert start(experiment_file, shards) == 75
+    assert metric_steps(output) == [1, 2, 3, 4, 5] and not (output / "student").exists()
+    assert [path.name for path in sorted((output / "checkpoints").iterdir())] == ["step-00000004", "step-00000005"]
+    assert start(experiment_file, shards) == 0
+    whole = tmp_path / "whole"
+    assert start(experiment_file, shards, train__output=whole) == 0
+    assert_same_run(whole, output)
+
+
+def test_half_a_checkpoint_is_no_checkpoint(tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while a checkpoint is written must leave the one before in charge, and no rubbish."""
+    output = tmp_path / "run"
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as context, pytest.raises(Killed):
+        after_step(context, 7, lambda: context.setattr("trainer.checkpoint._optimizer_tensors", kill))
+        start(experiment_file, shards)
+    leftover = output / "checkpoints" / ".step-00000008.left.tmp"
+    leftover.mkdir()
+    assert start(experiment_file, shards) == 0
+    assert metric_steps(output) == list(range(1, STEPS + 1)) and not leftover.exists()
+    assert len(list((output / "checkpoints").iterdir())) == 2
+
+
+def test_finished_run_does_nothing(tmp_path: Path, experiment_file: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same command started twice must not train twice."""
+    assert start(experiment_file, shards) == 0
+    before = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    assert start(experiment_file, shards) == 0
+    assert "finished" in capsys.readouterr().out and (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == STEPS
+
+
+def test_other_settings_need_another_folder(
+    tmp_path: Path, experiment_file: Path, shards: Path, student: Path, shard_writer: Any, row_maker: Any
+) -> None:
+    """Half a run with one learning rate and half with another."""
+    assert start(experiment_file, shards) == 0
+    for overrides, name in [
+        ({"train__learning_rate": "0.02"}, "train.learning_rate: 0.01 there, 0.02 now"),
+        ({"train__objective__without": "noisy"}, "train.objective.without"),
+        ({"seed": 5}, "seed: 0 there, 5 now"),
+        ({"student__pooling": "cls"}, "student.pooling"),
+    ]:
+        with pytest.raises(UserError, match=name) as caught:
+            start(experiment_file, shards, **overrides)
+        assert "train.output" in str(caught.value)
+    other = shard_writer(tmp_path / "other", [[row_maker(np.random.default_rng(9), "q")]], student=student)
+    with pytest.raises(UserError, match="shards"):
+        start(experiment_file, other)
+    assert start(experiment_file, shards, train__checkpoint_every=1) == 0  # execution only
+
+
+def test_loss_that_is_no_number_stops(tmp_path: Path, experiment_file: Path, student: Path, shard_writer: Any, row_maker: Any) -> None:
+    """One NaN logit makes every parameter NaN, and the run goes on to the end."""
+    rows = [row_maker(np.random.default_rng(number), f"q{number}") for number in range(8)]
+    rows[6]["teacher_logits"][2] = float("nan")
+    folder = shard_writer(tmp_path / "nan", [rows], student=student)
+    with pytest.raises(RunFailed, match=r"1 queries is not a finite number: q6\."):
+        start(experiment_file, folder)
+
+
+def test_infinite_gradient_stops(tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clipping turns an infinite norm into NaN parameters."""
+
+    def overflow(model: torch.nn.Module, *_: Any, **__: Any) -> QueryLosses:
+        next(model.parameters()).grad = torch.full_like(next(model.parameters()), torch.inf)
+        return QueryLosses({}, {})
+
+    monkeypatch.setattr(loop, "accumulate_gradients", overflow)
+    with pytest.raises(RunFailed, match="gradient"):
+        start(experiment_file, shards)
+
+
+def test_loss_falls(tmp_path: Path, experiment_file: Path, shards: Path) -> None:
+    """A run that does not learn."""
+    start(experiment_file, shards, train__epochs=12, train__objective__without="adaptive", train__learning_rate=0.003)
+    losses = [json.loads(line)["distillation"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert np.mean(losses[-6:]) < 0.7 * np.mean(losses[:6])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_sentence_transformers_opens_the_student(
+    tmp_path: Path, experiment_file: Path, make_student: Any, shard_writer: Any, row_maker: Any, pooling: str, normalize: bool
+) -> None:
+    """A folder that opens elsewhere with another pooling gives other vectors, and no error."""
+    from sentence_transformers import SentenceTransformer
+
+    from retrieval.dual_encoder import DualEncoder
+    from retrieval.student_spec import resolve_student
+    from retrieval.tokenizer import Tokenizer
+
+    folder = make_student(tmp_path / "student", pooling=pooling, normalize=normalize)
+    generator = np.random.default_rng(0)
+    shards = shard_writer(tmp_path / "shards", [[row_maker(generator, f"q{number}") for number in range(8)]], student=folder)
+    assert start(experiment_file, shards, student__model=folder, train__epochs=1) == 0
+    saved = tmp_path / "run" / "student"
+    experiment = recipes.load({"config": str(experiment_file), "student.model": str(saved)})
+    spec: StudentSpec = resolve_student(experiment.student)
+    assert (spec.pooling, spec.normalize) == (pooling, normalize)
+    model = DualEncoder(spec).eval()
+    texts = ["w1 w2 w3", "w40", "w7 w8 w9 w10 w11 w12"]
+    with torch.inference_mode():
+        ours = []
+        for ids in Tokenizer(model.source).encode(texts, max_tokens=32):
+            tokens = torch.tensor([ids])
+            ours.append(model(tokens, torch.ones_like(tokens))[0].numpy())
+    theirs = SentenceTransformer(str(saved), device="cpu").encode(texts)
+    np.testing.assert_allclose(theirs, np.stack(ours), atol=1e-5)
+    untrained = load_file(folder / "model.safetensors")
+    assert any(not torch.equal(untrained[name], value) for name, value in parameters(tmp_path / "run").items() if name in untrained)
+
+
+def test_help_is_quick_and_faults_have_no_traceback(tmp_path: Path, experiment_file: Path) -> None:
+    """Seconds of imports for a misspelt key, and forty lines of traceback after them."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    program = "import sys\nfrom trainer.cli import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stdout)"
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", program, *words], env=environment, capture_output=True, text=True)
+
+    began = time.monotonic()
+    helped = call("run", "--help")
+    assert helped.returncode == 0 and helped.stdout.endswith("False\n") and time.monotonic() - began < 5
+    for words, expected in [
+        (("run", f"config={experiment_file}"), "shards=DIR"),
+        (("run", f"config={experiment_file}", "shards=x", "train.epoch=3"), "train.epochs"),
+        (("run", f"config={experiment_file}", "shards=x", "train.epochs=three"), "train.epochs"),
+        (("run", f"config={experiment_file}", "shards=x", "recipe=adm"), "adam"),
+        (("run", "nonsense"), "key=value"),
+    ]:
+        done = call(*words)
+        assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert done.stdout == "False\n"
