@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _READ_BYTES = 4 << 20
+_SETTLED_NS = 2_000_000_000  # a file changed more lately is not remembered: a second change in the same clock tick would not show
 
 
 def canonical_json(value: Any) -> str:
@@ -54,16 +56,21 @@ class DigestCache:
         self._known: dict[str, str] = {}
         self._dirty = False
         with contextlib.suppress(OSError, ValueError):
-            self._known = json.loads(path.read_text())
+            known = json.loads(path.read_text())
+            self._known = known if isinstance(known, dict) else {}
 
     def file(self, path: str | Path) -> str:
         """Digest of the file's content, from memory where the file has not been touched since."""
         status = os.stat(path)
         key = f"{os.path.realpath(path)}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
-        if key not in self._known:
-            self._known[key] = file_digest(path)
+        known = self._known.get(key)
+        if isinstance(known, str):
+            return known
+        digest = file_digest(path)
+        if time.time_ns() - status.st_ctime_ns > _SETTLED_NS:
+            self._known[key] = digest
             self._dirty = True
-        return self._known[key]
+        return digest
 
     def save(self) -> None:
         """Write what was learned; a store that cannot be written is no error here."""

@@ -181,6 +181,27 @@ class Experiment(Section):
         return max(self.hard_negatives.draws, self.dark_examples.mask_draws)
 
 
+def with_absolute_paths(experiment: Experiment) -> Experiment:
+    """The same experiment for a process that may work in another folder. A model that is no local folder stays a hub id."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    def model(name: str) -> str:
+        return absolute(name) if Path(name).expanduser().exists() else name
+
+    run_file = experiment.hard_negatives.run_file
+    return experiment.model_copy(
+        update={
+            "store": absolute(experiment.store),
+            "ingest": experiment.ingest.model_copy(update={"path": absolute(experiment.ingest.path)}),
+            "student": experiment.student.model_copy(update={"model": model(experiment.student.model)}),
+            "teacher": experiment.teacher.model_copy(update={"model": model(experiment.teacher.model)}),
+            "hard_negatives": experiment.hard_negatives.model_copy(update={"run_file": run_file and absolute(run_file)}),
+        }
+    )
+
+
 SECTION_SHORTHANDS = {"runner": "runner.kind", "recipe": "train.recipe"}
 
 

@@ -1,4 +1,4 @@
-"""Parquet shards: written whole or not at all, read one row group at a time, every page's checksum verified.
+"""Parquet shards: written whole or not at all, read one row group at a time, the checksums of footer and pages verified.
 
 A shard is complete iff its final name exists and its footer carries the table's fingerprint. The footer holds nothing that
 differs between two runs (no times, no worker names), so the same rows give the same bytes.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +25,11 @@ from data.errors import DamagedShard, RunFailed
 
 ROW_GROUP_ROWS = 4096
 _FOOTER_KEY = b"shard"
+# Parquet has checksums for pages but none for its footer, where a flipped bit makes other types or rows. So the footer carries its
+# own, taken with zeros in its place. A Parquet file without one (from elsewhere) is read unchecked.
+_SEAL_KEY = b"footer_blake2b"
+_SEAL = re.compile(rb"(?<=footer:)[0-9a-f]{32}")
+_NO_SEAL = b"0" * 32
 
 
 def shard_name(index: int, count: int) -> str:
@@ -64,7 +71,7 @@ class ShardWriter:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.figures: dict[str, Any] = {}  # deterministic figures for the footer; set before the shard is closed
         self.rows = 0
-        self._schema = schema
+        self._path, self._schema = path, schema
         self._pending = schema.empty_table()
         self._writer = pq.ParquetWriter(
             path, schema, compression="zstd", compression_level=3, use_dictionary=False, write_page_checksum=True
@@ -82,8 +89,35 @@ class ShardWriter:
         """Write the remaining rows and the footer."""
         if self._pending.num_rows:
             self._writer.write_table(self._pending)
-        self._writer.add_key_value_metadata({_FOOTER_KEY: json.dumps({**footer, **self.figures}, sort_keys=True)})
+        figures = json.dumps({**footer, **self.figures}, sort_keys=True)
+        self._writer.add_key_value_metadata({_FOOTER_KEY: figures, _SEAL_KEY: b"footer:" + _NO_SEAL})
         self._writer.close()
+        start, _, seal = _footer_seal(self._path)
+        with open(self._path, "rb+") as file:
+            file.seek(start)
+            file.write(seal)
+
+
+def _footer_seal(path: Path) -> tuple[int, bytes, bytes]:
+    """(place in the file, seal that stands there, seal that belongs there) of a footer; a file without one has two empty seals."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        length = min(int.from_bytes(file.read(4), "little") + 8, size)
+        file.seek(size - length)
+        footer = file.read(length)
+    found = list(_SEAL.finditer(footer))
+    if not found:
+        return 0, b"", b""
+    start, stop = found[-1].span()
+    digest = hashlib.blake2b(footer[:start] + _NO_SEAL + footer[stop:], digest_size=16)
+    return size - length + start, found[-1].group(), digest.hexdigest().encode()
+
+
+def _check_footer(path: Path) -> None:
+    _, stands, belongs = _footer_seal(path)
+    if stands != belongs:
+        raise OSError("its footer does not have the checksum that it records")
 
 
 @contextlib.contextmanager
@@ -111,6 +145,7 @@ def _damaged(path: Path, error: Exception) -> DamagedShard:
 def read_footer(path: Path) -> dict[str, Any] | None:
     """The footer's figures, None where the file does not exist. Raises DamagedShard where it is cut short."""
     try:
+        _check_footer(path)
         metadata = pq.read_metadata(path).metadata or {}
         return json.loads(metadata[_FOOTER_KEY])
     except FileNotFoundError:
@@ -125,6 +160,7 @@ def read_row_groups(path: Path, *, columns: list[str] | None = None, groups: Seq
     Raises DamagedShard, naming the file and the remedy.
     """
     try:
+        _check_footer(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for group in range(file.num_row_groups) if groups is None else groups:
                 yield file.read_row_group(group, columns=columns, use_threads=False)
@@ -135,7 +171,7 @@ def read_row_groups(path: Path, *, columns: list[str] | None = None, groups: Seq
 
 
 def read_shard(path: Path, *, columns: list[str] | None = None) -> pa.Table:
-    """The whole shard in memory, page checksums verified."""
+    """The whole shard in memory, checksums verified."""
     groups = list(read_row_groups(path, columns=columns))
     if groups:
         return pa.concat_tables(groups)
@@ -146,6 +182,7 @@ def read_shard(path: Path, *, columns: list[str] | None = None) -> pa.Table:
 def describe(path: Path) -> tuple[int, int, str]:
     """Rows, bytes and content digest of a finished shard."""
     try:
+        _check_footer(path)
         return pq.read_metadata(path).num_rows, path.stat().st_size, file_digest(path)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error

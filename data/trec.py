@@ -14,8 +14,8 @@ Run = dict[str, list[tuple[str, float]]]  # query_id -> (doc_id, score), best fi
 def read_run(path: Path) -> Run:
     """A run, read line by line. As in trec_eval the score decides the order and the rank field is not read; ties go by doc_id.
 
-    Raises UserError with file and line: a line that is not six fields with a finite number as the fifth, or a passage that a query lists twice
-    (it would be counted twice).
+    Raises UserError with file and line: a line that is not six fields with a finite number as the fifth, or a passage that a query
+    lists twice (it would be counted twice).
     """
     run: dict[str, dict[str, float]] = {}
     try:
@@ -48,8 +48,8 @@ def _parsed(line: str, *, place: str) -> tuple[str, str, float]:
 def write_run(path: Path, run: Run, *, tag: str) -> None:
     """Write a run, whole or not at all, queries by id: the same run gives the same bytes.
 
-    Scores have the nine digits that tell any two fp32 numbers apart: with fewer, scores that differ would be ties to the next reader, and
-    the order would change. Raises UserError where an id is empty or holds a space, which the format cannot carry.
+    Scores have the nine digits that tell any two fp32 numbers apart: with fewer, scores that differ would be ties to the next
+    reader, and the order would change. Raises UserError where an id is empty or holds a space, which the format cannot carry.
     """
     lines: list[str] = []
     for query_id, entries in sorted(run.items()):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data.errors import RunFailed, UserError
-from data.settings import Experiment, Runner
+from data.settings import Experiment, Runner, with_absolute_paths
 from pipeline.work import Done, Worker, WorkOrder
 
 _CONNECT_SECONDS = 5.0
@@ -35,6 +35,7 @@ class OrderRunner(Protocol):
 
 def make_runner(experiment: Experiment) -> OrderRunner:
     """The runner that the settings ask for."""
+    experiment = with_absolute_paths(experiment)
     return RayRunner(experiment) if experiment.runner.kind == "ray" else LocalRunner(experiment)
 
 

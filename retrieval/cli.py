@@ -112,12 +112,11 @@ def _search(given: _Words, *, only: set[str] | None) -> Any:
     from data.trec import write_run
     from retrieval.search import read_embeddings, same_student, search_embeddings
 
+    depth, threads = given.number("depth"), given.number("threads") or os.cpu_count() or 1
     query_ids, vectors = read_embeddings(given.path("queries"), id_name="query_id")
     if not same_student(given.path("queries"), given.path("corpus")):
         print("note: queries and corpus were embedded by different models or poolings; meant only for paired encoders", file=sys.stderr)
     rows = [row for row, query in enumerate(query_ids) if only is None or query in only]
-    threads = given.number("threads") or os.cpu_count() or 1
-    depth = given.number("depth")
     found = search_embeddings([query_ids[row] for row in rows], vectors[rows], given.path("corpus"), k=depth, threads=threads)
     run = {query: list(zip(doc_ids, scores, strict=True)) for query, (doc_ids, scores) in found.items()}
     write_run(given.path("out"), run, tag="exact")
@@ -164,7 +163,9 @@ def _print_evaluation(evaluation: Any) -> None:
     means = {name: evaluation.mean(name) for name in evaluation.values}
     counts = {"queries": len(evaluation.query_ids), "without_results": evaluation.without_results, "unjudged": evaluation.unjudged}
     _print_grid(["metric", "mean"], [[name, f"{value:.4f}"] for name, value in means.items()])
-    print(f"{counts['queries']:,} judged queries, {counts['without_results']:,} without results; {counts['unjudged']:,} of the run unjudged")
+    if 0 < evaluation.depth < 1000:
+        print(f"the longest list has {evaluation.depth:,} passages: a recall at a deeper cutoff looks no further")
+    print("{queries:,} judged queries, {without_results:,} without results; {unjudged:,} queries of the run unjudged".format(**counts))
     print(json.dumps({**{name: round(value, 6) for name, value in means.items()}, **counts}))
 
 
@@ -213,7 +214,7 @@ def compare(words: Given = None) -> None:
                 for row in compared
             ],
         )  # fmt: skip
-        print(f"{len(before.query_ids):,} judged queries, without results {before.without_results:,} before and {after.without_results:,} after")
+        print(f"{len(before.query_ids):,} judged queries; without results: {before.without_results:,} and {after.without_results:,}")
         print("p-values of a two-sided paired randomisation test over queries")
         print(json.dumps({row.metric: _rounded(row) for row in compared} | {"queries": len(before.query_ids)}))
 

@@ -58,8 +58,8 @@ class TextEncoder:
 def encode_shard(encoder: TextEncoder, table: pa.Table, *, kind: str, progress: Callable[[int], None] | None = None) -> pa.Table:
     """A CORPUS or QUERIES shard to fp16 vectors (schema `embeddings`), in its row order. `kind` is corpus or queries.
 
-    Raises RunFailed where a vector is not finite in fp16 (above 65,504, or a checkpoint with broken weights): searched, it would rank first or
-    nowhere without a word.
+    Raises RunFailed where a vector is not finite in fp16 (above 65,504, or a checkpoint with broken weights): searched, it would
+    rank first or nowhere without a word.
     """
     encode, id_name = (encoder.passages, "doc_id") if kind == "corpus" else (encoder.queries, "query_id")
     with np.errstate(over="ignore"):  # an overflow is found below, by name
@@ -67,7 +67,9 @@ def encode_shard(encoder: TextEncoder, table: pa.Table, *, kind: str, progress: 
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         first = table.column(id_name)[int(broken[0])].as_py()
-        raise RunFailed(f"{len(broken)} vectors are not finite in fp16, the first of {id_name} {first}: check the student's weights, or normalize=true")
+        raise RunFailed(
+            f"{len(broken)} vectors are not finite in fp16, the first of {id_name} {first}: check the weights, or set normalize=true"
+        )
     values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), encoder.model.size)
     return pa.table([table.column(id_name), values], schema=embeddings(encoder.model.size, id_name=id_name))
 

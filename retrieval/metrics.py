@@ -19,7 +19,7 @@ _PATTERNS_AT_ONCE = 1024
 
 
 def measures(relevant_from: int = 1) -> dict[str, object]:
-    """The project's metrics by name. `relevant_from` is the lowest label that counts as relevant where a metric is binary (2 for TREC DL)."""
+    """The project's metrics by name. `relevant_from`: the lowest label that is relevant where a metric is binary (2 for TREC DL)."""
     return {
         "MRR@10": RR(rel=relevant_from) @ 10,
         "nDCG@10": nDCG @ 10,
@@ -36,6 +36,7 @@ class Evaluation:
     query_ids: tuple[str, ...]
     values: dict[str, NDArray[np.float64]]
     without_results: int  # judged queries that the run has nothing for: they count with 0
+    depth: int  # passages of the run's longest list: a recall at a deeper cutoff is understated
     unjudged: int  # queries of the run without a label above 0: they are left out
 
     def mean(self, name: str) -> float:
@@ -50,8 +51,8 @@ class Evaluation:
 def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1) -> Evaluation:
     """Every query with a label above 0 counts, with 0 where the run has nothing for it.
 
-    With `relevant_from` 2 a query that has only labels of 1 still counts, as in trec_eval -l 2: nDCG grades it, the others give 0. The run's own
-    order is judged: its scores are replaced by falling ranks, since the tools behind break ties in their own ways.
+    With `relevant_from` 2 a query that has only labels of 1 still counts, as in trec_eval -l 2: nDCG grades it, the others give 0. The
+    run's own order is judged: its scores are replaced by falling ranks, since the tools behind break ties in their own ways.
 
     Raises:
         ValueError: `relevant_from` is below 1, or no query has such a label.
@@ -70,7 +71,13 @@ def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1) -> Evaluation:
     if ranked:
         for metric in ir_measures.iter_calc(list(named.values()), kept_qrels, ranked):
             values[name_of[str(metric.measure)]][place[metric.query_id]] = metric.value
-    return Evaluation(tuple(judged), values, len(judged) - len(ranked), len(set(run) - set(judged)))
+    return Evaluation(
+        query_ids=tuple(judged),
+        values=values,
+        without_results=len(judged) - len(ranked),
+        depth=max(map(len, ranked.values()), default=0),
+        unjudged=len(set(run) - set(judged)),
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,8 @@ def randomisation_test(differences: Sequence[float] | NDArray[np.float64], *, se
     values = values[values != 0]
     if not len(values):
         return 1.0
-    observed = abs(values.sum()) * (1 - 1e-12)  # sums of the same numbers in another order may differ in the last digit
+    # Sums of the same numbers with other signs differ in the last digits: without the margin, patterns that tie would not be counted.
+    observed = abs(values.sum()) - 1e-12 * np.abs(values).sum()
     if len(values) <= _EXACT_UP_TO:
         bits = (np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1
         return float((np.abs((2.0 * bits - 1.0) @ values) >= observed).mean())

@@ -57,4 +57,5 @@ def _parsed(line: str, *, place: str) -> tuple[str, str, int]:
         query_id, doc_id, label = (fields[0], fields[2], fields[3]) if len(fields) == 4 else fields
         return query_id, doc_id, int(label)
     except ValueError:
-        raise UserError(f"{place}: expected `query doc label` or `query 0 doc label`, a whole number last, got {line.strip()[:80]!r}") from None
+        shown = line.strip()[:80]
+        raise UserError(f"{place}: expected `query doc label` or `query 0 doc label`, a whole number last, got {shown!r}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +47,8 @@ def _run(words: list[str]) -> int:
         raise UserError("say what to train on: shards=DIR (the output of `prep run stage=shards`, see `prep path`)")
     experiment = recipes.load(parsed)
 
+    # Threads that spin at every barrier make a step many times slower as soon as another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from trainer.loop import train  # imports torch, which takes seconds: not for --help, nor for a misspelt key
 
     return train(experiment, shards_folder=Path(shards))

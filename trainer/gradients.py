@@ -104,8 +104,9 @@ def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
 
 
 def encode(encoder: Encoder, sequences: Sequence[Sequenced], *, settings: StepSettings) -> Tensor:
-    """[n, D] vectors of the sequences, in their order, encoded in micro-batches of similar lengths."""
-    chunks = token_budget_batches([token_count(sequence) for sequence in sequences], budget=settings.micro_batch_tokens)
+    """[n, D] vectors of the sequences, in their order, as one graph, encoded in passes of similar lengths."""
+    # Two passes for a full group: as one, queries and short passages would be padded to the longest (8 % of the time on a CPU).
+    chunks = token_budget_batches([token_count(sequence) for sequence in sequences], budget=settings.micro_batch_tokens // 2)
     parts = [_encode_padded(encoder, [sequences[row] for row in rows], settings=settings) for rows in chunks]
     return _in_given_order(torch.cat(parts), chunks)
 

@@ -46,7 +46,7 @@ def rows() -> list[TrainingRow]:
 
     kinds = [0, 1, 1, 1, 2, 2, 2, 3, 3]
     made = []
-    shared, repeated = tokens(), tokens()
+    shared, repeated, dark = tokens(), tokens(), tokens()
     for number in range(6):
         candidates = [tokens() for _ in kinds]
         candidates[1] = shared  # the same passage is a negative of all queries ...
@@ -54,6 +54,10 @@ def rows() -> list[TrainingRow]:
             candidates[0] = repeated  # ... and query 2's positive is query 3's negative
         if number == 3:
             candidates[2] = repeated
+        if number == 1:
+            candidates[0] = dark
+        if number == 4:
+            candidates[5] = dark  # query 4's reinforced negative is query 1's positive
         names = ["shared" if place == 1 else f"d{number}-{place}" for place in range(len(kinds))]
         if number == 5:
             names[3] = "d4-0"  # query 5's negative is query 4's positive by its id, though cut to other tokens

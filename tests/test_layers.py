@@ -1,0 +1,96 @@
+"""The import rules between the rooms, held by reading every module's syntax tree."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("data", "retrieval", "pipeline", "trainer")
+MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+FORBIDDEN = {
+    "data": {"torch", "ray", "faiss", "transformers", "onnxruntime", "retrieval", "pipeline", "trainer"},
+    "retrieval": {"pipeline", "trainer", "ray"},
+    "pipeline": {"trainer"},
+    "trainer": {"pipeline", "ray", "faiss"},
+}
+HOMES = {"faiss": {"retrieval/index.py"}, "ray": {"pipeline/runner.py"}, "typer": {f"{room}/cli.py" for room in ROOMS}}
+
+
+def imported(path: Path) -> Iterator[tuple[str, ast.stmt]]:
+    """Each import of a module as (dotted name, statement), those inside functions and TYPE_CHECKING too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or ""), node
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_rooms_import_only_what_they_may(path: Path) -> None:
+    """Prevents: a lean room that quietly grows a heavy dependency, or two rooms that need each other."""
+    room = path.relative_to(ROOT).parts[0]
+    tops = {name.split(".")[0] for name, _ in imported(path)}
+    assert not tops & FORBIDDEN[room], f"{name_of(path)} imports {sorted(tops & FORBIDDEN[room])}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_heavy_dependencies_have_one_home(path: Path) -> None:
+    """Prevents: a second place that starts Ray, calls FAISS or opens transformers, with settings of its own."""
+    for name, _ in imported(path):
+        top = name.split(".")[0]
+        assert name_of(path) in HOMES.get(top, {name_of(path)}), f"{name_of(path)} imports {top}, whose home is {HOMES[top]}"
+        assert top != "transformers" or name_of(path).startswith("retrieval/"), f"{name_of(path)} imports transformers"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_bare_or_relative_import_of_a_room(path: Path) -> None:
+    """Prevents: `import data` that finds the PyPI package of that name, and works on one machine only."""
+    for name, statement in imported(path):
+        assert not name.startswith("."), f"{name_of(path)} imports {name} relatively"
+        assert not (isinstance(statement, ast.Import) and name in ROOMS), f"{name_of(path)} imports {name} bare"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_init_files_hold_a_docstring_only(room: str) -> None:
+    """Prevents: `from data.errors import ...` that drags in a whole room through its `__init__`."""
+    for path in (ROOT / room).rglob("__init__.py"):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        assert len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant), name_of(path)
+
+
+def loaded_after(statement: str) -> set[str]:
+    """The top-level modules in memory after a statement in a fresh interpreter."""
+    code = f"{statement}\nimport sys; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_the_trainer_is_lean() -> None:
+    """Prevents: a third-party import chain that loads Ray or FAISS into every training process."""
+    assert not loaded_after("import trainer.loop, trainer.cli") & {"ray", "faiss", "pipeline"}
+
+
+def test_planning_is_cheap() -> None:
+    """Prevents: `prep plan` and `prep status` that take seconds because a stage module imports torch at its head."""
+    assert not loaded_after("import pipeline.plan, pipeline.run, pipeline.cli") & {"ray", "faiss", "torch", "transformers", "onnxruntime"}
+
+
+def test_the_file_room_is_light() -> None:
+    """Prevents: a reader of shards that needs a deep-learning stack installed."""
+    names = ", ".join(f"data.{path.stem}" for path in (ROOT / "data").glob("*.py") if path.stem != "__init__")
+    assert not loaded_after(f"import {names}") & {"ray", "faiss", "torch", "transformers", "onnxruntime"}
