@@ -49,14 +49,14 @@ class Teacher(Section):
     backend: Literal["torch", "onnx"] = keyed("torch", "torch, or ONNX Runtime (extra `onnx`)")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
     max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first", ge=16)
-    batch_tokens: int = execution(4096, "tokens of a batch, padding included", ge=64)
+    batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
 
 
 class Embed(Section):
     """Vectors of corpus and queries, made with the student."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
-    batch_tokens: int = execution(8192, "tokens of a batch, padding included", ge=64)
+    batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
 
 
 class HardNegatives(Section):

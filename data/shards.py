@@ -73,8 +73,9 @@ class ShardWriter:
         self.rows = 0
         self._path, self._schema = path, schema
         self._pending = schema.empty_table()
+        self._file = pa.OSFile(str(path), "wb")
         self._writer = pq.ParquetWriter(
-            path, schema, compression="zstd", compression_level=3, use_dictionary=False, write_page_checksum=True
+            self._file, schema, compression="zstd", compression_level=3, use_dictionary=False, write_page_checksum=True
         )
 
     def write(self, table: pa.Table) -> None:
@@ -92,10 +93,16 @@ class ShardWriter:
         figures = json.dumps({**footer, **self.figures}, sort_keys=True)
         self._writer.add_key_value_metadata({_FOOTER_KEY: figures, _SEAL_KEY: b"footer:" + _NO_SEAL})
         self._writer.close()
+        self._file.close()
         start, _, seal = _footer_seal(self._path)
         with open(self._path, "rb+") as file:
             file.seek(start)
             file.write(seal)
+
+    def let_go(self) -> None:
+        """Close the file as it is: left open, a deleted one would keep its blocks of a full disk."""
+        self._writer.is_open = False  # else it would write a footer when it is collected
+        self._file.close()
 
 
 def _footer_seal(path: Path) -> tuple[int, bytes, bytes]:
@@ -125,8 +132,11 @@ def open_shard(path: Path, schema: pa.Schema, footer: dict[str, Any]) -> Iterato
     """A writer whose shard gets its final name when the block ends well, and leaves nothing behind when it does not."""
     with _whole_or_nothing(path) as temporary:
         writer = ShardWriter(temporary, schema)
-        yield writer
-        writer.close(footer)
+        try:
+            yield writer
+            writer.close(footer)
+        finally:
+            writer.let_go()
 
 
 def write_shard(path: Path, table: pa.Table, footer: dict[str, Any]) -> None:

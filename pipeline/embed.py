@@ -35,6 +35,7 @@ def _without(key: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _build(task: Task) -> None:
+    from retrieval.batching import DEFAULT_BATCH_TOKENS
     from retrieval.encode import TextEncoder, encode_shard
 
     experiment = task.experiment
@@ -42,7 +43,8 @@ def _build(task: Task) -> None:
 
     def load() -> TextEncoder:
         computed = precision.resolve(experiment.embed.precision, device=device)
-        return TextEncoder(experiment.student, precision=computed, device=device, batch_tokens=experiment.embed.batch_tokens)
+        batch_tokens = experiment.embed.batch_tokens or DEFAULT_BATCH_TOKENS[device]
+        return TextEncoder(experiment.student, precision=computed, device=device, batch_tokens=batch_tokens)
 
     encoder = task.workshop.keep("encoder", load)
     texts = task.inputs[f"ingest.{task.table.name}"].read(task.shard)

@@ -89,6 +89,11 @@ class Planner:
         self.digests = DigestCache(Path(experiment.store) / "digests.json")
         self._complete: dict[str, Stored] = {}
 
+    def check(self, selected: list[Table]) -> None:
+        """Raises UserError for what is wrong with the files or models of any selected table, before hours of work on the first."""
+        for table in selected:
+            table.key(self.experiment, self.digests)
+
     def plan(self, table: Table) -> TablePlan:
         """What building this table would do now; its inputs are planned first."""
         inputs: dict[str, Stored] = {}
@@ -117,6 +122,7 @@ class Planner:
 
     def plan_all(self, selected: list[Table]) -> Iterator[TablePlan]:
         """The plans of several tables, in order."""
+        self.check(selected)
         for table in selected:
             yield self.plan(table)
 
@@ -142,16 +148,20 @@ def stale_shards(folder: Path, count: int, *, fingerprint: str, manifest: Manife
 
 
 def why_new(folder: Path, full_key: dict[str, Any], table: Table) -> str:
-    """Why no output exists for this key: which settings or inputs differ from the newest earlier output of the table."""
+    """Why no output exists for this key: which settings or inputs differ from the nearest earlier output of the table."""
     prefix = f"{table.name}-" if table.name else ""
     earlier = [path for path in folder.parent.glob(f"{prefix}*/{MANIFEST_NAME}") if path.parent != folder]
     if not earlier:
         return "never built"
-    newest = max(earlier, key=lambda path: path.stat().st_mtime)
-    before, now = _flat(json.loads(newest.read_text())["key"]), _flat(full_key)
-    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-    changed = [_change(name, before.get(name), now.get(name)) for name in differing]
+    now = _flat(full_key)
+    changes = [_changes(_flat(json.loads(path.read_text())["key"]), now) for path in earlier]
+    changed = min(changes, key=lambda change: (len(change), change))
     return "changed: " + "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    return [_change(name, before.get(name), now.get(name)) for name in differing]
 
 
 def _change(name: str, before: Any, now: Any) -> str:

@@ -28,6 +28,7 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
     """
     selected = selected_tables(experiment, stage)
     planner = Planner(experiment)
+    planner.check(selected)
     runner: OrderRunner | None = None
     built = 0
     try:

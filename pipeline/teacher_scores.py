@@ -71,12 +71,13 @@ class _Teacher:
         return self._tokenizer.encode_pairs(pairs, max_tokens=self._spec.max_tokens)
 
     def score(self, pairs: list[PairEncoding], *, progress: Any) -> NDArray[np.float32]:
+        from retrieval.batching import DEFAULT_BATCH_TOKENS
+
         runner = self._experiment.runner
+        batch_tokens = self._experiment.teacher.batch_tokens or DEFAULT_BATCH_TOKENS[runner.device]
         if self._model is None:
             self._model = load_cross_encoder(self._spec, device=runner.device, threads=runner.threads)
-        return score_pairs(
-            self._model, pairs, batch_tokens=self._experiment.teacher.batch_tokens, pad_id=self._tokenizer.pad_id, progress=progress
-        )
+        return score_pairs(self._model, pairs, batch_tokens=batch_tokens, pad_id=self._tokenizer.pad_id, progress=progress)
 
 
 def distinct_pairs(queries: list[str], texts: list[str]) -> tuple[list[tuple[str, str]], NDArray[np.int64]]:

@@ -8,6 +8,10 @@ import numpy as np
 import torch
 
 
+# Measured on 2 CPU cores: the larger a batch, the slower (2,048 tokens are 18 % faster than 8,192). On GPUs not measured.
+DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
+
+
 def token_budget_batches(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
     """Index lists that cover every sequence once; a batch's size times its longest length is at most `budget`.
 

@@ -129,7 +129,7 @@ def tiny_experiment(models: Models, collection: Path) -> Callable[..., Path]:
         paths = {"ingest.path": collection, "student.model": models.student, "teacher.model": models.teacher, "train.output": folder / "train"}
         for key, value in {**paths, **overrides}.items():
             section, _, name = key.rpartition(".")
-            (content[section] if section else content)[name] = str(value) if isinstance(value, Path) else value
+            (content.setdefault(section, {}) if section else content)[name] = str(value) if isinstance(value, Path) else value
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
         return folder / "tiny.yaml"

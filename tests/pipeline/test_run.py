@@ -1,0 +1,327 @@
+"""`prep` from end to end in this process: what is built, what is not, why, and what a user is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from data.digests import DigestCache
+from data.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
+from data.settings import load
+from pipeline.cli import app
+from retrieval.cross_encoder import resolve_teacher
+
+LABELS = (
+    "ingest.corpus", "ingest.queries", "ingest.qrels", "embed.corpus", "embed.queries", "hard_negatives", "dark_examples", "teacher_scores",
+    "confidence", "shards",
+)  # fmt: skip
+Prep = Callable[..., list[str]]
+Files = Callable[[Path], dict[str, bytes]]
+
+
+def prep(*words: object) -> tuple[int, str]:
+    """(exit code, all output) of the command."""
+    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def states(config: Path, **overrides: object) -> dict[str, str]:
+    """What `prep plan` says of each table."""
+    code, output = prep("plan", f"config={config}", *(f"{key}={value}" for key, value in overrides.items()))
+    assert code == 0, output
+    found: dict[str, str] = {}
+    label = ""
+    for line in output.splitlines():
+        label = line.split()[0] if not line.startswith(" ") else label
+        found[label] = f"{found.get(label, '')} {line.removeprefix(label).strip()}".strip()
+    return found
+
+
+def shard_of(store: Path, pattern: str) -> Path:
+    return sorted(path for path in store.glob(pattern) if "quarantine" not in path.parts)[0]
+
+
+def damage(path: Path) -> None:
+    """Flip a bit of the last data page."""
+    group = pq.read_metadata(path).row_group(0)
+    column = group.column(group.num_columns - 1)
+    at = column.data_page_offset + column.total_compressed_size - 3
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_finished_run_is_complete(finished: Any) -> None:
+    """Prevents: a table that `run` calls done and `plan` calls stale, so that each run builds it again."""
+    found = states(finished.config)
+    assert tuple(found) == LABELS and all(state.startswith("complete") for state in found.values()), found
+
+
+def test_a_second_run_touches_nothing_and_starts_nothing(finished: Any) -> None:
+    """Prevents: minutes of Ray and torch to find out that nothing is to be done."""
+    before = {path: path.stat().st_mtime_ns for path in finished.store.rglob("*") if path.is_file() and path.name != "digests.json"}
+    code = f"""
+import sys
+sys.argv = ["prep", "run", "config={finished.config}", "runner=ray"]
+from pipeline.cli import main
+try:
+    main()
+except SystemExit as error:
+    assert not error.code, error.code
+print("loaded", *sorted({{"ray", "torch", "faiss", "transformers"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "done: nothing to do" in done.stdout and done.stdout.splitlines()[-1].split() == ["loaded"]
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+@pytest.mark.parametrize("table", ["ingest/corpus-*", "embed/corpus-*", "hard_negatives/*", "dark_examples/*", "teacher_scores/*", "shards/*"])
+def test_a_deleted_shard_is_built_again_byte_for_byte(copied: Any, prep_run: Prep, parquet_files: Files, table: str) -> None:
+    """Prevents: one lost file that costs a stage, or that comes back with other bytes and makes all later stages stale."""
+    lost, before = shard_of(copied.store, f"{table}/*.parquet"), parquet_files(copied.store)
+    times = {path: path.stat().st_mtime_ns for path in copied.store.rglob("*.parquet") if path != lost and "quarantine" not in path.parts}
+    lost.unlink()
+    lines = prep_run(copied.config)
+    assert [line.split()[1:5] for line in lines if "built" in line] == [["built", "1", "of", "3" if "corpus" in table else "2"]]
+    assert parquet_files(copied.store) == before
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_a_shard_cut_short_is_built_again(copied: Any, prep_run: Prep, parquet_files: Files) -> None:
+    """Prevents: a final name that is enough to be complete."""
+    before, cut = parquet_files(copied.store), shard_of(copied.store, "confidence/*/*.parquet")
+    cut.write_bytes(cut.read_bytes()[:-20])
+    assert states(copied.config)["confidence"] == "would build 1 of 2 shards shard 0: file is cut short or damaged"
+    prep_run(copied.config)
+    assert parquet_files(copied.store) == before
+
+
+def test_a_shard_of_other_settings_is_not_taken(copied: Any, prep_run: Prep, parquet_files: Files) -> None:
+    """Prevents: a file copied from another experiment that counts as this one's."""
+    before, shard = parquet_files(copied.store), shard_of(copied.store, "confidence/*/*.parquet")
+    prep_run(copied.config, **{"hard_negatives.negatives": 4})
+    other = next(path for path in sorted(copied.store.glob(f"confidence/*/{shard.name}")) if path.parent != shard.parent)
+    shutil.copyfile(other, shard)
+    assert "file belongs to other settings" in states(copied.config)["confidence"]
+    prep_run(copied.config)
+    assert shard.read_bytes() == before[str(shard.relative_to(copied.store))]
+
+
+def test_a_lost_manifest_is_written_again(copied: Any, prep_run: Prep) -> None:
+    """Prevents: a kill between the last shard and the manifest that costs all shards."""
+    manifest = shard_of(copied.store, "embed/corpus-*/manifest.json")
+    before = json.loads(manifest.read_text())
+    manifest.unlink()
+    assert states(copied.config)["embed.corpus"] == "all shards built, the manifest is missing and would be written"
+    assert any(line.startswith("embed.corpus") and "built 0 of 3" in line for line in prep_run(copied.config))
+    assert json.loads(manifest.read_text())["content_digest"] == before["content_digest"]
+
+
+def test_a_flipped_byte_stops_the_run_and_names_the_file(copied: Any, prep_run: Prep, parquet_files: Files) -> None:
+    """Prevents: a flipped bit that is trained on; and a run that cannot go on after the remedy it names."""
+    before, hit = parquet_files(copied.store), shard_of(copied.store, "dark_examples/*/*.parquet")
+    damage(hit)
+    shutil.rmtree(copied.store / "teacher_scores")
+    code, output = prep("run", f"config={copied.config}")
+    assert code == EXIT_FAILED and str(hit) in output and "delete it and start the same `prep run` again" in output
+    hit.unlink()
+    prep_run(copied.config)
+    assert parquet_files(copied.store) == before
+
+
+def test_a_changed_setting_builds_what_depends_on_it_and_says_why(copied: Any, prep_run: Prep) -> None:
+    """Prevents: stale negatives under new settings, an embedding of the corpus for nothing, or a plan that does not say why."""
+    found = states(copied.config, **{"hard_negatives.negatives": 4})
+    assert all(found[label].startswith("complete") for label in LABELS[:5])
+    assert "would build 2 of 2 shards" in found["hard_negatives"] and "negatives 3 -> 4" in found["hard_negatives"]
+    assert all("waits for hard_negatives" in found[label] for label in LABELS[6:])
+    lines = prep_run(copied.config, **{"hard_negatives.negatives": 4})
+    assert [line.split()[0] for line in lines if "built" in line] == list(LABELS[5:])
+    assert states(copied.config)["shards"].startswith("complete"), "the earlier settings' output must stay"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"train.learning_rate": 1e-4, "train.recipe": "hard_kd"}, {"runner.threads": 2, "runner.kind": "ray"}, {"teacher.batch_tokens": 128},
+     {"evaluate.depth": 7, "ingest.max_bad_fraction": 0.5}],
+    ids=str,
+)  # fmt: skip
+def test_execution_settings_make_nothing_stale(finished: Any, overrides: dict[str, object]) -> None:
+    """Prevents: a learning rate or batch size that costs a day of teacher scoring."""
+    assert all(state.startswith("complete") for state in states(finished.config, **overrides).values())
+
+
+def test_models_and_collection_are_known_by_content(finished: Any, models: Any, collection: Path, tmp_path: Path) -> None:
+    """Prevents: a model or collection moved elsewhere that makes everything stale."""
+    for name, source in (("student", models.student), ("teacher", models.teacher), ("collection", collection)):
+        shutil.copytree(source, tmp_path / name)
+    moved = {"student.model": tmp_path / "student", "teacher.model": tmp_path / "teacher", "ingest.path": tmp_path / "collection"}
+    assert all(state.startswith("complete") for state in states(finished.config, **moved).values())
+
+
+def test_new_weights_under_the_old_path(copied: Any, models: Any, tmp_path: Path) -> None:
+    """Prevents: a teacher trained further and saved in its place, whose old logits are used."""
+    teacher = shutil.copytree(models.teacher, tmp_path / "teacher")
+    settings = load({"config": str(copied.config), "teacher.model": str(teacher)})
+
+    def namespace() -> str:
+        return resolve_teacher(settings.teacher, device="cpu").namespace(DigestCache(copied.store / "digests.json"))
+
+    before, weights = namespace(), teacher / "model.safetensors"
+    content, times = bytearray(weights.read_bytes()), weights.stat()
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert namespace() != before
+    found = states(copied.config, **{"teacher.model": teacher})
+    assert found["dark_examples"].startswith("complete"), "its tokenizer is the same"
+    assert "would build 2 of 2" in found["teacher_scores"] and "teacher.weights" in found["teacher_scores"]
+
+
+def test_stored_logits_are_never_scored_again(copied: Any, prep_run: Prep, parquet_files: Files, count_scored: list[int]) -> None:
+    """Prevents: the costliest work of all, done twice."""
+    before = parquet_files(copied.store)
+    shutil.rmtree(copied.store / "teacher_scores")
+    prep_run(copied.config)
+    assert count_scored == [] and parquet_files(copied.store) == before
+
+
+def test_only_new_pairs_are_scored(copied: Any, prep_run: Prep, count_scored: list[int]) -> None:
+    """Prevents: a larger m, or new masks, that pays for the pairs that were there."""
+    prep_run(copied.config, **{"hard_negatives.negatives": 4})
+    assert sum(count_scored) == 14 * 2  # a negative and its mix, for each query
+    count_scored.clear()
+    prep_run(copied.config, **{"dark_examples.mask_draws": 2})
+    assert 14 * 4 < sum(count_scored) <= 14 * 5  # two masks of a text may happen to be the same
+    journals = [json.loads(line) for path in copied.store.glob("teacher_scores/*/journal.jsonl") for line in path.read_text().splitlines()]
+    assert sum(line["scored"] for line in journals) >= 14 * 11 and all(line["pairs"] == line["scored"] + line["cached"] for line in journals)
+
+
+def test_part_of_a_lost_logit_store_is_scored(copied: Any, prep_run: Prep, parquet_files: Files, count_scored: list[int]) -> None:
+    """Prevents: a store with holes, as a kill leaves it, that gives other logits than an unbroken run."""
+    before = parquet_files(copied.store)
+    shutil.rmtree(copied.store / "teacher_scores")
+    for segment in sorted(copied.store.glob("teacher_logits/*/*/*.parquet"))[::3]:
+        segment.unlink()
+    prep_run(copied.config)
+    assert 0 < sum(count_scored) < 14 * 12 and parquet_files(copied.store) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "stage=teacher_score"], "stage=teacher_scores"),
+        (["plan", "stage=hard_negative"], "stage=hard_negatives"),
+        (["path", "stage=embed", "table=corpis"], "table=corpus"),
+        (["run", "hard_negatives.negativs=3"], "hard_negatives.negatives"),
+        (["run", "student.model=/no/such/folder"], "student.model=/no/such/folder"),
+        (["run", "ingest.path=/no/such/folder"], "/no/such/folder"),
+        (["inspect", "query=nobody"], "query=nobody"),
+        (["run", "runner.workers=0"], "runner.workers"),
+    ],
+    ids=str,
+)
+def test_bad_words_are_told_with_what_was_meant(finished: Any, words: list[str], expected: str) -> None:
+    """Prevents: a traceback, or worse a run, for a misspelt word."""
+    code, output = prep(words[0], f"config={finished.config}", *words[1:])
+    assert code == EXIT_BAD_INPUT and expected in output and "Traceback" not in output
+
+
+def test_a_stage_before_its_inputs(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: a cluster job of one stage that silently runs all stages before it, or fails without saying which is missing."""
+    config = tiny_experiment(tmp_path)
+    code, output = prep("run", f"config={config}", "stage=teacher_scores")
+    assert code == EXIT_BAD_INPUT and re.search(r"teacher_scores needs ingest\.\w+, .*run stage=ingest first", output)
+    code, output = prep("path", f"config={config}")
+    assert code == EXIT_BAD_INPUT and "prep run stage=" in output
+
+
+def test_no_gpu_is_told_at_once(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: a run that waits for ever for a GPU that is not there, or fails after the first stage."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code, output = prep("run", f"config={tiny_experiment(tmp_path)}", "runner.device=cuda")
+    assert code == EXIT_BAD_INPUT and "no usable GPU; use runner.device=cpu" in output and not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_dead_address_is_told_soon(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: Ray's own minutes of retries before it says that nobody is there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    started = time.monotonic()
+    code, output = prep("run", f"config={tiny_experiment(tmp_path)}", "runner=ray", f"runner.address={address}")
+    assert code == EXIT_BAD_INPUT and f"runner.address={address} does not answer" in output and time.monotonic() - started < 15
+
+
+def test_an_unwritable_store_is_told(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: a traceback from the first stage's first shard."""
+    (tmp_path / "file").write_text("")
+    code, output = prep("run", f"config={tiny_experiment(tmp_path)}", f"store={tmp_path / 'file' / 'store'}")
+    assert code == EXIT_BAD_INPUT and "cannot be written" in output
+
+
+def test_read_only_looks(finished: Any) -> None:
+    """Prevents: looks that fail on a complete store, write to it, or leave out what they are for."""
+    config = f"config={finished.config}"
+    code, output = prep("path", config, "stage=embed", "table=corpus")
+    assert code == 0 and (Path(output.strip()) / "manifest.json").is_file() and "/embed/corpus-" in output
+    code, output = prep("path", config)
+    assert code == 0 and Path(output.strip()).parent.name == "shards"
+    code, output = prep("status", config)
+    assert code == 0 and all(label in output for label in LABELS) and output.count("complete") == len(LABELS) and "unjudged" not in output
+    code, output = prep("inspect", config, "query=train3", "width=40")
+    assert code == 0 and output.startswith("train3 ") and output.count("reinforced negative") == 3 and output.count("noisy positive") == 5
+    assert "C(q) -" in output and "[MASK]" in output and "[SEP]" in output
+    code, output = prep("cache", "stats", config)
+    assert code == 0 and re.search(r"[0-9a-f]{12} +16[0-8] pairs", output)
+    assert prep("cache", "stat", config)[0] == EXIT_BAD_INPUT
+    assert prep("inspect", config, "width=wide")[0] == EXIT_BAD_INPUT
+
+
+def test_looks_at_an_empty_store(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: a first look that fails because nothing is there yet."""
+    config = tiny_experiment(tmp_path)
+    found = states(config)
+    assert "would build 3 of 3 shards shard 0-2: never built" in found["ingest.corpus"]
+    assert all("waits for ingest" in found[label] for label in LABELS[2:])
+    assert prep("status", f"config={config}")[0] == 0 and prep("cache", "stats", f"config={config}")[0] == 0
+    assert prep("inspect", f"config={config}")[0] == EXIT_BAD_INPUT
+
+
+def test_an_interrupted_run_goes_on(
+    finished: Any, tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, parquet_files: Files
+) -> None:
+    """Prevents: a job killed by its batch queue that starts anew, leaves litter, or ends in other bytes."""
+    config = tiny_experiment(tmp_path / "run")
+    script = Path(sys.executable).parent / "prep"
+    process = subprocess.Popen([script, "run", f"config={config}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "store" / "teacher_scores").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == EXIT_INTERRUPTED and "the same command goes on from here" in output, output
+    assert not list((tmp_path / "run" / "store").rglob("*.tmp"))
+    assert not list((tmp_path / "run" / "store").glob("shards/*/manifest.json"))
+    lines = prep_run(config)
+    assert all("complete" in line for line in lines[:7]) and "built" in lines[-1]
+    assert parquet_files(config.parent / "store") == parquet_files(finished.store)
