@@ -65,7 +65,7 @@ class Manifest:
         path = folder / MANIFEST_NAME
         try:
             content = json.loads(path.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
             raise DamagedShard(f"{path} is not readable JSON ({error}); delete it and run again, no shard is lost") from error

@@ -160,6 +160,28 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_experiment: Callable
     return Finished(config, config.parent / "store")
 
 
+@dataclass(frozen=True)
+class RayRun:
+    """A run under Ray, and its tables as they were when it ended."""
+
+    config: Path
+    files: dict[str, bytes]
+
+
+@pytest.fixture(scope="session")
+def ray_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_experiment: Callable[..., Path],
+    command: Callable[..., subprocess.CompletedProcess[str]],
+    parquet_files: Callable[[Path], dict[str, bytes]],
+) -> RayRun:
+    """All stages by the console script under Ray with two workers."""
+    config = tiny_experiment(tmp_path_factory.mktemp("ray"), **{"runner.kind": "ray", "runner.workers": 2})
+    done = command("prep", "run", f"config={config}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return RayRun(config, parquet_files(config.parent / "store"))
+
+
 @pytest.fixture
 def copied(finished: Finished, tmp_path: Path, tiny_experiment: Callable[..., Path]) -> Finished:
     """A copy of the finished run that a test may spoil."""

@@ -13,6 +13,7 @@ Shapes: n sequences of L tokens, D dimensions, B queries, K candidates, N in-bat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor
 from data.digests import hash64
 from retrieval.batching import pad, token_budget_batches
 from trainer.batch import BatchWork, PoolPassage, QueryWork, Sequenced, query_groups, token_count
+from trainer.dropout import CheapDropout
 from trainer.losses import distillation_loss, supervised_loss
 
 Encoder = Callable[[Tensor, Tensor], Tensor]  # [n, L] ids and mask to [n, D] vectors
@@ -114,7 +116,8 @@ def encode(encoder: Encoder, sequences: Sequence[Sequenced], *, settings: StepSe
 def _encode_padded(encoder: Encoder, sequences: Sequence[Sequenced], *, settings: StepSettings) -> Tensor:
     ids, mask = pad([np.frombuffer(sequence, dtype=np.int32).tolist() for sequence in sequences], value=settings.pad_id)
     # A context for each call: autocast's cache of cast weights, filled without a graph, would cut the gradient of a later call.
-    with torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
+    autocast = torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
+    with autocast, CheapDropout() if settings.device == "cpu" else nullcontext():
         return encoder(ids.to(settings.device), mask.to(settings.device))
 
 

