@@ -106,7 +106,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     qrels: dict[str, list[str]] = {split: ["query-id\tcorpus-id\tscore"] for split, _ in split_of}
     for place, (split, query_id) in enumerate(labels):
         words = passages[f"d{place}"].split()
-        queries[query_id] = " ".join(chance.sample(words, 3) + [chance.choice(SYLLABLES)])
+        queries[query_id] = " ".join([*chance.sample(words, 3), chance.choice(SYLLABLES)])
         qrels[split].append(f"{query_id}\td{place}\t1")
     qrels["train"].append("train1\td40\t1")
     (folder / "qrels").mkdir()
@@ -126,8 +126,8 @@ def tiny_experiment(models: Models, collection: Path) -> Callable[..., Path]:
 
         content = {name: dict(value) if isinstance(value, dict) else value for name, value in SETTINGS.items()}
         content["store"] = str(folder / "store")
-        paths = {"ingest.path": collection, "student.model": models.student, "teacher.model": models.teacher, "train.output": folder / "train"}
-        for key, value in {**paths, **overrides}.items():
+        paths = {"ingest.path": collection, "student.model": models.student, "teacher.model": models.teacher}
+        for key, value in {**paths, "train.output": folder / "train", **overrides}.items():
             section, _, name = key.rpartition(".")
             (content.setdefault(section, {}) if section else content)[name] = str(value) if isinstance(value, Path) else value
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,9 @@ def prep_run() -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_experiment: Callable[..., Path], prep_run: Callable[..., list[str]]) -> Finished:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, tiny_experiment: Callable[..., Path], prep_run: Callable[..., list[str]]
+) -> Finished:
     """All stages of the tiny experiment, run in this process."""
     config = tiny_experiment(tmp_path_factory.mktemp("finished"))
     prep_run(config)

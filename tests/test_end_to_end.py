@@ -32,5 +32,6 @@ def test_the_commands_in_order(ray_run: Any, tmp_path: Path, command: Callable[.
         figures = json.loads(output.splitlines()[-1])
         assert figures["queries"] == 6 and figures["without_results"] == 0
     assert runs["before"].read_bytes() != runs["after"].read_bytes(), "training changed nothing"
-    compared = done("retrieve", "compare", f"before={runs['before']}", f"after={runs['after']}", f"qrels={qrels}", "split=test", "permutations=1000")
+    both = (f"{name}={run}" for name, run in runs.items())
+    compared = done("retrieve", "compare", *both, f"qrels={qrels}", "split=test", "permutations=1000")
     assert "6 judged queries" in compared

@@ -46,7 +46,8 @@ def test_values_are_coerced_by_the_declared_type(file: Path) -> None:
 
 def test_the_file_is_read_like_the_command_line(file: Path) -> None:
     """Prevents: a value that means one thing in the file and another as an override."""
-    file.write_text(MINIMAL.replace("a/teacher", "1e3") + "train: {learning_rate: 5e-5}\ndark_examples: {mask_ratios: [0.1, 0.2]}\nseed: 0x10\n")
+    more = "train: {learning_rate: 5e-5}\ndark_examples: {mask_ratios: [0.1, 0.2]}\nseed: 0x10\n"
+    file.write_text(MINIMAL.replace("a/teacher", "1e3") + more)
     with pytest.raises(UserError, match="seed"):
         load_with(file)
     read = load_with(file, seed="3")
@@ -134,7 +135,7 @@ def test_missing_files_and_words(file: Path, tmp_path: Path) -> None:
         parse_arguments(["=1"])
     for content in ("[1, 2]", "", "a: [", "store: \xe9".encode("latin-1")):
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
-        with pytest.raises(UserError, match="YAML|mapping"):
+        with pytest.raises(UserError, match=r"YAML|mapping"):
             read_yaml(file)
 
 

@@ -56,9 +56,14 @@ def test_two_writers_of_one_pair(tmp_path: Path, order: tuple[float, float]) -> 
     assert LogitStore(tmp_path, "n").lookup([key]).tolist() == [1.0]
 
 
+WRITES = st.lists(st.dictionaries(st.integers(0, 30), st.floats(-1e4, 1e4, width=32), max_size=6), max_size=5)
+
+
 @settings(max_examples=25, deadline=None)
-@given(writes=st.lists(st.dictionaries(st.integers(0, 30), st.floats(-1e4, 1e4, width=32), max_size=6), max_size=5), asked=st.lists(st.integers(0, 40)))
-def test_is_a_dictionary_of_the_smaller_logits(tmp_path_factory: pytest.TempPathFactory, writes: list[dict[int, float]], asked: list[int]) -> None:
+@given(writes=WRITES, asked=st.lists(st.integers(0, 40)))
+def test_is_a_dictionary_of_the_smaller_logits(
+    tmp_path_factory: pytest.TempPathFactory, writes: list[dict[int, float]], asked: list[int]
+) -> None:
     """Prevents: any order of appends and repeats that loses or changes a logit."""
     store, expected, keys = LogitStore(tmp_path_factory.mktemp("store"), "n"), dict[int, float](), keys_of(41)
     for written in writes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,8 +52,6 @@ def test_round_trip_in_row_groups(tmp_path: Path) -> None:
 @given(st.lists(st.integers(0, 30), max_size=8))
 def test_bytes_do_not_depend_on_how_rows_arrive(cuts: list[int]) -> None:
     """Prevents: a shard whose digest, and with it every later fingerprint, hangs on the size of a worker's blocks."""
-    import tempfile
-
     original = shards.ROW_GROUP_ROWS
     shards.ROW_GROUP_ROWS = 10
     table, borders = rows(30), [0, *sorted(cuts), 30]
@@ -59,7 +59,7 @@ def test_bytes_do_not_depend_on_how_rows_arrive(cuts: list[int]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_shard(Path(folder, "one"), table, {})
             with open_shard(Path(folder, "many"), SCHEMA, {}) as writer:
-                for start, stop in zip(borders, borders[1:], strict=False):
+                for start, stop in itertools.pairwise(borders):
                     writer.write(table.slice(start, stop - start))
             assert Path(folder, "one").read_bytes() == Path(folder, "many").read_bytes()
     finally:

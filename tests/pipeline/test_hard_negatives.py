@@ -67,7 +67,9 @@ class SmallCorpus(Corpus):
         self.row_of = {doc_id: row for row, doc_id in enumerate(self.doc_ids)}
 
 
-def made(ranked: dict[str, list[str]], positives: dict[str, list[str]], texts: dict[str, str], **settings: Any) -> tuple[list[Any], dict[str, Any]]:
+def made(
+    ranked: dict[str, list[str]], positives: dict[str, list[str]], texts: dict[str, str], **settings: Any
+) -> tuple[list[Any], dict[str, Any]]:
     queries = pa.table({"query_id": list(positives), "text": ["?"] * len(positives)})
     scored = {query: (ids, [float(-rank) for rank in range(len(ids))]) for query, ids in ranked.items()}
     options = HardNegatives(**{"depth": 5, "last_rank": 5, "negatives": 3, **settings})
@@ -89,7 +91,8 @@ def test_queries_without_negatives_are_counted() -> None:
     texts = {name: name for name in "abc"}
     rows, counts = made({"q": ["a"], "r": ["b", "a"]}, {"q": ["a"], "r": ["a"], "not ranked": ["c"]}, texts)
     assert [row["query_id"] for row in rows] == ["r"]
-    assert (counts["in"], counts["kept"], counts["dropped"]) == (3, 1, {"no negatives": 2}) and counts["queries with fewer than m negatives"] == 1
+    assert (counts["in"], counts["kept"], counts["dropped"]) == (3, 1, {"no negatives": 2})
+    assert counts["queries with fewer than m negatives"] == 1
 
 
 def rows_of(config: Path) -> dict[str, dict[str, Any]]:
@@ -116,7 +119,8 @@ def test_the_student_s_negatives(finished: Any) -> None:
             vectors.update({(name, row[key]): np.array(row["embedding"], dtype=np.float64) for row in read_shard(path).to_pylist()})
     for query_id, row in rows.items():
         left_out = {*row["positive_ids"], *(["twin"] if query_id == "train0" else [])}
-        scores = {doc: float(np.float32(vector @ vectors["queries", query_id])) for (kind, doc), vector in vectors.items() if kind == "corpus"}
+        query = vectors["queries", query_id]
+        scores = {doc: float(np.float32(vector @ query)) for (kind, doc), vector in vectors.items() if kind == "corpus"}
         best = sorted((doc for doc in scores if doc not in left_out), key=lambda doc: (-scores[doc], doc))[:20]
         assert row["ranked_ids"] == best
 

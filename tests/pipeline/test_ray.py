@@ -61,9 +61,7 @@ def kill_a_worker(process: subprocess.Popen[str], *, when: Callable[[], bool]) -
     return False
 
 
-def test_two_workers_give_the_bytes_of_one_process(
-    finished: Any, ray_run: Any, parquet_files: Callable[[Path], dict[str, bytes]]
-) -> None:
+def test_two_workers_give_the_bytes_of_one_process(finished: Any, ray_run: Any, parquet_files: Callable[[Path], dict[str, bytes]]) -> None:
     """Prevents: output that hangs on how many workers there were, or on which of them was first."""
     assert ray_run.files == parquet_files(finished.store)
 

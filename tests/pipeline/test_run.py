@@ -91,7 +91,9 @@ print("loaded", *sorted({{"ray", "torch", "faiss", "transformers"}} & set(sys.mo
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-@pytest.mark.parametrize("table", ["ingest/corpus-*", "embed/corpus-*", "hard_negatives/*", "dark_examples/*", "teacher_scores/*", "shards/*"])
+@pytest.mark.parametrize(
+    "table", ["ingest/corpus-*", "embed/corpus-*", "hard_negatives/*", "dark_examples/*", "teacher_scores/*", "shards/*"]
+)
 def test_a_deleted_shard_is_built_again_byte_for_byte(copied: Any, prep_run: Prep, parquet_files: Files, table: str) -> None:
     """Prevents: one lost file that costs a stage, or that comes back with other bytes and makes all later stages stale."""
     lost, before = shard_of(copied.store, f"{table}/*.parquet"), parquet_files(copied.store)
@@ -209,8 +211,11 @@ def test_only_new_pairs_are_scored(copied: Any, prep_run: Prep, count_scored: li
     count_scored.clear()
     prep_run(copied.config, **{"dark_examples.mask_draws": 2})
     assert 14 * 4 < sum(count_scored) <= 14 * 5  # two masks of a text may happen to be the same
-    journals = [json.loads(line) for path in copied.store.glob("teacher_scores/*/journal.jsonl") for line in path.read_text().splitlines()]
-    assert sum(line["scored"] for line in journals) >= 14 * 11 and all(line["pairs"] == line["scored"] + line["cached"] for line in journals)
+    files = copied.store.glob("teacher_scores/*/journal.jsonl")
+    journals = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    assert sum(line["scored"] for line in journals) >= 14 * 11 and all(
+        line["pairs"] == line["scored"] + line["cached"] for line in journals
+    )
 
 
 def test_part_of_a_lost_logit_store_is_scored(copied: Any, prep_run: Prep, parquet_files: Files, count_scored: list[int]) -> None:
