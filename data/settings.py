@@ -142,8 +142,8 @@ class Train(Section):
     score_scale: float = keyed(1.0, "factor on the inner product; normalised students need about 20", gt=0)
     precision: Literal["auto", "fp32", "bf16"] = keyed("auto", "auto: bf16 autocast where the device computes it, else fp32")
     device: Literal["cpu", "cuda"] = execution("cpu", "where to train")
-    threads: int | None = execution(None, "CPU threads; null takes all", ge=1)
-    micro_batch_tokens: int = execution(4096, "tokens of a forward pass, padding included", ge=64)
+    threads: int | None = execution(None, "CPU threads; null takes all; 1 is faster where others use the cores", ge=1)
+    micro_batch_tokens: int = execution(4096, "tokens of a forward pass; dropout masks are drawn for each, so keep it when resuming", ge=64)
     checkpoint_every: int = execution(200, "steps between checkpoints; the end of an epoch always has one", ge=1)
     keep_checkpoints: int = execution(2, "newest checkpoints kept", ge=1)
 

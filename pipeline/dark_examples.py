@@ -207,7 +207,7 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens",))
     return {
         **key,
-        "mixed_tokens": experiment.mixed_tokens,
+        "mixed_tokens": experiment.mixed_tokens if experiment.dark_examples.reinforced else None,
         "draws": experiment.draws,
         "tokenizer": tokenizer_digest(folder),
         "seed": experiment.seed,

@@ -15,7 +15,11 @@ from data.errors import UserError
 
 _VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
-_TOKENIZER_CONFIG_KEYS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
+# transformers applies these on top of tokenizer.json.
+_TOKENIZER_CONFIG_KEYS = (
+    "do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "tokenizer_class", "mask_token", "sep_token",
+    "cls_token", "pad_token", "unk_token", "bos_token", "eos_token",
+)  # fmt: skip
 
 
 def resolve_folder(model: str, *, option: str) -> Path:
@@ -30,9 +34,9 @@ def resolve_folder(model: str, *, option: str) -> Path:
         raise UserError(f"{option}={model}: no such folder{_near(path)}; give a folder or a hub id like organisation/name")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.onnx", "1_Pooling/*", "2_Normalize/*"]
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "model.onnx*", "1_Pooling/*", "2_Normalize/*"]
     try:
-        return Path(snapshot_download(model, allow_patterns=patterns))
+        return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]))
     except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{option}={model}: neither a folder nor a hub model that can be reached ({reason})") from error
@@ -65,11 +69,11 @@ def transformer_folder(folder: Path) -> Path:
 
 def weights_digest(folder: Path, digests: DigestCache, *, option: str) -> str:
     """Digest of the weight files and of the configuration without its volatile keys."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.onnx"), *folder.glob("*.onnx_data")])
+    files = sorted(file for pattern in ("*.safetensors", "*.onnx", "*.onnx_data", "*.onnx.data") for file in folder.glob(pattern))
     if not files:
-        files = sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise UserError(f"{option}: {folder} holds no weights (*.safetensors, model.onnx)")
+        pickled = any(folder.glob("pytorch_model*.bin"))
+        hint = "; its pytorch_model.bin is a pickle, which is not opened: save it again with safe_serialization=True" if pickled else ""
+        raise UserError(f"{option}: {folder} holds no weights (*.safetensors, model.onnx){hint}")
     config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _VOLATILE_CONFIG_KEYS}
     return json_digest({"config": config, "weights": [digests.file(file) for file in files]})
 
@@ -81,10 +85,12 @@ def tokenizer_digest(folder: Path) -> str:
         path = folder / name
         if name == "tokenizer.json" and path.is_file():
             tables = {key: value for key, value in read_json(path).items() if key not in ("padding", "truncation")}
-            return bytes_digest(canonical_json(tables).encode())  # complete in itself
+            parts[name] = bytes_digest(canonical_json(tables).encode())
+            break  # vocabulary files beside it are not read
         if path.is_file():
             parts[name] = bytes_digest(path.read_bytes())
     if not parts:
         raise UserError(f"{folder} holds no tokenizer (tokenizer.json, or a vocabulary file)")
     config = read_json(folder / "tokenizer_config.json")
-    return json_digest({"files": parts, "config": {key: config.get(key) for key in _TOKENIZER_CONFIG_KEYS}})
+    special = read_json(folder / "special_tokens_map.json")
+    return json_digest({"files": parts, "config": {key: config.get(key) for key in _TOKENIZER_CONFIG_KEYS}, "special": special})

@@ -34,9 +34,9 @@ class DualEncoder(nn.Module):
             raise UserError(f"student.model: {self.source} holds no config.json, it is not a transformers checkpoint")
         # A pooler would be trained by nothing and saved for nothing; models without the option ignore it.
         try:
-            self.backbone = AutoModel.from_pretrained(self.source, add_pooling_layer=False, dtype=torch.float32)
+            self.backbone = AutoModel.from_pretrained(self.source, add_pooling_layer=False, dtype=torch.float32, use_safetensors=True)
         except TypeError:
-            self.backbone = AutoModel.from_pretrained(self.source, dtype=torch.float32)
+            self.backbone = AutoModel.from_pretrained(self.source, dtype=torch.float32, use_safetensors=True)
         if spec.layers is not None:
             keep_first_layers(self.backbone, spec.layers)
 
@@ -93,7 +93,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 def keep_first_layers(backbone: Any, layers: int) -> None:
     """Cut the encoder to its first `layers` transformer layers, in place, and tell its configuration so."""
-    for owner in (module for module in backbone.modules()):
+    for owner in backbone.modules():
         for name in ("layer", "layers"):
             stack = getattr(owner, name, None)
             if isinstance(stack, nn.ModuleList):
