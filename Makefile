@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint benchmarks clean
+.PHONY: demo test lint clean
 
 demo: $(VENV)/.demo
 	bash recipes/demo/run.sh

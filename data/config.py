@@ -77,7 +77,7 @@ def set_dotted(values: dict[str, Any], key: str, value: str) -> None:
 
 def build(model: type[SectionType], values: dict[str, Any]) -> SectionType:
     """A checked settings object. Raises UserError with every fault, each naming its key and what was expected."""
-    _refuse_unknown(model, values, values, prefix="")
+    _refuse_unknown(model, values, prefix="")
     try:
         return model.model_validate(_shaped(model, values))
     except ValidationError as error:
@@ -94,14 +94,14 @@ def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def _refuse_unknown(model: type[BaseModel], values: dict[str, Any], _root: dict[str, Any], *, prefix: str) -> None:
+def _refuse_unknown(model: type[BaseModel], values: dict[str, Any], *, prefix: str) -> None:
     for name, value in values.items():
         field = model.model_fields.get(name)
         if field is None:
             raise unknown_key(f"{prefix}{name}", valid=all_keys(model, prefix))
         section = _section_of(field.annotation)
         if section and isinstance(value, dict):
-            _refuse_unknown(section, value, _root, prefix=f"{prefix}{name}.")
+            _refuse_unknown(section, value, prefix=f"{prefix}{name}.")
         elif section:
             raise UserError(f"{prefix}{name} is a section: set one of its keys, e.g. {all_keys(section, f'{prefix}{name}.')[0]}=...")
 

@@ -65,9 +65,9 @@ class Manifest:
         path = folder / MANIFEST_NAME
         try:
             content = json.loads(path.read_text())
+            content.pop("content_digest")
+            return Manifest(**{**content, "shards": [ShardRecord(**shard) for shard in content["shards"]]})
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as error:
-            raise DamagedShard(f"{path} is not readable JSON ({error}); delete it and run again, no shard is lost") from error
-        content.pop("content_digest")
-        return Manifest(**{**content, "shards": [ShardRecord(**shard) for shard in content["shards"]]})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedShard(f"{path} is no readable manifest ({error!r}); delete it and run again, no shard is lost") from error

@@ -143,16 +143,9 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16"] = keyed("auto", "auto: bf16 autocast where the device computes it, else fp32")
     device: Literal["cpu", "cuda"] = execution("cpu", "where to train")
     threads: int | None = execution(None, "CPU threads; null takes all; 1 is faster where others use the cores", ge=1)
-    micro_batch_tokens: int = execution(4096, "tokens of a forward pass; dropout masks are drawn for each, so keep it when resuming", ge=64)
+    micro_batch_tokens: int = keyed(4096, "tokens of a forward pass, padding included; dropout masks are drawn for each", ge=64)
     checkpoint_every: int = execution(200, "steps between checkpoints; the end of an epoch always has one", ge=1)
     keep_checkpoints: int = execution(2, "newest checkpoints kept", ge=1)
-
-
-class Evaluate(Section):
-    """Retrieval metrics."""
-
-    split: str = execution("test", "the qrels split that is judged")
-    depth: int = execution(1000, "passages retrieved per query", ge=1, le=10_000)
 
 
 class Experiment(Section):
@@ -168,7 +161,6 @@ class Experiment(Section):
     dark_examples: DarkExamples = DarkExamples()
     runner: Runner = Runner()
     train: Train = Train()
-    evaluate: Evaluate = Evaluate()
 
     @property
     def mixed_tokens(self) -> int:

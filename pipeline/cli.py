@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
+from data.command import exit_codes
 from data.config import parse_arguments, unknown_key
-from data.errors import EXIT_INTERRUPTED, UserError
+from data.errors import UserError
 from data.settings import Experiment, load
 from pipeline.plan import TablePlan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="config=FILE [key=value ...]", help="overrides are dotted.key=value")]
-
-INTERRUPTED = "interrupted; all finished shards are kept, the same command goes on from here"
-
-
-@contextlib.contextmanager
-def exit_codes() -> Iterator[None]:
-    """Errors for users become a message and an exit code; an interrupt becomes 75. A fault of ours keeps its traceback."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 def _experiment(words: list[str] | None, **own: str) -> tuple[Experiment, dict[str, str]]:

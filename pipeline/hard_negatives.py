@@ -52,7 +52,7 @@ def reads(source: str) -> tuple[str, ...]:
 
 
 class Corpus:
-    """Ids and text hashes of all passages, in row order (about 70 bytes a passage)."""
+    """Ids and text hashes of all passages, in row order (about 250 bytes a passage)."""
 
     def __init__(self, corpus: Stored) -> None:
         tables = list(corpus.row_groups(columns=["doc_id", "text_hash"]))

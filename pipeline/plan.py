@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,9 +153,19 @@ def why_new(folder: Path, full_key: dict[str, Any], table: Table) -> str:
     if not earlier:
         return "never built"
     now = _flat(full_key)
-    changes = [_changes(_flat(json.loads(path.read_text())["key"]), now) for path in earlier]
+    keys = [manifest.key for path in earlier if (manifest := _readable(path.parent)) is not None]
+    if not keys:
+        return "never built"
+    changes = [_changes(_flat(key), now) for key in keys]
     changed = min(changes, key=lambda change: (len(change), change))
     return "changed: " + "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
+
+
+def _readable(folder: Path) -> Manifest | None:
+    try:
+        return Manifest.read(folder)
+    except DamagedShard:
+        return None  # it only would have told why
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

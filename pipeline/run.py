@@ -38,14 +38,16 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
                 missing = plan.waits_for
                 raise UserError(f"{table.label} needs {missing}, which is not complete: run stage={missing.split('.')[0]} first")
             if plan.complete:
+                _refuse_empty(plan.stored.manifest, table.label)
                 say(f"{table.label:<16} {'complete':<22} {plan.stored.manifest.rows:>10,} rows")
                 continue
             if plan.stale and runner is None:
-                preflight(experiment)
+                preflight(experiment, uses_device=any(later.uses_device for later in selected))
                 runner = make_runner(experiment)
             if runner is not None:
                 _build_stale(plan, runner)
             manifest = seal(plan)
+            _refuse_empty(manifest, table.label)
             built += len(plan.stale)
             done = f"built {len(plan.stale)} of {plan.shard_count} shards"
             say(f"{table.label:<16} {done:<22} {manifest.rows:>10,} rows  {_last_seconds(plan):7.1f} s")
@@ -54,6 +56,12 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
             runner.close()
         planner.digests.save()
     return built
+
+
+def _refuse_empty(manifest: Manifest, label: str) -> None:
+    """A table without rows would leave every later one empty, and the run a success."""
+    if not manifest.rows:
+        raise UserError(f"{label} has no rows ({json.dumps(manifest.counts)}): do its inputs belong to this collection?")
 
 
 def _build_stale(plan: TablePlan, runner: OrderRunner) -> None:
@@ -70,7 +78,7 @@ def _build_stale(plan: TablePlan, runner: OrderRunner) -> None:
     plan.folder.mkdir(parents=True, exist_ok=True)
     with Progress(plan.table.label, shards=len(orders)) as progress:
         started = time.perf_counter()
-        for done in runner.run(orders, report=progress.advance):
+        for done in runner.run(orders, uses_device=plan.table.uses_device, report=progress.advance):
             progress.shard_done()
             _journal(plan.folder, done, wall=time.perf_counter() - started)
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from data.errors import RunFailed, UserError
 from data.settings import Experiment, Runner, with_absolute_paths
 from pipeline.work import Done, Worker, WorkOrder
+from retrieval import precision
 
 _CONNECT_SECONDS = 5.0
 _POLL_SECONDS = 0.5
@@ -26,17 +27,30 @@ Report = Callable[[str, int], None]
 class OrderRunner(Protocol):
     """Builds orders; a context manager that starts nothing before the first order."""
 
-    def run(self, orders: Sequence[WorkOrder], *, report: Report) -> Iterator[Done]:
-        """Build the orders, in any order of finishing."""
+    def run(self, orders: Sequence[WorkOrder], *, uses_device: bool, report: Report) -> Iterator[Done]:
+        """Build the orders, in any order of finishing. With `uses_device` a worker has its share of a GPU, if GPUs are asked for."""
 
     def close(self) -> None:
         """Let go of everything."""
 
 
 def make_runner(experiment: Experiment) -> OrderRunner:
-    """The runner that the settings ask for."""
-    experiment = with_absolute_paths(experiment)
+    """The runner that the settings ask for. Workers get what only the driver may decide: absolute paths, and precisions."""
+    experiment = with_precisions(with_absolute_paths(experiment))
     return RayRunner(experiment) if experiment.runner.kind == "ray" else LocalRunner(experiment)
+
+
+def with_precisions(experiment: Experiment) -> Experiment:
+    """`auto` resolved once: a worker on another processor must compute what the fingerprint says, or refuse."""
+    device = experiment.runner.device
+    update: dict[str, Any] = {"embed": _resolved(experiment.embed, device=device)}
+    if experiment.teacher.backend == "torch":
+        update["teacher"] = _resolved(experiment.teacher, device=device)
+    return experiment.model_copy(update=update)
+
+
+def _resolved(section: Any, *, device: str) -> Any:
+    return section.model_copy(update={"precision": precision.resolve(section.precision, device=device)})
 
 
 def usable_cpus() -> int:
@@ -44,8 +58,11 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def preflight(experiment: Experiment) -> None:
-    """Fail early, with the remedy: a store that cannot be written, a GPU that is not there, an address that does not answer."""
+def preflight(experiment: Experiment, *, uses_device: bool) -> None:
+    """Fail early, with the remedy: a store that cannot be written, a GPU that is not there, an address that does not answer.
+
+    Without `uses_device` no model runs, so a machine without the GPU of the settings may do the work.
+    """
     store = Path(experiment.store)
     try:
         store.mkdir(parents=True, exist_ok=True)
@@ -55,7 +72,7 @@ def preflight(experiment: Experiment) -> None:
         raise UserError(f"store={store} cannot be written: {error.strerror}; choose another store=FOLDER") from error
     if experiment.runner.address:
         _check_address(experiment.runner.address)
-    elif experiment.runner.device == "cuda":
+    elif experiment.runner.device == "cuda" and uses_device:
         _check_local_gpu()
 
 
@@ -86,7 +103,7 @@ class LocalRunner:
     def __init__(self, experiment: Experiment) -> None:
         self._worker = Worker(experiment.model_dump_json())
 
-    def run(self, orders: Sequence[WorkOrder], *, report: Report) -> Iterator[Done]:
+    def run(self, orders: Sequence[WorkOrder], *, uses_device: bool, report: Report) -> Iterator[Done]:
         """Build the orders in turn."""
         for order in orders:
             yield self._worker.build(order, report=report)
@@ -103,9 +120,10 @@ class RayRunner:
         self._settings: Runner = experiment.runner
         self._ray: Any = None
         self._actors: list[Any] = []
+        self._gpus = 0.0  # that each of the present actors holds
 
     def _start(self) -> None:
-        """Start or join Ray and check that one worker fits. Takes seconds, so it waits for the first order."""
+        """Start or join Ray. Takes seconds, so it waits for the first order."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the workers
@@ -118,39 +136,50 @@ class RayRunner:
         else:
             wanted = (self._settings.workers or 1) * self._settings.threads
             ray.init(num_cpus=max(usable_cpus(), wanted), include_dashboard=False, object_store_memory=100 << 20, **common)
-        resources = ray.cluster_resources()
-        if resources.get("CPU", 0) < self._settings.threads:
-            raise UserError(f"runner.threads={self._settings.threads}, but Ray has {resources.get('CPU', 0):.0f} CPUs")
-        if self._settings.device == "cuda" and resources.get("GPU", 0) < self._settings.gpus:
-            raise UserError(f"runner.device=cuda needs {self._settings.gpus} GPU a worker, Ray has {resources.get('GPU', 0):.0f}")
 
     def _worker_count(self) -> int:
-        if self._settings.workers:
-            return self._settings.workers
+        """How many workers fit, or fewer where the settings say so. One too many would wait for ever, with its order."""
         resources = self._ray.cluster_resources()
-        fit = int(resources.get("CPU", 1) // self._settings.threads)
-        if self._settings.device == "cuda":
-            fit = min(fit, int(resources.get("GPU", 0) / self._settings.gpus))
-        return max(1, fit)
+        cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+        fit = int(cpus // self._settings.threads)
+        if self._gpus:
+            fit = min(fit, int(gpus / self._gpus))
+        wanted = self._settings.workers or max(1, fit)
+        if wanted > fit:
+            needs = f"{self._settings.threads} CPUs" + (f" and {self._gpus:g} GPUs" if self._gpus else "")
+            raise UserError(
+                f"runner.workers={wanted} with {needs} each, but Ray has {cpus:.0f} CPUs and {gpus:.0f} GPUs, enough for {fit}: "
+                "lower runner.workers, runner.threads or runner.gpus"
+            )
+        return wanted
+
+    def _hold(self, gpus: float) -> None:
+        """Let go of workers that hold another share of a GPU than the next orders need."""
+        if gpus != self._gpus:
+            for actor in self._actors:
+                self._ray.kill(actor)
+            self._actors, self._gpus = [], gpus
 
     def _new_actor(self) -> Any:
         remote = self._ray.remote(
             num_cpus=self._settings.threads,
-            num_gpus=self._settings.gpus if self._settings.device == "cuda" else 0,
+            num_gpus=self._gpus,
             max_restarts=0,  # a dead one is replaced here, where its order is known
             max_concurrency=2,  # one builds, one answers how far it is
         )(_RayWorker)
         return remote.remote(self._experiment.model_dump_json())
 
-    def run(self, orders: Sequence[WorkOrder], *, report: Report) -> Iterator[Done]:
+    def run(self, orders: Sequence[WorkOrder], *, uses_device: bool, report: Report) -> Iterator[Done]:
         """Build the orders on all actors; yields each as it finishes."""
         if self._ray is None:
             self._start()
+        self._hold(self._settings.gpus if uses_device and self._settings.device == "cuda" else 0.0)
         ray = self._ray
         waiting = list(reversed(orders))
         tries: dict[WorkOrderKey, int] = {}
         busy: dict[Any, tuple[Any, WorkOrder]] = {}
-        while len(self._actors) < min(self._worker_count(), len(orders)):
+        workers = self._worker_count()
+        while len(self._actors) < min(workers, len(orders)):
             self._actors.append(self._new_actor())
         idle = list(reversed(self._actors))
         while waiting or busy:

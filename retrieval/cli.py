@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from data.command import exit_codes
 from data.config import parse_arguments, unknown_key
-from data.errors import EXIT_INTERRUPTED, UserError
+from data.errors import UserError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 Given = Annotated[list[str] | None, typer.Argument(metavar="key=value ...")]
-
-
-@contextmanager
-def _exit_codes() -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is kept", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 @dataclass(frozen=True)
@@ -70,12 +57,13 @@ def encode(words: Given = None) -> None:
     """
     from data.settings import Student
 
-    with _exit_codes():
+    with exit_codes():
         student_keys = {name: "" for name in Student.model_fields if name != "model"}
         optional = {**student_keys, "precision": "auto", "device": "cpu", "batch_tokens": "", "threads": "0"}
         given = _Words.of(words, required=("model", "texts", "kind", "out"), optional=optional)
-        if given["device"] not in ("cpu", "cuda"):
-            raise UserError(f"device={given['device']}: expected cpu or cuda")
+        for key, valid in (("device", ("cpu", "cuda")), ("precision", ("auto", "fp32", "bf16", "fp16"))):
+            if given[key] not in valid:
+                raise UserError(f"{key}={given[key]}: expected {' or '.join(valid)}")
         from data import config
         from retrieval.batching import DEFAULT_BATCH_TOKENS
         from retrieval.encode import encode_table
@@ -98,7 +86,7 @@ def encode(words: Given = None) -> None:
 @app.command()
 def search(words: Given = None) -> None:
     """Exact search over stored embeddings, a TREC run out.  corpus=FOLDER queries=FOLDER out=RUN [depth=1000] [qrels=, split=]"""
-    with _exit_codes():
+    with exit_codes():
         optional = {"depth": "1000", "threads": "0", "qrels": "", "split": "test"}
         given = _Words.of(words, required=("corpus", "queries", "out"), optional=optional)
         only = set(_qrels(given)) if given["qrels"] else None
@@ -135,7 +123,7 @@ def evaluate(words: Given = None) -> None:
 
     qrels=FILE|TABLE run=FILE, or corpus=FOLDER queries=FOLDER out=RUN; [per_query=JSON] [split=test] [depth=1000] [relevant_from=1]
     """
-    with _exit_codes():
+    with exit_codes():
         searched = {"corpus": "", "queries": "", "out": ""}
         optional = {"run": "", **searched, "per_query": "", "split": "test", "depth": "1000", "threads": "0", "relevant_from": "1"}
         given = _Words.of(words, required=("qrels",), optional=optional)
@@ -192,7 +180,7 @@ def _evaluated(qrels: Any, run: Any, given: _Words) -> Any:
 @app.command()
 def compare(words: Given = None) -> None:
     """Two runs side by side, with a paired randomisation test.  before=RUN after=RUN qrels=FILE|TABLE [split=test] [seed=0]"""
-    with _exit_codes():
+    with exit_codes():
         optional = {"split": "test", "seed": "0", "relevant_from": "1", "permutations": "100000"}
         given = _Words.of(words, required=("before", "after", "qrels"), optional=optional)
         from data.trec import read_run

@@ -30,6 +30,8 @@ class TextEncoder:
     """A student ready to encode: weights in the chosen precision on the chosen device, in eval mode."""
 
     def __init__(self, student: Student, *, precision: str, device: str, batch_tokens: int) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("device=cuda, but torch sees no GPU here; use device=cpu")
         self.spec = resolve_student(student)
         self.model = DualEncoder(self.spec).eval().to(device=device, dtype=TORCH_TYPES[precision])
         self.tokenizer = Tokenizer(self.model.source)

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from data.command import is_full_disk
 from data.digests import json_digest
 from data.errors import RunFailed, UserError
 from data.shards import atomic_write
@@ -142,7 +144,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             _remove(path)
         temporary.rename(path)
-    except OSError as error:
-        raise RunFailed(f"cannot write {path}: {error.strerror}; free some space and start the same command again, it resumes") from error
+    except (OSError, SafetensorError) as error:
+        remedy = "free some space" if is_full_disk(error) else "see to it that it can be written"
+        raise RunFailed(f"cannot write {path}: {error}; {remedy} and start the same command again, it resumes") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from data.command import exit_codes
 from data.config import parse_arguments
 from data.errors import UserError
 
@@ -30,12 +30,8 @@ def run(
 
     Exit codes: 0 finished, 1 failed, 2 bad configuration or input, 75 interrupted (the same command goes on).
     """
-    try:
-        code = _run(words)
-    except UserError as error:
-        print(f"train: {error}", file=sys.stderr)
-        code = error.exit_code
-    raise typer.Exit(code)
+    with exit_codes():
+        raise typer.Exit(_run(words))
 
 
 def _run(words: list[str]) -> int:

@@ -121,6 +121,7 @@ def _run_key(experiment: Experiment, *, shards: TrainingShards, student: dict[st
         "train": {
             **keyed_values(settings),
             "precision": precision.resolve(settings.precision, device=settings.device),
+            "device": settings.device,  # its generator draws other dropout masks
             "objective": keyed_values(settings.objective),
         },
         "student": student,

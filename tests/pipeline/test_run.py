@@ -161,7 +161,7 @@ def test_a_changed_setting_builds_what_depends_on_it_and_says_why(copied: Any, p
 @pytest.mark.parametrize(
     "overrides",
     [{"train.learning_rate": 1e-4, "train.recipe": "hard_kd"}, {"runner.threads": 2, "runner.kind": "ray"}, {"teacher.batch_tokens": 128},
-     {"evaluate.depth": 7, "ingest.max_bad_fraction": 0.5}],
+     {"runner.retries": 7, "ingest.max_bad_fraction": 0.5}],
     ids=str,
 )  # fmt: skip
 def test_execution_settings_make_nothing_stale(finished: Any, overrides: dict[str, object]) -> None:
@@ -265,6 +265,49 @@ def test_no_gpu_is_told_at_once(tmp_path: Path, tiny_experiment: Callable[..., P
         pytest.skip("there is a GPU")
     code, output = prep("run", f"config={tiny_experiment(tmp_path)}", "runner.device=cuda")
     assert code == EXIT_BAD_INPUT and "no usable GPU; use runner.device=cpu" in output and not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_stage_without_a_model_needs_no_gpu(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: a cluster's CPU jobs that must hold a GPU, or a config that must differ between its jobs."""
+    code, output = prep("run", f"config={tiny_experiment(tmp_path)}", "stage=ingest", "runner.device=cuda")
+    assert code == 0, output
+
+
+def test_precision_on_a_gpu_is_the_same_on_every_machine(
+    tmp_path: Path, tiny_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: vectors made on the GPU node that the CPU node takes for another model's, since its processor has no bf16."""
+    from pipeline.embed import CORPUS
+    from retrieval import precision
+
+    auto = {"embed.precision": "auto", "teacher.precision": "auto", "runner.device": "cuda"}
+    experiment = load({"config": str(tiny_experiment(tmp_path, **auto))})
+    keys = []
+    for has_bf16 in (True, False):
+        monkeypatch.setattr(precision, "cpu_computes_bf16", lambda has_bf16=has_bf16: has_bf16)
+        keys.append(CORPUS.key(experiment, DigestCache(tmp_path / "digests.json")))
+    assert keys[0] == keys[1] and keys[0]["precision"] == "bf16"
+
+
+def test_workers_get_the_driver_s_precision(tmp_path: Path, tiny_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a worker on an older processor that fills a bf16 table with fp32 vectors."""
+    from pipeline.runner import with_precisions
+    from retrieval import precision
+
+    experiment = load({"config": str(tiny_experiment(tmp_path, **{"embed.precision": "auto", "teacher.precision": "auto"}))})
+    monkeypatch.setattr(precision, "cpu_computes_bf16", lambda: True)
+    sent = with_precisions(experiment)
+    assert (sent.embed.precision, sent.teacher.precision) == ("bf16", "bf16")
+
+
+def test_a_run_file_of_another_collection_is_told(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: empty training shards and exit code 0."""
+    (tmp_path / "other.run").write_text("stranger Q0 elsewhere 1 1.0 x\n")
+    source = {"hard_negatives.source": "run", "hard_negatives.run_file": tmp_path / "other.run"}
+    config = tiny_experiment(tmp_path, **source)
+    for _ in range(2):  # the second time the table is complete, and still empty
+        code, output = prep("run", f"config={config}")
+        assert code == EXIT_BAD_INPUT and "hard_negatives has no rows" in output and "no negatives" in output
 
 
 def test_a_dead_address_is_told_soon(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.command import is_full_disk
 from data.errors import RunFailed, UserError
 from retrieval.student_spec import StudentSpec
 from trainer import loop, recipes
@@ -186,6 +188,24 @@ def test_infinite_gradient_stops(tmp_path: Path, experiment_file: Path, shards: 
     monkeypatch.setattr(loop, "accumulate_gradients", overflow)
     with pytest.raises(RunFailed, match="gradient"):
         start(experiment_file, shards)
+
+
+def test_no_gpu_is_told(experiment_file: Path, shards: Path) -> None:
+    """Prevents: a traceback from deep inside torch where the machine has no GPU."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match=r"train\.device=cuda, but torch sees no GPU"):
+        start(experiment_file, shards, **{"train.device": "cuda"})
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on(full_disk: Path, tmp_path: Path, experiment_file: Path, shards: Path) -> None:
+    """Prevents: a run lost to a full disk, or a checkpoint cut short by it that is taken for a whole one."""
+    with pytest.raises((RunFailed, OSError)) as caught:
+        start(experiment_file, shards, **{"train.output": full_disk / "run"})
+    assert is_full_disk(caught.value)
+    shutil.copytree(full_disk / "run", tmp_path / "moved", ignore=shutil.ignore_patterns("*.tmp"))
+    assert start(experiment_file, shards, **{"train.output": tmp_path / "moved"}) == 0
+    assert metric_steps(tmp_path / "moved") == list(range(1, 19))
 
 
 def test_loss_falls(tmp_path: Path, experiment_file: Path, shards: Path) -> None:

@@ -1,0 +1,42 @@
+"""How the three commands end: errors for users become a message and an exit code, an interrupt becomes 75."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+from data.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether the error says that the disk is full; the safetensors library says it in words only."""
+    return getattr(error, "errno", None) in FULL_DISK or "no space left" in str(error).lower()
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Around a command's work. A fault of ours keeps its traceback."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted; what is finished is kept, the same command goes on from here", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        print(f"error: no space left on the disk ({error}); free some and start the same command again, it goes on", file=sys.stderr)
+        raise SystemExit(EXIT_FAILED) from None
