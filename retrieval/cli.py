@@ -14,7 +14,7 @@ from data.command import exit_codes
 from data.config import parse_arguments, unknown_key
 from data.errors import UserError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
 Given = Annotated[list[str] | None, typer.Argument(metavar="key=value ...")]
 
