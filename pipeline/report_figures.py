@@ -39,8 +39,7 @@ def score_distributions(logits: Logits, kinds: Sequence[CandidateKind]) -> str:
     for kind in kinds:
         if len(logits[kind]):
             label = f"{_LABELS[kind]} ({len(logits[kind]):,})"
-            axes.hist(logits[kind], edges, density=True, histtype="stepfilled", alpha=0.25, color=COLOURS[kind])
-            axes.hist(logits[kind], edges, density=True, histtype="step", linewidth=1.5, color=COLOURS[kind], label=label)
+            axes.hist(logits[kind], edges, density=True, histtype="step", linewidth=1.8, color=COLOURS[kind], label=label)
     axes.set_xlabel("teacher logit")
     axes.set_ylabel("density")
     axes.legend(frameon=False, fontsize=8)
@@ -78,7 +77,7 @@ def confidence_histogram(confidences: NDArray[np.float32]) -> str:
 
 def _canvas() -> tuple[Figure, Axes]:
     # No pyplot: it keeps every figure alive and wants a display.
-    figure = Figure(figsize=(7, 3.1), layout="constrained")
+    figure = Figure(figsize=(5.6, 3), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

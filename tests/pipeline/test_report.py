@@ -122,3 +122,14 @@ def test_opens_in_a_browser(report: tuple[Path, Path], tmp_path: Path) -> None:
     picture = tmp_path / "report.png"
     subprocess.run([*command, f"--screenshot={picture}", address], capture_output=True, timeout=120, check=True)
     assert picture.stat().st_size > 20_000  # a blank page of this size compresses to far less
+
+
+def test_several_draws_are_still_the_same_queries(
+    tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Callable[..., Any]
+) -> None:
+    """A query counted once a draw would make the collection look larger, and show each query twice."""
+    config = tiny_experiment(tmp_path, **{"hard_negatives.draws": 2})
+    prep_run(config)
+    write_report(load({"config": str(config)}), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>training queries</td><td>14</td>" in page and _tags(page).counts["details"] == 14
