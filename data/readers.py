@@ -98,11 +98,6 @@ class Collection:
     queries: tuple[Path, ...]
     qrels: Mapping[str, Path]
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All files in a fixed order: what the content of a collection is the digest of."""
-        return (self.corpus, *self.queries, *self.qrels.values())
-
     def name(self, path: Path) -> str:
         """A file's name relative to the folder: the same wherever the collection lies."""
         return path.relative_to(self.folder).as_posix()

@@ -316,4 +316,8 @@ def test_plain_beside_gzip(tmp_path: Path) -> None:
     """After `gunzip -k` both lie there: reading both would make every record a duplicate."""
     beir(tmp_path, end=".gz")
     collection = beir(tmp_path)
-    assert [collection.name(file) for file in collection.files] == ["corpus.jsonl", "queries.jsonl", "qrels/train.tsv"]
+    assert [collection.name(file) for file in (collection.corpus, *collection.queries, *collection.qrels.values())] == [
+        "corpus.jsonl",
+        "queries.jsonl",
+        "qrels/train.tsv",
+    ]
