@@ -6,6 +6,7 @@ import contextlib
 import errno
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -19,13 +20,25 @@ def is_full_disk(error: BaseException) -> bool:
     return getattr(error, "errno", None) in FULL_DISK or "no space left" in str(error).lower()
 
 
+# The exception of a signal is lost where it arrives in a destructor or a callback of C code; this is not.
+_asked_to_stop = threading.Event()
+
+
+def stop_if_asked() -> None:
+    """Between two pieces of work: end here if a signal asked for it."""
+    if _asked_to_stop.is_set():
+        raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Around a command's work. A fault of ours keeps its traceback."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        _asked_to_stop.set()
         raise KeyboardInterrupt
 
+    _asked_to_stop.clear()
     signal.signal(signal.SIGTERM, interrupt)
     try:
         yield

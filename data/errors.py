@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 EXIT_COMPLETE = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -21,4 +23,11 @@ class RunFailed(UserError):
 
 
 class DamagedShard(RunFailed):
-    """A Parquet file is cut short, has a flipped byte, or is not the file that the manifest records."""
+    """A Parquet file is cut short, has a flipped byte, or is not the file that the manifest records.
+
+    `path` is the file where its content is at fault, None where it is missing or could not be read for another reason.
+    """
+
+    def __init__(self, message: str, *, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path

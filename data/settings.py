@@ -49,6 +49,8 @@ class Teacher(Section):
     backend: Literal["torch", "onnx"] = keyed("torch", "torch, or ONNX Runtime (extra `onnx`)")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
     max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first", ge=16)
+    compile: Literal["auto", "on", "off"] = execution("auto", "torch.compile; auto: where a calibration says that the job is long enough")
+    segment_pairs: int = execution(4096, "rows scored between two writes to the logit store: what a kill can lose", ge=1)
     batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
 
 
@@ -88,6 +90,7 @@ class DarkExamples(Section):
     mixed_truncation: Literal["longest_first", "right"] = keyed("longest_first", "longest_first keeps both parts; right cuts the end")
     mask_ratios: tuple[float, ...] = keyed(PAPER_MASK_RATIOS, "one noisy positive for each ratio (Eq. 6)")
     mask_unit: Literal["piece", "piece_exact", "word"] = keyed("piece", "each WordPiece by chance, an exact count of them, or whole words")
+    mask_seed: int | None = keyed(None, "of the masks alone; null takes `seed`")
     mask_draws: int = keyed(1, "independent draws of the masks; epoch e trains on draw e modulo their number", ge=1, le=100)
 
     @field_validator("mask_ratios")

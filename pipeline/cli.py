@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -45,9 +44,9 @@ def _say(line: str) -> None:
 
 @app.command()
 def plan(words: Words = None) -> None:
-    """What `run` would build, and why each shard is stale.  [stage=NAME|all]"""
+    """What `run` would build, why each shard is stale, and with stage=teacher_scores what it will cost.  [stage=NAME|all] [gpus=N]"""
     with exit_codes():
-        experiment, own = _experiment(words, stage="all")
+        experiment, own = _experiment(words, stage="all", gpus="0")
         from pipeline.plan import Planner, selected_tables
 
         planner = Planner(experiment)
@@ -63,6 +62,11 @@ def plan(words: Words = None) -> None:
                 _say(f"{label} would build {len(planned.stale)} of {planned.shard_count} shards")
                 for shards, reason in _by_reason(planned.stale):
                     _say(f"{'':<16}   {shards}: {reason}")
+            if planned.table.stage == "teacher_scores" and (planned.stale or planned.waits_for):
+                from pipeline.price_words import price_words
+
+                for line in price_words(experiment, planned, measuring=own["stage"] != "all", gpus=_whole_number("gpus", own["gpus"])):
+                    _say(f"{'':<16} {line}")
 
 
 def _by_reason(stale: dict[int, str]) -> list[tuple[str, str]]:
@@ -150,22 +154,15 @@ def report(words: Words = None) -> None:
 
 
 @app.command()
-def cache(action: Annotated[str, typer.Argument(help="stats")], words: Words = None) -> None:
-    """Look at the store of teacher logits: `prep cache stats config=FILE`."""
+def cache(action: Annotated[str, typer.Argument(help="stats, verify, compact or gc")], words: Words = None) -> None:
+    """Look after the store of teacher logits: `prep cache stats|verify|compact|gc config=FILE [namespace=START] [yes=true]`."""
     with exit_codes():
-        actions: dict[str, Callable[[Experiment], None]] = {"stats": _cache_stats}
-        if action not in actions:
-            raise unknown_key(f"cache {action}", valid=[f"cache {name}" for name in actions])
-        experiment, _ = _experiment(words)
-        actions[action](experiment)
+        from pipeline import cache_care
 
-
-def _cache_stats(experiment: Experiment) -> None:
-    from data.logit_store import namespaces
-
-    for found in namespaces(Path(experiment.store)):
-        size = f"{found['pairs']:>10,} pairs  {found['segments']:>5} segments  {found['bytes'] / 1e6:8.1f} MB"
-        _say(f"{found['namespace'][:12]}  {size}  {found['name']}")
+        if action not in cache_care.ACTIONS:
+            raise unknown_key(f"cache {action}", valid=[f"cache {name}" for name in cache_care.ACTIONS])
+        experiment, own = _experiment(words, namespace="", yes="false")
+        cache_care.ACTIONS[action](Path(experiment.store), own["namespace"], own["yes"] == "true", _say)
 
 
 def _whole_number(name: str, value: str) -> int:

@@ -141,7 +141,7 @@ def candidates_of(
             mixed = mix(positive_text, text, splitter=splitter, max_tokens=mixed_tokens, truncation=settings.mixed_truncation)
             listed.append(Candidate(CandidateKind.REINFORCED_NEGATIVE, f"{positive_id}+{doc_id}", mixed))
     for ratio in settings.mask_ratios:
-        parts = (seed, "mask", query_id, positive_id, ratio, mask_draw)
+        parts = (seed if settings.mask_seed is None else settings.mask_seed, "mask", query_id, positive_id, ratio, mask_draw)
         masked = mask(positive_text, ratio, splitter=splitter, unit=settings.mask_unit, seed_parts=parts)
         listed.append(Candidate(CandidateKind.NOISY_POSITIVE, f"{positive_id}~{ratio}", masked))
     return listed
@@ -204,13 +204,14 @@ def _build(task: Task) -> None:
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     folder = resolve_folder(experiment.teacher.model, option="teacher.model")
-    key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens",))
+    key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens", "mask_seed"))
     return {
         **key,
         "mixed_tokens": experiment.mixed_tokens if experiment.dark_examples.reinforced else None,
         "draws": experiment.draws,
         "tokenizer": tokenizer_digest(folder),
         "seed": experiment.seed,
+        "mask_seed": experiment.seed if experiment.dark_examples.mask_seed is None else experiment.dark_examples.mask_seed,
     }
 
 

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 _LOG_SECONDS = 30.0
+_SHOWN_BELOW = ("cached", "padded tokens", "rows")  # told as shares, not as rates
 
 
 class Progress:
-    """Counts finished shards and the units (texts, pairs, queries) inside them."""
+    """Counts finished shards and the units (texts, pairs, tokens, queries) inside them.
 
-    def __init__(self, label: str, *, shards: int) -> None:
-        self._label, self._shards, self._done, self._units, self._unit = label, shards, 0, 0, ""
+    Units with a meaning of their own: `rows` of the input done (with `rows` given they drive the estimate of the time left), `cached`
+    pairs, and `tokens` against `padded tokens`.
+    """
+
+    def __init__(self, label: str, *, shards: int, rows: int = 0) -> None:
+        self._label, self._shards, self._rows, self._done = label, shards, rows, 0
+        self._units: Counter[str] = Counter()
         self._started = self._logged = time.monotonic()
         self._bar: Bar | None = None
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
-            columns = (TextColumn(f"{self._label:<16}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards {task.fields[rate]}"))
-            self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            columns = (TextColumn(f"{self._label:<16}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards {task.fields[figures]}"))
+            self._bar = Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
             self._bar.start()
-            self._bar.add_task(self._label, total=self._shards, rate="")
+            self._bar.add_task(self._label, total=self._shards, figures="")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -35,7 +42,7 @@ class Progress:
 
     def advance(self, unit: str, count: int) -> None:
         """`count` more units are done."""
-        self._units, self._unit = self._units + count, unit
+        self._units[unit] += count
         self._show()
 
     def shard_done(self) -> None:
@@ -43,16 +50,33 @@ class Progress:
         self._done += 1
         self._show()
 
-    @property
-    def _rate(self) -> str:
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        return f"{self._units:,} {self._unit}, {self._units / seconds:,.0f}/s" if self._units else ""
+    def figures(self, seconds: float) -> str:
+        """Counts, rates, share of padding, cache hits and the time left, as far as they are known after so many seconds."""
+        units, seconds = self._units, max(seconds, 1e-9)
+        parts = [f"{count:,} {unit} ({count / seconds:,.0f}/s)" for unit, count in units.items() if unit not in _SHOWN_BELOW]
+        if units["padded tokens"]:
+            parts.append(f"{1 - units['tokens'] / units['padded tokens']:.1%} padding")
+        if "cached" in units:
+            parts.append(f"{units['cached']:,} cached")
+        if (left := self._seconds_left(seconds)) is not None:
+            parts.append(f"about {duration(left)} left")
+        return ", ".join(parts)
+
+    def _seconds_left(self, seconds: float) -> float | None:
+        done, total = (self._units["rows"], self._rows) if self._rows else (self._done, self._shards)
+        return seconds / done * (total - done) if 0 < done < total else None
 
     def _show(self) -> None:
+        now = time.monotonic()
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=self._done, rate=self._rate)
-        elif (now := time.monotonic()) - self._logged >= _LOG_SECONDS:
+            self._bar.update(self._bar.task_ids[0], completed=self._done, figures=self.figures(now - self._started))
+        elif now - self._logged >= _LOG_SECONDS:
             self._logged = now
-            left = (now - self._started) / max(1, self._done) * (self._shards - self._done)
-            left_text = f", about {left:.0f} s left" if self._done else ""
-            print(f"{self._label}: {self._done} of {self._shards} shards, {self._rate}{left_text}", file=sys.stderr, flush=True)
+            print(f"{self._label}: {self._done} of {self._shards} shards, {self.figures(now - self._started)}", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

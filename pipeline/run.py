@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from data.command import stop_if_asked
 from data.errors import UserError
 from data.manifest import JOURNAL_NAME, Manifest, ShardRecord
 from data.settings import Experiment
@@ -16,6 +17,7 @@ from data.shards import describe, read_footer, shard_name
 from pipeline.plan import Planner, TablePlan, selected_tables
 from pipeline.progress import Progress
 from pipeline.runner import OrderRunner, make_runner, preflight
+from pipeline.stage import Preparation
 from pipeline.work import Done, WorkOrder
 
 _RECORDED_VERSIONS = ("torch", "transformers", "pyarrow", "polars", "faiss-gpu", "ray", "onnxruntime", "tokenizers")
@@ -33,6 +35,7 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
     built = 0
     try:
         for table in selected:
+            stop_if_asked()
             plan = planner.plan(table)
             if plan.waits_for:
                 missing = plan.waits_for
@@ -45,7 +48,7 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
                 preflight(experiment, uses_device=any(later.uses_device for later in selected))
                 runner = make_runner(experiment)
             if runner is not None:
-                _build_stale(plan, runner)
+                _build_stale(plan, experiment, runner, say)
             manifest = seal(plan)
             _refuse_empty(manifest, table.label)
             built += len(plan.stale)
@@ -64,10 +67,13 @@ def _refuse_empty(manifest: Manifest, label: str) -> None:
         raise UserError(f"{label} has no rows ({json.dumps(manifest.counts)}): do its inputs belong to this collection?")
 
 
-def _build_stale(plan: TablePlan, runner: OrderRunner) -> None:
+def _build_stale(plan: TablePlan, experiment: Experiment, runner: OrderRunner, say: Callable[[str], None]) -> None:
     missing = [label for label, stored in plan.inputs.items() if not all(path.exists() for path in stored.paths())]
     if missing:
         raise UserError(f"{plan.table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    if plan.table.prepare and plan.stale:
+        plan.table.prepare(Preparation(experiment, plan.folder, plan.inputs, list(plan.stale), runner.ask, runner.workers(), say))
     groups = [tuple(plan.stale)] if plan.table.together else [(shard,) for shard in plan.stale]
     inputs = {label: str(stored.folder.absolute()) for label, stored in plan.inputs.items()}
     orders = [
@@ -75,12 +81,20 @@ def _build_stale(plan: TablePlan, runner: OrderRunner) -> None:
         for shards in groups
         if shards
     ]
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    with Progress(plan.table.label, shards=len(orders)) as progress:
+    with Progress(plan.table.label, shards=len(orders), rows=_rows_to_read(plan)) as progress:
         started = time.perf_counter()
         for done in runner.run(orders, uses_device=plan.table.uses_device, report=progress.advance):
             progress.shard_done()
+            for line in done.warnings:
+                say(f"warning: {line}")
             _journal(plan.folder, done, wall=time.perf_counter() - started)
+            stop_if_asked()
+
+
+def _rows_to_read(plan: TablePlan) -> int:
+    """Rows of the stale shards' input, where each shard reads just the one of its own number; else 0."""
+    inputs = [stored.manifest.shards for stored in plan.inputs.values() if len(stored.manifest.shards) == plan.shard_count]
+    return sum(inputs[0][shard].rows for shard in plan.stale) if len(inputs) == len(plan.inputs) == 1 else 0
 
 
 def _journal(folder: Path, done: Done, *, wall: float) -> None:

@@ -30,6 +30,12 @@ class OrderRunner(Protocol):
     def run(self, orders: Sequence[WorkOrder], *, uses_device: bool, report: Report) -> Iterator[Done]:
         """Build the orders, in any order of finishing. With `uses_device` a worker has its share of a GPU, if GPUs are asked for."""
 
+    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run `function(experiment, *args)` on one worker that holds its share of the device."""
+
+    def workers(self) -> int:
+        """How many orders are built at once."""
+
     def close(self) -> None:
         """Let go of everything."""
 
@@ -108,6 +114,14 @@ class LocalRunner:
         for order in orders:
             yield self._worker.build(order, report=report)
 
+    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run it in this process."""
+        return self._worker.ask(function, *args)
+
+    def workers(self) -> int:
+        """One."""
+        return 1
+
     def close(self) -> None:
         """Nothing to let go of."""
 
@@ -171,9 +185,7 @@ class RayRunner:
 
     def run(self, orders: Sequence[WorkOrder], *, uses_device: bool, report: Report) -> Iterator[Done]:
         """Build the orders on all actors; yields each as it finishes."""
-        if self._ray is None:
-            self._start()
-        self._hold(self._settings.gpus if uses_device and self._settings.device == "cuda" else 0.0)
+        self._ready(uses_device=uses_device)
         ray = self._ray
         waiting = list(reversed(orders))
         tries: dict[WorkOrderKey, int] = {}
@@ -208,6 +220,31 @@ class RayRunner:
                     self._collect_progress([actor], report)
                     yield outcome
                 idle.append(actor)
+
+    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run it on a new worker, which is let go of afterwards, with its model."""
+        self._ready(uses_device=True)
+        actor = self._new_actor()
+        try:
+            answer = self._ray.get(actor.ask.remote(function, *args))
+        except self._ray.exceptions.RayError as error:
+            raise RunFailed(f"{function.__name__} failed in a worker:\n{error}") from error
+        finally:
+            self._ray.kill(actor)
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    def workers(self) -> int:
+        """As many as fit, or as the settings say."""
+        self._ready(uses_device=True)
+        return self._worker_count()
+
+    def _ready(self, *, uses_device: bool) -> None:
+        """Ray started, and workers of another share of a GPU gone."""
+        if self._ray is None:
+            self._start()
+        self._hold(self._settings.gpus if uses_device and self._settings.device == "cuda" else 0.0)
 
     def _collect_progress(self, actors: list[Any], report: Report) -> None:
         for actor in actors:
@@ -249,6 +286,12 @@ class _RayWorker:
             return self._worker.build(order, report=self._count)
         except UserError as error:
             return error  # as a value: Ray would wrap an exception and lose its kind
+
+    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return self._worker.ask(function, *args)
+        except UserError as error:
+            return error
 
     def _count(self, unit: str, count: int) -> None:
         self._progress[unit] = self._progress.get(unit, 0) + count

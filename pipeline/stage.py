@@ -72,6 +72,7 @@ class Task:
     inputs: dict[str, Stored]
     workshop: Workshop
     report: Callable[[str, int], None]  # (unit, how many more are done): progress, for people
+    warn: Callable[[str], None]  # a line that must be seen
     figures: dict[str, Any] = field(default_factory=dict)  # figures of this execution, for the journal
 
     @property
@@ -100,6 +101,19 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """What a table's `prepare` is given: it may look at the work, ask a worker, and leave its choices in the table's folder."""
+
+    experiment: Experiment
+    folder: Path
+    inputs: dict[str, Stored]
+    stale: Sequence[int]
+    ask: Callable[..., Any]  # ask(function, *args): function(experiment, *args), run in a worker
+    workers: int
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
 class Table:
     """One table of a stage.
 
@@ -114,6 +128,7 @@ class Table:
     key: Callable[[Experiment, DigestCache], dict[str, Any]]
     shard_count: Callable[[Experiment], int]
     build: Callable[[Task], None]
+    prepare: Callable[[Preparation], None] | None = None  # runs in the driver before stale shards are built
     together: bool = False  # all stale shards in one task, for sources that are read in one pass
     uses_device: bool = False  # builds with a model, so it wants the runner's GPU
 

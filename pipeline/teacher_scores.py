@@ -1,14 +1,18 @@
 """Stage `teacher_scores`: the teacher's raw logit of every (query, candidate) pair, each distinct pair scored once, ever.
 
-    distinct pairs of the shard -> look up in the logit store -> score what is missing -> append -> join back
+    keys of the shard -> look up in the logit store -> window by window: tokenise | score what is missing | append, write the rows
 
-The unit of scoring is a bucket of the shard (all its pairs whose key begins with one hex digit): it is appended whole or not at
-all, so a killed job loses at most the bucket in flight, and the batches of a bucket are the same before and after a kill.
+The unit of scoring is a window of `teacher.segment_pairs` rows: its new pairs are appended to the store whole or not at all, so a killed
+job loses at most the window in flight, and what is scored after it has the same batches as in an unbroken run. Windows are tokenised
+ahead of the forward pass and written behind it. In memory are 25 bytes for each pair of the shard, and two windows.
 Shards hold different query texts (`ingest` sees to that), so no pair is wanted by two shards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,106 +20,148 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data import schemas
-from data.digests import DigestCache, pair_key
-from data.errors import RunFailed
-from data.logit_store import BUCKETS, LogitStore, bucket_of
+from data.digests import DigestCache
+from data.logit_store import Keys, LogitStore, Scores
 from data.settings import Experiment
+from data.shards import ROW_GROUP_ROWS, ShardWriter, read_row_groups
+from pipeline.compile_choice import prepare
+from pipeline.execution import read_choices
+from pipeline.overlap import ahead, behind
 from pipeline.stage import Table, Task
-from retrieval.cross_encoder import TeacherSpec, load_cross_encoder, resolve_teacher, score_pairs
-from retrieval.tokenizer import PairEncoding, Tokenizer
-
-
-def _spec(experiment: Experiment) -> TeacherSpec:
-    return resolve_teacher(experiment.teacher, device=experiment.runner.device)
+from pipeline.wanted_pairs import WantedPairs, spec_of
+from retrieval.cross_encoder import TeacherSpec, load_cross_encoder, score_pairs
+from retrieval.pair_tokens import PairEncoding, PairTokenizer
 
 
 def _build(task: Task) -> None:
     experiment = task.experiment
-    spec = _spec(experiment)
-    digests = DigestCache(task.logit_store / "digests.json")
-    store = LogitStore(task.logit_store, spec.namespace(digests))
+    spec, digests = spec_of(experiment), DigestCache(task.logit_store / "digests.json")
+    store = LogitStore(task.logit_store, spec.namespace(digests), warn=task.warn)
     store.describe(key=spec.key(digests), name=spec.name)
-    teacher = task.workshop.keep(("teacher", spec), lambda: _Teacher(spec, experiment))
+    teacher = task.workshop.keep(("teacher", spec), lambda: Teacher(spec, experiment, compiled=read_choices(task.folder).compiled))
 
-    candidates = task.inputs["dark_examples"].read(task.shard)
-    pairs, pair_of_row = distinct_pairs(candidates.column("query").to_pylist(), candidates.column("text").to_pylist())
-    encoded = teacher.encode(pairs)
-    keys = [pair_key(query, text) for query, text in pairs]
-    logits, scored = score_missing(keys, encoded, store=store, teacher=teacher, task=task)
+    path = task.inputs["dark_examples"].paths()[task.shard]
+    wanted = WantedPairs.read(path)
+    known = store.lookup(wanted.keys)
+    missing = np.isnan(known.logits)
+    cached = int((~missing).sum())
+    task.report("cached", cached)
+    with task.writer(task.shard, schemas.TEACHER_SCORES) as writer, behind() as writes:
+        windows = _windows(path, wanted, missing, teacher, rows=experiment.teacher.segment_pairs)
+        for window in ahead(windows):
+            if len(window.new):
+                fresh = teacher.score(window.encoded, progress=lambda *counts: _report(task, *counts))
+                known.put(window.new, fresh)
+                writes.do(_append_and_write, store, wanted.keys[window.new], fresh, writer, _rows(window, wanted, known))
+            else:
+                writes.do(writer.write, _rows(window, wanted, known))
+            task.report("rows", window.table.num_rows)
+        writes.wait()
+        rows = len(wanted.pair_of_row)
+        figures = {"distinct pairs": len(missing), "truncated": int(known.truncated.sum()), "tokens": int(known.token_counts.sum())}
+        writer.figures["counts"] = {"in": rows, "kept": rows, "dropped": {}, **figures}
+    scored = len(missing) - cached
+    task.figures.update({"namespace": store.folder.name, "pairs": len(missing), "cached": cached, "scored": scored})
 
-    task.figures.update({"pairs": len(pairs), "cached": len(pairs) - scored, "scored": scored})
-    tokens = np.array([len(pair.ids) for pair in encoded], dtype=np.int32)
-    truncated = np.array([pair.truncated for pair in encoded], dtype=bool)
-    table = pa.table(
-        [
-            *(candidates.column(name) for name in ("query_id", "draw", "position")),
-            pa.array(logits[pair_of_row]),
-            pa.array(tokens[pair_of_row]),
-            pa.array(truncated[pair_of_row]),
-        ],
-        schema=schemas.TEACHER_SCORES,
-    )
-    counts = {"in": table.num_rows, "kept": table.num_rows, "dropped": {}, "distinct pairs": len(pairs), "truncated": int(truncated.sum())}
-    task.write(table, {**counts, "tokens": int(tokens.sum())})
+
+@dataclass(frozen=True)
+class _Window:
+    """Some rows of the shard, and the pairs that are new in them, ready for the teacher."""
+
+    table: pa.Table  # query_id, draw, position
+    start: int
+    new: NDArray[np.int64]  # places among the distinct pairs
+    encoded: list[PairEncoding]
 
 
-class _Teacher:
-    """The teacher's tokenizer, and the model once it is needed: a warm store never loads it."""
+def _windows(path: Path, wanted: WantedPairs, missing: NDArray[np.bool_], teacher: Teacher, *, rows: int) -> Iterator[_Window]:
+    """The shard's windows in order. A pair belongs to the window where it is first seen."""
+    start, seen = 0, 0
+    for table in _row_windows(path, rows):
+        places = wanted.pair_of_row[start : start + table.num_rows]
+        after = max(seen, int(places.max()) + 1) if len(places) else seen
+        first_rows = np.flatnonzero(np.concatenate([[True], np.maximum.accumulate(places)[1:] > np.maximum.accumulate(places)[:-1]]))
+        first_rows = first_rows[(places[first_rows] >= seen) & missing[places[first_rows]]]
+        pairs = [(table.column("query")[row].as_py(), table.column("text")[row].as_py()) for row in first_rows.tolist()]
+        yield _Window(table.select(["query_id", "draw", "position"]), start, places[first_rows].astype(np.int64), teacher.encode(pairs))
+        start, seen = start + table.num_rows, after
 
-    def __init__(self, spec: TeacherSpec, experiment: Experiment) -> None:
-        self._spec, self._experiment = spec, experiment
-        self._tokenizer = Tokenizer(spec.folder)
+
+def _row_windows(path: Path, rows: int) -> Iterator[pa.Table]:
+    """Tables of `rows` rows, the last one shorter; whole row groups where it is larger than one, so that memory holds one window."""
+    waiting: list[pa.Table] = []
+    for group in read_row_groups(path, columns=["query_id", "draw", "position", "query", "text"]):
+        if rows < ROW_GROUP_ROWS:
+            yield from (group.slice(start, rows) for start in range(0, group.num_rows, rows))
+            continue
+        waiting.append(group)
+        if sum(table.num_rows for table in waiting) + ROW_GROUP_ROWS > rows:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _rows(window: _Window, wanted: WantedPairs, known: Scores) -> pa.Table:
+    """The window's rows of the table."""
+    scores = known.take(wanted.pair_of_row[window.start : window.start + window.table.num_rows])
+    columns = [pa.array(scores.logits), pa.array(scores.token_counts), pa.array(scores.truncated)]
+    return pa.table([*window.table.columns, *columns], schema=schemas.TEACHER_SCORES)
+
+
+def _append_and_write(store: LogitStore, keys: Keys, fresh: Scores, writer: ShardWriter, rows: pa.Table) -> None:
+    store.append(keys, fresh)
+    writer.write(rows)
+
+
+def _report(task: Task, pairs: int, tokens: int, padded: int) -> None:
+    task.report("pairs", pairs)
+    task.report("tokens", tokens)
+    task.report("padded tokens", padded)
+
+
+class Teacher:
+    """The teacher's tokenizer and model, each loaded when it is first needed: a warm store needs neither."""
+
+    def __init__(self, spec: TeacherSpec, experiment: Experiment, *, compiled: bool) -> None:
+        self._spec, self._experiment, self._compiled = spec, experiment, compiled
+        self._tokenizer: PairTokenizer | None = None
         self._model: Any = None
 
-    def encode(self, pairs: list[tuple[str, str]]) -> list[PairEncoding]:
-        return self._tokenizer.encode_pairs(pairs, max_tokens=self._spec.max_tokens)
+    @property
+    def tokenizer(self) -> PairTokenizer:
+        """Of the teacher."""
+        if self._tokenizer is None:
+            self._tokenizer = PairTokenizer(self._spec.folder, max_tokens=self._spec.max_tokens)
+        return self._tokenizer
 
-    def score(self, pairs: list[PairEncoding], *, progress: Any) -> NDArray[np.float32]:
-        from retrieval.batching import DEFAULT_BATCH_TOKENS
-
-        runner = self._experiment.runner
-        batch_tokens = self._experiment.teacher.batch_tokens or DEFAULT_BATCH_TOKENS[runner.device]
+    @property
+    def model(self) -> Any:
+        """The cross-encoder."""
         if self._model is None:
-            self._model = load_cross_encoder(self._spec, device=runner.device, threads=runner.threads)
-        return score_pairs(self._model, pairs, batch_tokens=batch_tokens, pad_id=self._tokenizer.pad_id, progress=progress)
+            runner = self._experiment.runner
+            budget = self._experiment.teacher.batch_tokens
+            self._model = load_cross_encoder(
+                self._spec, device=runner.device, threads=runner.threads, batch_tokens=budget, compiled=self._compiled
+            )
+        return self._model
 
+    def encode(self, pairs: list[tuple[str, str]]) -> list[PairEncoding]:
+        """Pairs as the model reads them."""
+        return self.tokenizer.encode(pairs) if pairs else []
 
-def distinct_pairs(queries: list[str], texts: list[str]) -> tuple[list[tuple[str, str]], NDArray[np.int64]]:
-    """The distinct (query, text) pairs in order of first sight, and for each row the place of its pair."""
-    place: dict[tuple[str, str], int] = {}
-    rows = np.fromiter(
-        (place.setdefault(pair, len(place)) for pair in zip(queries, texts, strict=True)), dtype=np.int64, count=len(queries)
-    )
-    return list(place), rows
-
-
-def score_missing(
-    keys: list[bytes], encoded: list[PairEncoding], *, store: LogitStore, teacher: _Teacher, task: Task
-) -> tuple[NDArray[np.float32], int]:
-    """[n] logits of all pairs, from the store where it has them, and the number of pairs that had to be scored."""
-    logits = store.lookup(keys)
-    missing = np.isnan(logits)
-    task.report("pairs", int((~missing).sum()))
-    scored = 0
-    for bucket in range(BUCKETS):
-        # In key order, so that the batches do not depend on the order of the rows.
-        rows = sorted((row for row in np.flatnonzero(missing).tolist() if bucket_of(keys[row]) == bucket), key=keys.__getitem__)
-        if rows:
-            fresh = teacher.score([encoded[row] for row in rows], progress=lambda count: task.report("pairs", count))
-            if not np.isfinite(fresh).all():
-                broken = int((~np.isfinite(fresh)).sum())
-                raise RunFailed(f"the teacher gave {broken} logits that are not finite numbers; try teacher.precision=fp32")
-            store.append([keys[row] for row in rows], fresh)
-            logits[rows] = fresh
-            scored += len(rows)
-    return logits, scored
+    def score(self, pairs: list[PairEncoding], *, progress: Any) -> Scores:
+        """Logits, token counts and cuts of the pairs."""
+        logits = score_pairs(self.model, pairs, pad_id=self.tokenizer.pad_id, progress=progress)
+        counts = np.array([len(pair.ids) for pair in pairs], dtype=np.int32)
+        return Scores(logits, counts, np.array([pair.truncated for pair in pairs], dtype=bool))
 
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    return {"teacher": _spec(experiment).key(digests)}
+    return {"teacher": spec_of(experiment).key(digests)}
 
 
 TABLE = Table(
-    stage="teacher_scores", name="", version=1, reads=("dark_examples",), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, uses_device=True,
+    stage="teacher_scores", name="", version=2, reads=("dark_examples",), key=_key,
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True,
 )  # fmt: skip

@@ -35,11 +35,12 @@ class WorkOrder:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished order: seconds it took, and figures of this execution (cached, scored)."""
+    """A finished order: seconds it took, figures of this execution (cached, scored), and lines that the user must see."""
 
     order: WorkOrder
     seconds: float
     figures: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 class Worker:
@@ -59,6 +60,7 @@ class Worker:
             torch.set_num_threads(self._experiment.runner.threads)
             self._limited = True
         started = time.perf_counter()
+        warnings: list[str] = []
         task = Task(
             experiment=self._experiment,
             table=table,
@@ -69,9 +71,14 @@ class Worker:
             inputs={label: _stored(Path(folder)) for label, folder in order.inputs.items()},
             workshop=self._workshop,
             report=report,
+            warn=warnings.append,
         )
         table.build(task)
-        return Done(order, time.perf_counter() - started, task.figures)
+        return Done(order, time.perf_counter() - started, task.figures, warnings)
+
+    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a function of this package here, with the experiment as this worker has it."""
+        return function(self._experiment, *args)
 
 
 def _stored(folder: Path) -> Stored:

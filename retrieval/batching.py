@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 # Measured on 2 CPU cores: the larger a batch, the slower (2,048 tokens are 18 % faster than 8,192). On GPUs not measured.
 DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 
 
+def longest_first(lengths: Sequence[int]) -> NDArray[np.int64]:
+    """The order from longest to shortest, ties by index: neighbours need little padding, and what does not fit shows at once."""
+    return np.lexsort((np.arange(len(lengths)), -np.asarray(lengths, dtype=np.int64)))
+
+
 def token_budget_batches(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
     """Index lists that cover every sequence once; a batch's size times its longest length is at most `budget`.
 
-    Longest first (a batch that does not fit shows at once), ties by index. A single sequence over the budget is a batch alone.
+    Longest first, ties by index. A single sequence over the budget is a batch alone.
     """
-    order = np.lexsort((np.arange(len(lengths)), -np.asarray(lengths, dtype=np.int64)))
+    order = longest_first(lengths)
     batches: list[list[int]] = []
     start = 0
     while start < len(order):
@@ -28,6 +37,8 @@ def token_budget_batches(lengths: Sequence[int], *, budget: int) -> list[list[in
 
 def pad(sequences: Sequence[Sequence[int]], *, value: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token lists to (input_ids [n, L], attention_mask [n, L]), padded on the right to the longest of them."""
+    import torch
+
     longest = max(len(sequence) for sequence in sequences)
     ids = np.full((len(sequences), longest), value, dtype=np.int64)
     mask = np.zeros((len(sequences), longest), dtype=np.int64)

@@ -1,4 +1,8 @@
-"""The teacher: a cross-encoder that gives one raw logit for a (query, candidate) pair, under torch or ONNX Runtime."""
+"""The teacher: a cross-encoder that gives one raw logit for a (query, candidate) pair, under torch or ONNX Runtime.
+
+Speed is in `score_pairs` (batches of like length under a token budget), in `retrieval.mixed_precision` (bf16 and fp16, CPU attention)
+and in `retrieval.unpadded` (GPUs).
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.digests import DigestCache, json_digest
-from data.errors import UserError
+from data.errors import RunFailed, UserError
 from data.settings import Teacher
 from retrieval import precision as precisions
-from retrieval.checkpoint_files import read_json, resolve_folder, tokenizer_digest, weights_digest
+from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first
+from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, weights_digest
+from retrieval.pair_tokens import PairEncoding
 from retrieval.quiet import quiet_transformers
-from retrieval.tokenizer import PairEncoding
 
 # The input is `[CLS] query [SEP] candidate [SEP]` as the tokenizer's own pair template makes it, the longer part cut first.
 INPUT_TEMPLATE = "pair/longest_first/v1"
+# Low precision means the linear layers, see `retrieval.mixed_precision`. torch.compile rounds differently within the same class.
+PRECISION_CLASSES = {"bf16": "bf16-linear", "fp16": "fp16-linear"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class TeacherSpec:
             "template": INPUT_TEMPLATE,
             "max_tokens": self.max_tokens,
             "head": "logit",
-            "precision": f"{self.backend}/{self.precision}",
+            "precision": f"{self.backend}/{PRECISION_CLASSES.get(self.precision, self.precision)}",
         }
 
     def namespace(self, digests: DigestCache) -> str:
@@ -60,51 +67,100 @@ def resolve_teacher(teacher: Teacher, *, device: str) -> TeacherSpec:
     return TeacherSpec(folder, teacher.model, teacher.backend, precision, teacher.max_tokens)
 
 
+class OutOfMemory(Exception):
+    """A batch did not fit on the device."""
+
+
 class CrossEncoder(Protocol):
     """Anything that scores a batch of encoded pairs."""
 
-    one_by_one: bool  # a logit depends on the batch around it by more than rounding, so each pair must be a batch alone
+    batch_tokens: int  # padding included; halved by `score_pairs` when a batch does not fit
+    length_multiple: int  # batches are padded to a multiple of it
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[n, L] arrays to [n] raw fp32 logits."""
+        """[n, L] arrays to [n] raw fp32 logits. Raises OutOfMemory."""
 
 
-def load_cross_encoder(spec: TeacherSpec, *, device: str, threads: int) -> CrossEncoder:
-    """The teacher, ready to score, in eval mode (offline logits must repeat, so there is no dropout)."""
+def load_cross_encoder(
+    spec: TeacherSpec, *, device: str, threads: int, batch_tokens: int | None = None, compiled: bool = False
+) -> CrossEncoder:
+    """The teacher, ready to score, in eval mode (offline logits must repeat, so there is no dropout).
+
+    Args:
+        spec: which teacher, in which precision.
+        device: cpu or cuda.
+        threads: CPU threads of the ONNX session; torch's are the caller's to set.
+        batch_tokens: tokens of a batch, padding included; None takes the device's default.
+        compiled: use torch.compile. The first batches then take about half a minute.
+    """
+    batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
     if spec.backend == "onnx":
-        return OnnxCrossEncoder(spec.folder, device=device, threads=threads)
-    return TorchCrossEncoder(spec.folder, precision=spec.precision, device=device)
+        return OnnxCrossEncoder(spec.folder, device=device, threads=threads, batch_tokens=batch_tokens)
+    return TorchCrossEncoder(spec.folder, precision=spec.precision, device=device, batch_tokens=batch_tokens, compiled=compiled)
 
 
 class TorchCrossEncoder:
     """A transformers sequence-classification model with one output."""
 
-    one_by_one = False
-
-    def __init__(self, folder: Path, *, precision: str, device: str) -> None:
+    def __init__(
+        self, folder: Path, *, precision: str, device: str, batch_tokens: int | None = None, compiled: bool = False, unpad: bool = True
+    ) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification
 
-        from retrieval.encode import TORCH_TYPES
+        from retrieval import mixed_precision, unpadded
 
         quiet_transformers()
-        self._torch, self._device = torch, device
-        labels = read_json(folder / "config.json").get("num_labels") or len(read_json(folder / "config.json").get("id2label", {0: ""}))
-        if labels != 1:
-            raise UserError(f"teacher.model: {folder} has {labels} outputs; a cross-encoder with one output (num_labels=1) is needed")
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-        self._model = model.eval().to(device=device, dtype=TORCH_TYPES[precision])
+        self._torch, self._device, self._compiled = torch, device, compiled
+        self.batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
+        self.length_multiple = 8
+        attention = {"attn_implementation": mixed_precision.register_cpu_attention()} if device == "cpu" else {}
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **attention)
+        except ValueError:  # a model whose attention cannot be exchanged
+            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        if model.config.num_labels != 1:
+            outputs = model.config.num_labels
+            raise UserError(f"teacher.model: {folder} has {outputs} outputs; a cross-encoder with one output (num_labels=1) is needed")
         self._has_segments = getattr(model.config, "type_vocab_size", 1) > 1
+        model = model.eval()
+        if precision != "fp32":
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+            mixed_precision.lower_precision(model, dtype, pack=device == "cpu" and not compiled)
+        self._model = model.to(device=device)
+        if device == "cpu":
+            mixed_precision.keep_freed_memory()
+        elif unpad and precision != "fp32" and not compiled:
+            unpadded.install(self._model, check=self._logits_of)
+        if compiled:
+            self._forward = self._compile()
+        else:
+            self._forward = self._model
+
+    def _compile(self) -> Callable[..., Any]:
+        import torch._inductor.config
+
+        torch._inductor.config.freezing = True  # weights become constants, laid out as the processor's kernels want them
+        return self._torch.compile(self._model, dynamic=True)
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n, L] arrays to [n] raw fp32 logits."""
         torch = self._torch
+        arrays = [ids, mask, segments]
+        if self._compiled and len(ids) == 1:  # a dimension of 1 would be compiled once more, for itself
+            arrays = [np.repeat(array, 2, axis=0) for array in arrays]
+        try:
+            return self._logits_of(*(torch.from_numpy(array).to(self._device) for array in arrays))[: len(ids)].cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise OutOfMemory(str(error).splitlines()[0]) from error
+
+    def _logits_of(self, ids: Any, mask: Any, segments: Any) -> Any:
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self._has_segments:
             inputs["token_type_ids"] = segments
-        with torch.inference_mode():
-            output = self._model(**{name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()})
-        return output.logits[:, 0].float().cpu().numpy()
+        with self._torch.inference_mode():
+            return self._forward(**inputs).logits[:, 0].float()
 
 
 class OnnxCrossEncoder:
@@ -114,7 +170,7 @@ class OnnxCrossEncoder:
     up to 0.1 on int8 MiniLM, and on what happens to be cached. Such a graph gets each pair alone; on a CPU that costs 7 %.
     """
 
-    def __init__(self, folder: Path, *, device: str, threads: int) -> None:
+    def __init__(self, folder: Path, *, device: str, threads: int, batch_tokens: int) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -128,7 +184,8 @@ class OnnxCrossEncoder:
         if missing:
             raise UserError(f"ONNX Runtime here lacks {', '.join(missing)}: install onnxruntime-gpu, or use runner.device=cpu")
         self._session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=providers)
-        self.one_by_one = b"DynamicQuantizeLinear" in (folder / "model.onnx").read_bytes()
+        one_by_one = b"DynamicQuantizeLinear" in (folder / "model.onnx").read_bytes()
+        self.batch_tokens, self.length_multiple = (1 if one_by_one else batch_tokens), 1
         self._inputs = {node.name for node in self._session.get_inputs()}
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -140,27 +197,46 @@ class OnnxCrossEncoder:
         return logits.reshape(-1).astype(np.float32)
 
 
-def score_pairs(
-    cross_encoder: CrossEncoder,
-    pairs: Sequence[PairEncoding],
-    *,
-    batch_tokens: int,
-    pad_id: int,
-    progress: Callable[[int], None] | None = None,
-) -> NDArray[np.float32]:
-    """[n] raw logits of the pairs, in their order."""
-    from retrieval.batching import token_budget_batches
+Progress = Callable[[int, int, int], None]  # pairs, tokens, tokens with padding
 
-    batch_tokens = 1 if cross_encoder.one_by_one else batch_tokens
+
+def score_pairs(
+    cross_encoder: CrossEncoder, pairs: Sequence[PairEncoding], *, pad_id: int, progress: Progress = lambda pairs, tokens, padded: None
+) -> NDArray[np.float32]:
+    """[n] raw logits of the pairs, in their order.
+
+    Batches hold pairs of like length, the longest first. Where one does not fit on the device, the budget is halved for good.
+
+    Raises:
+        RunFailed: a single pair does not fit, or a logit is not a finite number.
+    """
     logits = np.empty(len(pairs), dtype=np.float32)
-    for rows in token_budget_batches([len(pair.ids) for pair in pairs], budget=batch_tokens):
-        longest = len(pairs[rows[0]].ids)
-        ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
-        mask, segments = np.zeros_like(ids), np.zeros_like(ids)
-        for place, row in enumerate(rows):
-            length = len(pairs[row].ids)
-            ids[place, :length], segments[place, :length], mask[place, :length] = pairs[row].ids, pairs[row].segments, 1
-        logits[rows] = cross_encoder.logits(ids, mask, segments)
-        if progress:
-            progress(len(rows))
+    multiple = cross_encoder.length_multiple
+    lengths = [-(-len(pair.ids) // multiple) * multiple for pair in pairs]
+    order, start = longest_first(lengths), 0
+    while start < len(order):
+        length = lengths[order[start]]
+        rows = order[start : start + max(1, cross_encoder.batch_tokens // length)]
+        try:
+            logits[rows] = cross_encoder.logits(*_batch([pairs[row] for row in rows], length, pad_id))
+        except OutOfMemory as error:
+            if len(rows) == 1:
+                raise RunFailed(f"a pair of {length} tokens does not fit on the device ({error})") from error
+            cross_encoder.batch_tokens = max(length, cross_encoder.batch_tokens // 2)
+            continue
+        start += len(rows)
+        progress(len(rows), sum(len(pairs[row].ids) for row in rows), len(rows) * length)
+    if not np.isfinite(logits).all():
+        broken = int((~np.isfinite(logits)).sum())
+        raise RunFailed(f"the teacher gave {broken} logits that are not finite numbers; try teacher.precision=fp32")
     return logits
+
+
+def _batch(pairs: list[PairEncoding], length: int, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """[n, length] token ids, mask and segment ids."""
+    ids = np.full((len(pairs), length), pad_id, dtype=np.int64)
+    mask, segments = np.zeros_like(ids), np.zeros_like(ids)
+    for row, pair in enumerate(pairs):
+        own = len(pair.ids)
+        ids[row, :own], segments[row, :own], mask[row, :own] = pair.ids, pair.segments, 1
+    return ids, mask, segments

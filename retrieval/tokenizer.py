@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from data.errors import UserError
 from data.schemas import MASK_MARK, SEPARATOR_MARK
 from retrieval.checkpoint_files import tokenizer_digest
 from retrieval.quiet import quiet_transformers
-
-
-@dataclass(frozen=True)
-class PairEncoding:
-    """A (query, candidate) pair as the cross-encoder reads it."""
-
-    ids: list[int]
-    segments: list[int]
-    truncated: bool
 
 
 class Tokenizer:
@@ -36,9 +29,9 @@ class Tokenizer:
             raise UserError(f"no tokenizer can be loaded from {folder}: {error}") from error
         if not self._tokenizer.is_fast:
             raise UserError(f"{folder} has only a slow tokenizer; save a tokenizer.json beside it")
-        self._backend: Any = self._tokenizer.backend_tokenizer
-        self._backend.no_padding()
-        self._backend.no_truncation()
+        self.backend: Any = self._tokenizer.backend_tokenizer
+        self.backend.no_padding()
+        self.backend.no_truncation()
         self.pad_id = int(self._tokenizer.pad_token_id or 0)
 
     def _special(self, mark: str, token: str | None) -> str:
@@ -56,28 +49,32 @@ class Tokenizer:
 
     def encode(self, texts: list[str], *, max_tokens: int) -> list[list[int]]:
         """Token ids of each text with special tokens, cut on the right to `max_tokens`."""
-        self._backend.enable_truncation(max_tokens)
+        self.backend.enable_truncation(max_tokens)
         try:
-            return [encoding.ids for encoding in self._backend.encode_batch([self.with_special_tokens(text) for text in texts])]
+            return [encoding.ids for encoding in self.backend.encode_batch([self.with_special_tokens(text) for text in texts])]
         finally:
-            self._backend.no_truncation()
+            self.backend.no_truncation()
 
-    def encode_pairs(self, pairs: list[tuple[str, str]], *, max_tokens: int) -> list[PairEncoding]:
-        """Each (query, candidate) as one sequence, the longer part cut first to `max_tokens`."""
-        self._backend.enable_truncation(max_tokens, strategy="longest_first")
+    def encode_pairs(self, pairs: list[tuple[str, str]], *, max_tokens: int) -> list[tuple[list[int], list[int], bool]]:
+        """Token ids, segment ids, whether cut: each (query, candidate) as the tokenizer itself encodes pairs, the longer cut first."""
+        self.backend.enable_truncation(max_tokens, strategy="longest_first")
         try:
-            encodings = self._backend.encode_batch([(query, self.with_special_tokens(text)) for query, text in pairs])
-            return [PairEncoding(encoding.ids, encoding.type_ids, bool(encoding.overflowing)) for encoding in encodings]
+            encodings = self.backend.encode_batch([(query, self.with_special_tokens(text)) for query, text in pairs])
+            return [(encoding.ids, encoding.type_ids, bool(encoding.overflowing)) for encoding in encodings]
         finally:
-            self._backend.no_truncation()
+            self.backend.no_truncation()
+
+    def bare_ids(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        """Token ids of each text without special tokens, uncut."""
+        return [np.array(encoding.ids, np.int32) for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def pieces(self, text: str) -> list[tuple[int, int]]:
         """Character spans (start, end) of the text's tokens, special tokens left out."""
-        return self._backend.encode(text, add_special_tokens=False).offsets
+        return self.backend.encode(text, add_special_tokens=False).offsets
 
     def words(self, text: str) -> list[tuple[int, int]]:
         """Character spans of the text's words, as the tokenizer splits them before cutting words into pieces."""
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        encoding = self.backend.encode(text, add_special_tokens=False)
         spans: dict[int, tuple[int, int]] = {}
         for word, (start, end) in zip(encoding.word_ids, encoding.offsets, strict=True):
             first, _ = spans.get(word, (start, end))

@@ -82,7 +82,7 @@ def test_the_teacher_s_logits_are_in_their_order(demo: Path) -> None:
     """Prevents: query and passage swapped, or texts cut to nothing, which random weights cannot tell."""
     from data.settings import load
     from retrieval.cross_encoder import load_cross_encoder, resolve_teacher, score_pairs
-    from retrieval.tokenizer import Tokenizer
+    from retrieval.pair_tokens import PairTokenizer
 
     candidates, scores = rows_of(demo, "dark_examples"), rows_of(demo, "teacher_scores")
     by_kind: dict[Any, list[float]] = {}
@@ -93,9 +93,9 @@ def test_the_teacher_s_logits_are_in_their_order(demo: Path) -> None:
 
     spec = resolve_teacher(load({"config": str(demo)}).teacher, device="cpu")
     queries, negatives = sorted({row["query"] for row in candidates}), [row["text"] for row in candidates if row["candidate_kind"] == 1]
-    pairs = Tokenizer(spec.folder).encode_pairs(list(zip(queries, negatives[len(negatives) // 2 :], strict=False)), max_tokens=80)
+    pairs = PairTokenizer(spec.folder, max_tokens=80).encode(list(zip(queries, negatives[len(negatives) // 2 :], strict=False)))
     teacher = load_cross_encoder(spec, device="cpu", threads=1)
-    mean["another query's"] = float(score_pairs(teacher, pairs, batch_tokens=4096, pad_id=0).mean())
+    mean["another query's"] = float(score_pairs(teacher, pairs, pad_id=0).mean())
     assert mean[0] > mean[1] > mean["another query's"], mean
     assert mean[0] > mean["0.15"] > mean["0.55"], mean
     assert mean[2] > mean[1], mean

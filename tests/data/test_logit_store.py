@@ -7,130 +7,218 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import logit_store
 from data.digests import pair_key
 from data.errors import DamagedShard
-from data.logit_store import BUCKETS, LogitStore, bucket_of, namespaces
+from data.logit_store import BUCKETS, Keys, LogitStore, Scores, as_keys, bucket_rows, buckets_of, namespace_note, namespaces
 
 
-def append(store: LogitStore, logits: dict[bytes, float]) -> None:
-    """Any keys: a segment a bucket."""
-    for bucket in range(BUCKETS):
-        keys = [key for key in logits if bucket_of(key) == bucket]
-        if keys:
-            store.append(keys, np.array([logits[key] for key in keys], dtype=np.float32))
+def keys_of(count: int) -> Keys:
+    return as_keys([pair_key("query", str(number)) for number in range(count)])
 
 
-def keys_of(count: int) -> list[bytes]:
-    return [pair_key("query", str(number)) for number in range(count)]
+def scores_of(logits: object) -> Scores:
+    """Logits with token counts and cuts that follow from them, so that a mix-up of columns or rows shows."""
+    values = np.array(logits, dtype=np.float32)
+    return Scores(values, (np.nan_to_num(np.abs(values)) % 100).astype(np.int32), values < 0)
+
+
+def equal(found: Scores, expected: Scores) -> bool:
+    known = ~np.isnan(expected.logits)
+    return (
+        bool(np.array_equal(found.logits, expected.logits, equal_nan=True))
+        and bool((found.token_counts[known] == expected.token_counts[known]).all())
+        and bool((found.truncated[known] == expected.truncated[known]).all())
+    )
+
+
+def damage(path: Path) -> None:
+    """Flip a bit of the first logits."""
+    column = pq.read_metadata(path).row_group(0).column(1)
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size - 3] ^= 1
+    path.write_bytes(content)
 
 
 def test_lookup_in_any_order_with_repeats(tmp_path: Path) -> None:
     """Prevents: logits joined back to the wrong pairs."""
     store, keys = LogitStore(tmp_path, "n"), keys_of(200)
-    append(store, {key: float(number) for number, key in enumerate(keys)})
-    wanted = [*range(199, -1, -3), 5, 5, 0]
-    np.testing.assert_array_equal(store.lookup([keys[number] for number in wanted]), np.array(wanted, dtype=np.float32))
-    assert len(store.lookup([])) == 0
+    store.append(keys, scores_of(np.arange(200) - 100))
+    wanted = np.array([*range(199, -1, -3), 5, 5, 0])
+    assert equal(store.lookup(keys[wanted]), scores_of(wanted - 100))
+    assert len(store.lookup(keys[:0]).logits) == 0
 
 
 def test_a_pair_never_scored_is_nan(tmp_path: Path) -> None:
     """Prevents: a missing logit that counts as 0."""
     store, keys = LogitStore(tmp_path, "n"), keys_of(40)
-    assert np.isnan(store.lookup(keys)).all()
-    append(store, {key: 0.0 for key in keys[::2]})
-    found = store.lookup(keys)
+    assert np.isnan(store.lookup(keys).logits).all()
+    store.append(keys[::2], scores_of(np.zeros(20)))
+    found = store.lookup(keys).logits
     assert (found[::2] == 0).all() and np.isnan(found[1::2]).all()
-    assert np.isnan(LogitStore(tmp_path, "another teacher").lookup(keys)).all()
+    assert np.isnan(LogitStore(tmp_path, "another teacher").lookup(keys).logits).all()
 
 
 @pytest.mark.parametrize("order", [(1.0, 2.0), (2.0, 1.0)])
-def test_two_writers_of_one_pair(tmp_path: Path, order: tuple[float, float]) -> None:
+@pytest.mark.parametrize("compact", [False, True])
+def test_two_writers_of_one_pair(tmp_path: Path, order: tuple[float, float], compact: bool) -> None:
     """Prevents: a pair that has one logit for one reader and another one for the next, by the random names of the segments."""
-    key = keys_of(1)[0]
     for logit in order:
-        append(LogitStore(tmp_path, "n"), {key: logit})
-    assert LogitStore(tmp_path, "n").lookup([key]).tolist() == [1.0]
+        LogitStore(tmp_path, "n").append(keys_of(1), scores_of([logit]))
+    if compact:
+        assert LogitStore(tmp_path, "n").compact() == (2, 1)
+    assert LogitStore(tmp_path, "n").lookup(keys_of(1)).logits.tolist() == [1.0]
 
 
-WRITES = st.lists(st.dictionaries(st.integers(0, 30), st.floats(-1e4, 1e4, width=32), max_size=6), max_size=5)
+# Keys of which many share their first half: the lookup must tell them apart by the second.
+HALVES = st.sampled_from([0, 1, 2**60 - 1, 2**60, 2**63, 2**64 - 1])
+WRITES = st.lists(st.dictionaries(st.tuples(HALVES, HALVES), st.floats(-1e4, 1e4, width=32), min_size=1, max_size=12), max_size=5)
 
 
-@settings(max_examples=25, deadline=None)
-@given(writes=WRITES, asked=st.lists(st.integers(0, 40)))
+@settings(max_examples=60, deadline=None)
+@given(writes=WRITES, asked=st.lists(st.tuples(HALVES, HALVES), min_size=1), compact=st.booleans(), one_pass=st.booleans())
 def test_is_a_dictionary_of_the_smaller_logits(
-    tmp_path_factory: pytest.TempPathFactory, writes: list[dict[int, float]], asked: list[int]
+    tmp_path_factory: pytest.TempPathFactory,
+    writes: list[dict[tuple[int, int], float]],
+    asked: list[tuple[int, int]],
+    compact: bool,
+    one_pass: bool,
 ) -> None:
-    """Prevents: any order of appends and repeats that loses or changes a logit."""
-    store, expected, keys = LogitStore(tmp_path_factory.mktemp("store"), "n"), dict[int, float](), keys_of(41)
+    """Prevents: any order of appends, repeats and compactions that loses or changes a logit, in one pass or bucket by bucket."""
+    store, expected = LogitStore(tmp_path_factory.mktemp("store"), "n"), dict[tuple[int, int], float]()
     for written in writes:
-        append(store, {keys[number]: logit for number, logit in written.items()})
-        for number, logit in written.items():
-            expected[number] = min(logit, expected.get(number, logit))
-    np.testing.assert_array_equal(
-        store.lookup([keys[number] for number in asked]), np.array([expected.get(number, np.nan) for number in asked], dtype=np.float32)
-    )
+        store.append(np.array(list(written), dtype=np.uint64), scores_of(list(written.values())))
+        for key, logit in written.items():
+            expected[key] = min(logit, expected.get(key, logit))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logit_store, "_PASS_ROWS", 1 << 22 if one_pass else 0)
+        if compact:
+            store.compact()
+        found = store.lookup(np.array(asked, dtype=np.uint64))
+    np.testing.assert_array_equal(found.logits, np.array([expected.get(key, np.nan) for key in asked], dtype=np.float32))
+    assert store.size()[0] == len(expected) and store.verify() == []
 
 
-def test_many_writers_at_once(tmp_path: Path) -> None:
-    """Prevents: appends that overwrite each other."""
-    keys = keys_of(160)
+def test_segments_hold_their_buckets_apart(tmp_path: Path) -> None:
+    """Prevents: a lookup of one bucket that must read all of a segment."""
+    store, keys = LogitStore(tmp_path, "n"), keys_of(500)
+    path = store.append(keys, scores_of(np.zeros(500)))
+    assert bucket_rows(path) == np.bincount(buckets_of(keys).astype(int), minlength=BUCKETS).tolist()
+
+
+def test_many_writers_readers_and_a_compaction_at_once(tmp_path: Path) -> None:
+    """Prevents: appends that overwrite each other, or a pair that is missing while its segment is merged."""
+    keys, lost = keys_of(1600), []
+    LogitStore(tmp_path, "n").append(keys[:800], scores_of(np.ones(800)))
+    stop = threading.Event()
 
     def write(part: int) -> None:
-        append(LogitStore(tmp_path, "n"), {key: 1.0 for key in keys[part::4]})
+        for start in range(0, 200, 20):
+            LogitStore(tmp_path, "n").append(keys[800 + part * 200 :][start : start + 20], scores_of(np.ones(20)))
 
-    threads = [threading.Thread(target=write, args=(part,)) for part in range(4)]
-    for thread in threads:
+    def read() -> None:
+        while not stop.is_set():
+            lost.append(int(np.isnan(LogitStore(tmp_path, "n").lookup(keys[:800]).logits).sum()))
+
+    def compact() -> None:
+        while not stop.is_set():
+            LogitStore(tmp_path, "n").compact()
+
+    writers = [threading.Thread(target=write, args=(part,)) for part in range(4)]
+    others = [threading.Thread(target=read), threading.Thread(target=compact), threading.Thread(target=compact)]
+    for thread in [*others, *writers]:
         thread.start()
-    for thread in threads:
+    for thread in writers:
         thread.join()
-    assert (LogitStore(tmp_path, "n").lookup(keys) == 1).all()
+    stop.set()
+    for thread in others:
+        thread.join()
+    assert lost and not any(lost)
+    assert (LogitStore(tmp_path, "n").lookup(keys).logits == 1).all()
+
+
+def test_compaction_leaves_large_segments_alone(tmp_path: Path) -> None:
+    """Prevents: hours of copying for a few new pairs."""
+    store, keys = LogitStore(tmp_path, "n"), keys_of(400)
+    large = store.append(keys[:200], scores_of(np.zeros(200)))
+    for start in range(200, 400, 20):
+        store.append(keys[start : start + 20], scores_of(np.zeros(20)))
+    assert store.compact(segment_rows=100) == (11, 3)
+    assert large in store.segments() and (store.lookup(keys).logits == 0).all()
+    assert store.compact(segment_rows=100)[1] == 3
 
 
 def test_faults_of_ours_are_refused(tmp_path: Path) -> None:
-    """Prevents: a logit in a bucket where nobody looks, or NaN, which means absent."""
-    store, keys = LogitStore(tmp_path, "n"), keys_of(100)
-    one = [key for key in keys if bucket_of(key) == bucket_of(keys[0])][:2]
-    other = next(key for key in keys if bucket_of(key) != bucket_of(keys[0]))
+    """Prevents: a stored NaN, which means absent."""
     with pytest.raises(AssertionError):
-        store.append([one[0], other], np.zeros(2, dtype=np.float32))
-    with pytest.raises(AssertionError):
-        store.append(one, np.array([1, np.nan], dtype=np.float32))
+        LogitStore(tmp_path, "n").append(keys_of(2), scores_of([1, np.nan]))
 
 
 def test_a_file_in_the_making_is_not_read(tmp_path: Path) -> None:
     """Prevents: a reader that stops, or reads half, while another job appends."""
-    store, key = LogitStore(tmp_path, "n"), keys_of(1)[0]
-    append(store, {key: 1.0})
-    folder = store.folder / f"{bucket_of(key):x}"
-    (folder / ".half.parquet.123.tmp").write_bytes(b"PAR1")
-    (folder / ".half.parquet").write_bytes(b"PAR1")
-    assert store.lookup([key]).tolist() == [1.0]
+    store = LogitStore(tmp_path, "n")
+    store.append(keys_of(1), scores_of([1.0]))
+    (store.folder / ".half.parquet.123.tmp").write_bytes(b"PAR1")
+    (store.folder / ".half.parquet").write_bytes(b"PAR1")
+    assert store.lookup(keys_of(1)).logits.tolist() == [1.0]
 
 
-def test_a_damaged_segment_is_told(tmp_path: Path) -> None:
-    """Prevents: paid logits that are lost, or changed, without a word."""
-    store, key = LogitStore(tmp_path, "n"), keys_of(1)[0]
-    append(store, {key: 1.0})
-    (segment,) = store.folder.rglob("*.parquet")
-    content = segment.read_bytes()
-    segment.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DamagedShard, match=segment.name):
-        store.lookup([key])
+@pytest.mark.parametrize("short", [False, True])
+def test_a_damaged_segment_is_set_aside(tmp_path: Path, short: bool) -> None:
+    """Prevents: paid logits that change without a word; one bad segment that stops all; pairs of whole segments scored again."""
+    warnings: list[str] = []
+    store, keys = LogitStore(tmp_path, "n", warn=warnings.append), keys_of(40)
+    hit = store.append(keys[:20], scores_of(np.ones(20)))
+    store.append(keys[20:], scores_of(np.ones(20)))
+    if short:
+        hit.write_bytes(hit.read_bytes()[:-30])
+    else:
+        damage(hit)
+    found = store.lookup(keys).logits
+    assert np.isnan(found[:20]).all() and (found[20:] == 1).all()
+    assert len(warnings) == 1 and hit.name in warnings[0] and hit.with_name(f"{hit.name}.damaged").exists()
 
 
-def test_stats_count_distinct_pairs(tmp_path: Path) -> None:
+def test_verify_names_the_damaged_segment(tmp_path: Path) -> None:
+    """Prevents: a check that reads footers only, or that does not say which file it was."""
+    store, keys = LogitStore(tmp_path, "n"), keys_of(40)
+    hit = store.append(keys[:20], scores_of(np.ones(20)))
+    store.append(keys[20:], scores_of(np.ones(20)))
+    assert store.verify() == []
+    damage(hit)
+    (fault,) = store.verify()
+    assert hit.name in fault and len(store.segments()) == 1 and store.verify() == []
+
+
+def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a network file system's hiccup that throws paid logits away."""
+    store = LogitStore(tmp_path, "n")
+    path = store.append(keys_of(5), scores_of(np.ones(5)))
+
+    def fails(*unused: object, **more: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", fails)
+    with pytest.raises(DamagedShard, match="Input/output"):
+        store.lookup(keys_of(5))
+    assert path.exists()
+
+
+def test_sizes_and_notes(tmp_path: Path) -> None:
     """Prevents: `prep cache stats` that counts a pair twice and so promises more than is there."""
     store = LogitStore(tmp_path, "n")
     store.describe(key={"weights": "x"}, name="a teacher")
     store.describe(key={"weights": "x"}, name="another name")
     for _ in range(2):
-        append(store, dict.fromkeys(keys_of(10), 1.0))
-    (found,) = namespaces(tmp_path)
-    assert (found["namespace"], found["name"], found["pairs"]) == ("n", "a teacher", 10)
-    assert found["segments"] == len(list(store.folder.rglob("*.parquet"))) and found["bytes"] > 0
+        store.append(keys_of(10), scores_of(np.ones(10)))
+    assert namespaces(tmp_path) == ["n"] and store.size()[:2] == (10, 2) and store.size()[2] > 0
+    assert namespace_note(tmp_path, "n") == {"name": "a teacher", "key": {"weights": "x"}}
     assert json.loads((store.folder / "namespace.json").read_text())["key"] == {"weights": "x"}
-    assert list(namespaces(tmp_path / "elsewhere")) == []
+    assert namespaces(tmp_path / "elsewhere") == []
+    store.delete()
+    assert namespaces(tmp_path) == [] and not list((tmp_path / "teacher_logits").iterdir())

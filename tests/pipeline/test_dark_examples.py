@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.digests import pair_key
-from data.logit_store import LogitStore
+from data.logit_store import LogitStore, as_keys
 from data.schemas import MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.settings import DarkExamples, load
 from data.shards import read_shard
@@ -168,12 +168,12 @@ def test_choice_of_a_positive() -> None:
 
 def test_the_teacher_reads_the_exact_text(splitter: Tokenizer) -> None:
     """Prevents: marks that reach the teacher as text, or a pair whose second part is not a segment of its own."""
-    (pair,) = splitter.encode_pairs([("ha bo", f"bace {MASK_MARK}di {SEPARATOR_MARK} fo")], max_tokens=64)
-    tokens = splitter._tokenizer.convert_ids_to_tokens(pair.ids)
+    ((ids, segments, truncated),) = splitter.encode_pairs([("ha bo", f"bace {MASK_MARK}di {SEPARATOR_MARK} fo")], max_tokens=64)
+    tokens = splitter._tokenizer.convert_ids_to_tokens(ids)
     assert tokens == ["[CLS]", "ha", "bo", "[SEP]", "ba", "##ce", "[MASK]", "di", "[SEP]", "fo", "[SEP]"]
-    assert pair.segments == [0] * 4 + [1] * 7 and not pair.truncated
-    (cut,) = splitter.encode_pairs([("ha bo", POSITIVE)], max_tokens=16)
-    assert len(cut.ids) == 16 and cut.truncated
+    assert segments == [0] * 4 + [1] * 7 and not truncated
+    ((ids, _, truncated),) = splitter.encode_pairs([("ha bo", POSITIVE)], max_tokens=16)
+    assert len(ids) == 16 and truncated
 
 
 def test_stored_logits_are_of_the_stored_texts(finished: Any, models: Any, splitter: Tokenizer) -> None:
@@ -188,11 +188,12 @@ def test_stored_logits_are_of_the_stored_texts(finished: Any, models: Any, split
         rows = read_shard(path).to_pylist()
         (scores,) = (finished.store / "teacher_scores").glob(f"*/{path.name}")
         logits = read_shard(scores).column("logit").to_numpy()
-        np.testing.assert_array_equal(store.lookup([pair_key(row["query"], row["text"]) for row in rows]), logits)
+        keys = as_keys([pair_key(row["query"], row["text"]) for row in rows])
+        np.testing.assert_array_equal(store.lookup(keys).logits, logits)
         for place in (0, 2, 5, 9, len(rows) - 1):
-            (pair,) = splitter.encode_pairs([(rows[place]["query"], rows[place]["text"])], max_tokens=64)
+            ((ids, segments, _),) = splitter.encode_pairs([(rows[place]["query"], rows[place]["text"])], max_tokens=64)
             with torch.inference_mode():
-                logit = model(input_ids=torch.tensor([pair.ids]), token_type_ids=torch.tensor([pair.segments])).logits.item()
+                logit = model(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([segments])).logits.item()
             assert abs(logit - logits[place]) < 1e-4
 
 

@@ -1,0 +1,85 @@
+"""What scoring will cost, before it is paid: pairs, how many of them are new, tokens, hours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.digests import DigestCache
+from data.settings import Experiment
+from data.shards import read_row_groups
+from pipeline.calibration import Speed
+from pipeline.stage import Stored
+from pipeline.wanted_pairs import WantedPairs, spec_of, store_of
+from retrieval.pair_tokens import PairTokenizer
+
+_SAMPLED_PAIRS = 2000  # whose mean length stands for all; its error is about 1 %
+
+
+@dataclass(frozen=True)
+class Price:
+    """The work of some shards."""
+
+    wanted: int  # rows
+    distinct: int
+    cached: int
+    tokens: int  # of the pairs to score, from a sample
+
+    @property
+    def to_score(self) -> int:
+        """Distinct pairs that no run has scored yet."""
+        return self.distinct - self.cached
+
+    def __str__(self) -> str:
+        tokens = f", about {self.tokens:,} tokens" if self.to_score else ""
+        return f"{self.wanted:,} pairs, {self.distinct:,} distinct, {self.cached:,} cached, {self.to_score:,} to score{tokens}"
+
+
+def price(experiment: Experiment, candidates: Stored, shards: Sequence[int]) -> Price:
+    """Count the pairs of the shards against the logit store. Reads every text once; loads no model."""
+    store = store_of(experiment, DigestCache(Path(experiment.store) / "digests.json"))
+    wanted = distinct = cached = 0
+    sample: list[tuple[str, str]] = []
+    for shard in shards:
+        path = candidates.paths()[shard]
+        pairs = WantedPairs.read(path)
+        missing = np.isnan(store.lookup(pairs.keys).logits)
+        wanted, distinct, cached = wanted + len(pairs.pair_of_row), distinct + len(missing), cached + int((~missing).sum())
+        sample += _some_missing(path, missing[pairs.pair_of_row], -(-_SAMPLED_PAIRS // len(shards)))
+    return Price(wanted, distinct, cached, round(_mean_tokens(experiment, sample) * (distinct - cached)))
+
+
+def _some_missing(path: Path, missing: NDArray[np.bool_], count: int) -> list[tuple[str, str]]:
+    """Up to `count` missing pairs from the first row group that has some, spread over it."""
+    start = 0
+    for table in read_row_groups(path, columns=["query", "text"]):
+        rows = np.flatnonzero(missing[start : start + table.num_rows])
+        if len(rows):
+            rows = rows[:: max(1, len(rows) // count)][:count]
+            return [(table.column("query")[row].as_py(), table.column("text")[row].as_py()) for row in rows.tolist()]
+        start += table.num_rows
+    return []
+
+
+def _mean_tokens(experiment: Experiment, pairs: list[tuple[str, str]]) -> float:
+    if not pairs:
+        return 0.0
+    spec = spec_of(experiment)
+    return float(np.mean([len(pair.ids) for pair in PairTokenizer(spec.folder, max_tokens=spec.max_tokens).encode(pairs)]))
+
+
+def hours(speed: Speed, tokens: int, *, workers: float) -> float:
+    """Wall-clock hours of so many workers, with torch.compile where that is sooner."""
+    each = tokens / workers
+    return speed.seconds(each, compiled=speed.compiling_pays(each)) / 3600
+
+
+def at_most(experiment: Experiment, queries: int) -> int:
+    """Pairs that so many training queries can want, before their negatives are known."""
+    negatives, dark = experiment.hard_negatives.negatives, experiment.dark_examples
+    queries = min(queries, experiment.hard_negatives.queries or queries)
+    return queries * experiment.draws * (1 + negatives + negatives * dark.reinforced + len(dark.mask_ratios))

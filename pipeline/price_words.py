@@ -1,0 +1,67 @@
+"""The price of scoring in words, for `prep plan`."""
+
+from __future__ import annotations
+
+from data.settings import Experiment
+from pipeline.calibration import SECONDS, Speed, keep_speed, kept_gpu_speeds, kept_speed, measure
+from pipeline.compile_choice import describe
+from pipeline.plan import Planner, TablePlan, table_named
+from pipeline.price import Price, at_most, hours, price
+from pipeline.progress import duration
+from pipeline.runner import preflight, usable_cpus, with_precisions
+
+
+def price_words(experiment: Experiment, planned: TablePlan, *, measuring: bool, gpus: int) -> list[str]:
+    """What is known of the cost of `teacher_scores`: pairs, tokens, time here and on so many GPUs. With `measuring` a teacher that
+    has not been timed here is timed now, for ten seconds."""
+    if planned.waits_for:
+        return _upper_bound(experiment)
+    candidates = planned.inputs["dark_examples"]
+    cost = price(experiment, candidates, list(planned.stale))
+    lines = [str(cost)]
+    if cost.to_score:
+        lines += [_here(experiment, cost, str(candidates.paths()[next(iter(planned.stale))]), measuring=measuring)]
+        lines += _on_gpus(experiment, cost, gpus) if gpus else []
+    return lines
+
+
+def _upper_bound(experiment: Experiment) -> list[str]:
+    queries = Planner(experiment).plan(table_named(experiment, "ingest.queries"))
+    if not queries.complete:
+        return []
+    return [f"at most {at_most(experiment, queries.stored.manifest.rows):,} pairs; the exact price is known after dark_examples"]
+
+
+def _here(experiment: Experiment, cost: Price, candidates: str, *, measuring: bool) -> str:
+    speed = kept_speed(experiment)
+    if speed is None and not measuring:
+        return f"hours: `prep plan stage=teacher_scores` measures this teacher here, in {SECONDS:.0f} s, once"
+    if speed is None:
+        preflight(experiment, uses_device=True)
+        speed = measure(with_precisions(experiment), candidates, False)
+        keep_speed(experiment, speed)
+    runner = experiment.runner
+    workers = 1 if runner.kind == "local" else runner.workers or _fitting(experiment)
+    workers = min(workers, experiment.ingest.query_shards)
+    return f"about {_time(speed, cost, workers)} on this machine ({workers} workers, {describe(speed)})"
+
+
+def _fitting(experiment: Experiment) -> int:
+    """Workers that this machine has room for."""
+    runner = experiment.runner
+    if runner.device == "cuda":
+        import torch
+
+        return max(1, int(torch.cuda.device_count() / runner.gpus))
+    return max(1, usable_cpus() // runner.threads)
+
+
+def _on_gpus(experiment: Experiment, cost: Price, gpus: int) -> list[str]:
+    speeds = kept_gpu_speeds(experiment)
+    if not speeds:
+        return [f"on {gpus} GPUs: not known, no GPU was measured yet; run this plan with runner.device=cuda where there is one"]
+    return [f"about {_time(speed, cost, gpus)} on {gpus} x {speed.device}" for speed in speeds]
+
+
+def _time(speed: Speed, cost: Price, workers: int) -> str:
+    return duration(hours(speed, cost.tokens, workers=workers) * 3600)

@@ -1,0 +1,52 @@
+"""The (query, candidate) pairs that a shard of candidates wants from the teacher, and where the teacher's logits lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data.digests import DigestCache, pair_key
+from data.logit_store import Keys, LogitStore, as_keys
+from data.settings import Experiment
+from data.shards import read_row_groups
+from retrieval.cross_encoder import TeacherSpec, resolve_teacher
+
+
+def spec_of(experiment: Experiment) -> TeacherSpec:
+    """The experiment's teacher with its precision resolved."""
+    return resolve_teacher(experiment.teacher, device=experiment.runner.device)
+
+
+def store_of(experiment: Experiment, digests: DigestCache) -> LogitStore:
+    """The experiment's namespace of the logit store."""
+    return LogitStore(Path(experiment.store), spec_of(experiment).namespace(digests))
+
+
+@dataclass(frozen=True)
+class WantedPairs:
+    """The pairs of one shard of candidates: 20 bytes a row."""
+
+    keys: Keys  # of the distinct pairs, in order of first sight
+    pair_of_row: NDArray[np.int32]  # which distinct pair each row is
+
+    @staticmethod
+    def read(path: Path) -> WantedPairs:
+        """The keys of all rows, a row group at a time."""
+        parts = [as_keys(_digests(table)) for table in read_row_groups(path, columns=["query", "text"])]
+        keys = np.concatenate(parts) if parts else np.empty((0, 2), dtype=np.uint64)
+        order = np.lexsort((np.arange(len(keys)), keys[:, 1], keys[:, 0]))
+        new = np.concatenate([[True], (keys[order[1:]] != keys[order[:-1]]).any(axis=1)])[: len(keys)]
+        first = order[new]  # the first row of each distinct pair
+        place = np.empty(len(first), dtype=np.int32)
+        place[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
+        pair_of_row = np.empty(len(keys), dtype=np.int32)
+        pair_of_row[order] = place[np.cumsum(new) - 1]
+        return WantedPairs(keys[np.sort(first)], pair_of_row)
+
+
+def _digests(table: pa.Table) -> list[bytes]:
+    return [pair_key(query, text) for query, text in zip(table.column("query").to_pylist(), table.column("text").to_pylist(), strict=True)]

@@ -1,0 +1,124 @@
+"""Attention without padding on GPUs: a batch goes through the layer stack as one row of its real tokens.
+
+The stack of a BERT-like model (its `encoder`) is wrapped: [n, L] states are packed to [1, tokens], every layer's attention looks only
+inside its own sequence (torch's variable-length kernel), and the result is unpacked, so embeddings and head see what they always see.
+It is used only where a check at the start gives the logits of the padded path.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+ATTENTION = "unpadded"
+_TOLERANCE = 0.06  # between two ways to round in bf16
+
+
+@dataclass
+class _Pack:
+    """Where the sequences of the batch in work begin and end; read by the attention of every layer."""
+
+    starts: Tensor  # [n + 1] int32
+    longest: int
+
+
+_current: _Pack | None = None
+
+
+def install(model: nn.Module, *, check: Callable[[Tensor, Tensor, Tensor], Tensor]) -> bool:
+    """Wrap the model's layer stack if that gives the same logits. `check` maps ids, mask and segments [n, L] to logits [n].
+
+    Returns whether it was done; a model of another kind, an old GPU or another result leaves the padded path in place.
+    """
+    base: Any = getattr(model, getattr(model, "base_model_prefix", ""), None)
+    config: Any = model.config
+    stack = getattr(base, "encoder", None)
+    if not isinstance(stack, nn.Module) or not hasattr(stack, "layer"):
+        return False
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
+    probe = _probe(model)
+    padded, before = check(*probe), config._attn_implementation
+    base.encoder = UnpaddedStack(stack)
+    config._attn_implementation = ATTENTION
+    hook = base.register_forward_pre_hook(base.encoder.note_mask, with_kwargs=True)
+    try:
+        same = bool(torch.allclose(check(*probe), padded, atol=_TOLERANCE, rtol=0))
+    except (RuntimeError, TypeError, NotImplementedError, AttributeError, ImportError):
+        same = False
+    if not same:
+        base.encoder, config._attn_implementation = stack, before
+        hook.remove()
+    return same
+
+
+def _probe(model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch of very different lengths."""
+    device = next(model.parameters()).device
+    lengths = torch.tensor([64, 3, 17, 40], device=device)
+    places = torch.arange(64, device=device)
+    vocabulary = cast(Any, model.config).vocab_size
+    ids = (places * 7919 % 1000 + torch.arange(4, device=device)[:, None] * 31) % (vocabulary - 1) + 1
+    mask = (places < lengths[:, None]).long()
+    return ids * mask, mask, torch.zeros_like(ids)
+
+
+class UnpaddedStack(nn.Module):
+    """A layer stack that works on the real tokens only."""
+
+    def __init__(self, stack: nn.Module) -> None:
+        super().__init__()
+        self.stack = stack
+        self._mask: Tensor | None = None
+
+    def note_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The [n, L] mask of the batch, before the model makes another shape of it."""
+        self._mask = kwargs["attention_mask"].bool()
+
+    def forward(self, hidden_states: Tensor, *unused: Any, **options: Any) -> Any:
+        """[n, L, H] states through the stack; places of padding come out as zeros."""
+        global _current
+        assert self._mask is not None
+        lengths = self._mask.sum(1)
+        starts = nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+        _current = _Pack(starts, int(lengths.max()))
+        try:
+            kept = {name: value for name, value in options.items() if name != "attention_mask"}
+            output = self.stack(hidden_states[self._mask][None], attention_mask=None, **kept)
+        finally:
+            _current = None
+        padded = hidden_states.new_zeros(hidden_states.shape, dtype=output[0].dtype)
+        padded[self._mask] = output[0][0]
+        output.last_hidden_state = padded
+        return output
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *unused: Any, scaling: float | None = None, **more: Any
+) -> tuple[Tensor, None]:
+    """[1, h, tokens, d] each to [1, tokens, h, d], every sequence for itself."""
+    assert _current is not None
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    each = _kernel if query.is_cuda else _sequence_by_sequence
+    return each(query, key, value, _current, scaling)[None], None
+
+
+def _kernel(query: Tensor, key: Tensor, value: Tensor, pack: _Pack, scaling: float | None) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return cast(Tensor, varlen_attn(query, key, value, pack.starts, pack.starts, pack.longest, pack.longest, scale=scaling))
+
+
+def _sequence_by_sequence(query: Tensor, key: Tensor, value: Tensor, pack: _Pack, scaling: float | None) -> Tensor:
+    """What the kernel computes, in plain words: for devices that lack it, and for tests."""
+    result, bounds = torch.empty_like(query), pack.starts.tolist()
+    for start, stop in itertools.pairwise(bounds):
+        q, k, v = (part[start:stop].transpose(0, 1)[None] for part in (query, key, value))
+        result[start:stop] = nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)[0].transpose(0, 1)
+    return result

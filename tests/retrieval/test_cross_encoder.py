@@ -1,0 +1,198 @@
+"""Scoring: the logits of the plain model, one pair at a time, whatever the batch, the attention or the packing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.errors import RunFailed, UserError
+from retrieval import mixed_precision, precision, unpadded
+from retrieval.cross_encoder import OutOfMemory, TorchCrossEncoder, score_pairs
+from retrieval.pair_tokens import PairEncoding, PairTokenizer
+
+PAIRS = [("ha bo", "di " * n) for n in (1, 40, 7, 3, 22, 15, 2, 60)] + [("bace", f"fo {'ha bo ' * n}") for n in range(9)]
+
+
+@pytest.fixture(scope="module")
+def encoded(models: Any) -> list[PairEncoding]:
+    return PairTokenizer(models.teacher, max_tokens=64).encode(PAIRS)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(models: Any, encoded: list[PairEncoding]) -> Any:
+    """The reference: transformers as it is, one unpadded pair after the other."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(models.teacher).eval()
+    with torch.inference_mode():
+        return np.array(
+            [
+                model(input_ids=torch.from_numpy(pair.ids)[None].long(), token_type_ids=torch.from_numpy(pair.segments)[None].long()).logits
+                for pair in encoded
+            ]
+        ).reshape(-1)
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 300, 100_000])
+def test_fp32_is_the_plain_model(models: Any, encoded: list[PairEncoding], one_by_one: Any, batch_tokens: int) -> None:
+    """Prevents: padding that is attended to, or rows that come back in another order."""
+    teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu", batch_tokens=batch_tokens)
+    logits = score_pairs(teacher, encoded, pad_id=0)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, one_by_one, atol=1e-5)
+
+
+@pytest.mark.skipif(not precision.cpu_computes_bf16(), reason="this processor would emulate bf16")
+def test_bf16_is_the_plain_model_within_its_noise(models: Any, encoded: list[PairEncoding], one_by_one: Any) -> None:
+    """Prevents: a fast path that is another model."""
+    from scipy.stats import spearmanr
+
+    teacher = TorchCrossEncoder(models.teacher, precision="bf16", device="cpu")
+    logits = score_pairs(teacher, encoded, pad_id=0)
+    np.testing.assert_allclose(logits, one_by_one, atol=0.06)
+    assert spearmanr(logits, one_by_one).statistic > 0.99 and not np.array_equal(logits, one_by_one)
+
+
+def test_packed_weights_compute_the_same() -> None:
+    """Prevents: an operator of torch that is not public and changes its meaning."""
+    linear = torch.nn.Linear(64, 48)
+    low = mixed_precision.LowPrecisionLinear(linear, torch.bfloat16)
+    if not mixed_precision.packing_is_exact(low):
+        pytest.skip("this build of torch has no packed operator")
+    values = torch.randn(5, 7, 64)
+    packed = mixed_precision.PackedLinear(low, mixed_precision._LastCast())
+    torch.testing.assert_close(packed(values), low(values), rtol=0.01, atol=0.01)
+
+
+def test_a_missing_packed_operator_is_done_without(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a newer torch under which nothing can be scored."""
+
+    def gone(*unused: Any) -> None:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(mixed_precision.PackedLinear, "__init__", gone)
+    low = mixed_precision.LowPrecisionLinear(torch.nn.Linear(8, 8), torch.bfloat16)
+    assert not mixed_precision.packing_is_exact(low)
+
+
+def test_head_and_embeddings_stay_in_fp32(models: Any) -> None:
+    """Prevents: logits that tie because the head rounds them to 8 bits."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(models.teacher)
+    mixed_precision.lower_precision(model, torch.bfloat16, pack=False)
+    kinds = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    low = [name for name, kind in kinds.items() if kind == torch.bfloat16]
+    assert kinds["classifier.weight"] == torch.float32 and all(".layer." in name for name in low) and len(low) == 2 * 6 * 2
+
+
+def test_attention_is_the_plain_formula() -> None:
+    """Prevents: a trick (keys relative to the first) that changes the result, against float64."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 9, 8, generator=generator) for _ in range(3))
+    mask = torch.zeros(2, 1, 1, 9)
+    mask[1, :, :, 6:] = torch.finfo(torch.float32).min
+    found, _ = mixed_precision._transformers_attention(torch.nn.Identity(), q, k, v, mask, 0.3)
+    weights = torch.softmax(q.double() @ k.double().transpose(2, 3) * 0.3 + mask.double(), dim=-1)
+    torch.testing.assert_close(found.double(), (weights @ v.double()).transpose(1, 2), rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_is_the_plain_model(models: Any, encoded: list[PairEncoding], one_by_one: Any) -> None:
+    """Prevents: torch.compile that gives other logits, for a single pair too."""
+    import shutil
+
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("torch.compile needs a C++ compiler")
+    teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu", compiled=True, batch_tokens=200)
+    np.testing.assert_allclose(score_pairs(teacher, encoded, pad_id=0), one_by_one, atol=1e-4)
+    np.testing.assert_allclose(score_pairs(teacher, encoded[:1], pad_id=0), one_by_one[:1], atol=1e-4)
+
+
+class SmallDevice:
+    """A device with room for so many tokens, and the sum of the ids as logit."""
+
+    length_multiple = 1
+
+    def __init__(self, room: int, batch_tokens: int) -> None:
+        self.room, self.batch_tokens, self.refused = room, batch_tokens, 0
+
+    def logits(self, ids: Any, mask: Any, segments: Any) -> Any:
+        if ids.size > self.room:
+            self.refused += 1
+            raise OutOfMemory("full")
+        return (ids * mask).sum(1).astype(np.float32)
+
+
+LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=40)
+
+
+@settings(deadline=None)
+@given(lengths=LENGTHS, room=st.integers(30, 200), batch_tokens=st.integers(1, 2000))
+def test_a_batch_that_does_not_fit_is_halved_for_good(lengths: list[int], room: int, batch_tokens: int) -> None:
+    """Prevents: a run lost to one large batch; pairs scored twice or left out after it; the same refusal again and again."""
+    pairs = [PairEncoding(np.full(n, n, np.int32), np.zeros(n, np.int32), False) for n in lengths]
+    device, counted = SmallDevice(room, batch_tokens), [0, 0, 0]
+
+    def count(*figures: int) -> None:
+        counted[:] = [before + more for before, more in zip(counted, figures, strict=True)]
+
+    logits = score_pairs(device, pairs, pad_id=9, progress=count)
+    np.testing.assert_array_equal(logits, np.array([n * n for n in lengths], dtype=np.float32))
+    assert counted[:2] == [len(lengths), sum(lengths)] and counted[2] >= counted[1]
+    assert (device.refused <= 12 and device.batch_tokens <= batch_tokens) or device.refused <= 12
+
+
+def test_a_pair_that_never_fits_and_a_broken_logit_are_told() -> None:
+    """Prevents: a loop without end, and NaN in the store."""
+    pair = PairEncoding(np.ones(50, np.int32), np.zeros(50, np.int32), False)
+    with pytest.raises(RunFailed, match="50 tokens does not fit"):
+        score_pairs(SmallDevice(10, 100), [pair], pad_id=0)
+
+    class Broken(SmallDevice):
+        def logits(self, ids: Any, mask: Any, segments: Any) -> Any:
+            return np.full(len(ids), np.nan, dtype=np.float32)
+
+    with pytest.raises(RunFailed, match=r"teacher\.precision=fp32"):
+        score_pairs(Broken(100, 100), [pair], pad_id=0)
+
+
+def test_unpadded_attention_gives_the_padded_logits(models: Any, encoded: list[PairEncoding], one_by_one: Any) -> None:
+    """Prevents: sequences that see each other. (The GPU's kernel is replaced by its definition here.)"""
+    teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu", batch_tokens=400)
+    assert unpadded.install(teacher._model, check=teacher._logits_of)
+    np.testing.assert_allclose(score_pairs(teacher, encoded, pad_id=0), one_by_one, atol=1e-5)
+
+
+def test_unpadded_attention_that_differs_is_not_used(
+    models: Any, encoded: list[PairEncoding], one_by_one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: a kernel of another version, or a model of another kind, that gives wrong logits fast."""
+    for wrong in (lambda q, k, v, pack, scaling: v, lambda q, k, v, pack, scaling: q.nothing):
+        monkeypatch.setattr(unpadded, "_sequence_by_sequence", wrong)
+        teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu")
+        assert not unpadded.install(teacher._model, check=teacher._logits_of)
+        np.testing.assert_allclose(score_pairs(teacher, encoded, pad_id=0), one_by_one, atol=1e-5)
+
+
+def test_emulated_bf16_is_refused_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a run that takes a hundred times as long and does not say why."""
+    monkeypatch.setattr(precision, "cpu_computes_bf16", lambda: False)
+    with pytest.raises(UserError, match="emulate"):
+        precision.resolve("bf16", device="cpu")
+    assert precision.resolve("auto", device="cpu") == "fp32" and precision.resolve("auto", device="cuda") == "bf16"
+
+
+def test_a_model_with_two_outputs_is_refused(models: Any, tmp_path: Path) -> None:
+    """Prevents: the first of two class scores taken for a relevance logit."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(models.teacher, num_labels=2, ignore_mismatched_sizes=True)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="2 outputs"):
+        TorchCrossEncoder(tmp_path, precision="fp32", device="cpu")
