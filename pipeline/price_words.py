@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from data.settings import Experiment
 from pipeline.calibration import SECONDS, Speed, keep_speed, kept_gpu_speeds, kept_speed, measure
 from pipeline.compile_choice import describe
@@ -26,10 +29,14 @@ def price_words(experiment: Experiment, planned: TablePlan, *, measuring: bool, 
 
 
 def _upper_bound(experiment: Experiment) -> list[str]:
-    queries = Planner(experiment).plan(table_named(experiment, "ingest.queries"))
-    if not queries.complete:
+    """From the labels alone, while the negatives are not known."""
+    planned = Planner(experiment).plan(table_named(experiment, "ingest.qrels"))
+    if not planned.complete:
         return []
-    return [f"at most {at_most(experiment, queries.stored.manifest.rows):,} pairs; the exact price is known after dark_examples"]
+    qrels = pa.concat_tables(planned.stored.row_groups(columns=["split", "query_id"]))
+    train = pc.equal(qrels.column("split"), experiment.ingest.train_split)
+    queries = pc.count_distinct(qrels.filter(train).column("query_id")).as_py()
+    return [f"at most {at_most(experiment, queries):,} pairs; the exact price is known after dark_examples"]
 
 
 def _here(experiment: Experiment, cost: Price, candidates: str, *, measuring: bool) -> str:

@@ -113,7 +113,7 @@ class TorchCrossEncoder:
         quiet_transformers()
         self._torch, self._device, self._compiled = torch, device, compiled
         self.batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
-        self.length_multiple = 8
+        self.length_multiple = 1 if device == "cpu" else 8  # tensor cores want multiples of 8; a CPU only has more padding then (3 %)
         attention = {"attn_implementation": mixed_precision.register_cpu_attention()} if device == "cpu" else {}
         try:
             model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **attention)

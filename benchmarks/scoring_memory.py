@@ -1,0 +1,122 @@
+"""Peak memory of the stage `teacher_scores` on many pairs against few: it must not grow with their number.
+
+    python benchmarks/scoring_memory.py TEACHER [--few 20000] [--many 2000000] [--shards 8]
+
+The real stage in this process (keys, lookups, tokenising, segments, output shards) on made-up texts; only the forward pass is a stub.
+TEACHER gives tokenizer and configuration. Each size runs in a process of its own. `peer` is the peak with few pairs, `ours` with many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+PER_QUERY = 26  # candidates: p+, m = 10 negatives, 10 mixed, 5 masked (ADAM, section 4.3)
+
+
+class StubTeacher:
+    """The shape of a cross-encoder without its arithmetic."""
+
+    batch_tokens, length_multiple = 16_384, 8
+
+    def logits(self, ids: Any, mask: Any, segments: Any) -> Any:
+        """[n, L] arrays to [n] numbers that depend on the pair alone."""
+        return ((ids * mask).sum(1) % 1009).astype(np.float32)
+
+
+def tables(rows: int) -> Iterator[pa.Table]:
+    """Candidates of `rows` pairs, all different, 40 words each, a row group at a time."""
+    from data.schemas import CANDIDATES
+
+    words = np.array(["the", "a", "policy", "insurance", "pays", "when", "your", "car", "home", "life", "term", "claim", "agent", "cover"])
+    chance = np.random.default_rng(0)
+    for start in range(0, rows, 4096):
+        count = min(4096, rows - start)
+        numbers = np.arange(start, start + count)
+        drawn = words[chance.integers(0, len(words), (count, 40))]
+        texts = [f"{' '.join(row)} {number}" for row, number in zip(drawn, numbers, strict=True)]
+        queries = [f"what pays {n // PER_QUERY}" for n in numbers]
+        ids = [str(n // PER_QUERY) for n in numbers]
+        small = [0] * count
+        yield pa.table([ids, small, (numbers % PER_QUERY).tolist(), small, ids, queries, texts], schema=CANDIDATES)
+
+
+def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
+    """Build all shards of the stage; peak memory in MB, and seconds."""
+    from data.manifest import Manifest
+    from data.settings import load
+    from data.shards import open_shard, shard_name
+    from pipeline import teacher_scores
+    from pipeline.stage import Stored, Task, Workshop
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        settings = {
+            "store": str(root / "store"), "ingest": {"path": folder}, "student": {"model": str(teacher)},
+            "teacher": {"model": str(teacher), "precision": "fp32"},
+        }  # fmt: skip
+        (root / "experiment.yaml").write_text(yaml.safe_dump(settings))
+        experiment = load({"config": str(root / "experiment.yaml")})
+        names = [shard_name(shard, shards) for shard in range(shards)]
+        for name in names:
+            with open_shard(root / name, next(tables(1)).schema, {}) as writer:
+                for table in tables(pairs // shards):
+                    writer.write(table)
+        setup = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        stored = Stored(root, Manifest("dark_examples", "", "", {}, [_record(root / name) for name in names], {}))
+        teacher_scores.load_cross_encoder = lambda *given, **more: StubTeacher()  # type: ignore[assignment]
+        import torch  # noqa: F401  what a real worker holds
+
+        started = time.perf_counter()
+        for shard in range(shards):
+            task = Task(
+                experiment, teacher_scores.TABLE, root / "out", "f", [shard], shards, {"dark_examples": stored}, Workshop(),
+                report=lambda unit, count: None, warn=print,
+            )  # fmt: skip
+            teacher_scores.TABLE.build(task)
+        seconds = time.perf_counter() - started
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "setup": setup, "seconds": seconds}
+
+
+def _record(path: Path) -> Any:
+    from data.manifest import ShardRecord
+
+    return ShardRecord(path.name, 0, 0, "")
+
+
+def main() -> None:
+    """Both sizes, then one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", type=Path)
+    parser.add_argument("--few", type=int, default=20_000)
+    parser.add_argument("--many", type=int, default=2_000_000)
+    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(run_stage(arguments.teacher, arguments.one, arguments.shards)))
+        return
+    peaks = {}
+    for pairs in (arguments.few, arguments.many):
+        words = [sys.executable, __file__, str(arguments.teacher), "--shards", str(arguments.shards), "--one", str(pairs)]
+        figures = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+        peaks[pairs] = figures["peak"]
+        print(f"{pairs:>9,} pairs: peak {figures['peak']:.0f} MB, {pairs / figures['seconds']:,.0f} pairs/s without the forward pass")
+    few, many = peaks[arguments.few], peaks[arguments.many]
+    print(json.dumps({"name": "scoring_memory", "ours": round(many), "peer": round(few), "ratio": round(many / few, 3), "unit": "MB"}))
+
+
+if __name__ == "__main__":
+    main()
