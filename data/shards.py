@@ -158,6 +158,12 @@ def _damaged(path: Path, error: Exception) -> DamagedShard:
     )
 
 
+def _gone_or_damaged(path: Path, error: Exception) -> Exception:
+    """A network file system calls a file that another machine deleted stale."""
+    gone = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESTALE)
+    return FileNotFoundError(errno.ENOENT, "gone", str(path)) if gone else _damaged(path, error)
+
+
 def read_footer(path: Path) -> dict[str, Any] | None:
     """The footer's figures, None where the file does not exist. Raises DamagedShard where it is cut short."""
     try:
@@ -186,19 +192,31 @@ def read_row_groups(path: Path, *, columns: list[str] | None = None, groups: Seq
         raise _damaged(path, error) from error
 
 
-def read_groups(path: Path, groups: Sequence[int]) -> pa.Table:
-    """Some row groups as one table in memory, checksums verified: faster than one by one where they are small.
+def read_metadata(path: Path) -> pq.FileMetaData:
+    """A shard's metadata, its checksum verified. Raises FileNotFoundError where it is gone, DamagedShard where it cannot be read."""
+    try:
+        _check_footer(path)
+        return pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _gone_or_damaged(path, error) from error
+
+
+def figures_of(metadata: pq.FileMetaData) -> dict[str, Any]:
+    """The footer's figures."""
+    return json.loads((metadata.metadata or {})[_FOOTER_KEY])
+
+
+def read_groups(path: Path, groups: Sequence[int], metadata: pq.FileMetaData) -> pa.Table:
+    """Some row groups as one table in memory, page checksums verified. `metadata` is what `read_metadata` gave, so that a file that
+    is read part by part need not be opened whole each time.
 
     Raises FileNotFoundError where the file is gone, DamagedShard where it cannot be read.
     """
     try:
-        _check_footer(path)
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
             return file.read_row_groups(groups, use_threads=False)
-    except FileNotFoundError:
-        raise
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from error
+        raise _gone_or_damaged(path, error) from error
 
 
 def read_shard(path: Path, *, columns: list[str] | None = None) -> pa.Table:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,8 +31,9 @@ class Speed:
 
     device: str  # for people
     tokens_per_second: float
-    compiled_tokens_per_second: float | None = None  # None where it was not tried or cannot be
+    compiled_tokens_per_second: float | None = None  # None where it was not tried, 0 where it cannot be
     compile_seconds: float = 0.0
+    compile_error: str = ""
 
     def seconds(self, tokens: float, *, compiled: bool) -> float:
         """Time that one worker takes for so many tokens (without padding)."""
@@ -123,7 +123,8 @@ def measure(experiment: Experiment, candidates: str, compiled: bool) -> Speed:
         try:
             start_up, rate = _rate(load(True), pairs, tokenizer.pad_id)
         except Exception as error:  # no C++ compiler, a model that cannot be traced: many kinds, and scoring goes on without
-            print(f"torch.compile does not work here ({str(error).strip().splitlines()[0]})", file=sys.stderr, flush=True)
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            speed = replace(speed, compiled_tokens_per_second=0.0, compile_error=reason)
         else:
             speed = replace(speed, compiled_tokens_per_second=rate, compile_seconds=start_up)
     return speed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.calibration import Speed, keep_speed, kept_speed, measure
 from pipeline.execution import Choices, has_choices, read_choices, write_choices
-from pipeline.price import hours, price
+from pipeline.price import a_full_shard, hours, price
 from pipeline.progress import duration
 from pipeline.stage import Preparation
 
@@ -14,7 +14,7 @@ _WORTH_COMPILING = 300.0  # seconds of scoring by each worker
 
 def prepare(work: Preparation) -> None:
     """Say what will be scored, and settle how. A choice that was made for this table stays, unless the settings ask for another."""
-    cost = price(work.experiment, work.inputs["dark_examples"], work.stale)
+    cost = price(work.experiment, work.inputs["dark_examples"], work.stale, warn=lambda line: work.say(f"warning: {line}"))
     work.say(f"teacher_scores   {cost}")
     asked, kept = work.experiment.teacher.compile, read_choices(work.folder)
     if work.experiment.teacher.backend == "onnx":
@@ -32,7 +32,7 @@ def prepare(work: Preparation) -> None:
 
 
 def _by_calibration(work: Preparation, tokens: int) -> Choices:
-    candidates = str(work.inputs["dark_examples"].paths()[work.stale[0]].absolute())
+    candidates = str(a_full_shard(work.inputs["dark_examples"], work.stale).absolute())
     each = tokens / min(work.workers, len(work.stale))
     speed = kept_speed(work.experiment) or _measured(work, candidates, compiled=False)
     if speed.compiled_tokens_per_second is None and speed.seconds(each, compiled=False) > _WORTH_COMPILING:
@@ -52,5 +52,7 @@ def _measured(work: Preparation, candidates: str, *, compiled: bool) -> Speed:
 
 def describe(speed: Speed) -> str:
     """The speed in words."""
+    if speed.compile_error:
+        return f"{speed.tokens_per_second:,.0f} tokens/s a worker, torch.compile does not work there: {speed.compile_error}, {speed.device}"
     compiled = f", {speed.compiled_tokens_per_second:,.0f} compiled" if speed.compiled_tokens_per_second else ""
     return f"{speed.tokens_per_second:,.0f} tokens/s a worker{compiled}, {speed.device}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,18 +39,26 @@ class Price:
         return f"{self.wanted:,} pairs, {self.distinct:,} distinct, {self.cached:,} cached, {self.to_score:,} to score{tokens}"
 
 
-def price(experiment: Experiment, candidates: Stored, shards: Sequence[int]) -> Price:
-    """Count the pairs of the shards against the logit store. Reads every text once; loads no model."""
-    store = store_of(experiment, DigestCache(Path(experiment.store) / "digests.json"))
-    wanted = distinct = cached = 0
+def price(experiment: Experiment, candidates: Stored, shards: Sequence[int], *, warn: Callable[[str], None] = print) -> Price:
+    """Count the pairs of the shards against the logit store. Reads every text once and the store once; loads no model."""
+    store = store_of(experiment, DigestCache(Path(experiment.store) / "digests.json"), warn=warn)
+    paths = [candidates.paths()[shard] for shard in shards]
+    wanted = [WantedPairs.read(path) for path in paths]
+    missing = np.isnan(store.lookup(np.concatenate([pairs.keys for pairs in wanted])).logits)
     sample: list[tuple[str, str]] = []
-    for shard in shards:
-        path = candidates.paths()[shard]
-        pairs = WantedPairs.read(path)
-        missing = np.isnan(store.lookup(pairs.keys).logits)
-        wanted, distinct, cached = wanted + len(pairs.pair_of_row), distinct + len(missing), cached + int((~missing).sum())
-        sample += _some_missing(path, missing[pairs.pair_of_row], -(-_SAMPLED_PAIRS // len(shards)))
-    return Price(wanted, distinct, cached, round(_mean_tokens(experiment, sample) * (distinct - cached)))
+    start = 0
+    for path, pairs in zip(paths, wanted, strict=True):
+        of_shard = missing[start : start + len(pairs.keys)]
+        sample += _some_missing(path, of_shard[pairs.pair_of_row], -(-_SAMPLED_PAIRS // len(shards)))
+        start += len(pairs.keys)
+    rows, to_score = sum(len(pairs.pair_of_row) for pairs in wanted), int(missing.sum())
+    return Price(rows, len(missing), len(missing) - to_score, round(_mean_tokens(experiment, sample) * to_score))
+
+
+def a_full_shard(candidates: Stored, shards: Sequence[int]) -> Path:
+    """The first of the shards that has rows: few queries may leave some empty."""
+    rows = [candidates.manifest.shards[shard].rows for shard in shards]
+    return candidates.paths()[shards[next((place for place, count in enumerate(rows) if count), 0)]]
 
 
 def _some_missing(path: Path, missing: NDArray[np.bool_], count: int) -> list[tuple[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -9,9 +11,9 @@ from data.settings import Experiment
 from pipeline.calibration import SECONDS, Speed, keep_speed, kept_gpu_speeds, kept_speed, measure
 from pipeline.compile_choice import describe
 from pipeline.plan import Planner, TablePlan, table_named
-from pipeline.price import Price, at_most, hours, price
+from pipeline.price import Price, a_full_shard, at_most, hours, price
 from pipeline.progress import duration
-from pipeline.runner import preflight, usable_cpus, with_precisions
+from pipeline.runner import usable_cpus, with_precisions
 
 
 def price_words(experiment: Experiment, planned: TablePlan, *, measuring: bool, gpus: int) -> list[str]:
@@ -19,11 +21,13 @@ def price_words(experiment: Experiment, planned: TablePlan, *, measuring: bool, 
     has not been timed here is timed now, for ten seconds."""
     if planned.waits_for:
         return _upper_bound(experiment)
-    candidates = planned.inputs["dark_examples"]
-    cost = price(experiment, candidates, list(planned.stale))
-    lines = [str(cost)]
+    candidates, warnings = planned.inputs["dark_examples"], list[str]()
+    if not all(path.exists() for path in candidates.paths()):
+        return ["the price is known once the missing shards of dark_examples are built again"]
+    cost = price(experiment, candidates, list(planned.stale), warn=warnings.append)
+    lines = [*warnings, str(cost)]
     if cost.to_score:
-        lines += [_here(experiment, cost, str(candidates.paths()[next(iter(planned.stale))]), measuring=measuring)]
+        lines += [_here(experiment, cost, str(a_full_shard(candidates, list(planned.stale))), measuring=measuring)]
         lines += _on_gpus(experiment, cost, gpus) if gpus else []
     return lines
 
@@ -43,14 +47,28 @@ def _here(experiment: Experiment, cost: Price, candidates: str, *, measuring: bo
     speed = kept_speed(experiment)
     if speed is None and not measuring:
         return f"hours: `prep plan stage=teacher_scores` measures this teacher here, in {SECONDS:.0f} s, once"
-    if speed is None:
-        preflight(experiment, uses_device=True)
-        speed = measure(with_precisions(experiment), candidates, False)
-        keep_speed(experiment, speed)
     runner = experiment.runner
+    if speed is None and (runner.address or not _device_is_here(experiment)):
+        return (
+            "hours: not known, the workers' device is not on this machine; `prep run` measures it there, or plan on a machine like theirs"
+        )
+    if speed is None:
+        speed = measure(with_precisions(experiment), candidates, False)
+        with contextlib.suppress(OSError):  # a store that can only be read: measured again next time
+            keep_speed(experiment, speed)
+    if not _device_is_here(experiment):
+        return f"about {_time(speed, cost, 1)} on one {speed.device}"
     workers = 1 if runner.kind == "local" else runner.workers or _fitting(experiment)
     workers = min(workers, experiment.ingest.query_shards)
     return f"about {_time(speed, cost, workers)} on this machine ({workers} workers, {describe(speed)})"
+
+
+def _device_is_here(experiment: Experiment) -> bool:
+    if experiment.runner.device == "cpu":
+        return True
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _fitting(experiment: Experiment) -> int:

@@ -12,14 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 _LOG_SECONDS = 30.0
-_SHOWN_BELOW = ("cached", "padded tokens", "rows")  # told as shares, not as rates
+_SHOWN_BELOW = ("cached", "padded tokens", "rows", "cached rows")  # told as shares, not as rates
 
 
 class Progress:
     """Counts finished shards and the units (texts, pairs, tokens, queries) inside them.
 
-    Units with a meaning of their own: `rows` of the input done (with `rows` given they drive the estimate of the time left), `cached`
-    pairs, and `tokens` against `padded tokens`.
+    Units with a meaning of their own: `rows` of the input done and `cached rows` that were no work (with `rows` given they drive the
+    estimate of the time left), `cached` pairs, and `tokens` against `padded tokens`.
     """
 
     def __init__(self, label: str, *, shards: int, rows: int = 0) -> None:
@@ -63,7 +63,7 @@ class Progress:
         return ", ".join(parts)
 
     def _seconds_left(self, seconds: float) -> float | None:
-        done, total = (self._units["rows"], self._rows) if self._rows else (self._done, self._shards)
+        done, total = (self._units["rows"], self._rows - self._units["cached rows"]) if self._rows else (self._done, self._shards)
         return seconds / done * (total - done) if 0 < done < total else None
 
     def _show(self) -> None:

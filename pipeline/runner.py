@@ -157,7 +157,7 @@ class RayRunner:
         cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
         fit = int(cpus // self._settings.threads)
         if self._gpus:
-            fit = min(fit, int(gpus / self._gpus))
+            fit = min(fit, int(gpus) * int(1 / self._gpus) if self._gpus < 1 else int(gpus / self._gpus))  # a share lies on one GPU
         wanted = self._settings.workers or max(1, fit)
         if wanted > fit:
             needs = f"{self._settings.threads} CPUs" + (f" and {self._gpus:g} GPUs" if self._gpus else "")
@@ -170,9 +170,13 @@ class RayRunner:
     def _hold(self, gpus: float) -> None:
         """Let go of workers that hold another share of a GPU than the next orders need."""
         if gpus != self._gpus:
-            for actor in self._actors:
-                self._ray.kill(actor)
-            self._actors, self._gpus = [], gpus
+            self._let_actors_go()
+            self._gpus = gpus
+
+    def _let_actors_go(self) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._actors = []
 
     def _new_actor(self) -> Any:
         remote = self._ray.remote(
@@ -224,6 +228,7 @@ class RayRunner:
     def ask(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run it on a new worker, which is let go of afterwards, with its model."""
         self._ready(uses_device=True)
+        self._let_actors_go()  # they hold the CPUs that the new one needs
         actor = self._new_actor()
         try:
             answer = self._ray.get(actor.ask.remote(function, *args))

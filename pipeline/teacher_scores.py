@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from data import schemas
 from data.digests import DigestCache
+from data.errors import RunFailed
 from data.logit_store import Keys, LogitStore, Scores
 from data.settings import Experiment
 from data.shards import ROW_GROUP_ROWS, ShardWriter, read_row_groups
@@ -38,7 +39,9 @@ def _build(task: Task) -> None:
     spec, digests = spec_of(experiment), DigestCache(task.logit_store / "digests.json")
     store = LogitStore(task.logit_store, spec.namespace(digests), warn=task.warn)
     store.describe(key=spec.key(digests), name=spec.name)
-    teacher = task.workshop.keep(("teacher", spec), lambda: Teacher(spec, experiment, compiled=read_choices(task.folder).compiled))
+    teacher = task.workshop.keep(
+        ("teacher", store.folder.name), lambda: Teacher(spec, experiment, store.folder.name, compiled=read_choices(task.folder).compiled)
+    )
 
     path = task.inputs["dark_examples"].paths()[task.shard]
     wanted = WantedPairs.read(path)
@@ -55,7 +58,7 @@ def _build(task: Task) -> None:
                 writes.do(_append_and_write, store, wanted.keys[window.new], fresh, writer, _rows(window, wanted, known))
             else:
                 writes.do(writer.write, _rows(window, wanted, known))
-            task.report("rows", window.table.num_rows)
+            _report_rows(task, window, wanted)
         writes.wait()
         rows = len(wanted.pair_of_row)
         figures = {"distinct pairs": len(missing), "truncated": int(known.truncated.sum()), "tokens": int(known.token_counts.sum())}
@@ -114,6 +117,15 @@ def _append_and_write(store: LogitStore, keys: Keys, fresh: Scores, writer: Shar
     writer.write(rows)
 
 
+def _report_rows(task: Task, window: _Window, wanted: WantedPairs) -> None:
+    """Rows as far as they were work, the others apart: an estimate of the time left must not count what was cached."""
+    rows = window.table.num_rows
+    distinct = len(np.unique(wanted.pair_of_row[window.start : window.start + rows]))
+    work = round(rows * len(window.new) / distinct)
+    task.report("rows", work)
+    task.report("cached rows", rows - work)
+
+
 def _report(task: Task, pairs: int, tokens: int, padded: int) -> None:
     task.report("pairs", pairs)
     task.report("tokens", tokens)
@@ -123,8 +135,8 @@ def _report(task: Task, pairs: int, tokens: int, padded: int) -> None:
 class Teacher:
     """The teacher's tokenizer and model, each loaded when it is first needed: a warm store needs neither."""
 
-    def __init__(self, spec: TeacherSpec, experiment: Experiment, *, compiled: bool) -> None:
-        self._spec, self._experiment, self._compiled = spec, experiment, compiled
+    def __init__(self, spec: TeacherSpec, experiment: Experiment, namespace: str, *, compiled: bool) -> None:
+        self._spec, self._experiment, self._namespace, self._compiled = spec, experiment, namespace, compiled
         self._tokenizer: PairTokenizer | None = None
         self._model: Any = None
 
@@ -144,6 +156,8 @@ class Teacher:
             self._model = load_cross_encoder(
                 self._spec, device=runner.device, threads=runner.threads, batch_tokens=budget, compiled=self._compiled
             )
+            if self._spec.namespace(DigestCache(Path(self._experiment.store) / "digests.json")) != self._namespace:
+                raise RunFailed(f"the files of teacher.model={self._spec.name} changed while this run began; start it again")
         return self._model
 
     def encode(self, pairs: list[tuple[str, str]]) -> list[PairEncoding]:

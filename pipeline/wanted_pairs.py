@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,9 @@ def spec_of(experiment: Experiment) -> TeacherSpec:
     return resolve_teacher(experiment.teacher, device=experiment.runner.device)
 
 
-def store_of(experiment: Experiment, digests: DigestCache) -> LogitStore:
+def store_of(experiment: Experiment, digests: DigestCache, *, warn: Callable[[str], None]) -> LogitStore:
     """The experiment's namespace of the logit store."""
-    return LogitStore(Path(experiment.store), spec_of(experiment).namespace(digests))
+    return LogitStore(Path(experiment.store), spec_of(experiment).namespace(digests), warn=warn)
 
 
 @dataclass(frozen=True)

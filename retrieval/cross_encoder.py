@@ -103,7 +103,14 @@ class TorchCrossEncoder:
     """A transformers sequence-classification model with one output."""
 
     def __init__(
-        self, folder: Path, *, precision: str, device: str, batch_tokens: int | None = None, compiled: bool = False, unpad: bool = True
+        self,
+        folder: Path,
+        *,
+        precision: str,
+        device: str,
+        batch_tokens: int | None = None,
+        compiled: bool = False,
+        unpad: bool | None = None,  # None: on GPUs, in low precision
     ) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification
@@ -114,6 +121,8 @@ class TorchCrossEncoder:
         self._torch, self._device, self._compiled = torch, device, compiled
         self.batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
         self.length_multiple = 1 if device == "cpu" else 8  # tensor cores want multiples of 8; a CPU only has more padding then (3 %)
+        if device == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError("teacher.precision=bf16: this GPU would only emulate it; use teacher.precision=fp16")
         attention = {"attn_implementation": mixed_precision.register_cpu_attention()} if device == "cpu" else {}
         try:
             model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **attention)
@@ -128,14 +137,14 @@ class TorchCrossEncoder:
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
             mixed_precision.lower_precision(model, dtype, pack=device == "cpu" and not compiled)
         self._model = model.to(device=device)
+        self._forward: Callable[..., Any] = self._model
         if device == "cpu":
             mixed_precision.keep_freed_memory()
-        elif unpad and precision != "fp32" and not compiled:
+            mixed_precision.check_attention(self._model, check=self._logits_of)
+        if unpad if unpad is not None else device == "cuda" and precision != "fp32" and not compiled:
             unpadded.install(self._model, check=self._logits_of)
         if compiled:
             self._forward = self._compile()
-        else:
-            self._forward = self._model
 
     def _compile(self) -> Callable[..., Any]:
         import torch._inductor.config

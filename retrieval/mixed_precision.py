@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +117,8 @@ def _transformers_attention(
     **unused: object,
 ) -> tuple[Tensor, None]:
     """The signature that transformers calls."""
+    if key.shape[1] != query.shape[1] or any(unused.get(name) is not None for name in ("softcap", "s_aux")):
+        raise NotImplementedError("grouped keys, capped scores and attention sinks")
     mask = query.new_zeros((1, 1, 1, 1), dtype=torch.float32) if attention_mask is None else attention_mask.float()
     attend = torch.ops.adam_distillation.float_softmax_attention if torch.compiler.is_compiling() else _attention
     return attend(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling), None
@@ -144,3 +148,20 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_threshold = -1, -3
     mallopt(mmap_threshold, 1 << 30)
     mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def check_attention(model: nn.Module, *, check: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """Go back to torch's own attention where this one cannot serve the model, or gives other logits on a batch of different lengths."""
+    from retrieval.unpadded import probe_batch
+
+    config: Any = model.config
+    if config._attn_implementation != CPU_ATTENTION:
+        return
+    probe = probe_batch(model)
+    try:
+        ours = check(*probe)
+    except NotImplementedError:
+        ours = None
+    config._attn_implementation = "sdpa"
+    if ours is not None and torch.allclose(check(*probe), ours, atol=0.1, rtol=0):
+        config._attn_implementation = CPU_ATTENTION

@@ -43,14 +43,14 @@ def install(model: nn.Module, *, check: Callable[[Tensor, Tensor, Tensor], Tenso
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
-    probe = _probe(model)
+    probe = probe_batch(model)
     padded, before = check(*probe), config._attn_implementation
     base.encoder = UnpaddedStack(stack)
     config._attn_implementation = ATTENTION
     hook = base.register_forward_pre_hook(base.encoder.note_mask, with_kwargs=True)
     try:
         same = bool(torch.allclose(check(*probe), padded, atol=_TOLERANCE, rtol=0))
-    except (RuntimeError, TypeError, NotImplementedError, AttributeError, ImportError):
+    except (RuntimeError, TypeError, ValueError, LookupError, AssertionError, AttributeError, ImportError):
         same = False
     if not same:
         base.encoder, config._attn_implementation = stack, before
@@ -58,7 +58,7 @@ def install(model: nn.Module, *, check: Callable[[Tensor, Tensor, Tensor], Tenso
     return same
 
 
-def _probe(model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+def probe_batch(model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """A batch of very different lengths."""
     device = next(model.parameters()).device
     lengths = torch.tensor([64, 3, 17, 40], device=device)

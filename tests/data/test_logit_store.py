@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from data import logit_store
 from data.digests import pair_key
 from data.errors import DamagedShard
-from data.logit_store import BUCKETS, Keys, LogitStore, Scores, as_keys, bucket_rows, buckets_of, namespace_note, namespaces
+from data.logit_store import BUCKETS, Keys, LogitStore, Scores, as_keys, buckets_of, namespace_note, namespaces
+from data.shards import figures_of
 
 
 def keys_of(count: int) -> Keys:
@@ -104,11 +105,16 @@ def test_is_a_dictionary_of_the_smaller_logits(
     assert store.size()[0] == len(expected) and store.verify() == []
 
 
-def test_segments_hold_their_buckets_apart(tmp_path: Path) -> None:
-    """Prevents: a lookup of one bucket that must read all of a segment."""
+@pytest.mark.parametrize(("group_rows", "groups"), [(1, BUCKETS), (100, 4), (4096, 1)])
+def test_segments_hold_their_buckets_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int, groups: int) -> None:
+    """Prevents: a lookup of one bucket that must read all of a large segment, or small ones of a row group a bucket."""
+    monkeypatch.setattr(logit_store, "_GROUP_ROWS", group_rows)
+    monkeypatch.setattr(logit_store, "_PASS_ROWS", 0)
     store, keys = LogitStore(tmp_path, "n"), keys_of(500)
-    path = store.append(keys, scores_of(np.zeros(500)))
-    assert bucket_rows(path) == np.bincount(buckets_of(keys).astype(int), minlength=BUCKETS).tolist()
+    path = store.append(keys, scores_of(np.arange(500)))
+    assert figures_of(pq.read_metadata(path))["bucket_rows"] == np.bincount(buckets_of(keys).astype(int), minlength=BUCKETS).tolist()
+    assert abs(pq.read_metadata(path).num_row_groups - groups) <= 1
+    assert all(store.lookup(keys[n : n + 1]).logits.tolist() == [n] for n in range(0, 500, 7))
 
 
 def test_many_writers_readers_and_a_compaction_at_once(tmp_path: Path) -> None:

@@ -80,6 +80,18 @@ def test_gpu_hours_from_a_measurement_elsewhere(copied: Any) -> None:
     assert "on 4 x Some GPU" in plan(copied.config, "gpus=4")
 
 
+def test_no_price_in_hours_without_the_device(copied: Any) -> None:
+    """Prevents: a login node without a GPU that tells nothing, or loads the model into a traceback."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    shutil.rmtree(copied.store / "teacher_scores")
+    shutil.rmtree(copied.store / "teacher_logits")
+    output = plan(copied.config, "runner.device=cuda")
+    assert "168 pairs" in output and "hours: not known" in output
+
+
 def test_before_the_candidates_are_known(tmp_path: Path, tiny_experiment: Any, prep_run: Any) -> None:
     """Prevents: no price at all until embedding and mining are paid."""
     config = tiny_experiment(tmp_path)
@@ -140,5 +152,7 @@ def test_progress_tells_rates_padding_hits_and_time_left() -> None:
     for unit, count in (("cached", 40), ("pairs", 100), ("tokens", 9000), ("padded tokens", 10_000), ("rows", 250)):
         progress.advance(unit, count)
     text = progress.figures(10.0)
+    progress.advance("cached rows", 600)  # which were no work: of 400 rows 250 are done
+    assert "about 6 s left" in progress.figures(10.0)
     assert text == "100 pairs (10/s), 9,000 tokens (900/s), 10.0% padding, 40 cached, about 30 s left"
     assert [duration(seconds) for seconds in (45, 600, 12_000)] == ["45 s", "10 min", "3.3 h"]

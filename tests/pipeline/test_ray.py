@@ -76,3 +76,18 @@ def test_a_killed_worker_is_replaced(
     assert killed and process.returncode == 0, output
     assert parquet_files(tmp_path / "store") == parquet_files(finished.store)
     assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
+def test_a_question_to_a_worker_when_all_cpus_are_held(finished: Any) -> None:
+    """Prevents: a calibration that waits for ever for CPUs which the workers of an earlier stage hold."""
+    from data.settings import load
+    from pipeline.calibration import kept_speed
+    from pipeline.runner import RayRunner
+
+    runner = RayRunner(load({"config": str(finished.config), "runner": "ray"}))
+    try:
+        runner._actors = [runner._new_actor() for _ in range(runner.workers())]
+        assert runner.ask(kept_speed) is None
+        assert runner._actors == []
+    finally:
+        runner.close()

@@ -26,6 +26,7 @@ from data.shards import read_shard, write_shard
 from pipeline.overlap import ahead, behind
 from pipeline.teacher_scores import _row_windows
 from pipeline.wanted_pairs import WantedPairs
+from retrieval.precision import cpu_computes_bf16
 
 Prep = Callable[..., list[str]]
 Files = Callable[[Path], dict[str, bytes]]
@@ -85,6 +86,41 @@ def test_another_teacher_scores_all_in_a_namespace_of_its_own(
     before = set((copied.store / "teacher_logits").iterdir())
     prep_run(copied.config, **overrides)
     assert sum(count_scored) == distinct_pairs(copied.store) and len(set((copied.store / "teacher_logits").iterdir()) - before) == 1
+
+
+def test_the_device_is_not_in_the_namespace(copied: Any) -> None:
+    """Prevents: logits from GPUs that a CPU job pays for again."""
+    from data.digests import DigestCache
+    from retrieval.cross_encoder import resolve_teacher
+
+    for precision in ("fp32", "bf16"):
+        teacher = load({"config": str(copied.config), "teacher.precision": precision}).teacher
+        if precision == "fp32" or cpu_computes_bf16():
+            names = {resolve_teacher(teacher, device=device).namespace(DigestCache(copied.store / "d.json")) for device in ("cpu", "cuda")}
+            assert len(names) == 1
+
+
+def test_weights_that_change_under_a_run_are_told(copied: Any, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: the logits of one model stored under the name of another, for good."""
+    from data.errors import RunFailed
+    from pipeline import teacher_scores
+    from pipeline.run import run
+
+    teacher = shutil.copytree(models.teacher, tmp_path / "teacher")
+    shutil.rmtree(copied.store / "teacher_scores")
+    shutil.rmtree(copied.store / "teacher_logits")
+    plain = teacher_scores.load_cross_encoder
+
+    def changed(*given: Any, **more: Any) -> Any:
+        content = bytearray((teacher / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (teacher / "model.safetensors").write_bytes(content)
+        return plain(*given, **more)
+
+    monkeypatch.setattr(teacher_scores, "load_cross_encoder", changed)
+    with pytest.raises(RunFailed, match="changed while this run began"):
+        run(load({"config": str(copied.config), "teacher.model": str(teacher)}), stage="teacher_scores", say=lambda line: None)
+    assert not list(copied.store.glob("teacher_logits/*/*.parquet"))
 
 
 def test_a_warm_store_loads_no_model(copied: Any) -> None:
@@ -378,34 +414,38 @@ def descendants(process: int, *, title: bytes = b"") -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found through /proc")
 @pytest.mark.parametrize("victim", ["worker", "driver", "all of Ray"])
-def test_ray_killed_while_it_scores(copied: Any, victim: str, parquet_files: Files, finished: Any) -> None:
+def test_ray_killed_while_it_scores(copied: Any, victim: str, parquet_files: Files) -> None:
     """Prevents: what a killed actor, driver or Ray had scored and stored is lost, doubled, or ends in other bytes."""
+    from pipeline.run import run
+
+    settings = {"config": str(copied.config), "teacher.segment_pairs": "2"}
     forget_scores(copied.store)
-    settings = ["stage=teacher_scores", "runner=ray", "runner.workers=1", "teacher.segment_pairs=4096"]
-    words = [Path(sys.executable).parent / "prep", "run", f"config={copied.config}", *settings]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not list(copied.store.glob("teacher_logits/*/namespace.json")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
+    run(load(settings), stage="teacher_scores", say=lambda line: None)
+    expected = parquet_files(copied.store)
+    forget_scores(copied.store)
+
+    words = ["run", *(f"{key}={value}" for key, value in settings.items()), "stage=teacher_scores", "runner=ray", "runner.workers=1"]
+    script = Path(sys.executable).parent / "prep"
+    process = subprocess.Popen([script, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    deadline, wanted = time.monotonic() + 60, random.Random(victim).randint(1, 40)  # segments, and then in the middle of the next
+    while len(list(copied.store.glob("teacher_logits/*/*.parquet"))) < wanted and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
     workers, everything = descendants(process.pid, title=b"ray::_RayWorker"), descendants(process.pid)
-    hit = {"worker": workers, "driver": [process.pid], "all of Ray": everything}[victim]
+    hit = {"worker": workers, "driver": [process.pid], "all of Ray": [*everything, process.pid]}[victim]
     assert hit and process.poll() is None
     for one in hit:
-        os.kill(one, signal.SIGKILL)
-    if victim != "worker":
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
     output, _ = process.communicate(timeout=90)
     for one in everything:
         with contextlib.suppress(ProcessLookupError):
             os.kill(one, signal.SIGKILL)
     if victim == "worker":
-        assert process.returncode == 0, output
+        assert process.returncode == 0, output  # it was replaced
     else:
-        from pipeline.run import run
-
-        run(load({"config": str(copied.config)}), stage="teacher_scores", say=lambda line: None)
-    relevant = {name: content for name, content in parquet_files(copied.store).items() if name.startswith("teacher_scores")}
-    assert relevant == {name: content for name, content in parquet_files(finished.store).items() if name.startswith("teacher_scores")}
+        assert process.returncode == -signal.SIGKILL
+        run(load(settings), stage="teacher_scores", say=lambda line: None)
+    assert parquet_files(copied.store) == expected
     stored = LogitStore(copied.store, next((copied.store / "teacher_logits").iterdir()).name)
     rows = sum(pq.read_metadata(path).num_rows for path in stored.segments())
     assert rows == stored.size()[0] == distinct_pairs(copied.store)

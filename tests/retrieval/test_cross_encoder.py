@@ -103,6 +103,25 @@ def test_attention_is_the_plain_formula() -> None:
     torch.testing.assert_close(found.double(), (weights @ v.double()).transpose(1, 2), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("fault", ["refuses", "differs"])
+def test_attention_that_does_not_serve_a_model_is_not_used(
+    models: Any, encoded: list[PairEncoding], one_by_one: Any, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Prevents: grouped keys or capped scores that end in a traceback, or in wrong logits."""
+
+    def other(query: Any, key: Any, value: Any, mask: Any, scaling: float) -> Any:
+        if fault == "refuses":
+            raise NotImplementedError
+        return value.transpose(1, 2).contiguous()
+
+    monkeypatch.setattr(mixed_precision, "_attention", other)
+    teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu")
+    np.testing.assert_allclose(score_pairs(teacher, encoded, pad_id=0), one_by_one, atol=1e-5)
+    with pytest.raises(NotImplementedError):
+        part = torch.zeros(1, 4, 3, 8)
+        mixed_precision._transformers_attention(torch.nn.Identity(), part, part[:, :2], part[:, :2], None)
+
+
 def test_compiled_is_the_plain_model(models: Any, encoded: list[PairEncoding], one_by_one: Any) -> None:
     """Prevents: torch.compile that gives other logits, for a single pair too."""
     import shutil
@@ -164,8 +183,8 @@ def test_a_pair_that_never_fits_and_a_broken_logit_are_told() -> None:
 
 def test_unpadded_attention_gives_the_padded_logits(models: Any, encoded: list[PairEncoding], one_by_one: Any) -> None:
     """Prevents: sequences that see each other. (The GPU's kernel is replaced by its definition here.)"""
-    teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu", batch_tokens=400)
-    assert unpadded.install(teacher._model, check=teacher._logits_of)
+    teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu", batch_tokens=400, unpad=True)
+    assert isinstance(teacher._model.bert.encoder, unpadded.UnpaddedStack)
     np.testing.assert_allclose(score_pairs(teacher, encoded, pad_id=0), one_by_one, atol=1e-5)
 
 
@@ -175,8 +194,8 @@ def test_unpadded_attention_that_differs_is_not_used(
     """Prevents: a kernel of another version, or a model of another kind, that gives wrong logits fast."""
     for wrong in (lambda q, k, v, pack, scaling: v, lambda q, k, v, pack, scaling: q.nothing):
         monkeypatch.setattr(unpadded, "_sequence_by_sequence", wrong)
-        teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu")
-        assert not unpadded.install(teacher._model, check=teacher._logits_of)
+        teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu", unpad=True)
+        assert not isinstance(teacher._model.bert.encoder, unpadded.UnpaddedStack)
         np.testing.assert_allclose(score_pairs(teacher, encoded, pad_id=0), one_by_one, atol=1e-5)
 
 

@@ -1,0 +1,50 @@
+"""Benchmarks run, small, and end in the one JSON line that others read."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+KEYS = {"name", "ours", "peer", "ratio", "unit"}
+
+
+def last_line(name: str, *words: object) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, FOLDER / f"{name}.py", *map(str, words)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_the_head_says_how_to_run_it(path: Path) -> None:
+    """Prevents: a figure that nobody can measure again."""
+    assert f"python benchmarks/{path.name}" in (ast.get_docstring(ast.parse(path.read_text())) or "")
+
+
+def test_logit_store() -> None:
+    """Prevents: a benchmark that breaks unseen."""
+    figures = last_line("logit_store", "--keys", 20_000, "--segment", 3000, "--rounds", 1)
+    assert set(figures) >= KEYS and figures["ratio"] > 0
+
+
+def test_scoring_memory(models: Any) -> None:
+    """Prevents: a benchmark that breaks unseen, and memory that doubles with the pairs."""
+    figures = last_line("scoring_memory", models.teacher, "--few", 400, "--many", 4000, "--shards", 2)
+    assert set(figures) >= KEYS and figures["ratio"] < 1.5
+
+
+def test_teacher_scoring(models: Any, collection: Path) -> None:
+    """Prevents: a benchmark that breaks unseen, or whose sides do not score the same."""
+    from retrieval.precision import cpu_computes_bf16
+
+    pytest.importorskip("sentence_transformers")
+    if not cpu_computes_bf16():
+        pytest.skip("this processor would emulate bf16")
+    figures = last_line("teacher_scoring", models.teacher, collection, "--pairs", 24, "--rounds", 1, "--threads", 1)
+    assert set(figures) >= KEYS and figures["ratio"] > 0
