@@ -81,10 +81,11 @@ def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
         teacher_scores.load_cross_encoder = lambda *given, **more: StubTeacher()  # type: ignore[assignment]
         import torch  # noqa: F401  what a real worker holds
 
+        workshop = Workshop()  # a worker's, which keeps the teacher from shard to shard
         started = time.perf_counter()
         for shard in range(shards):
             task = Task(
-                experiment, teacher_scores.TABLE, root / "out", "f", [shard], shards, {"dark_examples": stored}, Workshop(),
+                experiment, teacher_scores.TABLE, root / "out", "f", [shard], shards, {"dark_examples": stored}, workshop,
                 report=lambda unit, count: None, warn=print,
             )  # fmt: skip
             teacher_scores.TABLE.build(task)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from retrieval.tokenizer import Tokenizer
 
-_KEPT_TOKENS = 2_000_000  # of texts seen lately, about 20 MB
+_KEPT_TOKENS = 250_000  # of texts seen lately, about 3 MB: a few thousand passages
 _PROBES = ["", "a", "Is it 1.5%?", "the quick (brown) fox jumps over the lazy dog", "naïve  café\nlong " * 40]
 
 

