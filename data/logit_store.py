@@ -31,7 +31,7 @@ from data.shards import atomic_write, figures_of, open_shard, read_groups, read_
 BUCKETS = 16
 _FIELDS = ("logits", "token_counts", "truncated")
 _SEGMENT = pa.schema([("key", pa.binary(16)), ("logit", pa.float32()), ("token_count", pa.int32()), ("truncated", pa.bool_())])
-_PASS_ROWS = 1 << 18  # stored pairs looked through at once, about 25 MB; more where more pairs are asked for, or a bucket is larger
+_PASS_ROWS = 1 << 17  # stored pairs looked through at once, about 12 MB; more where more pairs are asked for, or a bucket is larger
 _GROUP_ROWS = 4096  # a row group holds at least so many rows, where the segment has them: a large segment's bucket is read alone
 _RELIST_SECONDS = 0.05
 _LISTINGS = 20  # how often a lookup starts again because a compaction took its segments away
@@ -107,7 +107,7 @@ class LogitStore:
         found = Scores.unknown(len(keys))
         segments = self._segments()
         width = BUCKETS
-        while width > 1 and sum(segment.rows for segment in segments) * width > max(_PASS_ROWS, len(keys)) * BUCKETS:
+        while width > 1 and sum(segment.rows for segment in segments) * width > max(_PASS_ROWS, len(keys) // 2) * BUCKETS:
             width //= 2
         buckets = buckets_of(keys)
         for start in range(0, BUCKETS, width):

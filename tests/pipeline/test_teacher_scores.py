@@ -149,6 +149,20 @@ def test_wanted_pairs_are_the_rows_pairs(finished: Any) -> None:
         assert first == sorted(first)
 
 
+def test_keys_with_a_half_in_common_stay_apart(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: two pairs taken for one because the first halves of their hashes are the same."""
+    from pipeline import wanted_pairs
+
+    monkeypatch.setattr(
+        wanted_pairs, "pair_key", lambda query, text: bytes(7) + bytes([len(text) % 3]) + bytes(7) + bytes([len(query) % 5])
+    )
+    path = sorted(finished.store.glob("dark_examples/*/*.parquet"))[0]
+    rows = [(len(row["text"]) % 3, len(row["query"]) % 5) for row in read_shard(path).to_pylist()]
+    wanted = WantedPairs.read(path)
+    assert [tuple(key) for key in wanted.keys.tolist()] == list(dict.fromkeys(rows))
+    assert [tuple(wanted.keys[pair].tolist()) for pair in wanted.pair_of_row] == rows
+
+
 @pytest.mark.parametrize("rows", [1, 7, 4096, 5000, 9000])
 def test_windows_cover_all_rows_in_order(tmp_path: Path, rows: int) -> None:
     """Prevents: rows left out between two row groups, or a window that grows with the shard."""
