@@ -38,7 +38,7 @@ def shard_name(index: int, count: int) -> str:
 
 
 @contextlib.contextmanager
-def _whole_or_nothing(path: Path) -> Iterator[Path]:
+def whole_or_nothing(path: Path) -> Iterator[Path]:
     """A temporary name in the same folder; renamed on success, removed on any failure. A full disk is a clear error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -61,7 +61,7 @@ def _whole_or_nothing(path: Path) -> Iterator[Path]:
 
 def atomic_write(path: Path, content: bytes) -> None:
     """Write a small file whole or not at all."""
-    with _whole_or_nothing(path) as temporary:
+    with whole_or_nothing(path) as temporary:
         temporary.write_bytes(content)
 
 
@@ -135,7 +135,7 @@ def _check_footer(path: Path) -> None:
 @contextlib.contextmanager
 def open_shard(path: Path, schema: pa.Schema, footer: dict[str, Any]) -> Iterator[ShardWriter]:
     """A writer whose shard gets its final name when the block ends well, and leaves nothing behind when it does not."""
-    with _whole_or_nothing(path) as temporary:
+    with whole_or_nothing(path) as temporary:
         writer = ShardWriter(temporary, schema)
         try:
             yield writer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from data.errors import UserError
@@ -51,11 +52,16 @@ def write_run(path: Path, run: Run, *, tag: str) -> None:
     Scores have the nine digits that tell any two fp32 numbers apart: with fewer, scores that differ would be ties to the next
     reader, and the order would change. Raises UserError where an id is empty or holds a space, which the format cannot carry.
     """
-    lines: list[str] = []
-    for query_id, entries in sorted(run.items()):
-        for rank, (doc_id, score) in enumerate(entries, 1):
-            line = f"{query_id} Q0 {doc_id} {rank} {score:.9g} {tag}"
-            if len(line.split()) != 6:
-                raise UserError(f"{path}: a TREC run cannot hold query {query_id!r}, passage {doc_id!r}: an id is empty or has a space")
-            lines.append(line)
-    atomic_write(path, "".join(f"{line}\n" for line in lines).encode())
+    parts = [run_lines(query_id, entries, tag=tag, path=path) for query_id, entries in sorted(run.items())]
+    atomic_write(path, "".join(parts).encode())
+
+
+def run_lines(query_id: str, entries: Iterable[tuple[str, float]], *, tag: str, path: Path) -> str:
+    """The lines of one query, see `write_run`; `path` is for the error's words."""
+    lines = []
+    for rank, (doc_id, score) in enumerate(entries, 1):
+        line = f"{query_id} Q0 {doc_id} {rank} {score:.9g} {tag}"
+        if len(line.split()) != 6:
+            raise UserError(f"{path}: a TREC run cannot hold query {query_id!r}, passage {doc_id!r}: an id is empty or has a space")
+        lines.append(f"{line}\n")
+    return "".join(lines)

@@ -161,17 +161,15 @@ def _build(task: Task) -> None:
 
 
 def _from_student(task: Task, queries: pa.Table, corpus: Corpus, depth: int) -> Ranked:
-    from retrieval.search import embedding_matrix, search_embeddings
+    from retrieval.embedding_table import EmbeddingTable, embedding_matrix
+    from retrieval.search import Searcher, ranked
 
     stored = task.inputs["embed.queries"].read(task.shard)
     mine = stored.filter(pc.is_in(stored.column("query_id"), value_set=queries.column("query_id")))
-    return search_embeddings(
-        mine.column("query_id").to_pylist(),
-        embedding_matrix(mine),
-        task.inputs["embed.corpus"].folder,
-        k=depth,
-        threads=task.experiment.runner.threads,
-    )
+    table = EmbeddingTable(task.inputs["embed.corpus"].folder, "doc_id")
+    searcher = Searcher(table, k=depth, memory_gb=16, threads=task.experiment.runner.threads)
+    lists = [one for found in searcher.search(embedding_matrix(mine)) for one in ranked(found.scores, found.rows, table.ids)]
+    return dict(zip(mine.column("query_id").to_pylist(), lists, strict=True))
 
 
 def _from_bm25(task: Task, queries: pa.Table, corpus: Corpus, depth: int) -> Ranked:

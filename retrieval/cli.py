@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,6 +50,15 @@ class _Words:
             raise UserError(f"{key}={self.values[key]}: expected a whole number")
         return int(self.values[key])
 
+    def positive(self, key: str) -> float:
+        try:
+            value = float(self.values[key])
+        except ValueError:
+            value = 0.0
+        if not 0 < value < math.inf:
+            raise UserError(f"{key}={self.values[key]}: expected a number above 0")
+        return value
+
 
 @app.command()
 def encode(words: Given = None) -> None:
@@ -85,30 +96,49 @@ def encode(words: Given = None) -> None:
 
 @app.command()
 def search(words: Given = None) -> None:
-    """Exact search over stored embeddings, a TREC run out.  corpus=FOLDER queries=FOLDER out=RUN [depth=1000] [qrels=, split=]"""
+    """Exact search over stored embeddings, a TREC run out.
+
+    corpus=FOLDER queries=FOLDER out=RUN [depth=1000] [memory_gb=4] [qrels=, split=]
+    """
     with exit_codes():
-        optional = {"depth": "1000", "threads": "0", "qrels": "", "split": "test"}
+        optional = {**_SEARCHING, "qrels": "", "split": "test"}
         given = _Words.of(words, required=("corpus", "queries", "out"), optional=optional)
         only = set(_qrels(given)) if given["qrels"] else None
-        run = _search(given, only=only)
-        print(f"{len(run):,} queries searched, run in {given['out']}")
+        searched = _search(given, only=only)
+        print(f"{searched:,} queries searched, run in {given['out']}")
 
 
-def _search(given: _Words, *, only: set[str] | None) -> Any:
+_SEARCHING = {"depth": "1000", "threads": "0", "memory_gb": "4"}
+
+
+def _search(given: _Words, *, only: set[str] | None) -> int:
     import os
 
-    from data.trec import write_run
-    from retrieval.search import read_embeddings, same_student, search_embeddings
+    from retrieval.embedding_table import EmbeddingTable, same_student
+    from retrieval.search import Searcher
+    from retrieval.search_run import search_to_run
 
     depth, threads = given.number("depth"), given.number("threads") or os.cpu_count() or 1
-    query_ids, vectors = read_embeddings(given.path("queries"), id_name="query_id")
-    if not same_student(given.path("queries"), given.path("corpus")):
+    queries, corpus = EmbeddingTable(given.path("queries"), "query_id"), EmbeddingTable(given.path("corpus"), "doc_id")
+    if not same_student(queries, corpus):
         print("note: queries and corpus were embedded by different models or poolings; meant only for paired encoders", file=sys.stderr)
-    rows = [row for row, query in enumerate(query_ids) if only is None or query in only]
-    found = search_embeddings([query_ids[row] for row in rows], vectors[rows], given.path("corpus"), k=depth, threads=threads)
-    run = {query: list(zip(doc_ids, scores, strict=True)) for query, (doc_ids, scores) in found.items()}
-    write_run(given.path("out"), run, tag="exact")
-    return run
+    searcher = Searcher(corpus, k=depth, memory_gb=given.positive("memory_gb"), threads=threads)
+    return search_to_run(searcher, queries, given.path("out"), only=only, report=_Eta("queries"))
+
+
+class _Eta:
+    """Prints how far a work is, and how long the rest will take, to standard error."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit, self._began = unit, time.perf_counter()
+        self._first: int | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._first is None:
+            self._first = done
+        elif done > self._first:
+            left = (time.perf_counter() - self._began) * (total - done) / (done - self._first)
+            print(f"{done:,} of {total:,} {self._unit}, about {left:.0f} s left", file=sys.stderr, flush=True)
 
 
 def _qrels(given: _Words) -> Any:
@@ -125,21 +155,19 @@ def evaluate(words: Given = None) -> None:
     """
     with exit_codes():
         searched = {"corpus": "", "queries": "", "out": ""}
-        optional = {"run": "", **searched, "per_query": "", "split": "test", "depth": "1000", "threads": "0", "relevant_from": "1"}
+        optional = {"run": "", **searched, "per_query": "", "split": "test", **_SEARCHING, "relevant_from": "1"}
         given = _Words.of(words, required=("qrels",), optional=optional)
         surplus = [f"{name}=" for name in searched if given["run"] and given[name]]
         if surplus:
             raise UserError(f"run= is evaluated as it is: leave out {', '.join(surplus)} (per_query=FILE writes the metrics of each query)")
         qrels = _qrels(given)
-        if given["run"]:
-            from data.trec import read_run
+        if not given["run"]:
+            if not all(given[name] for name in searched):
+                raise UserError("say what to evaluate: run=FILE, or corpus=FOLDER queries=FOLDER out=RUN")
+            _search(given, only=set(qrels))
+        from data.trec import read_run
 
-            run = read_run(given.path("run"))
-        elif all(given[name] for name in searched):
-            run = _search(given, only=set(qrels))
-        else:
-            raise UserError("say what to evaluate: run=FILE, or corpus=FOLDER queries=FOLDER out=RUN")
-        evaluation = _evaluated(qrels, run, given)
+        evaluation = _evaluated(qrels, read_run(given.path("run" if given["run"] else "out")), given)
         if given["per_query"]:
             from data.shards import atomic_write
 

@@ -1,96 +1,48 @@
-"""Exact inner-product search over blocks of vectors with a running top-k. The only home of faiss.
+"""The running k best of many queries. The only home of faiss.
 
-Scores are computed in float64 and rounded to fp32, so that identical vectors have identical scores wherever they lie, and the
-result depends neither on the size of blocks nor on the number of threads: an fp32 matrix product rounds differently at the edges
-of its tiles, and twins would then be ordered by chance. faiss keeps the running best. Beside `faiss.knn` with `faiss.ResultHeap`
-in fp32, on 2 busy cores, 2,000 queries, 27,413 passages and D 384: 1.2 s against 1.1 s at k 100, 2.0 s against 2.6 s at k 1000.
-
-Memory is one tile of scores and the [n, k] heaps, whatever the size of the corpus.
+Beside one call of `faiss.knn` the heaps cost little, and they can be fed block by block.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-_TILE_QUERIES, _TILE_ROWS = 2048, 8192  # a tile is 128 MiB in float64
-
 _ABSENT = -1
 
 
-def exact_search(
-    queries: NDArray[np.float32], blocks: Iterable[tuple[int, NDArray[np.floating]]], *, k: int, threads: int = 1
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The k best passages of each query by inner product.
-
-    Args:
-        queries: [n, D].
-        blocks: (number of the first row, [b, D] vectors) of the corpus, rows ascending; any b.
-        k: how many; fewer come back where the corpus is smaller.
-        threads: CPU threads of the heaps. The matrix product runs on numpy's own (OMP_NUM_THREADS, which Ray sets for its workers).
-
-    Returns:
-        (scores [n, k] fp32, rows [n, k]), best first, equal scores by row, at the cut too; -inf and -1 where the corpus ran out.
-
-    Raises:
-        ValueError: k is below 1, or a block's vectors have another size than the queries'.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+def use_threads(threads: int) -> None:
+    """How many threads faiss uses when called from this thread."""
     faiss.omp_set_num_threads(threads)
-    best = faiss.ResultHeap(len(queries), k, keep_max=True)
-    exact_queries = np.asarray(queries, dtype=np.float64)
-    for first_row, vectors in blocks:
-        if vectors.shape[1] != queries.shape[1]:
-            raise ValueError(f"queries have {queries.shape[1]} dimensions, the corpus has {vectors.shape[1]}")
-        for start in range(0, len(vectors), _TILE_ROWS):
-            block = np.asarray(vectors[start : start + _TILE_ROWS], dtype=np.float64)
-            _keep_best(best, exact_queries, block, first_row + start)
-    return _in_order(best)
 
 
-def _keep_best(best: faiss.ResultHeap, queries: NDArray[np.float64], block: NDArray[np.float64], first_row: int) -> None:
-    """Offer a block's scores to the heaps.
+class RunningBest:
+    """The k best rows of each of n queries among those offered. Rows must be offered in ascending order.
 
-    A full heap refuses a score equal to its worst, and of equal scores it drops the lowest id first. Rows come in ascending order, so
-    with ids that fall as rows rise it is always the higher row that is refused or dropped: ties at the cut go by row.
+    Among equal scores the lower rows are kept: a full heap refuses a score equal to its worst, and of equal scores it drops the lowest
+    id first, so ids fall as rows rise (0, 1, 2 are kept as -2, -3, -4; the heap marks an absent entry with -1).
     """
-    ids = np.ascontiguousarray(_falling(np.arange(first_row, first_row + len(block), dtype=np.int64)))
-    for start in range(0, len(queries), _TILE_QUERIES):
-        tile = np.ascontiguousarray((queries[start : start + _TILE_QUERIES] @ block.T).astype(np.float32))
-        # An id stride of 0: all queries of the tile share one row of ids.
-        best.heaps.addn_with_ids(len(block), faiss.swig_ptr(tile), faiss.swig_ptr(ids), 0, start, len(tile))
+
+    def __init__(self, queries: int, k: int) -> None:
+        self._best = faiss.ResultHeap(queries, k, keep_max=True)
+
+    def offer(self, first_query: int, scores: NDArray[np.float32], first_row: int) -> None:
+        """Scores [q, b] of queries from `first_query` on, with rows from `first_row` on. Threads may offer for different queries."""
+        ids = np.ascontiguousarray(_falling(np.arange(first_row, first_row + scores.shape[1], dtype=np.int64)))
+        # An id stride of 0: all queries share one row of ids.
+        heaps = self._best.heaps
+        heaps.addn_with_ids(scores.shape[1], faiss.swig_ptr(scores), faiss.swig_ptr(ids), 0, first_query, len(scores))
+
+    def rows(self) -> NDArray[np.int64]:
+        """[n, k] rows in no order, -1 where absent."""
+        return np.where(self._best.I == _ABSENT, _ABSENT, _falling(self._best.I))
+
+    def worst(self) -> NDArray[np.float64]:
+        """[n] the lowest score kept; no row that was refused or dropped had a higher one."""
+        return self._best.D.min(axis=1, initial=np.inf).astype(np.float64)
 
 
 def _falling(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows to heap ids and back: 0, 1, 2 to -2, -3, -4. The heap marks an absent entry with -1."""
+    """Rows to heap ids and back: 0, 1, 2 to -2, -3, -4."""
     return -2 - rows
-
-
-def _in_order(best: faiss.ResultHeap) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    absent = best.I == _ABSENT
-    scores = np.where(absent, np.float32(-np.inf), best.D)
-    rows = np.where(absent, np.iinfo(np.int64).max, _falling(best.I))
-    order = np.lexsort((rows, -scores))  # not faiss's own: it leaves equal scores in the order of the heap
-    rows = np.where(absent, _ABSENT, rows)
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-
-
-def ranked_ids(scores: NDArray[np.float32], rows: NDArray[np.int64], doc_ids: list[str]) -> tuple[list[str], list[float]]:
-    """One query's (doc_ids, scores), best first, ties by doc_id; absent entries are left out.
-
-    Args:
-        scores: [k] as `exact_search` returns them, falling.
-        rows: [k] rows of the corpus, -1 where absent.
-        doc_ids: of the whole corpus, by row.
-    """
-    found = [doc_ids[row] for row in rows[rows >= 0].tolist()]
-    falling = scores[: len(found)]
-    listed = falling.tolist()
-    if np.any(falling[1:] == falling[:-1]):  # seldom, and sorting every list would cost more than the search
-        order = sorted(range(len(found)), key=lambda place: (-listed[place], found[place]))
-        found, listed = [found[place] for place in order], [listed[place] for place in order]
-    return found, listed

@@ -22,7 +22,7 @@ def read_qrels(path: Path, *, split: str) -> Qrels:
 
 
 def _from_table(folder: Path, *, split: str) -> Qrels:
-    from retrieval.search import table_paths
+    from retrieval.embedding_table import table_paths
 
     qrels: Qrels = {}
     splits: set[str] = set()

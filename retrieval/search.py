@@ -1,8 +1,11 @@
-"""Search over stored embeddings: a folder of vector shards is read once, block by block, for all queries."""
+"""Search over stored embeddings within a given memory: as many queries at a time as it holds, for each group one look at the corpus."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import resource
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,87 +14,140 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from data.manifest import Manifest
-from data.shards import read_row_groups
+from retrieval.embedding_table import EmbeddingTable
+from retrieval.exact_search import BLOCK_ROWS, TILE_BYTES, Engine, Rows, Scores, Vectors, exact_search, margin
 
-Ranked = dict[str, tuple[list[str], list[float]]]  # query_id -> (doc_ids, scores), best first, ties by id
-
-
-def table_paths(folder: Path) -> list[Path]:
-    """The shards of a stored table, from its manifest."""
-    manifest = Manifest.read(folder)
-    if manifest is None:
-        raise UserError(f"{folder} is no stored table: it has no manifest.json (is its stage complete? see `prep path`)")
-    return [folder / shard.name for shard in manifest.shards]
+GROUP_QUERIES = 256  # searched at a time, or a multiple: with fewer the corpus would be read more than it is computed with
+_MOST_QUERIES = 16_384  # at a time: beyond it reading costs nothing beside computing, and a kill would lose more
 
 
-def embedding_matrix(table: pa.Table) -> NDArray[np.float32]:
-    """[n, D] fp32 vectors of a table's `embedding` column."""
-    size = table.schema.field("embedding").type.list_size
-    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, size) for chunk in table.column("embedding").chunks]
-    return np.concatenate(parts).astype(np.float32) if parts else np.empty((0, size), dtype=np.float32)
+@dataclass(frozen=True)
+class SearchPlan:
+    """How a search fits into its memory."""
+
+    queries_at_once: int
+    resident: bool  # the corpus is kept in memory, not read anew for each group and pass
+    bytes: int  # what it will take at most, beyond what the process has already
 
 
-def read_embeddings(folder: Path, *, id_name: str) -> tuple[list[str], NDArray[np.float32]]:
-    """(ids, [n, D] fp32 vectors) of a whole stored table: for queries; a corpus is read in blocks.
-
-    Raises UserError where the table holds no row, or other ids or columns than asked for.
-    """
-    groups = [group for path in table_paths(folder) for group in _embedding_groups(path, id_name=id_name)]
-    if not groups:
-        raise UserError(f"{folder} holds no embeddings: its table is empty")
-    ids = [identifier for group in groups for identifier in group.column(id_name).to_pylist()]
-    return ids, np.concatenate([embedding_matrix(group) for group in groups])
-
-
-def _embedding_groups(path: Path, *, id_name: str) -> Iterator[pa.Table]:
-    for group in read_row_groups(path):
-        if set(group.column_names) != {id_name, "embedding"}:
-            raise UserError(f"{path} has columns {', '.join(group.column_names)}; expected {id_name} and embedding")
-        yield group
-
-
-def same_student(queries_folder: Path, corpus_folder: Path) -> bool:
-    """False where both manifests name the model they were embedded with, and it is not the same: their scores would mean nothing."""
-    queries, corpus = (_student_key(Manifest.read(folder)) for folder in (queries_folder, corpus_folder))
-    both = queries.keys() & corpus.keys() & _MUST_AGREE
-    return all(queries[name] == corpus[name] for name in both)
-
-
-_MUST_AGREE = {"weights", "tokenizer", "layers", "pooling", "normalize"}
-
-
-def _student_key(manifest: Manifest | None) -> dict[str, Any]:
-    key = manifest.key if manifest else {}
-    return key.get("student") or key.get("settings", {}).get("student") or {}
-
-
-def search_embeddings(query_ids: list[str], query_vectors: NDArray[np.float32], corpus_folder: Path, *, k: int, threads: int = 1) -> Ranked:
-    """The k best passages of each query by inner product over a stored corpus, ties by doc_id (by row at the cut).
+def plan_search(*, queries: int, rows: int, size: int, k: int, memory: int, threads: int) -> SearchPlan:
+    """Fit a search into `memory` bytes beyond what the process holds.
 
     Args:
-        query_ids: n ids.
-        query_vectors: [n, D].
-        corpus_folder: an embeddings table with its manifest, read once, a row group at a time.
-        k: passages a query; fewer where the corpus is smaller.
-        threads: see `exact_search`.
+        queries: how many there are.
+        rows: N, passages.
+        size: D.
+        k: passages a query.
+        memory: bytes.
+        threads: each has a tile of scores.
 
     Raises:
-        UserError: no such table, or its vectors have another size than the queries'.
+        UserError: not even a few queries fit, naming the memory that they need.
     """
-    from retrieval.index import exact_search, ranked_ids  # here, so that reading labels from a table loads no faiss
+    fixed = BLOCK_ROWS * size * 24 + threads * TILE_BYTES + (64 << 20)
+    # Vectors in three formats; for each candidate its heap entry, row, score and sort key; for each result its row and score.
+    each = size * 14 + (k + margin(k)) * 72 + k * 24
+    least = fixed + min(queries, GROUP_QUERIES) * each
+    if memory < least:
+        raise UserError(
+            f"memory_gb leaves {max(0, memory) / 1e9:.2f} GB for the search, which needs {least / 1e9:.2f} GB at k={k:,} and {size} "
+            f"dimensions: set it {(least - memory) / 1e9 + 0.01:.2f} GB higher, or ask for fewer passages"
+        )
+    corpus = rows * size * 2
+    resident = corpus <= (memory - least) // 2
+    at_once = min(_MOST_QUERIES, (memory - fixed - corpus * resident) // each)
+    at_once = max(1, min(queries, at_once // GROUP_QUERIES * GROUP_QUERIES))
+    return SearchPlan(at_once, resident, fixed + corpus * resident + at_once * each)
 
-    doc_ids: list[str] = []
 
-    def blocks() -> Iterator[tuple[int, NDArray[np.float32]]]:
-        for path in table_paths(corpus_folder):
-            for group in _embedding_groups(path, id_name="doc_id"):
-                first_row = len(doc_ids)
-                doc_ids.extend(group.column("doc_id").to_pylist())
-                yield first_row, embedding_matrix(group)
+def memory_left(memory_gb: float) -> int:
+    """Bytes between what this process holds now and the given GB."""
+    return int(memory_gb * 1e9) - resident_bytes()
 
+
+def resident_bytes() -> int:
+    """Memory of this process."""
     try:
-        scores, rows = exact_search(query_vectors, blocks(), k=k, threads=threads)
-    except ValueError as error:
-        raise UserError(f"{corpus_folder} cannot be searched with these queries: {error}") from error
-    return {query_id: ranked_ids(scores[place], rows[place], doc_ids) for place, query_id in enumerate(query_ids)}
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+    except (OSError, ValueError):  # not Linux: the peak so far
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The results of some of the queries: those from number `first` on."""
+
+    first: int
+    scores: Scores  # [n, k], best first, equal scores by row
+    rows: Rows  # [n, k], -1 where the corpus ran out
+
+
+class Searcher:
+    """A corpus ready to be searched, by queries in any number of calls.
+
+    Args:
+        corpus: its vectors.
+        k: passages a query.
+        memory_gb: peak memory of the process.
+        threads: CPU threads.
+        engines: see `exact_search`; None takes what suits the processor.
+    """
+
+    def __init__(
+        self, corpus: EmbeddingTable, *, k: int, memory_gb: float, threads: int = 1, engines: list[tuple[Engine, int]] | None = None
+    ) -> None:
+        self.corpus, self._k, self._memory_gb, self._threads, self._engines = corpus, k, memory_gb, threads, engines
+        self._matrix: NDArray[np.float16] | None = None
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What decides the results, besides the queries."""
+        return {"corpus": self.corpus.manifest.content_digest, "k": self._k}
+
+    def search(self, queries: Vectors) -> Iterator[Found]:
+        """The k best passages of each query [n, D], some queries at a time: a multiple of `GROUP_QUERIES`, but for the last ones.
+
+        Raises UserError: the memory is too small, or the vectors have different sizes.
+        """
+        if len(queries) and self.corpus.rows and queries.shape[1] != self.corpus.size:
+            raise UserError(
+                f"{self.corpus.folder} cannot be searched with these queries: "
+                f"queries have {queries.shape[1]} dimensions, the corpus has {self.corpus.size}"
+            )
+        kept = 0 if self._matrix is None else self._matrix.nbytes
+        plan = plan_search(
+            queries=len(queries), rows=self.corpus.rows, size=queries.shape[1], k=self._k,
+            memory=memory_left(self._memory_gb) + kept, threads=self._threads,
+        )  # fmt: skip
+        if plan.resident and self._matrix is None and self.corpus.rows:
+            self._matrix = self.corpus.matrix()
+        blocks: Iterable[tuple[int, Vectors]] = self.corpus if self._matrix is None else [(0, self._matrix)]
+        for start in range(0, len(queries), plan.queries_at_once):
+            group = queries[start : start + plan.queries_at_once]
+            yield Found(start, *exact_search(group, blocks, k=self._k, threads=self._threads, engines=self._engines))
+
+
+def ranked(found_scores: Scores, found_rows: Rows, ids: pa.ChunkedArray) -> list[tuple[list[str], list[float]]]:
+    """Each query's (doc_ids, scores), best first, ties by doc_id; absent entries are left out.
+
+    Args:
+        found_scores: [n, k] as `exact_search` returns them, falling.
+        found_rows: [n, k] rows of the corpus, -1 where absent.
+        ids: of the whole corpus, by row.
+    """
+    there = found_rows >= 0
+    names = ids.take(pa.array(found_rows[there])).to_pylist()
+    ends = np.cumsum(there.sum(axis=1)).tolist()
+    lists = []
+    for start, end, scores in zip([0, *ends[:-1]], ends, found_scores, strict=True):
+        lists.append(_ties_by_id(names[start:end], scores[: end - start]))
+    return lists
+
+
+def _ties_by_id(found: list[str], falling: NDArray[np.float32]) -> tuple[list[str], list[float]]:
+    listed = falling.tolist()
+    if np.any(falling[1:] == falling[:-1]):  # seldom, and sorting every list would cost more than the search
+        order = sorted(range(len(found)), key=lambda place: (-listed[place], found[place]))
+        found, listed = [found[place] for place in order], [listed[place] for place in order]
+    return found, listed

@@ -1,0 +1,108 @@
+"""Stored embeddings: a folder of vector shards with its manifest, read block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data.errors import UserError
+from data.manifest import Manifest
+from data.shards import read_row_groups
+
+
+def table_paths(folder: Path) -> list[Path]:
+    """The shards of a stored table, from its manifest."""
+    return [folder / shard.name for shard in _manifest(folder).shards]
+
+
+def _manifest(folder: Path) -> Manifest:
+    manifest = Manifest.read(folder)
+    if manifest is None:
+        raise UserError(f"{folder} is no stored table: it has no manifest.json (is its stage complete? see `prep path`)")
+    return manifest
+
+
+def embedding_matrix(table: pa.Table) -> NDArray[np.float16]:
+    """[n, D] fp16 vectors of a table's `embedding` column; of one chunk they are not copied."""
+    size = table.schema.field("embedding").type.list_size
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, size) for chunk in table.column("embedding").chunks]
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.empty((0, size), dtype=np.float16)
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """The vectors of a corpus or of queries, in row order. Iterating reads the shards once more."""
+
+    folder: Path
+    id_name: str  # doc_id or query_id
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Of the table."""
+        return _manifest(self.folder)
+
+    @property
+    def rows(self) -> int:
+        """N, vectors."""
+        return self.manifest.rows
+
+    @cached_property
+    def size(self) -> int:
+        """D, dimensions; 0 where there is no vector."""
+        return next((vectors.shape[1] for _, vectors in self), 0)
+
+    def __iter__(self) -> Iterator[tuple[int, NDArray[np.float16]]]:
+        """(number of the first row, [b, D] fp16 vectors), a row group at a time.
+
+        Raises UserError where the table holds other ids or columns than asked for.
+        """
+        first_row = 0
+        for path in table_paths(self.folder):
+            for group in read_row_groups(path):
+                if set(group.column_names) != {self.id_name, "embedding"}:
+                    raise UserError(f"{path} has columns {', '.join(group.column_names)}; expected {self.id_name} and embedding")
+                yield first_row, embedding_matrix(group)
+                first_row += group.num_rows
+
+    @cached_property
+    def ids(self) -> pa.ChunkedArray:
+        """[N] ids as Arrow strings: their bytes and 8 more each, where Python strings take 60."""
+        groups = (group for path in table_paths(self.folder) for group in read_row_groups(path, columns=[self.id_name]))
+        parts = [chunk.cast(pa.large_string()) for group in groups for chunk in group.column(self.id_name).chunks]
+        return pa.chunked_array(parts, pa.large_string())
+
+    def matrix(self) -> NDArray[np.float16]:
+        """[N, D], all of it in memory.
+
+        Raises UserError where the table holds no row.
+        """
+        if not self.rows:
+            raise UserError(f"{self.folder} holds no embeddings: its table is empty")
+        matrix = np.empty((self.rows, self.size), dtype=np.float16)
+        for first_row, vectors in self:
+            matrix[first_row : first_row + len(vectors)] = vectors
+        return matrix
+
+    @property
+    def student_key(self) -> dict[str, Any]:
+        """What the manifest says of the model: weights, tokenizer, pooling. Empty where it says nothing."""
+        key = self.manifest.key
+        return key.get("student") or key.get("settings", {}).get("student") or {}
+
+
+_MUST_AGREE = {"weights", "tokenizer", "layers", "pooling", "normalize"}
+
+
+def same_student(queries: EmbeddingTable, corpus: EmbeddingTable) -> bool:
+    """False where both manifests name the model they were embedded with, and it is not the same: their scores would mean nothing."""
+    both = queries.student_key.keys() & corpus.student_key.keys() & _MUST_AGREE
+    return all(queries.student_key[name] == corpus.student_key[name] for name in both)
