@@ -19,7 +19,8 @@ from statistics import median
 
 import numpy as np
 
-from data.logit_store import Keys, LogitStore, Scores
+from data.logit_segment import Keys, Scores
+from data.logit_store import LogitStore
 
 
 def filled(root: Path, keys: Keys, segment: int) -> LogitStore:

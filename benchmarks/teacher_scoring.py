@@ -168,7 +168,8 @@ def warm_seconds(folder: Path, pairs: Pairs, logits: list[float]) -> float:
     import numpy as np
 
     from data.digests import pair_key
-    from data.logit_store import LogitStore, Scores, as_keys
+    from data.logit_segment import Scores, as_keys
+    from data.logit_store import LogitStore
 
     with tempfile.TemporaryDirectory() as root:
         store, keys = LogitStore(Path(root), "benchmark"), as_keys([pair_key(*pair) for pair in pairs])
@@ -195,7 +196,7 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.threads:
-        from pipeline.runner import usable_cpus
+        from pipeline.capacity import usable_cpus
 
         arguments.threads = usable_cpus()
     if arguments.side:
@@ -218,13 +219,14 @@ def main() -> None:
     rate = {name: len(pairs) / median(side.rounds) for name, side in sides.items() if name != "ceiling"}
     best = median(answers["ceiling"])
     share = {name: flops(arguments.teacher, pairs) / median(sides[name].rounds) / best for name in ("ours", "ours compiled", "peer bf16")}
-    reference = np.array(answers["peer"][-1])
+    reference, largest = np.array(answers["peer"][-1]), dict[str, float]()
     for name in rate:
         off = np.abs(np.array(answers[name][-1]) - reference)
+        largest[name] = float(off.max())
         rank = spearmanr(answers[name][-1], reference).statistic
         of_ceiling = f", {share[name]:.2f} of the ceiling" if name in share else ""
         print(
-            f"{name:14} {rate[name]:7.1f} pairs/s, start-up {sides[name].start_up:5.1f} s, logits off fp32 by {off.max():.4f} "
+            f"{name:14} {rate[name]:7.1f} pairs/s, start-up {sides[name].start_up:5.1f} s, logits off fp32 by {largest[name]:.4f} "
             f"(mean {off.mean():.4f}, Spearman {rank:.5f}){of_ceiling}"
         )
     print(f"ceiling        {best / 1e9:7.0f} GFLOP/s in bf16")
@@ -237,6 +239,7 @@ def main() -> None:
         "equal_precision_compiled_ratio": round(rate["ours compiled"] / rate["peer bf16"], 3),
         "fp32_ratio": round(rate["ours fp32"] / rate["peer"], 3), "ceiling_share_eager": round(share["ours"], 3),
         "ceiling_share_compiled": round(share["ours compiled"], 3), "warm_ratio": round(cold / warm),
+        "largest_difference": round(largest["ours"], 4),  # of a logit, eager bf16 from the peer's fp32
     }  # fmt: skip
     print(json.dumps(figures))
 

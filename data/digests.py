@@ -59,6 +59,11 @@ class DigestCache:
             known = json.loads(path.read_text())
             self._known = known if isinstance(known, dict) else {}
 
+    @staticmethod
+    def of_store(store: str | Path) -> DigestCache:
+        """The cache that all jobs of a store share."""
+        return DigestCache(Path(store) / "digests.json")
+
     def file(self, path: str | Path) -> str:
         """Digest of the file's content, from memory where the file has not been touched since."""
         status = os.stat(path)

@@ -23,7 +23,7 @@ class RunFailed(UserError):
 
 
 class DamagedShard(RunFailed):
-    """A Parquet file is cut short, has a flipped byte, or is not the file that the manifest records.
+    """A Parquet file is cut short, has a flipped byte, was not written here, or is not the file that the manifest records.
 
     `path` is the file where its content is at fault, None where it is missing or could not be read for another reason.
     """

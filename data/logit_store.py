@@ -2,12 +2,11 @@
 
     STORE/teacher_logits/<namespace>/
         namespace.json             the teacher's key, and its name for people
-        <random>.parquet           segments: append-only, whole or not at all, no locks; sorted by key, so a bucket lies together
+        <random>.parquet           segments (`data.logit_segment`): append-only, whole or not at all, no locks
         <random>.parquet.damaged   segments that failed a checksum, set aside: their pairs count as never scored
 
-A key is the 128-bit hash of (query text, candidate text); its first hex digit is its bucket. A lookup goes through all segments bucket by
-bucket, so its memory is that of a bucket (or of the question, if that is larger). Where two writers scored one pair the smaller logit
-counts: every reader agrees.
+A lookup goes through all segments some buckets at a time: its memory is that of 131,072 stored pairs, of half the pairs asked for, or of
+one bucket, whichever is most. Where two writers scored one pair the smaller logit counts: every reader agrees.
 """
 
 from __future__ import annotations
@@ -16,59 +15,22 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.errors import DamagedShard, RunFailed
-from data.shards import atomic_write, figures_of, open_shard, read_groups, read_metadata
+from data.logit_segment import BUCKETS, Keys, Scores, Segment, as_table, buckets_of, by_bucket, check_segment, write_segment
+from data.shards import atomic_write
 
-BUCKETS = 16
 _FIELDS = ("logits", "token_counts", "truncated")
-_SEGMENT = pa.schema([("key", pa.binary(16)), ("logit", pa.float32()), ("token_count", pa.int32()), ("truncated", pa.bool_())])
 _PASS_ROWS = 1 << 17  # stored pairs looked through at once, about 12 MB; more where more pairs are asked for, or a bucket is larger
-_GROUP_ROWS = 4096  # a row group holds at least so many rows, where the segment has them: a large segment's bucket is read alone
 _RELIST_SECONDS = 0.05
 _LISTINGS = 20  # how often a lookup starts again because a compaction took its segments away
 Read = TypeVar("Read")
-Keys = NDArray[np.uint64]  # [n, 2], the 16 bytes of each key as two big-endian numbers
-
-
-@dataclass
-class Scores:
-    """What the store knows of n pairs; a NaN logit is a pair that was never scored."""
-
-    logits: NDArray[np.float32]
-    token_counts: NDArray[np.int32]  # of the pair, after truncation, special tokens included
-    truncated: NDArray[np.bool_]
-
-    @staticmethod
-    def unknown(count: int) -> Scores:
-        """Scores of pairs of which nothing is known."""
-        return Scores(np.full(count, np.nan, np.float32), np.zeros(count, np.int32), np.zeros(count, bool))
-
-    def take(self, rows: NDArray[np.integer[Any]]) -> Scores:
-        """The scores of some rows."""
-        return Scores(self.logits[rows], self.token_counts[rows], self.truncated[rows])
-
-    def put(self, rows: NDArray[np.int64], fresh: Scores) -> None:
-        """Set the scores of some rows."""
-        self.logits[rows], self.token_counts[rows], self.truncated[rows] = fresh.logits, fresh.token_counts, fresh.truncated
-
-
-def as_keys(digests: Sequence[bytes]) -> Keys:
-    """Keys from the 16-byte digests of `data.digests.pair_key`."""
-    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64).reshape(-1, 2)
-
-
-def buckets_of(keys: Keys) -> NDArray[np.uint64]:
-    """[n] buckets: the first four bits of each key."""
-    return keys[:, 0] >> np.uint64(60)
 
 
 class LogitStore:
@@ -84,7 +46,7 @@ class LogitStore:
         if not path.exists():
             atomic_write(path, json.dumps({"name": name, "key": key}, indent=1).encode())
 
-    def segments(self) -> list[Path]:
+    def segment_paths(self) -> list[Path]:
         """The segments that exist now."""
         return sorted(self.folder.glob("[!.]*.parquet"))
 
@@ -105,7 +67,7 @@ class LogitStore:
 
     def _look_up(self, keys: Keys) -> Scores:
         found = Scores.unknown(len(keys))
-        segments = self._segments()
+        segments = self._open_segments()
         width = BUCKETS
         while width > 1 and sum(segment.rows for segment in segments) * width > max(_PASS_ROWS, len(keys) // 2) * BUCKETS:
             width //= 2
@@ -136,15 +98,15 @@ class LogitStore:
             raise AssertionError("a segment holds real logits")
         order = np.lexsort((keys[:, 1], keys[:, 0]))
         path = self.folder / f"{uuid.uuid4().hex}.parquet"
-        _write_segment(path, _by_bucket(_table(keys[order], scores.take(order))), rows=len(keys))
+        write_segment(path, by_bucket(as_table(keys[order], scores.take(order))), rows=len(keys))
         return path
 
     def verify(self) -> list[str]:
         """Read every page of every segment; what is damaged is set aside. Returns one line for each of those."""
         faults = []
-        for path in self.segments():
+        for path in self.segment_paths():
             try:
-                _check_segment(path)
+                check_segment(path)
             except FileNotFoundError:
                 continue
             except DamagedShard as error:
@@ -158,11 +120,11 @@ class LogitStore:
         A merged segment appears before its parts go, so a pair is never missing. Where another compaction takes parts away, it is left
         to go on alone. Memory: a bucket of a merged segment.
         """
-        segments = self._read_steadily(self._segments)
+        segments = self._read_steadily(self._open_segments)
         for group in _groups([segment for segment in segments if segment.rows < segment_rows], segment_rows):
-            merged = (_table(*_stored(group, range(bucket, bucket + 1))) for bucket in range(BUCKETS))
+            merged = (as_table(*_stored(group, range(bucket, bucket + 1))) for bucket in range(BUCKETS))
             try:
-                _write_segment(self.folder / f"{uuid.uuid4().hex}.parquet", merged, rows=sum(segment.rows for segment in group))
+                write_segment(self.folder / f"{uuid.uuid4().hex}.parquet", merged, rows=sum(segment.rows for segment in group))
             except FileNotFoundError:
                 break
             except DamagedShard as error:
@@ -170,17 +132,17 @@ class LogitStore:
                 continue
             for segment in group:
                 segment.path.unlink(missing_ok=True)
-        return len(segments), len(self.segments())
+        return len(segments), len(self.segment_paths())
 
-    def _segments(self) -> list[_Segment]:
-        return [_Segment.open(path) for path in self.segments()]
+    def _open_segments(self) -> list[Segment]:
+        return [Segment.open(path) for path in self.segment_paths()]
 
     def size(self) -> tuple[int, int, int]:
         """Distinct pairs, segments, bytes."""
         return self._read_steadily(self._size)
 
     def _size(self) -> tuple[int, int, int]:
-        segments = self._segments()
+        segments = self._open_segments()
         pairs = sum(len(_stored(segments, range(bucket, bucket + 1))[0]) for bucket in range(BUCKETS))
         return pairs, len(segments), sum(segment.path.stat().st_size for segment in segments)
 
@@ -191,37 +153,7 @@ class LogitStore:
         shutil.rmtree(gone)
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """A segment whose footer was read."""
-
-    path: Path
-    metadata: Any  # of the Parquet file
-    bucket_rows: list[int]
-
-    @staticmethod
-    def open(path: Path) -> _Segment:
-        """Raises FileNotFoundError where it is gone, DamagedShard where it cannot be read."""
-        metadata = read_metadata(path)
-        return _Segment(path, metadata, figures_of(metadata)["bucket_rows"])
-
-    @property
-    def rows(self) -> int:
-        return sum(self.bucket_rows)
-
-    def read(self, buckets: range) -> tuple[Keys, Scores]:
-        """The pairs of some buckets: of the row groups that they lie in, only their rows are kept."""
-        first, last = sum(self.bucket_rows[: buckets.start]), sum(self.bucket_rows[: buckets.stop])
-        ends = np.cumsum([self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)])
-        groups = range(int(np.searchsorted(ends, first, side="right")), int(np.searchsorted(ends, last, side="left")) + 1)
-        if first == last:
-            return np.empty((0, 2), dtype=np.uint64), Scores.unknown(0)
-        before = int(ends[groups.start - 1]) if groups.start else 0
-        table = read_groups(self.path, groups, self.metadata).slice(first - before, last - first)
-        return _halves(table.column("key")), Scores(*(table.column(name).to_numpy().copy() for name in _SEGMENT.names[1:]))
-
-
-def _stored(segments: list[_Segment], buckets: range) -> tuple[Keys, Scores]:
+def _stored(segments: list[Segment], buckets: range) -> tuple[Keys, Scores]:
     """The stored pairs of some buckets in key order, each once."""
     parts = [segment.read(buckets) for segment in segments]
     keys = np.concatenate([np.empty((0, 2), dtype=np.uint64), *(keys for keys, _ in parts)])
@@ -254,50 +186,9 @@ def _find(keys: Keys, stored: Keys) -> NDArray[np.int64]:
         place[onward] += 1
 
 
-def _halves(column: pa.ChunkedArray) -> Keys:
-    parts = [np.frombuffer(chunk.buffers()[1], dtype=">u8", offset=chunk.offset * 16, count=len(chunk) * 2) for chunk in column.chunks]
-    return np.concatenate(parts).astype(np.uint64).reshape(-1, 2) if parts else np.empty((0, 2), dtype=np.uint64)
-
-
-def _table(keys: Keys, scores: Scores) -> pa.Table:
-    raw = pa.py_buffer(np.ascontiguousarray(keys.astype(">u8")).tobytes())
-    packed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(keys), [None, raw])
-    return pa.table([packed, pa.array(scores.logits), pa.array(scores.token_counts), pa.array(scores.truncated)], schema=_SEGMENT)
-
-
-def _by_bucket(table: pa.Table) -> Iterator[pa.Table]:
-    """A table in key order cut at the buckets' bounds."""
-    ends = np.searchsorted(buckets_of(_halves(table.column("key"))), np.arange(BUCKETS), side="right").tolist()
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        yield table.slice(start, end - start)
-
-
-def _write_segment(path: Path, buckets: Iterator[pa.Table], *, rows: int) -> None:
-    """Write the tables of bucket 0, 1, ...; a row group holds one bucket of a large segment, several of a small one."""
-    counts: list[int] = []
-    waiting: list[pa.Table] = []
-    with open_shard(path, _SEGMENT, {}) as writer:
-        for table in buckets:
-            counts.append(table.num_rows)
-            waiting.append(table)
-            held = sum(part.num_rows for part in waiting)
-            if held >= min(_GROUP_ROWS, rows) or (held and len(counts) == BUCKETS):
-                writer.write_row_group(pa.concat_tables(waiting))
-                waiting = []
-        writer.figures["bucket_rows"] = counts
-
-
-def _check_segment(path: Path) -> None:
-    segment = _Segment.open(path)
-    for bucket in range(BUCKETS):
-        keys, scores = segment.read(range(bucket, bucket + 1))
-        if not (buckets_of(keys) == bucket).all() or len(keys) != segment.bucket_rows[bucket] or not np.isfinite(scores.logits).all():
-            raise DamagedShard(f"{path}: bucket {bucket:x} does not hold what its footer says", path=path)
-
-
-def _groups(segments: list[_Segment], segment_rows: int) -> Iterator[list[_Segment]]:
+def _groups(segments: list[Segment], segment_rows: int) -> Iterator[list[Segment]]:
     """Segments to be merged with each other: two or more, up to `segment_rows` rows together."""
-    group: list[_Segment] = []
+    group: list[Segment] = []
     for segment in segments:
         if group and sum(one.rows for one in group) + segment.rows > segment_rows:
             if len(group) > 1:

@@ -164,16 +164,28 @@ def _gone_or_damaged(path: Path, error: Exception) -> Exception:
     return FileNotFoundError(errno.ENOENT, "gone", str(path)) if gone else _damaged(path, error)
 
 
-def read_footer(path: Path) -> dict[str, Any] | None:
-    """The footer's figures, None where the file does not exist. Raises DamagedShard where it is cut short."""
+def open_footer(path: Path) -> tuple[pq.FileMetaData, dict[str, Any]]:
+    """A shard's Parquet metadata and the figures of its footer, the checksum verified.
+
+    Raises FileNotFoundError where the file is gone, DamagedShard where it is cut short, damaged, or no shard of this project.
+    """
     try:
         _check_footer(path)
-        metadata = pq.read_metadata(path).metadata or {}
-        return json.loads(metadata[_FOOTER_KEY])
+        metadata = pq.read_metadata(path)
+        figures = json.loads((metadata.metadata or {}).get(_FOOTER_KEY, b"null"))
+        if not isinstance(figures, dict):
+            raise ValueError("its footer has no figures, so it was not written here")
+        return metadata, figures
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _gone_or_damaged(path, error) from error
+
+
+def read_footer(path: Path) -> dict[str, Any] | None:
+    """The footer's figures, None where the file does not exist. Raises DamagedShard as `open_footer` does."""
+    try:
+        return open_footer(path)[1]
     except FileNotFoundError:
         return None
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise _damaged(path, error) from error
 
 
 def read_row_groups(path: Path, *, columns: list[str] | None = None, groups: Sequence[int] | None = None) -> Iterator[pa.Table]:
@@ -192,23 +204,9 @@ def read_row_groups(path: Path, *, columns: list[str] | None = None, groups: Seq
         raise _damaged(path, error) from error
 
 
-def read_metadata(path: Path) -> pq.FileMetaData:
-    """A shard's metadata, its checksum verified. Raises FileNotFoundError where it is gone, DamagedShard where it cannot be read."""
-    try:
-        _check_footer(path)
-        return pq.read_metadata(path)
-    except (pa.ArrowException, OSError) as error:
-        raise _gone_or_damaged(path, error) from error
-
-
-def figures_of(metadata: pq.FileMetaData) -> dict[str, Any]:
-    """The footer's figures."""
-    return json.loads((metadata.metadata or {})[_FOOTER_KEY])
-
-
 def read_groups(path: Path, groups: Sequence[int], metadata: pq.FileMetaData) -> pa.Table:
-    """Some row groups as one table in memory, page checksums verified. `metadata` is what `read_metadata` gave, so that a file that
-    is read part by part need not be opened whole each time.
+    """Some row groups as one table in memory, page checksums verified. `metadata` is what `open_footer` gave: a file that is
+    read part by part has its footer parsed once.
 
     Raises FileNotFoundError where the file is gone, DamagedShard where it cannot be read.
     """

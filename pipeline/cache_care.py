@@ -38,13 +38,13 @@ def _asked(root: Path) -> Counter[tuple[str, str]]:
 
 
 def verify(root: Path, namespace: str, yes: bool, say: Say) -> None:
-    """Read every byte. Damaged segments are named and set aside, so that the next run scores their pairs again. Fails if there are any."""
+    """Read every page. Damaged segments are named and set aside, so that the next run scores their pairs again. Fails if there are any."""
     damaged = 0
     for name in _chosen(root, namespace):
         store = LogitStore(root, name, warn=say)
         faults = store.verify()
         damaged += len(faults)
-        say(f"{name[:12]}  {len(store.segments())} segments whole, {len(faults)} damaged")
+        say(f"{name[:12]}  {len(store.segment_paths())} segments whole, {len(faults)} damaged")
     if damaged:
         raise RunFailed(f"{damaged} segments are damaged and set aside; the next `prep run` scores their pairs again, and only those")
 

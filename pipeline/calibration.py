@@ -17,6 +17,7 @@ import numpy as np
 from data.digests import DigestCache, json_digest
 from data.settings import Experiment
 from data.shards import atomic_write, read_row_groups
+from pipeline.wanted_pairs import spec_of
 from retrieval.batching import DEFAULT_BATCH_TOKENS
 from retrieval.cross_encoder import CrossEncoder, load_cross_encoder, resolve_teacher, score_pairs
 from retrieval.pair_tokens import PairEncoding, PairTokenizer
@@ -29,7 +30,7 @@ _FILE = "calibration.json"
 class Speed:
     """What one worker does."""
 
-    device: str  # for people
+    device: str  # name of the processor or GPU
     tokens_per_second: float
     compiled_tokens_per_second: float | None = None  # None where it was not tried, 0 where it cannot be
     compile_seconds: float = 0.0
@@ -45,10 +46,17 @@ class Speed:
         """Whether one worker is sooner done with torch.compile, its start-up included."""
         return bool(self.compiled_tokens_per_second) and self.seconds(tokens, compiled=True) < self.seconds(tokens, compiled=False)
 
+    def __str__(self) -> str:
+        plain = f"{self.tokens_per_second:,.0f} tokens/s a worker"
+        if self.compile_error:
+            return f"{plain}, torch.compile does not work there: {self.compile_error}, {self.device}"
+        compiled = f", {self.compiled_tokens_per_second:,.0f} compiled" if self.compiled_tokens_per_second else ""
+        return f"{plain}{compiled}, {self.device}"
+
 
 def speed_key(experiment: Experiment, *, device: str, device_name: str) -> str:
     """Under which a speed is kept: all that decides it, and no path."""
-    teacher, digests = experiment.teacher, DigestCache(Path(experiment.store) / "digests.json")
+    teacher, digests = experiment.teacher, DigestCache.of_store(experiment.store)
     budget = teacher.batch_tokens or DEFAULT_BATCH_TOKENS[device]
     threads = experiment.runner.threads if device == "cpu" else 0
     return json_digest([resolve_teacher(teacher, device=device).namespace(digests), device_name, threads, budget])
@@ -106,7 +114,7 @@ def measure(experiment: Experiment, candidates: str, compiled: bool) -> Speed:
         import torch
 
         torch.set_num_threads(experiment.runner.threads)
-    spec = resolve_teacher(teacher, device=device)
+    spec = spec_of(experiment)
     tokenizer = PairTokenizer(spec.folder, max_tokens=spec.max_tokens)
     table = next(iter(read_row_groups(Path(candidates), columns=["query", "text"], groups=[0])))
     texts = list(zip(table.column("query").to_pylist(), table.column("text").to_pylist(), strict=True))

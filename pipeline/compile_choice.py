@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipeline.calibration import Speed, keep_speed, kept_speed, measure
-from pipeline.execution import Choices, has_choices, read_choices, write_choices
-from pipeline.price import a_full_shard, hours, price
+from pipeline.execution import Choices, read_choices, write_choices
+from pipeline.price import Price, a_full_shard, price, wall_seconds
 from pipeline.progress import duration
 from pipeline.stage import Preparation
 
@@ -16,31 +16,34 @@ def prepare(work: Preparation) -> None:
     """Say what will be scored, and settle how. A choice that was made for this table stays, unless the settings ask for another."""
     cost = price(work.experiment, work.inputs["dark_examples"], work.stale, warn=lambda line: work.say(f"warning: {line}"))
     work.say(f"teacher_scores   {cost}")
-    asked, kept = work.experiment.teacher.compile, read_choices(work.folder)
-    if work.experiment.teacher.backend == "onnx":
-        chosen = Choices(False, "ONNX Runtime")
-    elif asked != "auto":
-        chosen = Choices(asked == "on", f"teacher.compile={asked}")
-    elif has_choices(work.folder):
-        chosen = kept
-    elif cost.to_score < _WORTH_MEASURING:
-        chosen = Choices(False, f"fewer than {_WORTH_MEASURING:,} pairs to score")
-    else:
-        chosen = _by_calibration(work, cost.tokens)
-    if chosen != kept or not has_choices(work.folder):
+    kept = read_choices(work.folder)
+    chosen = _choose(work, cost, kept)
+    if chosen != kept:
         write_choices(work.folder, chosen)
+
+
+def _choose(work: Preparation, cost: Price, kept: Choices | None) -> Choices:
+    teacher = work.experiment.teacher
+    if teacher.backend == "onnx":
+        return Choices(False, "ONNX Runtime")
+    if teacher.compile != "auto":
+        return Choices(teacher.compile == "on", f"teacher.compile={teacher.compile}")
+    if kept is not None:
+        return kept
+    if cost.to_score < _WORTH_MEASURING:
+        return Choices(False, f"fewer than {_WORTH_MEASURING:,} pairs to score")
+    return _by_calibration(work, cost.tokens)
 
 
 def _by_calibration(work: Preparation, tokens: int) -> Choices:
     candidates = str(a_full_shard(work.inputs["dark_examples"], work.stale).absolute())
-    each = tokens / min(work.workers, len(work.stale))
+    workers = min(work.workers, len(work.stale))  # a shard has one worker
+    each = tokens / workers
     speed = kept_speed(work.experiment) or _measured(work, candidates, compiled=False)
     if speed.compiled_tokens_per_second is None and speed.seconds(each, compiled=False) > _WORTH_COMPILING:
         speed = _measured(work, candidates, compiled=True)
-    work.say(f"{'':<16} about {duration(hours(speed, tokens, workers=tokens / each) * 3600)} ({describe(speed)})")
-    if speed.compiling_pays(each):
-        return Choices(True, f"calibration: {describe(speed)}")
-    return Choices(False, f"calibration: {describe(speed)}")
+    work.say(f"{'':<16} about {duration(wall_seconds(speed, tokens, workers=workers))} ({speed})")
+    return Choices(speed.compiling_pays(each), f"calibration: {speed}")
 
 
 def _measured(work: Preparation, candidates: str, *, compiled: bool) -> Speed:
@@ -48,11 +51,3 @@ def _measured(work: Preparation, candidates: str, *, compiled: bool) -> Speed:
     speed = work.ask(measure, candidates, compiled)
     keep_speed(work.experiment, speed)
     return speed
-
-
-def describe(speed: Speed) -> str:
-    """The speed in words."""
-    if speed.compile_error:
-        return f"{speed.tokens_per_second:,.0f} tokens/s a worker, torch.compile does not work there: {speed.compile_error}, {speed.device}"
-    compiled = f", {speed.compiled_tokens_per_second:,.0f} compiled" if speed.compiled_tokens_per_second else ""
-    return f"{speed.tokens_per_second:,.0f} tokens/s a worker{compiled}, {speed.device}"

@@ -15,21 +15,16 @@ _NAME = "execution.json"
 class Choices:
     """How the shards of a table are computed."""
 
-    compiled: bool = False  # by torch.compile
-    why: str = ""
+    compiled: bool  # by torch.compile
+    why: str
 
 
-def read_choices(folder: Path) -> Choices:
-    """The kept choices, or the defaults."""
+def read_choices(folder: Path) -> Choices | None:
+    """The choices made for the table in a folder; None where there are none, or the file cannot be understood."""
     try:
         return Choices(**json.loads((folder / _NAME).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
-        return Choices()
-
-
-def has_choices(folder: Path) -> bool:
-    """Whether choices were made."""
-    return (folder / _NAME).exists()
+        return None
 
 
 def write_choices(folder: Path, choices: Choices) -> None:

@@ -85,7 +85,7 @@ class Planner:
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
-        self.digests = DigestCache(Path(experiment.store) / "digests.json")
+        self.digests = DigestCache.of_store(experiment.store)
         self._complete: dict[str, Stored] = {}
 
     def check(self, selected: list[Table]) -> None:

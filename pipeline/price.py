@@ -40,8 +40,8 @@ class Price:
 
 
 def price(experiment: Experiment, candidates: Stored, shards: Sequence[int], *, warn: Callable[[str], None] = print) -> Price:
-    """Count the pairs of the shards against the logit store. Reads every text once and the store once; loads no model."""
-    store = store_of(experiment, DigestCache(Path(experiment.store) / "digests.json"), warn=warn)
+    """Count the pairs of the shards against the logit store. Reads every text, and the store once; loads no model."""
+    store = store_of(experiment, spec_of(experiment), DigestCache.of_store(experiment.store), warn=warn)
     paths = [candidates.paths()[shard] for shard in shards]
     wanted = [WantedPairs.read(path) for path in paths]
     missing = np.isnan(store.lookup(np.concatenate([pairs.keys for pairs in wanted])).logits)
@@ -80,10 +80,10 @@ def _mean_tokens(experiment: Experiment, pairs: list[tuple[str, str]]) -> float:
     return float(np.mean([len(pair.ids) for pair in PairTokenizer(spec.folder, max_tokens=spec.max_tokens).encode(pairs)]))
 
 
-def hours(speed: Speed, tokens: int, *, workers: float) -> float:
-    """Wall-clock hours of so many workers, with torch.compile where that is sooner."""
+def wall_seconds(speed: Speed, tokens: int, *, workers: int) -> float:
+    """How long so many workers take together, with torch.compile where that is sooner."""
     each = tokens / workers
-    return speed.seconds(each, compiled=speed.compiling_pays(each)) / 3600
+    return speed.seconds(each, compiled=speed.compiling_pays(each))
 
 
 def at_most(experiment: Experiment, queries: int) -> int:

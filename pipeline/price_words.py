@@ -9,11 +9,11 @@ import pyarrow.compute as pc
 
 from data.settings import Experiment
 from pipeline.calibration import SECONDS, Speed, keep_speed, kept_gpu_speeds, kept_speed, measure
-from pipeline.compile_choice import describe
+from pipeline.capacity import usable_cpus, workers_that_fit
 from pipeline.plan import Planner, TablePlan, table_named
-from pipeline.price import Price, a_full_shard, at_most, hours, price
+from pipeline.price import Price, a_full_shard, at_most, price, wall_seconds
 from pipeline.progress import duration
-from pipeline.runner import usable_cpus, with_precisions
+from pipeline.runner import with_precisions
 
 
 def price_words(experiment: Experiment, planned: TablePlan, *, measuring: bool, gpus: int) -> list[str]:
@@ -24,11 +24,12 @@ def price_words(experiment: Experiment, planned: TablePlan, *, measuring: bool, 
     candidates, warnings = planned.inputs["dark_examples"], list[str]()
     if not all(path.exists() for path in candidates.paths()):
         return ["the price is known once the missing shards of dark_examples are built again"]
-    cost = price(experiment, candidates, list(planned.stale), warn=warnings.append)
+    stale = list(planned.stale)
+    cost = price(experiment, candidates, stale, warn=warnings.append)
     lines = [*warnings, str(cost)]
     if cost.to_score:
-        lines += [_here(experiment, cost, str(a_full_shard(candidates, list(planned.stale))), measuring=measuring)]
-        lines += _on_gpus(experiment, cost, gpus) if gpus else []
+        lines += [_here(experiment, cost, str(a_full_shard(candidates, stale)), shards=len(stale), measuring=measuring)]
+        lines += _on_gpus(experiment, cost, gpus, shards=len(stale)) if gpus else []
     return lines
 
 
@@ -43,7 +44,7 @@ def _upper_bound(experiment: Experiment) -> list[str]:
     return [f"at most {at_most(experiment, queries):,} pairs; the exact price is known after dark_examples"]
 
 
-def _here(experiment: Experiment, cost: Price, candidates: str, *, measuring: bool) -> str:
+def _here(experiment: Experiment, cost: Price, candidates: str, *, shards: int, measuring: bool) -> str:
     speed = kept_speed(experiment)
     if speed is None and not measuring:
         return f"hours: `prep plan stage=teacher_scores` measures this teacher here, in {SECONDS:.0f} s, once"
@@ -58,9 +59,10 @@ def _here(experiment: Experiment, cost: Price, candidates: str, *, measuring: bo
             keep_speed(experiment, speed)
     if not _device_is_here(experiment):
         return f"about {_time(speed, cost, 1)} on one {speed.device}"
-    workers = 1 if runner.kind == "local" else runner.workers or _fitting(experiment)
-    workers = min(workers, experiment.ingest.query_shards)
-    return f"about {_time(speed, cost, workers)} on this machine ({workers} workers, {describe(speed)})"
+    workers = 1 if runner.kind == "local" else runner.workers or max(1, _room_here(experiment))
+    workers = min(workers, shards)
+    place = f"at {runner.address}, if its machines are like this one" if runner.address else "on this machine"
+    return f"about {_time(speed, cost, workers)} {place} ({workers} workers, {speed})"
 
 
 def _device_is_here(experiment: Experiment) -> bool:
@@ -71,22 +73,22 @@ def _device_is_here(experiment: Experiment) -> bool:
     return torch.cuda.is_available()
 
 
-def _fitting(experiment: Experiment) -> int:
+def _room_here(experiment: Experiment) -> int:
     """Workers that this machine has room for."""
     runner = experiment.runner
-    if runner.device == "cuda":
-        import torch
+    if runner.device == "cpu":
+        return workers_that_fit(cpus=usable_cpus(), gpus=0, threads=runner.threads, share=0)
+    import torch
 
-        return max(1, int(torch.cuda.device_count() / runner.gpus))
-    return max(1, usable_cpus() // runner.threads)
+    return workers_that_fit(cpus=usable_cpus(), gpus=torch.cuda.device_count(), threads=runner.threads, share=runner.gpus)
 
 
-def _on_gpus(experiment: Experiment, cost: Price, gpus: int) -> list[str]:
+def _on_gpus(experiment: Experiment, cost: Price, gpus: int, *, shards: int) -> list[str]:
     speeds = kept_gpu_speeds(experiment)
     if not speeds:
         return [f"on {gpus} GPUs: not known, no GPU was measured yet; run this plan with runner.device=cuda where there is one"]
-    return [f"about {_time(speed, cost, gpus)} on {gpus} x {speed.device}" for speed in speeds]
+    return [f"about {_time(speed, cost, min(gpus, shards))} on {gpus} x {speed.device}" for speed in speeds]
 
 
 def _time(speed: Speed, cost: Price, workers: int) -> str:
-    return duration(hours(speed, cost.tokens, workers=workers) * 3600)
+    return duration(wall_seconds(speed, cost.tokens, workers=workers))

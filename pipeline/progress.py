@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 _LOG_SECONDS = 30.0
-_SHOWN_BELOW = ("cached", "padded tokens", "rows", "cached rows")  # told as shares, not as rates
+_SHOWN_BELOW = ("cached", "padded tokens", "rows", "cached rows")  # told in other words, not as rates
 
 
 class Progress:

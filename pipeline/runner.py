@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from data.errors import RunFailed, UserError
 from data.settings import Experiment, Runner, with_absolute_paths
+from pipeline.capacity import usable_cpus, workers_that_fit
 from pipeline.work import Done, Worker, WorkOrder
 from retrieval import precision
 
@@ -57,11 +58,6 @@ def with_precisions(experiment: Experiment) -> Experiment:
 
 def _resolved(section: Any, *, device: str) -> Any:
     return section.model_copy(update={"precision": precision.resolve(section.precision, device=device)})
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use (a container may have fewer than the machine)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def preflight(experiment: Experiment, *, uses_device: bool) -> None:
@@ -155,9 +151,7 @@ class RayRunner:
         """How many workers fit, or fewer where the settings say so. One too many would wait for ever, with its order."""
         resources = self._ray.cluster_resources()
         cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-        fit = int(cpus // self._settings.threads)
-        if self._gpus:
-            fit = min(fit, int(gpus) * int(1 / self._gpus) if self._gpus < 1 else int(gpus / self._gpus))  # a share lies on one GPU
+        fit = workers_that_fit(cpus=cpus, gpus=gpus, threads=self._settings.threads, share=self._gpus)
         wanted = self._settings.workers or max(1, fit)
         if wanted > fit:
             needs = f"{self._settings.threads} CPUs" + (f" and {self._gpus:g} GPUs" if self._gpus else "")

@@ -68,7 +68,7 @@ def _build(task: Task) -> None:
         )
         task.report("queries", 1)
     rows.sort(key=lambda row: (hash64(experiment.seed, "order", row["query_id"], row["draw"]), row["query_id"], row["draw"]))
-    digests = DigestCache(task.logit_store / "digests.json")
+    digests = DigestCache.of_store(task.experiment.store)
     schema = schemas.TRAINING.with_metadata({"training": canonical_json(_metadata(experiment, digests))})
     tokens = sum(len(tokens) for row in rows for tokens in row["candidate_tokens"])
     counts = {"in": len(rows), "kept": len(rows), "dropped": {}, "candidates": len(ids), "candidate tokens": tokens}

@@ -94,11 +94,6 @@ class Task:
             writer.write(table)
             writer.figures["counts"] = counts
 
-    @property
-    def logit_store(self) -> Path:
-        """Root of the teacher-logit store."""
-        return Path(self.experiment.store)
-
 
 @dataclass(frozen=True)
 class Preparation:

@@ -2,9 +2,10 @@
 
     keys of the shard -> look up in the logit store -> window by window: tokenise | score what is missing | append, write the rows
 
-The unit of scoring is a window of `teacher.segment_pairs` rows: its new pairs are appended to the store whole or not at all, so a killed
-job loses at most the window in flight, and what is scored after it has the same batches as in an unbroken run. Windows are tokenised
-ahead of the forward pass and written behind it. In memory are 25 bytes for each pair of the shard, and two windows.
+The unit of scoring is a window of `teacher.segment_pairs` rows: its new pairs are appended to the store whole or not at all. Windows are
+tokenised ahead of the forward pass and written behind it, so a kill loses at most two of them, the one being scored and the one being
+written, and what is scored after it has the same batches as in an unbroken run. In memory are 30 bytes for each pair of the shard, a row
+group, and three windows.
 Shards hold different query texts (`ingest` sees to that), so no pair is wanted by two shards.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +24,28 @@ from numpy.typing import NDArray
 from data import schemas
 from data.digests import DigestCache
 from data.errors import RunFailed
-from data.logit_store import Keys, LogitStore, Scores
+from data.logit_segment import Keys, Scores
+from data.logit_store import LogitStore
 from data.settings import Experiment
 from data.shards import ROW_GROUP_ROWS, ShardWriter, read_row_groups
 from pipeline.compile_choice import prepare
 from pipeline.execution import read_choices
 from pipeline.overlap import ahead, behind
 from pipeline.stage import Table, Task
-from pipeline.wanted_pairs import WantedPairs, spec_of
-from retrieval.cross_encoder import TeacherSpec, load_cross_encoder, score_pairs
+from pipeline.wanted_pairs import WantedPairs, spec_of, store_of
+from retrieval.cross_encoder import CrossEncoder, Progress, TeacherSpec, load_cross_encoder, score_pairs
 from retrieval.pair_tokens import PairEncoding, PairTokenizer
 
 
 def _build(task: Task) -> None:
     experiment = task.experiment
-    spec, digests = spec_of(experiment), DigestCache(task.logit_store / "digests.json")
-    store = LogitStore(task.logit_store, spec.namespace(digests), warn=task.warn)
+    spec, digests = spec_of(experiment), DigestCache.of_store(experiment.store)
+    store = store_of(experiment, spec, digests, warn=task.warn)
+    namespace = store.folder.name
     store.describe(key=spec.key(digests), name=spec.name)
-    teacher = task.workshop.keep(
-        ("teacher", store.folder.name), lambda: Teacher(spec, experiment, store.folder.name, compiled=read_choices(task.folder).compiled)
-    )
+    choices = read_choices(task.folder)
+    compiled = choices is not None and choices.compiled
+    teacher = task.workshop.keep(("teacher", namespace, compiled), lambda: Teacher(spec, experiment, namespace, compiled=compiled))
 
     path = task.inputs["dark_examples"].paths()[task.shard]
     wanted = WantedPairs.read(path)
@@ -53,18 +57,18 @@ def _build(task: Task) -> None:
         windows = _windows(path, wanted, missing, teacher, rows=experiment.teacher.segment_pairs)
         for window in ahead(windows):
             if len(window.new):
-                fresh = teacher.score(window.encoded, progress=lambda *counts: _report(task, *counts))
+                fresh = teacher.score(window.encoded, progress=partial(_report, task))
                 known.put(window.new, fresh)
                 writes.do(_append_and_write, store, wanted.keys[window.new], fresh, writer, _rows(window, wanted, known))
             else:
                 writes.do(writer.write, _rows(window, wanted, known))
-            _report_rows(task, window, wanted)
+            _report_rows(task, window)
         writes.wait()
         rows = len(wanted.pair_of_row)
         figures = {"distinct pairs": len(missing), "truncated": int(known.truncated.sum()), "tokens": int(known.token_counts.sum())}
         writer.figures["counts"] = {"in": rows, "kept": rows, "dropped": {}, **figures}
     scored = len(missing) - cached
-    task.figures.update({"namespace": store.folder.name, "pairs": len(missing), "cached": cached, "scored": scored})
+    task.figures.update({"namespace": namespace, "pairs": len(missing), "cached": cached, "scored": scored})
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,9 @@ class _Window:
     """Some rows of the shard, and the pairs that are new in them, ready for the teacher."""
 
     table: pa.Table  # query_id, draw, position
-    start: int
-    new: NDArray[np.int64]  # places among the distinct pairs
+    start: int  # its first row in the shard
+    distinct: int  # pairs in its rows
+    new: NDArray[np.int64]  # those that no earlier window and no earlier run has scored: places among the shard's distinct pairs
     encoded: list[PairEncoding]
 
 
@@ -82,16 +87,16 @@ def _windows(path: Path, wanted: WantedPairs, missing: NDArray[np.bool_], teache
     start, seen = 0, 0
     for table in _row_windows(path, rows):
         places = wanted.pair_of_row[start : start + table.num_rows]
-        after = max(seen, int(places.max()) + 1) if len(places) else seen
-        first_rows = np.flatnonzero(np.concatenate([[True], np.maximum.accumulate(places)[1:] > np.maximum.accumulate(places)[:-1]]))
-        first_rows = first_rows[(places[first_rows] >= seen) & missing[places[first_rows]]]
-        pairs = [(table.column("query")[row].as_py(), table.column("text")[row].as_py()) for row in first_rows.tolist()]
-        yield _Window(table.select(["query_id", "draw", "position"]), start, places[first_rows].astype(np.int64), teacher.encode(pairs))
-        start, seen = start + table.num_rows, after
+        distinct, first_rows = np.unique(places, return_index=True)  # pairs are numbered in order of first sight
+        new = (distinct >= seen) & missing[distinct]
+        pairs = [(table.column("query")[row].as_py(), table.column("text")[row].as_py()) for row in first_rows[new].tolist()]
+        ids = table.select(["query_id", "draw", "position"])
+        yield _Window(ids, start, len(distinct), distinct[new].astype(np.int64), teacher.encode(pairs))
+        start, seen = start + table.num_rows, max(seen, int(distinct.max(initial=-1)) + 1)
 
 
 def _row_windows(path: Path, rows: int) -> Iterator[pa.Table]:
-    """Tables of `rows` rows, the last one shorter; whole row groups where it is larger than one, so that memory holds one window."""
+    """Tables of at most `rows` rows, so that memory holds one window: parts of a row group, or as many whole ones as fit."""
     waiting: list[pa.Table] = []
     for group in read_row_groups(path, columns=["query_id", "draw", "position", "query", "text"]):
         if rows < ROW_GROUP_ROWS:
@@ -117,11 +122,10 @@ def _append_and_write(store: LogitStore, keys: Keys, fresh: Scores, writer: Shar
     writer.write(rows)
 
 
-def _report_rows(task: Task, window: _Window, wanted: WantedPairs) -> None:
+def _report_rows(task: Task, window: _Window) -> None:
     """Rows as far as they were work, the others apart: an estimate of the time left must not count what was cached."""
     rows = window.table.num_rows
-    distinct = len(np.unique(wanted.pair_of_row[window.start : window.start + rows]))
-    work = round(rows * len(window.new) / distinct)
+    work = round(rows * len(window.new) / window.distinct)
     task.report("rows", work)
     task.report("cached rows", rows - work)
 
@@ -138,7 +142,7 @@ class Teacher:
     def __init__(self, spec: TeacherSpec, experiment: Experiment, namespace: str, *, compiled: bool) -> None:
         self._spec, self._experiment, self._namespace, self._compiled = spec, experiment, namespace, compiled
         self._tokenizer: PairTokenizer | None = None
-        self._model: Any = None
+        self._model: CrossEncoder | None = None
 
     @property
     def tokenizer(self) -> PairTokenizer:
@@ -148,7 +152,7 @@ class Teacher:
         return self._tokenizer
 
     @property
-    def model(self) -> Any:
+    def model(self) -> CrossEncoder:
         """The cross-encoder."""
         if self._model is None:
             runner = self._experiment.runner
@@ -156,7 +160,7 @@ class Teacher:
             self._model = load_cross_encoder(
                 self._spec, device=runner.device, threads=runner.threads, batch_tokens=budget, compiled=self._compiled
             )
-            if self._spec.namespace(DigestCache(Path(self._experiment.store) / "digests.json")) != self._namespace:
+            if self._spec.namespace(DigestCache.of_store(self._experiment.store)) != self._namespace:
                 raise RunFailed(f"the files of teacher.model={self._spec.name} changed while this run began; start it again")
         return self._model
 
@@ -164,7 +168,7 @@ class Teacher:
         """Pairs as the model reads them."""
         return self.tokenizer.encode(pairs) if pairs else []
 
-    def score(self, pairs: list[PairEncoding], *, progress: Any) -> Scores:
+    def score(self, pairs: list[PairEncoding], *, progress: Progress) -> Scores:
         """Logits, token counts and cuts of the pairs."""
         logits = score_pairs(self.model, pairs, pad_id=self.tokenizer.pad_id, progress=progress)
         counts = np.array([len(pair.ids) for pair in pairs], dtype=np.int32)

@@ -11,7 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.digests import DigestCache, pair_key
-from data.logit_store import Keys, LogitStore, as_keys
+from data.logit_segment import Keys, as_keys
+from data.logit_store import LogitStore
 from data.settings import Experiment
 from data.shards import read_row_groups
 from retrieval.cross_encoder import TeacherSpec, resolve_teacher
@@ -22,9 +23,9 @@ def spec_of(experiment: Experiment) -> TeacherSpec:
     return resolve_teacher(experiment.teacher, device=experiment.runner.device)
 
 
-def store_of(experiment: Experiment, digests: DigestCache, *, warn: Callable[[str], None]) -> LogitStore:
-    """The experiment's namespace of the logit store."""
-    return LogitStore(Path(experiment.store), spec_of(experiment).namespace(digests), warn=warn)
+def store_of(experiment: Experiment, teacher: TeacherSpec, digests: DigestCache, *, warn: Callable[[str], None]) -> LogitStore:
+    """The teacher's namespace of the experiment's logit store."""
+    return LogitStore(Path(experiment.store), teacher.namespace(digests), warn=warn)
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,7 @@ class TorchCrossEncoder:
         self._has_segments = getattr(model.config, "type_vocab_size", 1) > 1
         model = model.eval()
         if precision != "fp32":
-            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-            mixed_precision.lower_precision(model, dtype, pack=device == "cpu" and not compiled)
+            mixed_precision.lower_precision(model, precisions.torch_type(precision), pack=device == "cpu" and not compiled)
         self._model = model.to(device=device)
         self._forward: Callable[..., Any] = self._model
         if device == "cpu":

@@ -23,8 +23,6 @@ from retrieval.dual_encoder import DualEncoder
 from retrieval.student_spec import resolve_student
 from retrieval.tokenizer import Tokenizer
 
-TORCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class TextEncoder:
     """A student ready to encode: weights in the chosen precision on the chosen device, in eval mode."""
@@ -33,7 +31,7 @@ class TextEncoder:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda, but torch sees no GPU here; use device=cpu")
         self.spec = resolve_student(student)
-        self.model = DualEncoder(self.spec).eval().to(device=device, dtype=TORCH_TYPES[precision])
+        self.model = DualEncoder(self.spec).eval().to(device=device, dtype=precisions.torch_type(precision))
         self.tokenizer = Tokenizer(self.model.source)
         self._device, self._batch_tokens = device, batch_tokens
 

@@ -1,12 +1,16 @@
-"""Which number format a device computes in, decided without importing torch, so that a plan stays cheap."""
+"""Which number format a device computes in. Decided without importing torch, so that a plan stays cheap."""
 
 from __future__ import annotations
 
 import functools
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @functools.cache
@@ -29,3 +33,10 @@ def resolve(precision: str, *, device: str) -> str:
     if precision == "fp16" and device == "cpu":
         raise UserError("precision=fp16 is for GPUs (device=cuda); on a CPU use bf16, fp32 or auto")
     return precision
+
+
+def torch_type(precision: str) -> torch.dtype:
+    """The torch type of fp32, bf16 or fp16, for those who compute: this imports torch."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

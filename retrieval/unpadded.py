@@ -15,6 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from retrieval.probe import probe_batch
+
 ATTENTION = "unpadded"
 _TOLERANCE = 0.06  # between two ways to round in bf16
 
@@ -56,17 +58,6 @@ def install(model: nn.Module, *, check: Callable[[Tensor, Tensor, Tensor], Tenso
         base.encoder, config._attn_implementation = stack, before
         hook.remove()
     return same
-
-
-def probe_batch(model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch of very different lengths."""
-    device = next(model.parameters()).device
-    lengths = torch.tensor([64, 3, 17, 40], device=device)
-    places = torch.arange(64, device=device)
-    vocabulary = cast(Any, model.config).vocab_size
-    ids = (places * 7919 % 1000 + torch.arange(4, device=device)[:, None] * 31) % (vocabulary - 1) + 1
-    mask = (places < lengths[:, None]).long()
-    return ids * mask, mask, torch.zeros_like(ids)
 
 
 class UnpaddedStack(nn.Module):

@@ -7,16 +7,18 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import logit_store
+from data import logit_segment, logit_store
 from data.digests import pair_key
 from data.errors import DamagedShard
-from data.logit_store import BUCKETS, Keys, LogitStore, Scores, as_keys, buckets_of, namespace_note, namespaces
-from data.shards import figures_of
+from data.logit_segment import BUCKETS, Keys, Scores, as_keys, buckets_of
+from data.logit_store import LogitStore, namespace_note, namespaces
+from data.shards import read_footer, write_shard
 
 
 def keys_of(count: int) -> Keys:
@@ -108,11 +110,11 @@ def test_is_a_dictionary_of_the_smaller_logits(
 @pytest.mark.parametrize(("group_rows", "groups"), [(1, BUCKETS), (100, 4), (4096, 1)])
 def test_segments_hold_their_buckets_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int, groups: int) -> None:
     """Prevents: a lookup of one bucket that must read all of a large segment, or small ones of a row group a bucket."""
-    monkeypatch.setattr(logit_store, "_GROUP_ROWS", group_rows)
+    monkeypatch.setattr(logit_segment, "_GROUP_ROWS", group_rows)
     monkeypatch.setattr(logit_store, "_PASS_ROWS", 0)
     store, keys = LogitStore(tmp_path, "n"), keys_of(500)
     path = store.append(keys, scores_of(np.arange(500)))
-    assert figures_of(pq.read_metadata(path))["bucket_rows"] == np.bincount(buckets_of(keys).astype(int), minlength=BUCKETS).tolist()
+    assert read_footer(path) == {"bucket_rows": np.bincount(buckets_of(keys).astype(int), minlength=BUCKETS).tolist()}
     assert abs(pq.read_metadata(path).num_row_groups - groups) <= 1
     assert all(store.lookup(keys[n : n + 1]).logits.tolist() == [n] for n in range(0, 500, 7))
 
@@ -155,7 +157,7 @@ def test_compaction_leaves_large_segments_alone(tmp_path: Path) -> None:
     for start in range(200, 400, 20):
         store.append(keys[start : start + 20], scores_of(np.zeros(20)))
     assert store.compact(segment_rows=100) == (11, 3)
-    assert large in store.segments() and (store.lookup(keys).logits == 0).all()
+    assert large in store.segment_paths() and (store.lookup(keys).logits == 0).all()
     assert store.compact(segment_rows=100)[1] == 3
 
 
@@ -190,6 +192,29 @@ def test_a_damaged_segment_is_set_aside(tmp_path: Path, short: bool) -> None:
     assert len(warnings) == 1 and hit.name in warnings[0] and hit.with_name(f"{hit.name}.damaged").exists()
 
 
+FOREIGN_FOOTERS: list[tuple[str, dict[str, object] | None]] = [
+    *(("of a segment", footer) for footer in (None, {}, {"bucket_rows": 3}, {"bucket_rows": [2, 1]}, {"bucket_rows": [2] + [0] * 15})),
+    ("of a segment", {"bucket_rows": ["3"] + [0] * 15}),
+    ("of another table", {"bucket_rows": [3] + [0] * 15}),
+]
+
+
+@pytest.mark.parametrize(("columns", "footer"), FOREIGN_FOOTERS, ids=str)
+def test_a_file_from_elsewhere_is_set_aside(tmp_path: Path, columns: str, footer: dict[str, object] | None) -> None:
+    """Prevents: one Parquet file copied into the store by mistake that stops every job, or whose rows are taken for logits."""
+    warnings: list[str] = []
+    store, keys = LogitStore(tmp_path, "n", warn=warnings.append), keys_of(20)
+    pairs = pq.read_table(store.append(keys, scores_of(np.ones(20)))).replace_schema_metadata(None)
+    table = pairs.slice(0, 3) if columns == "of a segment" else pa.table({"x": [1, 2, 3]})
+    foreign = store.folder / "foreign.parquet"
+    if footer is None:
+        pq.write_table(table, foreign)
+    else:
+        write_shard(foreign, table, footer)
+    assert (store.lookup(keys).logits == 1).all() and store.size()[:2] == (20, 1)
+    assert len(warnings) == 1 and foreign.name in warnings[0] and foreign.with_name(f"{foreign.name}.damaged").exists()
+
+
 def test_verify_names_the_damaged_segment(tmp_path: Path) -> None:
     """Prevents: a check that reads footers only, or that does not say which file it was."""
     store, keys = LogitStore(tmp_path, "n"), keys_of(40)
@@ -198,7 +223,7 @@ def test_verify_names_the_damaged_segment(tmp_path: Path) -> None:
     assert store.verify() == []
     damage(hit)
     (fault,) = store.verify()
-    assert hit.name in fault and len(store.segments()) == 1 and store.verify() == []
+    assert hit.name in fault and len(store.segment_paths()) == 1 and store.verify() == []
 
 
 def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from data import shards
 from data.errors import EXIT_FAILED, DamagedShard, RunFailed
 from data.manifest import Manifest, ShardRecord
-from data.shards import atomic_write, describe, open_shard, read_footer, read_row_groups, read_shard, shard_name, write_shard
+from data.shards import atomic_write, describe, open_footer, open_shard, read_footer, read_row_groups, read_shard, shard_name, write_shard
 
 SCHEMA = pa.schema([("id", pa.string()), ("values", pa.list_(pa.float32())), ("count", pa.int32())])
 
@@ -143,15 +143,21 @@ def test_no_flipped_byte_gives_other_rows(tmp_path: Path) -> None:
 def test_a_missing_file_is_told_from_a_damaged_one(tmp_path: Path) -> None:
     """Prevents: advice to delete a file that is not there."""
     assert read_footer(tmp_path / "a.parquet") is None
+    with pytest.raises(FileNotFoundError):
+        open_footer(tmp_path / "a.parquet")
     with pytest.raises(DamagedShard, match=r"a\.parquet is missing"):
         read_shard(tmp_path / "a.parquet")
 
 
 def test_a_foreign_parquet_file_is_no_shard(tmp_path: Path) -> None:
     """Prevents: a file from elsewhere under a shard's name that counts as complete."""
-    pq.write_table(rows(5), tmp_path / "a.parquet")
-    with pytest.raises(DamagedShard):
-        read_footer(tmp_path / "a.parquet")
+    for figures in (None, b"{", b"[1]", b"null"):
+        metadata = {b"shard": figures} if figures else None
+        pq.write_table(rows(5).replace_schema_metadata(metadata), tmp_path / "a.parquet")
+        for read in (read_footer, open_footer):
+            with pytest.raises(DamagedShard, match=r"a\.parquet cannot be read") as caught:
+                read(tmp_path / "a.parquet")
+            assert caught.value.path == tmp_path / "a.parquet"
 
 
 def left_in(folder: Path) -> Sequence[str]:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.digests import pair_key
-from data.logit_store import LogitStore, as_keys
+from data.logit_segment import as_keys
+from data.logit_store import LogitStore
 from data.schemas import MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.settings import DarkExamples, load
 from data.shards import read_shard

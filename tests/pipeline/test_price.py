@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data.settings import load
 from data.shards import read_shard
 from pipeline import calibration, compile_choice
 from pipeline.calibration import Speed, keep_speed, kept_gpu_speeds, kept_speed
+from pipeline.capacity import workers_that_fit
 from pipeline.cli import app
 from pipeline.execution import read_choices
-from pipeline.price import at_most, hours, price
+from pipeline.price import at_most, price, wall_seconds
 from pipeline.progress import Progress, duration
 from pipeline.stage import Stored
 
@@ -72,12 +76,15 @@ def test_the_plan_measures_once_and_tells_hours(copied: Any) -> None:
 
 
 def test_gpu_hours_from_a_measurement_elsewhere(copied: Any) -> None:
-    """Prevents: a question for N GPUs that only a machine with N GPUs can answer."""
+    """Prevents: a question for N GPUs that only a machine with N GPUs can answer; a promise that GPUs without a shard help."""
     experiment = load({"config": str(copied.config), "runner.device": "cuda"})
-    keep_speed(experiment, Speed("Some GPU", 1000.0))
+    keep_speed(experiment, Speed("Some GPU", 100.0))
     shutil.rmtree(copied.store / "teacher_scores")
     shutil.rmtree(copied.store / "teacher_logits")
-    assert "on 4 x Some GPU" in plan(copied.config, "gpus=4")
+    output = plan(copied.config, "gpus=4")
+    assert "on 4 x Some GPU" in output
+    assert plan(copied.config, "gpus=2") == output.replace("on 4 x", "on 2 x"), "two shards keep two GPUs busy, not four"
+    assert plan(copied.config, "gpus=1") != output.replace("on 4 x", "on 1 x")
 
 
 def test_no_price_in_hours_without_the_device(copied: Any) -> None:
@@ -105,8 +112,8 @@ def test_hours_and_the_choice_to_compile() -> None:
     """Prevents: half a minute of compilation for ten seconds of work, or none for a night's."""
     speed = Speed("cpu", 1000.0, compiled_tokens_per_second=2000.0, compile_seconds=30.0)
     assert not speed.compiling_pays(59_000) and speed.compiling_pays(61_000)
-    assert hours(speed, 7_200_000, workers=2) == pytest.approx((30 + 1800) / 3600)
-    assert hours(Speed("cpu", 1000.0), 7_200_000, workers=2) == pytest.approx(1.0)
+    assert wall_seconds(speed, 7_200_000, workers=2) == pytest.approx(30 + 1800)
+    assert wall_seconds(Speed("cpu", 1000.0), 7_200_000, workers=2) == pytest.approx(3600)
     assert not Speed("cpu", 1000.0).compiling_pays(1e12)
 
 
@@ -137,13 +144,34 @@ def test_the_stage_takes_what_the_calibration_says(
     lines = prep_run(copied.config)
     assert asked == [False, True] and built == [expected] and any("compiled too, once" in line for line in lines)
     (folder,) = copied.store.glob("teacher_scores/*/")
-    assert read_choices(folder).compiled == expected and "calibration" in read_choices(folder).why
+    choices = read_choices(folder)
+    assert choices and choices.compiled == expected and "calibration" in choices.why
     next(iter(folder.glob("*.parquet"))).unlink()
     shutil.rmtree(copied.store / "teacher_logits")
     monkeypatch.setattr(compile_choice, "_WORTH_MEASURING", 10**9)
     prep_run(copied.config)
     assert built == [expected] * 2 and len(asked) == 2, "a table goes on as it began"
     assert json.loads((folder / "execution.json").read_text())["compiled"] == expected
+    for content in ("", "[]", '{"compiled": true}'):
+        (folder / "execution.json").write_text(content)
+        assert read_choices(folder) is None, "half a choice is none"
+
+
+SHARES = st.sampled_from(["0", "0.05", "0.1", "0.25", "0.3", "0.4", "0.5", "0.6", "0.7", "0.9", "1", "2", "3"])
+
+
+@given(cpus=st.integers(0, 40), gpus=st.integers(0, 5), threads=st.integers(1, 6), share=SHARES)
+def test_as_many_workers_as_can_be_placed(cpus: int, gpus: int, threads: int, share: str) -> None:
+    """Prevents: a worker that waits for ever for a share of a GPU put together from the rests of two, or a GPU left idle."""
+    need, room, placed = Fraction(share), [Fraction(1)] * gpus, 0
+    while (placed + 1) * threads <= cpus:  # one worker after the other, on the first GPUs that have room
+        hosts = [gpu for gpu, left in enumerate(room) if left >= min(need, 1)][: max(1, int(need))] if need else []
+        if len(hosts) < (max(1, int(need)) if need else 0):
+            break
+        for gpu in hosts:
+            room[gpu] -= min(need, 1)
+        placed += 1
+    assert workers_that_fit(cpus=cpus, gpus=gpus, threads=threads, share=float(share)) == placed
 
 
 def test_progress_tells_rates_padding_hits_and_time_left() -> None:

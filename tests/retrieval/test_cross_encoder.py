@@ -63,7 +63,7 @@ def test_packed_weights_compute_the_same() -> None:
     """Prevents: an operator of torch that is not public and changes its meaning."""
     linear = torch.nn.Linear(64, 48)
     low = mixed_precision.LowPrecisionLinear(linear, torch.bfloat16)
-    if not mixed_precision.packing_is_exact(low):
+    if not mixed_precision.packing_agrees(low):
         pytest.skip("this build of torch has no packed operator")
     values = torch.randn(5, 7, 64)
     packed = mixed_precision.PackedLinear(low, mixed_precision._LastCast())
@@ -78,7 +78,7 @@ def test_a_missing_packed_operator_is_done_without(models: Any, monkeypatch: pyt
 
     monkeypatch.setattr(mixed_precision.PackedLinear, "__init__", gone)
     low = mixed_precision.LowPrecisionLinear(torch.nn.Linear(8, 8), torch.bfloat16)
-    assert not mixed_precision.packing_is_exact(low)
+    assert not mixed_precision.packing_agrees(low)
 
 
 def test_head_and_embeddings_stay_in_fp32(models: Any) -> None:
