@@ -20,6 +20,7 @@ from data.settings import Teacher
 from retrieval import precision as precisions
 from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, weights_digest
+from retrieval.model_lengths import check_length
 from retrieval.pair_tokens import PairEncoding
 from retrieval.quiet import quiet_transformers
 
@@ -56,12 +57,16 @@ class TeacherSpec:
 
 
 def resolve_teacher(teacher: Teacher, *, device: str) -> TeacherSpec:
-    """Find the teacher's folder and its precision class. Loads no model."""
+    """Find the teacher's folder and its precision class. Loads no model.
+
+    Raises UserError: no such model, not of this backend, `max_tokens` above what it can read.
+    """
     folder = resolve_folder(teacher.model, option="teacher.model")
     needed = "model.onnx" if teacher.backend == "onnx" else "config.json"
     if not (folder / needed).is_file():
         other = "torch" if teacher.backend == "onnx" else "onnx"
         raise UserError(f"teacher.model: {folder} holds no {needed}, which teacher.backend={teacher.backend} needs; try backend={other}?")
+    check_length(teacher.max_tokens, folder, option="teacher.max_tokens")
     # An ONNX file has its number format inside it, and its content is in the weights digest.
     precision = "graph" if teacher.backend == "onnx" else precisions.resolve(teacher.precision, device=device)
     return TeacherSpec(folder, teacher.model, teacher.backend, precision, teacher.max_tokens)

@@ -56,7 +56,10 @@ class DualEncoder(nn.Module):
         return nn.functional.normalize(vectors, dim=-1) if self.spec.normalize else vectors
 
     def save(self, folder: Path) -> None:
-        """Save as a sentence-transformers folder that `SentenceTransformer(folder)` opens; a transformers folder too."""
+        """Save as a sentence-transformers folder that `SentenceTransformer(folder)` opens; a transformers folder too.
+
+        There `encode_query` and `encode_document` give the vectors that queries and passages have here: prompts, lengths, lower-casing.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.save_pretrained(folder, safe_serialization=True)
         for name in TOKENIZER_FILES:  # copied, not re-saved: the tokenizer's digest must stay what the shards carry
@@ -74,16 +77,27 @@ class DualEncoder(nn.Module):
             "pooling_mode_max_tokens": False,
             "pooling_mode_mean_sqrt_len_tokens": False,
         }
-        prompts = {"query": self.spec.query_prefix, "document": self.spec.passage_prefix}
         _write_json(folder / "modules.json", listed)
         _write_json(folder / "1_Pooling" / "config.json", pooling)
-        _write_json(folder / "sentence_bert_config.json", {"max_seq_length": self.spec.passage_tokens, "do_lower_case": False})
-        _write_json(
-            folder / "config_sentence_transformers.json",
-            {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine" if self.spec.normalize else "dot"},
-        )
+        _write_json(folder / "sentence_bert_config.json", {**_lengths(self.spec), "do_lower_case": self.spec.lower_case})
+        similarity = "cosine" if self.spec.normalize else "dot"
+        _write_json(folder / "config_sentence_transformers.json", {**_prompts(self.spec), "similarity_fn_name": similarity})
         if self.spec.normalize:
             (folder / "2_Normalize").mkdir(exist_ok=True)
+
+
+def _lengths(spec: StudentSpec) -> dict[str, int]:
+    """A plain `encode` reads as far as the longer of the two; the shorter one is a key that sentence-transformers knows from 6.0 on."""
+    lengths = {"query_length": spec.query_tokens, "document_length": spec.passage_tokens}
+    longest = max(lengths.values())
+    return {"max_seq_length": longest, **{name: length for name, length in lengths.items() if length < longest}}
+
+
+def _prompts(spec: StudentSpec) -> dict[str, Any]:
+    """A plain `encode` has a prompt only where queries and passages share one."""
+    prompts = {"query": spec.query_prefix, "document": spec.passage_prefix}
+    shared = spec.query_prefix == spec.passage_prefix != ""
+    return {"prompts": prompts, "default_prompt_name": "document" if shared else None}
 
 
 def _write_json(path: Path, content: Any) -> None:

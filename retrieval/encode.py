@@ -34,7 +34,7 @@ class TextEncoder:
             raise UserError("device=cuda, but torch sees no GPU here; use device=cpu")
         self.spec = resolve_student(student)
         self.model = DualEncoder(self.spec).eval().to(device=device, dtype=TORCH_TYPES[precision])
-        self.tokenizer = Tokenizer(self.model.source)
+        self.tokenizer = Tokenizer(self.model.source, lower_case=self.spec.lower_case)
         self._device, self._batch_tokens = device, batch_tokens
 
     def queries(self, texts: list[str], *, progress: Callable[[int], None] | None = None) -> NDArray[np.float32]:

@@ -34,7 +34,7 @@ def model_folder(folder: Path, *, pooling: str, normalize: bool, query: str = ""
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     settings = BertConfig(
         vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64, initializer_range=0.5,
+        max_position_embeddings=128, initializer_range=0.5,
     )  # fmt: skip
     BertModel(settings).save_pretrained(folder)
     BertWordPieceTokenizer(vocab={word: place for place, word in enumerate(vocabulary)}).save(str(folder / "tokenizer.json"))
