@@ -36,10 +36,20 @@ class Student(Section):
     layers: int | None = keyed(None, "keep the first k layers; null keeps all", ge=1)
     pooling: Literal["auto", "cls", "mean"] = keyed("auto", "auto reads a sentence-transformers folder's files, else cls")
     normalize: bool | None = keyed(None, "vectors of length 1; null reads a sentence-transformers folder's files, else false")
-    query_prefix: str = keyed("", "text put before every query")
-    passage_prefix: str = keyed("", "text put before every passage")
-    query_tokens: int = keyed(32, "longest query in tokens, special ones included (ADAM 4.3)", ge=4)
-    passage_tokens: int = keyed(128, "longest passage in tokens, special ones included (ADAM 4.3)", ge=8)
+    query_prefix: str = keyed("auto", "text put before every query; auto reads a sentence-transformers folder's prompts, else none")
+    passage_prefix: str = keyed("auto", "text put before every passage; auto as above")
+    query_tokens: int | None = keyed(32, "longest query in tokens, special ones too (ADAM 4.3); null: as the model's files say", ge=4)
+    passage_tokens: int | None = keyed(128, "longest passage in tokens, special ones too (ADAM 4.3); null: as above", ge=8)
+
+    @field_validator("query_prefix", "passage_prefix", mode="before")
+    @classmethod
+    def _auto_prefix(cls, value: Any) -> Any:
+        return "auto" if value is None or value in ("null", "~") else value  # never a prefix that reads `null`
+
+    @field_validator("query_tokens", "passage_tokens", mode="before")
+    @classmethod
+    def _own_length(cls, value: Any) -> Any:
+        return None if value == "auto" else value
 
 
 class Teacher(Section):
@@ -164,11 +174,6 @@ class Experiment(Section):
     dark_examples: DarkExamples = DarkExamples()
     runner: Runner = Runner()
     train: Train = Train()
-
-    @property
-    def mixed_tokens(self) -> int:
-        """Longest mixed passage in tokens."""
-        return self.dark_examples.mixed_tokens or self.student.passage_tokens
 
     @property
     def draws(self) -> int:

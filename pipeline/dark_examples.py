@@ -23,6 +23,7 @@ from data.schemas import MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.settings import DarkExamples, Experiment
 from pipeline.stage import Stored, Table, Task
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest
+from retrieval.student_spec import resolve_student
 
 _SPECIAL_TOKENS_OF_A_PASSAGE = 2  # [CLS] and the final [SEP]
 
@@ -46,6 +47,12 @@ class Candidate:
     kind: CandidateKind
     id: str
     text: str
+
+
+def longest_mixed(experiment: Experiment) -> int:
+    """Longest mixed passage in tokens. The student's files are read only where its length comes from them."""
+    given = experiment.dark_examples.mixed_tokens or experiment.student.passage_tokens
+    return given or resolve_student(experiment.student).passage_tokens
 
 
 def mix(positive: str, negative: str, *, splitter: Splitter, max_tokens: int, truncation: str) -> str:
@@ -166,7 +173,7 @@ def _build(task: Task) -> None:
     from retrieval.tokenizer import Tokenizer
 
     experiment = task.experiment
-    settings = experiment.dark_examples
+    settings, longest = experiment.dark_examples, longest_mixed(experiment)
     folder = resolve_folder(experiment.teacher.model, option="teacher.model")
     splitter = task.workshop.keep("teacher tokenizer", lambda: Tokenizer(folder))
     rows = task.inputs["hard_negatives"].read(task.shard, columns=["query_id", "positive_ids", "negative_ids"]).to_pylist()
@@ -188,7 +195,7 @@ def _build(task: Task) -> None:
                 mask_draw=draw % settings.mask_draws,
                 splitter=splitter,
                 settings=settings,
-                mixed_tokens=experiment.mixed_tokens,
+                mixed_tokens=longest,
                 seed=experiment.seed,
             )
             for position, candidate in enumerate(listed):
@@ -207,7 +214,7 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens", "mask_seed"))
     return {
         **key,
-        "mixed_tokens": experiment.mixed_tokens if experiment.dark_examples.reinforced else None,
+        "mixed_tokens": longest_mixed(experiment) if experiment.dark_examples.reinforced else None,
         "draws": experiment.draws,
         "tokenizer": tokenizer_digest(folder),
         "seed": experiment.seed,

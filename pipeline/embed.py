@@ -8,13 +8,13 @@ from data.digests import DigestCache
 from data.settings import Experiment
 from pipeline.stage import Table, Task
 from retrieval import precision
-from retrieval.student_spec import resolve_student
+from retrieval.student_spec import EMBEDDING_VERSION, resolve_student
 
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     return {
         "student": resolve_student(experiment.student).key(digests),
-        "precision": precision.resolve(experiment.embed.precision, device=experiment.runner.device),
+        "precision": precision.class_of(precision.resolve(experiment.embed.precision, device=experiment.runner.device)),
     }
 
 
@@ -35,8 +35,10 @@ def _without(key: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _build(task: Task) -> None:
+    from data.schemas import embeddings
     from retrieval.batching import DEFAULT_BATCH_TOKENS
-    from retrieval.encode import TextEncoder, encode_shard
+    from retrieval.encode import embedded_groups
+    from retrieval.text_encoder import TextEncoder
 
     experiment = task.experiment
     device = experiment.runner.device
@@ -47,16 +49,19 @@ def _build(task: Task) -> None:
         return TextEncoder(experiment.student, precision=computed, device=device, batch_tokens=batch_tokens)
 
     encoder = task.workshop.keep("encoder", load)
-    texts = task.inputs[f"ingest.{task.table.name}"].read(task.shard)
-    vectors = encode_shard(encoder, texts, kind=task.table.name, progress=lambda rows: task.report("texts", rows))
-    task.write(vectors, {"in": texts.num_rows, "kept": vectors.num_rows, "dropped": {}})
+    texts, kind = task.inputs[f"ingest.{task.table.name}"].paths()[task.shard], task.table.name
+    schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
+    with task.writer(task.shard, schema) as writer:
+        for group in embedded_groups(encoder, texts, kind=kind, progress=lambda rows: task.report("texts", rows)):
+            writer.write(group)
+        writer.figures["counts"] = {"in": writer.rows, "kept": writer.rows, "dropped": {}}
 
 
 CORPUS = Table(
-    stage="embed", name="corpus", version=1, reads=("ingest.corpus",), key=_corpus_key,
+    stage="embed", name="corpus", version=EMBEDDING_VERSION, reads=("ingest.corpus",), key=_corpus_key,
     shard_count=lambda experiment: experiment.ingest.corpus_shards, build=_build, uses_device=True,
 )  # fmt: skip
 QUERIES = Table(
-    stage="embed", name="queries", version=1, reads=("ingest.queries",), key=_queries_key,
+    stage="embed", name="queries", version=EMBEDDING_VERSION, reads=("ingest.queries",), key=_queries_key,
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, uses_device=True,
 )  # fmt: skip

@@ -15,15 +15,17 @@ from data.digests import DigestCache, canonical_json, hash64
 from data.schemas import SCHEMA_VERSION, CandidateKind
 from data.settings import Experiment
 from pipeline.confidence import list_bounds
+from pipeline.dark_examples import longest_mixed
 from pipeline.stage import Table, Task
 from retrieval.cross_encoder import resolve_teacher
-from retrieval.student_spec import resolve_student
+from retrieval.model_lengths import check_length
+from retrieval.student_spec import StudentSpec, resolve_student
 
 
-def _metadata(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _metadata(experiment: Experiment, student: StudentSpec, digests: DigestCache) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
-        "tokenizer": resolve_student(experiment.student).tokenizer_digest,
+        "tokenizer": student.tokenizer_digest,
         "teachers": [resolve_teacher(experiment.teacher, device=experiment.runner.device).namespace(digests)],
         "draws": experiment.draws,
         "negatives_source": experiment.hard_negatives.source,
@@ -36,7 +38,7 @@ def _build(task: Task) -> None:
     from retrieval.tokenizer import Tokenizer
 
     experiment, student = task.experiment, resolve_student(task.experiment.student)
-    tokenizer = task.workshop.keep("student tokenizer", lambda: Tokenizer(student.weights_folder))
+    tokenizer = task.workshop.keep("student tokenizer", lambda: Tokenizer(student.weights_folder, lower_case=student.lower_case))
     candidates = task.inputs["dark_examples"].read(task.shard)
     logits = task.inputs["teacher_scores"].read(task.shard, columns=["logit"]).column("logit").to_pylist()
     confidences = task.inputs["confidence"].read(task.shard, columns=["confidence"]).column("confidence").to_pylist()
@@ -46,7 +48,7 @@ def _build(task: Task) -> None:
     kinds = candidates.column("candidate_kind").to_pylist()
     texts = candidates.column("text").to_pylist()
     passage_tokens: dict[tuple[bool, str], list[int]] = {}
-    for mixed, longest in ((False, student.passage_tokens), (True, experiment.mixed_tokens)):
+    for mixed, longest in ((False, student.passage_tokens), (True, longest_mixed(experiment))):
         distinct = sorted({text for text, kind in zip(texts, kinds, strict=True) if (kind == CandidateKind.REINFORCED_NEGATIVE) == mixed})
         found = _tokens(distinct, prefix=student.passage_prefix, max_tokens=longest, tokenizer=tokenizer)
         passage_tokens.update({(mixed, text): tokens for text, tokens in found.items()})
@@ -69,7 +71,7 @@ def _build(task: Task) -> None:
         task.report("queries", 1)
     rows.sort(key=lambda row: (hash64(experiment.seed, "order", row["query_id"], row["draw"]), row["query_id"], row["draw"]))
     digests = DigestCache.of_store(task.experiment.store)
-    schema = schemas.TRAINING.with_metadata({"training": canonical_json(_metadata(experiment, digests))})
+    schema = schemas.TRAINING.with_metadata({"training": canonical_json(_metadata(experiment, student, digests))})
     tokens = sum(len(tokens) for row in rows for tokens in row["candidate_tokens"])
     counts = {"in": len(rows), "kept": len(rows), "dropped": {}, "candidates": len(ids), "candidate tokens": tokens}
     task.write(pa.Table.from_pylist(rows, schema=schema), counts)
@@ -82,10 +84,11 @@ def _tokens(texts: list[str], *, prefix: str, max_tokens: int, tokenizer: Any) -
 
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    student = experiment.student
-    lengths = {"query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens, "mixed_tokens": experiment.mixed_tokens}
+    student, longest = resolve_student(experiment.student), longest_mixed(experiment)
+    check_length(longest, student.weights_folder, option="dark_examples.mixed_tokens")
+    lengths = {"query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens, "mixed_tokens": longest}
     prefixes = {"query_prefix": student.query_prefix, "passage_prefix": student.passage_prefix}
-    return {**_metadata(experiment, digests), **lengths, **prefixes, "seed": experiment.seed}
+    return {**_metadata(experiment, student, digests), **lengths, **prefixes, "seed": experiment.seed}
 
 
 TABLE = Table(

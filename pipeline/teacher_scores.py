@@ -30,10 +30,10 @@ from data.settings import Experiment
 from data.shards import ROW_GROUP_ROWS, ShardWriter, read_row_groups
 from pipeline.compile_choice import prepare
 from pipeline.execution import read_choices
-from pipeline.overlap import ahead, behind
 from pipeline.stage import Table, Task
 from pipeline.wanted_pairs import WantedPairs, spec_of, store_of
 from retrieval.cross_encoder import CrossEncoder, Progress, TeacherSpec, load_cross_encoder, score_pairs
+from retrieval.overlap import ahead, behind
 from retrieval.pair_tokens import PairEncoding, PairTokenizer
 
 

@@ -20,13 +20,12 @@ from data.settings import Teacher
 from retrieval import precision as precisions
 from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, weights_digest
+from retrieval.model_lengths import check_length
 from retrieval.pair_tokens import PairEncoding
 from retrieval.quiet import quiet_transformers
 
 # The input is `[CLS] query [SEP] candidate [SEP]` as the tokenizer's own pair template makes it, the longer part cut first.
 INPUT_TEMPLATE = "pair/longest_first/v1"
-# Low precision means the linear layers, see `retrieval.mixed_precision`. torch.compile rounds differently within the same class.
-PRECISION_CLASSES = {"bf16": "bf16-linear", "fp16": "fp16-linear"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class TeacherSpec:
             "template": INPUT_TEMPLATE,
             "max_tokens": self.max_tokens,
             "head": "logit",
-            "precision": f"{self.backend}/{PRECISION_CLASSES.get(self.precision, self.precision)}",
+            "precision": f"{self.backend}/{precisions.class_of(self.precision) if self.backend == 'torch' else self.precision}",
         }
 
     def namespace(self, digests: DigestCache) -> str:
@@ -56,12 +55,16 @@ class TeacherSpec:
 
 
 def resolve_teacher(teacher: Teacher, *, device: str) -> TeacherSpec:
-    """Find the teacher's folder and its precision class. Loads no model."""
+    """Find the teacher's folder and its precision class. Loads no model.
+
+    Raises UserError: no such model, not of this backend, `max_tokens` above what it can read.
+    """
     folder = resolve_folder(teacher.model, option="teacher.model")
     needed = "model.onnx" if teacher.backend == "onnx" else "config.json"
     if not (folder / needed).is_file():
         other = "torch" if teacher.backend == "onnx" else "onnx"
         raise UserError(f"teacher.model: {folder} holds no {needed}, which teacher.backend={teacher.backend} needs; try backend={other}?")
+    check_length(teacher.max_tokens, folder, option="teacher.max_tokens")
     # An ONNX file has its number format inside it, and its content is in the weights digest.
     precision = "graph" if teacher.backend == "onnx" else precisions.resolve(teacher.precision, device=device)
     return TeacherSpec(folder, teacher.model, teacher.backend, precision, teacher.max_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -23,20 +24,14 @@ TOKENIZER_FILES = (
 class DualEncoder(nn.Module):
     """Enc(text) -> vector of D dimensions; one encoder for queries and passages."""
 
-    def __init__(self, spec: StudentSpec) -> None:
+    def __init__(self, spec: StudentSpec, *, attention: str | None = None) -> None:
         super().__init__()
-        from transformers import AutoModel
-
         quiet_transformers()
         self.spec = spec
         self.source = spec.weights_folder
         if not (self.source / "config.json").is_file():
             raise UserError(f"student.model: {self.source} holds no config.json, it is not a transformers checkpoint")
-        # A pooler would be trained by nothing and saved for nothing; models without the option ignore it.
-        try:
-            self.backbone = AutoModel.from_pretrained(self.source, add_pooling_layer=False, dtype=torch.float32, use_safetensors=True)
-        except TypeError:
-            self.backbone = AutoModel.from_pretrained(self.source, dtype=torch.float32, use_safetensors=True)
+        self.backbone = _backbone(self.source, attention)
         if spec.layers is not None:
             keep_first_layers(self.backbone, spec.layers)
 
@@ -56,7 +51,10 @@ class DualEncoder(nn.Module):
         return nn.functional.normalize(vectors, dim=-1) if self.spec.normalize else vectors
 
     def save(self, folder: Path) -> None:
-        """Save as a sentence-transformers folder that `SentenceTransformer(folder)` opens; a transformers folder too."""
+        """Save as a sentence-transformers folder that `SentenceTransformer(folder)` opens; a transformers folder too.
+
+        There `encode_query` and `encode_document` give the vectors that queries and passages have here: prompts, lengths, lower-casing.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.save_pretrained(folder, safe_serialization=True)
         for name in TOKENIZER_FILES:  # copied, not re-saved: the tokenizer's digest must stay what the shards carry
@@ -74,16 +72,42 @@ class DualEncoder(nn.Module):
             "pooling_mode_max_tokens": False,
             "pooling_mode_mean_sqrt_len_tokens": False,
         }
-        prompts = {"query": self.spec.query_prefix, "document": self.spec.passage_prefix}
         _write_json(folder / "modules.json", listed)
         _write_json(folder / "1_Pooling" / "config.json", pooling)
-        _write_json(folder / "sentence_bert_config.json", {"max_seq_length": self.spec.passage_tokens, "do_lower_case": False})
-        _write_json(
-            folder / "config_sentence_transformers.json",
-            {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine" if self.spec.normalize else "dot"},
-        )
+        _write_json(folder / "sentence_bert_config.json", {**_lengths(self.spec), "do_lower_case": self.spec.lower_case})
+        similarity = "cosine" if self.spec.normalize else "dot"
+        _write_json(folder / "config_sentence_transformers.json", {**_prompts(self.spec), "similarity_fn_name": similarity})
         if self.spec.normalize:
             (folder / "2_Normalize").mkdir(exist_ok=True)
+
+
+def _lengths(spec: StudentSpec) -> dict[str, int]:
+    """A plain `encode` reads as far as the longer of the two; the shorter one is a key that sentence-transformers knows from 6.0 on."""
+    lengths = {"query_length": spec.query_tokens, "document_length": spec.passage_tokens}
+    longest = max(lengths.values())
+    return {"max_seq_length": longest, **{name: length for name, length in lengths.items() if length < longest}}
+
+
+def _prompts(spec: StudentSpec) -> dict[str, Any]:
+    """A plain `encode` has a prompt only where queries and passages share one."""
+    prompts = {"query": spec.query_prefix, "document": spec.passage_prefix}
+    shared = spec.query_prefix == spec.passage_prefix != ""
+    return {"prompts": prompts, "default_prompt_name": "document" if shared else None}
+
+
+def _backbone(folder: Path, attention: str | None) -> Any:
+    """The encoder in fp32; with transformers' own attention where the model cannot have the one asked for."""
+    from transformers import AutoModel
+
+    given: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+    # A pooler would be trained by nothing and saved for nothing; models without the option ignore it or raise a TypeError.
+    ways: list[dict[str, Any]] = [{"add_pooling_layer": False}, {}]
+    if attention:
+        ways = [{**way, "attn_implementation": attention} for way in ways] + ways
+    for way in ways[:-1]:
+        with contextlib.suppress(TypeError, ValueError):
+            return AutoModel.from_pretrained(folder, **given, **way)
+    return AutoModel.from_pretrained(folder, **given, **ways[-1])
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -1,77 +1,66 @@
-"""Texts to vectors in token-budget batches. `embed` and `retrieve` both encode here."""
+"""Stored tables of texts to stored tables of vectors. The stage `embed` and `retrieve encode` are this one code."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from data.digests import DigestCache, json_digest
 from data.errors import RunFailed, UserError
 from data.manifest import Manifest, ShardRecord
 from data.schemas import embeddings
 from data.settings import Student
-from data.shards import describe, read_footer, read_shard, write_shard
+from data.shards import describe, open_shard, read_footer, read_row_groups
 from retrieval import precision as precisions
-from retrieval.batching import pad, token_budget_batches
-from retrieval.dual_encoder import DualEncoder
-from retrieval.student_spec import resolve_student
-from retrieval.tokenizer import Tokenizer
+from retrieval.overlap import ahead
+from retrieval.student_spec import EMBEDDING_VERSION, resolve_student
+from retrieval.text_encoder import TextEncoder, TokenLists
+
+_WINDOW_ROWS = 8192  # texts in work at a time: sorted by length within a window, so that padding is small and memory bounded
 
 
-class TextEncoder:
-    """A student ready to encode: weights in the chosen precision on the chosen device, in eval mode."""
+def embedded_groups(
+    encoder: TextEncoder, texts: Path, *, kind: str, progress: Callable[[int], None] = lambda rows: None
+) -> Iterator[pa.Table]:
+    """A CORPUS or QUERIES shard to fp16 vectors (schema `embeddings`), in its row order, a window at a time.
 
-    def __init__(self, student: Student, *, precision: str, device: str, batch_tokens: int) -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UserError("device=cuda, but torch sees no GPU here; use device=cpu")
-        self.spec = resolve_student(student)
-        self.model = DualEncoder(self.spec).eval().to(device=device, dtype=precisions.torch_type(precision))
-        self.tokenizer = Tokenizer(self.model.source)
-        self._device, self._batch_tokens = device, batch_tokens
-
-    def queries(self, texts: list[str], *, progress: Callable[[int], None] | None = None) -> NDArray[np.float32]:
-        """[n, D] fp32 vectors of queries."""
-        return self._encode([self.spec.query_prefix + text for text in texts], self.spec.query_tokens, progress)
-
-    def passages(self, texts: list[str], *, progress: Callable[[int], None] | None = None) -> NDArray[np.float32]:
-        """[n, D] fp32 vectors of passages."""
-        return self._encode([self.spec.passage_prefix + text for text in texts], self.spec.passage_tokens, progress)
-
-    @torch.inference_mode()
-    def _encode(self, texts: list[str], max_tokens: int, progress: Callable[[int], None] | None) -> NDArray[np.float32]:
-        tokens = self.tokenizer.encode(texts, max_tokens=max_tokens)
-        vectors = np.empty((len(texts), self.model.size), dtype=np.float32)
-        for rows in token_budget_batches([len(ids) for ids in tokens], budget=self._batch_tokens):
-            ids, mask = pad([tokens[row] for row in rows], value=self.tokenizer.pad_id)
-            vectors[rows] = self.model(ids.to(self._device), mask.to(self._device)).float().cpu().numpy()
-            if progress:
-                progress(len(rows))
-        return vectors
-
-
-def encode_shard(encoder: TextEncoder, table: pa.Table, *, kind: str, progress: Callable[[int], None] | None = None) -> pa.Table:
-    """A CORPUS or QUERIES shard to fp16 vectors (schema `embeddings`), in its row order. `kind` is corpus or queries.
+    The next window is tokenised while one is computed. `kind` is corpus or queries.
 
     Raises RunFailed where a vector is not finite in fp16 (above 65,504, or a checkpoint with broken weights): searched, it would
     rank first or nowhere without a word.
     """
-    encode, id_name = (encoder.passages, "doc_id") if kind == "corpus" else (encoder.queries, "query_id")
-    with np.errstate(over="ignore"):  # an overflow is found below, by name
-        vectors = encode(table.column("text").to_pylist(), progress=progress).astype(np.float16)
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(broken):
-        first = table.column(id_name)[int(broken[0])].as_py()
-        raise RunFailed(
-            f"{len(broken)} vectors are not finite in fp16, the first of {id_name} {first}: check the weights, or set normalize=true"
-        )
-    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), encoder.model.size)
-    return pa.table([table.column(id_name), values], schema=embeddings(encoder.model.size, id_name=id_name))
+    id_name, tokens_of = ("doc_id", encoder.passage_tokens) if kind == "corpus" else ("query_id", encoder.query_tokens)
+
+    def windows() -> Iterator[tuple[pa.ChunkedArray, TokenLists]]:
+        waiting: list[pa.Table] = []
+        for group in read_row_groups(texts, columns=[id_name, "text"]):
+            waiting.append(group)
+            if sum(table.num_rows for table in waiting) >= _WINDOW_ROWS:
+                yield _tokenised(waiting)
+                waiting = []
+        if waiting:
+            yield _tokenised(waiting)
+
+    def _tokenised(groups: list[pa.Table]) -> tuple[pa.ChunkedArray, TokenLists]:
+        table = pa.concat_tables(groups)
+        return table.column(id_name), tokens_of(table.column("text").to_pylist())
+
+    schema = embeddings(encoder.size, id_name=id_name)
+    for ids, tokens in ahead(windows()):
+        with np.errstate(over="ignore"):  # an overflow is found below, by name
+            vectors = encoder.vectors(tokens, progress=progress).astype(np.float16)
+        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(broken):
+            first = ids[int(broken[0])].as_py()
+            raise RunFailed(
+                f"{len(broken)} vectors are not finite in fp16, the first of {id_name} {first}: check the weights, or set normalize=true"
+            )
+        yield pa.table([ids, pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), encoder.size)], schema=schema)
 
 
 def encode_table(
@@ -107,7 +96,13 @@ def encode_table(
     precision = precisions.resolve(precision, device=device)
     source = _text_table(texts, kind=kind)
     student_key = resolve_student(student).key(DigestCache(out.parent / "digests.json"))
-    key = {"student": student_key, "precision": precision, "kind": kind, "texts": source.content_digest}
+    key = {
+        "version": EMBEDDING_VERSION,
+        "student": student_key,
+        "precision": precisions.class_of(precision),
+        "kind": kind,
+        "texts": source.content_digest,
+    }
     fingerprint = json_digest(key)
     encoder: TextEncoder | None = None
     records = []
@@ -118,8 +113,10 @@ def encode_table(
         if footer is None:
             encoder = encoder or TextEncoder(student, precision=precision, device=device, batch_tokens=batch_tokens)
             started = time.monotonic()
-            vectors = encode_shard(encoder, read_shard(texts / shard.name), kind=kind)
-            write_shard(out / shard.name, vectors, {"fingerprint": fingerprint})
+            schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
+            with open_shard(out / shard.name, schema, {"fingerprint": fingerprint}) as writer:
+                for group in embedded_groups(encoder, texts / shard.name, kind=kind):
+                    writer.write(group)
             report(f"{shard.name}: {shard.rows:,} texts, {shard.rows / max(time.monotonic() - started, 1e-9):,.0f} texts/s")
         records.append(ShardRecord(shard.name, *describe(out / shard.name)))
     rows = sum(record.rows for record in records)

@@ -35,6 +35,12 @@ def resolve(precision: str, *, device: str) -> str:
     return precision
 
 
+def class_of(precision: str) -> str:
+    """What fingerprints hold: low precision means the linear layers (`retrieval.mixed_precision`). How a graph is compiled or a batch is
+    packed rounds differently within the same class."""
+    return precision if precision == "fp32" else f"{precision}-linear"
+
+
 def torch_type(precision: str) -> torch.dtype:
     """The torch type of fp32, bf16 or fp16, for those who compute: this imports torch."""
     import torch

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.digests import DigestCache
+from data.digests import DigestCache, json_digest
 from data.errors import UserError
 from data.settings import Student
-from retrieval.checkpoint_files import read_json, resolve_folder, tokenizer_digest, transformer_folder, weights_digest
+from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
+from retrieval.model_lengths import check_length
+from retrieval.sentence_transformers_files import FolderSettings, folder_settings
+
+EMBEDDING_VERSION = 2  # raised when the same texts, model and precision give other vectors
 
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """A student's settings with every `auto` resolved from its folder: what decides its vectors, besides the weights."""
+    """A student's settings with every `auto` and `null` resolved from its folder: what decides its vectors, besides the weights."""
 
     folder: Path
     layers: int | None
@@ -25,6 +28,7 @@ class StudentSpec:
     passage_prefix: str
     query_tokens: int
     passage_tokens: int
+    lower_case: bool = False  # lower-cased before the tokenizer's own normalisation
 
     @property
     def weights_folder(self) -> Path:
@@ -32,8 +36,11 @@ class StudentSpec:
         return transformer_folder(self.folder)
 
     def key(self, digests: DigestCache) -> dict[str, Any]:
-        """What a fingerprint holds of the student: content digests and settings, never the path."""
-        settings = {name: value for name, value in asdict(self).items() if name != "folder"}
+        """What a fingerprint holds of the student: content digests and resolved settings, never the path.
+
+        A setting that resolves to the same value so gives the same key, whoever set it.
+        """
+        settings = {name: value for name, value in asdict(self).items() if name not in ("folder", "lower_case")}
         return {
             **settings,
             "weights": weights_digest(self.weights_folder, digests, option="student.model"),
@@ -42,49 +49,46 @@ class StudentSpec:
 
     @property
     def tokenizer_digest(self) -> str:
-        """Digest of the student's tokenizer, which training shards carry."""
-        return tokenizer_digest(self.weights_folder)
+        """Digest of what makes the student's tokens of a text, which training shards carry."""
+        digest = tokenizer_digest(self.weights_folder)
+        return json_digest([digest, "lower case"]) if self.lower_case else digest
 
 
 def resolve_student(student: Student) -> StudentSpec:
-    """Fill `auto` from the folder's sentence-transformers files where it has them. Imports no model code."""
+    """Fill `auto` and `null` from the folder's files. Imports no model code.
+
+    Raises UserError: a folder that is not supported (`folder_settings`), a length above the model's positions, prompts that this
+    checkpoint leaves out of its pooling.
+    """
     folder = resolve_folder(student.model, option="student.model")
-    pooling, normalize = _sentence_transformers_settings(folder)
-    return StudentSpec(
+    own = folder_settings(folder)
+    spec = StudentSpec(
         folder=folder,
         layers=student.layers,
-        pooling=pooling if student.pooling == "auto" else student.pooling,
-        normalize=normalize if student.normalize is None else student.normalize,
-        query_prefix=student.query_prefix,
-        passage_prefix=student.passage_prefix,
-        query_tokens=student.query_tokens,
-        passage_tokens=student.passage_tokens,
+        pooling=own.pooling if student.pooling == "auto" else student.pooling,
+        normalize=own.normalize if student.normalize is None else student.normalize,
+        query_prefix=own.query_prompt if student.query_prefix == "auto" else student.query_prefix,
+        passage_prefix=own.passage_prompt if student.passage_prefix == "auto" else student.passage_prefix,
+        query_tokens=_length(student.query_tokens, own.query_tokens, folder, option="student.query_tokens"),
+        passage_tokens=_length(student.passage_tokens, own.passage_tokens, folder, option="student.passage_tokens"),
+        lower_case=own.lower_case,
     )
+    _check_prompts(spec, own)
+    return spec
 
 
-def _sentence_transformers_settings(folder: Path) -> tuple[str, bool]:
-    """(pooling, normalize) of a sentence-transformers folder; ("cls", False) for a plain transformers one."""
-    if not (folder / "modules.json").is_file():
-        return "cls", False
-    pooling, normalize = "cls", False
-    for module in json.loads((folder / "modules.json").read_text()):
-        kind = module["type"].rsplit(".", 1)[-1]
-        if kind == "Pooling":
-            pooling = _pooling_mode(read_json(folder / module["path"] / "config.json"), folder)
-        elif kind == "Normalize":
-            normalize = True
-        elif kind != "Transformer":
-            raise UserError(f"student.model: {folder} has a module {kind}; Transformer, Pooling and Normalize are supported")
-    return pooling, normalize
+def _length(given: int | None, own: int | None, folder: Path, *, option: str) -> int:
+    length = own if given is None else given
+    if length is None:
+        raise UserError(f"{option}=null: the files of {folder} name no length; give a number of tokens")
+    check_length(length, transformer_folder(folder), option=option)
+    return length
 
 
-def _pooling_mode(settings: dict[str, Any], folder: Path) -> str:
-    mode = settings.get("pooling_mode")  # since sentence-transformers 5.x; older files have a flag for each mode
-    modes = [mode] if isinstance(mode, str) else list(mode or [])
-    flags = [name for name, on in settings.items() if name.startswith("pooling_mode_") and on is True]
-    modes = modes or [flag.removeprefix("pooling_mode_") for flag in flags]
-    short = {"cls_token": "cls", "mean_tokens": "mean"}
-    modes = [short.get(name, name) for name in modes]
-    if len(modes) != 1 or modes[0] not in ("cls", "mean"):
-        raise UserError(f"student.model: {folder} pools by {modes}; cls and mean are supported")
-    return modes[0]
+def _check_prompts(spec: StudentSpec, own: FolderSettings) -> None:
+    """Instruction models (`include_prompt: false`) read the prompt but pool the text alone, which our pooling does not."""
+    if not own.pools_prompt and (spec.query_prefix or spec.passage_prefix):
+        raise UserError(
+            f"student.model: {spec.folder} leaves its prompts out of the pooling (include_prompt: false), which is not supported; "
+            "without prompts it can be used: student.query_prefix= student.passage_prefix="
+        )

@@ -15,9 +15,9 @@ from retrieval.quiet import quiet_transformers
 
 
 class Tokenizer:
-    """A fast tokenizer of a checkpoint folder."""
+    """A fast tokenizer of a checkpoint folder. `lower_case` lower-cases texts first (sentence-transformers' do_lower_case)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, lower_case: bool = False) -> None:
         from transformers import AutoTokenizer
 
         quiet_transformers()
@@ -32,6 +32,8 @@ class Tokenizer:
         self.backend: Any = self._tokenizer.backend_tokenizer
         self.backend.no_padding()
         self.backend.no_truncation()
+        if lower_case:
+            self.backend.normalizer = _lower_first(self.backend.normalizer)
         self.pad_id = int(self._tokenizer.pad_token_id or 0)
 
     def _special(self, mark: str, token: str | None) -> str:
@@ -51,7 +53,7 @@ class Tokenizer:
         """Token ids of each text with special tokens, cut on the right to `max_tokens`."""
         self.backend.enable_truncation(max_tokens)
         try:
-            return [encoding.ids for encoding in self.backend.encode_batch([self.with_special_tokens(text) for text in texts])]
+            return [encoding.ids for encoding in self.backend.encode_batch_fast([self.with_special_tokens(text) for text in texts])]
         finally:
             self.backend.no_truncation()
 
@@ -80,3 +82,10 @@ class Tokenizer:
             first, _ = spans.get(word, (start, end))
             spans[word] = (first, end)
         return list(spans.values())
+
+
+def _lower_first(normalizer: Any) -> Any:
+    """Lower-casing before a tokenizer's own normaliser, where sentence-transformers puts it; marks stay, special tokens are found first."""
+    from tokenizers import normalizers
+
+    return normalizers.Sequence([normalizers.Lowercase(), *([] if normalizer is None else [normalizer])])

@@ -37,7 +37,7 @@ def install(model: nn.Module, *, check: Callable[[Tensor, Tensor, Tensor], Tenso
 
     Returns whether it was done; a model of another kind, an old GPU or another result leaves the padded path in place.
     """
-    base: Any = getattr(model, getattr(model, "base_model_prefix", ""), None)
+    base: Any = getattr(model, getattr(model, "base_model_prefix", "") or "base_model", model)  # a model without a head is its own base
     config: Any = model.config
     stack = getattr(base, "encoder", None)
     if not isinstance(stack, nn.Module) or not hasattr(stack, "layer"):

@@ -110,7 +110,7 @@ def test_training_saves_a_student_that_others_open(demo: Path) -> None:
     from data.settings import load
     from pipeline.cli import app as prep
     from retrieval.cli import app as retrieve
-    from retrieval.encode import TextEncoder
+    from retrieval.text_encoder import TextEncoder
     from trainer.loop import train
 
     def output_of(app: Any, *words: object) -> list[str]:

@@ -24,9 +24,9 @@ from data.logit_segment import as_keys
 from data.logit_store import LogitStore
 from data.settings import load
 from data.shards import read_shard, write_shard
-from pipeline.overlap import ahead, behind
 from pipeline.teacher_scores import _row_windows
 from pipeline.wanted_pairs import WantedPairs
+from retrieval.overlap import ahead, behind
 from retrieval.precision import cpu_computes_bf16
 
 Prep = Callable[..., list[str]]

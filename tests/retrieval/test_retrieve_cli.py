@@ -16,12 +16,14 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel
 
+from data.errors import RunFailed
 from data.manifest import Manifest, ShardRecord
 from data.schemas import CORPUS, QRELS, QUERIES
 from data.settings import Student
 from data.shards import describe, read_shard, shard_name, write_shard
 from retrieval import cli
-from retrieval.encode import TextEncoder, encode_shard
+from retrieval.encode import embedded_groups
+from retrieval.text_encoder import TextEncoder
 
 WORDS = ["flea", "tick", "dog", "cat", "vet", "bite", "itch", "fur", "paw", "tail", "query", "passage", ":"]
 TEXTS = [" ".join(WORDS[(start * 5 + step * step) % 11] for step in range(2 + start % 13)) for start in range(40)]
@@ -34,7 +36,7 @@ def model_folder(folder: Path, *, pooling: str, normalize: bool, query: str = ""
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     settings = BertConfig(
         vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64, initializer_range=0.5,
+        max_position_embeddings=128, initializer_range=0.5,
     )  # fmt: skip
     BertModel(settings).save_pretrained(folder)
     BertWordPieceTokenizer(vocab={word: place for place, word in enumerate(vocabulary)}).save(str(folder / "tokenizer.json"))
@@ -130,8 +132,9 @@ def test_vectors_that_overflow_fp16_are_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         encoder.model.backbone.encoder.layer[-1].output.LayerNorm.weight.mul_(1e6)
     table = pa.Table.from_pylist([{"doc_id": "d7", "text": "flea", "text_hash": 0}], schema=CORPUS)
-    with pytest.raises(Exception, match="not finite in fp16, the first of doc_id d7"):
-        encode_shard(encoder, table, kind="corpus")
+    write_shard(tmp_path / "corpus.parquet", table, {})
+    with pytest.raises(RunFailed, match="not finite in fp16, the first of doc_id d7"):
+        list(embedded_groups(encoder, tmp_path / "corpus.parquet", kind="corpus"))
 
 
 def test_from_texts_to_metrics(collection: Path, capsys: pytest.CaptureFixture[str]) -> None:

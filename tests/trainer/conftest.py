@@ -28,7 +28,7 @@ def save_student(folder: Path, *, pooling: str = "mean", normalize: bool = False
     folder.mkdir(parents=True)
     config = BertConfig(
         vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, initializer_range=0.2,
+        max_position_embeddings=128, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, initializer_range=0.2,
     )  # fmt: skip
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")

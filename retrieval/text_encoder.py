@@ -1,0 +1,81 @@
+"""A student ready to encode: texts to vectors, in batches of like length under a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.errors import UserError
+from data.settings import Student
+from retrieval import mixed_precision, unpadded
+from retrieval import precision as precisions
+from retrieval.batching import pad, token_budget_batches
+from retrieval.dual_encoder import DualEncoder
+from retrieval.student_spec import resolve_student
+from retrieval.tokenizer import Tokenizer
+
+TokenLists = list[list[int]]
+
+
+class TextEncoder:
+    """The student's weights in the chosen precision on the chosen device, in eval mode.
+
+    As for a teacher, low precision means the linear layers alone, and a CPU has its own attention (`retrieval.mixed_precision`).
+    """
+
+    def __init__(self, student: Student, *, precision: str, device: str, batch_tokens: int) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("device=cuda, but torch sees no GPU here; use device=cpu")
+        self.spec = resolve_student(student)
+        on_cpu = device == "cpu"
+        model = DualEncoder(self.spec, attention=mixed_precision.register_cpu_attention() if on_cpu else None).eval()
+        if precision != "fp32":
+            mixed_precision.lower_precision(model.backbone, precisions.torch_type(precision), pack=on_cpu)
+        self.model = model.to(device=device)
+        self._device, self._batch_tokens = device, batch_tokens
+        if on_cpu:
+            mixed_precision.keep_freed_memory()
+            mixed_precision.check_attention(model.backbone, check=self._checked)
+        elif precision != "fp32":
+            unpadded.install(model.backbone, check=self._checked)
+        self.tokenizer = Tokenizer(model.source, lower_case=self.spec.lower_case)
+
+    @property
+    def size(self) -> int:
+        """D, dimensions of a vector."""
+        return self.model.size
+
+    def query_tokens(self, texts: list[str]) -> TokenLists:
+        """Token ids of queries, prefix and special tokens included."""
+        return self.tokenizer.encode([self.spec.query_prefix + text for text in texts], max_tokens=self.spec.query_tokens)
+
+    def passage_tokens(self, texts: list[str]) -> TokenLists:
+        """Token ids of passages, prefix and special tokens included."""
+        return self.tokenizer.encode([self.spec.passage_prefix + text for text in texts], max_tokens=self.spec.passage_tokens)
+
+    def queries(self, texts: list[str]) -> NDArray[np.float32]:
+        """[n, D] fp32 vectors of queries."""
+        return self.vectors(self.query_tokens(texts))
+
+    def passages(self, texts: list[str]) -> NDArray[np.float32]:
+        """[n, D] fp32 vectors of passages."""
+        return self.vectors(self.passage_tokens(texts))
+
+    @torch.inference_mode()
+    def vectors(self, tokens: TokenLists, *, progress: Callable[[int], None] = lambda rows: None) -> NDArray[np.float32]:
+        """[n, D] fp32 vectors of tokenised texts; `progress` is told how many more are done."""
+        vectors = np.empty((len(tokens), self.size), dtype=np.float32)
+        for rows in token_budget_batches([len(ids) for ids in tokens], budget=self._batch_tokens):
+            ids, mask = pad([tokens[row] for row in rows], value=self.tokenizer.pad_id)
+            vectors[rows] = self.model(ids.to(self._device), mask.to(self._device)).float().cpu().numpy()
+            progress(len(rows))
+        return vectors
+
+    @torch.inference_mode()
+    def _checked(self, ids: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
+        return cast(Tensor, self.model(ids, mask))
