@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -47,8 +48,8 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(self._casts.of(values, self._dtype), self._weight, self._bias, "none", [], "")
 
 
-class _LastCast:
-    """Query, key and value read the same tensor one after the other: it is cast once."""
+class _LastCast(threading.local):
+    """Query, key and value read the same tensor one after the other: it is cast once, by each thread for itself."""
 
     def __init__(self) -> None:
         self._source: Tensor | None = None

@@ -1,0 +1,199 @@
+"""Mining hard negatives end to end, side by side with sentence-transformers: seconds, peak memory, and whether the right passages are found.
+
+    python benchmarks/mining.py STUDENT COLLECTION [--queries 2000] [--passages N] [--rounds 1] [--threads N]
+
+STUDENT is a sentence-transformers folder, COLLECTION a folder in BEIR form. Both sides read the collection from its files, embed all
+passages and the training questions cut at the checkpoint's own length, and take 10 negatives of each question's top 100 without its
+positives. Ours is `prep run stage=hard_negatives` with all that it needs, into an empty store; the peer is `mine_hard_negatives` with
+faiss. Each round of each side is a process of its own; they take turns. Then the top 100 are compared with exact search over fp32 vectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+TOP, NEGATIVES = 100, 10
+
+
+def write_collection(source: Path, out: Path, *, queries: int, passages: int) -> None:
+    """The first passages and the first training questions whose positives are among them, as a collection of its own."""
+    out.mkdir(parents=True)
+    (out / "qrels").mkdir()
+    kept: set[str] = set()
+    with open(source / "corpus.jsonl", encoding="utf-8") as file, open(out / "corpus.jsonl", "w", encoding="utf-8") as target:
+        for line in itertools.islice(file, passages or None):
+            kept.add(json.loads(line)["_id"])
+            target.write(line)
+    chosen: list[str] = []
+    with open(source / "qrels" / "train.tsv", encoding="utf-8") as file, open(out / "qrels" / "train.tsv", "w", encoding="utf-8") as target:
+        target.write(next(file))
+        for line in file:
+            query_id, doc_id, _ = line.split("\t")
+            if doc_id in kept and (query_id in chosen[-1:] or len(chosen) < queries):
+                chosen += [query_id] if query_id not in chosen[-1:] else []
+                target.write(line)
+    wanted = set(chosen)
+    with open(source / "queries.jsonl", encoding="utf-8") as file, open(out / "queries.jsonl", "w", encoding="utf-8") as target:
+        target.writelines(line for line in file if json.loads(line)["_id"] in wanted)
+
+
+def read_collection(folder: Path) -> tuple[dict[str, str], dict[str, str], list[tuple[str, str]]]:
+    """Passages, queries, and (query_id, doc_id) of the positives."""
+    texts = []
+    for name in ("corpus", "queries"):
+        with open(folder / f"{name}.jsonl", encoding="utf-8") as file:
+            texts.append({record["_id"]: " ".join(filter(None, (record.get("title"), record["text"]))) for record in map(json.loads, file)})
+    with open(folder / "qrels" / "train.tsv", encoding="utf-8") as file:
+        labels = [(fields[0], fields[1]) for fields in (line.split("\t") for line in itertools.islice(file, 1, None))]
+    return texts[0], texts[1], labels
+
+
+def ours(student: Path, collection: Path, work: Path, threads: int) -> None:
+    """`prep run` in this process, into an empty store; then (not timed) the top passages are written down."""
+    from pipeline.run import run
+
+    experiment = _experiment(student, collection, work, threads)
+    started = time.perf_counter()
+    for stage in ("ingest", "embed", "hard_negatives"):
+        run(experiment, stage=stage, say=lambda line: print(line, file=sys.stderr, flush=True))
+    _report(started)
+    top = {row["query_id"]: row["ranked_ids"] for row in _negatives(experiment)}
+    (work / "top.json").write_text(json.dumps(top))
+
+
+def _experiment(student: Path, collection: Path, work: Path, threads: int) -> Any:
+    from data.settings import Experiment
+
+    return Experiment.model_validate(
+        {
+            "store": str(work / "store"),
+            "ingest": {"path": str(collection)},
+            "student": {"model": str(student), "query_tokens": None, "passage_tokens": None},
+            "teacher": {"model": str(student)},
+            "hard_negatives": {"depth": TOP, "last_rank": TOP, "negatives": NEGATIVES},
+            "runner": {"kind": "local", "threads": threads},
+        }
+    )
+
+
+def _negatives(experiment: Any) -> list[dict[str, Any]]:
+    from pipeline.plan import Planner, table_named
+
+    stored = Planner(experiment).plan(table_named(experiment, "hard_negatives")).stored
+    return [row for group in stored.row_groups() for row in group.to_pylist()]
+
+
+def peer(student: Path, collection: Path, work: Path, threads: int) -> None:
+    """sentence-transformers, with its defaults but for faiss, the range and the number of negatives."""
+    import faiss
+    import torch
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.util import mine_hard_negatives
+
+    if not faiss.get_num_gpus() and hasattr(faiss, "GpuMultipleClonerOptions"):
+        del faiss.GpuMultipleClonerOptions  # with faiss-gpu and no GPU the peer would crash; without this name it searches on the CPU
+    torch.set_num_threads(threads)
+    started = time.perf_counter()
+    passages, queries, labels = read_collection(collection)
+    pairs = Dataset.from_dict(
+        {"question": [queries[query] for query, _ in labels], "answer": [passages[passage] for _, passage in labels]}
+    )
+    mine_hard_negatives(
+        pairs, SentenceTransformer(str(student), device="cpu"), corpus=list(passages.values()), range_max=TOP, num_negatives=NEGATIVES,
+        sampling_strategy="random", output_format="n-tuple", use_faiss=True, verbose=False,
+    )  # fmt: skip
+    _report(started)
+
+
+def _report(started: float) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak}), flush=True)
+
+
+def overlap(student: Path, collection: Path, work: Path) -> float:
+    """Share of the exact top 100 (fp32 vectors of sentence-transformers, fp32 products, positives and their twins left out) that was found."""
+    from sentence_transformers import SentenceTransformer
+
+    passages, queries, labels = read_collection(collection)
+    model = SentenceTransformer(str(student), device="cpu")
+    doc_ids, found = list(passages), json.loads((work / "top.json").read_text())
+    positives: dict[str, set[str]] = {}
+    for query, passage in labels:
+        positives.setdefault(query, set()).add(passages[passage])
+    asked = sorted(found)
+    scores = model.encode([queries[query] for query in asked]) @ model.encode(list(passages.values())).T
+    shares = []
+    for query, line in zip(asked, scores, strict=True):
+        ranked = (doc_ids[row] for row in np.argsort(-line, kind="stable") if passages[doc_ids[row]] not in positives[query])
+        exact = set(itertools.islice(ranked, TOP))
+        shares.append(len(exact & set(found[query])) / len(exact))
+    return float(np.mean(shares))
+
+
+def one_round(side: str, arguments: argparse.Namespace, collection: Path, work: Path) -> dict[str, float]:
+    """Run a side in a process of its own."""
+    words = [sys.executable, __file__, str(arguments.student), str(collection), "--side", side, "--work", str(work)]
+    done = subprocess.run([*words, "--threads", str(arguments.threads)], stdout=subprocess.PIPE, text=True, check=True)
+    figures = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"{side}: {figures['seconds']:.1f} s, {figures['peak']:.2f} GB", file=sys.stderr, flush=True)
+    return figures
+
+
+def main() -> None:
+    """Take turns, then print a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("student", type=Path)
+    parser.add_argument("collection", type=Path)
+    parser.add_argument("--queries", type=int, default=2000)
+    parser.add_argument("--passages", type=int, default=0, help="0 takes all")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=0, help="of each side; default all")
+    parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not arguments.threads:
+        from pipeline.capacity import usable_cpus
+
+        arguments.threads = usable_cpus()
+    if arguments.side:
+        {"ours": ours, "peer": peer}[arguments.side](arguments.student, arguments.collection, arguments.work, arguments.threads)
+        return
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_collection(arguments.collection, root / "collection", queries=arguments.queries, passages=arguments.passages)
+        rounds: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
+        for number in range(arguments.rounds):
+            for side, done in rounds.items():
+                work = root / f"{side}-{number}"
+                work.mkdir()
+                done.append(one_round(side, arguments, root / "collection", work))
+        share = overlap(arguments.student, root / "collection", root / "ours-0")
+    seconds = {side: median(one["seconds"] for one in done) for side, done in rounds.items()}
+    peak = {side: median(one["peak"] for one in done) for side, done in rounds.items()}
+    for side in rounds:
+        print(f"{side:5} {seconds[side]:8.1f} s {peak[side]:6.2f} GB")
+    print(f"overlap of the top {TOP} with exact fp32 search: {share:.4f}")
+    figures = {
+        "name": "mining", "ours": round(seconds["ours"], 2), "peer": round(seconds["peer"], 2),
+        "ratio": round(seconds["peer"] / seconds["ours"], 3), "unit": "seconds", "memory_ours_gb": round(peak["ours"], 3),
+        "memory_peer_gb": round(peak["peer"], 3), "memory_ratio": round(peak["ours"] / peak["peer"], 3), "overlap": round(share, 4),
+    }  # fmt: skip
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
