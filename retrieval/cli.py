@@ -1,4 +1,4 @@
-"""The command `retrieve`: encode, search, rerank, evaluate, compare. All words are `key=value`."""
+"""The command `retrieve`: encode, search, rerank, evaluate, compare, query. All words are `key=value`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from data.command import exit_codes
 from data.errors import UserError
-from retrieval.words import DEVICES, PRECISIONS, Words, settings_of
+from retrieval.words import DEVICES, PRECISIONS, Words, settings_of, text_among
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
@@ -173,6 +173,35 @@ def compare(words: Given = None) -> None:
         qrels = _qrels(given)
         before, after = (_evaluated(qrels, read_run(given.path(name)), given) for name in ("before", "after"))
         print_comparison(compare_runs(before, after, seed=given.number("seed"), permutations=permutations), before, after)
+
+
+@app.command()
+def query(words: Given = None) -> None:
+    """The passages that a student finds for one text: rank, score, id and text.
+
+    "TEXT" or text=TEXT, model=FOLDER|HUB-ID corpus=EMBEDDINGS texts=CORPUS-TABLE [k=10] [width=160], and any of the student's settings.
+    """
+    from data.settings import Student
+
+    with exit_codes():
+        own = {"k": "10", "width": "160", "precision": "fp32", "device": "cpu", "threads": "0"}
+        optional = {**settings_of(Student, leave_out=("model",)), **own}
+        given = Words.of(text_among(words), required=("text", "model", "corpus", "texts"), optional=optional)
+        device, precision = given.one_of("device", DEVICES), given.one_of("precision", PRECISIONS)
+        k, width = given.number("k", least=1), given.number("width", least=2)
+        if not given["text"].strip():
+            raise UserError('the query is empty: retrieve query "how long does a claim take" ...')
+        from retrieval.precision import resolve
+        from retrieval.query import find, noted_settings, one_line
+
+        corpus = given.path("corpus")
+        student = given.section(Student, **noted_settings(corpus))
+        hits = find(
+            given["text"], student, corpus=corpus, texts=given.path("texts"), k=k, precision=resolve(precision, device=device),
+            device=device, threads=_threads(given),
+        )  # fmt: skip
+        for hit in hits:
+            print(f"{hit.rank:>3}  {hit.score:8.4f}  {hit.doc_id}  {one_line(hit.text, width=width)}")
 
 
 def main() -> None:

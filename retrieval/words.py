@@ -68,3 +68,12 @@ NOT_GIVEN = "\0"  # an empty value is one that a user may mean: student.query_pr
 def settings_of(model: type[Section], *, leave_out: tuple[str, ...]) -> dict[str, str]:
     """Optional words for the fields of a section, none of them given."""
     return {name: NOT_GIVEN for name in model.model_fields if name not in leave_out}
+
+
+def text_among(given: list[str] | None) -> list[str]:
+    """The words with those that are no `key=value` put together as one `text=...`: a query can stand as it is, in quotes or not."""
+    settings = [word for word in given or [] if word.partition("=")[1] and word.partition("=")[0].isidentifier()]
+    text = [word for word in given or [] if word not in settings]
+    if text and any(word.startswith("text=") for word in settings):
+        raise UserError(f"two queries: {' '.join(text)!r} and text=; leave out one")
+    return [*settings, *([f"text={' '.join(text)}"] if text else [])]
