@@ -1,4 +1,4 @@
-"""Mining hard negatives end to end, side by side with sentence-transformers: seconds, peak memory, and whether the right passages are found.
+"""Mining hard negatives end to end, beside sentence-transformers: seconds, peak memory, and whether the right passages are found.
 
     python benchmarks/mining.py STUDENT COLLECTION [--queries 2000] [--passages N] [--rounds 1] [--threads N]
 
@@ -108,9 +108,7 @@ def peer(student: Path, collection: Path, work: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     started = time.perf_counter()
     passages, queries, labels = read_collection(collection)
-    pairs = Dataset.from_dict(
-        {"question": [queries[query] for query, _ in labels], "answer": [passages[passage] for _, passage in labels]}
-    )
+    pairs = Dataset.from_dict({"question": [queries[query] for query, _ in labels], "answer": [passages[passage] for _, passage in labels]})
     mine_hard_negatives(
         pairs, SentenceTransformer(str(student), device="cpu"), corpus=list(passages.values()), range_max=TOP, num_negatives=NEGATIVES,
         sampling_strategy="random", output_format="n-tuple", use_faiss=True, verbose=False,
@@ -124,7 +122,7 @@ def _report(started: float) -> None:
 
 
 def overlap(student: Path, collection: Path, work: Path) -> float:
-    """Share of the exact top 100 (fp32 vectors of sentence-transformers, fp32 products, positives and their twins left out) that was found."""
+    """Share that was found of the exact top 100: sentence-transformers fp32 vectors and products, without positives and their twins."""
     from sentence_transformers import SentenceTransformer
 
     passages, queries, labels = read_collection(collection)

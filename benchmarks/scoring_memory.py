@@ -67,7 +67,7 @@ def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
         root = Path(folder)
         settings = {
             "store": str(root / "store"), "ingest": {"path": folder}, "student": {"model": str(teacher)},
-            "teacher": {"model": str(teacher), "precision": "fp32"},
+            "teacher": {"model": str(teacher), "precision": "fp32", "max_tokens": 128},
         }  # fmt: skip
         (root / "experiment.yaml").write_text(yaml.safe_dump(settings))
         experiment = load({"config": str(root / "experiment.yaml")})

@@ -165,3 +165,9 @@ def test_every_field_has_a_meaning_and_a_mark(name: str, field: FieldInfo) -> No
 def test_all_keys_are_settable_names() -> None:
     """Prevents: hints that name keys which do not exist."""
     assert [name for name, _ in fields(Experiment)] == all_keys(Experiment)
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml")), ids=lambda path: path.name)
+def test_recipes_load(recipe: Path) -> None:
+    """Prevents: a recipe with a key that was renamed, which nobody notices until a cluster job starts."""
+    assert load({"config": str(recipe)}).store
