@@ -1,4 +1,4 @@
-"""Whether `teacher_scores` uses torch.compile: chosen once for a table, before its first shard is built."""
+"""Whether a table of teacher scores uses torch.compile: chosen once for a table, before its first shard is built."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pipeline.calibration import Speed, keep_speed, kept_speed, measure
 from pipeline.execution import Choices, has_choices, read_choices, write_choices
 from pipeline.price import a_full_shard, hours, price
 from pipeline.progress import duration
-from pipeline.stage import Preparation
+from pipeline.stage import Preparation, Stored
 
 _WORTH_MEASURING = 20_000  # pairs; below, a calibration and a compilation would cost more than they can save
 _WORTH_COMPILING = 300.0  # seconds of scoring by each worker
@@ -14,8 +14,8 @@ _WORTH_COMPILING = 300.0  # seconds of scoring by each worker
 
 def prepare(work: Preparation) -> None:
     """Say what will be scored, and settle how. A choice that was made for this table stays, unless the settings ask for another."""
-    cost = price(work.experiment, work.inputs["dark_examples"], work.stale, warn=lambda line: work.say(f"warning: {line}"))
-    work.say(f"teacher_scores   {cost}")
+    cost = price(work.experiment, _candidates(work), work.stale, warn=lambda line: work.say(f"warning: {line}"))
+    work.say(f"{work.label:<16} {cost}")
     asked, kept = work.experiment.teacher.compile, read_choices(work.folder)
     if work.experiment.teacher.backend == "onnx":
         chosen = Choices(False, "ONNX Runtime")
@@ -31,8 +31,13 @@ def prepare(work: Preparation) -> None:
         write_choices(work.folder, chosen)
 
 
+def _candidates(work: Preparation) -> Stored:
+    assert work.pairs is not None
+    return work.inputs[work.pairs]
+
+
 def _by_calibration(work: Preparation, tokens: int) -> Choices:
-    candidates = str(a_full_shard(work.inputs["dark_examples"], work.stale).absolute())
+    candidates = str(a_full_shard(_candidates(work), work.stale).absolute())
     each = tokens / min(work.workers, len(work.stale))
     speed = kept_speed(work.experiment) or _measured(work, candidates, compiled=False)
     if speed.compiled_tokens_per_second is None and speed.seconds(each, compiled=False) > _WORTH_COMPILING:

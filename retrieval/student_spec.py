@@ -46,9 +46,9 @@ class StudentSpec:
         return tokenizer_digest(self.weights_folder)
 
 
-def resolve_student(student: Student) -> StudentSpec:
-    """Fill `auto` from the folder's sentence-transformers files where it has them. Imports no model code."""
-    folder = resolve_folder(student.model, option="student.model")
+def resolve_student(student: Student, *, option: str = "student.model") -> StudentSpec:
+    """Fill `auto` from the folder's sentence-transformers files where it has them. Imports no model code. `option` is for errors."""
+    folder = resolve_folder(student.model, option=option)
     pooling, normalize = _sentence_transformers_settings(folder)
     return StudentSpec(
         folder=folder,
