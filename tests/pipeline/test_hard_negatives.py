@@ -115,6 +115,18 @@ def test_drawn_from_the_pools(finished: Any) -> None:
         assert set(negatives) <= set(pools[query_id]["ranked_ids"]) and len(set(negatives)) == 3 and row["dropped_ids"] == []
 
 
+def test_a_shard_without_queries(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
+    """Prevents: a pilot of one query that fails because the other shards have none."""
+    rules = {
+        "hard_negatives.queries": 1,
+        "hard_negatives.source": "student:2,bm25",
+        "hard_negatives.false_negatives": {"teacher_above": 99},
+    }
+    config = tiny_experiment(tmp_path, **rules)
+    assert any(line.startswith("shards") and "1 rows" in line for line in prep_run(config))
+    write_report(load({"config": str(config)}), tmp_path / "r.html")
+
+
 def test_other_samples_search_nothing_anew(copied: Any, prep_run: Prep) -> None:
     """Prevents: a corpus of millions searched again for another m."""
     lines = prep_run(copied.config, stage="hard_negatives", **{"hard_negatives.negatives": 5, "hard_negatives.sampler": "top"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -121,8 +122,6 @@ def test_labels_of_other_splits_are_no_negatives(
     tmp_path: Path, collection: Path, tiny_experiment: Callable[..., Path], prep_run: Prep
 ) -> None:
     """Prevents: a passage judged relevant in another split, or its twin, drawn as a negative of the same query."""
-    import shutil
-
     other = shutil.copytree(collection, tmp_path / "collection")
     with open(other / "qrels" / "test.tsv", "a") as file:
         file.write("train5\td0\t1\ntrain5\td7\t0\n")
