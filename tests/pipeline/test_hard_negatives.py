@@ -96,6 +96,15 @@ def test_mixtures_and_rules(seed: int, sampler: str, m: int) -> None:
     assert negatives == sorted(negatives, key=order.index)
 
 
+def test_a_passage_of_two_sources_counts_once() -> None:
+    """Prevents: a percentile that moves with how much the sources agree."""
+    ids, logits = ["a", "b", "c", "a"], {"a": 4.0, "b": 3.0, "c": 1.0}
+    row = PoolRow("q", ["p"], None, ids, np.zeros(4, np.float32), np.array([1, 1, 1, 3], np.int8))
+    settings = HardNegatives(source="bm25,random", false_negatives={"teacher_percentile": 50})
+    chosen = choose(row, settings, seed=0, logits=Logits([9.0], logits))
+    assert set(chosen.dropped) == {"a"} and chosen.dropped["a"].limit == 3.0 and chosen.draws == [["b", "c"]]
+
+
 def negatives_of(store: Path) -> dict[str, dict[str, Any]]:
     return {row["query_id"]: row for path in sorted(store.glob("hard_negatives/*/*.parquet")) for row in read_shard(path).to_pylist()}
 

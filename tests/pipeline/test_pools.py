@@ -16,13 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import UserError
+from data.manifest import Manifest, ShardRecord
+from data.schemas import CORPUS, QUERIES, embeddings
 from data.settings import load
-from data.shards import read_shard
+from data.shards import open_shard, read_shard
 from data.trec import write_run
 from pipeline import pool_sources, pools
 from pipeline.corpus import Corpus
-from pipeline.pool_sources import RunFile
+from pipeline.pool_sources import RunFile, StudentSearch
 from pipeline.pools import Labels, pool_of, room_for_removals
+from pipeline.stage import Stored
 from retrieval.ties import ties_by_id
 
 Prep = Callable[..., list[str]]
@@ -57,6 +60,41 @@ def test_ties_go_by_id(values: list[int], seed: int) -> None:
     scores = np.sort(np.array(values, np.float32))[::-1]
     ordered = ties_by_id(np.arange(len(values)), scores, pa.array(names, pa.large_string()))
     assert [names[row] for row in ordered] == [name for _, name in sorted(zip((-scores).tolist(), names, strict=True))]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_student_s_search_with_many_ties(tmp_path: Path, seed: int) -> None:
+    """Prevents: equal scores by where passages lie, and a positive's score taken from another row, here with vectors of few values."""
+    chance = np.random.default_rng(seed)
+    ids = [f"d{number}" for number in chance.permutation(5000)]
+    corpus_vectors, query_vectors = chance.integers(-1, 2, (5000, 3)), chance.integers(-2, 3, (4, 3))
+
+    def stored(folder: Path, names: list[str], vectors: np.ndarray, id_name: str) -> Stored:
+        with open_shard(folder / "p", embeddings(3, id_name=id_name), {}) as writer:
+            for start in range(0, len(names), 4096):
+                part = vectors[start : start + 4096].astype(np.float16)
+                column = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), 3)
+                writer.write(pa.table([names[start : start + 4096], column], schema=embeddings(3, id_name=id_name)))
+        return Stored(folder, Manifest("", "", "", {}, [ShardRecord("p", 0, 0, "")], {}))
+
+    with open_shard(tmp_path / "t" / "p", CORPUS, {}) as writer:
+        writer.write(pa.table([ids, ids, list(range(5000))], schema=CORPUS))
+    corpus = Corpus(Stored(tmp_path / "t", Manifest("", "", "", {}, [ShardRecord("p", 0, 0, "")], {})))
+    names = ["q0", "q1", "q2", "q3"]
+    queries = pa.table([names, names], schema=QUERIES)
+    vectors = stored(tmp_path / "q", names, query_vectors, "query_id"), stored(tmp_path / "c", ids, corpus_vectors, "doc_id")
+    search = StudentSearch(queries, vectors[0], 0, vectors[1], corpus, threads=1)
+    watched = chance.choice(5000, 6)
+    search.watch(watched)
+    found = [search.rank(first, first + 2, k=5000) for first in (0, 2)]
+    for place in range(4):
+        exact = corpus_vectors @ query_vectors[place]
+        rows, scores = found[place // 2][0][place % 2], found[place // 2][1][place % 2]
+        assert scores.tolist() == sorted(exact.tolist(), reverse=True) and exact[rows].tolist() == scores.tolist()
+        for run in np.split(rows, np.flatnonzero(np.diff(scores)) + 1):
+            listed = corpus.ids_of(run).to_pylist()
+            assert listed == sorted(listed)
+        assert search.scores_of(place, watched).tolist() == exact[watched].tolist()
 
 
 def rows_of(config: Path) -> dict[str, dict[str, Any]]:
