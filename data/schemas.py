@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class CandidateKind(IntEnum):
@@ -19,6 +19,15 @@ class CandidateKind(IntEnum):
     NEGATIVE = 1
     REINFORCED_NEGATIVE = 2  # p+ [SEP] p-   (ADAM, Eq. 5)
     NOISY_POSITIVE = 3  # p+ with masked tokens   (ADAM, Eq. 6)
+
+
+class FalseNegativeRule(IntEnum):
+    """Why a passage was taken for a false negative, in the order in which the rules are tried. Stored in `dropped_rules`."""
+
+    TEACHER_ABOVE = 0
+    TEACHER_MARGIN = 1
+    TEACHER_PERCENTILE = 2
+    STUDENT_MARGIN = 3
 
 
 # Dark examples are stored as text in which these marks stand for the special tokens, so that teacher and student may have
@@ -37,13 +46,29 @@ def embeddings(size: int, *, id_name: str) -> pa.Schema:
     return pa.schema([(id_name, pa.string()), ("embedding", pa.list_(pa.float16(), size))])
 
 
+POOLS = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("positive_ids", pa.list_(pa.string())),  # labelled in the training split, best label first, ties by id
+        ("positive_scores", pa.list_(pa.float32())),  # the student's scores of these, null where it is no source
+        # The pool after removals: the list of each source, best first, one after the other. A passage may stand in several.
+        ("ranked_ids", pa.list_(pa.string())),
+        ("ranked_scores", pa.list_(pa.float32())),  # each source's own
+        ("ranked_sources", pa.list_(pa.int8())),  # places in data.negative_sources.SOURCES
+    ]
+)
+
 HARD_NEGATIVES = pa.schema(
     [
         ("query_id", pa.string()),
-        ("positive_ids", pa.list_(pa.string())),  # all labelled positives, best label first, ties by id
-        ("ranked_ids", pa.list_(pa.string())),  # the pool after removals, best first
-        ("ranked_scores", pa.list_(pa.float32())),
+        ("positive_ids", pa.list_(pa.string())),  # as in POOLS
         ("negative_ids", pa.list_(pa.list_(pa.string()))),  # [draws][m]
+        # Taken for false negatives: passages of the rank windows, the first rule that dropped each, the score that it looked at,
+        # and the limit that was exceeded.
+        ("dropped_ids", pa.list_(pa.string())),
+        ("dropped_rules", pa.list_(pa.int8())),  # FalseNegativeRule
+        ("dropped_scores", pa.list_(pa.float32())),
+        ("dropped_limits", pa.list_(pa.float32())),
     ]
 )
 
@@ -51,7 +76,7 @@ CANDIDATES = pa.schema(
     [
         ("query_id", pa.string()),
         ("draw", pa.int8()),
-        ("position", pa.int16()),  # place in the query's list, from 0
+        ("position", pa.int32()),  # place in the query's list, from 0
         ("candidate_kind", pa.int8()),
         ("candidate_id", pa.string()),
         ("query", pa.string()),
@@ -63,7 +88,7 @@ TEACHER_SCORES = pa.schema(
     [
         ("query_id", pa.string()),
         ("draw", pa.int8()),
-        ("position", pa.int16()),
+        ("position", pa.int32()),
         ("logit", pa.float32()),
         ("token_count", pa.int32()),  # of the pair, after truncation, special tokens included
         ("truncated", pa.bool_()),

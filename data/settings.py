@@ -14,6 +14,7 @@ from pydantic import field_validator, model_validator
 from data import config
 from data.config import Section, execution, keyed
 from data.errors import UserError
+from data.negative_sources import Source, canonical, parse_sources
 
 PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 
@@ -65,30 +66,85 @@ class Teacher(Section):
 
 
 class Embed(Section):
-    """Vectors of corpus and queries, made with the student."""
+    """Vectors of corpus and queries, made with the student, or with a later checkpoint of it."""
 
+    model: str | None = execution(None, "what embeds and mines, e.g. a trained student (keyed by its content); null: student.model")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
     batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
 
 
-class HardNegatives(Section):
-    """Which passages a query's negatives are drawn from."""
+class FalseNegatives(Section):
+    """Which passages of a query's rank windows are taken for unlabelled positives, and never drawn. Null leaves a rule out.
 
-    source: Literal["student", "bm25", "run", "random"] = keyed("student", "the student's search, BM25, a TREC run, or at random")
-    run_file: str | None = execution(None, "the run file of source=run (keyed by its content)")
-    depth: int = keyed(100, "candidates kept per query, positives removed", ge=1, le=10_000)
-    first_rank: int = keyed(1, "negatives are drawn from this rank on", ge=1)
+    A rule of the teacher has all passages of the windows scored first, once, whatever the logit store holds already.
+    """
+
+    teacher_above: float | None = keyed(None, "drop passages with a teacher logit above this", allow_inf_nan=False)
+    teacher_margin: float | None = keyed(None, "drop those above the logit of the query's best p+ minus this", allow_inf_nan=False)
+    teacher_percentile: float | None = keyed(None, "drop those above this percentile of the logits in the query's windows", gt=0, lt=100)
+    student_margin: float | None = keyed(
+        None, "drop those whose student score is above that of the best p+ minus this", allow_inf_nan=False
+    )
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether a rule needs the teacher's logits of the windows."""
+        return not (self.teacher_above is None and self.teacher_margin is None and self.teacher_percentile is None)
+
+
+class Search(Section):
+    """Nearest passages of the queries by the student's vectors."""
+
+    memory_gb: float = execution(4.0, "peak memory of a worker that searches; what does not fit is searched in several passes", gt=0)
+
+
+class HardNegatives(Section):
+    """Which passages a query's negatives are drawn from, and how."""
+
+    source: str = keyed("student", "student, bm25, run or random, or several with weights (and ranks): student:3,bm25:1@1-50")
+    run_file: str | None = execution(None, "the TREC run of source=run (keyed by its content)")
+    depth: int = keyed(100, "passages kept of each source's list, positives removed", ge=1, le=10_000)
+    first_rank: int = keyed(1, "negatives are drawn from this rank on, in the list of each source", ge=1)
     last_rank: int = keyed(100, "and up to this one", ge=1)
     negatives: int = keyed(10, "m, negatives drawn per query (ADAM 4.3; 15 were best without dark examples)", ge=1)
     draws: int = keyed(1, "independent draws of m negatives; epoch e trains on draw e modulo their number", ge=1, le=100)
     queries: int | None = keyed(None, "training queries used, a seeded subset; null takes all", ge=1)
+    sampler: Literal["uniform", "top", "stratified", "simans"] = keyed("uniform", "how they are drawn: see pipeline/samplers.py")
+    simans_a: float = keyed(0.5, "a of SimANS, sharpness around p+ (the default of its authors' code)", ge=0, allow_inf_nan=False)
+    simans_b: float = keyed(0.0, "b of SimANS, added to the score of p+ (the default of its authors' code)", allow_inf_nan=False)
+    score_pools: bool = keyed(False, "have the teacher score whole pools, also where nothing here asks for it (table pool_scores)")
+    false_negatives: FalseNegatives = FalseNegatives()
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources in the order of the setting."""
+        return parse_sources(self.source, first_rank=self.first_rank, last_rank=self.last_rank)
+
+    @property
+    def source_words(self) -> str:
+        """Names and weights as training shards carry them."""
+        return canonical(self.sources)
+
+    @property
+    def uses_pool_scores(self) -> bool:
+        """Whether negatives are chosen by the teacher's logits of the windows."""
+        return self.sampler == "stratified" or self.false_negatives.uses_teacher
 
     @model_validator(mode="after")
     def _consistent(self) -> HardNegatives:
-        if not self.first_rank <= self.last_rank <= self.depth:
-            raise ValueError(f"need first_rank <= last_rank <= depth, got {self.first_rank}, {self.last_rank}, {self.depth}")
-        if self.source == "run" and not self.run_file:
+        names = [source.name for source in self.sources]
+        for source in self.sources:
+            if not 1 <= source.first_rank <= source.last_rank <= self.depth:
+                found = f"{source.first_rank}, {source.last_rank}, {self.depth}"
+                raise ValueError(f"need first_rank <= last_rank <= depth, got {found} for source {source.name}")
+        if "run" in names and not self.run_file:
             raise ValueError("source=run needs run_file=FILE, a TREC run")
+        if self.sampler == "simans" and names != ["student"]:
+            raise ValueError("sampler=simans goes by the student's scores: it needs source=student alone")
+        if self.sampler in ("top", "stratified") and self.draws > 1:
+            raise ValueError(f"sampler={self.sampler} chooses the same negatives in every draw: set draws=1, or sampler=uniform or simans")
+        if self.false_negatives.student_margin is not None and "student" not in names:
+            raise ValueError("false_negatives.student_margin needs student among the sources")
         return self
 
 
@@ -170,10 +226,16 @@ class Experiment(Section):
     student: Student
     teacher: Teacher
     embed: Embed = Embed()
+    search: Search = Search()
     hard_negatives: HardNegatives = HardNegatives()
     dark_examples: DarkExamples = DarkExamples()
     runner: Runner = Runner()
     train: Train = Train()
+
+    @property
+    def miner(self) -> Student:
+        """What embeds and mines: the student as it starts, unless `embed.model` names a later checkpoint of it."""
+        return self.student.model_copy(update={"model": self.embed.model}) if self.embed.model else self.student
 
     @property
     def draws(self) -> int:
@@ -197,6 +259,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
             "ingest": experiment.ingest.model_copy(update={"path": absolute(experiment.ingest.path)}),
             "student": experiment.student.model_copy(update={"model": model(experiment.student.model)}),
             "teacher": experiment.teacher.model_copy(update={"model": model(experiment.teacher.model)}),
+            "embed": experiment.embed.model_copy(update={"model": experiment.embed.model and model(experiment.embed.model)}),
             "hard_negatives": experiment.hard_negatives.model_copy(update={"run_file": run_file and absolute(run_file)}),
         }
     )

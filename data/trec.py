@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from data.errors import UserError
 from data.shards import atomic_write
 
 Run = dict[str, list[tuple[str, float]]]  # query_id -> (doc_id, score), best first
+
+
+class Entry(NamedTuple):
+    """A line of a run."""
+
+    line: int
+    query_id: str
+    doc_id: str
+    score: float
+
+
+def read_entries(path: Path, queries: Container[str] | None = None) -> Iterator[Entry]:
+    """The entries of some queries (None: of all) in the order of the file, one at a time. Lines of other queries are passed over unread.
+
+    Raises UserError with file and line: a line that is not six fields with a finite number as the fifth.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                first = line.split(None, 1)
+                if first and (queries is None or first[0] in queries):
+                    yield Entry(number, *_parsed(line, place=f"{path}:{number}"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"{path}: no such run file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text, so it is no TREC run") from error
 
 
 def read_run(path: Path) -> Run:
@@ -19,19 +46,11 @@ def read_run(path: Path) -> Run:
     lists twice (it would be counted twice).
     """
     run: dict[str, dict[str, float]] = {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    query_id, doc_id, score = _parsed(line, place=f"{path}:{number}")
-                    entries = run.setdefault(query_id, {})
-                    if doc_id in entries:
-                        raise UserError(f"{path}:{number}: query {query_id} lists passage {doc_id} a second time")
-                    entries[doc_id] = score
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{path}: no such run file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text, so it is no TREC run") from error
+    for entry in read_entries(path):
+        entries = run.setdefault(entry.query_id, {})
+        if entry.doc_id in entries:
+            raise UserError(f"{path}:{entry.line}: query {entry.query_id} lists passage {entry.doc_id} a second time")
+        entries[entry.doc_id] = entry.score
     return {query_id: sorted(entries.items(), key=lambda entry: (-entry[1], entry[0])) for query_id, entries in run.items()}
 
 

@@ -28,9 +28,9 @@ def stats(root: Path, namespace: str, yes: bool, say: Say) -> None:
 
 
 def _asked(root: Path) -> Counter[tuple[str, str]]:
-    """Pairs that finished shards wanted, and found, by namespace: from the journals of all `teacher_scores` tables of the store."""
+    """Pairs that finished shards wanted, and found, by namespace: from the journals of all tables of teacher scores of the store."""
     total: Counter[tuple[str, str]] = Counter()
-    for folder in (root / "teacher_scores").glob("*/"):
+    for folder in [*(root / "teacher_scores").glob("*/"), *(root / "pool_scores").glob("*/")]:
         for line in read_journal(folder):
             for figure in ("pairs", "cached"):
                 total[line.get("namespace", ""), figure] += line.get(figure, 0)

@@ -47,10 +47,12 @@ def plan(words: Words = None) -> None:
     """What `run` would build, why each shard is stale, and with stage=teacher_scores what it will cost.  [stage=NAME|all] [gpus=N]"""
     with exit_codes():
         experiment, own = _experiment(words, stage="all", gpus="0")
-        from pipeline.plan import Planner, selected_tables
+        from pipeline.plan import Planner, tables, tables_to_run
 
-        planner = Planner(experiment)
-        for planned in planner.plan_all(selected_tables(experiment, own["stage"])):
+        planner, selected = Planner(experiment), tables_to_run(experiment, own["stage"])
+        if own["stage"] == "teacher_scores":  # the whole bill of the teacher
+            selected = [table for table in tables(experiment) if table.pairs]
+        for planned in planner.plan_all(selected):
             label = f"{planned.table.label:<16}"
             if planned.waits_for:
                 _say(f"{label} waits for {planned.waits_for}: what it needs is known once that is complete")
@@ -62,7 +64,7 @@ def plan(words: Words = None) -> None:
                 _say(f"{label} would build {len(planned.stale)} of {planned.shard_count} shards")
                 for shards, reason in _by_reason(planned.stale):
                     _say(f"{'':<16}   {shards}: {reason}")
-            if planned.table.stage == "teacher_scores" and (planned.stale or planned.waits_for):
+            if planned.table.pairs and (planned.stale or planned.waits_for):
                 from pipeline.price_words import price_words
 
                 for line in price_words(experiment, planned, measuring=own["stage"] != "all", gpus=_whole_number("gpus", own["gpus"])):

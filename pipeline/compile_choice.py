@@ -1,4 +1,4 @@
-"""Whether `teacher_scores` uses torch.compile: chosen once for a table, before its first shard is built."""
+"""Whether a table of teacher scores uses torch.compile: chosen once for a table, before its first shard is built."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pipeline.calibration import Speed, keep_speed, kept_speed, measure
 from pipeline.execution import Choices, read_choices, write_choices
 from pipeline.price import Price, a_full_shard, price, wall_seconds
 from pipeline.progress import duration
-from pipeline.stage import Preparation
+from pipeline.stage import Preparation, Stored
 
 _WORTH_MEASURING = 20_000  # pairs; below, a calibration and a compilation would cost more than they can save
 _WORTH_COMPILING = 300.0  # seconds of scoring by each worker
@@ -14,12 +14,17 @@ _WORTH_COMPILING = 300.0  # seconds of scoring by each worker
 
 def prepare(work: Preparation) -> None:
     """Say what will be scored, and settle how. A choice that was made for this table stays, unless the settings ask for another."""
-    cost = price(work.experiment, work.inputs["dark_examples"], work.stale, warn=lambda line: work.say(f"warning: {line}"))
-    work.say(f"teacher_scores   {cost}")
+    cost = price(work.experiment, _candidates(work), work.stale, warn=lambda line: work.say(f"warning: {line}"))
+    work.say(f"{work.label:<16} {cost}")
     kept = read_choices(work.folder)
     chosen = _choose(work, cost, kept)
     if chosen != kept:
         write_choices(work.folder, chosen)
+
+
+def _candidates(work: Preparation) -> Stored:
+    assert work.pairs is not None
+    return work.inputs[work.pairs]
 
 
 def _choose(work: Preparation, cost: Price, kept: Choices | None) -> Choices:
@@ -36,7 +41,7 @@ def _choose(work: Preparation, cost: Price, kept: Choices | None) -> Choices:
 
 
 def _by_calibration(work: Preparation, tokens: int) -> Choices:
-    candidates = str(a_full_shard(work.inputs["dark_examples"], work.stale).absolute())
+    candidates = str(a_full_shard(_candidates(work), work.stale).absolute())
     workers = min(work.workers, len(work.stale))  # a shard has one worker
     each = tokens / workers
     speed = kept_speed(work.experiment) or _measured(work, candidates, compiled=False)

@@ -64,7 +64,7 @@ def list_bounds(table: pa.Table) -> list[tuple[tuple[str, int], int, int]]:
     """((query_id, draw), first row, row after the last) of each list: a list's rows stand together."""
     keys = list(zip(table.column("query_id").to_pylist(), table.column("draw").to_pylist(), strict=True))
     starts = [row for row in range(len(keys)) if row == 0 or keys[row] != keys[row - 1]]
-    return [(keys[start], start, stop) for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True)]
+    return [(keys[start], start, stop) for start, stop in zip(starts, [*starts, len(keys)][1:], strict=True)]
 
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:

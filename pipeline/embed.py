@@ -1,4 +1,4 @@
-"""Stage `embed`: corpus and queries to fp16 vectors by the student, one text shard in, one vector shard out, same row order."""
+"""Stage `embed`: corpus and queries to fp16 vectors by the student, or by `embed.model`: a text shard in, a vector shard out."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from retrieval.student_spec import EMBEDDING_VERSION, resolve_student
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     return {
-        "student": resolve_student(experiment.student).key(digests),
+        "student": resolve_student(experiment.miner, option=_option(experiment)).key(digests),
         "precision": precision.class_of(precision.resolve(experiment.embed.precision, device=experiment.runner.device)),
     }
+
+
+def _option(experiment: Experiment) -> str:
+    return "embed.model" if experiment.embed.model else "student.model"
 
 
 # A vector of a passage does not depend on how queries are read, and the other way round.
@@ -46,7 +50,7 @@ def _build(task: Task) -> None:
     def load() -> TextEncoder:
         computed = precision.resolve(experiment.embed.precision, device=device)
         batch_tokens = experiment.embed.batch_tokens or DEFAULT_BATCH_TOKENS[device]
-        return TextEncoder(experiment.student, precision=computed, device=device, batch_tokens=batch_tokens)
+        return TextEncoder(experiment.miner, precision=computed, device=device, batch_tokens=batch_tokens)
 
     encoder = task.workshop.keep("encoder", load)
     texts, kind = task.inputs[f"ingest.{task.table.name}"].paths()[task.shard], task.table.name

@@ -1,211 +1,199 @@
-"""Stage `hard_negatives`: for each training query its labelled positives, a ranked pool without them, and m sampled negatives.
+"""Stage `hard_negatives`: for each training query m negatives out of its pools, without what is taken for false negatives.
 
-The pool comes from the student's exact search, BM25, a TREC run file, or at random. Labelled positives and passages with exactly
-their text are removed. Sampling takes the m lowest hashes of (seed, query, draw, passage), so a larger m keeps the smaller
-sample, and what was scored for it.
+    the rank window of each source -> the rules of `false_negatives` -> the sampler, `draws` times
+
+Where a rule or the sampler goes by the teacher, its logits come from the table `pool_scores`, which has all passages of the windows: a
+choice by what happens to be in the logit store could not be repeated.
 """
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from data import schemas
 from data.config import keyed_values
-from data.digests import DigestCache, hash64
-from data.errors import UserError
+from data.digests import DigestCache
+from data.negative_sources import SOURCES
+from data.schemas import CandidateKind
 from data.settings import Experiment, HardNegatives
+from pipeline.false_negatives import Dropped, false_negatives
+from pipeline.pool_pairs import PoolRow, read_pools
+from pipeline.pools import window_places
+from pipeline.samplers import seeded, simans, stratified, take_turns, turns, uniform
 from pipeline.stage import Stored, Table, Task
 
-if TYPE_CHECKING:
-    from retrieval.bm25 import Bm25Index
-
-Ranked = dict[str, tuple[list[str], list[float]]]  # query_id -> (doc_ids, scores), best first
+SHORT = "queries with fewer than m negatives"
+_ROWS_AT_ONCE = 1024
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    key = {
-        **keyed_values(experiment.hard_negatives),
-        "split": experiment.ingest.train_split,
-        "seed": experiment.seed,
-    }
-    if experiment.hard_negatives.source == "run":
-        run_file = Path(experiment.hard_negatives.run_file or "")
-        if not run_file.is_file():
-            raise UserError(f"hard_negatives.run_file={run_file}: no such file")
-        key["run_digest"] = digests.file(run_file)
-    return key
+@dataclass(frozen=True)
+class Logits:
+    """The teacher's logits of one query's positives and window passages."""
+
+    positives: list[float]
+    of: dict[str, float]
 
 
-def reads(source: str) -> tuple[str, ...]:
-    """The tables that a source of negatives needs: only the student's search needs embeddings."""
-    base = ("ingest.corpus", "ingest.queries", "ingest.qrels")
-    return (*base, "embed.corpus", "embed.queries") if source == "student" else base
+@dataclass(frozen=True)
+class Chosen:
+    """What became of one query's windows."""
+
+    draws: list[list[str]]  # [draws][m] ids, in the order of the pool
+    dropped: dict[str, Dropped]
+    made_up: Counter[str] = field(default_factory=Counter)  # by source, how many negatives others gave for it
 
 
-class Corpus:
-    """Ids and text hashes of all passages, in row order (about 250 bytes a passage)."""
+def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits | None = None) -> Chosen:
+    """The negatives of one query. Fewer than m where its windows hold fewer that no rule drops."""
+    sources = settings.sources
+    windows = [[row.ids[place] for place in window_places(row.sources, source).tolist()] for source in sources]
+    positive_scores = [] if row.positive_scores is None else row.positive_scores.tolist()
+    by_student = np.flatnonzero(row.sources == SOURCES.index("student"))
+    student = dict(zip([row.ids[place] for place in by_student.tolist()], row.scores[by_student].tolist(), strict=True))
+    of = logits.of if logits else {}
+    dropped = false_negatives(
+        list(dict.fromkeys(doc_id for window in windows for doc_id in window)),
+        settings.false_negatives,
+        logits=of,
+        positive_logits=logits.positives if logits else [],
+        scores=student,
+        positive_scores=positive_scores,
+    )
+    windows = [[doc_id for doc_id in window if doc_id not in dropped] for window in windows]
+    whose = turns([source.weight for source in sources], settings.negatives)
+    made_up: Counter[str] = Counter()
 
-    def __init__(self, corpus: Stored) -> None:
-        tables = list(corpus.row_groups(columns=["doc_id", "text_hash"]))
-        self.doc_ids: list[str] = [doc_id for table in tables for doc_id in table.column("doc_id").to_pylist()]
-        self.hashes: NDArray[np.int64] = np.concatenate([table.column("text_hash").to_numpy() for table in tables])
-        self.row_of = {doc_id: row for row, doc_id in enumerate(self.doc_ids)}
-        self._stored = corpus
+    def prefer(window: list[str], count: int, draw: int) -> list[str]:
+        if settings.sampler == "top":
+            return window
+        hashed = seeded(seed, "negatives", row.query_id, draw)
+        if settings.sampler == "stratified":
+            return stratified(window, [of[doc_id] for doc_id in window], count, hashed)
+        if settings.sampler == "simans":
+            scores = [student[doc_id] for doc_id in window]
+            return simans(window, scores, max(positive_scores), hashed, a=settings.simans_a, b=settings.simans_b)
+        return uniform(window, hashed)
 
-    @functools.cached_property
-    def bm25(self) -> Bm25Index:
-        """The BM25 index of all passages, built once a worker."""
-        from retrieval.bm25 import Bm25Index
-
-        groups = self._stored.row_groups(columns=["text"])
-        return Bm25Index(self.doc_ids, [text for group in groups for text in group.column("text").to_pylist()])
-
-
-def training_queries(queries: pa.Table, qrels: Stored, experiment: Experiment) -> tuple[pa.Table, dict[str, list[str]]]:
-    """The queries of a shard that are trained on, with their positives, best label first, ties by id.
-
-    With `hard_negatives.queries` the subset is the lowest hashes over the training queries of all shards: a larger subset
-    holds the smaller one.
-    """
-    positives = labelled_positives(qrels, split=experiment.ingest.train_split)
-    chosen = set(positives)
-    wanted = experiment.hard_negatives.queries
-    if wanted is not None:
-        chosen = set(sorted(positives, key=lambda query: (hash64(experiment.seed, "subset", query), query))[:wanted])
-    kept = queries.filter(pc.is_in(queries.column("query_id"), value_set=pa.array(sorted(chosen), pa.string())))
-    return kept, positives
-
-
-def labelled_positives(qrels: Stored, *, split: str) -> dict[str, list[str]]:
-    """query_id -> its doc_ids with a relevance above 0, the best label first, ties by id."""
-    table = pl.concat([pl.DataFrame(pl.from_arrow(group)) for group in qrels.row_groups()])
-    table = table.filter((pl.col("split") == split) & (pl.col("relevance") > 0))
-    table = table.sort(["query_id", "relevance", "doc_id"], descending=[False, True, False])
-    grouped = table.group_by("query_id", maintain_order=True).agg("doc_id")
-    return dict(zip(grouped["query_id"].to_list(), grouped["doc_id"].to_list(), strict=True))
-
-
-def sample_negatives(pool: list[str], settings: HardNegatives, *, seed: int, query_id: str) -> list[list[str]]:
-    """[draws][m] passages out of the rank window, each draw in the pool's order. Fewer where the window holds fewer."""
-    window = pool[settings.first_rank - 1 : settings.last_rank]
     draws = []
     for draw in range(settings.draws):
-        ranked = sorted(window, key=lambda doc_id: (hash64(seed, "negatives", query_id, draw, doc_id), doc_id))
-        chosen = set(ranked[: settings.negatives])
-        draws.append([doc_id for doc_id in window if doc_id in chosen])
-    return draws
+        taken, short = take_turns([prefer(window, whose.count(place), draw) for place, window in enumerate(windows)], whose)
+        chosen = set(taken)
+        draws.append([doc_id for doc_id in dict.fromkeys(doc_id for window in windows for doc_id in window) if doc_id in chosen])
+        made_up.update({source.name: count for source, count in zip(sources, short, strict=True) if count})
+    return Chosen(draws, dropped, made_up)
 
 
-def make(
-    queries: pa.Table, positives: dict[str, list[str]], ranked: Ranked, corpus: Corpus, *, settings: HardNegatives, seed: int
-) -> tuple[pa.Table, dict[str, Any]]:
-    """Pools without positives, and the sampled negatives. A query without any negative is dropped and counted.
+def read_logits(pairs: Stored, scores: Stored, shard: int) -> Iterator[tuple[str, Logits]]:
+    """(query_id, its logits) of a shard of `pools.pairs`, in its order; in memory is a row group."""
+    query_id, ids, kinds, values = "", list[str](), list[int](), list[float]()
+    columns = ["query_id", "candidate_kind", "candidate_id"]
+    for pair_group, score_group in zip(
+        pairs.shard_groups(shard, columns=columns), scores.shard_groups(shard, columns=["logit"]), strict=True
+    ):
+        names, group_ids, group_kinds = (pair_group.column(name).to_pylist() for name in ("query_id", "candidate_id", "candidate_kind"))
+        group_values = score_group.column("logit").to_pylist()
+        for name, doc_id, kind, value in zip(names, group_ids, group_kinds, group_values, strict=True):
+            if name != query_id and ids:
+                yield query_id, _logits(ids, kinds, values)
+                ids, kinds, values = [], [], []
+            query_id = name
+            ids.append(doc_id)
+            kinds.append(kind)
+            values.append(value)
+    if ids:
+        yield query_id, _logits(ids, kinds, values)
 
-    Returns the table (schema HARD_NEGATIVES, row order of `queries`) and its counts.
-    """
-    rows: list[dict[str, Any]] = []
-    dropped: Counter[str] = Counter()
-    removed: Counter[str] = Counter()
-    short = 0
-    for query_id in queries.column("query_id").to_pylist():
-        own = positives[query_id]
-        own_hashes = {int(corpus.hashes[corpus.row_of[doc_id]]) for doc_id in own}
-        pool: list[tuple[str, float]] = []
-        for doc_id, score in zip(*ranked.get(query_id, ([], [])), strict=True):
-            if doc_id in own:
-                removed["labelled positive"] += 1
-            elif int(corpus.hashes[corpus.row_of[doc_id]]) in own_hashes:
-                removed["text of a positive"] += 1
-            else:
-                pool.append((doc_id, score))
-        pool = pool[: settings.depth]
-        draws = sample_negatives([doc_id for doc_id, _ in pool], settings, seed=seed, query_id=query_id)
-        if not draws[0]:
-            dropped["no negatives"] += 1
-            continue
-        short += len(draws[0]) < settings.negatives
-        rows.append(
-            {
-                "query_id": query_id,
-                "positive_ids": own,
-                "ranked_ids": [doc_id for doc_id, _ in pool],
-                "ranked_scores": [score for _, score in pool],
-                "negative_ids": draws,
-            }
-        )
-    counts: dict[str, Any] = {"in": queries.num_rows, "kept": len(rows), "dropped": dict(dropped), "removed from pools": dict(removed)}
-    counts["queries with fewer than m negatives"] = short
-    return pa.Table.from_pylist(rows, schema=schemas.HARD_NEGATIVES), counts
+
+def _logits(ids: list[str], kinds: list[int], values: list[float]) -> Logits:
+    positive = [kind == CandidateKind.POSITIVE for kind in kinds]
+    return Logits(
+        [value for value, own in zip(values, positive, strict=True) if own],
+        {doc_id: value for doc_id, value, own in zip(ids, values, positive, strict=True) if not own},
+    )
 
 
 def _build(task: Task) -> None:
     experiment, settings = task.experiment, task.experiment.hard_negatives
-    corpus = task.workshop.keep("corpus", lambda: Corpus(task.inputs["ingest.corpus"]))
-    shard = task.inputs["ingest.queries"].read(task.shard)
-    queries, positives = training_queries(shard, task.inputs["ingest.qrels"], experiment)
-    most_positives = max((len(positives[query]) for query in queries.column("query_id").to_pylist()), default=0)
-    depth = settings.depth + 2 * most_positives  # room for the positives and their duplicates that will be removed
-    ranked = _SOURCES[settings.source](task, queries, corpus, depth)
-    table, counts = make(queries, positives, ranked, corpus, settings=settings, seed=experiment.seed)
-    task.report("queries", queries.num_rows)
-    task.write(table, counts)
+    logits = read_logits(task.inputs["pools.pairs"], task.inputs["pool_scores"], task.shard) if settings.uses_pool_scores else None
+    counts: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    made_up: Counter[str] = Counter()
+    rows: list[dict[str, Any]] = []
+    with task.writer(task.shard, schemas.HARD_NEGATIVES) as writer:
+
+        def settle() -> None:
+            writer.write(pa.Table.from_pylist(rows, schema=schemas.HARD_NEGATIVES))
+            task.report("queries", len(rows))
+            rows.clear()
+
+        for row in read_pools(task.inputs["pools.ranked"], task.shard):
+            of_query = None
+            if logits is not None:
+                query_id, of_query = next(logits)
+                if query_id != row.query_id:
+                    raise AssertionError(f"pool of {row.query_id}, logits of {query_id}: the tables do not belong together")
+            chosen = choose(row, settings, seed=experiment.seed, logits=of_query)
+            counts["in"] += 1
+            dropped.update(why.rule.name.lower() for why in chosen.dropped.values())
+            made_up.update(chosen.made_up)
+            if not chosen.draws[0]:
+                counts["no negatives"] += 1
+                continue
+            counts["kept"] += 1
+            counts[SHORT] += len(chosen.draws[0]) < settings.negatives
+            rows.append(_row(row, chosen))
+            if len(rows) == _ROWS_AT_ONCE:
+                settle()
+        settle()
+        figures: dict[str, Any] = {"in": counts["in"], "kept": counts["kept"], SHORT: counts[SHORT]}
+        figures["dropped"] = {"no negatives": counts["no negatives"]} if counts["no negatives"] else {}
+        figures |= {"false negatives": dict(dropped)} if dropped else {}
+        figures |= {"negatives of other sources for": dict(made_up)} if made_up else {}
+        writer.figures["counts"] = figures
 
 
-def _from_student(task: Task, queries: pa.Table, corpus: Corpus, depth: int) -> Ranked:
-    from retrieval.embedding_table import EmbeddingTable, embedding_matrix
-    from retrieval.search import Searcher, ranked
-
-    stored = task.inputs["embed.queries"].read(task.shard)
-    mine = stored.filter(pc.is_in(stored.column("query_id"), value_set=queries.column("query_id")))
-    table = EmbeddingTable(task.inputs["embed.corpus"].folder, "doc_id")
-    searcher = Searcher(table, k=depth, memory_gb=16, threads=task.experiment.runner.threads)
-    lists = [one for found in searcher.search(embedding_matrix(mine)) for one in ranked(found.scores, found.rows, table.ids)]
-    return dict(zip(mine.column("query_id").to_pylist(), lists, strict=True))
-
-
-def _from_bm25(task: Task, queries: pa.Table, corpus: Corpus, depth: int) -> Ranked:
-    found = corpus.bm25.search(queries.column("text").to_pylist(), k=depth)
-    return dict(zip(queries.column("query_id").to_pylist(), found, strict=True))
+def _row(row: PoolRow, chosen: Chosen) -> dict[str, Any]:
+    return {
+        "query_id": row.query_id,
+        "positive_ids": row.positive_ids,
+        "negative_ids": chosen.draws,
+        "dropped_ids": list(chosen.dropped),
+        "dropped_rules": [int(why.rule) for why in chosen.dropped.values()],
+        "dropped_scores": [why.score for why in chosen.dropped.values()],
+        "dropped_limits": [why.limit for why in chosen.dropped.values()],
+    }
 
 
-def _from_run(task: Task, queries: pa.Table, corpus: Corpus, depth: int) -> Ranked:
-    from data.trec import read_run
-
-    wanted = set(queries.column("query_id").to_pylist())
-    run = read_run(Path(task.experiment.hard_negatives.run_file or ""))
-    ranked: Ranked = {}
-    for query_id, entries in run.items():
-        if query_id in wanted:
-            known = [(doc_id, score) for doc_id, score in entries if doc_id in corpus.row_of][:depth]
-            ranked[query_id] = ([doc_id for doc_id, _ in known], [score for _, score in known])
-    return ranked
+def _remark(counts: dict[str, Any]) -> str:
+    short, none = counts.get(SHORT, 0), counts.get("dropped", {}).get("no negatives", 0)
+    if not short and not none:
+        return ""
+    left_out = f", {none:,} have none and are left out" if none else ""
+    return f"hard_negatives: of {counts['in']:,} queries {short:,} have fewer negatives than asked for{left_out}; `prep report` names some"
 
 
-def _at_random(task: Task, queries: pa.Table, corpus: Corpus, depth: int) -> Ranked:
-    size = len(corpus.doc_ids)
-    ranked: Ranked = {}
-    for query_id in queries.column("query_id").to_pylist():
-        rows = (hash64(task.experiment.seed, "random", query_id, place) % size for place in range(2 * depth + 10))
-        distinct = list(dict.fromkeys(rows))[:depth]
-        ranked[query_id] = ([corpus.doc_ids[row] for row in distinct], [0.0] * len(distinct))
-    return ranked
+def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+    settings = experiment.hard_negatives
+    unused = () if settings.sampler == "simans" else ("simans_a", "simans_b")
+    own = ("source", "depth", "first_rank", "last_rank", "queries", "score_pools")
+    return {
+        **keyed_values(settings, leave_out=(*own, *unused)),
+        "sources": [[source.name, source.weight, source.first_rank, source.last_rank] for source in settings.sources],
+        "false_negatives": keyed_values(settings.false_negatives),
+        "seed": experiment.seed,
+    }
 
 
-_SOURCES = {"student": _from_student, "bm25": _from_bm25, "run": _from_run, "random": _at_random}
-
-
-def table(source: str) -> Table:
-    """The stage's table for a source of negatives."""
+def table(experiment: Experiment) -> Table:
+    """The stage's table: it reads the teacher's logits only where the settings go by them."""
+    scores = ("pools.pairs", "pool_scores") if experiment.hard_negatives.uses_pool_scores else ()
     return Table(
-        stage="hard_negatives", name="", version=1, reads=reads(source), key=_key,
-        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
+        stage="hard_negatives", name="", version=2, reads=("pools.ranked", *scores), key=_key,
+        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=_remark,
     )  # fmt: skip

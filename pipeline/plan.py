@@ -9,25 +9,29 @@ from typing import Any
 
 from data.config import unknown_key
 from data.digests import DigestCache
-from data.errors import DamagedShard
+from data.errors import DamagedShard, UserError
 from data.manifest import MANIFEST_NAME, Manifest
 from data.settings import Experiment
 from data.shards import read_footer, shard_name
-from pipeline import confidence, dark_examples, embed, hard_negatives, ingest_tables, shards, teacher_scores
+from pipeline import confidence, dark_examples, embed, hard_negatives, ingest_tables, pool_pairs, pools, shards, teacher_scores
 from pipeline.stage import Stored, Table, fingerprint_of
 
-STAGES = ("ingest", "embed", "hard_negatives", "dark_examples", "teacher_scores", "confidence", "shards")
+STAGES = ("ingest", "embed", "pools", "pool_scores", "hard_negatives", "dark_examples", "teacher_scores", "confidence", "shards")
 
 
 def tables(experiment: Experiment) -> list[Table]:
-    """All tables of an experiment in the order in which they are built."""
+    """All tables of an experiment in the order in which they are built. The teacher scores pools only where something asks for it."""
+    settings = experiment.hard_negatives
+    scored = [pool_pairs.TABLE, teacher_scores.OF_POOLS] if settings.score_pools or settings.uses_pool_scores else []
     return [
         ingest_tables.CORPUS,
         ingest_tables.QUERIES,
         ingest_tables.QRELS,
         embed.CORPUS,
         embed.QUERIES,
-        hard_negatives.table(experiment.hard_negatives.source),
+        pools.table(experiment),
+        *scored,
+        hard_negatives.table(experiment),
         dark_examples.TABLE,
         teacher_scores.TABLE,
         confidence.TABLE,
@@ -44,14 +48,27 @@ def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
     """The tables of one stage, or with `all` those that lead to the training shards. Raises UserError on an unknown stage."""
     everything = tables(experiment)
     if stage == "all":
-        needed: set[str] = set()
+        needed = {"shards", *(["pool_scores"] if experiment.hard_negatives.score_pools else [])}
         for table in reversed(everything):
-            if table.label == "shards" or table.label in needed:
+            if table.label in needed:
                 needed |= {table.label, *table.reads}
         return [table for table in everything if table.label in needed]
     if stage not in STAGES:
         raise unknown_key(f"stage={stage}", valid=[f"stage={name}" for name in ("all", *STAGES)])
+    if stage == "pool_scores" and not any(table.stage == stage for table in everything):
+        raise UserError(
+            "stage=pool_scores: nothing asks for the teacher's scores of pools; set hard_negatives.score_pools=true, a rule of the teacher "
+            "in hard_negatives.false_negatives, or hard_negatives.sampler=stratified"
+        )
     return [table for table in everything if table.stage == stage]
+
+
+def tables_to_run(experiment: Experiment, stage: str) -> list[Table]:
+    """As `selected_tables`; with stage=hard_negatives its pools too, where no scoring by the teacher lies between the two."""
+    selected = selected_tables(experiment, stage)
+    if stage == "hard_negatives" and not experiment.hard_negatives.uses_pool_scores:
+        return [pools.table(experiment), *selected]
+    return selected
 
 
 @dataclass(frozen=True)

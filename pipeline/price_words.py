@@ -11,19 +11,20 @@ from data.settings import Experiment
 from pipeline.calibration import SECONDS, Speed, keep_speed, kept_gpu_speeds, kept_speed, measure
 from pipeline.capacity import usable_cpus, workers_that_fit
 from pipeline.plan import Planner, TablePlan, table_named
-from pipeline.price import Price, a_full_shard, at_most, price, wall_seconds
+from pipeline.price import Price, a_full_shard, at_most, at_most_of_pools, price, wall_seconds
 from pipeline.progress import duration
 from pipeline.runner import with_precisions
 
 
 def price_words(experiment: Experiment, planned: TablePlan, *, measuring: bool, gpus: int) -> list[str]:
-    """What is known of the cost of `teacher_scores`: pairs, tokens, time here and on so many GPUs. With `measuring` a teacher that
+    """What is known of the cost of a table of teacher scores: pairs, tokens, time here and on so many GPUs. With `measuring` a teacher that
     has not been timed here is timed now, for ten seconds."""
     if planned.waits_for:
-        return _upper_bound(experiment)
-    candidates, warnings = planned.inputs["dark_examples"], list[str]()
+        return _upper_bound(experiment, planned)
+    assert planned.table.pairs is not None
+    candidates, warnings = planned.inputs[planned.table.pairs], list[str]()
     if not all(path.exists() for path in candidates.paths()):
-        return ["the price is known once the missing shards of dark_examples are built again"]
+        return [f"the price is known once the missing shards of {planned.table.pairs} are built again"]
     stale = list(planned.stale)
     cost = price(experiment, candidates, stale, warn=warnings.append)
     lines = [*warnings, str(cost)]
@@ -33,15 +34,18 @@ def price_words(experiment: Experiment, planned: TablePlan, *, measuring: bool, 
     return lines
 
 
-def _upper_bound(experiment: Experiment) -> list[str]:
+def _upper_bound(experiment: Experiment, scored: TablePlan) -> list[str]:
     """From the labels alone, while the negatives are not known."""
     planned = Planner(experiment).plan(table_named(experiment, "ingest.qrels"))
     if not planned.complete:
         return []
-    qrels = pa.concat_tables(planned.stored.row_groups(columns=["split", "query_id"]))
-    train = pc.equal(qrels.column("split"), experiment.ingest.train_split)
-    queries = pc.count_distinct(qrels.filter(train).column("query_id")).as_py()
-    return [f"at most {at_most(experiment, queries):,} pairs; the exact price is known after dark_examples"]
+    qrels = pa.concat_tables(planned.stored.row_groups(columns=["split", "query_id", "relevance"]))
+    train = pc.and_(pc.equal(qrels.column("split"), experiment.ingest.train_split), pc.greater(qrels.column("relevance"), 0))
+    labels = qrels.filter(train).column("query_id")
+    queries = pc.count_distinct(labels).as_py()
+    of_pools = scored.table.label == "pool_scores"
+    pairs = at_most_of_pools(experiment, queries, labels=len(labels)) if of_pools else at_most(experiment, queries)
+    return [f"at most {pairs:,} pairs; the exact price is known after {scored.table.pairs}"]
 
 
 def _here(experiment: Experiment, cost: Price, candidates: str, *, shards: int, measuring: bool) -> str:

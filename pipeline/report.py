@@ -22,6 +22,7 @@ from pipeline.ingest_tables import quarantine_file
 from pipeline.inspect_query import KIND_NAMES, ScoredList, complete_tables, scored_lists
 from pipeline.plan import Planner, TablePlan, tables
 from pipeline.report_figures import COLOURS, Logits, confidence_histogram, score_distributions, smoothed_distribution
+from pipeline.report_negatives import Example, Findings, negatives_findings
 from pipeline.run import read_journal
 
 SHOWN_QUERIES = 20
@@ -50,6 +51,7 @@ def write_report(experiment: Experiment, out: Path) -> None:
         _head(experiment, queries=len({query_id for query_id, _ in confidences}), logits=logits),
         _figures(logits, confidences),
         _kind_table(logits, above, ratios, experiment.dark_examples.mask_ratios),
+        _negatives(negatives_findings(experiment)),
         _stage_table(experiment),
         _quarantine(experiment),
         _queries(_chosen(experiment, confidences)),
@@ -100,6 +102,8 @@ def _head(experiment: Experiment, *, queries: int, logits: Logits) -> str:
         ("student", experiment.student.model),
         ("teacher", f"{experiment.teacher.model} ({experiment.teacher.backend})"),
         ("negatives from", experiment.hard_negatives.source),
+        ("mined with", experiment.miner.model),
+        ("sampler", experiment.hard_negatives.sampler),
         ("training queries", f"{queries:,}"),
         ("candidates a query", f"{per_query:.1f}"),
         ("seed", experiment.seed),
@@ -144,6 +148,28 @@ def _moments(values: NDArray[np.float32], above: NDArray[np.bool_]) -> list[str]
         return ["0", "", "", "", "", ""]
     low, high = np.quantile(values, [0.05, 0.95])
     return [f"{len(values):,}", *(f"{value:.2f}" for value in (values.mean(), values.std(), low, high)), f"{above.mean():.0%}"]
+
+
+def _negatives(found: Findings) -> str:
+    """What the rules dropped, and which queries have few negatives or none; nothing where there is neither."""
+    parts = []
+    if found.dropped:
+        counted = _escape(", ".join(f"{rule} {count:,}" for rule, count in found.dropped.items()))
+        names = ("query", "passage", "rule", "score", "limit", "best p+")
+        rows = [[_escape(getattr(one, name)) for name in ("query", "text", "rule")] + _numbers(one) for one in found.examples]
+        intro = f"<p>Dropped by rule: {counted}. {len(rows)} of them, by chance:</p>"
+        parts.append(f"<h2>Taken for false negatives</h2>{intro}{_table(names, rows, numbers=names[3:])}")
+    if found.short or found.without:
+        lines = [f"{found.short:,} have fewer negatives than asked for, {found.without:,} have none and are left out."]
+        lines += [
+            f"The first of the {kind}: {', '.join(ids)}." for kind, ids in (("few", found.short_ids), ("none", found.without_ids)) if ids
+        ]
+        parts.append(f"<h2>Queries short of negatives</h2><p>{_escape(' '.join(lines))}</p>")
+    return "".join(parts)
+
+
+def _numbers(example: Example) -> list[str]:
+    return [f"{example.score:.2f}", f"{example.limit:.2f}", "" if example.positive is None else f"{example.positive:.2f}"]
 
 
 def _stage_table(experiment: Experiment) -> str:

@@ -14,7 +14,7 @@ from data.errors import UserError
 from data.manifest import JOURNAL_NAME, Manifest, ShardRecord
 from data.settings import Experiment
 from data.shards import describe, read_footer, shard_name
-from pipeline.plan import Planner, TablePlan, selected_tables
+from pipeline.plan import Planner, TablePlan, tables_to_run
 from pipeline.progress import Progress
 from pipeline.runner import OrderRunner, make_runner, preflight
 from pipeline.stage import Preparation
@@ -28,7 +28,7 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
 
     Ray is started, and the machine checked, only when there is something to build.
     """
-    selected = selected_tables(experiment, stage)
+    selected = tables_to_run(experiment, stage)
     planner = Planner(experiment)
     planner.check(selected)
     runner: OrderRunner | None = None
@@ -54,6 +54,8 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
             built += len(plan.stale)
             done = f"built {len(plan.stale)} of {plan.shard_count} shards"
             say(f"{table.label:<16} {done:<22} {manifest.rows:>10,} rows  {_last_seconds(plan):7.1f} s")
+            if table.remark and (line := table.remark(manifest.counts)):
+                say(f"warning: {line}")
     finally:
         if runner is not None:
             runner.close()
@@ -73,7 +75,8 @@ def _build_stale(plan: TablePlan, experiment: Experiment, runner: OrderRunner, s
         raise UserError(f"{plan.table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
     plan.folder.mkdir(parents=True, exist_ok=True)
     if plan.table.prepare and plan.stale:
-        plan.table.prepare(Preparation(experiment, plan.folder, plan.inputs, list(plan.stale), runner.ask, runner.workers(), say))
+        settled = (list(plan.stale), runner.ask, runner.workers(), say, plan.table.label, plan.table.pairs)
+        plan.table.prepare(Preparation(experiment, plan.folder, plan.inputs, *settled))
     groups = [tuple(plan.stale)] if plan.table.together else [(shard,) for shard in plan.stale]
     inputs = {label: str(stored.folder.absolute()) for label, stored in plan.inputs.items()}
     orders = [

@@ -28,7 +28,7 @@ def _metadata(experiment: Experiment, student: StudentSpec, digests: DigestCache
         "tokenizer": student.tokenizer_digest,
         "teachers": [resolve_teacher(experiment.teacher, device=experiment.runner.device).namespace(digests)],
         "draws": experiment.draws,
-        "negatives_source": experiment.hard_negatives.source,
+        "negatives_source": experiment.hard_negatives.source_words,
         "negatives": experiment.hard_negatives.negatives,
         "mask_ratios": list(experiment.dark_examples.mask_ratios),
     }

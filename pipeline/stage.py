@@ -37,6 +37,10 @@ class Stored:
         """One shard in memory."""
         return shards.read_shard(self.paths()[shard], columns=columns)
 
+    def shard_groups(self, shard: int, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The row groups of one shard in order."""
+        return shards.read_row_groups(self.paths()[shard], columns=columns)
+
     def row_groups(self, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """All row groups of all shards in order: the bounded way to see every row."""
         for path in self.paths():
@@ -106,6 +110,8 @@ class Preparation:
     ask: Callable[..., Any]  # ask(function, *args): function(experiment, *args), run in a worker
     workers: int
     say: Callable[[str], None]
+    label: str  # of the table
+    pairs: str | None  # of its input whose pairs are scored
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,8 @@ class Table:
     prepare: Callable[[Preparation], None] | None = None  # runs in the driver before stale shards are built
     together: bool = False  # all stale shards in one task, for sources that are read in one pass
     uses_device: bool = False  # builds with a model, so it wants the runner's GPU
+    pairs: str | None = None  # label of the input whose (query, text) rows the teacher scores
+    remark: Callable[[dict[str, Any]], str] | None = None  # from the counts of the finished table: what a user should hear, "" for nothing
 
     @property
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""Stage `teacher_scores`: the teacher's raw logit of every (query, candidate) pair, each distinct pair scored once, ever.
+"""Stages `teacher_scores` and `pool_scores`: the teacher's raw logit of each (query, candidate) pair, distinct pairs scored once, ever.
 
     keys of the shard -> look up in the logit store -> window by window: tokenise | score what is missing | append, write the rows
 
@@ -47,7 +47,8 @@ def _build(task: Task) -> None:
     compiled = choices is not None and choices.compiled
     teacher = task.workshop.keep(("teacher", namespace, compiled), lambda: Teacher(spec, experiment, namespace, compiled=compiled))
 
-    path = task.inputs["dark_examples"].paths()[task.shard]
+    assert task.table.pairs is not None
+    path = task.inputs[task.table.pairs].paths()[task.shard]
     wanted = WantedPairs.read(path)
     known = store.lookup(wanted.keys)
     missing = np.isnan(known.logits)
@@ -181,5 +182,9 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
 
 TABLE = Table(
     stage="teacher_scores", name="", version=2, reads=("dark_examples",), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True,
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True, pairs="dark_examples",
+)  # fmt: skip
+OF_POOLS = Table(
+    stage="pool_scores", name="", version=1, reads=("pools.pairs",), key=_key,
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True, pairs="pools.pairs",
 )  # fmt: skip

@@ -84,8 +84,8 @@ def _search(given: Words, *, only: set[str] | None) -> int:
     queries, corpus = EmbeddingTable(given.path("queries"), "query_id"), EmbeddingTable(given.path("corpus"), "doc_id")
     if not same_student(queries, corpus):
         _note("note: queries and corpus were embedded by different models or poolings; meant only for paired encoders")
-    searcher = Searcher(corpus, k=depth, memory_gb=memory_gb, threads=_threads(given))
-    return search_to_run(searcher, queries, given.path("out"), only=only, report=_Eta("queries"))
+    searcher = Searcher(corpus, memory_gb=memory_gb, threads=_threads(given))
+    return search_to_run(searcher, queries, given.path("out"), k=depth, only=only, report=_Eta("queries"))
 
 
 class _Eta:

@@ -90,7 +90,7 @@ def find(
 
     encoder = TextEncoder(student, precision=precision, device=device, batch_tokens=DEFAULT_BATCH_TOKENS[device])
     table = EmbeddingTable(corpus, "doc_id")
-    (found_rows,) = Searcher(table, k=k, memory_gb=memory_gb, threads=threads).search(encoder.queries([text]))
+    (found_rows,) = Searcher(table, memory_gb=memory_gb, threads=threads).search(encoder.queries([text]), k=k)
     doc_ids, scores = ranked(found_rows.scores, found_rows.rows, table.ids)[0]
     found = texts_of(doc_ids, texts, id_name="doc_id")
     missing = [doc_id for doc_id in doc_ids if doc_id not in found]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from data.errors import UserError
 from retrieval.embedding_table import EmbeddingTable
 from retrieval.exact_search import BLOCK_ROWS, TILE_BYTES, Engine, Rows, Scores, Vectors, exact_search, margin
+from retrieval.ties import ties_by_id
 
 GROUP_QUERIES = 256  # searched at a time, or a multiple: with fewer the corpus would be read more than it is computed with
 _MOST_QUERIES = 16_384  # at a time: beyond it reading costs nothing beside computing, and a kill would lose more
@@ -88,24 +88,23 @@ class Searcher:
 
     Args:
         corpus: its vectors.
-        k: passages a query.
         memory_gb: peak memory of the process.
         threads: CPU threads.
-        engines: see `exact_search`; None takes what suits the processor.
+        engines: k -> the engines of `exact_search`; None takes what suits the processor.
     """
 
     def __init__(
-        self, corpus: EmbeddingTable, *, k: int, memory_gb: float, threads: int = 1, engines: list[tuple[Engine, int]] | None = None
+        self,
+        corpus: EmbeddingTable,
+        *,
+        memory_gb: float,
+        threads: int = 1,
+        engines: Callable[[int], Sequence[tuple[Engine, int]]] | None = None,
     ) -> None:
-        self.corpus, self._k, self._memory_gb, self._threads, self._engines = corpus, k, memory_gb, threads, engines
+        self.corpus, self._memory_gb, self._threads, self._engines = corpus, memory_gb, threads, engines
         self._matrix: NDArray[np.float16] | None = None
 
-    @property
-    def key(self) -> dict[str, Any]:
-        """What decides the results, besides the queries."""
-        return {"corpus": self.corpus.manifest.content_digest, "k": self._k}
-
-    def search(self, queries: Vectors) -> Iterator[Found]:
+    def search(self, queries: Vectors, *, k: int) -> Iterator[Found]:
         """The k best passages of each query [n, D], some queries at a time: a multiple of `GROUP_QUERIES`, but for the last ones.
 
         Raises UserError: the memory is too small, or the vectors have different sizes.
@@ -117,15 +116,26 @@ class Searcher:
             )
         kept = 0 if self._matrix is None else self._matrix.nbytes
         plan = plan_search(
-            queries=len(queries), rows=self.corpus.rows, size=queries.shape[1], k=self._k,
+            queries=len(queries), rows=self.corpus.rows, size=queries.shape[1], k=k,
             memory=memory_left(self._memory_gb) + kept, threads=self._threads,
         )  # fmt: skip
         if plan.resident and self._matrix is None and self.corpus.rows:
             self._matrix = self.corpus.matrix()
+        engines = None if self._engines is None else self._engines(k)
         blocks: Iterable[tuple[int, Vectors]] = self.corpus if self._matrix is None else [(0, self._matrix)]
         for start in range(0, len(queries), plan.queries_at_once):
             group = queries[start : start + plan.queries_at_once]
-            yield Found(start, *exact_search(group, blocks, k=self._k, threads=self._threads, engines=self._engines))
+            yield Found(start, *exact_search(group, blocks, k=k, threads=self._threads, engines=engines))
+
+    def vectors_of(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """[n, D] vectors of some rows; read from the files where the corpus is not in memory."""
+        if self._matrix is not None:
+            return self._matrix[rows]
+        found = np.empty((len(rows), self.corpus.size), dtype=np.float16)
+        for first_row, vectors in self.corpus if len(rows) else ():
+            here = (rows >= first_row) & (rows < first_row + len(vectors))
+            found[here] = vectors[rows[here] - first_row]
+        return found
 
 
 def ranked(found_scores: Scores, found_rows: Rows, ids: pa.ChunkedArray) -> list[tuple[list[str], list[float]]]:
@@ -136,18 +146,20 @@ def ranked(found_scores: Scores, found_rows: Rows, ids: pa.ChunkedArray) -> list
         found_rows: [n, k] rows of the corpus, -1 where absent.
         ids: of the whole corpus, by row.
     """
-    there = found_rows >= 0
-    names = ids.take(pa.array(found_rows[there])).to_pylist()
+    rows = rows_by_id(found_scores, found_rows, ids)
+    there = rows >= 0
+    names = ids.take(pa.array(rows[there])).to_pylist()
     ends = np.cumsum(there.sum(axis=1)).tolist()
-    lists = []
-    for start, end, scores in zip([0, *ends[:-1]], ends, found_scores, strict=True):
-        lists.append(_ties_by_id(names[start:end], scores[: end - start]))
-    return lists
+    return [
+        (names[start:end], scores[: end - start].tolist()) for start, end, scores in zip([0, *ends[:-1]], ends, found_scores, strict=True)
+    ]
 
 
-def _ties_by_id(found: list[str], falling: NDArray[np.float32]) -> tuple[list[str], list[float]]:
-    listed = falling.tolist()
-    if np.any(falling[1:] == falling[:-1]):  # seldom, and sorting every list would cost more than the search
-        order = sorted(range(len(found)), key=lambda place: (-listed[place], found[place]))
-        found, listed = [found[place] for place in order], [listed[place] for place in order]
-    return found, listed
+def rows_by_id(scores: Scores, rows: Rows, ids: pa.ChunkedArray | pa.Array) -> Rows:
+    """Rows [n, k] with each run of equal scores in the order of their ids."""
+    ties = (rows[:, 1:] >= 0) & (scores[:, 1:] == scores[:, :-1])
+    ordered = rows.copy()
+    for place in np.flatnonzero(ties.any(axis=1)).tolist():
+        length = int((rows[place] >= 0).sum())
+        ordered[place, :length] = ties_by_id(rows[place, :length], scores[place, :length], ids)
+    return ordered

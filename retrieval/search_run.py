@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +24,11 @@ def search_to_run(
     queries: EmbeddingTable,
     out: Path,
     *,
+    k: int,
     only: set[str] | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Search for every query, or for those in `only`, and write the run, queries by id. Returns the number of queries.
+    """Search the k best for every query, or for those in `only`, and write the run, queries by id. Returns the number of queries.
 
     Parts of 256 queries lie beside `out` until the run is whole. They are named after what decides them (the vectors of both tables,
     the depth, the queries), so that a search of something else never takes them for its own.
@@ -36,14 +38,15 @@ def search_to_run(
     names = np.array(queries.ids.to_pylist(), dtype=object)
     order = np.array(sorted((row for row, name in enumerate(names) if only is None or name in only), key=names.__getitem__), dtype=np.int64)
     vectors = queries.matrix()[order]
-    key = {"queries": queries.manifest.content_digest, "only": [str(names[row]) for row in order], **searcher.key}
+    key: dict[str, Any] = {"queries": queries.manifest.content_digest, "only": [str(names[row]) for row in order]}
+    key |= {"corpus": searcher.corpus.manifest.content_digest, "k": k}
     parts = out.with_name(f".{out.name}.{json_digest(key)[:16]}.parts")
     starts = range(0, len(order), GROUP_QUERIES)
     missing = [start for start in starts if not _part(parts, start).exists()]
     wanted = np.concatenate([np.arange(start, min(start + GROUP_QUERIES, len(order))) for start in missing] or [np.empty(0, np.int64)])
     done = len(order) - len(wanted)
     report(done, len(order))
-    for found in searcher.search(vectors[wanted]):
+    for found in searcher.search(vectors[wanted], k=k):
         lists = ranked(found.scores, found.rows, searcher.corpus.ids)
         for start in range(0, len(lists), GROUP_QUERIES):
             places = wanted[found.first + start : found.first + start + GROUP_QUERIES]

@@ -54,13 +54,13 @@ class StudentSpec:
         return json_digest([digest, "lower case"]) if self.lower_case else digest
 
 
-def resolve_student(student: Student) -> StudentSpec:
-    """Fill `auto` and `null` from the folder's files. Imports no model code.
+def resolve_student(student: Student, *, option: str = "student.model") -> StudentSpec:
+    """Fill `auto` and `null` from the folder's files. Imports no model code. `option` is for errors.
 
     Raises UserError: a folder that is not supported (`folder_settings`), a length above the model's positions, prompts that this
     checkpoint leaves out of its pooling.
     """
-    folder = resolve_folder(student.model, option="student.model")
+    folder = resolve_folder(student.model, option=option)
     own = folder_settings(folder)
     spec = StudentSpec(
         folder=folder,

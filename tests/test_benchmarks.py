@@ -39,6 +39,13 @@ def test_scoring_memory(models: Any) -> None:
     assert set(figures) >= KEYS and figures["ratio"] < 1.5
 
 
+@pytest.mark.parametrize("source", ["student", "bm25:2,random"])
+def test_pool_memory(source: str) -> None:
+    """Prevents: a benchmark that breaks unseen."""
+    figures = last_line("pool_memory", "--passages", 5000, "--queries", 30, "--depth", 300, "--source", source)
+    assert set(figures) >= KEYS and figures["ratio"] > 0
+
+
 def test_teacher_scoring(models: Any, collection: Path) -> None:
     """Prevents: a benchmark that breaks unseen, or whose sides do not score the same."""
     from retrieval.precision import cpu_computes_bf16

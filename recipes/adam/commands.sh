@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # ADAM on MS MARCO, one machine with a GPU: what a batch job runs. After a kill, start it again: it goes on where it stopped.
-# Each line can be a job of its own; only embed, teacher_scores and train need the GPU.
+# Each line can be a job of its own; only embed, teacher_scores and train need the GPU. (With a rule of the teacher for false negatives,
+# or sampler=stratified, put stage=pools and stage=pool_scores, which needs the GPU, before stage=hard_negatives.)
 set -euo pipefail
 config=config=recipes/adam/msmarco.yaml
 
@@ -13,7 +14,7 @@ prep run $config stage=confidence
 prep run $config stage=shards
 train run $config "shards=$(prep path $config stage=shards)"
 
-trained="student.model=runs/msmarco/adam/student"
+trained="embed.model=runs/msmarco/adam/student"
 prep run $config stage=embed $trained
 retrieve evaluate "corpus=$(prep path $config $trained stage=embed table=corpus)" \
   "queries=$(prep path $config $trained stage=embed table=queries)" \

@@ -1,37 +1,46 @@
-"""Hard negatives: never a positive among them, and samples that neither grow apart nor depend on anything but the seed."""
+"""Hard negatives end to end: windows, mixtures, rules that cost the teacher nothing twice, and what a user hears."""
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from data.digests import text_hash
 from data.errors import UserError
-from data.settings import HardNegatives
+from data.settings import HardNegatives, load
 from data.shards import read_shard
-from data.trec import write_run
-from pipeline.hard_negatives import Corpus, make, sample_negatives
+from pipeline.cli import app
+from pipeline.hard_negatives import Chosen, Logits, choose
+from pipeline.pool_pairs import PoolRow
+from pipeline.report import write_report
 
+Prep = Callable[..., list[str]]
 POOL = [f"d{number}" for number in range(60)]
 
 
-def sample(pool: list[str] = POOL, *, seed: int = 0, query_id: str = "q", **settings: Any) -> list[list[str]]:
-    return sample_negatives(pool, HardNegatives(**settings), seed=seed, query_id=query_id)
+def student_row(ids: list[str] = POOL, *, query_id: str = "q") -> PoolRow:
+    falling = np.linspace(5, -5, len(ids)).astype(np.float32)
+    return PoolRow(query_id, ["p"], np.array([3.0], np.float32), ids, falling, np.zeros(len(ids), np.int8))
 
 
-@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 5))
-def test_a_larger_sample_holds_the_smaller_one(first: int, second: int, seed: int) -> None:
+def sample(*, seed: int = 0, query_id: str = "q", **settings: Any) -> list[list[str]]:
+    return choose(student_row(query_id=query_id), HardNegatives(**settings), seed=seed).draws
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 5), st.sampled_from(["uniform", "top", "simans"]))
+def test_a_larger_sample_holds_the_smaller_one(first: int, second: int, seed: int, sampler: str) -> None:
     """Prevents: another m that throws away all teacher logits of the last one."""
     small, large = sorted((first, second))
-    (few,), (many,) = sample(negatives=small, seed=seed), sample(negatives=large, seed=seed)
+    (few,), (many,) = (sample(negatives=m, seed=seed, sampler=sampler) for m in (small, large))
     assert len(few) == small and set(few) <= set(many)
 
 
@@ -41,13 +50,16 @@ def test_samples_keep_to_the_ranks_in_the_order_of_the_pool() -> None:
     assert all_of_window == POOL[10:20]
     seen = {doc_id for seed in range(200) for doc_id in sample(first_rank=11, last_rank=20, negatives=2, seed=seed)[0]}
     assert seen == set(POOL[10:20])
+    assert sample(first_rank=11, last_rank=20, negatives=3, sampler="top") == [POOL[10:13]]
 
 
 def test_seeds_queries_and_draws_differ() -> None:
     """Prevents: one sample for all queries or epochs."""
-    samples = [sample(seed=seed, query_id=query)[0] for seed in (0, 1) for query in ("q", "r")] + [sample(draws=2)[1]]
-    assert len({tuple(negatives) for negatives in samples}) == 5
-    assert sample(draws=3)[0] == sample()[0]
+    for sampler in ("uniform", "simans"):
+        samples = [sample(seed=seed, query_id=query, sampler=sampler)[0] for seed in (0, 1) for query in ("q", "r")]
+        samples.append(sample(draws=2, sampler=sampler)[1])
+        assert len({tuple(negatives) for negatives in samples}) == 5
+        assert sample(draws=3, sampler=sampler)[0] == sample(sampler=sampler)[0]
 
 
 def test_samples_are_uniform() -> None:
@@ -58,116 +70,240 @@ def test_samples_are_uniform() -> None:
     assert abs(counts - 100).max() < 45  # five standard deviations
 
 
-class SmallCorpus(Corpus):
-    """A corpus in memory."""
-
-    def __init__(self, texts: dict[str, str]) -> None:
-        self.doc_ids = list(texts)
-        self.hashes = np.array([text_hash(text) for text in texts.values()], dtype=np.int64)
-        self.row_of = {doc_id: row for row, doc_id in enumerate(self.doc_ids)}
-
-
-def made(
-    ranked: dict[str, list[str]], positives: dict[str, list[str]], texts: dict[str, str], **settings: Any
-) -> tuple[list[Any], dict[str, Any]]:
-    queries = pa.table({"query_id": list(positives), "text": ["?"] * len(positives)})
-    scored = {query: (ids, [float(-rank) for rank in range(len(ids))]) for query, ids in ranked.items()}
-    options = HardNegatives(**{"depth": 5, "last_rank": 5, "negatives": 3, **settings})
-    table, counts = make(queries, positives, scored, SmallCorpus(texts), settings=options, seed=0)
-    return table.to_pylist(), counts
-
-
-def test_positives_and_their_twins_are_no_negatives() -> None:
-    """Prevents: a positive, or a passage of exactly its text under another id, taught to be wrong."""
-    texts = {name: name for name in "abcdefgh"} | {"twin of a": "a"}
-    rows, counts = made({"q": ["a", "c", "twin of a", "b", "d", "e", "f", "g", "h"]}, {"q": ["b", "a"]}, texts)
-    assert rows[0]["ranked_ids"] == ["c", "d", "e", "f", "g"] and rows[0]["ranked_scores"] == [-1, -4, -5, -6, -7]
-    assert rows[0]["positive_ids"] == ["b", "a"] and set(rows[0]["negative_ids"][0]) < set("cdefg")
-    assert counts["removed from pools"] == {"labelled positive": 2, "text of a positive": 1}
+@given(st.integers(0, 10_000), st.sampled_from(["uniform", "top", "stratified"]), st.integers(1, 25))
+def test_mixtures_and_rules(seed: int, sampler: str, m: int) -> None:
+    """Prevents: a dropped passage drawn from the other source, a repeat, a rank outside a source's own window, fewer than there are."""
+    chance = np.random.default_rng(seed)
+    lists = [[f"d{n}" for n in chance.permutation(40)[: int(chance.integers(0, 25))]] for _ in range(2)]
+    ids = [*lists[0], *lists[1]]
+    sources = np.repeat(np.array([0, 1], np.int8), [len(listed) for listed in lists])
+    scores = np.concatenate([np.sort(chance.normal(size=len(listed)))[::-1] for listed in lists]).astype(np.float32)
+    row = PoolRow("q", ["p"], np.array([0.5], np.float32), ids, scores, sources)
+    logits = Logits([0.0, 1.0], {doc_id: float(np.float32(chance.normal())) for doc_id in ids})
+    settings = HardNegatives(
+        source="student:3@2-15,bm25:1", first_rank=1, last_rank=10, depth=40, negatives=m, sampler=sampler,
+        false_negatives={"teacher_margin": 0.5, "student_margin": 0.1},
+    )  # fmt: skip
+    chosen: Chosen = choose(row, settings, seed=seed, logits=logits)
+    (negatives,) = chosen.draws
+    windows = [lists[0][1:15], lists[1][:10]]
+    student = dict(zip(lists[0], scores[: len(lists[0])].tolist(), strict=True))
+    wrong = {d for w in windows for d in w if logits.of[d] > 0.5 or student.get(d, -math.inf) > np.float32(0.5).item() - 0.1}
+    left = [[doc_id for doc_id in window if doc_id not in wrong] for window in windows]
+    assert set(chosen.dropped) == wrong
+    assert len(set(negatives)) == len(negatives) == min(m, len({*left[0], *left[1]})) and set(negatives) <= {*left[0], *left[1]}
+    order = list(dict.fromkeys([*left[0], *left[1]]))
+    assert negatives == sorted(negatives, key=order.index)
 
 
-def test_queries_without_negatives_are_counted() -> None:
-    """Prevents: queries that vanish, or short lists that nobody hears of."""
-    texts = {name: name for name in "abc"}
-    rows, counts = made({"q": ["a"], "r": ["b", "a"]}, {"q": ["a"], "r": ["a"], "not ranked": ["c"]}, texts)
-    assert [row["query_id"] for row in rows] == ["r"]
-    assert (counts["in"], counts["kept"], counts["dropped"]) == (3, 1, {"no negatives": 2})
-    assert counts["queries with fewer than m negatives"] == 1
+def test_a_passage_of_two_sources_counts_once() -> None:
+    """Prevents: a percentile that moves with how much the sources agree."""
+    ids, logits = ["a", "b", "c", "a"], {"a": 4.0, "b": 3.0, "c": 1.0}
+    row = PoolRow("q", ["p"], None, ids, np.zeros(4, np.float32), np.array([1, 1, 1, 3], np.int8))
+    settings = HardNegatives(source="bm25,random", false_negatives={"teacher_percentile": 50})
+    chosen = choose(row, settings, seed=0, logits=Logits([9.0], logits))
+    assert set(chosen.dropped) == {"a"} and chosen.dropped["a"].limit == 3.0 and chosen.draws == [["b", "c"]]
 
 
-def rows_of(config: Path) -> dict[str, dict[str, Any]]:
-    paths = sorted((config.parent / "store" / "hard_negatives").rglob("*.parquet"))
-    return {row["query_id"]: row for path in paths for row in read_shard(path).to_pylist()}
+def negatives_of(store: Path) -> dict[str, dict[str, Any]]:
+    return {row["query_id"]: row for path in sorted(store.glob("hard_negatives/*/*.parquet")) for row in read_shard(path).to_pylist()}
 
 
-def checked(rows: dict[str, dict[str, Any]], *, m: int) -> None:
-    for row in rows.values():
+def counts_of(store: Path) -> dict[str, Any]:
+    (manifest,) = store.glob("hard_negatives/*/manifest.json")
+    return json.loads(manifest.read_text())["counts"]
+
+
+def test_drawn_from_the_pools(finished: Any) -> None:
+    """Prevents: negatives that are no negatives, or not of the pools."""
+    pools = {}
+    for path in finished.store.glob("pools/ranked-*/*.parquet"):
+        pools.update({row["query_id"]: row for row in read_shard(path).to_pylist()})
+    for query_id, row in negatives_of(finished.store).items():
         (negatives,) = row["negative_ids"]
-        assert not set(row["positive_ids"]) & {*row["ranked_ids"], *negatives}
-        assert set(negatives) <= set(row["ranked_ids"]) and len(negatives) == len(set(negatives)) == m
-        assert row["ranked_scores"] == sorted(row["ranked_scores"], reverse=True)
-    assert "twin" not in rows["train0"]["ranked_ids"] and rows["train1"]["positive_ids"] == ["d1", "d40"]
+        assert set(negatives) <= set(pools[query_id]["ranked_ids"]) and len(set(negatives)) == 3 and row["dropped_ids"] == []
 
 
-def test_the_student_s_negatives(finished: Any) -> None:
-    """Prevents: a pool that is not the student's exact search, here against numpy over the stored vectors."""
-    rows = rows_of(finished.config)
-    checked(rows, m=3)
-    vectors = {}
-    for name, key in (("corpus", "doc_id"), ("queries", "query_id")):
-        for path in (finished.store / "embed").glob(f"{name}-*/*.parquet"):
-            vectors.update({(name, row[key]): np.array(row["embedding"], dtype=np.float64) for row in read_shard(path).to_pylist()})
-    for query_id, row in rows.items():
-        left_out = {*row["positive_ids"], *(["twin"] if query_id == "train0" else [])}
-        query = vectors["queries", query_id]
-        scores = {doc: float(np.float32(vector @ query)) for (kind, doc), vector in vectors.items() if kind == "corpus"}
-        best = sorted((doc for doc in scores if doc not in left_out), key=lambda doc: (-scores[doc], doc))[:20]
-        assert row["ranked_ids"] == best
+def test_a_shard_without_queries(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
+    """Prevents: a pilot of one query that fails because the other shards have none."""
+    rules = {
+        "hard_negatives.queries": 1,
+        "hard_negatives.source": "student:2,bm25",
+        "hard_negatives.false_negatives": {"teacher_above": 99},
+    }
+    config = tiny_experiment(tmp_path, **rules)
+    assert any(line.startswith("shards") and "1 rows" in line for line in prep_run(config))
+    write_report(load({"config": str(config)}), tmp_path / "r.html")
 
 
-@pytest.mark.parametrize("source", ["random", "bm25"])
-def test_other_sources(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Callable[..., list[str]], source: str) -> None:
-    """Prevents: a source of negatives that needs embeddings, or finds positives."""
-    m = 3 if source == "random" else 1
-    config = tiny_experiment(tmp_path, **{"hard_negatives.source": source, "hard_negatives.negatives": m})
-    lines = prep_run(config)
-    assert not any(line.startswith("embed") for line in lines) and not (tmp_path / "store" / "embed").exists()
-    rows = rows_of(config)
-    checked(rows, m=m)
-    assert len(rows) == 14
-    if source == "random":
-        assert len({tuple(row["ranked_ids"]) for row in rows.values()}) == 14
+def test_other_samples_search_nothing_anew(copied: Any, prep_run: Prep) -> None:
+    """Prevents: a corpus of millions searched again for another m."""
+    lines = prep_run(copied.config, stage="hard_negatives", **{"hard_negatives.negatives": 5, "hard_negatives.sampler": "top"})
+    assert [line.split()[:2] for line in lines] == [["pools.ranked", "complete"], ["hard_negatives", "built"]]
 
 
-def test_a_run_file(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Callable[..., list[str]]) -> None:
-    """Prevents: a run whose ids are of another collection, that fails late or gives empty lists, or an edited run that is not seen."""
-    ids = [f"d{number}" for number in range(20)]
-    run = {f"train{n}": [("elsewhere", 99.0), *((doc, 50.0 - rank) for rank, doc in enumerate(ids))] for n in range(13)}
-    write_run(tmp_path / "a.run", run | {"stranger": [("d1", 1.0)]}, tag="x")
-    config = tiny_experiment(tmp_path, **{"hard_negatives.source": "run", "hard_negatives.run_file": tmp_path / "a.run"})
+STAGES = ("ingest", "embed", "pools", "pool_scores", "hard_negatives", "dark_examples", "teacher_scores", "confidence", "shards")
+
+
+@pytest.fixture(scope="module")
+def ruled(tmp_path_factory: pytest.TempPathFactory, tiny_experiment: Callable[..., Path], prep_run: Prep) -> tuple[Path, list[str]]:
+    """(config, lines) of a run with rules of the teacher, stage by stage."""
+    rules = {"teacher_margin": 0.1, "teacher_percentile": 80}
+    config = tiny_experiment(tmp_path_factory.mktemp("ruled"), **{"hard_negatives.false_negatives": rules, "hard_negatives.negatives": 6})
+    return config, [line for stage in STAGES for line in prep_run(config, stage=stage)]
+
+
+def test_rules_of_the_teacher_end_to_end(ruled: tuple[Path, list[str]]) -> None:
+    """Prevents: rules that look at other pairs' logits, and counts that do not add up."""
+    config, lines = ruled
+    store = config.parent / "store"
+    logits: dict[tuple[str, str], float] = {}
+    positives: dict[str, list[float]] = {}
+    for path in sorted(store.glob("pools/pairs-*/*.parquet")):
+        scored = read_shard(next(store.glob(f"pool_scores/*/{path.name}"))).column("logit").to_pylist()
+        for row, logit in zip(read_shard(path).to_pylist(), scored, strict=True):
+            if row["candidate_kind"] == 0:
+                positives.setdefault(row["query_id"], []).append(logit)
+            else:
+                logits[row["query_id"], row["candidate_id"]] = logit
+    assert sum(map(len, positives.values())) == 15 and len(logits) == 14 * 20
+    dropped = {"teacher_margin": 0, "teacher_percentile": 0}
+    kept = 0
+    rows = negatives_of(store)
+    for query_id, of_query in positives.items():
+        own = {doc_id: logit for (query, doc_id), logit in logits.items() if query == query_id}
+        cut = float(np.percentile(np.array(list(own.values())), 80))
+        by_margin = {doc_id for doc_id, logit in own.items() if logit > max(of_query) - 0.1}
+        by_share = {doc_id for doc_id, logit in own.items() if logit > cut} - by_margin
+        dropped["teacher_margin"] += len(by_margin)
+        dropped["teacher_percentile"] += len(by_share)
+        left = own.keys() - by_margin - by_share
+        if left:
+            kept += 1
+            (negatives,) = rows[query_id]["negative_ids"]
+            assert set(negatives) <= left and len(negatives) == min(6, len(left))
+            assert set(rows[query_id]["dropped_ids"]) == by_margin | by_share
+    counts = counts_of(store)
+    assert counts["false negatives"] == {rule: count for rule, count in dropped.items() if count} and counts["kept"] == kept == len(rows)
+    short = sum(len(row["negative_ids"][0]) < 6 for row in rows.values())
+    assert counts["queries with fewer than m negatives"] == short > 0
+    assert any(f"warning: hard_negatives: of 14 queries {short} have fewer negatives than asked for" in line for line in lines)
+
+
+def test_what_was_scored_is_not_scored_again(
+    ruled: tuple[Path, list[str]], tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, count_scored: list[int]
+) -> None:
+    """Prevents: a second run, another margin, or the negatives themselves, that pay the teacher again for a pool."""
+    config = tiny_experiment(tmp_path)
+    shutil.copytree(ruled[0].parent / "store", config.parent / "store")
+    base = {"hard_negatives.false_negatives.teacher_percentile": 80, "hard_negatives.negatives": 6}
+    assert not any("built" in line for line in prep_run(config, **base, **{"hard_negatives.false_negatives.teacher_margin": 0.1}))
+    for stage in ("hard_negatives", "dark_examples"):
+        prep_run(config, stage=stage, **base, **{"hard_negatives.false_negatives.teacher_margin": 0.3})
+    stratified = {"hard_negatives.sampler": "stratified", "hard_negatives.negatives": 5}
+    prep_run(config, stage="hard_negatives", **stratified)
+    prep_run(config, stage="dark_examples", **stratified, **{"dark_examples.reinforced": False, "dark_examples.mask_ratios": "[]"})
+    prep_run(config, stage="teacher_scores", **stratified, **{"dark_examples.reinforced": False, "dark_examples.mask_ratios": "[]"})
+    assert count_scored == []
+
+
+def test_the_report_shows_what_was_dropped(ruled: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """Prevents: rules that drop four fifths of the negatives without a word."""
+    write_report(load({"config": str(ruled[0])}), tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    counts = counts_of(ruled[0].parent / "store")
+    assert "Taken for false negatives" in page and f"teacher_margin {counts['false negatives']['teacher_margin']}" in page
+    section = page[page.index("Taken for false negatives") : page.index("Queries short of negatives")]
+    assert section.count("<tr>") == 1 + sum(bool(row["dropped_ids"]) for row in negatives_of(ruled[0].parent / "store").values())
+    short = [query for query, row in negatives_of(ruled[0].parent / "store").items() if len(row["negative_ids"][0]) < 6]
+    assert all(query in page[page.index("Queries short of negatives") :] for query in short)
+
+
+def test_the_bill_has_the_pools(
+    tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: a plan that leaves out the larger part of what the teacher will read."""
+    from pipeline import calibration
+
+    monkeypatch.setattr(calibration, "SECONDS", 0.2)
+    config = tiny_experiment(tmp_path, **{"hard_negatives.false_negatives": {"teacher_above": 3}, "hard_negatives.last_rank": 12})
+
+    def plan() -> str:
+        result = CliRunner().invoke(app, ["plan", f"config={config}", "stage=teacher_scores"])
+        assert result.exit_code == 0, result.output
+        return result.output
+
     prep_run(config, stage="ingest")
-    prep_run(config, stage="hard_negatives")
-    rows = rows_of(config)
-    checked(rows, m=3)
-    assert rows.keys() == {f"train{n}" for n in range(13)} and rows["train5"]["ranked_ids"] == [doc for doc in ids if doc != "d5"]
-    (manifest,) = (config.parent / "store" / "hard_negatives").rglob("manifest.json")
-    assert json.loads(manifest.read_text())["counts"]["dropped"] == {"no negatives": 1}
-
-    write_run(tmp_path / "a.run", {query: entries[:4] for query, entries in run.items()}, tag="x")
-    (line,) = prep_run(config, stage="hard_negatives")
-    assert "built 2 of 2" in line
-    (tmp_path / "a.run").unlink()
-    with pytest.raises(UserError, match=r"hard_negatives\.run_file=.*no such file"):
-        prep_run(config, stage="hard_negatives")
+    assert f"at most {14 * 12 + 15} pairs" in plan()
+    prep_run(config, stage="embed")
+    prep_run(config, stage="pools")
+    assert f"{14 * 12 + 15} pairs" in plan() and "0 cached" in plan()
 
 
-def test_a_subset_of_queries_grows(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Callable[..., list[str]]) -> None:
-    """Prevents: a pilot over few queries whose logits are of no use to the full run."""
-    found = []
-    for count in (5, 9):
-        config = tiny_experiment(tmp_path / str(count), **{"hard_negatives.source": "random", "hard_negatives.queries": count})
-        prep_run(config, stage="ingest")
-        prep_run(config, stage="hard_negatives")
-        found.append(rows_of(config))
-    assert [len(rows) for rows in found] == [5, 9] and found[0].keys() < found[1].keys()
-    assert all(found[1][query] == row for query, row in found[0].items())
+def test_refusals_name_the_next_step(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
+    """Prevents: a stage asked for in the wrong order that mines for hours and then stops, or that says nothing of what to do."""
+    config = tiny_experiment(tmp_path)
+    prep_run(config, stage="ingest")
+    prep_run(config, stage="embed")
+    with pytest.raises(UserError, match="nothing asks for the teacher's scores of pools; set hard_negatives"):
+        prep_run(config, stage="pool_scores")
+    rule = {"hard_negatives.false_negatives.teacher_above": 3}
+    with pytest.raises(UserError, match=r"needs pools\.ranked, which is not complete: run stage=pools first"):
+        prep_run(config, stage="hard_negatives", **rule)
+    assert not (tmp_path / "store" / "pools").exists()
+    prep_run(config, stage="pools", **rule)
+    with pytest.raises(UserError, match="needs pool_scores, which is not complete: run stage=pool_scores first"):
+        prep_run(config, stage="hard_negatives", **rule)
+
+
+def test_whole_pools_are_scored_on_request(copied: Any, prep_run: Prep) -> None:
+    """Prevents: a switch that nothing follows, or that makes the negatives stale."""
+    more = {"hard_negatives.score_pools": True, "hard_negatives.last_rank": 5}
+    lines = prep_run(copied.config, **more)
+    assert any(line.startswith("pool_scores") and "built" in line for line in lines)
+    (pairs,) = copied.store.glob("pools/pairs-*/manifest.json")
+    assert sum(shard["rows"] for shard in json.loads(pairs.read_text())["shards"]) == 14 * 20 + 15
+    lines = prep_run(copied.config, **{"hard_negatives.score_pools": True})
+    assert not any("built" in line for line in lines if line.startswith(("hard_negatives", "shards")))
+
+
+def test_simans_and_the_student_s_rule(copied: Any, prep_run: Prep) -> None:
+    """Prevents: a rule of the student that needs the teacher, or whose positives have no score."""
+    rule = {"hard_negatives.false_negatives.student_margin": 0, "hard_negatives.sampler": "simans", "hard_negatives.draws": 2}
+    lines = prep_run(copied.config, stage="hard_negatives", **rule)
+    assert not any("pool_scores" in line for line in lines)
+    stores = [path for path in copied.store.glob("hard_negatives/*/manifest.json") if '"simans"' in path.read_text()]
+    rows = [row for path in sorted(stores[0].parent.glob("*.parquet")) for row in read_shard(path).to_pylist()]
+    pools = {}
+    for path in copied.store.glob("pools/ranked-*/*.parquet"):
+        pools.update({row["query_id"]: row for row in read_shard(path).to_pylist()})
+    for row in rows:
+        pool = pools[row["query_id"]]
+        above = {doc for doc, score in zip(pool["ranked_ids"], pool["ranked_scores"], strict=True) if score > max(pool["positive_scores"])}
+        assert set(row["dropped_ids"]) == above and not above & {doc for draw in row["negative_ids"] for doc in draw}
+
+
+def test_mining_with_a_later_student(copied: Any, models: Any, tmp_path: Path, prep_run: Prep) -> None:
+    """Prevents: a re-mining override that changes what training starts from, or that mines with the old student."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    later = shutil.copytree(models.student, tmp_path / "later")
+    weights = load_file(later / "model.safetensors")
+    torch.manual_seed(7)
+    save_file(
+        {name: torch.randn_like(value) * 0.2 for name, value in weights.items()}, later / "model.safetensors", metadata={"format": "pt"}
+    )
+    before = {path.parent.name for path in copied.store.glob("*/*/manifest.json")}
+    lines = prep_run(copied.config, **{"embed.model": later})
+    assert [line.split()[0] for line in lines if "built" in line][:3] == ["embed.corpus", "embed.queries", "pools.ranked"]
+    new = {path.parent.name for path in copied.store.glob("*/*/manifest.json")} - before
+    pools = [
+        {row["query_id"]: row["ranked_ids"] for path in sorted(folder.glob("*.parquet")) for row in read_shard(path).to_pylist()}
+        for folder in copied.store.glob("pools/ranked-*")
+    ]
+    assert len(pools) == 2 and pools[0] != pools[1] and new
+    again = load({"config": str(copied.config), "embed.model": str(later)})
+    assert again.student.model == str(models.student) and again.miner.model == str(later) and again.miner.pooling == again.student.pooling
+    with pytest.raises(UserError, match=r"embed\.model=/no/such"):
+        prep_run(copied.config, **{"embed.model": "/no/such"})

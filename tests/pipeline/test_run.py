@@ -26,8 +26,8 @@ from pipeline.cli import app
 from retrieval.cross_encoder import resolve_teacher
 
 LABELS = (
-    "ingest.corpus", "ingest.queries", "ingest.qrels", "embed.corpus", "embed.queries", "hard_negatives", "dark_examples", "teacher_scores",
-    "confidence", "shards",
+    "ingest.corpus", "ingest.queries", "ingest.qrels", "embed.corpus", "embed.queries", "pools.ranked", "hard_negatives", "dark_examples",
+    "teacher_scores", "confidence", "shards",
 )  # fmt: skip
 Prep = Callable[..., list[str]]
 Files = Callable[[Path], dict[str, bytes]]
@@ -92,7 +92,7 @@ print("loaded", *sorted({{"ray", "torch", "faiss", "transformers"}} & set(sys.mo
 
 
 @pytest.mark.parametrize(
-    "table", ["ingest/corpus-*", "embed/corpus-*", "hard_negatives/*", "dark_examples/*", "teacher_scores/*", "shards/*"]
+    "table", ["ingest/corpus-*", "embed/corpus-*", "pools/*", "hard_negatives/*", "dark_examples/*", "teacher_scores/*", "shards/*"]
 )
 def test_a_deleted_shard_is_built_again_byte_for_byte(copied: Any, prep_run: Prep, parquet_files: Files, table: str) -> None:
     """Prevents: one lost file that costs a stage, or that comes back with other bytes and makes all later stages stale."""
@@ -150,11 +150,11 @@ def test_a_flipped_byte_stops_the_run_and_names_the_file(copied: Any, prep_run: 
 def test_a_changed_setting_builds_what_depends_on_it_and_says_why(copied: Any, prep_run: Prep) -> None:
     """Prevents: stale negatives under new settings, an embedding of the corpus for nothing, or a plan that does not say why."""
     found = states(copied.config, **{"hard_negatives.negatives": 4})
-    assert all(found[label].startswith("complete") for label in LABELS[:5])
+    assert all(found[label].startswith("complete") for label in LABELS[:6])
     assert "would build 2 of 2 shards" in found["hard_negatives"] and "negatives 3 -> 4" in found["hard_negatives"]
-    assert all("waits for hard_negatives" in found[label] for label in LABELS[6:])
+    assert all("waits for hard_negatives" in found[label] for label in LABELS[7:])
     lines = prep_run(copied.config, **{"hard_negatives.negatives": 4})
-    assert [line.split()[0] for line in lines if "built" in line] == list(LABELS[5:])
+    assert [line.split()[0] for line in lines if "built" in line] == list(LABELS[6:])
     assert states(copied.config)["shards"].startswith("complete"), "the earlier settings' output must stay"
 
 
@@ -286,7 +286,7 @@ def test_precision_on_a_gpu_is_the_same_on_every_machine(
     for has_bf16 in (True, False):
         monkeypatch.setattr(precision, "cpu_computes_bf16", lambda has_bf16=has_bf16: has_bf16)
         keys.append(CORPUS.key(experiment, DigestCache(tmp_path / "digests.json")))
-    assert keys[0] == keys[1] and keys[0]["precision"] == "bf16"
+    assert keys[0] == keys[1] and keys[0]["precision"] == "bf16-linear"
 
 
 def test_workers_get_the_driver_s_precision(tmp_path: Path, tiny_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,5 +371,5 @@ def test_an_interrupted_run_goes_on(
     assert not list((tmp_path / "run" / "store").rglob("*.tmp"))
     assert not list((tmp_path / "run" / "store").glob("shards/*/manifest.json"))
     lines = prep_run(config)
-    assert all("complete" in line for line in lines[:7]) and "built" in lines[-1]
+    assert all("complete" in line for line in lines[:8]) and "built" in lines[-1]
     assert parquet_files(config.parent / "store") == parquet_files(finished.store)

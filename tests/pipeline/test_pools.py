@@ -1,0 +1,236 @@
+"""Pools: never a positive or its twin among them, whatever the source; as deep as asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.errors import UserError
+from data.manifest import Manifest, ShardRecord
+from data.schemas import CORPUS, QUERIES, embeddings
+from data.settings import load
+from data.shards import open_shard, read_shard
+from data.trec import write_run
+from pipeline import pool_sources, pools
+from pipeline.corpus import Corpus
+from pipeline.pool_sources import RunFile, StudentSearch
+from pipeline.pools import Labels, pool_of, room_for_removals
+from pipeline.stage import Stored
+from retrieval.embedding_table import EmbeddingTable
+from retrieval.search import Searcher
+from retrieval.ties import ties_by_id
+
+Prep = Callable[..., list[str]]
+
+
+@given(st.integers(0, 10_000))
+def test_no_positive_and_no_twin_and_as_deep_as_asked(seed: int) -> None:
+    """Prevents: a positive, or a passage of exactly its text under another id, taught to be wrong; a pool that is short because of
+    what was removed from it."""
+    chance = np.random.default_rng(seed)
+    count = int(chance.integers(2, 60))
+    hashes = chance.integers(0, count, count)  # many twins
+    own = chance.choice(count, size=int(chance.integers(1, min(6, count))), replace=False)
+    labels = Labels({"q": own[:1]}, {"q": own})
+    depth = int(chance.integers(1, 30))
+    k = depth + room_for_removals(["q"], labels, hashes)
+    ranked = np.full(max(k, count), -1)
+    ranked[:count] = chance.permutation(count)
+    removed: Counter[str] = Counter()
+    kept = pool_of(ranked[:k], own, hashes, depth=depth, removed=removed)
+    allowed = [row for row in ranked[:count].tolist() if hashes[row] not in set(hashes[own].tolist())]
+    assert ranked[:k][kept].tolist() == allowed[:depth]
+    within = set(ranked[:k].tolist())
+    assert removed["labelled positive"] == len(set(own.tolist()) & within)
+    assert sum(removed.values()) == sum(hashes[row] in set(hashes[own].tolist()) for row in within if row >= 0)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 99))
+def test_ties_go_by_id(values: list[int], seed: int) -> None:
+    """Prevents: an order that depends on how the corpus is cut into shards."""
+    names = [f"d{number}" for number in np.random.default_rng(seed).permutation(200)[: len(values)]]
+    scores = np.sort(np.array(values, np.float32))[::-1]
+    ordered = ties_by_id(np.arange(len(values)), scores, pa.array(names, pa.large_string()))
+    assert [names[row] for row in ordered] == [name for _, name in sorted(zip((-scores).tolist(), names, strict=True))]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_student_s_search_with_many_ties(tmp_path: Path, seed: int) -> None:
+    """Prevents: equal scores by where passages lie, and a positive's score taken from another row, here with vectors of few values."""
+    chance = np.random.default_rng(seed)
+    ids = [f"d{number}" for number in chance.permutation(5000)]
+    corpus_vectors, query_vectors = chance.integers(-1, 2, (5000, 3)), chance.integers(-2, 3, (4, 3))
+
+    def stored(folder: Path, names: list[str], vectors: np.ndarray, id_name: str) -> Stored:
+        with open_shard(folder / "p", embeddings(3, id_name=id_name), {}) as writer:
+            for start in range(0, len(names), 4096):
+                part = vectors[start : start + 4096].astype(np.float16)
+                column = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), 3)
+                writer.write(pa.table([names[start : start + 4096], column], schema=embeddings(3, id_name=id_name)))
+        manifest = Manifest("", "", "", {}, [ShardRecord("p", len(names), 0, "")], {})
+        manifest.write(folder)
+        return Stored(folder, manifest)
+
+    with open_shard(tmp_path / "t" / "p", CORPUS, {}) as writer:
+        writer.write(pa.table([ids, ids, list(range(5000))], schema=CORPUS))
+    corpus = Corpus(Stored(tmp_path / "t", Manifest("", "", "", {}, [ShardRecord("p", 0, 0, "")], {})))
+    names = ["q0", "q1", "q2", "q3"]
+    queries = pa.table([names, names], schema=QUERIES)
+    vectors = stored(tmp_path / "q", names, query_vectors, "query_id"), stored(tmp_path / "c", ids, corpus_vectors, "doc_id")
+    searcher = Searcher(EmbeddingTable(vectors[1].folder, "doc_id"), memory_gb=8)
+    search = StudentSearch(queries, vectors[0], 0, searcher, corpus)
+    watched = chance.choice(5000, 6)
+    search.watch(watched)
+    found = [search.rank(first, first + 2, k=5000) for first in (0, 2)]
+    for place in range(4):
+        exact = corpus_vectors @ query_vectors[place]
+        rows, scores = found[place // 2][0][place % 2], found[place // 2][1][place % 2]
+        assert scores.tolist() == sorted(exact.tolist(), reverse=True) and exact[rows].tolist() == scores.tolist()
+        for run in np.split(rows, np.flatnonzero(np.diff(scores)) + 1):
+            listed = corpus.ids_of(run).to_pylist()
+            assert listed == sorted(listed)
+        assert search.scores_of(place, watched).tolist() == exact[watched].tolist()
+
+
+def rows_of(config: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted((config.parent / "store" / "pools").glob("ranked-*/*.parquet"))
+    return {row["query_id"]: row for path in paths for row in read_shard(path).to_pylist()}
+
+
+def checked(rows: dict[str, dict[str, Any]]) -> None:
+    for row in rows.values():
+        for source in set(row["ranked_sources"]):
+            own = [place for place, number in enumerate(row["ranked_sources"]) if number == source]
+            ids, scores = [row["ranked_ids"][place] for place in own], [row["ranked_scores"][place] for place in own]
+            assert not set(row["positive_ids"]) & set(ids) and len(set(ids)) == len(ids)
+            assert scores == sorted(scores, reverse=True)
+    assert "twin" not in rows["train0"]["ranked_ids"] and rows["train1"]["positive_ids"] == ["d1", "d40"]
+
+
+def test_the_student_s_pool(finished: Any) -> None:
+    """Prevents: a pool, or scores of positives, that are not the student's exact search, here against numpy over the stored vectors."""
+    rows = rows_of(finished.config)
+    checked(rows)
+    assert len(rows) == 14
+    vectors = {}
+    for name, key in (("corpus", "doc_id"), ("queries", "query_id")):
+        for path in (finished.store / "embed").glob(f"{name}-*/*.parquet"):
+            vectors.update({(name, row[key]): np.array(row["embedding"], dtype=np.float64) for row in read_shard(path).to_pylist()})
+    for query_id, row in rows.items():
+        left_out = {*row["positive_ids"], *(["twin"] if query_id == "train0" else [])}
+        query = vectors["queries", query_id]
+        scores = {doc: float(np.float32(vector @ query)) for (kind, doc), vector in vectors.items() if kind == "corpus"}
+        best = sorted((doc for doc in scores if doc not in left_out), key=lambda doc: (-scores[doc], doc))[:20]
+        assert row["ranked_ids"] == best and row["ranked_sources"] == [0] * 20
+        assert row["ranked_scores"] == [scores[doc] for doc in best]
+        assert row["positive_scores"] == [scores[doc] for doc in row["positive_ids"]]
+
+
+def test_pieces_give_the_same_rows(
+    finished: Any, tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: a shard too large to rank at once whose queries get each other's lists, or positives without scores."""
+    monkeypatch.setattr(pools, "_RANKED_AT_ONCE", 70)
+    monkeypatch.setattr(pools, "_WRITTEN_AT_ONCE", 50)
+    config = tiny_experiment(tmp_path)
+    for stage in ("ingest", "embed", "pools"):
+        prep_run(config, stage=stage)
+    assert rows_of(config) == rows_of(finished.config)
+
+
+@pytest.mark.parametrize("source", ["random", "bm25", "bm25,random"])
+def test_sources_without_vectors(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, source: str) -> None:
+    """Prevents: a source of negatives that needs embeddings, or finds positives."""
+    config = tiny_experiment(tmp_path, **{"hard_negatives.source": source, "hard_negatives.negatives": 1})
+    lines = prep_run(config)
+    assert not any(line.startswith("embed") for line in lines) and not (tmp_path / "store" / "embed").exists()
+    rows = rows_of(config)
+    checked(rows)
+    assert len(rows) == 14 and all(row["positive_scores"] is None for row in rows.values())
+    if source == "random":
+        assert len({tuple(row["ranked_ids"]) for row in rows.values()}) == 14
+
+
+def test_labels_of_other_splits_are_no_negatives(
+    tmp_path: Path, collection: Path, tiny_experiment: Callable[..., Path], prep_run: Prep
+) -> None:
+    """Prevents: a passage judged relevant in another split, or its twin, drawn as a negative of the same query."""
+    other = shutil.copytree(collection, tmp_path / "collection")
+    with open(other / "qrels" / "test.tsv", "a") as file:
+        file.write("train5\td0\t1\ntrain5\td7\t0\n")
+    config = tiny_experiment(tmp_path, **{"ingest.path": other, "hard_negatives.depth": 60})
+    for stage in ("ingest", "embed", "pools"):
+        prep_run(config, stage=stage)
+    row = rows_of(config)["train5"]
+    assert row["positive_ids"] == ["d5"] and not {"d5", "d0", "twin"} & set(row["ranked_ids"]) and "d7" in row["ranked_ids"]
+    assert len(row["ranked_ids"]) == 57
+
+
+def test_a_run_file(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
+    """Prevents: an edited run that is not seen, unknown passages that nobody hears of, scores that the file does not have."""
+    ids = [f"d{number}" for number in range(20)]
+    run = {f"train{n}": [("elsewhere", 99.0), *((doc, 50.0 - rank // 2) for rank, doc in enumerate(ids))] for n in range(13)}
+    write_run(tmp_path / "a.run", run | {"stranger": [("d1", 1.0)]}, tag="x")
+    config = tiny_experiment(tmp_path, **{"hard_negatives.source": "run", "hard_negatives.run_file": tmp_path / "a.run"})
+    prep_run(config, stage="ingest")
+    lines = prep_run(config, stage="hard_negatives")
+    assert any("warning: 13 entries of hard_negatives.run_file name passages that are not in the corpus" in line for line in lines)
+    rows = rows_of(config)
+    checked(rows)
+    left = sorted((doc for doc in ids if doc != "d5"), key=lambda doc: (int(doc[1:]) // 2, doc))
+    assert rows["train5"]["ranked_ids"] == left and rows["train5"]["ranked_scores"][0] == 50.0 and not rows["train13"]["ranked_ids"]
+    (manifest,) = (config.parent / "store" / "hard_negatives").rglob("manifest.json")
+    assert json.loads(manifest.read_text())["counts"]["dropped"] == {"no negatives": 1}
+
+    write_run(tmp_path / "a.run", {query: entries[:4] for query, entries in run.items()}, tag="x")
+    assert sum("built 2 of 2" in line for line in prep_run(config, stage="hard_negatives")) == 2
+    (tmp_path / "a.run").unlink()
+    with pytest.raises(UserError, match=r"hard_negatives\.run_file=.*no such file"):
+        prep_run(config, stage="hard_negatives")
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_bad_runs_are_told(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Prevents: a run of another collection that gives empty lists, a passage counted twice, a line skipped in silence."""
+    from pipeline.inspect_query import complete_tables
+
+    monkeypatch.setattr(pool_sources, "_ENTRIES_AT_ONCE", at_once)
+    experiment = load({"config": str(finished.config)})
+    (stored,) = complete_tables(experiment, "ingest.corpus")
+    corpus, path = Corpus(stored), tmp_path / "r"
+    path.write_text("q Q0 x 1 1.0 t\nq Q0 y 2 0.5 t\nother Q0 d1 1 1 t\n")
+    with pytest.raises(UserError, match="lists no passage of this corpus for its queries, such as q"):
+        RunFile(path, ["p", "q"], corpus)
+    path.write_text("q Q0 d1 1 1.0 t\np Q0 d1 1 1.0 t\nq Q0 d2 2 0.5 t\nq Q0 d1 3 0.2 t\nq Q0 d2 4 0.1 t\n")
+    with pytest.raises(UserError, match="r:4: query q lists passage d1 a second time"):
+        RunFile(path, ["p", "q"], corpus)
+    path.write_text("q Q0 d1 1 1.0 t\nq Q0 d2 two 0.5\n")
+    with pytest.raises(UserError, match="r:2: expected"):
+        RunFile(path, ["q"], corpus)
+    path.write_text("q Q0 d1 1 1.0 t\nq Q0 nowhere 1 3.0 t\nq Q0 d12 9 2.0 t\n")
+    source = RunFile(path, ["p", "q"], corpus)
+    rows, scores = source.rank(0, 2, k=5)
+    assert source.unknown == 1 and (rows[0] == -1).all() and scores[1].tolist() == [2.0, 1.0]
+    assert corpus.ids_of(rows[1]).to_pylist() == ["d12", "d1"]
+
+
+def test_a_subset_of_queries_grows(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
+    """Prevents: a pilot over few queries whose logits are of no use to the full run."""
+    found = []
+    for count in (5, 9):
+        config = tiny_experiment(tmp_path / str(count), **{"hard_negatives.source": "random", "hard_negatives.queries": count})
+        prep_run(config, stage="ingest")
+        prep_run(config, stage="hard_negatives")
+        found.append(rows_of(config))
+    assert [len(rows) for rows in found] == [5, 9] and found[0].keys() < found[1].keys()
+    assert all(found[1][query] == row for query, row in found[0].items())
