@@ -69,7 +69,7 @@ def ours(student: Path, collection: Path, work: Path, threads: int) -> None:
     for stage in ("ingest", "embed", "hard_negatives"):
         run(experiment, stage=stage, say=lambda line: print(line, file=sys.stderr, flush=True))
     _report(started)
-    top = {row["query_id"]: row["ranked_ids"] for row in _negatives(experiment)}
+    top = {row["query_id"]: row["ranked_ids"] for row in _pools(experiment)}
     (work / "top.json").write_text(json.dumps(top))
 
 
@@ -88,15 +88,15 @@ def _experiment(student: Path, collection: Path, work: Path, threads: int) -> An
     )
 
 
-def _negatives(experiment: Any) -> list[dict[str, Any]]:
+def _pools(experiment: Any) -> list[dict[str, Any]]:
     from pipeline.plan import Planner, table_named
 
-    stored = Planner(experiment).plan(table_named(experiment, "hard_negatives")).stored
+    stored = Planner(experiment).plan(table_named(experiment, "pools.ranked")).stored
     return [row for group in stored.row_groups() for row in group.to_pylist()]
 
 
 def peer(student: Path, collection: Path, work: Path, threads: int) -> None:
-    """sentence-transformers, with its defaults but for faiss, the range and the number of negatives."""
+    """sentence-transformers, with its defaults but for faiss, the range and the number of negatives (and its vectors kept, to compare)."""
     import faiss
     import torch
     from datasets import Dataset
@@ -111,7 +111,7 @@ def peer(student: Path, collection: Path, work: Path, threads: int) -> None:
     pairs = Dataset.from_dict({"question": [queries[query] for query, _ in labels], "answer": [passages[passage] for _, passage in labels]})
     mine_hard_negatives(
         pairs, SentenceTransformer(str(student), device="cpu"), corpus=list(passages.values()), range_max=TOP, num_negatives=NEGATIVES,
-        sampling_strategy="random", output_format="n-tuple", use_faiss=True, verbose=False,
+        sampling_strategy="random", output_format="n-tuple", use_faiss=True, verbose=False, cache_folder=str(work / "cache"),
     )  # fmt: skip
     _report(started)
 
@@ -121,23 +121,22 @@ def _report(started: float) -> None:
     print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak}), flush=True)
 
 
-def overlap(student: Path, collection: Path, work: Path) -> float:
-    """Share that was found of the exact top 100: sentence-transformers fp32 vectors and products, without positives and their twins."""
-    from sentence_transformers import SentenceTransformer
-
+def overlap(collection: Path, ours: Path, peer: Path) -> float:
+    """Share that was found of the exact top 100: products of the peer's own fp32 vectors, without positives and their twins."""
     passages, queries, labels = read_collection(collection)
-    model = SentenceTransformer(str(student), device="cpu")
-    doc_ids, found = list(passages), json.loads((work / "top.json").read_text())
+    found = json.loads((ours / "top.json").read_text())
     positives: dict[str, set[str]] = {}
     for query, passage in labels:
-        positives.setdefault(query, set()).add(passages[passage])
-    asked = sorted(found)
-    scores = model.encode([queries[query] for query in asked]) @ model.encode(list(passages.values())).T
+        positives.setdefault(queries[query], set()).add(passages[passage])
+    texts = list(dict.fromkeys(passages.values()))  # the order in which the peer embeds
+    (query_file,), (corpus_file,) = peer.glob("cache/query_*.npy"), peer.glob("cache/corpus_*.npy")
+    scores = np.load(query_file) @ np.load(corpus_file).T
+    asked = {text: row for row, text in enumerate(dict.fromkeys(queries[query] for query, _ in labels))}
     shares = []
-    for query, line in zip(asked, scores, strict=True):
-        ranked = (doc_ids[row] for row in np.argsort(-line, kind="stable") if passages[doc_ids[row]] not in positives[query])
-        exact = set(itertools.islice(ranked, TOP))
-        shares.append(len(exact & set(found[query])) / len(exact))
+    for query, doc_ids in found.items():
+        order = np.argsort(-scores[asked[queries[query]]], kind="stable")
+        exact = set(itertools.islice((texts[row] for row in order if texts[row] not in positives[queries[query]]), TOP))
+        shares.append(len(exact & {passages[doc_id] for doc_id in doc_ids}) / len(exact))
     return float(np.mean(shares))
 
 
@@ -179,7 +178,7 @@ def main() -> None:
                 work = root / f"{side}-{number}"
                 work.mkdir()
                 done.append(one_round(side, arguments, root / "collection", work))
-        share = overlap(arguments.student, root / "collection", root / "ours-0")
+        share = overlap(root / "collection", root / "ours-0", root / "peer-0")
     seconds = {side: median(one["seconds"] for one in done) for side, done in rounds.items()}
     peak = {side: median(one["peak"] for one in done) for side, done in rounds.items()}
     for side in rounds:

@@ -70,7 +70,7 @@ class Embed(Section):
 
     model: str | None = execution(None, "what embeds and mines, e.g. a trained student (keyed by its content); null: student.model")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
-    batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
+    batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 1,024 on a CPU, 16,384 on a GPU", ge=64)
 
 
 class FalseNegatives(Section):

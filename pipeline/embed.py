@@ -40,7 +40,7 @@ def _without(key: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 def _build(task: Task) -> None:
     from data.schemas import embeddings
-    from retrieval.batching import DEFAULT_BATCH_TOKENS
+    from retrieval.batching import ENCODER_BATCH_TOKENS
     from retrieval.encode import embedded_groups
     from retrieval.text_encoder import TextEncoder
 
@@ -49,7 +49,7 @@ def _build(task: Task) -> None:
 
     def load() -> TextEncoder:
         computed = precision.resolve(experiment.embed.precision, device=device)
-        batch_tokens = experiment.embed.batch_tokens or DEFAULT_BATCH_TOKENS[device]
+        batch_tokens = experiment.embed.batch_tokens or ENCODER_BATCH_TOKENS[device]
         return TextEncoder(experiment.miner, precision=computed, device=device, batch_tokens=batch_tokens)
 
     encoder = task.workshop.keep("encoder", load)

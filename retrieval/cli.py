@@ -37,7 +37,7 @@ def encode(words: Given = None) -> None:
         optional = {**settings_of(Student, leave_out=("model",)), **own}
         given = Words.of(words, required=("model", "texts", "kind", "out"), optional=optional)
         device, precision = given.one_of("device", DEVICES), given.one_of("precision", PRECISIONS)
-        from retrieval.batching import DEFAULT_BATCH_TOKENS
+        from retrieval.batching import ENCODER_BATCH_TOKENS
         from retrieval.encode import encode_table
 
         encode_table(
@@ -47,7 +47,7 @@ def encode(words: Given = None) -> None:
             kind=given["kind"],
             precision=precision,
             device=device,
-            batch_tokens=given.number("batch_tokens") if given["batch_tokens"] else DEFAULT_BATCH_TOKENS[device],
+            batch_tokens=given.number("batch_tokens") if given["batch_tokens"] else ENCODER_BATCH_TOKENS[device],
             threads=given.number("threads"),
             report=_note,
         )

@@ -126,6 +126,8 @@ class TorchCrossEncoder:
         self.length_multiple = 1 if device == "cpu" else 8  # tensor cores want multiples of 8; a CPU only has more padding then (3 %)
         if device == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UserError("teacher.precision=bf16: this GPU would only emulate it; use teacher.precision=fp16")
+        if device == "cpu":
+            mixed_precision.settle_memory()
         attention = {"attn_implementation": mixed_precision.register_cpu_attention()} if device == "cpu" else {}
         try:
             model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **attention)
@@ -141,7 +143,6 @@ class TorchCrossEncoder:
         self._model = model.to(device=device)
         self._forward: Callable[..., Any] = self._model
         if device == "cpu":
-            mixed_precision.keep_freed_memory()
             mixed_precision.check_attention(self._model, check=self._logits_of)
         if unpad if unpad is not None else device == "cuda" and precision != "fp32" and not compiled:
             unpadded.install(self._model, check=self._logits_of)

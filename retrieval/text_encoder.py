@@ -34,13 +34,14 @@ class TextEncoder:
             raise UserError("device=cuda, but torch sees no GPU here; use device=cpu")
         self.spec = resolve_student(student)
         on_cpu = device == "cpu"
+        if on_cpu:
+            mixed_precision.settle_memory()
         model = DualEncoder(self.spec, attention=mixed_precision.register_cpu_attention() if on_cpu else None).eval()
         if precision != "fp32":
             mixed_precision.lower_precision(model.backbone, precisions.torch_type(precision), pack=on_cpu)
         self.model = model.to(device=device)
         self._device, self._batch_tokens = device, batch_tokens
         if on_cpu:
-            mixed_precision.keep_freed_memory()
             mixed_precision.check_attention(model.backbone, check=self._checked)
         elif precision != "fp32":
             unpadded.install(model.backbone, check=self._checked)

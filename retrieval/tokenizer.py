@@ -13,6 +13,8 @@ from data.schemas import MASK_MARK, SEPARATOR_MARK
 from retrieval.checkpoint_files import tokenizer_digest
 from retrieval.quiet import quiet_transformers
 
+_ENCODED_AT_ONCE = 512  # texts: an encoding takes a hundred times the memory of its ids
+
 
 class Tokenizer:
     """A fast tokenizer of a checkpoint folder. `lower_case` lower-cases texts first (sentence-transformers' do_lower_case)."""
@@ -53,7 +55,12 @@ class Tokenizer:
         """Token ids of each text with special tokens, cut on the right to `max_tokens`."""
         self.backend.enable_truncation(max_tokens)
         try:
-            return [encoding.ids for encoding in self.backend.encode_batch_fast([self.with_special_tokens(text) for text in texts])]
+            parts = (texts[start : start + _ENCODED_AT_ONCE] for start in range(0, len(texts), _ENCODED_AT_ONCE))
+            return [
+                encoding.ids
+                for part in parts
+                for encoding in self.backend.encode_batch_fast([self.with_special_tokens(text) for text in part])
+            ]
         finally:
             self.backend.no_truncation()
 
