@@ -40,6 +40,8 @@ QUERIES = pa.schema([("query_id", pa.string()), ("text", pa.string())])
 QRELS = pa.schema([("split", pa.string()), ("query_id", pa.string()), ("doc_id", pa.string()), ("relevance", pa.int32())])
 QUARANTINE = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("record", pa.string())])
 
+INDEX = pa.schema([("rows", pa.int64()), ("part", pa.large_binary())])  # of one shard of vectors: how many, and bytes of its faiss index
+
 
 def embeddings(size: int, *, id_name: str) -> pa.Schema:
     """Rows of fp16 vectors of `size` dimensions, in the row order of the text shard they were made from."""

@@ -93,9 +93,16 @@ class FalseNegatives(Section):
 
 
 class Search(Section):
-    """Nearest passages of the queries by the student's vectors."""
+    """Nearest passages of the queries by the student's vectors. A GPU is used where `runner.device` says so, for exact search."""
 
+    index: Literal["exact", "ivf", "hnsw"] = keyed("exact", "exact, or an approximate index whose recall is then measured")
     memory_gb: float = execution(4.0, "peak memory of a worker that searches; what does not fit is searched in several passes", gt=0)
+    lists: int | None = keyed(None, "ivf: lists of each shard of the corpus; null takes 4 sqrt(passages of the shard)", ge=1)
+    probes: int = keyed(32, "ivf: lists looked into for a query", ge=1)
+    links: int = keyed(32, "hnsw: edges of a passage in the graph", ge=4, le=128)
+    build_width: int = keyed(200, "hnsw: passages looked at when one is put in (efConstruction)", ge=8)
+    width: int = keyed(256, "hnsw: passages kept in view for a query (efSearch), at least the depth", ge=8)
+    recall_queries: int = keyed(50, "queries of a shard that are searched exactly, too, to measure the recall of ivf and hnsw", ge=1)
 
 
 class HardNegatives(Section):
@@ -231,6 +238,11 @@ class Experiment(Section):
     dark_examples: DarkExamples = DarkExamples()
     runner: Runner = Runner()
     train: Train = Train()
+
+    @property
+    def uses_index(self) -> bool:
+        """Whether the student's search goes through an approximate index."""
+        return self.search.index != "exact" and any(source.name == "student" for source in self.hard_negatives.sources)
 
     @property
     def miner(self) -> Student:

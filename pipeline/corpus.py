@@ -82,14 +82,16 @@ class Corpus:
             first += table.num_rows
         return pa.concat_arrays(parts).take(pa.array(place))
 
-    def searcher(self, vectors: Stored, experiment: Experiment) -> Searcher:
+    def searcher(self, vectors: Stored, index: Stored | None, experiment: Experiment) -> Searcher:
         """The search over the corpus's vectors, kept with what it holds of them."""
         if self._searcher is None:
             from retrieval.embedding_table import EmbeddingTable
-            from retrieval.search import Searcher
+            from retrieval.search import Searcher, engines_for
 
+            settings, runner = experiment.search, experiment.runner
+            engines = engines_for(settings, index.folder if index else None, device=runner.device, threads=runner.threads)
             table = EmbeddingTable(vectors.folder, "doc_id")
-            self._searcher = Searcher(table, memory_gb=experiment.search.memory_gb, threads=experiment.runner.threads)
+            self._searcher = Searcher(table, memory_gb=settings.memory_gb, threads=runner.threads, engines=engines)
         return self._searcher
 
     @functools.cached_property

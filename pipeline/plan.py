@@ -13,14 +13,25 @@ from data.errors import DamagedShard, UserError
 from data.manifest import MANIFEST_NAME, Manifest
 from data.settings import Experiment
 from data.shards import read_footer, shard_name
-from pipeline import confidence, dark_examples, embed, hard_negatives, ingest_tables, pool_pairs, pools, shards, teacher_scores
+from pipeline import (
+    confidence,
+    dark_examples,
+    embed,
+    hard_negatives,
+    ingest_tables,
+    pool_pairs,
+    pools,
+    search_index,
+    shards,
+    teacher_scores,
+)
 from pipeline.stage import Stored, Table, fingerprint_of
 
-STAGES = ("ingest", "embed", "pools", "pool_scores", "hard_negatives", "dark_examples", "teacher_scores", "confidence", "shards")
+STAGES = ("ingest", "embed", "index", "pools", "pool_scores", "hard_negatives", "dark_examples", "teacher_scores", "confidence", "shards")
 
 
 def tables(experiment: Experiment) -> list[Table]:
-    """All tables of an experiment in the order in which they are built. The teacher scores pools only where something asks for it."""
+    """All tables of an experiment in the order in which they are built; an index, and the teacher's scores of pools, only if asked for."""
     settings = experiment.hard_negatives
     scored = [pool_pairs.TABLE, teacher_scores.OF_POOLS] if settings.score_pools or settings.uses_pool_scores else []
     return [
@@ -29,6 +40,7 @@ def tables(experiment: Experiment) -> list[Table]:
         ingest_tables.QRELS,
         embed.CORPUS,
         embed.QUERIES,
+        *([search_index.TABLE] if experiment.uses_index else []),
         pools.table(experiment),
         *scored,
         hard_negatives.table(experiment),
@@ -55,6 +67,8 @@ def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
         return [table for table in everything if table.label in needed]
     if stage not in STAGES:
         raise unknown_key(f"stage={stage}", valid=[f"stage={name}" for name in ("all", *STAGES)])
+    if stage == "index" and not any(table.stage == stage for table in everything):
+        raise UserError("stage=index: the search is exact, which needs no index; set search.index=ivf or search.index=hnsw")
     if stage == "pool_scores" and not any(table.stage == stage for table in everything):
         raise UserError(
             "stage=pool_scores: nothing asks for the teacher's scores of pools; set hard_negatives.score_pools=true, a rule of the teacher "

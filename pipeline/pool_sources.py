@@ -64,6 +64,10 @@ class StudentSearch:
             rows[part], scores[part] = rows_by_id(found.scores, found.rows, self._corpus.ids), found.scores
         return rows, scores
 
+    def recall(self, *, k: int, queries: int) -> tuple[int, int]:
+        """(found, there are) of the exact k best of some queries, spread over the shard."""
+        return self._searcher.sampled_recall(self._queries, k=k, queries_sampled=queries)
+
     def scores_of(self, place: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n] the student's scores of watched rows for the query at `place`: in float64, rounded to fp32, as in the search."""
         vectors = self._watched_vectors[np.searchsorted(self._watched, rows)]
@@ -166,7 +170,7 @@ def make_source(name: str, task: Task, queries: pa.Table, corpus: Corpus) -> Poo
     """The source of this name for the queries of the task's shard. Reads what it needs, and no more."""
     settings, query_ids = task.experiment.hard_negatives, queries.column("query_id").to_pylist()
     if name == "student":
-        searcher = corpus.searcher(task.inputs["embed.corpus"], task.experiment)
+        searcher = corpus.searcher(task.inputs["embed.corpus"], task.inputs.get("index"), task.experiment)
         return StudentSearch(queries, task.inputs["embed.queries"], task.shard, searcher, corpus)
     if name == "bm25":
         return Bm25Search(queries.column("text").to_pylist(), corpus)

@@ -27,11 +27,13 @@ from data.settings import Experiment
 from data.shards import ROW_GROUP_ROWS
 from pipeline.corpus import Corpus
 from pipeline.pool_sources import PoolSource, Ranking, RunFile, StudentSearch, make_source
+from pipeline.search_index import searching_key
 from pipeline.stage import Stored, Table, Task
 
 _RANKED_AT_ONCE = 1 << 23  # entries of a ranking in memory, about 40 bytes each while they are sorted
 _WRITTEN_AT_ONCE = 1 << 20  # entries of a row group
 UNKNOWN = "entries of the run of unknown passages"
+RECALL = "recall of the index on sampled queries"
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,9 @@ def _build(task: Task) -> None:
     query_ids = queries.column("query_id").to_pylist()
     k = settings.depth + room_for_removals(query_ids, labels, corpus.hashes)
     sources = {source: make_source(source.name, task, queries, corpus) for source in settings.sources}
-    for made in sources.values():
-        if isinstance(made, StudentSearch):
-            made.watch(np.concatenate([np.empty(0, np.int64), *(labels.positives[query] for query in query_ids)]))
+    searches = [made for made in sources.values() if isinstance(made, StudentSearch)]
+    for made in searches:
+        made.watch(np.concatenate([np.empty(0, np.int64), *(labels.positives[query] for query in query_ids)]))
 
     removed: Counter[str] = Counter()
     with task.writer(task.shard, schemas.POOLS) as writer:
@@ -127,6 +129,9 @@ def _build(task: Task) -> None:
                 task.report("queries", end - start)
         unknown = sum(made.unknown for made in sources.values() if isinstance(made, RunFile))
         counts: dict[str, Any] = {"in": len(query_ids), "kept": len(query_ids), "dropped": {}, "removed from pools": dict(removed)}
+        if experiment.uses_index:
+            hits, total = searches[0].recall(k=settings.depth, queries=experiment.search.recall_queries)
+            counts[RECALL] = {"found": hits, "of": total}
         writer.figures["counts"] = {**counts, UNKNOWN: unknown} if "run" in [source.name for source in sources] else counts
 
 
@@ -190,6 +195,7 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     settings = experiment.hard_negatives
     names = [source.name for source in settings.sources]
     key: dict[str, Any] = {"sources": names, "depth": settings.depth, "queries": settings.queries, "split": experiment.ingest.train_split}
+    key |= searching_key(experiment) if "student" in names else {}
     if "random" in names or settings.queries is not None:
         key["seed"] = experiment.seed
     if "run" in names:
@@ -202,14 +208,21 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
 
 def _remark(counts: dict[str, Any]) -> str:
     unknown = counts.get(UNKNOWN, 0)
-    return f"{unknown:,} entries of hard_negatives.run_file name passages that are not in the corpus; they are left out" if unknown else ""
+    lines = (
+        [f"{unknown:,} entries of hard_negatives.run_file name passages that are not in the corpus; they are left out"] if unknown else []
+    )
+    if recall := counts.get(RECALL):
+        share = recall["found"] / max(1, recall["of"])
+        lines.append(f"search.index found {share:.2%} of the {recall['of']:,} passages that exact search finds for sampled queries")
+    return "; ".join(lines)
 
 
 def table(experiment: Experiment) -> Table:
     """The table for the sources of an experiment: only the student's search needs embeddings."""
     base = ("ingest.corpus", "ingest.queries", "ingest.qrels")
     student = any(source.name == SOURCES[0] for source in experiment.hard_negatives.sources)
+    vectors = ("embed.corpus", "embed.queries", *(["index"] if experiment.uses_index else [])) if student else ()
     return Table(
-        stage="pools", name="ranked", version=1, reads=(*base, "embed.corpus", "embed.queries") if student else base, key=_key,
-        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=_remark,
+        stage="pools", name="ranked", version=1, reads=(*base, *vectors), key=_key,
+        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=_remark, uses_device=student,
     )  # fmt: skip

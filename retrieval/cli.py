@@ -12,7 +12,7 @@ import typer
 
 from data.command import exit_codes
 from data.errors import UserError
-from retrieval.words import DEVICES, PRECISIONS, Words, settings_of, text_among
+from retrieval.words import DEVICES, NOT_GIVEN, PRECISIONS, Words, settings_of, text_among
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
@@ -55,10 +55,28 @@ def encode(words: Given = None) -> None:
 
 
 @app.command()
-def search(words: Given = None) -> None:
-    """Exact search over stored embeddings, a TREC run out.
+def index(words: Given = None) -> None:
+    """An approximate index over stored embeddings, for corpora whose exact search takes too long.
 
-    corpus=FOLDER queries=FOLDER out=RUN [depth=1000] [memory_gb=4] [qrels=, split=]
+    corpus=FOLDER out=FOLDER kind=ivf|hnsw [lists=] [links=32] [build_width=200]
+    """
+    from data.settings import Search
+
+    with exit_codes():
+        optional = {name: NOT_GIVEN for name in ("lists", "links", "build_width")}
+        given = Words.of(words, required=("corpus", "out", "kind"), optional=optional)
+        settings = given.section(Search, index=given.one_of("kind", ("ivf", "hnsw")))
+        from retrieval.index_table import build_index_table
+
+        build_index_table(given.path("corpus"), given.path("out"), settings, report=_note)
+        print(f"index in {given['out']}")
+
+
+@app.command()
+def search(words: Given = None) -> None:
+    """Search over stored embeddings, exact or through index=FOLDER, a TREC run out. A killed search goes on where it stopped.
+
+    corpus=FOLDER queries=FOLDER out=RUN [depth=1000] [memory_gb=4] [device=cpu] [index=FOLDER probes=32 width=256] [qrels=, split=]
     """
     with exit_codes():
         optional = {**_SEARCHING, "qrels": "", "split": "test"}
@@ -68,7 +86,9 @@ def search(words: Given = None) -> None:
         print(f"{searched:,} queries searched, run in {given['out']}")
 
 
-_SEARCHING = {"depth": "1000", "threads": "0", "memory_gb": "4"}
+_SEARCHING = {
+    "depth": "1000", "threads": "0", "memory_gb": "4", "device": "cpu", "index": "", "probes": NOT_GIVEN, "width": NOT_GIVEN,
+}  # fmt: skip
 
 
 def _threads(given: Words) -> int:
@@ -76,16 +96,30 @@ def _threads(given: Words) -> int:
 
 
 def _search(given: Words, *, only: set[str] | None) -> int:
+    from data.config import build
+    from data.settings import Search
     from retrieval.embedding_table import EmbeddingTable, same_student
-    from retrieval.search import Searcher
+    from retrieval.search import Searcher, engines_for
     from retrieval.search_run import search_to_run
 
-    depth, memory_gb = given.number("depth", least=1), given.positive("memory_gb")
+    depth, memory_gb, device = given.number("depth", least=1), given.positive("memory_gb"), given.one_of("device", DEVICES)
+    settings = build(Search, {name: given[name] for name in ("probes", "width") if given[name] != NOT_GIVEN})
     queries, corpus = EmbeddingTable(given.path("queries"), "query_id"), EmbeddingTable(given.path("corpus"), "doc_id")
     if not same_student(queries, corpus):
         _note("note: queries and corpus were embedded by different models or poolings; meant only for paired encoders")
-    searcher = Searcher(corpus, memory_gb=memory_gb, threads=_threads(given))
-    return search_to_run(searcher, queries, given.path("out"), k=depth, only=only, report=_Eta("queries"))
+    of_index: dict[str, Any] = {}
+    if given["index"]:
+        from retrieval.index_table import index_key
+
+        of_index = {**index_key(given.path("index"), corpus), "probes": settings.probes, "width": settings.width}
+    threads = _threads(given)
+    engines = engines_for(settings, given.path("index") if given["index"] else None, device=device, threads=threads)
+    searcher = Searcher(corpus, memory_gb=memory_gb, threads=threads, engines=engines)
+    searched = search_to_run(searcher, queries, given.path("out"), k=depth, only=only, how=of_index, report=_Eta("queries"))
+    if of_index:
+        found, there = searcher.sampled_recall(queries.matrix(), k=depth, queries_sampled=settings.recall_queries)
+        _note(f"the index found {found / max(1, there):.2%} of the {there:,} passages that exact search finds for sampled queries")
+    return searched
 
 
 class _Eta:

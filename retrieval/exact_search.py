@@ -129,7 +129,7 @@ def exact_scores(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: 
     """[n, m] inner products of each query with its own rows [n, m] (rising, -1 where absent, which gives -inf), in float64, rounded."""
     scores = np.full(rows.shape, -np.inf, dtype=np.float32)
     exact_queries = torch.from_numpy(np.asarray(queries, dtype=np.float64))
-    for first_row, vectors in _in_blocks(blocks, max(1, _RESCORED_BYTES // (8 * queries.shape[1]))):
+    for first_row, vectors in in_blocks(blocks, max(1, _RESCORED_BYTES // (8 * queries.shape[1]))):
         here = (rows >= first_row) & (rows < first_row + len(vectors))
         if here.any():
             scores[here] = _sampled_products(exact_queries, vectors, here, rows[here] - first_row)
@@ -174,7 +174,7 @@ def heap_engine(product: Product, *, threads: int) -> Engine:
         best = RunningBest(len(queries), wanted)
         seen = 0
         with _workers(threads) as each:
-            for first_row, vectors in _in_blocks(blocks, BLOCK_ROWS):
+            for first_row, vectors in in_blocks(blocks, BLOCK_ROWS):
                 block, seen = product.block(vectors, slack), first_row + len(vectors)
 
                 def offer(start: int, block: object = block, first_row: int = first_row) -> None:
@@ -195,7 +195,7 @@ def sure_candidates(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], *, 
     return heap_engine(FloatProduct(np.float64), threads=1)(queries, blocks, k).rows
 
 
-def _in_blocks(blocks: Iterable[tuple[int, Vectors]], rows: int) -> Iterator[tuple[int, Vectors]]:
+def in_blocks(blocks: Iterable[tuple[int, Vectors]], rows: int) -> Iterator[tuple[int, Vectors]]:
     """The same vectors in blocks of at most `rows` rows."""
     for first_row, vectors in blocks:
         for start in range(0, len(vectors), rows):

@@ -50,9 +50,16 @@ class Product(Protocol):
         """fp32 products [queries, rows] with the block's rows, some at a time, in order."""
 
 
-def _norms(vectors: Vectors) -> NDArray[np.float64]:
+def norms_of(vectors: Vectors) -> NDArray[np.float64]:
+    """[n] Euclidean norms."""
     values = np.asarray(vectors, dtype=np.float64)
     return np.sqrt(np.einsum("nd,nd->n", values, values))
+
+
+def largest_norm(vectors: Vectors) -> float:
+    """At least the largest norm of the vectors, computed in fp32: a thousandth more covers what that is off."""
+    values = np.asarray(vectors, dtype=np.float32)
+    return 1.001 * float(np.sqrt(np.einsum("nd,nd->n", values, values).max(initial=0)))
 
 
 def _sum_error(size: int, unit: float) -> float:
@@ -67,7 +74,7 @@ class LowProduct:
     def prepare(self, queries: Vectors) -> tuple[torch.Tensor, Slack]:
         """[n, D] bf16. By Cauchy and Schwarz q.p - q'.p' = (q - q').p' + q.(p - p') is at most |q - q'| |p'| + |q| |p - p'|."""
         low = torch.from_numpy(np.asarray(queries, dtype=np.float32)).to(torch.bfloat16)
-        norms, residuals = _norms(queries), _norms(np.asarray(queries, np.float64) - low.double().numpy())
+        norms, residuals = norms_of(queries), norms_of(np.asarray(queries, np.float64) - low.double().numpy())
         sums = _sum_error(queries.shape[1], _FP32_UNIT) * (norms + residuals)
         # A product of at most t was at most t (1 + u) / (1 - u) before it was rounded.
         return low, Slack(of_norm=residuals + sums, of_residual=norms, relative=1.01 * _BF16_UNIT)
@@ -97,14 +104,14 @@ class FloatProduct:
 
     def prepare(self, queries: Vectors) -> tuple[NDArray[np.floating], Slack]:
         """[n, D] in the format."""
-        norms = _norms(queries)
+        norms = norms_of(queries)
         sums = _sum_error(queries.shape[1], _FP32_UNIT if self._dtype is np.float32 else 2.0**-53) * norms
         return np.ascontiguousarray(queries, dtype=self._dtype), Slack(sums, np.zeros(len(queries)), relative=2 * _FP32_UNIT)
 
     def block(self, vectors: Vectors, slack: Slack) -> Vectors:
         """[b, D] in the format."""
         block = np.ascontiguousarray(vectors, dtype=self._dtype)
-        slack.largest_norm = max(slack.largest_norm, 1.001 * float(np.sqrt(np.einsum("nd,nd->n", block, block).max(initial=0))))
+        slack.largest_norm = max(slack.largest_norm, largest_norm(block))
         return block
 
     def tiles(self, queries: NDArray[np.floating], block: Vectors) -> Iterator[NDArray[np.float32]]:

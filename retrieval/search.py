@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.errors import UserError
+from data.settings import Search
 from retrieval.embedding_table import EmbeddingTable
 from retrieval.exact_search import BLOCK_ROWS, TILE_BYTES, Engine, Rows, Scores, Vectors, exact_search, margin
 from retrieval.ties import ties_by_id
@@ -74,6 +75,24 @@ def resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+Engines = Callable[[int], Sequence[tuple[Engine, int]]]  # k -> what `exact_search` tries, and how many candidates it asks for
+
+
+def engines_for(settings: Search, index: Path | None, *, device: str, threads: int) -> Engines | None:
+    """What searches: the approximate index in the folder `index`, a GPU, or (None) what suits the processor."""
+    if index is not None:
+        from retrieval.index_table import IndexEngine, index_ladder
+
+        by_index = IndexEngine(index, settings, threads=threads)
+        return lambda k: index_ladder(by_index, k)
+    if device == "cuda":
+        from retrieval.device_search import DeviceEngine, gpu_ladder
+
+        on_gpu = DeviceEngine(device)
+        return lambda k: gpu_ladder(on_gpu, k)
+    return None
+
+
 @dataclass(frozen=True)
 class Found:
     """The results of some of the queries: those from number `first` on."""
@@ -99,7 +118,7 @@ class Searcher:
         *,
         memory_gb: float,
         threads: int = 1,
-        engines: Callable[[int], Sequence[tuple[Engine, int]]] | None = None,
+        engines: Engines | None = None,
     ) -> None:
         self.corpus, self._memory_gb, self._threads, self._engines = corpus, memory_gb, threads, engines
         self._matrix: NDArray[np.float16] | None = None
@@ -126,6 +145,23 @@ class Searcher:
         for start in range(0, len(queries), plan.queries_at_once):
             group = queries[start : start + plan.queries_at_once]
             yield Found(start, *exact_search(group, blocks, k=k, threads=self._threads, engines=engines))
+
+    def recall(self, queries: Vectors, found: Rows, *, k: int) -> tuple[int, int]:
+        """(how many of the exact k best are among `found` [n, k], how many there are): what an approximate index misses, measured."""
+        exact = Searcher(self.corpus, memory_gb=self._memory_gb, threads=self._threads)
+        exact._matrix = self._matrix
+        hits = total = 0
+        for part in exact.search(queries, k=k):
+            for mine, theirs in zip(found[part.first : part.first + len(part.rows)], part.rows, strict=True):
+                wanted = theirs[theirs >= 0]
+                hits, total = hits + len(np.intersect1d(mine, wanted)), total + len(wanted)
+        return hits, total
+
+    def sampled_recall(self, queries: Vectors, *, k: int, queries_sampled: int) -> tuple[int, int]:
+        """As `recall`, on some of the queries, spread evenly."""
+        asked = np.unique(np.linspace(0, len(queries) - 1, min(queries_sampled, len(queries))).astype(np.int64))
+        found = [part.rows for part in self.search(queries[asked], k=k)]
+        return self.recall(queries[asked], np.concatenate(found), k=k) if found else (0, 0)
 
     def vectors_of(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
         """[n, D] vectors of some rows; read from the files where the corpus is not in memory."""

@@ -26,12 +26,13 @@ def search_to_run(
     *,
     k: int,
     only: set[str] | None = None,
+    how: dict[str, Any] | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Search the k best for every query, or for those in `only`, and write the run, queries by id. Returns the number of queries.
 
     Parts of 256 queries lie beside `out` until the run is whole. They are named after what decides them (the vectors of both tables,
-    the depth, the queries), so that a search of something else never takes them for its own.
+    the depth, the queries, and `how`: what an approximate index is), so that a search of something else never takes them for its own.
 
     Raises UserError: the tables cannot be searched with each other, or a run cannot hold an id.
     """
@@ -39,7 +40,7 @@ def search_to_run(
     order = np.array(sorted((row for row, name in enumerate(names) if only is None or name in only), key=names.__getitem__), dtype=np.int64)
     vectors = queries.matrix()[order]
     key: dict[str, Any] = {"queries": queries.manifest.content_digest, "only": [str(names[row]) for row in order]}
-    key |= {"corpus": searcher.corpus.manifest.content_digest, "k": k}
+    key |= {"corpus": searcher.corpus.manifest.content_digest, "k": k, **(how or {})}
     parts = out.with_name(f".{out.name}.{json_digest(key)[:16]}.parts")
     starts = range(0, len(order), GROUP_QUERIES)
     missing = [start for start in starts if not _part(parts, start).exists()]

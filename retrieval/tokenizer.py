@@ -55,12 +55,11 @@ class Tokenizer:
         """Token ids of each text with special tokens, cut on the right to `max_tokens`."""
         self.backend.enable_truncation(max_tokens)
         try:
-            parts = (texts[start : start + _ENCODED_AT_ONCE] for start in range(0, len(texts), _ENCODED_AT_ONCE))
-            return [
-                encoding.ids
-                for part in parts
-                for encoding in self.backend.encode_batch_fast([self.with_special_tokens(text) for text in part])
-            ]
+            ids: list[list[int]] = []
+            for start in range(0, len(texts), _ENCODED_AT_ONCE):
+                part = [self.with_special_tokens(text) for text in texts[start : start + _ENCODED_AT_ONCE]]
+                ids += [encoding.ids for encoding in self.backend.encode_batch_fast(part)]
+            return ids
         finally:
             self.backend.no_truncation()
 

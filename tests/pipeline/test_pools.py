@@ -148,6 +148,35 @@ def test_pieces_give_the_same_rows(
     assert rows_of(config) == rows_of(finished.config)
 
 
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_pools_through_an_index_say_what_it_misses(
+    finished: Any, tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, kind: str
+) -> None:
+    """Prevents: approximate pools without a word on their recall, or one that is not measured; an index taken for exact search's pools."""
+    exact = {"search.index": kind, "search.probes": 1}
+    config = tiny_experiment(tmp_path, **exact)
+    for stage in ("ingest", "embed", "index"):
+        prep_run(config, stage=stage)
+    lines = prep_run(config, stage="pools")
+    (folder,) = (tmp_path / "store" / "pools").glob("ranked-*")
+    found = Manifest.read(folder)
+    assert found is not None
+    recall = found.counts[pools.RECALL]
+    rows, sure = rows_of(config), rows_of(finished.config)
+    assert recall["of"] == 14 * 20 and 0 < recall["found"] <= recall["of"]
+    assert any(f"{recall['found'] / recall['of']:.2%} of the 280 passages" in line for line in lines)
+    checked(rows)
+    shared = [(row["ranked_scores"][place], sure[query]["ranked_scores"][sure[query]["ranked_ids"].index(doc)])
+              for query, row in rows.items() for place, doc in enumerate(row["ranked_ids"]) if doc in sure[query]["ranked_ids"]]  # fmt: skip
+    assert len(shared) > 100 and all(mine == exact for mine, exact in shared)
+
+
+def test_an_index_of_an_exact_search_is_refused(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
+    """Prevents: `stage=index` that does nothing and succeeds."""
+    with pytest.raises(UserError, match=r"the search is exact, which needs no index; set search.index=ivf"):
+        prep_run(tiny_experiment(tmp_path), stage="index")
+
+
 @pytest.mark.parametrize("source", ["random", "bm25", "bm25,random"])
 def test_sources_without_vectors(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, source: str) -> None:
     """Prevents: a source of negatives that needs embeddings, or finds positives."""

@@ -1,0 +1,133 @@
+"""Exact search over ever larger corpora, side by side with one call of `faiss.knn`: seconds, peak memory against the memory given.
+
+    python benchmarks/search_scale.py [--sizes 30000 331000 3000000] [--queries 10000] [--depth 200] [--memory 4] [--threads N]
+
+Vectors of 384 dimensions around 500 centres, stored as the stage `embed` stores them. Ours reads them from the disk and writes nothing;
+the peer has them in memory in fp32 before its clock starts. `same` is the share of passages that both found (the peer rounds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIZE = 384
+_PART = 65_536
+
+
+def made_up(rows: int, seed: int) -> NDArray[np.float16]:
+    """[rows, SIZE] vectors of length 1 around 500 centres."""
+    chance = np.random.default_rng(seed)
+    centres = np.random.default_rng(1).standard_normal((500, SIZE), dtype=np.float32)
+    vectors = centres[chance.integers(0, 500, rows)] + chance.standard_normal((rows, SIZE), dtype=np.float32)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+def store(folder: Path, rows: int) -> None:
+    """A table of embeddings."""
+    import pyarrow as pa
+
+    from data.manifest import Manifest, ShardRecord
+    from data.schemas import embeddings
+    from data.shards import open_shard
+
+    schema = embeddings(SIZE, id_name="doc_id")
+    with open_shard(folder / "part", schema, {}) as writer:
+        for start in range(0, rows, _PART):
+            vectors = made_up(min(_PART, rows - start), seed=start + 7)
+            ids = [str(start + place) for place in range(len(vectors))]
+            writer.write(pa.table([ids, pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), SIZE)], schema=schema))
+    Manifest("embed", "corpus", "", {}, [ShardRecord("part", rows, 0, "")], {}).write(folder)
+
+
+def ours(folder: Path, arguments: argparse.Namespace) -> None:
+    """`Searcher`, as stage `pools` and `retrieve search` use it."""
+    from retrieval.embedding_table import EmbeddingTable
+    from retrieval.search import Searcher
+
+    queries = made_up(arguments.queries, seed=3)
+    started = time.perf_counter()
+    searcher = Searcher(EmbeddingTable(folder, "doc_id"), memory_gb=arguments.memory, threads=arguments.threads)
+    found = [one.rows for one in searcher.search(queries, k=arguments.depth)]
+    report(started, folder, "ours", np.concatenate(found))
+
+
+def peer(folder: Path, arguments: argparse.Namespace) -> None:
+    """One call of faiss.knn in fp32."""
+    import faiss
+
+    from retrieval.embedding_table import EmbeddingTable
+
+    corpus = np.concatenate([vectors.astype(np.float32) for _, vectors in EmbeddingTable(folder, "doc_id")])
+    queries = made_up(arguments.queries, seed=3).astype(np.float32)
+    faiss.omp_set_num_threads(arguments.threads)
+    started = time.perf_counter()
+    _, rows = faiss.knn(queries, corpus, arguments.depth, metric=faiss.METRIC_INNER_PRODUCT)
+    report(started, folder, "peer", rows)
+
+
+def report(started: float, folder: Path, side: str, rows: NDArray[np.int64]) -> None:
+    """One JSON line; the rows go to a file."""
+    seconds = time.perf_counter() - started
+    np.save(folder / f"{side}.npy", rows)
+    print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}), flush=True)
+
+
+def one_round(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Run a side in a process of its own."""
+    words = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--queries", str(arguments.queries)]
+    words += ["--depth", str(arguments.depth), "--memory", str(arguments.memory), "--threads", str(arguments.threads)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    """Size by size, both sides in turn; then one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[30_000, 331_000, 3_000_000])
+    parser.add_argument("--queries", type=int, default=10_000)
+    parser.add_argument("--depth", type=int, default=200)
+    parser.add_argument("--memory", type=float, default=4.0, help="GB")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=0, help="of each side; default all")
+    parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not arguments.threads:
+        from pipeline.capacity import usable_cpus
+
+        arguments.threads = usable_cpus()
+    if arguments.side:
+        {"ours": ours, "peer": peer}[arguments.side](arguments.folder, arguments)
+        return
+    lines = []
+    for rows in arguments.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            store(Path(folder), rows)
+            rounds = [{side: one_round(side, Path(folder), arguments) for side in ("ours", "peer")} for _ in range(arguments.rounds)]
+            mine, theirs = (np.load(Path(folder) / f"{side}.npy") for side in ("ours", "peer"))
+        same = float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(mine[:1000], theirs[:1000], strict=True)])) / arguments.depth
+        middle = {side: {name: float(np.median([one[side][name] for one in rounds])) for name in ("seconds", "peak")} for side in rounds[0]}
+        ratio = middle["peer"]["seconds"] / middle["ours"]["seconds"]
+        lines.append({"rows": rows, **{f"{side}_{name}": round(value, 3) for side, of in middle.items() for name, value in of.items()}})
+        lines[-1] |= {
+            "ratio": round(ratio, 3),
+            "microseconds_a_row": round(middle["ours"]["seconds"] / rows * 1e6, 2),
+            "same": round(same, 5),
+        }
+        print(lines[-1], flush=True)
+    figures = {"name": "search_scale", "ours": lines[-1]["ours_seconds"], "peer": lines[-1]["peer_seconds"], "ratio": lines[-1]["ratio"]}
+    print(json.dumps({**figures, "unit": "seconds", "memory_given_gb": arguments.memory, "sizes": lines}))
+
+
+if __name__ == "__main__":
+    main()
