@@ -22,6 +22,7 @@ from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, weights_digest
 from retrieval.model_lengths import check_length
 from retrieval.pair_tokens import PairEncoding
+from retrieval.process_memory import settle_memory
 from retrieval.quiet import quiet_transformers
 
 # The input is `[CLS] query [SEP] candidate [SEP]` as the tokenizer's own pair template makes it, the longer part cut first.
@@ -127,7 +128,7 @@ class TorchCrossEncoder:
         if device == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UserError("teacher.precision=bf16: this GPU would only emulate it; use teacher.precision=fp16")
         if device == "cpu":
-            mixed_precision.settle_memory()
+            settle_memory()
         attention = {"attn_implementation": mixed_precision.register_cpu_attention()} if device == "cpu" else {}
         try:
             model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **attention)

@@ -31,7 +31,7 @@ class DeviceEngine:
 
     def __call__(self, queries: Vectors, blocks: Iterable[tuple[int, Vectors]], wanted: int) -> Candidates:
         """See `exact_search`."""
-        low = np.asarray(queries, dtype=np.float16)
+        low = np.array(queries, dtype=np.float16)
         norms = norms_of(queries)
         lost = norms_of(np.asarray(queries, np.float64) - low.astype(np.float64))  # nothing, where they come from a stored table
         slack = Slack(of_norm=lost + 2 * queries.shape[1] * _UNIT * norms, of_residual=np.zeros(len(queries)), relative=2.0**-20)
@@ -55,7 +55,7 @@ class DeviceEngine:
     def _on_device(self, first_row: int, vectors: Vectors) -> torch.Tensor:
         kept = self._kept.get(first_row)
         if kept is None:
-            kept = torch.from_numpy(np.ascontiguousarray(vectors)).to(self._device)
+            kept = torch.from_numpy(np.array(vectors)).to(self._device)
             if self._has_room(kept):
                 self._kept[first_row] = kept
         return kept

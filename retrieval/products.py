@@ -81,7 +81,7 @@ class LowProduct:
 
     def block(self, vectors: Vectors, slack: Slack) -> torch.Tensor:
         """[b, D] bf16."""
-        values = torch.from_numpy(np.ascontiguousarray(vectors)).float()
+        values = torch.from_numpy(np.array(vectors, dtype=np.float32))  # a copy: what was read from a file cannot be written to
         low = values.to(torch.bfloat16)
         rounded = low.float()
         if len(low):  # norms in fp32 are off by a few units in the last place: a thousandth more covers them

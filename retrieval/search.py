@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from data.errors import UserError
 from data.settings import Search
 from retrieval.embedding_table import EmbeddingTable
-from retrieval.exact_search import BLOCK_ROWS, TILE_BYTES, Engine, Rows, Scores, Vectors, exact_search, margin
+from retrieval.exact_search import BLOCK_ROWS, TILE_BYTES, Engine, Rows, Scores, Vectors, cpu_engines, exact_search, margin
+from retrieval.process_memory import settle_memory
 from retrieval.ties import ties_by_id
 
 GROUP_QUERIES = 256  # searched at a time, or a multiple: with fewer the corpus would be read more than it is computed with
@@ -47,7 +48,7 @@ def plan_search(*, queries: int, rows: int, size: int, k: int, memory: int, thre
     """
     fixed = BLOCK_ROWS * size * 24 + threads * TILE_BYTES + (64 << 20)
     # Vectors in three formats; for each candidate its heap entry, row, score and sort key; for each result its row and score.
-    each = size * 14 + (k + margin(k)) * 72 + k * 24
+    each = size * 14 + (k + margin(k, rows)) * 72 + k * 24
     least = fixed + min(queries, GROUP_QUERIES) * each
     if memory < least:
         raise UserError(
@@ -55,7 +56,7 @@ def plan_search(*, queries: int, rows: int, size: int, k: int, memory: int, thre
             f"dimensions: set it {(least - memory) / 1e9 + 0.01:.2f} GB higher, or ask for fewer passages"
         )
     corpus = rows * size * 2
-    resident = corpus <= (memory - least) // 2
+    resident = corpus <= (memory - least) * 3 // 4  # the rest is for more queries at a time
     at_once = min(_MOST_QUERIES, (memory - fixed - corpus * resident) // each)
     at_once = max(1, min(queries, at_once // GROUP_QUERIES * GROUP_QUERIES))
     return SearchPlan(at_once, resident, fixed + corpus * resident + at_once * each)
@@ -120,6 +121,7 @@ class Searcher:
         threads: int = 1,
         engines: Engines | None = None,
     ) -> None:
+        settle_memory()  # tiles of scores are made and freed all the time
         self.corpus, self._memory_gb, self._threads, self._engines = corpus, memory_gb, threads, engines
         self._matrix: NDArray[np.float16] | None = None
 
@@ -140,7 +142,8 @@ class Searcher:
         )  # fmt: skip
         if plan.resident and self._matrix is None and self.corpus.rows:
             self._matrix = self.corpus.matrix()
-        engines = None if self._engines is None else self._engines(k)
+        by_default = cpu_engines(k, threads=self._threads, rows=self.corpus.rows)
+        engines = by_default if self._engines is None else self._engines(k)
         blocks: Iterable[tuple[int, Vectors]] = self.corpus if self._matrix is None else [(0, self._matrix)]
         for start in range(0, len(queries), plan.queries_at_once):
             group = queries[start : start + plan.queries_at_once]

@@ -17,6 +17,7 @@ from retrieval import mixed_precision, unpadded
 from retrieval import precision as precisions
 from retrieval.batching import pad, token_budget_batches
 from retrieval.dual_encoder import DualEncoder
+from retrieval.process_memory import settle_memory
 from retrieval.student_spec import resolve_student
 from retrieval.tokenizer import Tokenizer
 
@@ -35,7 +36,7 @@ class TextEncoder:
         self.spec = resolve_student(student)
         on_cpu = device == "cpu"
         if on_cpu:
-            mixed_precision.settle_memory()
+            settle_memory()
         model = DualEncoder(self.spec, attention=mixed_precision.register_cpu_attention() if on_cpu else None).eval()
         if precision != "fp32":
             mixed_precision.lower_precision(model.backbone, precisions.torch_type(precision), pack=on_cpu)

@@ -166,8 +166,13 @@ def test_pools_through_an_index_say_what_it_misses(
     assert recall["of"] == 14 * 20 and 0 < recall["found"] <= recall["of"]
     assert any(f"{recall['found'] / recall['of']:.2%} of the 280 passages" in line for line in lines)
     checked(rows)
-    shared = [(row["ranked_scores"][place], sure[query]["ranked_scores"][sure[query]["ranked_ids"].index(doc)])
-              for query, row in rows.items() for place, doc in enumerate(row["ranked_ids"]) if doc in sure[query]["ranked_ids"]]  # fmt: skip
+    sure_scores = {query: dict(zip(row["ranked_ids"], row["ranked_scores"], strict=True)) for query, row in sure.items()}
+    shared = [
+        (score, sure_scores[query][doc])
+        for query, row in rows.items()
+        for doc, score in zip(row["ranked_ids"], row["ranked_scores"], strict=True)
+        if doc in sure_scores[query]
+    ]
     assert len(shared) > 100 and all(mine == exact for mine, exact in shared)
 
 
