@@ -58,7 +58,7 @@ def plan_search(*, queries: int, rows: int, size: int, k: int, memory: int, thre
     corpus = rows * size * 2
     resident = corpus <= (memory - least) * 3 // 4  # the rest is for more queries at a time
     at_once = min(_MOST_QUERIES, (memory - fixed - corpus * resident) // each)
-    at_once = max(1, min(queries, at_once // GROUP_QUERIES * GROUP_QUERIES))
+    at_once = max(1, queries if at_once >= queries else at_once // GROUP_QUERIES * GROUP_QUERIES)
     return SearchPlan(at_once, resident, fixed + corpus * resident + at_once * each)
 
 

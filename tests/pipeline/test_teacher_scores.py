@@ -271,10 +271,9 @@ def test_items_are_made_ahead_and_errors_come_through() -> None:
         writes.do(fails)
 
 
-# A process with everything imported, which forks a child for each run: a fresh interpreter a kill would take seconds. The children
-# note every pair before they score it, and are slowed down, so that a kill can fall into any part of the work.
-ZYGOTE = """
-import os, sys, time
+# The children note every pair before they score it, and are slowed down, so that a kill can fall into any part of the work.
+SCORING = """
+import os, time
 import torch, transformers, pyarrow.parquet
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification, BertTokenizerFast
 from data.settings import load
@@ -288,52 +287,20 @@ def noted(self, ids, mask, segments):
     time.sleep(0.01)
     return forward(self, ids, mask, segments)
 TorchCrossEncoder.logits = noted
-for line in sys.stdin:
-    path, *words = line.split()
-    child = os.fork()
-    if child:
-        print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        continue
+
+def work(words):
     torch.set_num_threads(1)
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    try:
-        run(load(dict(word.split("=", 1) for word in words)), stage="teacher_scores", say=lambda line: None)
-    except BaseException as error:
-        os.write(2, repr(error).encode())
-        os._exit(1)
-    os._exit(0)
+    run(load(dict(word.split("=", 1) for word in words)), stage="teacher_scores", say=lambda line: None)
 """
 
 
-class Zygote:
-    """Starts runs of the stage quickly, and kills them."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen([sys.executable, "-c", ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdin and self._process.stdout
-        self._in, self._out = self._process.stdin, self._process.stdout
-
-    def begin(self, log: Path, config: Path, **words: object) -> int:
-        """Returns the child's process id."""
-        print(log, f"config={config}", *(f"{key}={value}" for key, value in words.items()), file=self._in, flush=True)
-        return int(self._out.readline())
-
-    def end(self) -> int:
-        """The child's exit code, negative for a signal."""
-        return int(self._out.readline())
-
-    def close(self) -> None:
-        self._in.close()
-        self._process.wait(timeout=30)
-
-
 @pytest.fixture(scope="module")
-def zygotes() -> Any:
-    two = [Zygote(), Zygote()]
-    yield two
-    for zygote in two:
-        zygote.close()
+def zygotes(start_zygote: Callable[[str], Any]) -> list[Any]:
+    return [start_zygote(SCORING), start_zygote(SCORING)]
+
+
+def spelt(config: Path, words: dict[str, int]) -> list[str]:
+    return [f"config={config}", *(f"{key}={value}" for key, value in words.items())]
 
 
 def scored(log: Path) -> int:
@@ -348,13 +315,13 @@ def forget_scores(store: Path) -> None:
 WINDOW = 7
 
 
-def test_killed_at_twenty_moments(copied: Any, tmp_path: Path, zygotes: list[Zygote], parquet_files: Files) -> None:
+def test_killed_at_twenty_moments(copied: Any, tmp_path: Path, zygotes: list[Any], parquet_files: Files) -> None:
     """Prevents: a kill that loses more than the segments in flight, leaves half a segment, or ends in other bytes."""
     zygote, words = zygotes[0], {"teacher.segment_pairs": WINDOW}
     for name in ("first", "unbroken"):  # the first one also fills the machine's caches
         forget_scores(copied.store)
         started = time.monotonic()
-        zygote.begin(tmp_path / name, copied.config, **words)
+        zygote.begin(tmp_path / name, *spelt(copied.config, words))
         assert zygote.end() == 0
     length, expected, pairs = time.monotonic() - started, parquet_files(copied.store), scored(tmp_path / "unbroken")
     assert pairs == distinct_pairs(copied.store)
@@ -365,7 +332,7 @@ def test_killed_at_twenty_moments(copied: Any, tmp_path: Path, zygotes: list[Zyg
         forget_scores(copied.store)
         log, killed = tmp_path / f"round{rounds}", 0
         while True:
-            child = zygote.begin(log, copied.config, **words)
+            child = zygote.begin(log, *spelt(copied.config, words))
             time.sleep(chance.uniform(0, length))
             if kills < 20:
                 with contextlib.suppress(ProcessLookupError):  # it was done before
@@ -383,17 +350,15 @@ def test_killed_at_twenty_moments(copied: Any, tmp_path: Path, zygotes: list[Zyg
     assert rounds <= 20
 
 
-def test_two_jobs_fill_one_store_at_once(
-    copied: Any, tmp_path: Path, zygotes: list[Zygote], prep_run: Prep, count_scored: list[int]
-) -> None:
+def test_two_jobs_fill_one_store_at_once(copied: Any, tmp_path: Path, zygotes: list[Any], prep_run: Prep, count_scored: list[int]) -> None:
     """Prevents: jobs that overwrite each other's logits, or that fail because of each other."""
     more = {"hard_negatives.negatives": 4}
     for stage in ("hard_negatives", "dark_examples"):
         prep_run(copied.config, stage=stage, **more)
     forget_scores(copied.store)
     words = {"teacher.segment_pairs": WINDOW}
-    zygotes[0].begin(tmp_path / "one", copied.config, **words)
-    zygotes[1].begin(tmp_path / "two", copied.config, **words, **more)
+    zygotes[0].begin(tmp_path / "one", *spelt(copied.config, words))
+    zygotes[1].begin(tmp_path / "two", *spelt(copied.config, words | more))
     assert [zygote.end() for zygote in zygotes] == [0, 0]
     assert scored(tmp_path / "one") > 0 and scored(tmp_path / "two") > 0
     everything = distinct_pairs(copied.store)
