@@ -4,8 +4,9 @@
 
 STUDENT is a sentence-transformers folder, COLLECTION a folder in BEIR form. Both sides read the collection from its files, embed all
 passages and the training questions cut at the checkpoint's own length, and take 10 negatives of each question's top 100 without its
-positives. Ours is `prep run stage=hard_negatives` with all that it needs, into an empty store; the peer is `mine_hard_negatives` with
-faiss. Each round of each side is a process of its own; they take turns. Then the top 100 are compared with exact search over fp32 vectors.
+positives. Ours is `prep run stage=hard_negatives` with all that it needs, into an empty store, by cosine as the peer:
+`mine_hard_negatives` with faiss. Each round of each side is a process of its own; they take turns. Then our top is compared with exact
+search over the fp32 vectors of the peer.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-TOP, NEGATIVES = 100, 10
+NEGATIVES = 10
 
 
 def write_collection(source: Path, out: Path, *, queries: int, passages: int) -> None:
@@ -60,29 +61,30 @@ def read_collection(folder: Path) -> tuple[dict[str, str], dict[str, str], list[
     return texts[0], texts[1], labels
 
 
-def ours(student: Path, collection: Path, work: Path, threads: int) -> None:
+def ours(student: Path, collection: Path, work: Path, top: int, threads: int, precision: str) -> None:
     """`prep run` in this process, into an empty store; then (not timed) the top passages are written down."""
     from pipeline.run import run
 
-    experiment = _experiment(student, collection, work, threads)
+    experiment = _experiment(student, collection, work, top, threads, precision)
     started = time.perf_counter()
     for stage in ("ingest", "embed", "hard_negatives"):
         run(experiment, stage=stage, say=lambda line: print(line, file=sys.stderr, flush=True))
     _report(started)
-    top = {row["query_id"]: row["ranked_ids"] for row in _pools(experiment)}
-    (work / "top.json").write_text(json.dumps(top))
+    ranked = {row["query_id"]: row["ranked_ids"] for row in _pools(experiment)}
+    (work / "top.json").write_text(json.dumps(ranked))
 
 
-def _experiment(student: Path, collection: Path, work: Path, threads: int) -> Any:
+def _experiment(student: Path, collection: Path, work: Path, top: int, threads: int, precision: str) -> Any:
     from data.settings import Experiment
 
     return Experiment.model_validate(
         {
             "store": str(work / "store"),
             "ingest": {"path": str(collection)},
-            "student": {"model": str(student), "query_tokens": None, "passage_tokens": None},
+            "student": {"model": str(student), "normalize": True, "query_tokens": None, "passage_tokens": None},
             "teacher": {"model": str(student)},
-            "hard_negatives": {"depth": TOP, "last_rank": TOP, "negatives": NEGATIVES},
+            "embed": {"precision": precision},
+            "hard_negatives": {"depth": top, "last_rank": top, "negatives": NEGATIVES},
             "runner": {"kind": "local", "threads": threads},
         }
     )
@@ -95,7 +97,7 @@ def _pools(experiment: Any) -> list[dict[str, Any]]:
     return [row for group in stored.row_groups() for row in group.to_pylist()]
 
 
-def peer(student: Path, collection: Path, work: Path, threads: int) -> None:
+def peer(student: Path, collection: Path, work: Path, top: int, threads: int, precision: str) -> None:
     """sentence-transformers, with its defaults but for faiss, the range and the number of negatives (and its vectors kept, to compare)."""
     import faiss
     import torch
@@ -110,7 +112,7 @@ def peer(student: Path, collection: Path, work: Path, threads: int) -> None:
     passages, queries, labels = read_collection(collection)
     pairs = Dataset.from_dict({"question": [queries[query] for query, _ in labels], "answer": [passages[passage] for _, passage in labels]})
     mine_hard_negatives(
-        pairs, SentenceTransformer(str(student), device="cpu"), corpus=list(passages.values()), range_max=TOP, num_negatives=NEGATIVES,
+        pairs, SentenceTransformer(str(student), device="cpu"), corpus=list(passages.values()), range_max=top, num_negatives=NEGATIVES,
         sampling_strategy="random", output_format="n-tuple", use_faiss=True, verbose=False, cache_folder=str(work / "cache"),
     )  # fmt: skip
     _report(started)
@@ -121,8 +123,8 @@ def _report(started: float) -> None:
     print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak}), flush=True)
 
 
-def overlap(collection: Path, ours: Path, peer: Path) -> float:
-    """Share that was found of the exact top 100: products of the peer's own fp32 vectors, without positives and their twins."""
+def overlap(collection: Path, ours: Path, peer: Path, top: int) -> float:
+    """Share that was found of the exact top: products of the peer's own fp32 vectors, without positives and their twins."""
     passages, queries, labels = read_collection(collection)
     found = json.loads((ours / "top.json").read_text())
     positives: dict[str, set[str]] = {}
@@ -135,14 +137,25 @@ def overlap(collection: Path, ours: Path, peer: Path) -> float:
     shares = []
     for query, doc_ids in found.items():
         order = np.argsort(-scores[asked[queries[query]]], kind="stable")
-        exact = set(itertools.islice((texts[row] for row in order if texts[row] not in positives[queries[query]]), TOP))
+        exact = set(itertools.islice((texts[row] for row in order if texts[row] not in positives[queries[query]]), top))
         shares.append(len(exact & {passages[doc_id] for doc_id in doc_ids}) / len(exact))
     return float(np.mean(shares))
 
 
 def one_round(side: str, arguments: argparse.Namespace, collection: Path, work: Path) -> dict[str, float]:
     """Run a side in a process of its own."""
-    words = [sys.executable, __file__, str(arguments.student), str(collection), "--side", side, "--work", str(work)]
+    words = [
+        sys.executable,
+        __file__,
+        str(arguments.student),
+        str(collection),
+        "--side",
+        side,
+        "--work",
+        str(work),
+        "--top",
+        str(arguments.top),
+    ]
     done = subprocess.run([*words, "--threads", str(arguments.threads)], stdout=subprocess.PIPE, text=True, check=True)
     figures = json.loads(done.stdout.strip().splitlines()[-1])
     print(f"{side}: {figures['seconds']:.1f} s, {figures['peak']:.2f} GB", file=sys.stderr, flush=True)
@@ -156,6 +169,8 @@ def main() -> None:
     parser.add_argument("collection", type=Path)
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--passages", type=int, default=0, help="0 takes all")
+    parser.add_argument("--top", type=int, default=100, help="ranks that negatives are drawn from")
+    parser.add_argument("--precision", default="auto", help="of our vectors")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="of each side; default all")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
@@ -166,7 +181,9 @@ def main() -> None:
 
         arguments.threads = usable_cpus()
     if arguments.side:
-        {"ours": ours, "peer": peer}[arguments.side](arguments.student, arguments.collection, arguments.work, arguments.threads)
+        {"ours": ours, "peer": peer}[arguments.side](
+            arguments.student, arguments.collection, arguments.work, arguments.top, arguments.threads, arguments.precision
+        )  # fmt: skip
         return
 
     with tempfile.TemporaryDirectory() as folder:
@@ -178,12 +195,12 @@ def main() -> None:
                 work = root / f"{side}-{number}"
                 work.mkdir()
                 done.append(one_round(side, arguments, root / "collection", work))
-        share = overlap(root / "collection", root / "ours-0", root / "peer-0")
+        share = overlap(root / "collection", root / "ours-0", root / "peer-0", arguments.top)
     seconds = {side: median(one["seconds"] for one in done) for side, done in rounds.items()}
     peak = {side: median(one["peak"] for one in done) for side, done in rounds.items()}
     for side in rounds:
         print(f"{side:5} {seconds[side]:8.1f} s {peak[side]:6.2f} GB")
-    print(f"overlap of the top {TOP} with exact fp32 search: {share:.4f}")
+    print(f"overlap of the top {arguments.top} with exact fp32 search: {share:.4f}")
     figures = {
         "name": "mining", "ours": round(seconds["ours"], 2), "peer": round(seconds["peer"], 2),
         "ratio": round(seconds["peer"] / seconds["ours"], 3), "unit": "seconds", "memory_ours_gb": round(peak["ours"], 3),

@@ -46,6 +46,21 @@ def test_pool_memory(source: str) -> None:
     assert set(figures) >= KEYS and figures["ratio"] > 0
 
 
+def test_search_scale() -> None:
+    """Prevents: a benchmark that breaks unseen, or whose sides find other passages."""
+    figures = last_line("search_scale", "--sizes", 900, 1500, "--queries", 300, "--depth", 20, "--threads", 1)
+    assert set(figures) >= KEYS and figures["ratio"] > 0
+    assert [line["rows"] for line in figures["sizes"]] == [900, 1500] and all(line["same"] > 0.999 for line in figures["sizes"])
+
+
+def test_mining(models: Any, collection: Path) -> None:
+    """Prevents: a benchmark that breaks unseen, or whose sides mine from other passages."""
+    pytest.importorskip("sentence_transformers")
+    figures = last_line("mining", models.student, collection, "--top", 10, "--threads", 1, "--precision", "fp32")
+    assert set(figures) >= KEYS and figures["ratio"] > 0 and figures["memory_ratio"] > 0
+    assert figures["overlap"] > 0.99
+
+
 def test_teacher_scoring(models: Any, collection: Path) -> None:
     """Prevents: a benchmark that breaks unseen, or whose sides do not score the same."""
     from retrieval.precision import cpu_computes_bf16
