@@ -4,7 +4,7 @@
 
 STUDENT is a sentence-transformers folder, COLLECTION a folder in BEIR form. Both sides read the collection from its files, embed all
 passages and the training questions cut at the checkpoint's own length, and take 10 negatives of each question's top 100 without its
-positives. Ours is `prep run stage=hard_negatives` with all that it needs, into an empty store, by cosine as the peer:
+positives. Ours is `prep run stage=hard_negatives` with all that it needs, into an empty store, by cosine as the peer, which is
 `mine_hard_negatives` with faiss. Each round of each side is a process of its own; they take turns. Then our top is compared with exact
 search over the fp32 vectors of the peer.
 """
