@@ -9,6 +9,7 @@ at depth 100, `ours` at the greater one. A list of 8,000 x 10,000 entries would 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -52,16 +53,19 @@ def vectors(count: int, size: int, *, id_name: str, name: Callable[[int], str]) 
 
 def stored(folder: Path, tables: Iterator[pa.Table]) -> Any:
     """A complete table of one shard."""
+    from data.digests import file_digest
     from data.manifest import Manifest, ShardRecord
     from data.shards import open_shard
     from pipeline.stage import Stored
 
-    first = next(tables)
-    with open_shard(folder / "part.parquet", first.schema, {}) as writer:
-        writer.write(first)
-        for table in tables:
+    first, path, rows = next(tables), folder / "part.parquet", 0
+    with open_shard(path, first.schema, {}) as writer:
+        for table in itertools.chain([first], tables):
             writer.write(table)
-    return Stored(folder, Manifest("", "", "", {}, [ShardRecord("part.parquet", 0, 0, "")], {}))
+            rows += table.num_rows
+    manifest = Manifest("", "", "", {}, [ShardRecord(path.name, rows, path.stat().st_size, file_digest(path))], {})
+    manifest.write(folder)
+    return Stored(folder, manifest)
 
 
 def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
