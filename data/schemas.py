@@ -1,6 +1,6 @@
 """The tables on disk: one Arrow schema a table, the candidate kinds, and the neutral marks inside dark examples.
 
-The training-shard schema is the only thing that `pipeline` and `trainer` share. Change `SCHEMA_VERSION` with any column.
+Training shards and dev sets are all that `pipeline` and `trainer` share. Change `SCHEMA_VERSION` with any column.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ class FalseNegativeRule(IntEnum):
     TEACHER_MARGIN = 1
     TEACHER_PERCENTILE = 2
     STUDENT_MARGIN = 3
+
+
+class DevRole(IntEnum):
+    """What a row of a dev set is. The numbers are stored in `role`."""
+
+    QUERY = 0
+    PASSAGE = 1
 
 
 # Dark examples are stored as text in which these marks stand for the special tokens, so that teacher and student may have
@@ -120,5 +127,15 @@ TRAINING = pa.schema(
         ("candidate_id", pa.list_(pa.string())),
         ("teacher_logits", pa.list_(pa.float32())),
         ("confidence", pa.float32()),
+    ]
+)
+
+DEV = pa.schema(
+    [
+        ("role", pa.int8()),  # DevRole: first the queries, by id, then the passages, by id
+        ("id", pa.string()),  # query_id or doc_id
+        ("tokens", pa.list_(pa.int32())),  # the student's
+        ("judged_ids", pa.list_(pa.string())),  # of a query: its labelled positives, all of them among the passages; of a passage: none
+        ("grades", pa.list_(pa.int32())),  # their labels, above 0
     ]
 )

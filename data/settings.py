@@ -174,6 +174,15 @@ class DarkExamples(Section):
         return ratios
 
 
+class Dev(Section):
+    """Queries and some of the passages, on which a trainer measures the student by search as it goes. None unless asked for."""
+
+    queries: int | None = keyed(None, "dev queries, a seeded subset of those with a label above 0; null or 0 makes no dev set", ge=0)
+    split: str = keyed("dev", "the qrels split that they come from, which must not be the training split")
+    depth: int = keyed(100, "passages of each query's list in the student's exact search, all of which are in the dev set", ge=1, le=10_000)
+    random: int = keyed(1000, "further passages, by chance", ge=0)
+
+
 class Runner(Section):
     """Who does the work. None of it changes a byte of the output, but `threads` may, at the level of rounding noise."""
 
@@ -236,6 +245,7 @@ class Experiment(Section):
     search: Search = Search()
     hard_negatives: HardNegatives = HardNegatives()
     dark_examples: DarkExamples = DarkExamples()
+    dev: Dev = Dev()
     runner: Runner = Runner()
     train: Train = Train()
 

@@ -16,6 +16,7 @@ from data.shards import read_footer, shard_name
 from pipeline import (
     confidence,
     dark_examples,
+    dev_set,
     embed,
     hard_negatives,
     ingest_tables,
@@ -27,11 +28,13 @@ from pipeline import (
 )
 from pipeline.stage import Stored, Table, fingerprint_of
 
-STAGES = ("ingest", "embed", "index", "pools", "pool_scores", "hard_negatives", "dark_examples", "teacher_scores", "confidence", "shards")
+STAGES = (
+    "ingest", "embed", "index", "pools", "pool_scores", "hard_negatives", "dark_examples", "teacher_scores", "confidence", "shards", "dev",
+)  # fmt: skip
 
 
 def tables(experiment: Experiment) -> list[Table]:
-    """All tables of an experiment in the order in which they are built; an index, and the teacher's scores of pools, only if asked for."""
+    """All tables in the order in which they are built; an index, the teacher's scores of pools, and a dev set only if asked for."""
     settings = experiment.hard_negatives
     scored = [pool_pairs.TABLE, teacher_scores.OF_POOLS] if settings.score_pools or settings.uses_pool_scores else []
     return [
@@ -48,6 +51,7 @@ def tables(experiment: Experiment) -> list[Table]:
         teacher_scores.TABLE,
         confidence.TABLE,
         shards.TABLE,
+        *([dev_set.TABLE] if experiment.dev.queries else []),
     ]
 
 
@@ -57,10 +61,10 @@ def table_named(experiment: Experiment, label: str) -> Table:
 
 
 def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
-    """The tables of one stage, or with `all` those that lead to the training shards. Raises UserError on an unknown stage."""
+    """The tables of one stage, or with `all` those that lead to training shards and dev set. Raises UserError on an unknown stage."""
     everything = tables(experiment)
     if stage == "all":
-        needed = {"shards", *(["pool_scores"] if experiment.hard_negatives.score_pools else [])}
+        needed = {"shards", "dev", *(["pool_scores"] if experiment.hard_negatives.score_pools else [])}
         for table in reversed(everything):
             if table.label in needed:
                 needed |= {table.label, *table.reads}
@@ -74,6 +78,8 @@ def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
             "stage=pool_scores: nothing asks for the teacher's scores of pools; set hard_negatives.score_pools=true, a rule of the teacher "
             "in hard_negatives.false_negatives, or hard_negatives.sampler=stratified"
         )
+    if stage == "dev" and not experiment.dev.queries:
+        raise UserError("stage=dev: no dev set is asked for; set dev.queries=NUMBER, of the queries to measure the student on")
     return [table for table in everything if table.stage == stage]
 
 

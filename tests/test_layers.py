@@ -82,7 +82,7 @@ def loaded_after(statement: str) -> set[str]:
 
 def test_the_trainer_is_lean() -> None:
     """Prevents: a third-party import chain that loads Ray or FAISS into every training process."""
-    assert not loaded_after("import trainer.loop, trainer.cli") & {"ray", "faiss", "pipeline"}
+    assert not loaded_after("import trainer.loop, trainer.cli, trainer.dev") & {"ray", "faiss", "pipeline"}
 
 
 def test_planning_is_cheap() -> None:
