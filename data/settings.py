@@ -203,8 +203,15 @@ class Objective(Section):
     include_positive: bool = keyed(False, "put p+ into P~ (Eq. 9 leaves it out; a list without dark examples always has it, Eq. 3)")
     reduction: Literal["batch", "selected"] = keyed("batch", "the KD sum is divided by b, or by the number of selected queries")
     count_epochs_from: Literal[0, 1] = keyed(0, "t of the first epoch in the selected share 1 - t/(2T) (Eq. 8)")
-    temperature: float = keyed(1.0, "of both softmaxes of the KD loss", gt=0)
+    distillation: Literal["kl", "margin_mse"] = keyed("kl", "the KD loss: KL of the softmaxes (Eq. 4), or MarginMSE")
+    temperature: float = keyed(1.0, "of both softmaxes of the KL", gt=0)
     in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives the batch's other passages join")
+
+    @model_validator(mode="after")
+    def _scored(self) -> Objective:
+        if self.distillation == "margin_mse" and self.in_batch in ("distillation", "both"):
+            raise ValueError("margin_mse needs teacher logits, which in-batch passages have not: set in_batch=none or supervised")
+        return self
 
     @field_validator("count_epochs_from", mode="before")
     @classmethod
@@ -215,10 +222,11 @@ class Objective(Section):
 class Train(Section):
     """The trainer."""
 
-    recipe: str = keyed("adam", "adam, hard_kd or rand_kd: a preset of `objective`")
+    recipe: str = keyed("adam", "adam, hard_kd, rand_kd or margin_mse: a preset of `objective`")
     output: str = execution("runs/train", "folder of checkpoints, metrics and the student")
     objective: Objective = Objective()
     epochs: int = keyed(3, "T, passes over the queries", ge=1)
+    steps: int | None = keyed(None, "stop after this many steps, in whatever epoch; null: after the last epoch", ge=1)
     batch_queries: int = keyed(128, "b, queries of a batch (ADAM 4.3)", ge=1)
     learning_rate: float = keyed(5e-5, "peak (ADAM 4.3)", gt=0)
     warmup_steps: int = keyed(100, "linear warm-up; the rate then falls linearly to 0 (ADAM 4.3)", ge=0)
@@ -226,11 +234,23 @@ class Train(Section):
     clip_norm: float = keyed(1.0, "largest norm of the gradient", gt=0)
     score_scale: float = keyed(1.0, "factor on the inner product; normalised students need about 20", gt=0)
     precision: Literal["auto", "fp32", "bf16"] = keyed("auto", "auto: bf16 autocast where the device computes it, else fp32")
-    device: Literal["cpu", "cuda"] = execution("cpu", "where to train")
+    device: Literal["cpu", "cuda"] = execution("cpu", "where to train; under torchrun each process has its own GPU")
     threads: int | None = execution(None, "CPU threads; null takes all; 1 is faster where others use the cores", ge=1)
-    micro_batch_tokens: int = keyed(4096, "tokens of a forward pass, padding included; dropout masks are drawn for each", ge=64)
+    micro_batch_tokens: int = keyed(4096, "tokens of a forward and backward pass; dropout masks are drawn for each", ge=64)
+    compile: bool = execution(False, "torch.compile for the model; changes numbers within rounding; does not pay on a CPU")
+    activation_checkpointing: bool = execution(False, "keep a layer's input alone and compute it again on the way back: less memory")
     checkpoint_every: int = execution(200, "steps between checkpoints; the end of an epoch always has one", ge=1)
     keep_checkpoints: int = execution(2, "newest checkpoints kept", ge=1)
+    dev: str | None = execution(None, "folder of a dev set (`prep path stage=dev`); null evaluates nothing")
+    evaluate_every: int | None = execution(None, "steps between evaluations on the dev set; null: at the end of each epoch", ge=1)
+    dev_metric: Literal["MRR@10", "nDCG@10", "Recall@100"] = execution("MRR@10", "which of two checkpoints is the better")
+    patience: int | None = keyed(None, "stop after this many evaluations without a better one; null never stops early", ge=1)
+
+    @model_validator(mode="after")
+    def _dev_set(self) -> Train:
+        if self.patience is not None and self.dev is None:
+            raise ValueError("patience needs a dev set: dev=FOLDER (`prep path stage=dev`)")
+        return self
 
 
 class Experiment(Section):
@@ -287,7 +307,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
     )
 
 
-SECTION_SHORTHANDS = {"runner": "runner.kind", "recipe": "train.recipe"}
+SECTION_SHORTHANDS = {"runner": "runner.kind", "recipe": "train.recipe", "dev": "train.dev"}
 
 
 def read(words: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -74,14 +74,15 @@ def token_count(sequence: Sequenced) -> int:
 
 
 def distilled_places(kinds: Sequence[int], *, objective: Objective) -> list[int]:
-    """Places of P~ in a query's list of candidates."""
+    """Places of P~ in a query's list of candidates, that of p+ first where it belongs to P~."""
     left_out = {
         CandidateKind.REINFORCED_NEGATIVE: "reinforced" in objective.without,
         CandidateKind.NOISY_POSITIVE: "noisy" in objective.without,
     }
     dark = [kind for kind in kinds if not left_out.get(CandidateKind(kind), True)]
     left_out[CandidateKind.POSITIVE] = bool(dark) and not objective.include_positive
-    return [place for place, kind in enumerate(kinds) if not left_out.get(CandidateKind(kind), False)]
+    places = [place for place, kind in enumerate(kinds) if not left_out.get(CandidateKind(kind), False)]
+    return sorted(places, key=lambda place: kinds[place] != CandidateKind.POSITIVE)
 
 
 def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Fraction) -> BatchWork:
@@ -141,21 +142,3 @@ def _pool(rows: Sequence[TrainingRow]) -> tuple[PoolPassage, ...]:
 
 def _sequence(tokens: NDArray[np.int32]) -> Sequenced:
     return tokens.astype(np.int32, copy=False).tobytes()
-
-
-def query_groups(queries: Sequence[QueryWork], *, budget: int) -> list[list[QueryWork]]:
-    """Whole queries in groups of at most `budget` tokens (a larger query is a group alone); largest queries first.
-
-    Each group is one graph: forward, loss, backward, freed. One graph over the batch costs a factor 4 on a CPU, in allocations.
-    """
-    groups: list[list[QueryWork]] = []
-    room = 0
-    for query in sorted(queries, key=lambda query: -query.tokens):
-        if query.tokens == 0:
-            break  # from here on, none has anything to encode
-        if not groups or query.tokens > room:
-            groups.append([])
-            room = budget
-        groups[-1].append(query)
-        room -= query.tokens
-    return groups

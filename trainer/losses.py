@@ -67,3 +67,20 @@ def supervised_loss(positive_B: Tensor, negatives_BN: Tensor, mask_BN: Tensor) -
     """
     rivals_B = negatives_BN.double().masked_fill(~mask_BN, _NEVER).logsumexp(-1)
     return -functional.logsigmoid(positive_B.double() - rivals_B)  # exact for a loss near zero and for a large one
+
+
+def margin_mse_loss(student_scores_BK: Tensor, teacher_logits_BK: Tensor, mask_BK: Tensor) -> Tensor:
+    """Mean over a query's negatives of ((s+ - s-) - (t+ - t-))^2 (MarginMSE; Hofstaetter et al., 2020, arXiv 2010.02666).
+
+    Args:
+        student_scores_BK: Student scores, those of p+ first.
+        teacher_logits_BK: Raw teacher logits, in the same order.
+        mask_BK: True where there is a candidate; padding gets no gradient.
+
+    Returns:
+        [B] float64, squared scores; 0 for a query without negatives.
+    """
+    student_BK, teacher_BK = student_scores_BK.double(), teacher_logits_BK.double()
+    margins_BN = (student_BK[:, :1] - student_BK[:, 1:]) - (teacher_BK[:, :1] - teacher_BK[:, 1:])
+    mask_BN = mask_BK[:, 1:]
+    return margins_BN.masked_fill(~mask_BN, 0.0).square().sum(-1) / mask_BN.sum(-1).clamp(min=1)

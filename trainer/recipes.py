@@ -28,6 +28,7 @@ PRESETS: dict[str, dict[str, str]] = {
     "adam": {},
     "hard_kd": _PLAIN_KD,  # negatives mined
     "rand_kd": _PLAIN_KD,  # negatives drawn at random: the shards differ, not the loss
+    "margin_mse": {**_PLAIN_KD, "distillation": "margin_mse"},  # Hofstaetter et al., 2020
 }
 
 

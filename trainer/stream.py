@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from data.digests import file_digest, uniforms
 from data.errors import DamagedShard, UserError
-from data.manifest import MANIFEST_NAME, Manifest
+from data.manifest import MANIFEST_NAME, Manifest, ShardRecord
 from data.schemas import SCHEMA_VERSION, TRAINING, CandidateKind
 from data.shards import read_row_groups
 
@@ -97,12 +98,13 @@ class TrainingShards:
         return -(-self.epoch_rows(epoch) // batch_queries)
 
 
-def open_training_shards(folder: Path, *, tokenizer: str) -> TrainingShards:
+def open_training_shards(folder: Path, *, tokenizer: str, verify: bool = True) -> TrainingShards:
     """Check a folder of training shards, byte by byte, and read how its rows are spread.
 
     Args:
         folder: Where manifest.json lies.
         tokenizer: Digest of the student's tokenizer.
+        verify: Whether to compare every file's digest, which reads it once; of several processes one is enough.
 
     Raises:
         UserError: No manifest, a missing shard, no training shards, another schema version, another tokenizer.
@@ -113,9 +115,11 @@ def open_training_shards(folder: Path, *, tokenizer: str) -> TrainingShards:
         raise UserError(f"shards={folder}: no {MANIFEST_NAME} there; give the output folder of `prep run stage=shards` (see `prep path`)")
     metadata: TrainingMetadata | None = None
     groups: list[RowGroup] = []
+    if verify:
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda shard: _check_bytes(folder / shard.name, shard), manifest.shards))
     for shard in manifest.shards:
         path = folder / shard.name
-        _check_bytes(path, size=shard.bytes, digest=shard.digest)
         metadata = _read_metadata(path, tokenizer=tokenizer)
         groups += _row_groups(path, draws=metadata.draws)
     if metadata is None or not any(sum(group.rows_of_draw) for group in groups):
@@ -126,14 +130,14 @@ def open_training_shards(folder: Path, *, tokenizer: str) -> TrainingShards:
     return shards
 
 
-def _check_bytes(path: Path, *, size: int, digest: str) -> None:
+def _check_bytes(path: Path, shard: ShardRecord) -> None:
     if not path.is_file():
         raise UserError(f"{path} is missing, though {MANIFEST_NAME} names it; start the same `prep run` again: it is built anew")
     # Page checksums cover data pages only; this covers footers and page headers, and ties the run to these very bytes.
-    if path.stat().st_size != size or file_digest(path) != digest:
+    if path.stat().st_size != shard.bytes or file_digest(path) != shard.digest:
         raise DamagedShard(
-            f"{path} is not the file that {MANIFEST_NAME} records ({size} bytes, digest {digest}): it is damaged or was replaced; "
-            "delete it and start the same `prep run` again: only this shard is built anew"
+            f"{path} is not the file that {MANIFEST_NAME} records ({shard.bytes} bytes, digest {shard.digest}): it is damaged or was "
+            "replaced; delete it and start the same `prep run` again: only this shard is built anew"
         )
 
 
