@@ -35,7 +35,7 @@ STAGES = (
 
 def tables(experiment: Experiment) -> list[Table]:
     """All tables in the order in which they are built; an index, the teacher's scores of pools, and a dev set only if asked for."""
-    settings = experiment.hard_negatives
+    settings, has_teacher = experiment.hard_negatives, experiment.teacher.backend != "none"
     scored = [pool_pairs.TABLE, teacher_scores.OF_POOLS] if settings.score_pools or settings.uses_pool_scores else []
     return [
         ingest_tables.CORPUS,
@@ -48,16 +48,18 @@ def tables(experiment: Experiment) -> list[Table]:
         *scored,
         hard_negatives.table(experiment),
         dark_examples.TABLE,
-        teacher_scores.TABLE,
-        confidence.TABLE,
-        shards.TABLE,
+        *([teacher_scores.TABLE, confidence.TABLE] if has_teacher else []),
+        shards.table(experiment),
         *([dev_set.TABLE] if experiment.dev.queries else []),
     ]
 
 
 def table_named(experiment: Experiment, label: str) -> Table:
-    """The table of a label such as `embed.corpus`."""
-    return next(table for table in tables(experiment) if table.label == label)
+    """The table of a label such as `embed.corpus`. Raises UserError where the settings make none."""
+    for table in tables(experiment):
+        if table.label == label:
+            return table
+    raise UserError(f"these settings make no table {label} (teacher.backend={experiment.teacher.backend})")
 
 
 def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
@@ -76,8 +78,10 @@ def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
     if stage == "pool_scores" and not any(table.stage == stage for table in everything):
         raise UserError(
             "stage=pool_scores: nothing asks for the teacher's scores of pools; set hard_negatives.score_pools=true, a rule of the teacher "
-            "in hard_negatives.false_negatives, or hard_negatives.sampler=stratified"
+            "in hard_negatives.false_negatives, hard_negatives.sampler=stratified, or hard_negatives.select=prod"
         )
+    if stage in ("teacher_scores", "confidence") and experiment.teacher.backend == "none":
+        raise UserError(f"stage={stage}: teacher.backend=none asks for shards without a teacher's logits")
     if stage == "dev" and not experiment.dev.queries:
         raise UserError("stage=dev: no dev set is asked for; set dev.queries=NUMBER, of the queries to measure the student on")
     return [table for table in everything if table.stage == stage]

@@ -32,12 +32,18 @@ def _metadata(experiment: Experiment, student: StudentSpec, digests: DigestCache
     return {
         "schema_version": SCHEMA_VERSION,
         "tokenizer": student.tokenizer_digest,
-        "teachers": [resolve_teacher(experiment.teacher, device=experiment.runner.device).namespace(digests)],
+        "teachers": _teachers(experiment, digests),
         "draws": experiment.draws,
         "negatives_source": experiment.hard_negatives.source_words,
         "negatives": experiment.hard_negatives.negatives,
         "mask_ratios": list(experiment.dark_examples.mask_ratios),
     }
+
+
+def _teachers(experiment: Experiment, digests: DigestCache) -> list[str]:
+    if experiment.teacher.backend == "none":
+        return []
+    return [resolve_teacher(experiment.teacher, device=experiment.runner.device).namespace(digests)]
 
 
 def _build(task: Task) -> None:
@@ -81,7 +87,10 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     return {**_metadata(experiment, student, digests), **lengths, **prefixes, "seed": experiment.seed}
 
 
-TABLE = Table(
-    stage="shards", name="", version=2, reads=("dark_examples", "teacher_scores", "confidence"), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
-)  # fmt: skip
+def table(experiment: Experiment) -> Table:
+    """The table; without a teacher it has no logits to read, and logits and C(q) are no numbers."""
+    scores = () if experiment.teacher.backend == "none" else ("teacher_scores", "confidence")
+    return Table(
+        stage="shards", name="", version=2, reads=("dark_examples", *scores), key=_key,
+        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
+    )  # fmt: skip

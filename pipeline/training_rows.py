@@ -143,9 +143,15 @@ def _encoded(texts: list[str], mixed: NDArray[np.bool_], encoders: Encoders) -> 
 
 
 def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders) -> TrainingRows:
-    """The rows of a shard. Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order."""
+    """The rows of a shard. Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order.
+
+    Where there is no teacher, logits and confidences are NaN: whatever used them all the same would say so.
+    """
     lists = Lists.read(inputs["dark_examples"], shard)
     queries, passages = tokenised(inputs["dark_examples"], shard, lists, encoders)
+    if "teacher_scores" not in inputs:
+        unknown = (np.full(len(numbers), np.nan, np.float32) for numbers in (lists.kinds, lists.draws))
+        return TrainingRows(lists, queries, passages, next(unknown), next(unknown))
     logits = inputs["teacher_scores"].read(shard, columns=["logit"]).column("logit").to_numpy()
     confidences = inputs["confidence"].read(shard, columns=["confidence"]).column("confidence").to_numpy()
     if len(logits) != len(lists.kinds) or len(confidences) != len(lists.draws):

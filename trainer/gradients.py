@@ -10,6 +10,8 @@ group's graph is freed before the next; with them all are shared, and the groups
 Dropout is seeded by (seed, step, micro-batch): a resumed run draws the same masks, the second encoding repeats the first, and the
 number of processes changes nothing.
 
+Frozen encoders (`trainer.frozen`) read the same sequences in the same places, each once: their vectors need no second encoding.
+
 Shapes: n sequences of L tokens, D dimensions, B queries, K candidates, N in-batch passages.
 """
 
@@ -27,6 +29,7 @@ from data.digests import hash64
 from retrieval.batching import pad, token_budget_batches
 from trainer.batch import BatchWork, PoolPassage, QueryWork, Sequenced, token_count
 from trainer.dropout import CheapDropout
+from trainer.frozen import FrozenEncoders
 from trainer.losses import distillation_loss, margin_mse_loss, supervised_loss
 from trainer.micro_batches import MicroBatches, tokens_of
 from trainer.ranks import Ranks
@@ -53,10 +56,18 @@ class QueryLosses:
 
     supervised: dict[str, float]
     distillation: dict[str, float]
+    kept: dict[str, float]  # the divergence from the student's start
 
 
 def accumulate_gradients(
-    encoder: nn.Module, work: BatchWork, cut: MicroBatches, *, step: int, settings: StepSettings, ranks: Ranks
+    encoder: nn.Module,
+    work: BatchWork,
+    cut: MicroBatches,
+    *,
+    step: int,
+    settings: StepSettings,
+    ranks: Ranks,
+    frozen: FrozenEncoders = FrozenEncoders(),  # noqa: B008 - frozen
 ) -> QueryLosses:
     """Add the gradient of the total loss (ADAM, Eq. 9) to the encoder's parameters. Returns each query's losses.
 
@@ -67,27 +78,35 @@ def accumulate_gradients(
         step: Seeds the dropout.
         settings: See there.
         ranks: The processes; each gets all losses and the whole gradient.
+        frozen: Encoders that the student is compared with.
     """
     pass_ = _Passes(encoder, step=step, settings=settings, ranks=ranks)
     chunks = [[cut.shared[row] for row in rows] for rows in cut.chunks]
+    others = {name: _Passes(other, step=step, settings=settings, ranks=ranks) for name, other in frozen.all.items()}
     my_chunks = ranks.mine([sum(map(token_count, chunk)) for chunk in chunks])
     my_groups = ranks.mine([tokens_of([work.queries[place] for place in group]) for group in cut.groups])
 
-    shared_SD = None
+    shared_SD, others_SD = None, dict[str, Tensor]()
     if chunks:
         shared_SD = ranks.sum(pass_.without_graph(cut, chunks, my_chunks)).requires_grad_()
-    losses_2B = torch.zeros(2, len(work.queries), dtype=torch.float64, device=settings.device)
+        others_SD = {name: ranks.sum(other.without_graph(cut, chunks, my_chunks)) for name, other in others.items()}
+    losses_3B = torch.zeros(3, len(work.queries), dtype=torch.float64, device=settings.device)
     for number in my_groups:
         queries, own = [work.queries[place] for place in cut.groups[number]], cut.own([work.queries[p] for p in cut.groups[number]])
         last = not chunks and number == my_groups[-1]
         with ranks.gradient_pass(encoder, last=last):
-            vectors_ND = pass_.encode(own, micro_batch=len(chunks) + number) if own else None
-            vectors_ND = torch.cat([part for part in (vectors_ND, shared_SD) if part is not None])
-            total, supervised_B, distillation_B = _total_loss(vectors_ND, [*own, *cut.shared], queries, work=work, settings=settings)
+            sequences = [*own, *cut.shared]
+            scores = _Scores(pass_.with_shared(own, shared_SD, micro_batch=len(chunks) + number), sequences, scale=settings.score_scale)
+            beside = {
+                name: _Scores(other.with_shared(own, others_SD.get(name), micro_batch=0), sequences, scale=settings.score_scale)
+                for name, other in others.items()
+            }
+            total, losses = _total_loss(scores, beside, queries, work=work, settings=settings)
             total.backward()
-        places = torch.tensor(cut.groups[number])
-        asked = torch.tensor([[bool(query.supervised) for query in queries], [bool(query.distilled) for query in queries]])
-        losses_2B[0, places[asked[0]]], losses_2B[1, places[asked[1]]] = supervised_B, distillation_B
+        places = np.array(cut.groups[number])
+        supervised, distilled = np.array([[bool(query.supervised), bool(query.distilled)] for query in queries]).T
+        for row, asked in enumerate((supervised, distilled, distilled & bool(others.get("start")))):
+            losses_3B[row, torch.from_numpy(places[asked])] = losses[row]
     if shared_SD is not None:
         gradient_SD = ranks.sum(torch.zeros_like(shared_SD) if shared_SD.grad is None else shared_SD.grad)
         for number in my_chunks:
@@ -96,10 +115,15 @@ def accumulate_gradients(
                 torch.autograd.backward(pass_.encode_padded(chunks[number], micro_batch=number), gradient_SD[rows])
     if not (my_chunks if chunks else my_groups):
         pass_.nothing()
-    supervised, distillation = ranks.sum(losses_2B).tolist()
+    return _by_query(work, ranks.sum(losses_3B).tolist(), keeps="start" in others)
+
+
+def _by_query(work: BatchWork, losses: list[list[float]], *, keeps: bool) -> QueryLosses:
+    supervised, distillation, kept = (dict(zip((query.query_id for query in work.queries), row, strict=True)) for row in losses)
     return QueryLosses(
-        {query.query_id: loss for query, loss in zip(work.queries, supervised, strict=True) if query.supervised},
-        {query.query_id: loss for query, loss in zip(work.queries, distillation, strict=True) if query.distilled},
+        {query.query_id: supervised[query.query_id] for query in work.queries if query.supervised},
+        {query.query_id: distillation[query.query_id] for query in work.queries if query.distilled},
+        {query.query_id: kept[query.query_id] for query in work.queries if query.distilled and keeps},
     )
 
 
@@ -121,6 +145,11 @@ class _Passes:
         for number in mine:
             vectors_SD[torch.tensor(cut.chunks[number], device=some.device)] = parts[number]
         return vectors_SD
+
+    def with_shared(self, own: list[Sequenced], shared_SD: Tensor | None, *, micro_batch: int) -> Tensor:
+        """[n + S, D] vectors of a group's own sequences and then of the shared ones."""
+        parts = [self.encode(own, micro_batch=micro_batch)] if own else []
+        return torch.cat([*parts, *([] if shared_SD is None else [shared_SD])])
 
     def encode(self, sequences: Sequence[Sequenced], *, micro_batch: int) -> Tensor:
         """[n, D] vectors of the sequences, in their order, as one graph, encoded in passes of similar lengths."""
@@ -164,15 +193,13 @@ def _in_given_order(encoded_ND: Tensor, chunks: list[list[int]]) -> Tensor:
 
 
 def _total_loss(
-    vectors_ND: Tensor, sequences: list[Sequenced], queries: Sequence[QueryWork], *, work: BatchWork, settings: StepSettings
-) -> tuple[Tensor, Tensor, Tensor]:
-    """These queries' part of the total loss, and the losses of those that are asked for one. Outside of autocast: scores are fp32,
-    losses fp64."""
-    scores = _Scores(vectors_ND, sequences, scale=settings.score_scale)
+    scores: _Scores, frozen: dict[str, _Scores], queries: Sequence[QueryWork], *, work: BatchWork, settings: StepSettings
+) -> tuple[Tensor, list[Tensor]]:
+    """These queries' part of the total loss, and the three losses of those that are asked for each. Outside of autocast: scores are
+    fp32, losses fp64."""
     supervised = [query for query in queries if query.supervised]
     distilled = [query for query in queries if query.distilled]
-    none = vectors_ND.new_zeros(0, dtype=torch.float64)
-    supervised_B, distillation_B = none, none
+    supervised_B = distillation_B = kept_B = scores.none
     if supervised:
         scores_BK, mask_BK = scores.own(supervised, [query.supervised for query in supervised])
         negatives_BK, negatives_mask_BK = scores_BK[:, 1:], mask_BK[:, 1:]
@@ -181,25 +208,26 @@ def _total_loss(
             negatives_BK, negatives_mask_BK = torch.cat([negatives_BK, pool_BN], 1), torch.cat([negatives_mask_BK, pool_mask_BN], 1)
         supervised_B = supervised_loss(scores_BK[:, 0], negatives_BK, negatives_mask_BK)
     if distilled:
-        scores_BK, mask_BK = scores.own(distilled, [query.distilled for query in distilled])
-        logits_BK = torch.zeros_like(scores_BK)
-        for row, query in enumerate(distilled):
-            logits_BK[row, : len(query.distilled)] = torch.from_numpy(query.teacher_logits)
-        if work.in_batch in ("distillation", "both"):
-            pool_BN, pool_mask_BN = scores.pool(distilled, work.pool)
-            never_BN = torch.full_like(pool_BN, -torch.inf)  # the teacher never scored them: probability 0
-            scores_BK, mask_BK = torch.cat([scores_BK, pool_BN], 1), torch.cat([mask_BK, pool_mask_BN], 1)
-            logits_BK = torch.cat([logits_BK, never_BN], 1)
+        scores_BK, mask_BK = scores.of_list(distilled, work)
+        if "teacher" in frozen:
+            logits_BK, _ = frozen["teacher"].of_list(distilled, work)
+        else:
+            # Minus infinity, probability 0, for in-batch passages: the teacher never scored them.
+            logits_BK = torch.full_like(scores_BK, -torch.inf)
+            for row, query in enumerate(distilled):
+                logits_BK[row, : len(query.distilled)] = torch.from_numpy(query.teacher_logits)
         if settings.distillation == "margin_mse":
             distillation_B = margin_mse_loss(scores_BK, logits_BK, mask_BK)
         else:
             distillation_B = distillation_loss(scores_BK, logits_BK, mask_BK, settings.temperature)
-    total = work.supervised_weight * supervised_B.sum() + work.distillation_weight * distillation_B.sum()
-    return total, supervised_B.detach(), distillation_B.detach()
+        if "start" in frozen:
+            kept_B = distillation_loss(scores_BK, frozen["start"].of_list(distilled, work)[0], mask_BK, settings.temperature)
+    total = work.supervised_weight * supervised_B.sum() + work.distillation_weight * distillation_B.sum() + work.keep_weight * kept_B.sum()
+    return total, [supervised_B.detach(), distillation_B.detach(), kept_B.detach()]
 
 
 class _Scores:
-    """Student scores, score_scale * <q, p>, between vectors of known sequences."""
+    """Scores, score_scale * <q, p>, between vectors of known sequences; of pairs the numbers that a cross-encoder gives."""
 
     def __init__(self, vectors_ND: Tensor, sequences: list[Sequenced], *, scale: float) -> None:
         self._vectors_ND, self._scale = vectors_ND, scale
@@ -218,8 +246,23 @@ class _Scores:
         mask = np.arange(longest) < np.array([[len(row)] for row in passages])
         places = [self._place[sequence] for row in passages for sequence in (*row, *row[:1] * (longest - len(row)))]
         passages_BKD = self._rows(places).view(len(passages), longest, -1)
-        scores_BK = self._scale * torch.einsum("bd,bkd->bk", self._queries(queries), passages_BKD)
-        return scores_BK, torch.from_numpy(mask).to(scores_BK.device)
+        mask_BK = torch.from_numpy(mask).to(passages_BKD.device)
+        if not queries[0].query:  # pairs, of which D is 1
+            return passages_BKD[:, :, 0], mask_BK
+        return self._scale * torch.einsum("bd,bkd->bk", self._queries(queries), passages_BKD), mask_BK
+
+    def of_list(self, queries: Sequence[QueryWork], work: BatchWork) -> tuple[Tensor, Tensor]:
+        """[B, K + N] scores of what the distillation compares: P~, and the batch's passages where they join it; and the mask."""
+        scores_BK, mask_BK = self.own(queries, [query.distilled for query in queries])
+        if work.in_batch not in ("distillation", "both"):
+            return scores_BK, mask_BK
+        pool_BN, pool_mask_BN = self.pool(queries, work.pool)
+        return torch.cat([scores_BK, pool_BN], 1), torch.cat([mask_BK, pool_mask_BN], 1)
+
+    @property
+    def none(self) -> Tensor:
+        """The losses of no queries."""
+        return self._vectors_ND.new_zeros(0, dtype=torch.float64)
 
     def pool(self, queries: Sequence[QueryWork], passages: Sequence[PoolPassage]) -> tuple[Tensor, Tensor]:
         """[B, N] scores of in-batch passages, and the mask of those that are negatives of the query: none equal to its own."""

@@ -35,6 +35,7 @@ from data.shards import read_row_groups
 
 WINDOW_GROUPS = 4  # at the paper's sizes a row group of 4096 rows is about 50 MB
 METADATA_KEY = b"training"
+REMEDY = "run `prep run stage=shards` with this student.model, or train the student that the shards were made for"
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,13 @@ class TrainingShards:
         return -(-self.epoch_rows(epoch) // batch_queries)
 
 
-def open_training_shards(folder: Path, *, tokenizer: str, verify: bool = True) -> TrainingShards:
+def open_training_shards(folder: Path, *, tokenizer: str, remedy: str = REMEDY, verify: bool = True) -> TrainingShards:
     """Check a folder of training shards, byte by byte, and read how its rows are spread.
 
     Args:
         folder: Where manifest.json lies.
-        tokenizer: Digest of the student's tokenizer.
+        tokenizer: Digest of the tokenizer of what is trained.
+        remedy: What to do where the shards have another, for people.
         verify: Whether to compare every file's digest, which reads it once; of several processes one is enough.
 
     Raises:
@@ -120,7 +122,7 @@ def open_training_shards(folder: Path, *, tokenizer: str, verify: bool = True) -
             list(threads.map(lambda shard: _check_bytes(folder / shard.name, shard), manifest.shards))
     for shard in manifest.shards:
         path = folder / shard.name
-        metadata = _read_metadata(path, tokenizer=tokenizer)
+        metadata = _read_metadata(path, tokenizer=tokenizer, remedy=remedy)
         groups += _row_groups(path, draws=metadata.draws)
     if metadata is None or not any(sum(group.rows_of_draw) for group in groups):
         raise UserError(f"shards={folder}: no training rows in it; see the counts of its {MANIFEST_NAME} for where the queries went")
@@ -141,7 +143,7 @@ def _check_bytes(path: Path, shard: ShardRecord) -> None:
         )
 
 
-def _read_metadata(path: Path, *, tokenizer: str) -> TrainingMetadata:
+def _read_metadata(path: Path, *, tokenizer: str, remedy: str) -> TrainingMetadata:
     schema = pq.read_schema(path)
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
@@ -158,8 +160,7 @@ def _read_metadata(path: Path, *, tokenizer: str) -> TrainingMetadata:
     metadata = TrainingMetadata(**known)
     if metadata.tokenizer != tokenizer:
         raise UserError(
-            f"{path} holds tokens of another tokenizer ({metadata.tokenizer}) than that of student.model ({tokenizer}): run "
-            "`prep run stage=shards` with this student.model, or train the student that the shards were made for"
+            f"{path} holds tokens of another tokenizer ({metadata.tokenizer}) than that of the model to train ({tokenizer}): {remedy}"
         )
     return metadata
 

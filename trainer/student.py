@@ -1,20 +1,22 @@
-"""The student as the trainer uses it: on its device, with what makes its steps cheap."""
+"""A model as the trainer uses it: on its device, with what makes its steps cheap."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from data.settings import Train
 from retrieval.dual_encoder import DualEncoder
-from retrieval.student_spec import StudentSpec
+from retrieval.pair_scorer import PairScorer
 from trainer.dropout import CheapDropout
 from trainer.embedding_gradient import add_gradient_by_row
 
+Model = TypeVar("Model", DualEncoder, PairScorer)
 
-def open_student(spec: StudentSpec, settings: Train) -> DualEncoder:
-    """The student's starting point in train mode."""
-    model = DualEncoder(spec).to(settings.device).train()
+
+def prepared(model: Model, settings: Train) -> Model:
+    """The starting point of a run, on its device and in train mode."""
+    model = model.to(settings.device).train()
     freeze_key_biases(model.backbone)
     if settings.activation_checkpointing:
         # What is computed again must draw the masks of the first time, hence the same way of drawing.
