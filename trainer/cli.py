@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from data.command import exit_codes
 from data.config import parse_arguments
 from data.errors import UserError
+from data.remote import local_table
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -40,14 +40,14 @@ def _run(words: list[str]) -> int:
     parsed = parse_arguments(words)
     shards = parsed.pop("shards", None)
     if shards is None:
-        raise UserError("say what to train on: shards=DIR (the output of `prep run stage=shards`, see `prep path`)")
+        raise UserError("say what to train on: shards=DIR (the output of `prep run stage=shards`, see `prep path`; s3:// is fine)")
     experiment = recipes.load(parsed)
 
     # Threads that spin at every barrier make a step many times slower as soon as another process wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from trainer.loop import train  # imports torch, which takes seconds: not for --help, nor for a misspelt key
 
-    return train(experiment, shards_folder=Path(shards))
+    return train(experiment, shards_folder=local_table(shards))
 
 
 def main() -> None:
