@@ -64,10 +64,16 @@ class Manifest:
         """The folder's manifest, None where there is none. Raises DamagedShard where it cannot be read."""
         path = folder / MANIFEST_NAME
         try:
-            content = json.loads(path.read_text())
-            content.pop("content_digest")
-            return Manifest(**{**content, "shards": [ShardRecord(**shard) for shard in content["shards"]]})
+            return Manifest.parse(path.read_bytes(), place=str(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    @staticmethod
+    def parse(content: bytes, *, place: str) -> Manifest:
+        """The manifest that a file holds; `place` is for the error's words. Raises DamagedShard where it cannot be read."""
+        try:
+            values = json.loads(content)
+            values.pop("content_digest")
+            return Manifest(**{**values, "shards": [ShardRecord(**shard) for shard in values["shards"]]})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedShard(f"{path} is no readable manifest ({error!r}); delete it and run again, no shard is lost") from error
+            raise DamagedShard(f"{place} is no readable manifest ({error!r}); delete it and run again, no shard is lost") from error

@@ -15,6 +15,7 @@ from data import config
 from data.config import Section, execution, keyed
 from data.errors import UserError
 from data.negative_sources import Source, canonical, parse_sources
+from data.object_store import is_remote
 
 PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 
@@ -22,7 +23,7 @@ PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 class Ingest(Section):
     """Where the collection lies and how it is cut into shards."""
 
-    path: str = execution(..., "folder of the collection")
+    path: str = execution(..., "folder of the collection, local or on an object store (s3://bucket/folder)")
     format: Literal["auto", "beir", "msmarco"] = keyed("auto", "layout of the folder; auto looks for corpus.jsonl or collection.tsv")
     train_split: str = keyed("train", "the qrels split whose queries become training queries")
     corpus_shards: int = keyed(8, "shards of the corpus, fixed here for all stages", ge=1, le=99_999)
@@ -109,7 +110,7 @@ class HardNegatives(Section):
     """Which passages a query's negatives are drawn from, and how."""
 
     source: str = keyed("student", "student, bm25, run or random, or several with weights (and ranks): student:3,bm25:1@1-50")
-    run_file: str | None = execution(None, "the TREC run of source=run (keyed by its content)")
+    run_file: str | None = execution(None, "the TREC run of source=run, local or s3:// (keyed by its content)")
     depth: int = keyed(100, "passages kept of each source's list, positives removed", ge=1, le=10_000)
     first_rank: int = keyed(1, "negatives are drawn from this rank on, in the list of each source", ge=1)
     last_rank: int = keyed(100, "and up to this one", ge=1)
@@ -252,6 +253,18 @@ class Train(Section):
             raise ValueError("patience needs a dev set: dev=FOLDER (`prep path stage=dev`)")
         return self
 
+    @field_validator("output")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        return _local_folder(value, "copy OUTPUT/student to the object store when the run is finished")
+
+
+def _local_folder(value: str, instead: str) -> str:
+    """Files that are renamed and written in parts need a file system."""
+    if is_remote(value):
+        raise ValueError(f"expected a folder of this machine or of a network file system; {instead}")
+    return value
+
 
 class Experiment(Section):
     """An experiment file."""
@@ -268,6 +281,11 @@ class Experiment(Section):
     dev: Dev = Dev()
     runner: Runner = Runner()
     train: Train = Train()
+
+    @field_validator("store")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        return _local_folder(value, "copy finished tables to the object store: `retrieve` and `train run shards=s3://...` read them there")
 
     @property
     def uses_index(self) -> bool:
@@ -289,7 +307,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
     """The same experiment for a process that may work in another folder. A model that is no local folder stays a hub id."""
 
     def absolute(path: str) -> str:
-        return str(Path(path).expanduser().absolute())
+        return path if is_remote(path) else str(Path(path).expanduser().absolute())
 
     def model(name: str) -> str:
         return absolute(name) if Path(name).expanduser().exists() else name
