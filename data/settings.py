@@ -181,7 +181,7 @@ class Dev(Section):
     queries: int | None = keyed(None, "dev queries, a seeded subset of those with a label above 0; null or 0 makes no dev set", ge=0)
     split: str = keyed("dev", "the qrels split that they come from, which must not be the training split")
     depth: int = keyed(100, "passages of each query's list in the student's exact search, all of which are in the dev set", ge=1, le=10_000)
-    random: int = keyed(1000, "further passages, by chance", ge=0)
+    random: int = keyed(0, "further passages, by chance; deeper lists show more for the same time (docs/performance.md)", ge=0)
 
 
 class Runner(Section):

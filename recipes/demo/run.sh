@@ -17,7 +17,7 @@ evaluate() { # OUT [student.model=...]: search with the stored embeddings of a s
 
 step "the collection: InsuranceQA, from its package"
 python recipes/demo/prepare.py runs/demo
-step "prep: seven stages, from the collection to training shards"
+step "prep: eight stages, from the collection to training shards and dev set"
 prep run "$config"
 step "the student as it comes, on 2,000 test questions"
 evaluate runs/demo/before.trec
