@@ -22,7 +22,7 @@ prep run "$config"
 step "the student as it comes, on 2,000 test questions"
 evaluate runs/demo/before.trec
 step "train: ADAM"
-train run "$config" "shards=$(place stage=shards)"
+train run "$config" "shards=$(place stage=shards)" "dev=$(place stage=dev)"
 step "embed with the trained student"
 prep run "$config" stage=embed "$trained"
 step "the trained student, on the same questions"
