@@ -219,6 +219,7 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16"] = keyed("auto", "auto: bf16 autocast where the device computes it, else fp32")
     device: Literal["cpu", "cuda"] = execution("cpu", "where to train")
     threads: int | None = execution(None, "CPU threads; null takes all; 1 is faster where others use the cores", ge=1)
+    workers: int | None = execution(None, "micro-batches at the same time on a CPU, each on its share of the threads; null: up to 4", ge=1)
     micro_batch_tokens: int = keyed(4096, "tokens of a forward pass, padding included; dropout masks are drawn for each", ge=64)
     checkpoint_every: int = execution(200, "steps between checkpoints; the end of an epoch always has one", ge=1)
     keep_checkpoints: int = execution(2, "newest checkpoints kept", ge=1)

@@ -5,28 +5,32 @@ freed before the next. With them the loss needs every passage of the batch: grad
 without a graph, takes the loss and its gradient at the vectors, then encodes each micro-batch again and sends these gradients through
 it. Both give the gradient of the undivided batch.
 
-Dropout is seeded by (seed, step, micro-batch): a resumed run draws the same masks, and the second encoding repeats the first.
+Dropout is seeded by (seed, step, micro-batch): a resumed run draws the same masks, the second encoding repeats the first, and several
+micro-batches can be computed at the same time (`trainer.workers`).
 
 Shapes: n sequences of L tokens, D dimensions, B queries, K candidates, N in-batch passages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.digests import hash64
 from retrieval.batching import pad, token_budget_batches
 from trainer.batch import BatchWork, PoolPassage, QueryWork, Sequenced, query_groups, token_count
 from trainer.dropout import CheapDropout
 from trainer.losses import distillation_loss, supervised_loss
+from trainer.masks import seed_masks
+from trainer.packing import packs
+from trainer.workers import Workers
 
-Encoder = Callable[[Tensor, Tensor], Tensor]  # [n, L] ids and mask to [n, D] vectors
+Encoder = nn.Module  # [n, L] ids and mask to [n, D] vectors
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,12 @@ class QueryLosses:
     distillation: dict[str, float]
 
 
-def accumulate_gradients(encoder: Encoder, work: BatchWork, *, step: int, settings: StepSettings) -> QueryLosses:
-    """Add the gradient of the total loss (ADAM, Eq. 9) to the encoder's parameters. Returns each query's losses."""
+def accumulate_gradients(workers: Workers, work: BatchWork, *, step: int, settings: StepSettings) -> QueryLosses:
+    """Add the gradient of the total loss (ADAM, Eq. 9) to the parameters of the workers' model. Returns each query's losses."""
     if work.pool:
-        parts = _with_cached_gradients(encoder, work, step=step, settings=settings)
+        parts = _with_cached_gradients(workers, work, step=step, settings=settings)
     else:
-        parts = _by_groups(encoder, work, step=step, settings=settings)
+        parts = _by_groups(workers, work, step=step, settings=settings)
     losses = QueryLosses({}, {})
     for queries, supervised_B, distillation_B in parts:  # read after the last group: each read waits for the device
         losses.supervised.update(zip([q.query_id for q in queries if q.supervised], supervised_B.tolist(), strict=True))
@@ -66,57 +70,76 @@ def accumulate_gradients(encoder: Encoder, work: BatchWork, *, step: int, settin
 Part = tuple[Sequence[QueryWork], Tensor, Tensor]
 
 
-def _by_groups(encoder: Encoder, work: BatchWork, *, step: int, settings: StepSettings) -> list[Part]:
-    parts: list[Part] = []
-    for micro_batch, queries in enumerate(query_groups(work.queries, budget=settings.micro_batch_tokens)):
+def _by_groups(workers: Workers, work: BatchWork, *, step: int, settings: StepSettings) -> list[Part]:
+    groups = query_groups(work.queries, budget=settings.micro_batch_tokens)
+    parts: dict[int, Part] = {}
+
+    def go(encoder: Encoder, micro_batch: int, shared: Tensor | None) -> None:
+        queries = groups[micro_batch]
         sequences = list(dict.fromkeys(sequence for query in queries for sequence in query.sequences))
         seed_dropout(settings.seed, step, micro_batch)
         vectors_ND = encode(encoder, sequences, settings=settings)
-        total, part = _total_loss(vectors_ND, sequences, queries, work=work, settings=settings)
+        total, parts[micro_batch] = _total_loss(vectors_ND, sequences, queries, work=work, settings=settings)
         total.backward()
-        parts.append(part)
-    return parts
+
+    workers.each([sum(query.tokens for query in queries) for queries in groups], go)
+    return [parts[micro_batch] for micro_batch in range(len(groups))]
 
 
-def _with_cached_gradients(encoder: Encoder, work: BatchWork, *, step: int, settings: StepSettings) -> list[Part]:
+def _with_cached_gradients(workers: Workers, work: BatchWork, *, step: int, settings: StepSettings) -> list[Part]:
     wanted = [sequence for query in work.queries for sequence in query.sequences] + [passage.sequence for passage in work.pool]
     sequences = list(dict.fromkeys(wanted))
-    chunks = token_budget_batches([token_count(sequence) for sequence in sequences], budget=settings.micro_batch_tokens)
+    lengths = [token_count(sequence) for sequence in sequences]
+    chunks = token_budget_batches(lengths, budget=settings.micro_batch_tokens)
+    sizes = [sum(lengths[row] for row in rows) for rows in chunks]
+    encoded: dict[int, Tensor] = {}
 
-    def encode_chunk(micro_batch: int) -> Tensor:
+    def encode_chunk(encoder: Encoder, micro_batch: int) -> Tensor:
         seed_dropout(settings.seed, step, micro_batch)
         return _encode_padded(encoder, [sequences[row] for row in chunks[micro_batch]], settings=settings)
 
-    with torch.no_grad():
-        encoded_ND = torch.cat([encode_chunk(micro_batch) for micro_batch in range(len(chunks))])
+    def forward(encoder: Encoder, micro_batch: int, shared: Tensor | None) -> None:
+        with torch.no_grad():  # it belongs to the thread
+            encoded[micro_batch] = encode_chunk(encoder, micro_batch)
+
+    workers.each(sizes, forward)
+    encoded_ND = torch.cat([encoded[micro_batch] for micro_batch in range(len(chunks))])
     vectors_ND = _in_given_order(encoded_ND, chunks).requires_grad_()
     queries = [query for query in work.queries if query.sequences]
     total, part = _total_loss(vectors_ND, sequences, queries, work=work, settings=settings)
     total.backward()
     assert vectors_ND.grad is not None
-    for micro_batch, rows in enumerate(chunks):
-        gradient_ND = vectors_ND.grad[torch.tensor(rows, device=vectors_ND.device)]
-        torch.autograd.backward(encode_chunk(micro_batch), gradient_ND)
+    gradient_ND = vectors_ND.grad
+
+    def backward(encoder: Encoder, micro_batch: int, shared: Tensor | None) -> None:
+        rows = torch.tensor(chunks[micro_batch], device=gradient_ND.device)
+        torch.autograd.backward(encode_chunk(encoder, micro_batch), gradient_ND[rows])
+
+    workers.each(sizes, backward)
     return [part]
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
     """Dropout masks of a micro-batch are a function of (seed, step, micro-batch) alone."""
-    torch.manual_seed(hash64("dropout", seed, step, micro_batch))
+    key = hash64("dropout", seed, step, micro_batch)
+    seed_masks(key)
+    torch.manual_seed(key)  # for GPUs, and for models with dropout of their own
 
 
 def encode(encoder: Encoder, sequences: Sequence[Sequenced], *, settings: StepSettings) -> Tensor:
     """[n, D] vectors of the sequences, in their order, as one graph, encoded in passes of similar lengths."""
-    # Two passes for a full group: as one, queries and short passages would be padded to the longest (8 % of the time on a CPU).
-    chunks = token_budget_batches([token_count(sequence) for sequence in sequences], budget=settings.micro_batch_tokens // 2)
+    # Two passes for a full group, or queries and short passages would be padded to the longest (8 % of the time on a CPU); unless they
+    # are packed, when each pass more is another cast of the weights.
+    budget = settings.micro_batch_tokens // (1 if packs(encoder) else 2)
+    chunks = token_budget_batches([token_count(sequence) for sequence in sequences], budget=budget)
     parts = [_encode_padded(encoder, [sequences[row] for row in rows], settings=settings) for rows in chunks]
     return _in_given_order(torch.cat(parts), chunks)
 
 
 def _encode_padded(encoder: Encoder, sequences: Sequence[Sequenced], *, settings: StepSettings) -> Tensor:
     ids, mask = pad([np.frombuffer(sequence, dtype=np.int32).tolist() for sequence in sequences], value=settings.pad_id)
-    # A context for each call: autocast's cache of cast weights, filled without a graph, would cut the gradient of a later call.
-    autocast = torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
+    # No cache: cast weights that were kept without a graph would cut the gradient of a later call, and threads share it.
+    autocast = torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bf16", cache_enabled=False)
     with autocast, CheapDropout() if settings.device == "cpu" else nullcontext():
         return encoder(ids.to(settings.device), mask.to(settings.device))
 

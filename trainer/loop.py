@@ -28,9 +28,11 @@ from data.settings import Experiment
 from data.shards import atomic_write
 from retrieval import precision
 from retrieval.dual_encoder import DualEncoder
+from retrieval.process_memory import settle_memory
 from retrieval.student_spec import resolve_student
 from trainer.batch import BatchWork, plan_batch
 from trainer.checkpoint import TrainingState, claim_output, resume, save_checkpoint, whole_folder
+from trainer.cpu_passes import speed_up
 from trainer.embedding_gradient import add_gradient_by_row
 from trainer.gradients import QueryLosses, StepSettings, accumulate_gradients
 from trainer.metrics import Metrics, last_figures
@@ -39,6 +41,7 @@ from trainer.progress import RunProgress
 from trainer.recipes import check_negatives
 from trainer.selection import selected_share
 from trainer.stream import Batch, TrainingShards, batches, open_training_shards
+from trainer.workers import Workers
 
 RESULT_NAME = "result.json"
 
@@ -56,9 +59,13 @@ def train(experiment: Experiment, *, shards_folder: Path) -> int:
         print(f"this run is finished: {output / RESULT_NAME}; nothing to do (choose another train.output=FOLDER to train again)")
         return EXIT_COMPLETE
 
+    on_cpu = settings.device == "cpu"
+    if on_cpu:
+        settle_memory()
     model = DualEncoder(spec).to(settings.device).train()
-    if settings.device == "cpu":
+    if on_cpu:
         add_gradient_by_row(model.backbone.get_input_embeddings())
+    workers = speed_up(model, workers=settings.workers) if on_cpu else Workers(model)
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)
     state = resume(output, model=model, optimizer=optimizer, fingerprint=fingerprint)
     epoch_ends = _epoch_ends(shards, epochs=settings.epochs, batch_queries=settings.batch_queries)
@@ -80,7 +87,7 @@ def train(experiment: Experiment, *, shards_folder: Path) -> int:
             rate = learning_rate(batch.step, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=steps)
             set_rate(optimizer, rate)
             optimizer.zero_grad(set_to_none=False)
-            losses = accumulate_gradients(model, work, step=batch.step, settings=step_settings)
+            losses = accumulate_gradients(workers, work, step=batch.step, settings=step_settings)
             norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm))
             _stop_unless_finite(losses, norm=norm, batch=batch)
             optimizer.step()
