@@ -237,6 +237,7 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16"] = keyed("auto", "auto: bf16 autocast where the device computes it, else fp32")
     device: Literal["cpu", "cuda"] = execution("cpu", "where to train; under torchrun each process has its own GPU")
     threads: int | None = execution(None, "CPU threads; null takes all; 1 is faster where others use the cores", ge=1)
+    workers: int | None = execution(None, "micro-batches at the same time on a CPU, each on its share of the threads; null: up to 4", ge=1)
     micro_batch_tokens: int = keyed(4096, "tokens of a forward and backward pass; dropout masks are drawn for each", ge=64)
     compile: bool = execution(False, "torch.compile for the model; changes numbers within rounding; does not pay on a CPU")
     activation_checkpointing: bool = execution(False, "keep a layer's input alone and compute it again on the way back: less memory")

@@ -22,6 +22,7 @@ from trainer.gradients import QueryLosses, StepSettings, accumulate_gradients
 from trainer.micro_batches import cut
 from trainer.ranks import Ranks
 from trainer.stream import TrainingRow
+from trainer.workers import Workers
 
 SCALE = 3.0
 
@@ -75,7 +76,7 @@ def settings(**changes: Any) -> StepSettings:
 
 def accumulate(model: nn.Module, work: BatchWork, *, settings: StepSettings, step: int = 0) -> QueryLosses:
     parts = cut(work, budget=settings.micro_batch_tokens)
-    return accumulate_gradients(model, work, parts, step=step, settings=settings, ranks=Ranks())
+    return accumulate_gradients(Workers(model), work, parts, step=step, settings=settings, ranks=Ranks())
 
 
 def gradient_of(model: nn.Module) -> dict[str, Tensor]:
