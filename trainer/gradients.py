@@ -3,6 +3,7 @@
 1. Sequences that several groups of queries need (`trainer.micro_batches`) are encoded once, without a graph; all processes get them.
 2. Each group encodes its own sequences, takes its part of the loss and goes back, to the parameters and to the shared vectors.
 3. Shared sequences are encoded again and the gradients of their vectors sent through (gradient caching; Gao et al., 2021, GradCache).
+   One micro-batch of them, which is all that there is without in-batch negatives, keeps its graph instead.
 
 Together they give the gradient of the undivided batch. Without in-batch negatives few sequences are shared, mostly none, and each
 group's graph is freed before the next; with them all are shared, and the groups only divide the loss.
@@ -92,9 +93,12 @@ class _Step:
         return [self._work.queries[place] for place in self._cut.groups[group]]
 
     def run(self) -> QueryLosses:
-        shared_SD = self._shared_vectors() if self._chunks else None
+        kept_SD = self._encode_shared() if self._keeps_graph() else None
+        shared_SD = kept_SD.detach().requires_grad_() if kept_SD is not None else self._shared_vectors() if self._chunks else None
         self._each(self._my_groups, self._group_sizes, self._go_through_group, shared_SD, last=not self._chunks)
-        if shared_SD is not None:
+        if kept_SD is not None and shared_SD is not None:
+            kept_SD.backward(shared_SD.grad)
+        elif shared_SD is not None:
             gradient_SD = self._ranks.sum(torch.zeros_like(shared_SD) if shared_SD.grad is None else shared_SD.grad)
             self._each(self._my_chunks, self._chunk_sizes, self._go_back_through_chunk, gradient_SD, last=True)
         supervised, distillation = self._ranks.sum(self._losses_2B).tolist()
@@ -114,6 +118,14 @@ class _Step:
         self._workers.each([sizes[number] for number in mine], work, shared)
         if last and not mine and self._ranks.size > 1:
             self._go_through_nothing()
+
+    def _keeps_graph(self) -> bool:
+        """Whether the shared sequences are few enough to keep their graph until the groups are done, instead of making it again."""
+        return len(self._chunks) == 1 and self._ranks.size == 1
+
+    def _encode_shared(self) -> Tensor:
+        """[S, D] vectors of the only chunk, with their graph."""
+        return _in_given_order(self._encode_chunk(self._workers.model, 0), self._cut.chunks)
 
     def _shared_vectors(self) -> Tensor:
         """[S, D] leaf: vectors of the shared sequences, the same in all processes."""
