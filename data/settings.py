@@ -6,6 +6,7 @@ file is checked by every command, so that a misspelt key in any section is found
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from pydantic import field_validator, model_validator
 
 from data import config
 from data.config import Section, execution, keyed
+from data.curriculum import PAPER_ITERATIONS, GroupSizes, parse_sizes
 from data.errors import UserError
 from data.negative_sources import Source, canonical, parse_sources
 from data.object_store import is_remote
@@ -175,6 +177,36 @@ class DarkExamples(Section):
         return ratios
 
 
+class Curriculum(Section):
+    """Lists in three groups by the teacher's ranking, in place of negatives and dark examples (CL-DRD; Zeng et al., SIGIR 2022).
+
+    The teacher ranks what the student retrieves, labelled positives among it; ranks count from 1. Iteration i is draw i of the shards.
+    """
+
+    enabled: bool = keyed(False, "make these lists the training rows")
+    iterations: tuple[str, ...] = keyed(PAPER_ITERATIONS, "of each the groups' sizes K/N_h/N_s; a draw of the shards each")
+    near_rank: int = keyed(50, "group 2 is drawn from teacher ranks K+1 up to this one", ge=1)
+    retrieved: int = keyed(200, "passages that the student retrieves and the teacher ranks; group 3 is drawn up to this rank", ge=1)
+
+    @property
+    def sizes(self) -> tuple[GroupSizes, ...]:
+        """Of each iteration."""
+        return tuple(parse_sizes(text) for text in self.iterations)
+
+    @model_validator(mode="after")
+    def _windows_hold_them(self) -> Curriculum:
+        if not 1 <= len(self.iterations) <= 100:
+            raise ValueError("need 1 to 100 iterations")
+        for text, size in zip(self.iterations, self.sizes, strict=True):
+            near, far = max(0, self.near_rank - size.top), self.retrieved - max(self.near_rank, size.top)
+            if self.near_rank >= self.retrieved or size.top > self.retrieved or size.near > near or size.far > far:
+                raise ValueError(
+                    f"iteration {text} does not fit near_rank={self.near_rank} and retrieved={self.retrieved}: "
+                    f"ranks K+1..near_rank hold {near} passages, those up to `retrieved` {far} more"
+                )
+        return self
+
+
 class Dev(Section):
     """Queries and some of the passages, on which a trainer measures the student by search as it goes. None unless asked for."""
 
@@ -204,7 +236,7 @@ class Objective(Section):
     include_positive: bool = keyed(False, "put p+ into P~ (Eq. 9 leaves it out; a list without dark examples always has it, Eq. 3)")
     reduction: Literal["batch", "selected"] = keyed("batch", "the KD sum is divided by b, or by the number of selected queries")
     count_epochs_from: Literal[0, 1] = keyed(0, "t of the first epoch in the selected share 1 - t/(2T) (Eq. 8)")
-    distillation: Literal["kl", "margin_mse"] = keyed("kl", "the KD loss: KL of the softmaxes (Eq. 4), or MarginMSE")
+    distillation: Literal["kl", "margin_mse", "curriculum"] = keyed("kl", "the KD loss: KL of softmaxes (Eq. 4), MarginMSE, CL-DRD's")
     temperature: float = keyed(1.0, "of both softmaxes of the KL", gt=0)
     in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives the batch's other passages join")
 
@@ -212,7 +244,17 @@ class Objective(Section):
     def _scored(self) -> Objective:
         if self.distillation == "margin_mse" and self.in_batch in ("distillation", "both"):
             raise ValueError("margin_mse needs teacher logits, which in-batch passages have not: set in_batch=none or supervised")
+        if self.distillation == "curriculum" and (self.in_batch != "none" or self.uses_positive):
+            raise ValueError(
+                "distillation=curriculum is over a list of groups, which has no one p+ and no in-batch negatives: set "
+                "without=supervised (or recipe=cl_drd) and in_batch=none"
+            )
         return self
+
+    @property
+    def uses_positive(self) -> bool:
+        """Whether the supervised loss, which is of one p+ and its negatives, is asked for."""
+        return "supervised" not in self.without and self.supervised_weight > 0
 
     @field_validator("count_epochs_from", mode="before")
     @classmethod
@@ -223,9 +265,11 @@ class Objective(Section):
 class Train(Section):
     """The trainer."""
 
-    recipe: str = keyed("adam", "adam, hard_kd, rand_kd or margin_mse: a preset of `objective`")
+    recipe: str = keyed("adam", "adam, hard_kd, rand_kd, margin_mse or cl_drd: a preset of `objective`")
     output: str = execution("runs/train", "folder of checkpoints, metrics and the student")
     objective: Objective = Objective()
+    stages: dict[str, dict[str, Any]] = keyed({}, "runs one after the other: a name each, and what it changes of `train`; see `of_stage`")
+    draw: int | None = keyed(None, "train all epochs on this draw; null: epoch e on draw e modulo the shards' draws", ge=0, le=99)
     epochs: int = keyed(3, "T, passes over the queries", ge=1)
     steps: int | None = keyed(None, "stop after this many steps, in whatever epoch; null: after the last epoch", ge=1)
     batch_queries: int = keyed(128, "b, queries of a batch (ADAM 4.3)", ge=1)
@@ -259,6 +303,44 @@ class Train(Section):
     def _local(cls, value: str) -> str:
         return _local_folder(value, "copy OUTPUT/student to the object store when the run is finished")
 
+    @model_validator(mode="after")
+    def _each_stage(self) -> Train:
+        for name in self.stages:
+            self.of_stage(name)
+        return self
+
+    def of_stage(self, name: str) -> Train:
+        """The settings of one stage: these, and over them its own of `stages`.
+
+        A stage may set any key of `train` that is not of the whole run, those of `objective` too. It writes to OUTPUT/<number>-<name>/.
+        Keys of its own are `start`, whose student it starts from (`last`, the default: the one of the stage before; `student`:
+        student.model; or the name of an earlier stage), and `shards`, its folder of training shards where it is not the run's.
+
+        Raises UserError for what no stage may set, and for a value that a run could not have.
+        """
+        where, own, names = f"train.stages.{name}", self.stages[name], list(self.stages)
+        number = names.index(name)
+        if not isinstance(own, dict) or not re.fullmatch(r"[\w.-]+", name) or name in START_WORDS:
+            raise UserError(f"{where}: a stage is a name (letters, digits, - and _; not last or student) with keys of train below it")
+        if whole := [key for key in own if key in _OF_THE_RUN]:
+            raise UserError(f"{where}.{whole[0]} is of the whole run: set train.{whole[0]}")
+        starts = (*START_WORDS, *names[:number])
+        if (start := own.get("start", "last")) not in starts:
+            raise UserError(f"{where}.start={start}: expected {', '.join(starts)}")
+        changed = {key: value for key, value in own.items() if key not in _OF_A_STAGE}
+        values = {**self.model_dump(), **changed, "stages": {}, "output": str(Path(self.output) / f"{number + 1}-{name}")}
+        if isinstance(changed.get("objective"), dict):
+            values["objective"] = {**self.objective.model_dump(), **changed["objective"]}
+        try:
+            return config.build(Train, values)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+
+
+START_WORDS = ("last", "student")
+_OF_A_STAGE = ("start", "shards")
+_OF_THE_RUN = ("stages", "recipe", "output", "device", "threads", "workers")
+
 
 def _local_folder(value: str, instead: str) -> str:
     """Files that are renamed and written in parts need a file system."""
@@ -279,6 +361,7 @@ class Experiment(Section):
     search: Search = Search()
     hard_negatives: HardNegatives = HardNegatives()
     dark_examples: DarkExamples = DarkExamples()
+    curriculum: Curriculum = Curriculum()
     dev: Dev = Dev()
     runner: Runner = Runner()
     train: Train = Train()
@@ -299,8 +382,31 @@ class Experiment(Section):
         return self.student.model_copy(update={"model": self.embed.model}) if self.embed.model else self.student
 
     @property
+    def scores_whole_pools(self) -> bool:
+        """Whether the teacher ranks whole pools, and not the rank windows alone."""
+        return self.hard_negatives.score_pools or self.curriculum.enabled
+
+    @model_validator(mode="after")
+    def _pools_serve_the_curriculum(self) -> Experiment:
+        pools, wanted = self.hard_negatives, self.curriculum.retrieved
+        if not self.curriculum.enabled:
+            return self
+        if pools.source_words != "student":
+            raise UserError(f"curriculum.enabled ranks what the student retrieves: set hard_negatives.source=student, not {pools.source}")
+        if pools.depth < wanted:
+            raise UserError(
+                f"curriculum.enabled ranks the student's {wanted} best passages, the pools have {pools.depth}: set "
+                f"hard_negatives.depth={wanted} (or a smaller curriculum.retrieved)"
+            )
+        if any(value is not None for value in pools.false_negatives.model_dump().values()):
+            raise UserError("curriculum.enabled draws by ranks alone: leave the rules of hard_negatives.false_negatives unset")
+        return self
+
+    @property
     def draws(self) -> int:
         """Rows of a query in the training shards: epoch e trains on row e modulo draws."""
+        if self.curriculum.enabled:
+            return len(self.curriculum.iterations)
         return max(self.hard_negatives.draws, self.dark_examples.mask_draws)
 
 

@@ -35,7 +35,7 @@ class Encoders:
 
 @dataclass(frozen=True)
 class Lists:
-    """The candidate lists of a shard, n of them with C candidates in all, in the order of `dark_examples`."""
+    """The candidate lists of a shard, n of them with C candidates in all, in the order of `dark_examples` or `curriculum`."""
 
     query_ids: pa.ChunkedArray  # [n]
     draws: NDArray[np.int8]  # [n]
@@ -143,11 +143,17 @@ def _encoded(texts: list[str], mixed: NDArray[np.bool_], encoders: Encoders) -> 
 
 
 def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders) -> TrainingRows:
-    """The rows of a shard. Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order."""
-    lists = Lists.read(inputs["dark_examples"], shard)
-    queries, passages = tokenised(inputs["dark_examples"], shard, lists, encoders)
-    logits = inputs["teacher_scores"].read(shard, columns=["logit"]).column("logit").to_numpy()
-    confidences = inputs["confidence"].read(shard, columns=["confidence"]).column("confidence").to_numpy()
+    """The rows of a shard. Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order; `curriculum` is all
+    three in one."""
+    candidates = inputs["curriculum" if "curriculum" in inputs else "dark_examples"]
+    lists = Lists.read(candidates, shard)
+    queries, passages = tokenised(candidates, shard, lists, encoders)
+    if "curriculum" in inputs:
+        scores = candidates.read(shard, columns=["logit", "confidence"])
+        logits, confidences = scores.column("logit").to_numpy(), scores.column("confidence").to_numpy()[lists.bounds[:-1]]
+    else:
+        logits = inputs["teacher_scores"].read(shard, columns=["logit"]).column("logit").to_numpy()
+        confidences = inputs["confidence"].read(shard, columns=["confidence"]).column("confidence").to_numpy()
     if len(logits) != len(lists.kinds) or len(confidences) != len(lists.draws):
         raise AssertionError("candidates, their logits and confidences lie in one order")
     return TrainingRows(lists, queries, passages, logits, confidences)

@@ -19,8 +19,8 @@ from retrieval.student_spec import resolve_student
 from trainer.gradients import StepSettings, accumulate_gradients
 from trainer.micro_batches import MicroBatches
 from trainer.ranks import Ranks
-from trainer.recipes import check_negatives
-from trainer.run import PlannedBatch, check_machine, epoch_ends, planned_batches, step_settings
+from trainer.run import PlannedBatch, check_machine, check_shards, epoch_ends, planned_batches, step_settings
+from trainer.stages import stages_of
 from trainer.stream import TrainingShards, open_training_shards
 from trainer.student import open_student, open_workers
 from trainer.utilisation import measured_flop_rate, training_flop
@@ -36,10 +36,25 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     check_machine(experiment)
     if Ranks.started() > 1:
         raise UserError("dry_run=true measures one process; start it without torchrun")
+    stages = stages_of(experiment, shards_folder=shards_folder)
+    seconds = 0.0
+    for stage in stages:
+        if stage.name:
+            print(f"stage        {stage.name}")
+        # The student of the stage before is not there yet; the one that the run starts from has its shape.
+        own = stage.experiment.model_copy(update={"student": experiment.student})
+        seconds += _describe_run(own, shards_folder=stage.shards_folder)
+    if len(stages) > 1:
+        print(f"all {len(stages):<8} about {_duration(seconds)} on this machine, without evaluation on a dev set and checkpoints")
+    return EXIT_COMPLETE
+
+
+def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
+    """Print what one run, or one stage of it, will be. Returns the seconds that it will take."""
     settings = experiment.train
     spec = resolve_student(experiment.student)
-    shards = open_training_shards(shards_folder, tokenizer=spec.tokenizer_digest)
-    check_negatives(settings.recipe, source=shards.metadata.negatives_source)
+    shards = open_training_shards(shards_folder, tokenizer=spec.tokenizer_digest, draw=settings.draw)
+    check_shards(settings, shards)
     model = open_student(spec, settings)
     workers = open_workers(model, settings, ranks=Ranks(device=settings.device))
     ends, steps = epoch_ends(shards, experiment), step_settings(experiment, model)
@@ -60,7 +75,7 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     print(f"memory       {_memory(trained, device=steps.device)}")
     print(f"speed        {rate:,.0f} tokens/s ({utilisation:.0%} of this device's measured matrix products)")
     print(f"time         about {_duration(seconds)} on this machine, without evaluation on a dev set and checkpoints")
-    return EXIT_COMPLETE
+    return seconds
 
 
 def _tokens_per_second(workers: Workers, model: DualEncoder, batch: PlannedBatch, *, settings: StepSettings) -> tuple[float, float]:

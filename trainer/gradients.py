@@ -19,16 +19,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data.digests import hash64
 from retrieval.batching import pad, token_budget_batches
 from trainer.batch import BatchWork, PoolPassage, QueryWork, Sequenced, token_count
 from trainer.dropout import CheapDropout
-from trainer.losses import distillation_loss, margin_mse_loss, supervised_loss
+from trainer.losses import curriculum_loss, distillation_loss, margin_mse_loss, supervised_loss
 from trainer.masks import seed_masks
 from trainer.micro_batches import MicroBatches, tokens_of
 from trainer.packing import packs
@@ -49,13 +51,13 @@ class StepSettings:
     pad_id: int
     device: str
     precision: str  # fp32 or bf16
-    distillation: str = "kl"  # or margin_mse
+    distillation: str = "kl"  # or margin_mse, or curriculum
     cheap_dropout: bool = True  # on a CPU
 
 
 @dataclass(frozen=True)
 class QueryLosses:
-    """Unweighted losses by query, nats (of MarginMSE squared scores); only of the queries they were asked of."""
+    """Unweighted losses by query, nats (of MarginMSE squared scores; of CL-DRD sums over pairs); only of the queries they were asked of."""
 
     supervised: dict[str, float]
     distillation: dict[str, float]
@@ -228,20 +230,28 @@ def _total_loss(
         supervised_B = supervised_loss(scores_BK[:, 0], negatives_BK, negatives_mask_BK)
     if distilled:
         scores_BK, mask_BK = scores.own(distilled, [query.distilled for query in distilled])
-        logits_BK = torch.zeros_like(scores_BK)
-        for row, query in enumerate(distilled):
-            logits_BK[row, : len(query.distilled)] = torch.from_numpy(query.teacher_logits)
+        logits_BK = _padded([query.teacher_logits for query in distilled], like_BK=scores_BK)
         if work.in_batch in ("distillation", "both"):
             pool_BN, pool_mask_BN = scores.pool(distilled, work.pool)
             never_BN = torch.full_like(pool_BN, -torch.inf)  # the teacher never scored them: probability 0
             scores_BK, mask_BK = torch.cat([scores_BK, pool_BN], 1), torch.cat([mask_BK, pool_mask_BN], 1)
             logits_BK = torch.cat([logits_BK, never_BN], 1)
-        if settings.distillation == "margin_mse":
+        if settings.distillation == "curriculum":
+            distillation_B = curriculum_loss(scores_BK, _padded([query.labels for query in distilled], like_BK=scores_BK), mask_BK)
+        elif settings.distillation == "margin_mse":
             distillation_B = margin_mse_loss(scores_BK, logits_BK, mask_BK)
         else:
             distillation_B = distillation_loss(scores_BK, logits_BK, mask_BK, settings.temperature)
     total = work.supervised_weight * supervised_B.sum() + work.distillation_weight * distillation_B.sum()
     return total, supervised_B.detach(), distillation_B.detach()
+
+
+def _padded(values: Sequence[NDArray[Any]], *, like_BK: Tensor) -> Tensor:
+    """[B, K] of lists of numbers, in their own precision, 0 on padding."""
+    padded = np.zeros(like_BK.shape, dtype=values[0].dtype)
+    for row, own in enumerate(values):
+        padded[row, : len(own)] = own
+    return torch.from_numpy(padded).to(like_BK.device)
 
 
 class _Scores:

@@ -86,7 +86,7 @@ class Reports:
 
 
 def _figures(run: Run, batch: PlannedBatch, losses: QueryLosses, *, norm: float) -> dict[str, Any]:
-    """One line of metrics.jsonl. Steps and epochs count from 1; losses are means over the queries that have them, nats."""
+    """One line of metrics.jsonl. Steps and epochs count from 1; losses are means over the queries, or pairs, that have them, nats."""
     settings, work = run.experiment.train, batch.work
     supervised, distillation = math.fsum(losses.supervised.values()), math.fsum(losses.distillation.values())
     return {
@@ -94,7 +94,7 @@ def _figures(run: Run, batch: PlannedBatch, losses: QueryLosses, *, norm: float)
         "epoch": batch.epoch + 1,
         "loss": work.supervised_weight * supervised + work.distillation_weight * distillation,
         "supervised": supervised / max(1, len(losses.supervised)),
-        "distillation": distillation / max(1, len(losses.distillation)),
+        "distillation": distillation / max(1, work.terms),
         "queries": len(work.queries),
         "selected": work.selected,
         "share": work.selected / len(work.queries),

@@ -13,7 +13,7 @@ import torch
 from data.config import keyed_values
 from data.digests import DigestCache
 from data.errors import UserError
-from data.settings import Experiment
+from data.settings import Experiment, Train
 from retrieval import precision
 from retrieval.dual_encoder import DualEncoder
 from retrieval.student_spec import resolve_student
@@ -25,7 +25,7 @@ from trainer.micro_batches import MicroBatches, cut
 from trainer.optim import make_optimizer
 from trainer.prefetch import Prefetched
 from trainer.ranks import Ranks
-from trainer.recipes import check_negatives
+from trainer.recipes import check_lists, check_negatives
 from trainer.selection import selected_share
 from trainer.stream import TrainingShards, batches, open_training_shards
 from trainer.student import computes_on_cpu, open_student, open_workers
@@ -94,8 +94,8 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     settings, output = experiment.train, Path(experiment.train.output)
     check_machine(experiment)
     spec = resolve_student(experiment.student)
-    shards = open_training_shards(shards_folder, tokenizer=spec.tokenizer_digest, verify=ranks.first)
-    check_negatives(settings.recipe, source=shards.metadata.negatives_source)
+    shards = open_training_shards(shards_folder, tokenizer=spec.tokenizer_digest, verify=ranks.first, draw=settings.draw)
+    check_shards(settings, shards)
     dev = open_dev_set(Path(settings.dev), tokenizer=spec.tokenizer_digest) if settings.dev else None
     student_key = spec.key(DigestCache(Path(os.devnull)))
     key = _run_key(experiment, shards=shards, student=student_key, dev=dev)
@@ -115,6 +115,12 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
         experiment=experiment, ranks=ranks, shards=shards, key=key, model=model, workers=workers, optimizer=optimizer,
         step_settings=step_settings(experiment, model), epoch_ends=epoch_ends(shards, experiment), dev=dev, state=state,
     )  # fmt: skip
+
+
+def check_shards(settings: Train, shards: TrainingShards) -> None:
+    """Raises UserError where the shards are not of the kind that recipe and loss are about."""
+    check_negatives(settings.recipe, source=shards.metadata.negatives_source)
+    check_lists(settings.objective, groups=bool(shards.metadata.curriculum))
 
 
 def check_machine(experiment: Experiment) -> None:
@@ -173,7 +179,7 @@ def _run_key(experiment: Experiment, *, shards: TrainingShards, student: dict[st
         early_stop = {"dev": dev.digest, "dev_metric": settings.dev_metric, "evaluate_every": settings.evaluate_every}
     return {
         "train": {
-            **keyed_values(settings),
+            **keyed_values(settings, leave_out=("stages",)),
             **early_stop,
             "precision": precision.resolve(settings.precision, device=settings.device),
             "device": settings.device,  # its generator draws other dropout masks
