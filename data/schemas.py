@@ -19,6 +19,14 @@ class CandidateKind(IntEnum):
     NEGATIVE = 1
     REINFORCED_NEGATIVE = 2  # p+ [SEP] p-   (ADAM, Eq. 5)
     NOISY_POSITIVE = 3  # p+ with masked tokens   (ADAM, Eq. 6)
+    TOP = 4  # group 1: the labelled positives, then the teacher's best   (CL-DRD; labels in data/curriculum.py)
+    NEAR = 5  # group 2: passages of middle rank
+    FAR = 6  # group 3: the other passages
+
+
+# A list has either kinds of the one or of the other.
+ADAM_KINDS = (CandidateKind.POSITIVE, CandidateKind.NEGATIVE, CandidateKind.REINFORCED_NEGATIVE, CandidateKind.NOISY_POSITIVE)
+GROUPS = (CandidateKind.TOP, CandidateKind.NEAR, CandidateKind.FAR)
 
 
 class FalseNegativeRule(IntEnum):
@@ -101,6 +109,15 @@ TEACHER_SCORES = pa.schema(
         ("logit", pa.float32()),
         ("token_count", pa.int32()),  # of the pair, after truncation, special tokens included
         ("truncated", pa.bool_()),
+    ]
+)
+
+# The lists of a curriculum: each draw is one iteration, each list its groups in order, with what the teacher and the labels say of them.
+CURRICULUM = pa.schema(
+    [
+        *CANDIDATES,
+        ("logit", pa.float32()),  # the teacher's, raw
+        ("confidence", pa.float32()),  # the list's C(q), nats: its first labelled positive among it and all that carry no label
     ]
 )
 

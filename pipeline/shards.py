@@ -1,12 +1,14 @@
 """Stage `shards`: the self-contained training rows: the student's tokens, the kinds, the teacher's logits and C(q).
 
-A row is a query and draw. Rows are shuffled by a hash of seed and query id, and written in small row groups, since a trainer holds several
-of them at a time. The Arrow schema's metadata under `training` says what a trainer must know before it reads a row: schema version, digest
-of the student's tokenizer, teachers, draws.
+A row is a query and draw; where the experiment has a curriculum, a draw is an iteration and the lists are those of `curriculum`. Rows are
+shuffled by a hash of seed and query id, and written in small row groups, since a trainer holds several of them at a time. The Arrow
+schema's metadata under `training` says what a trainer must know before it reads a row: schema version, digest of the student's tokenizer,
+teachers, draws.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,12 +31,17 @@ if TYPE_CHECKING:
 
 
 def _metadata(experiment: Experiment, student: StudentSpec, digests: DigestCache) -> dict[str, Any]:
-    return {
+    of_all = {
         "schema_version": SCHEMA_VERSION,
         "tokenizer": student.tokenizer_digest,
         "teachers": _teachers(experiment, digests),
         "draws": experiment.draws,
         "negatives_source": experiment.hard_negatives.source_words,
+    }
+    if experiment.curriculum.enabled:
+        return {**of_all, "negatives": 0, "mask_ratios": [], "curriculum": list(experiment.curriculum.iterations)}
+    return {
+        **of_all,
         "negatives": experiment.hard_negatives.negatives,
         "mask_ratios": list(experiment.dark_examples.mask_ratios),
     }
@@ -51,7 +58,7 @@ def _build(task: Task) -> None:
 
     experiment, student = task.experiment, resolve_student(task.experiment.student)
     tokenizer = task.workshop.keep("student tokenizer", lambda: Tokenizer(student.weights_folder, lower_case=student.lower_case))
-    rows = read_rows(task.inputs, task.shard, encoders_of(student, tokenizer, mixed_tokens=longest_mixed(experiment)))
+    rows = read_rows(task.inputs, task.shard, encoders_of(student, tokenizer, mixed_tokens=_longest_mixed(experiment, student)))
     order = _shuffled(rows.lists.query_ids.to_pylist(), rows.lists.draws.tolist(), seed=experiment.seed)
     metadata = canonical_json(_metadata(experiment, student, DigestCache.of_store(experiment.store)))
     with task.writer(task.shard, schemas.TRAINING.with_metadata({"training": metadata})) as writer:
@@ -61,6 +68,11 @@ def _build(task: Task) -> None:
             task.report("queries", len(part))
         counts = {"in": len(order), "kept": len(order), "dropped": {}}
         writer.figures["counts"] = {**counts, "candidates": len(rows.logits), "candidate tokens": rows.candidate_tokens}
+
+
+def _longest_mixed(experiment: Experiment, student: StudentSpec) -> int:
+    """Longest mixed passage in tokens; a curriculum has none."""
+    return student.passage_tokens if experiment.curriculum.enabled else longest_mixed(experiment)
 
 
 def encoders_of(student: StudentSpec, tokenizer: Tokenizer, *, mixed_tokens: int) -> Encoders:
@@ -80,17 +92,21 @@ def _shuffled(query_ids: list[str], draws: list[int], *, seed: int) -> NDArray[n
 
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    student, longest = resolve_student(experiment.student), longest_mixed(experiment)
+    student = resolve_student(experiment.student)
+    longest = _longest_mixed(experiment, student)
     check_length(longest, student.weights_folder, option="dark_examples.mixed_tokens")
     lengths = {"query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens, "mixed_tokens": longest}
     prefixes = {"query_prefix": student.query_prefix, "passage_prefix": student.passage_prefix}
     return {**_metadata(experiment, student, digests), **lengths, **prefixes, "seed": experiment.seed}
 
 
+OF_CURRICULUM = Table(
+    stage="shards", name="", version=1, reads=("curriculum",), key=_key,
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
+)  # fmt: skip
+
+
 def table(experiment: Experiment) -> Table:
-    """The table; without a teacher it has no logits to read, and logits and C(q) are no numbers."""
+    """The table of lists with one p+; without a teacher it has no logits to read, and logits and C(q) are no numbers."""
     scores = () if experiment.teacher.backend == "none" else ("teacher_scores", "confidence")
-    return Table(
-        stage="shards", name="", version=2, reads=("dark_examples", *scores), key=_key,
-        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
-    )  # fmt: skip
+    return replace(OF_CURRICULUM, version=2, reads=("dark_examples", *scores))

@@ -35,7 +35,7 @@ class Encoders:
 
 @dataclass(frozen=True)
 class Lists:
-    """The candidate lists of a shard, n of them with C candidates in all, in the order of `dark_examples`."""
+    """The candidate lists of a shard, n of them with C candidates in all, in the order of `dark_examples` or `curriculum`."""
 
     query_ids: pa.ChunkedArray  # [n]
     draws: NDArray[np.int8]  # [n]
@@ -143,17 +143,19 @@ def _encoded(texts: list[str], mixed: NDArray[np.bool_], encoders: Encoders) -> 
 
 
 def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders) -> TrainingRows:
-    """The rows of a shard. Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order.
-
-    Where there is no teacher, logits and confidences are NaN: whatever used them all the same would say so.
-    """
-    lists = Lists.read(inputs["dark_examples"], shard)
-    queries, passages = tokenised(inputs["dark_examples"], shard, lists, encoders)
-    if "teacher_scores" not in inputs:
-        unknown = (np.full(len(numbers), np.nan, np.float32) for numbers in (lists.kinds, lists.draws))
-        return TrainingRows(lists, queries, passages, next(unknown), next(unknown))
-    logits = inputs["teacher_scores"].read(shard, columns=["logit"]).column("logit").to_numpy()
-    confidences = inputs["confidence"].read(shard, columns=["confidence"]).column("confidence").to_numpy()
+    """The rows of a shard. Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order; `curriculum` is all
+    three in one. Where there is no teacher, logits and confidences are NaN: whatever used them all the same would say so."""
+    candidates = inputs["curriculum" if "curriculum" in inputs else "dark_examples"]
+    lists = Lists.read(candidates, shard)
+    queries, passages = tokenised(candidates, shard, lists, encoders)
+    if "curriculum" in inputs:
+        scores = candidates.read(shard, columns=["logit", "confidence"])
+        logits, confidences = scores.column("logit").to_numpy(), scores.column("confidence").to_numpy()[lists.bounds[:-1]]
+    elif "teacher_scores" not in inputs:
+        logits, confidences = (np.full(len(numbers), np.nan, np.float32) for numbers in (lists.kinds, lists.draws))
+    else:
+        logits = inputs["teacher_scores"].read(shard, columns=["logit"]).column("logit").to_numpy()
+        confidences = inputs["confidence"].read(shard, columns=["confidence"]).column("confidence").to_numpy()
     if len(logits) != len(lists.kinds) or len(confidences) != len(lists.draws):
         raise AssertionError("candidates, their logits and confidences lie in one order")
     return TrainingRows(lists, queries, passages, logits, confidences)

@@ -4,18 +4,19 @@ A token sequence is known by its bytes, so equal passages are found by comparing
 dark examples of unselected queries never, and of an unselected query without supervised loss nothing at all.
 
 P~ of a query (ADAM, Eq. 9) is P- and the dark examples that are not left out. A list without any dark example always holds p+ (Eq. 3);
-any other holds it only with `include_positive`.
+any other holds it only with `include_positive`. Of a list of groups (CL-DRD) P~ is all of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.curriculum import labels_of, ordered_pairs
 from data.schemas import CandidateKind
 from data.settings import Objective
 from trainer.selection import select
@@ -34,6 +35,7 @@ class QueryWork:
     distilled: tuple[Sequenced, ...]  # P~
     teacher_logits: NDArray[np.float32]  # of P~
     own: frozenset[Sequenced | str]  # sequences and ids of all its candidates: never in-batch negatives of this query
+    labels: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # of P~ where the loss goes by pairs of them, else none
 
     @property
     def sequences(self) -> list[Sequenced]:
@@ -41,6 +43,11 @@ class QueryWork:
         if not self.supervised and not self.distilled:
             return []
         return list(dict.fromkeys((*([self.query] if self.query else []), *self.supervised, *self.distilled)))
+
+    @property
+    def terms(self) -> int:
+        """How many terms its distillation loss adds up: 1, or one for each pair of different labels."""
+        return ordered_pairs(self.labels) if len(self.labels) else int(bool(self.distilled))
 
     @property
     def tokens(self) -> int:
@@ -63,10 +70,15 @@ class BatchWork:
     queries: tuple[QueryWork, ...]
     selected: int
     supervised_weight: float  # lambda / b, or 0
-    distillation_weight: float  # its weight, T^2 where asked for, over b or the number of selected queries; or 0
-    keep_weight: float  # the same of the term that keeps the student near its start
+    distillation_weight: float  # its weight, T^2 where asked for, over b or the number of selected queries or of terms; or 0
+    keep_weight: float  # the same of the term that keeps the student near its start, over b or the number of selected queries
     pool: tuple[PoolPassage, ...]  # p+ and P- of all queries, where in-batch negatives are on
     in_batch: str
+
+    @property
+    def terms(self) -> int:
+        """Terms of all queries' distillation losses: the selected queries, or the pairs of the global batch."""
+        return sum(query.terms for query in self.queries)
 
 
 def token_count(sequence: Sequenced) -> int:
@@ -104,7 +116,8 @@ def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Frac
         for row, chosen in zip(rows, selected, strict=True)
     )
     factor = objective.temperature**2 if objective.temperature_squared else 1.0
-    factor /= sum(selected) if objective.reduction == "selected" else len(rows)
+    per_query = sum(selected) if objective.reduction == "selected" else len(rows)
+    terms = max(1, sum(query.terms for query in queries)) if objective.distillation == "curriculum" else per_query
     in_batch = objective.in_batch
     if supervised_weight == 0:
         in_batch = "distillation" if in_batch in ("distillation", "both") else "none"
@@ -114,8 +127,8 @@ def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Frac
         queries=queries,
         selected=sum(selected),
         supervised_weight=supervised_weight / len(rows),
-        distillation_weight=objective.distillation_weight * factor * distils,
-        keep_weight=objective.keep_weight * factor,
+        distillation_weight=objective.distillation_weight * factor / terms * distils,
+        keep_weight=objective.keep_weight * factor / per_query * distils,
         pool=_pool(rows) if in_batch != "none" else (),
         in_batch=in_batch,
     )
@@ -131,6 +144,7 @@ def _query_work(row: TrainingRow, *, objective: Objective, distilled: bool, supe
         distilled=tuple(sequences[place] for place in places),
         teacher_logits=row.teacher_logits[places],
         own=frozenset((*sequences, *row.candidate_ids)),
+        labels=labels_of(row.kinds)[places] if objective.distillation == "curriculum" else np.empty(0),
     )
 
 

@@ -22,9 +22,12 @@ from trainer.micro_batches import MicroBatches
 from trainer.ranks import Ranks
 from trainer.recipes import check_shards
 from trainer.run import PlannedBatch, check_machine, epoch_ends, planned_batches, step_settings
+from trainer.stages import stages_of
 from trainer.stream import TrainingShards, open_training_shards
+from trainer.student import open_workers
 from trainer.task import Model, Task, task_of
 from trainer.utilisation import measured_flop_rate, training_flop
+from trainer.workers import Workers
 
 _SAMPLED_BATCHES = 20  # of each epoch, for the tokens of a step
 _MEASURED_SECONDS = 10.0
@@ -36,14 +39,30 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     check_machine(experiment)
     if Ranks.started() > 1:
         raise UserError("dry_run=true measures one process; start it without torchrun")
+    stages = stages_of(experiment, shards_folder=shards_folder)
+    seconds = 0.0
+    for stage in stages:
+        if stage.name:
+            print(f"stage        {stage.name}")
+        # The student of the stage before is not there yet; the one that the run starts from has its shape.
+        own = stage.experiment.model_copy(update={"student": experiment.student})
+        seconds += _describe_run(own, shards_folder=stage.shards_folder)
+    if len(stages) > 1:
+        print(f"all {len(stages):<8} about {_duration(seconds)} on this machine, without evaluation on a dev set and checkpoints")
+    return EXIT_COMPLETE
+
+
+def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
+    """Print what one run, or one stage of it, will be. Returns the seconds that it will take."""
     settings = experiment.train
     task = task_of(experiment, DigestCache(Path(os.devnull)))
-    shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy)
+    shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, draw=settings.draw)
     check_shards(experiment, shards.metadata)
     model, frozen = task.open(), task.open_frozen()
+    workers = open_workers(model, settings, ranks=Ranks(device=settings.device))
     ends, steps = epoch_ends(shards, experiment), step_settings(experiment, model)
     first = next(planned_batches(shards, experiment, task, first_step=0))
-    rate, utilisation = _tokens_per_second(model, first, settings=steps, frozen=frozen)
+    rate, utilisation = _tokens_per_second(workers, model, first, settings=steps, frozen=frozen)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
     print(f"{settings.task:<12} {model.source}: {trained:,} trained parameters, {steps.precision} on {steps.device}")
@@ -59,28 +78,33 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     print(f"memory       {_memory(trained, device=steps.device)}")
     print(f"speed        {rate:,.0f} tokens/s ({utilisation:.0%} of this device's measured matrix products)")
     print(f"time         about {_duration(seconds)} on this machine, without evaluation on a dev set and checkpoints")
-    return EXIT_COMPLETE
+    return seconds
 
 
-def _tokens_per_second(model: Model, batch: PlannedBatch, *, settings: StepSettings, frozen: FrozenEncoders) -> tuple[float, float]:
+def _tokens_per_second(
+    workers: Workers, model: Model, batch: PlannedBatch, *, settings: StepSettings, frozen: FrozenEncoders
+) -> tuple[float, float]:
     """Tokens a second and model FLOP utilisation of forward and backward passes, from as many groups of a batch as ten seconds allow."""
-    best, began = (0.0, 0.0), time.perf_counter()
+    best, began, cut = (0.0, 0.0), time.perf_counter(), batch.cut.groups
+    groups = [cut[start : start + workers.count] for start in range(0, len(cut), workers.count)]
+    if not groups:
+        raise UserError("the first batch has nothing to encode: no loss is asked for")
     peak = measured_flop_rate(device=settings.device, precision=settings.precision)
-    for round_, group in enumerate(itertools.cycle(batch.cut.groups)):
-        queries = [batch.work.queries[place] for place in group]
-        pool = {passage.sequence for passage in batch.work.pool}
-        work = replace(batch.work, pool=(), in_batch="none", queries=tuple(queries))
-        lengths = PlannedBatch(0, 0, work, batch.cut).lengths
+    for round_ in range(1 + len(groups)):
+        some = groups[round_ % len(groups)]
+        queries = tuple(batch.work.queries[place] for group in some for place in group)
+        work = replace(batch.work, pool=(), in_batch="none")
+        lengths = PlannedBatch(0, 0, replace(work, queries=queries), batch.cut).lengths
         started = time.perf_counter()
-        parts = MicroBatches([], [], [list(range(len(queries)))])
-        accumulate_gradients(model, work, parts, step=0, settings=settings, ranks=Ranks(device=settings.device), frozen=frozen)
+        parts, ranks = MicroBatches([], [], some), Ranks(device=settings.device)
+        accumulate_gradients(workers, work, parts, step=0, settings=settings, ranks=ranks, frozen=frozen)
         seconds = time.perf_counter() - started
         if round_ and sum(lengths) / seconds > best[0]:  # the first one warms up
             best = sum(lengths) / seconds, training_flop(model.backbone, lengths) / seconds / peak
-        if (round_ and time.perf_counter() - began > _MEASURED_SECONDS) or round_ == len(batch.cut.groups):
-            # With in-batch negatives every sequence is encoded twice: once for its vector, once for its gradient.
-            return (best[0] * 0.75, best[1] * 0.75) if pool else best
-    raise UserError("the first batch has nothing to encode: no loss is asked for")
+        if round_ and time.perf_counter() - began > _MEASURED_SECONDS:
+            break
+    # With in-batch negatives every sequence is encoded twice: once for its vector, once for its gradient.
+    return (best[0] * 0.75, best[1] * 0.75) if batch.work.pool else best
 
 
 def _sampled(shards: TrainingShards, experiment: Experiment, task: Task, *, start: int, end: int) -> tuple[float, float]:

@@ -3,21 +3,24 @@
 1. Sequences that several groups of queries need (`trainer.micro_batches`) are encoded once, without a graph; all processes get them.
 2. Each group encodes its own sequences, takes its part of the loss and goes back, to the parameters and to the shared vectors.
 3. Shared sequences are encoded again and the gradients of their vectors sent through (gradient caching; Gao et al., 2021, GradCache).
+   One micro-batch of them, which is all that there is without in-batch negatives, keeps its graph instead.
 
 Together they give the gradient of the undivided batch. Without in-batch negatives few sequences are shared, mostly none, and each
 group's graph is freed before the next; with them all are shared, and the groups only divide the loss.
 
-Dropout is seeded by (seed, step, micro-batch): a resumed run draws the same masks, the second encoding repeats the first, and the
-number of processes changes nothing.
+Dropout is seeded by (seed, step, micro-batch): a resumed run draws the same masks, the second encoding repeats the first, several
+micro-batches can be computed at the same time (`trainer.workers`), and the number of processes changes nothing.
 
 Frozen encoders (`trainer.frozen`) read the same sequences in the same places, each once: their vectors need no second encoding.
 
-Shapes: n sequences of L tokens, D dimensions, B queries, K candidates, N in-batch passages.
+Frozen encoders (`trainer.frozen`) read the same sequences in the same places, each once: their vectors need no second encoding.
+
+Shapes: n sequences of L tokens, D dimensions, S of them shared, B queries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -27,12 +30,17 @@ from torch import Tensor, nn
 
 from data.digests import hash64
 from retrieval.batching import pad, token_budget_batches
-from trainer.batch import BatchWork, PoolPassage, QueryWork, Sequenced, token_count
+from trainer.batch import BatchWork, QueryWork, Sequenced, token_count
+from trainer.batch_loss import LOSSES, QueryLosses, Scores, asked_of, total_loss
 from trainer.dropout import CheapDropout
 from trainer.frozen import FrozenEncoders
-from trainer.losses import distillation_loss, margin_mse_loss, supervised_loss
+from trainer.masks import seed_masks
 from trainer.micro_batches import MicroBatches, tokens_of
+from trainer.packing import packs
 from trainer.ranks import Ranks
+from trainer.workers import Workers
+
+Pass = Callable[[nn.Module, int, Tensor | None], None]
 
 
 @dataclass(frozen=True)
@@ -46,21 +54,12 @@ class StepSettings:
     pad_id: int
     device: str
     precision: str  # fp32 or bf16
-    distillation: str = "kl"  # or margin_mse
+    distillation: str = "kl"  # or margin_mse, or curriculum
     cheap_dropout: bool = True  # on a CPU
 
 
-@dataclass(frozen=True)
-class QueryLosses:
-    """Unweighted losses by query, nats (of MarginMSE squared scores); only of the queries they were asked of."""
-
-    supervised: dict[str, float]
-    distillation: dict[str, float]
-    kept: dict[str, float]  # the divergence from the student's start
-
-
 def accumulate_gradients(
-    encoder: nn.Module,
+    workers: Workers,
     work: BatchWork,
     cut: MicroBatches,
     *,
@@ -69,10 +68,10 @@ def accumulate_gradients(
     ranks: Ranks,
     frozen: FrozenEncoders = FrozenEncoders(),  # noqa: B008 - frozen
 ) -> QueryLosses:
-    """Add the gradient of the total loss (ADAM, Eq. 9) to the encoder's parameters. Returns each query's losses.
+    """Add the gradient of the total loss (ADAM, Eq. 9) to the parameters of the workers' model. Returns each query's losses.
 
     Args:
-        encoder: [n, L] ids and mask to [n, D] vectors; with several processes as `ranks.wrap` returns it.
+        workers: Of [n, L] ids and mask to [n, D] vectors; with several processes their model is what `ranks.wrap` returns.
         work: The global batch.
         cut: Its micro-batches.
         step: Seeds the dropout.
@@ -80,108 +79,161 @@ def accumulate_gradients(
         ranks: The processes; each gets all losses and the whole gradient.
         frozen: Encoders that the student is compared with.
     """
-    pass_ = _Passes(encoder, step=step, settings=settings, ranks=ranks)
-    chunks = [[cut.shared[row] for row in rows] for rows in cut.chunks]
-    others = {name: _Passes(other, step=step, settings=settings, ranks=ranks) for name, other in frozen.all.items()}
-    my_chunks = ranks.mine([sum(map(token_count, chunk)) for chunk in chunks])
-    my_groups = ranks.mine([tokens_of([work.queries[place] for place in group]) for group in cut.groups])
-
-    shared_SD, others_SD = None, dict[str, Tensor]()
-    if chunks:
-        shared_SD = ranks.sum(pass_.without_graph(cut, chunks, my_chunks)).requires_grad_()
-        others_SD = {name: ranks.sum(other.without_graph(cut, chunks, my_chunks)) for name, other in others.items()}
-    losses_3B = torch.zeros(3, len(work.queries), dtype=torch.float64, device=settings.device)
-    for number in my_groups:
-        queries, own = [work.queries[place] for place in cut.groups[number]], cut.own([work.queries[p] for p in cut.groups[number]])
-        last = not chunks and number == my_groups[-1]
-        with ranks.gradient_pass(encoder, last=last):
-            sequences = [*own, *cut.shared]
-            scores = _Scores(pass_.with_shared(own, shared_SD, micro_batch=len(chunks) + number), sequences, scale=settings.score_scale)
-            beside = {
-                name: _Scores(other.with_shared(own, others_SD.get(name), micro_batch=0), sequences, scale=settings.score_scale)
-                for name, other in others.items()
-            }
-            total, losses = _total_loss(scores, beside, queries, work=work, settings=settings)
-            total.backward()
-        places = np.array(cut.groups[number])
-        supervised, distilled = np.array([[bool(query.supervised), bool(query.distilled)] for query in queries]).T
-        for row, asked in enumerate((supervised, distilled, distilled & bool(others.get("start")))):
-            losses_3B[row, torch.from_numpy(places[asked])] = losses[row]
-    if shared_SD is not None:
-        gradient_SD = ranks.sum(torch.zeros_like(shared_SD) if shared_SD.grad is None else shared_SD.grad)
-        for number in my_chunks:
-            rows = torch.tensor(cut.chunks[number], device=gradient_SD.device)
-            with ranks.gradient_pass(encoder, last=number == my_chunks[-1]):
-                torch.autograd.backward(pass_.encode_padded(chunks[number], micro_batch=number), gradient_SD[rows])
-    if not (my_chunks if chunks else my_groups):
-        pass_.nothing()
-    return _by_query(work, ranks.sum(losses_3B).tolist(), keeps="start" in others)
+    return _Step(workers, work, cut, step=step, settings=settings, ranks=ranks, frozen=frozen).run()
 
 
-def _by_query(work: BatchWork, losses: list[list[float]], *, keeps: bool) -> QueryLosses:
-    supervised, distillation, kept = (dict(zip((query.query_id for query in work.queries), row, strict=True)) for row in losses)
-    return QueryLosses(
-        {query.query_id: supervised[query.query_id] for query in work.queries if query.supervised},
-        {query.query_id: distillation[query.query_id] for query in work.queries if query.distilled},
-        {query.query_id: kept[query.query_id] for query in work.queries if query.distilled and keeps},
-    )
+class _Step:
+    """The passes of a step that this process takes."""
 
+    def __init__(
+        self,
+        workers: Workers,
+        work: BatchWork,
+        cut: MicroBatches,
+        *,
+        step: int,
+        settings: StepSettings,
+        ranks: Ranks,
+        frozen: FrozenEncoders,
+    ) -> None:
+        self._workers, self._work, self._cut = workers, work, cut
+        self._step, self._settings, self._ranks = step, settings, ranks
+        self._frozen, self._frozen_SD = frozen.all, dict[str, Tensor]()
+        self._chunks = [[cut.shared[row] for row in rows] for rows in cut.chunks]
+        self._chunk_sizes = [sum(map(token_count, chunk)) for chunk in self._chunks]
+        self._group_sizes = [tokens_of(self._queries(group)) for group in range(len(cut.groups))]
+        self._my_chunks, self._my_groups = ranks.mine(self._chunk_sizes), ranks.mine(self._group_sizes)
+        self._losses_3B = torch.zeros(len(LOSSES), len(work.queries), dtype=torch.float64, device=settings.device)
 
-class _Passes:
-    """Forward passes of a step."""
+    def _queries(self, group: int) -> list[QueryWork]:
+        return [self._work.queries[place] for place in self._cut.groups[group]]
 
-    def __init__(self, encoder: nn.Module, *, step: int, settings: StepSettings, ranks: Ranks) -> None:
-        self._encoder, self._step, self._settings, self._ranks = encoder, step, settings, ranks
+    def run(self) -> QueryLosses:
+        kept_SD = self._encode_shared() if self._keeps_graph() else None
+        shared_SD = None
+        if kept_SD is not None:
+            shared_SD = kept_SD.detach().requires_grad_()
+        elif self._chunks:
+            shared_SD = self._shared_vectors().requires_grad_()
+        if self._chunks:
+            self._frozen_SD = {name: self._shared_vectors(encoder) for name, encoder in self._frozen.items()}
+        self._each(self._my_groups, self._group_sizes, self._go_through_group, shared_SD, last=not self._chunks)
+        if kept_SD is not None and shared_SD is not None:
+            kept_SD.backward(shared_SD.grad)
+        elif shared_SD is not None:
+            gradient_SD = self._ranks.sum(torch.zeros_like(shared_SD) if shared_SD.grad is None else shared_SD.grad)
+            self._each(self._my_chunks, self._chunk_sizes, self._go_back_through_chunk, gradient_SD, last=True)
+        return self._by_query(self._ranks.sum(self._losses_3B).tolist())
 
-    def without_graph(self, cut: MicroBatches, chunks: list[list[Sequenced]], mine: list[int]) -> Tensor:
-        """[S, D] vectors of the shared sequences; rows of other processes' chunks are 0."""
-        settings = self._settings
-        with torch.no_grad():
-            parts = {number: self.encode_padded(chunks[number], micro_batch=number) for number in mine}
-            if not parts:  # how long a vector is, and of which type
-                parts[-1] = _encode_padded(self._encoder, chunks[0][:1], settings=settings)
+    def _by_query(self, losses: list[list[float]]) -> QueryLosses:
+        queries = self._work.queries
+        asked = asked_of(queries, keeps="start" in self._frozen)
+        return QueryLosses(
+            *(
+                {query.query_id: loss for query, loss, one in zip(queries, row, which, strict=True) if one}
+                for row, which in zip(losses, asked, strict=True)
+            )
+        )
+
+    def _each(self, mine: list[int], sizes: list[int], go: Pass, shared: Tensor | None, *, last: bool) -> None:
+        """This process's passes of a kind. The last pass of the step's last kind sums the gradients of all processes."""
+
+        def work(encoder: nn.Module, number: int, shared: Tensor | None) -> None:
+            with self._ranks.gradient_pass(encoder, last=last and mine[number] == mine[-1]):
+                go(encoder, mine[number], shared)
+
+        self._workers.each([sizes[number] for number in mine], work, shared)
+        if last and not mine and self._ranks.size > 1:
+            self._go_through_nothing()
+
+    def _keeps_graph(self) -> bool:
+        """Whether the shared sequences are few enough to keep their graph until the groups are done, instead of making it again."""
+        return len(self._chunks) == 1 and self._ranks.size == 1
+
+    def _encode_shared(self) -> Tensor:
+        """[S, D] vectors of the only chunk, with their graph."""
+        return _in_given_order(self._encode_chunk(self._workers.model, 0), self._cut.chunks)
+
+    def _shared_vectors(self, frozen: nn.Module | None = None) -> Tensor:
+        """[S, D] vectors of the shared sequences without a graph, the same in all processes."""
+        parts: dict[int, Tensor] = {}
+
+        def encode(encoder: nn.Module, number: int, _: Tensor | None) -> None:
+            with torch.no_grad():  # it belongs to the thread
+                parts[number] = self._encode_chunk(frozen or encoder, self._my_chunks[number])
+
+        self._workers.each([self._chunk_sizes[number] for number in self._my_chunks], encode)
+        if not parts:  # how long a vector is, and of which type
+            with torch.no_grad():
+                parts[-1] = _encode_padded(frozen or self._workers.model, self._chunks[0][:1], settings=self._settings)
         some = next(iter(parts.values()))
-        vectors_SD = some.new_zeros(len(cut.shared), some.shape[1])
-        for number in mine:
-            vectors_SD[torch.tensor(cut.chunks[number], device=some.device)] = parts[number]
-        return vectors_SD
+        vectors_SD = some.new_zeros(len(self._cut.shared), some.shape[1])
+        for place, number in enumerate(self._my_chunks):
+            vectors_SD[torch.tensor(self._cut.chunks[number], device=some.device)] = parts[place]
+        return self._ranks.sum(vectors_SD)
 
-    def with_shared(self, own: list[Sequenced], shared_SD: Tensor | None, *, micro_batch: int) -> Tensor:
-        """[n + S, D] vectors of a group's own sequences and then of the shared ones."""
-        parts = [self.encode(own, micro_batch=micro_batch)] if own else []
-        return torch.cat([*parts, *([] if shared_SD is None else [shared_SD])])
+    def _go_through_group(self, encoder: nn.Module, group: int, shared_SD: Tensor | None) -> None:
+        """Encode a group's own sequences, take its part of the loss, go back."""
+        queries = self._queries(group)
+        own = self._cut.own(queries)
+        sequences = [*own, *self._cut.shared]
 
-    def encode(self, sequences: Sequence[Sequenced], *, micro_batch: int) -> Tensor:
-        """[n, D] vectors of the sequences, in their order, as one graph, encoded in passes of similar lengths."""
-        seed_dropout(self._settings.seed, self._step, micro_batch)
-        # Two passes for a full group: as one, queries and short passages would be padded to the longest (8 % of the time on a CPU).
-        chunks = token_budget_batches(list(map(token_count, sequences)), budget=self._settings.micro_batch_tokens // 2)
-        parts = [_encode_padded(self._encoder, [sequences[row] for row in rows], settings=self._settings) for rows in chunks]
-        return _in_given_order(torch.cat(parts), chunks)
+        def scores(encoder: nn.Module, shared_SD: Tensor | None) -> Scores:
+            parts = [encode(encoder, own, settings=self._settings)] if own else []
+            vectors_ND = torch.cat(parts if shared_SD is None else [*parts, shared_SD])
+            return Scores(vectors_ND, sequences, scale=self._settings.score_scale)
 
-    def encode_padded(self, sequences: Sequence[Sequenced], *, micro_batch: int) -> Tensor:
-        """[n, D] vectors of a chunk; again the same ones when it is called again."""
-        seed_dropout(self._settings.seed, self._step, micro_batch)
-        return _encode_padded(self._encoder, sequences, settings=self._settings)
+        seed_dropout(self._settings.seed, self._step, len(self._chunks) + group)
+        student = scores(encoder, shared_SD)
+        frozen = {name: scores(other, self._frozen_SD.get(name)) for name, other in self._frozen.items()}
+        total, losses = total_loss(
+            student, frozen, queries, work=self._work,
+            distillation=self._settings.distillation, temperature=self._settings.temperature,
+        )  # fmt: skip
+        total.backward()
+        places = torch.tensor(self._cut.groups[group])
+        for row, asked in enumerate(asked_of(queries, keeps="start" in frozen)):
+            self._losses_3B[row, places[torch.from_numpy(asked)]] = losses[row]
 
-    def nothing(self) -> None:
+    def _go_back_through_chunk(self, encoder: nn.Module, number: int, gradient_SD: Tensor | None) -> None:
+        """Encode shared sequences again, now with a graph, and send the gradients of their vectors through it."""
+        assert gradient_SD is not None
+        rows = torch.tensor(self._cut.chunks[number], device=gradient_SD.device)
+        torch.autograd.backward(self._encode_chunk(encoder, number), gradient_SD[rows])
+
+    def _encode_chunk(self, encoder: nn.Module, number: int) -> Tensor:
+        seed_dropout(self._settings.seed, self._step, number)
+        return _encode_padded(encoder, self._chunks[number], settings=self._settings)
+
+    def _go_through_nothing(self) -> None:
         """Go back through one token with a gradient of 0, where this process has no work: the others wait for its part of the sum."""
-        if self._ranks.size > 1:
-            token = np.array([self._settings.pad_id], dtype=np.int32).tobytes()
-            with self._ranks.gradient_pass(self._encoder, last=True):
-                vector_1D = _encode_padded(self._encoder, [token], settings=self._settings)
-                torch.autograd.backward(vector_1D, torch.zeros_like(vector_1D))
+        token = np.array([self._settings.pad_id], dtype=np.int32).tobytes()
+        with self._ranks.gradient_pass(self._workers.model, last=True):
+            vector_1D = _encode_padded(self._workers.model, [token], settings=self._settings)
+            torch.autograd.backward(vector_1D, torch.zeros_like(vector_1D))
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
     """Dropout masks of a micro-batch are a function of (seed, step, micro-batch) alone."""
-    torch.manual_seed(hash64("dropout", seed, step, micro_batch))
+    key = hash64("dropout", seed, step, micro_batch)
+    seed_masks(key)
+    torch.manual_seed(key)  # for GPUs, and for models with dropout of their own
+
+
+def encode(encoder: nn.Module, sequences: Sequence[Sequenced], *, settings: StepSettings) -> Tensor:
+    """[n, D] vectors of the sequences, in their order, as one graph, encoded in passes of similar lengths."""
+    # Two passes for a full group, or queries and short passages would be padded to the longest (8 % of the time on a CPU); unless they
+    # are packed, when each pass more is another cast of the weights.
+    budget = settings.micro_batch_tokens // (1 if packs(encoder) else 2)
+    chunks = token_budget_batches([token_count(sequence) for sequence in sequences], budget=budget)
+    parts = [_encode_padded(encoder, [sequences[row] for row in rows], settings=settings) for rows in chunks]
+    return _in_given_order(torch.cat(parts), chunks)
 
 
 def _encode_padded(encoder: nn.Module, sequences: Sequence[Sequenced], *, settings: StepSettings) -> Tensor:
     ids, mask = pad([np.frombuffer(sequence, dtype=np.int32).tolist() for sequence in sequences], value=settings.pad_id)
-    # A context for each call: autocast's cache of cast weights, filled without a graph, would cut the gradient of a later call.
-    autocast = torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
+    # No cache: cast weights that were kept without a graph would cut the gradient of a later call, and threads share it.
+    autocast = torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bf16", cache_enabled=False)
     with autocast, CheapDropout() if settings.device == "cpu" and settings.cheap_dropout else nullcontext():
         return encoder(ids.to(settings.device), mask.to(settings.device))
 
@@ -190,83 +242,3 @@ def _in_given_order(encoded_ND: Tensor, chunks: list[list[int]]) -> Tensor:
     place = np.empty(len(encoded_ND), dtype=np.int64)
     place[np.concatenate(chunks)] = np.arange(len(place))
     return encoded_ND.index_select(0, torch.from_numpy(place).to(encoded_ND.device))
-
-
-def _total_loss(
-    scores: _Scores, frozen: dict[str, _Scores], queries: Sequence[QueryWork], *, work: BatchWork, settings: StepSettings
-) -> tuple[Tensor, list[Tensor]]:
-    """These queries' part of the total loss, and the three losses of those that are asked for each. Outside of autocast: scores are
-    fp32, losses fp64."""
-    supervised = [query for query in queries if query.supervised]
-    distilled = [query for query in queries if query.distilled]
-    supervised_B = distillation_B = kept_B = scores.none
-    if supervised:
-        scores_BK, mask_BK = scores.own(supervised, [query.supervised for query in supervised])
-        negatives_BK, negatives_mask_BK = scores_BK[:, 1:], mask_BK[:, 1:]
-        if work.in_batch in ("supervised", "both"):
-            pool_BN, pool_mask_BN = scores.pool(supervised, work.pool)
-            negatives_BK, negatives_mask_BK = torch.cat([negatives_BK, pool_BN], 1), torch.cat([negatives_mask_BK, pool_mask_BN], 1)
-        supervised_B = supervised_loss(scores_BK[:, 0], negatives_BK, negatives_mask_BK)
-    if distilled:
-        scores_BK, mask_BK = scores.of_list(distilled, work)
-        if "teacher" in frozen:
-            logits_BK, _ = frozen["teacher"].of_list(distilled, work)
-        else:
-            # Minus infinity, probability 0, for in-batch passages: the teacher never scored them.
-            logits_BK = torch.full_like(scores_BK, -torch.inf)
-            for row, query in enumerate(distilled):
-                logits_BK[row, : len(query.distilled)] = torch.from_numpy(query.teacher_logits)
-        if settings.distillation == "margin_mse":
-            distillation_B = margin_mse_loss(scores_BK, logits_BK, mask_BK)
-        else:
-            distillation_B = distillation_loss(scores_BK, logits_BK, mask_BK, settings.temperature)
-        if "start" in frozen:
-            kept_B = distillation_loss(scores_BK, frozen["start"].of_list(distilled, work)[0], mask_BK, settings.temperature)
-    total = work.supervised_weight * supervised_B.sum() + work.distillation_weight * distillation_B.sum() + work.keep_weight * kept_B.sum()
-    return total, [supervised_B.detach(), distillation_B.detach(), kept_B.detach()]
-
-
-class _Scores:
-    """Scores, score_scale * <q, p>, between vectors of known sequences; of pairs the numbers that a cross-encoder gives."""
-
-    def __init__(self, vectors_ND: Tensor, sequences: list[Sequenced], *, scale: float) -> None:
-        self._vectors_ND, self._scale = vectors_ND, scale
-        self._place = {sequence: place for place, sequence in enumerate(sequences)}
-
-    def _rows(self, places: Sequence[int]) -> Tensor:
-        # index_select, not indexing: on a CPU the backward of indexing adds in an order that is not fixed.
-        return self._vectors_ND.index_select(0, torch.tensor(places, device=self._vectors_ND.device))
-
-    def _queries(self, queries: Sequence[QueryWork]) -> Tensor:
-        return self._rows([self._place[query.query] for query in queries])
-
-    def own(self, queries: Sequence[QueryWork], passages: Sequence[tuple[Sequenced, ...]]) -> tuple[Tensor, Tensor]:
-        """[B, K] scores of each query's own passages, and the mask of those that are no padding."""
-        longest = max(map(len, passages))
-        mask = np.arange(longest) < np.array([[len(row)] for row in passages])
-        places = [self._place[sequence] for row in passages for sequence in (*row, *row[:1] * (longest - len(row)))]
-        passages_BKD = self._rows(places).view(len(passages), longest, -1)
-        mask_BK = torch.from_numpy(mask).to(passages_BKD.device)
-        if not queries[0].query:  # pairs, of which D is 1
-            return passages_BKD[:, :, 0], mask_BK
-        return self._scale * torch.einsum("bd,bkd->bk", self._queries(queries), passages_BKD), mask_BK
-
-    def of_list(self, queries: Sequence[QueryWork], work: BatchWork) -> tuple[Tensor, Tensor]:
-        """[B, K + N] scores of what the distillation compares: P~, and the batch's passages where they join it; and the mask."""
-        scores_BK, mask_BK = self.own(queries, [query.distilled for query in queries])
-        if work.in_batch not in ("distillation", "both"):
-            return scores_BK, mask_BK
-        pool_BN, pool_mask_BN = self.pool(queries, work.pool)
-        return torch.cat([scores_BK, pool_BN], 1), torch.cat([mask_BK, pool_mask_BN], 1)
-
-    @property
-    def none(self) -> Tensor:
-        """The losses of no queries."""
-        return self._vectors_ND.new_zeros(0, dtype=torch.float64)
-
-    def pool(self, queries: Sequence[QueryWork], passages: Sequence[PoolPassage]) -> tuple[Tensor, Tensor]:
-        """[B, N] scores of in-batch passages, and the mask of those that are negatives of the query: none equal to its own."""
-        passages_ND = self._rows([self._place[passage.sequence] for passage in passages])
-        scores_BN = self._scale * self._queries(queries) @ passages_ND.T
-        mask = [[passage.sequence not in query.own and query.own.isdisjoint(passage.ids) for passage in passages] for query in queries]
-        return scores_BN, torch.tensor(mask, device=scores_BN.device)

@@ -4,6 +4,8 @@ OUTPUT/run.json  checkpoints/  metrics.jsonl  tensorboard/      while it runs
 OUTPUT/best/                                                    with a dev set: the student of the best evaluation so far
 OUTPUT/student/, or another train.task's name                   at the end: a sentence-transformers folder, or a cross-encoder's
 OUTPUT/result.json                                              written last: the run is finished
+
+With `train.stages` each of them is such a run in a folder of its own: see `trainer.stages`.
 """
 
 from __future__ import annotations
@@ -26,19 +28,29 @@ from trainer.optim import learning_rate, set_rate
 from trainer.ranks import Ranks, joined
 from trainer.reports import Reports, write_result
 from trainer.run import PlannedBatch, Run, open_run
+from trainer.stages import Stage, begin_chain, end_chain, stages_of, tell_begin, tell_end
 
 
 def train(experiment: Experiment, *, shards_folder: Path) -> int:
-    """Train the model of an experiment on a folder of training shards. Returns the exit code: 0 finished, 75 interrupted."""
+    """Train the student of an experiment on a folder of training shards. Returns the exit code: 0 finished, 75 interrupted."""
+    stages = stages_of(experiment, shards_folder=shards_folder)
     with joined(experiment.train.device) as ranks:
-        return _train(experiment, shards_folder=shards_folder, ranks=ranks)
+        begin_chain(experiment, stages, ranks=ranks)
+        for stage in stages:
+            tell_begin(stage, ranks=ranks)
+            code = _train(stage, ranks=ranks)
+            if code != EXIT_COMPLETE:
+                return code
+            tell_end(stage, ranks=ranks)
+        end_chain(experiment, stages, ranks=ranks)
+    return EXIT_COMPLETE
 
 
-def _train(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> int:
-    run = open_run(experiment, shards_folder=shards_folder, ranks=ranks)
+def _train(stage: Stage, *, ranks: Ranks) -> int:
+    run = open_run(stage.experiment, shards_folder=stage.shards_folder, ranks=ranks)
     if run is None:
         if ranks.first:
-            print(f"this run is finished: {experiment.train.output}; nothing to do (another train.output=FOLDER trains again)")
+            print(f"this run is finished: {stage.output}; nothing to do (another train.output=FOLDER trains again)")
         return EXIT_COMPLETE
     with closing(run.stream()) as stream, Reports(run) as reports, Interruption() as interruption:
         for batch in stream:
@@ -59,8 +71,8 @@ def _train(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> int:
     if ranks.first:
         save_model(run.result, model=run.model)
         write_result(run)
-    ranks.wait()
-    return EXIT_COMPLETE
+    # A signal in the last step stops no run, but what comes after it.
+    return EXIT_INTERRUPTED if ranks.any(interruption.asked) and stage.followed else EXIT_COMPLETE
 
 
 def take_step(run: Run, batch: PlannedBatch) -> tuple[QueryLosses, float]:
@@ -70,7 +82,7 @@ def take_step(run: Run, batch: PlannedBatch) -> tuple[QueryLosses, float]:
     set_rate(run.optimizer, rate)
     run.optimizer.zero_grad(set_to_none=False)
     losses = accumulate_gradients(
-        run.encoder, batch.work, batch.cut, step=batch.step, settings=run.step_settings, ranks=run.ranks, frozen=run.frozen
+        run.workers, batch.work, batch.cut, step=batch.step, settings=run.step_settings, ranks=run.ranks, frozen=run.frozen
     )
     norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip_norm))
     stop_unless_finite(losses, norm=norm, batch=batch)

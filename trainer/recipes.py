@@ -21,7 +21,7 @@ from typing import Any
 
 from data import settings
 from data.errors import UserError
-from data.settings import Experiment
+from data.settings import Experiment, Objective
 from trainer.stream import TrainingMetadata
 
 _PLAIN_KD = {"include_positive": "true", "without": "reinforced,noisy,adaptive,supervised"}  # L_kd over {p+} and P- (Eq. 3)
@@ -40,6 +40,7 @@ PRESETS: dict[str, dict[str, str]] = {
     "hard_kd": _PLAIN_KD,  # negatives mined
     "rand_kd": _PLAIN_KD,  # negatives drawn at random: the shards differ, not the loss
     "margin_mse": {**_PLAIN_KD, "distillation": "margin_mse"},  # Hofstaetter et al., 2020
+    "cl_drd": {**_PLAIN_KD, "distillation": "curriculum"},  # Zeng et al., 2022; its iterations are `train.stages`
     "prod_dual": {**_PROD, "in_batch": "both"},  # step T1: the teacher is `teacher_model`, the list all passages of the batch
     "prod": {**_PROD, "keep_weight": "1"},  # the later steps: the list is the query's own, with the student's start as a second teacher
 }
@@ -75,13 +76,16 @@ def _check(experiment: Experiment) -> None:
         raise UserError("recipe=prod_dual distils a dual encoder: give its folder as train.objective.teacher_model=FOLDER")
     if train.task == "cross_encoder" and ("distillation" not in objective.without or objective.in_batch != "none"):
         raise UserError("task=cross_encoder trains on p+ and its own negatives alone: leave train.objective.without and .in_batch to it")
+    if train.task == "cross_encoder" and train.stages:
+        raise UserError("task=cross_encoder: the stages of a run are students, one from the other; set train.stages={}")
     if train.task == "cross_encoder" and train.dev is not None:
         raise UserError("task=cross_encoder: a dev set measures dual encoders, by search; set train.dev=null")
 
 
 def check_shards(experiment: Experiment, metadata: TrainingMetadata) -> None:
-    """Refuse shards that the recipe is not named after, or that lack the logits it learns from."""
+    """Refuse shards of another kind than recipe and loss are about, or that lack the logits it learns from."""
     train, objective = experiment.train, experiment.train.objective
+    check_lists(objective, groups=bool(metadata.curriculum))
     if train.task == "student":
         check_negatives(train.recipe, source=metadata.negatives_source)
     by_logits = "distillation" not in objective.without and (objective.teacher_model is None or "adaptive" not in objective.without)
@@ -89,6 +93,25 @@ def check_shards(experiment: Experiment, metadata: TrainingMetadata) -> None:
         raise UserError(
             "these shards have no teacher logits (teacher.backend=none): make others with a teacher, or train without: task=dual_encoder, "
             "task=cross_encoder, or train.objective.teacher_model=FOLDER with recipe=prod_dual"
+        )
+
+
+def check_lists(objective: Objective, *, groups: bool) -> None:
+    """Refuse shards whose lists are not of the kind that the loss is over.
+
+    Args:
+        objective: The loss.
+        groups: Whether the lists are the groups of a curriculum, as the shards' metadata say.
+    """
+    if objective.distillation == "curriculum" and not groups:
+        raise UserError(
+            "recipe=cl_drd (train.objective.distillation=curriculum) trains on lists in groups, which these shards have not: make others "
+            "with `prep run config=FILE curriculum.enabled=true` and give their folder as shards=DIR"
+        )
+    if groups and (objective.uses_positive or objective.in_batch != "none"):
+        raise UserError(
+            "these shards hold the lists of a curriculum, which have no one p+ for a supervised loss and no in-batch negatives: use "
+            "recipe=cl_drd, or set train.objective.without=supervised train.objective.in_batch=none"
         )
 
 

@@ -87,7 +87,7 @@ class Reports:
 
 
 def _figures(run: Run, batch: PlannedBatch, losses: QueryLosses, *, norm: float) -> dict[str, Any]:
-    """One line of metrics.jsonl. Steps and epochs count from 1; losses are means over the queries that have them, nats."""
+    """One line of metrics.jsonl. Steps and epochs count from 1; losses are means over the queries, or pairs, that have them, nats."""
     settings, work = run.experiment.train, batch.work
     supervised, distillation, kept = (math.fsum(part.values()) for part in (losses.supervised, losses.distillation, losses.kept))
     return {
@@ -95,7 +95,7 @@ def _figures(run: Run, batch: PlannedBatch, losses: QueryLosses, *, norm: float)
         "epoch": batch.epoch + 1,
         "loss": work.supervised_weight * supervised + work.distillation_weight * distillation + work.keep_weight * kept,
         "supervised": supervised / max(1, len(losses.supervised)),
-        "distillation": distillation / max(1, len(losses.distillation)),
+        "distillation": distillation / max(1, work.terms),
         **({"kept": kept / len(losses.kept)} if losses.kept else {}),
         "queries": len(work.queries),
         "selected": work.selected,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from data.config import keyed_values
 from data.digests import DigestCache
@@ -28,8 +27,9 @@ from trainer.ranks import Ranks
 from trainer.recipes import check_shards
 from trainer.selection import selected_share
 from trainer.stream import TrainingShards, batches, open_training_shards
-from trainer.student import cheap_dropout
+from trainer.student import computes_on_cpu, open_workers
 from trainer.task import Model, Task, task_of
+from trainer.workers import Workers
 
 RESULT_NAME = "result.json"
 _BATCHES_AHEAD = 4
@@ -62,7 +62,7 @@ class Run:
     task: Task
     model: Model
     frozen: FrozenEncoders
-    encoder: nn.Module  # the model; with several processes, wrapped so that it sums their gradients
+    workers: Workers  # what computes the model's micro-batches
     optimizer: torch.optim.Optimizer
     step_settings: StepSettings
     epoch_ends: list[int]  # steps done at the end of each epoch
@@ -101,7 +101,7 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     settings, output = experiment.train, Path(experiment.train.output)
     check_machine(experiment)
     task = task_of(experiment, DigestCache(Path(os.devnull)))
-    shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=ranks.first)
+    shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=ranks.first, draw=settings.draw)
     check_shards(experiment, shards.metadata)
     dev = open_dev_set(Path(settings.dev), tokenizer=task.tokenizer) if settings.dev else None
     key = _run_key(experiment, shards=shards, task=task, dev=dev)
@@ -116,10 +116,11 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)
     state = resume(output, model=model, optimizer=optimizer, fingerprint=fingerprint)
     ranks.agree(state.step, about="the checkpoint to go on from")
+    workers = open_workers(model, settings, ranks=ranks)
     return Run(
-        experiment=experiment, ranks=ranks, shards=shards, key=key, task=task, model=model, frozen=task.open_frozen(),
-        encoder=ranks.wrap(model), optimizer=optimizer,
-        step_settings=step_settings(experiment, model), epoch_ends=epoch_ends(shards, experiment), dev=dev, state=state,
+        experiment=experiment, ranks=ranks, shards=shards, key=key, task=task, model=model, frozen=task.open_frozen(), workers=workers,
+        optimizer=optimizer, step_settings=step_settings(experiment, model), epoch_ends=epoch_ends(shards, experiment), dev=dev,
+        state=state,
     )  # fmt: skip
 
 
@@ -144,7 +145,7 @@ def step_settings(experiment: Experiment, model: Model) -> StepSettings:
         device=settings.device,
         precision=precision.resolve(settings.precision, device=settings.device),
         distillation=settings.objective.distillation,
-        cheap_dropout=cheap_dropout(settings),
+        cheap_dropout=computes_on_cpu(settings),
     )
 
 
@@ -179,7 +180,7 @@ def _run_key(experiment: Experiment, *, shards: TrainingShards, task: Task, dev:
         early_stop = {"dev": dev.digest, "dev_metric": settings.dev_metric, "evaluate_every": settings.evaluate_every}
     return {
         "train": {
-            **keyed_values(settings),
+            **keyed_values(settings, leave_out=("stages",)),
             **early_stop,
             "precision": precision.resolve(settings.precision, device=settings.device),
             "device": settings.device,  # its generator draws other dropout masks

@@ -57,7 +57,7 @@ def task_of(experiment: Experiment, digests: DigestCache) -> Task:
         tokenizer=spec.tokenizer_digest,
         remedy=REMEDY,
         key={"student": spec.key(digests), **teacher_key(experiment, spec, digests)},
-        open=lambda: prepared(DualEncoder(spec), experiment.train),
+        open=lambda: prepared(lambda: DualEncoder(spec), experiment.train),
         open_frozen=lambda: open_frozen(experiment, spec),
         row=lambda row: row,
     )
@@ -88,7 +88,7 @@ def _cross_encoder(experiment: Experiment, digests: DigestCache) -> Task:
         tokenizer=tokenizer,
         remedy=f"a cross-encoder reads its own tokens: run `prep run stage=shards` with student.model={folder}",
         key={"cross_encoder": key},
-        open=lambda: prepared(PairScorer(folder, seed=experiment.seed), experiment.train),
+        open=lambda: prepared(lambda: PairScorer(folder, seed=experiment.seed), experiment.train),
         open_frozen=FrozenEncoders,
         row=lambda row: as_pairs(row, pairs),
     )
