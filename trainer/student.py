@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from torch import nn
+
 from data.settings import Train
 from retrieval.dual_encoder import DualEncoder
 from retrieval.pair_scorer import PairScorer
@@ -24,6 +26,8 @@ def prepared(make: Callable[[], Model], settings: Train) -> Model:
         settle_memory()
     model = make().to(settings.device).train()
     freeze_key_biases(model.backbone)
+    if isinstance(model, PairScorer):
+        freeze_output_bias(model.backbone)
     if settings.activation_checkpointing:
         ways: dict[str, Any] = {"use_reentrant": False}
         if computes_on_cpu(settings):
@@ -63,3 +67,13 @@ def freeze_key_biases(backbone: Any) -> None:
         for name, parameter in backbone.named_parameters():
             if name.endswith(_KEY_BIASES):
                 parameter.requires_grad_(False)
+
+
+def freeze_output_bias(backbone: Any) -> None:
+    """Leave the bias of a cross-encoder's output as it is: it adds the same number to all logits of a list, which softmax takes away.
+
+    Like the biases of attention's keys it has no gradient but rounding noise.
+    """
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear) and module.out_features == 1 and module.bias is not None:
+            module.bias.requires_grad_(False)

@@ -29,6 +29,7 @@ from trainer.micro_batches import cut
 from trainer.ranks import Ranks
 from trainer.stream import TrainingRow, open_training_shards, rows_of_epoch
 from trainer.task import as_pairs, task_of
+from trainer.workers import Workers
 
 SEPARATOR = 3
 
@@ -86,7 +87,7 @@ def test_a_cross_encoder_s_gradient(cross_encoder: Path, rows: list[TrainingRow]
     pairs = StoredPairs(cross_encoder, max_tokens=14)
     work = plan_batch([as_pairs(row, pairs) for row in rows], objective=objective, share=Fraction(1))
     settings = StepSettings(seed=1, score_scale=20.0, temperature=1.0, micro_batch_tokens=budget, pad_id=0, device="cpu", precision="fp32")
-    losses = accumulate_gradients(model, work, cut(work, budget=budget), step=0, settings=settings, ranks=Ranks())
+    losses = accumulate_gradients(Workers(model), work, cut(work, budget=budget), step=0, settings=settings, ranks=Ranks())
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
     reference = copy.deepcopy(model)
