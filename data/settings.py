@@ -473,12 +473,29 @@ SECTION_SHORTHANDS = {"runner": "runner.kind", "recipe": "train.recipe", "task":
 
 
 def read(words: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The raw values of the file `config=FILE` and the other words with their shorthands spelt out."""
+    """The raw values of the file `config=FILE` and the other words with their shorthands spelt out.
+
+    A file may have `steps`: names of settings that go over the rest of the file where `step=NAME` asks for them. So a method of many
+    trainings, each with its own data, teacher and schedule, is one file; without `step` it is the rest alone.
+    """
     words = dict(words)
-    file = words.pop("config", None)
+    file, step = words.pop("config", None), words.pop("step", None)
     if file is None:
         raise UserError("say which experiment: config=FILE (a YAML file, see recipes/)")
-    return config.read_yaml(Path(file)), {SECTION_SHORTHANDS.get(key, key): value for key, value in words.items()}
+    values = config.read_yaml(Path(file))
+    steps = values.pop("steps", {})
+    if not isinstance(steps, dict) or not all(isinstance(own, dict) for own in steps.values()):
+        raise UserError(f"{file}: steps is a mapping of names, each with settings below it")
+    if step is not None:
+        if step not in steps:
+            raise UserError(f"step={step}: {file} has " + (f"the steps {', '.join(steps)}" if steps else "no steps"))
+        values = config.laid_over(values, steps[step])
+    return values, {SECTION_SHORTHANDS.get(key, key): value for key, value in words.items()}
+
+
+def step_names(words: dict[str, str]) -> list[str]:
+    """The names of the `steps` of the file `config=FILE`, in its order."""
+    return list(config.read_yaml(Path(words["config"])).get("steps", {})) if "config" in words else []
 
 
 def merged(values: dict[str, Any], overrides: dict[str, str]) -> Experiment:

@@ -55,6 +55,8 @@ def load(words: dict[str, str]) -> Experiment:
 
     Raises UserError for all that `settings.load` refuses, and for an unknown recipe, with the nearest names.
     """
+    if "step" not in words and (names := settings.step_names(words)):
+        raise UserError(f"config={words['config']} has steps, say which one to train: step={', step='.join(names)}")
     chosen = settings.load(words).train  # checks the whole file, also what a change of recipe drops
     if chosen.recipe not in PRESETS:
         near = difflib.get_close_matches(chosen.recipe, PRESETS, n=3, cutoff=0.3) or list(PRESETS)
