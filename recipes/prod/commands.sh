@@ -19,6 +19,18 @@ if [ "$file" = recipes/prod/prod.yaml ] && [ ! -d runs/demo/models ]; then
   step "the collection: InsuranceQA, from its package"
   python recipes/demo/prepare.py runs/demo
 fi
+runs=$(sed -n 's#.*output: \([^ ]*\)/w1[,}].*#\1#p' "$file")
+mkdir -p "$runs"
+rerank() { # STEP: the first 20 passages of 100 dev questions, as the start finds them, in the order of a step's cross-encoder
+  local found="corpus=$(place step=dev stage=embed table=corpus) queries=$(place step=dev stage=embed table=queries)"
+  local texts="corpus=$(place step=dev stage=ingest table=corpus) queries=$(place step=dev stage=ingest table=queries)"
+  local qrels="qrels=$(place step=dev stage=ingest table=qrels) split=dev"
+  [ -f "$runs/start.trec" ] || retrieve evaluate $found $qrels "out=$runs/start.trec" depth=20
+  awk '!($1 in seen) { seen[$1]; n++ } n <= 100' "$runs/start.trec" >"$runs/some.trec"
+  retrieve rerank "model=$runs/$1/cross_encoder" "run=$runs/some.trec" depth=20 "out=$runs/$1.trec" $texts
+  retrieve compare "before=$runs/some.trec" "after=$runs/$1.trec" $qrels missing=skip
+}
+
 step "the dev set"
 prep run "$config" step=dev stage=ingest
 prep run "$config" step=dev stage=embed
@@ -29,7 +41,10 @@ for name in w1_teacher w1 w2_teacher w2 t1 c1 t2 c2 t3 ${ROUNDS:-d1}; do
   step "$name"
   prep run "$config" "step=$name"
   case $name in
-    c*) train run "$config" "step=$name" "shards=$(place "step=$name" stage=shards)" ;;
+    c*)
+      train run "$config" "step=$name" "shards=$(place "step=$name" stage=shards)"
+      rerank "$name"
+      ;;
     *) train run "$config" "step=$name" "shards=$(place "step=$name" stage=shards)" "dev=$dev" ;;
   esac
 done

@@ -196,7 +196,7 @@ def test_an_unknown_step_is_told(file: Path) -> None:
     with pytest.raises(UserError, match="no steps"):
         load_with(file, step="first")
     file.write_text(MINIMAL + STEPS)
-    with pytest.raises(UserError, match="step=third: .* has the steps first, second"):
+    with pytest.raises(UserError, match=r"step=third: .* has the steps first, second"):
         load_with(file, step="third")
     file.write_text(MINIMAL + "steps: {first: {train: {epochz: 1}}}")
     with pytest.raises(UserError, match="epochs"):
