@@ -71,3 +71,13 @@ def test_teacher_scoring(models: Any, collection: Path) -> None:
     figures = last_line("teacher_scoring", models.teacher, collection, "--pairs", 24, "--rounds", 1, "--threads", 1)
     assert set(figures) >= KEYS and figures["ratio"] > 0
     assert 0 < figures["largest_difference"] < 0.03, "bf16 differs from fp32, but less than the logits of two pairs, which spread over 0.5"
+
+
+def test_training(models: Any, collection: Path) -> None:
+    """Prevents: a benchmark that breaks unseen, or whose sides do not train on the same lists towards the same loss."""
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("accelerate")
+    options = ["--steps", 2, "--batch", 2, "--layers", 1, "--threads", 1, "--precision", "fp32"]
+    figures = last_line("training", models.student, collection, *options, "--only", "ours", "peer", "everything", "KL shares")
+    assert set(figures) >= KEYS and figures["ratio"] > 0 and figures["memory_ratio"] > 0 and figures["shares_ratio"] > 0
+    assert figures["ours_loss"] == pytest.approx(figures["peer_loss"], rel=0.1)
