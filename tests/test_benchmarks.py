@@ -46,6 +46,12 @@ def test_pool_memory(source: str) -> None:
     assert set(figures) >= KEYS and figures["ratio"] > 0
 
 
+def test_shard_memory(models: Any) -> None:
+    """Prevents: a benchmark that breaks unseen, and training rows held as Python lists."""
+    figures = last_line("shard_memory", models.student, models.teacher, "--few", 50, "--many", 2000, "--tokens", 100)
+    assert set(figures) >= KEYS and figures["ratio"] < 1.4
+
+
 def test_search_scale() -> None:
     """Prevents: a benchmark that breaks unseen, or whose sides find other passages."""
     figures = last_line("search_scale", "--sizes", 900, 1500, "--queries", 300, "--depth", 20, "--threads", 1)
@@ -81,3 +87,9 @@ def test_training(models: Any, collection: Path) -> None:
     figures = last_line("training", models.student, collection, *options, "--only", "ours", "peer", "everything", "KL shares")
     assert set(figures) >= KEYS and figures["ratio"] > 0 and figures["memory_ratio"] > 0 and figures["shares_ratio"] > 0
     assert figures["ours_loss"] == pytest.approx(figures["peer_loss"], rel=0.1)
+
+
+def test_streaming() -> None:
+    """Prevents: a benchmark that breaks unseen."""
+    figures = last_line("streaming", "--queries", 4, "--times", 3, "--steps", 2, "--batch", 2, "--layers", 1)
+    assert set(figures) >= KEYS and 0.5 < figures["ratio"] < 1.5
