@@ -17,7 +17,9 @@ layers of the same weights, with the dropout of the model's configuration, on th
     ceiling     linear layers alone at the shapes of the model's, bf16
 
 Each side is a process of its own; they take turns, step by step, first those without epochs, then those with, and a waiting side computes
-nothing. A step's time is from when it may begin to its end, with reading or tokenising its batch; the first step of each side is left out.
+nothing. A step's time is from when it may begin to its end, with reading or tokenising its batch; ours reads ahead in a thread when it is
+not measured, but here within its step. The first step of each side, in which models and data are opened, is left out. Ratios are medians
+over the rounds; with epochs, of each epoch, and then of the epochs' mean times.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -164,18 +166,34 @@ class Turns:
         print(json.dumps({"seconds": seconds, "peak": peak, "figure": figure}), flush=True)
 
 
+class Unhurried:
+    """`trainer.prefetch.Prefetched` without its thread, which would read during other sides' turns."""
+
+    waited = 0.0
+
+    def __init__(self, make: Callable[[], Iterator[Any]], *, ahead: int) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._make()
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
 def train_ours(arguments: argparse.Namespace, turns: Turns) -> None:
     """`trainer.loop.train`, as the command `train run` calls it; its line of metrics ends a step."""
     from data.settings import Experiment
-    from trainer import loop
+    from trainer import loop, reports, run
 
-    class MetricsInTurns(loop.Metrics):
+    class MetricsInTurns(reports.Metrics):
         def write(self, figures: dict[str, Any]) -> None:
             super().write(figures)
             turns.end(figures["distillation"])
             turns.begin()
 
-    loop.Metrics = MetricsInTurns  # type: ignore[misc]
+    reports.Metrics = MetricsInTurns  # type: ignore[misc]
+    run.Prefetched = Unhurried  # type: ignore[assignment,misc]
     side = arguments.side
     experiment = Experiment.model_validate(
         {
@@ -255,6 +273,11 @@ SIDES: dict[str, Callable[[argparse.Namespace, Turns], None]] = {
 WITHOUT_EPOCHS = ("ceiling", "ours", "peer", "peer bf16")
 
 
+def epochs_of(name: str) -> int:
+    """Of a side's run."""
+    return 1 if name in WITHOUT_EPOCHS else EPOCHS
+
+
 class Side:
     """One competitor in a process of its own."""
 
@@ -305,11 +328,15 @@ def take_turns(names: list[str], words: list[str], *, steps: int) -> dict[str, S
     return sides
 
 
-def mean_seconds(side: Side, *, epochs: int) -> float:
-    """Mean over the epochs of each one's median step, the very first step left out: their selected shares differ."""
-    steps = len(side.steps) // epochs
-    parts = [side.seconds[max(1, epoch * steps) : (epoch + 1) * steps] or side.seconds[:steps] for epoch in range(epochs)]
-    return mean(median(part) for part in parts)
+def typical(values: list[float], *, epochs: int) -> float:
+    """Mean over the epochs of each one's median, the very first step left out: their selected shares differ."""
+    steps = len(values) // epochs
+    return mean(median(values[max(1, epoch * steps) : (epoch + 1) * steps]) for epoch in range(epochs))
+
+
+def times_faster(side: Side, other: Side, *, epochs: int) -> float:
+    """How many times as fast one side is as another, by the ratios of the steps of one round."""
+    return 1 / typical([own / others for own, others in zip(side.seconds, other.seconds, strict=True)], epochs=epochs)
 
 
 def main() -> None:
@@ -358,8 +385,8 @@ def compare(arguments: argparse.Namespace, work: Path) -> None:
         print(f"ceiling    {best / 1e9:7.0f} GFLOP/s in bf16")
     rate: dict[str, float] = {}
     for name, side in sides.items():
-        rate[name] = arguments.batch / mean_seconds(side, epochs=1 if name in WITHOUT_EPOCHS else EPOCHS)
-        key, loss = name.replace(" ", "_"), mean(step["figure"] for step in side.steps)
+        rate[name] = arguments.batch / typical(side.seconds, epochs=epochs_of(name))
+        key, loss = name.replace(",", "").replace(" ", "_"), mean(step["figure"] for step in side.steps)
         share = f", {rate[name] * about['flops'] / best:.2f} of the ceiling" if best and name in WITHOUT_EPOCHS else ""
         print(f"{name:10} {rate[name]:6.2f} queries/s{share}, peak {side.peak:5.2f} GB, mean loss {loss:.3f}")
         figures |= {key: round(rate[name], 3), f"{key}_gb": round(side.peak, 3), f"{key}_loss": round(loss, 4)}
@@ -368,7 +395,7 @@ def compare(arguments: argparse.Namespace, work: Path) -> None:
         ("adam_ratio", "ADAM", "everything"), ("adam_from_1_ratio", "ADAM, t=1", "everything"),
     ):  # fmt: skip
         if over in rate and under in rate:
-            figures[name] = round(rate[over] / rate[under], 3)
+            figures[name] = round(times_faster(sides[over], sides[under], epochs=epochs_of(over)), 3)
     if "ours" in rate and "peer" in rate:
         figures["memory_ratio"] = round(sides["ours"].peak / sides["peer"].peak, 3)
     print(json.dumps(figures))
