@@ -12,8 +12,9 @@ layers of the same weights, with the dropout of the model's configuration, on th
     peer bf16   the same with bf16=True
     everything  ours, T = 3 epochs, every query distilled
     KL shares   the same with ADAM's selected shares (Eq. 8, t from 0): the queries that are not selected have no loss, and are not encoded
+    KL from 1   the same, t counted from 1
     ADAM        ADAM's objective: its shares, and the supervised loss of every query, whose dark examples are not encoded unless selected
-    ADAM, t=1   the same, t counted from 1
+    ADAM from 1 the same, t counted from 1
     ceiling     linear layers alone at the shapes of the model's, bf16
 
 Each side is a process of its own; they take turns, step by step, first those without epochs, then those with, and a waiting side computes
@@ -46,8 +47,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "ours": WHOLE,
     "everything": WHOLE,
     "KL shares": {"include_positive": True, "without": ["supervised"]},
+    "KL from 1": {"include_positive": True, "without": ["supervised"], "count_epochs_from": 1},
     "ADAM": {},
-    "ADAM, t=1": {"count_epochs_from": 1},
+    "ADAM from 1": {"count_epochs_from": 1},
 }
 
 
@@ -159,11 +161,11 @@ class Turns:
             sys.exit(0)
         self._started = time.perf_counter()
 
-    def end(self, figure: float) -> None:
-        """Report the step, and a figure that belongs to it."""
+    def end(self, figure: float, *, tokens: int = 0) -> None:
+        """Report the step, a figure that belongs to it, and the tokens that it encoded."""
         seconds = time.perf_counter() - self._started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(json.dumps({"seconds": seconds, "peak": peak, "figure": figure}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak": peak, "figure": figure, "tokens": tokens}), flush=True)
 
 
 class Unhurried:
@@ -189,7 +191,7 @@ def train_ours(arguments: argparse.Namespace, turns: Turns) -> None:
     class MetricsInTurns(reports.Metrics):
         def write(self, figures: dict[str, Any]) -> None:
             super().write(figures)
-            turns.end(figures["distillation"])
+            turns.end(figures["distillation"], tokens=figures["tokens"])
             turns.begin()
 
     reports.Metrics = MetricsInTurns  # type: ignore[misc]
@@ -202,7 +204,7 @@ def train_ours(arguments: argparse.Namespace, turns: Turns) -> None:
             "train": {
                 "output": str(arguments.work / f"run-{side}"), "epochs": 1 if side == "ours" else EPOCHS, "warmup_steps": 0,
                 "batch_queries": arguments.batch, "objective": OBJECTIVES[side], "precision": arguments.precision,
-                "threads": arguments.threads,
+                "threads": arguments.threads, "workers": arguments.workers or None,
             },
         }
     )  # fmt: skip
@@ -312,6 +314,11 @@ class Side:
         return [step["seconds"] for step in self.steps]
 
     @property
+    def tokens(self) -> float:
+        """Of all steps."""
+        return sum(step["tokens"] for step in self.steps)
+
+    @property
     def peak(self) -> float:
         """GB."""
         return max(step["peak"] for step in self.steps)
@@ -349,6 +356,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--precision", default="auto", help="of our sides")
     parser.add_argument("--threads", type=int, default=0, help="of each side; default all")
+    parser.add_argument("--workers", type=int, default=0, help="of our sides: `train.workers`; default as many as it takes by itself")
     parser.add_argument("--only", nargs="*", choices=SIDES, default=list(SIDES), help="these sides alone")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=[*SIDES, "prepare"], help=argparse.SUPPRESS)
@@ -369,7 +377,7 @@ def main() -> None:
 def compare(arguments: argparse.Namespace, work: Path) -> None:
     """Run the sides and print their figures."""
     words = [sys.executable, __file__, str(arguments.student), str(arguments.collection), "--work", str(work)]
-    for name in ("steps", "batch", "layers", "precision", "threads"):
+    for name in ("steps", "batch", "layers", "precision", "threads", "workers"):
         words += [f"--{name}", str(getattr(arguments, name))]
     prepared = subprocess.run([*words, "--side", "prepare"], stdout=subprocess.PIPE, text=True, check=True).stdout
     about = json.loads(prepared.splitlines()[-1])
@@ -382,20 +390,23 @@ def compare(arguments: argparse.Namespace, work: Path) -> None:
     figures: dict[str, Any] = {"name": "training", "unit": "queries/s"}
     best = median(step["figure"] for step in sides.pop("ceiling").steps) if "ceiling" in sides else None
     if best:
-        print(f"ceiling    {best / 1e9:7.0f} GFLOP/s in bf16")
+        print(f"ceiling     {best / 1e9:7.0f} GFLOP/s in bf16")
     rate: dict[str, float] = {}
     for name, side in sides.items():
         rate[name] = arguments.batch / typical(side.seconds, epochs=epochs_of(name))
-        key, loss = name.replace(",", "").replace(" ", "_"), mean(step["figure"] for step in side.steps)
+        key, loss = name.replace(" ", "_"), mean(step["figure"] for step in side.steps)
         share = f", {rate[name] * about['flops'] / best:.2f} of the ceiling" if best and name in WITHOUT_EPOCHS else ""
-        print(f"{name:10} {rate[name]:6.2f} queries/s{share}, peak {side.peak:5.2f} GB, mean loss {loss:.3f}")
+        print(f"{name:11} {rate[name]:6.2f} queries/s{share}, peak {side.peak:5.2f} GB, mean loss {loss:.3f}")
         figures |= {key: round(rate[name], 3), f"{key}_gb": round(side.peak, 3), f"{key}_loss": round(loss, 4)}
     for name, over, under in (
         ("ratio", "ours", "peer"), ("bf16_ratio", "ours", "peer bf16"), ("shares_ratio", "KL shares", "everything"),
-        ("adam_ratio", "ADAM", "everything"), ("adam_from_1_ratio", "ADAM, t=1", "everything"),
+        ("shares_from_1_ratio", "KL from 1", "everything"), ("adam_ratio", "ADAM", "everything"),
+        ("adam_from_1_ratio", "ADAM from 1", "everything"),
     ):  # fmt: skip
         if over in rate and under in rate:
             figures[name] = round(times_faster(sides[over], sides[under], epochs=epochs_of(over)), 3)
+            print(f"{over:11} {figures[name]:.2f} times as fast as {under}", end="")
+            print(f", with {sides[over].tokens / sides[under].tokens:.3f} of its tokens" if under == "everything" else "")
     if "ours" in rate and "peer" in rate:
         figures["memory_ratio"] = round(sides["ours"].peak / sides["peer"].peak, 3)
     print(json.dumps(figures))
