@@ -84,7 +84,7 @@ def plain_gradients(workers: Any, work: Any, cut: Any, *, step: int, settings: A
             distillation[query.query_id] = functional.kl_div(student_log, teacher_log, log_target=True, reduction="sum")
     total = work.supervised_weight * sum(supervised.values()) + work.distillation_weight * sum(distillation.values())
     total.backward()
-    return QueryLosses(*({name: float(loss) for name, loss in losses.items()} for losses in (supervised, distillation)))
+    return QueryLosses(*({name: float(loss.detach()) for name, loss in losses.items()} for losses in (supervised, distillation)))
 
 
 def make_plain() -> None:
