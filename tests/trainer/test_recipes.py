@@ -6,7 +6,7 @@ import pytest
 
 from data.errors import UserError
 from data.settings import Objective
-from trainer.recipes import check_negatives, load
+from trainer.recipes import check_lists, check_negatives, load
 
 ALL = ("reinforced", "noisy", "adaptive", "supervised")
 
@@ -73,5 +73,20 @@ def test_negatives_must_be_those_of_the_name() -> None:
         check_negatives("rand_kd", source="student")
     with pytest.raises(UserError, match="rand_kd"):
         check_negatives("hard_kd", source="random")
-    for recipe, source in [("rand_kd", "random"), ("hard_kd", "bm25"), ("adam", "student"), ("adam", "random")]:
+    for recipe, source in [("cl_drd", "student"), ("rand_kd", "random"), ("hard_kd", "bm25"), ("adam", "student"), ("adam", "random")]:
         check_negatives(recipe, source=source)
+
+
+def test_lists_must_be_those_of_the_loss(file: Path) -> None:
+    """A supervised loss over a list that has no one p+, or groups that are none."""
+    curriculum = load({"config": str(file), "recipe": "cl_drd"}).train.objective
+    assert curriculum.distillation == "curriculum" and curriculum.without == ALL
+    check_lists(curriculum, groups=True)
+    with pytest.raises(UserError, match=r"curriculum\.enabled=true"):
+        check_lists(curriculum, groups=False)
+    with pytest.raises(UserError, match="recipe=cl_drd"):
+        check_lists(Objective(), groups=True)
+    check_lists(load({"config": str(file), "recipe": "hard_kd"}).train.objective, groups=True)  # KL over the list
+    for words in ({"train.objective.without": "noisy"}, {"train.objective.in_batch": "distillation"}):
+        with pytest.raises(UserError, match="curriculum"):
+            load({"config": str(file), "recipe": "cl_drd", **words})
