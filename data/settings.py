@@ -17,6 +17,7 @@ from data.config import Section, execution, keyed
 from data.curriculum import PAPER_ITERATIONS, GroupSizes, parse_sizes
 from data.errors import UserError
 from data.negative_sources import Source, canonical, parse_sources
+from data.object_store import is_remote
 
 PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 
@@ -24,7 +25,7 @@ PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 class Ingest(Section):
     """Where the collection lies and how it is cut into shards."""
 
-    path: str = execution(..., "folder of the collection")
+    path: str = execution(..., "folder of the collection, local or on an object store (s3://bucket/folder)")
     format: Literal["auto", "beir", "msmarco"] = keyed("auto", "layout of the folder; auto looks for corpus.jsonl or collection.tsv")
     train_split: str = keyed("train", "the qrels split whose queries become training queries")
     corpus_shards: int = keyed(8, "shards of the corpus, fixed here for all stages", ge=1, le=99_999)
@@ -111,7 +112,7 @@ class HardNegatives(Section):
     """Which passages a query's negatives are drawn from, and how."""
 
     source: str = keyed("student", "student, bm25, run or random, or several with weights (and ranks): student:3,bm25:1@1-50")
-    run_file: str | None = execution(None, "the TREC run of source=run (keyed by its content)")
+    run_file: str | None = execution(None, "the TREC run of source=run, local or s3:// (keyed by its content)")
     depth: int = keyed(100, "passages kept of each source's list, positives removed", ge=1, le=10_000)
     first_rank: int = keyed(1, "negatives are drawn from this rank on, in the list of each source", ge=1)
     last_rank: int = keyed(100, "and up to this one", ge=1)
@@ -212,7 +213,7 @@ class Dev(Section):
     queries: int | None = keyed(None, "dev queries, a seeded subset of those with a label above 0; null or 0 makes no dev set", ge=0)
     split: str = keyed("dev", "the qrels split that they come from, which must not be the training split")
     depth: int = keyed(100, "passages of each query's list in the student's exact search, all of which are in the dev set", ge=1, le=10_000)
-    random: int = keyed(1000, "further passages, by chance", ge=0)
+    random: int = keyed(0, "further passages, by chance; deeper lists show more for the same time (docs/performance.md)", ge=0)
 
 
 class Runner(Section):
@@ -280,6 +281,7 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16"] = keyed("auto", "auto: bf16 autocast where the device computes it, else fp32")
     device: Literal["cpu", "cuda"] = execution("cpu", "where to train; under torchrun each process has its own GPU")
     threads: int | None = execution(None, "CPU threads; null takes all; 1 is faster where others use the cores", ge=1)
+    workers: int | None = execution(None, "micro-batches at the same time on a CPU, each on its share of the threads; null: up to 4", ge=1)
     micro_batch_tokens: int = keyed(4096, "tokens of a forward and backward pass; dropout masks are drawn for each", ge=64)
     compile: bool = execution(False, "torch.compile for the model; changes numbers within rounding; does not pay on a CPU")
     activation_checkpointing: bool = execution(False, "keep a layer's input alone and compute it again on the way back: less memory")
@@ -295,6 +297,11 @@ class Train(Section):
         if self.patience is not None and self.dev is None:
             raise ValueError("patience needs a dev set: dev=FOLDER (`prep path stage=dev`)")
         return self
+
+    @field_validator("output")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        return _local_folder(value, "copy OUTPUT/student to the object store when the run is finished")
 
     @model_validator(mode="after")
     def _each_stage(self) -> Train:
@@ -332,7 +339,14 @@ class Train(Section):
 
 START_WORDS = ("last", "student")
 _OF_A_STAGE = ("start", "shards")
-_OF_THE_RUN = ("stages", "recipe", "output", "device", "threads")
+_OF_THE_RUN = ("stages", "recipe", "output", "device", "threads", "workers")
+
+
+def _local_folder(value: str, instead: str) -> str:
+    """Files that are renamed and written in parts need a file system."""
+    if is_remote(value):
+        raise ValueError(f"expected a folder of this machine or of a network file system; {instead}")
+    return value
 
 
 class Experiment(Section):
@@ -351,6 +365,11 @@ class Experiment(Section):
     dev: Dev = Dev()
     runner: Runner = Runner()
     train: Train = Train()
+
+    @field_validator("store")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        return _local_folder(value, "copy finished tables to the object store: `retrieve` and `train run shards=s3://...` read them there")
 
     @property
     def uses_index(self) -> bool:
@@ -395,7 +414,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
     """The same experiment for a process that may work in another folder. A model that is no local folder stays a hub id."""
 
     def absolute(path: str) -> str:
-        return str(Path(path).expanduser().absolute())
+        return path if is_remote(path) else str(Path(path).expanduser().absolute())
 
     def model(name: str) -> str:
         return absolute(name) if Path(name).expanduser().exists() else name

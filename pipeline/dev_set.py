@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data import schemas
+from data.collection import find_collection
 from data.config import keyed_values
 from data.digests import DigestCache, canonical_json, hash64
 from data.errors import UserError
 from data.ragged import RaggedBuilder
-from data.readers import find_collection
 from data.schemas import SCHEMA_VERSION, DevRole
 from data.settings import Experiment
 from data.shards import ROW_GROUP_ROWS

@@ -22,9 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data.digests import file_digest
-from data.errors import DamagedShard, RunFailed, UserError
-from data.manifest import MANIFEST_NAME, Manifest, ShardRecord
+from data.errors import RunFailed, UserError
+from data.manifest import MANIFEST_NAME, Manifest
 from data.ragged import Ragged, bounds_of
 from data.schemas import DEV, SCHEMA_VERSION, DevRole
 from data.shards import read_row_groups
@@ -85,7 +84,7 @@ def open_dev_set(folder: Path, *, tokenizer: str) -> DevSet:
     rows = _Rows()
     for shard in manifest.shards:
         path = folder / shard.name
-        _check_bytes(path, shard)
+        shard.check(folder)
         metadata = _read_metadata(path, tokenizer=tokenizer)
         for group in read_row_groups(path):
             rows.add(group)
@@ -120,16 +119,6 @@ class _Rows:
     def tokens(self, role: DevRole) -> Ragged:
         parts = self._tokens[role]
         return Ragged(np.concatenate([part.values for part in parts]), bounds_of(np.concatenate([part.lengths for part in parts])))
-
-
-def _check_bytes(path: Path, shard: ShardRecord) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} is missing, though {MANIFEST_NAME} names it; start the same `prep run` again: it is built anew")
-    if path.stat().st_size != shard.bytes or file_digest(path) != shard.digest:
-        raise DamagedShard(
-            f"{path} is not the file that {MANIFEST_NAME} records ({shard.bytes} bytes, digest {shard.digest}): it is damaged or was "
-            "replaced; delete it and start the same `prep run` again"
-        )
 
 
 def _read_metadata(path: Path, *, tokenizer: str) -> DevMetadata:

@@ -22,8 +22,9 @@ from trainer.ranks import Ranks
 from trainer.run import PlannedBatch, check_machine, check_shards, epoch_ends, planned_batches, step_settings
 from trainer.stages import stages_of
 from trainer.stream import TrainingShards, open_training_shards
-from trainer.student import open_student
+from trainer.student import open_student, open_workers
 from trainer.utilisation import measured_flop_rate, training_flop
+from trainer.workers import Workers
 
 _SAMPLED_BATCHES = 20  # of each epoch, for the tokens of a step
 _MEASURED_SECONDS = 10.0
@@ -55,9 +56,10 @@ def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
     shards = open_training_shards(shards_folder, tokenizer=spec.tokenizer_digest, draw=settings.draw)
     check_shards(settings, shards)
     model = open_student(spec, settings)
+    workers = open_workers(model, settings, ranks=Ranks(device=settings.device))
     ends, steps = epoch_ends(shards, experiment), step_settings(experiment, model)
     first = next(planned_batches(shards, experiment, first_step=0))
-    rate, utilisation = _tokens_per_second(model, first, settings=steps)
+    rate, utilisation = _tokens_per_second(workers, model, first, settings=steps)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
     print(f"student      {model.source}: {trained:,} trained parameters, vectors of {model.size}, {steps.precision} on {steps.device}")
@@ -76,25 +78,27 @@ def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
     return seconds
 
 
-def _tokens_per_second(model: DualEncoder, batch: PlannedBatch, *, settings: StepSettings) -> tuple[float, float]:
+def _tokens_per_second(workers: Workers, model: DualEncoder, batch: PlannedBatch, *, settings: StepSettings) -> tuple[float, float]:
     """Tokens a second and model FLOP utilisation of forward and backward passes, from as many groups of a batch as ten seconds allow."""
-    best, began = (0.0, 0.0), time.perf_counter()
+    best, began, cut = (0.0, 0.0), time.perf_counter(), batch.cut.groups
+    groups = [cut[start : start + workers.count] for start in range(0, len(cut), workers.count)]
+    if not groups:
+        raise UserError("the first batch has nothing to encode: no loss is asked for")
     peak = measured_flop_rate(device=settings.device, precision=settings.precision)
-    for round_, group in enumerate(itertools.cycle(batch.cut.groups)):
-        queries = [batch.work.queries[place] for place in group]
-        pool = {passage.sequence for passage in batch.work.pool}
-        work = replace(batch.work, pool=(), in_batch="none", queries=tuple(queries))
-        lengths = PlannedBatch(0, 0, work, batch.cut).lengths
+    for round_ in range(1 + len(groups)):
+        some = groups[round_ % len(groups)]
+        queries = tuple(batch.work.queries[place] for group in some for place in group)
+        work = replace(batch.work, pool=(), in_batch="none")
+        lengths = PlannedBatch(0, 0, replace(work, queries=queries), batch.cut).lengths
         started = time.perf_counter()
-        parts = MicroBatches([], [], [list(range(len(queries)))])
-        accumulate_gradients(model, work, parts, step=0, settings=settings, ranks=Ranks(device=settings.device))
+        accumulate_gradients(workers, work, MicroBatches([], [], some), step=0, settings=settings, ranks=Ranks(device=settings.device))
         seconds = time.perf_counter() - started
         if round_ and sum(lengths) / seconds > best[0]:  # the first one warms up
             best = sum(lengths) / seconds, training_flop(model.backbone, lengths) / seconds / peak
-        if (round_ and time.perf_counter() - began > _MEASURED_SECONDS) or round_ == len(batch.cut.groups):
-            # With in-batch negatives every sequence is encoded twice: once for its vector, once for its gradient.
-            return (best[0] * 0.75, best[1] * 0.75) if pool else best
-    raise UserError("the first batch has nothing to encode: no loss is asked for")
+        if round_ and time.perf_counter() - began > _MEASURED_SECONDS:
+            break
+    # With in-batch negatives every sequence is encoded twice: once for its vector, once for its gradient.
+    return (best[0] * 0.75, best[1] * 0.75) if batch.work.pool else best
 
 
 def _sampled(shards: TrainingShards, experiment: Experiment, *, start: int, end: int) -> tuple[float, float]:

@@ -3,19 +3,20 @@
 1. Sequences that several groups of queries need (`trainer.micro_batches`) are encoded once, without a graph; all processes get them.
 2. Each group encodes its own sequences, takes its part of the loss and goes back, to the parameters and to the shared vectors.
 3. Shared sequences are encoded again and the gradients of their vectors sent through (gradient caching; Gao et al., 2021, GradCache).
+   One micro-batch of them, which is all that there is without in-batch negatives, keeps its graph instead.
 
 Together they give the gradient of the undivided batch. Without in-batch negatives few sequences are shared, mostly none, and each
 group's graph is freed before the next; with them all are shared, and the groups only divide the loss.
 
-Dropout is seeded by (seed, step, micro-batch): a resumed run draws the same masks, the second encoding repeats the first, and the
-number of processes changes nothing.
+Dropout is seeded by (seed, step, micro-batch): a resumed run draws the same masks, the second encoding repeats the first, several
+micro-batches can be computed at the same time (`trainer.workers`), and the number of processes changes nothing.
 
 Shapes: n sequences of L tokens, D dimensions, B queries, K candidates, N in-batch passages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,13 @@ from retrieval.batching import pad, token_budget_batches
 from trainer.batch import BatchWork, PoolPassage, QueryWork, Sequenced, token_count
 from trainer.dropout import CheapDropout
 from trainer.losses import curriculum_loss, distillation_loss, margin_mse_loss, supervised_loss
+from trainer.masks import seed_masks
 from trainer.micro_batches import MicroBatches, tokens_of
+from trainer.packing import packs
 from trainer.ranks import Ranks
+from trainer.workers import Workers
+
+Pass = Callable[[nn.Module, int, Tensor | None], None]
 
 
 @dataclass(frozen=True)
@@ -58,103 +64,143 @@ class QueryLosses:
 
 
 def accumulate_gradients(
-    encoder: nn.Module, work: BatchWork, cut: MicroBatches, *, step: int, settings: StepSettings, ranks: Ranks
+    workers: Workers, work: BatchWork, cut: MicroBatches, *, step: int, settings: StepSettings, ranks: Ranks
 ) -> QueryLosses:
-    """Add the gradient of the total loss (ADAM, Eq. 9) to the encoder's parameters. Returns each query's losses.
+    """Add the gradient of the total loss (ADAM, Eq. 9) to the parameters of the workers' model. Returns each query's losses.
 
     Args:
-        encoder: [n, L] ids and mask to [n, D] vectors; with several processes as `ranks.wrap` returns it.
+        workers: Of [n, L] ids and mask to [n, D] vectors; with several processes their model is what `ranks.wrap` returns.
         work: The global batch.
         cut: Its micro-batches.
         step: Seeds the dropout.
         settings: See there.
         ranks: The processes; each gets all losses and the whole gradient.
     """
-    pass_ = _Passes(encoder, step=step, settings=settings, ranks=ranks)
-    chunks = [[cut.shared[row] for row in rows] for rows in cut.chunks]
-    my_chunks = ranks.mine([sum(map(token_count, chunk)) for chunk in chunks])
-    my_groups = ranks.mine([tokens_of([work.queries[place] for place in group]) for group in cut.groups])
-
-    shared_SD = None
-    if chunks:
-        shared_SD = ranks.sum(pass_.without_graph(cut, chunks, my_chunks)).requires_grad_()
-    losses_2B = torch.zeros(2, len(work.queries), dtype=torch.float64, device=settings.device)
-    for number in my_groups:
-        queries, own = [work.queries[place] for place in cut.groups[number]], cut.own([work.queries[p] for p in cut.groups[number]])
-        last = not chunks and number == my_groups[-1]
-        with ranks.gradient_pass(encoder, last=last):
-            vectors_ND = pass_.encode(own, micro_batch=len(chunks) + number) if own else None
-            vectors_ND = torch.cat([part for part in (vectors_ND, shared_SD) if part is not None])
-            total, supervised_B, distillation_B = _total_loss(vectors_ND, [*own, *cut.shared], queries, work=work, settings=settings)
-            total.backward()
-        places = torch.tensor(cut.groups[number])
-        asked = torch.tensor([[bool(query.supervised) for query in queries], [bool(query.distilled) for query in queries]])
-        losses_2B[0, places[asked[0]]], losses_2B[1, places[asked[1]]] = supervised_B, distillation_B
-    if shared_SD is not None:
-        gradient_SD = ranks.sum(torch.zeros_like(shared_SD) if shared_SD.grad is None else shared_SD.grad)
-        for number in my_chunks:
-            rows = torch.tensor(cut.chunks[number], device=gradient_SD.device)
-            with ranks.gradient_pass(encoder, last=number == my_chunks[-1]):
-                torch.autograd.backward(pass_.encode_padded(chunks[number], micro_batch=number), gradient_SD[rows])
-    if not (my_chunks if chunks else my_groups):
-        pass_.nothing()
-    supervised, distillation = ranks.sum(losses_2B).tolist()
-    return QueryLosses(
-        {query.query_id: loss for query, loss in zip(work.queries, supervised, strict=True) if query.supervised},
-        {query.query_id: loss for query, loss in zip(work.queries, distillation, strict=True) if query.distilled},
-    )
+    return _Step(workers, work, cut, step=step, settings=settings, ranks=ranks).run()
 
 
-class _Passes:
-    """Forward passes of a step."""
+class _Step:
+    """The passes of a step that this process takes."""
 
-    def __init__(self, encoder: nn.Module, *, step: int, settings: StepSettings, ranks: Ranks) -> None:
-        self._encoder, self._step, self._settings, self._ranks = encoder, step, settings, ranks
+    def __init__(self, workers: Workers, work: BatchWork, cut: MicroBatches, *, step: int, settings: StepSettings, ranks: Ranks) -> None:
+        self._workers, self._work, self._cut = workers, work, cut
+        self._step, self._settings, self._ranks = step, settings, ranks
+        self._chunks = [[cut.shared[row] for row in rows] for rows in cut.chunks]
+        self._chunk_sizes = [sum(map(token_count, chunk)) for chunk in self._chunks]
+        self._group_sizes = [tokens_of(self._queries(group)) for group in range(len(cut.groups))]
+        self._my_chunks, self._my_groups = ranks.mine(self._chunk_sizes), ranks.mine(self._group_sizes)
+        self._losses_2B = torch.zeros(2, len(work.queries), dtype=torch.float64, device=settings.device)
 
-    def without_graph(self, cut: MicroBatches, chunks: list[list[Sequenced]], mine: list[int]) -> Tensor:
-        """[S, D] vectors of the shared sequences; rows of other processes' chunks are 0."""
-        settings = self._settings
-        with torch.no_grad():
-            parts = {number: self.encode_padded(chunks[number], micro_batch=number) for number in mine}
-            if not parts:  # how long a vector is, and of which type
-                parts[-1] = _encode_padded(self._encoder, chunks[0][:1], settings=settings)
+    def _queries(self, group: int) -> list[QueryWork]:
+        return [self._work.queries[place] for place in self._cut.groups[group]]
+
+    def run(self) -> QueryLosses:
+        kept_SD = self._encode_shared() if self._keeps_graph() else None
+        shared_SD = kept_SD.detach().requires_grad_() if kept_SD is not None else self._shared_vectors() if self._chunks else None
+        self._each(self._my_groups, self._group_sizes, self._go_through_group, shared_SD, last=not self._chunks)
+        if kept_SD is not None and shared_SD is not None:
+            kept_SD.backward(shared_SD.grad)
+        elif shared_SD is not None:
+            gradient_SD = self._ranks.sum(torch.zeros_like(shared_SD) if shared_SD.grad is None else shared_SD.grad)
+            self._each(self._my_chunks, self._chunk_sizes, self._go_back_through_chunk, gradient_SD, last=True)
+        supervised, distillation = self._ranks.sum(self._losses_2B).tolist()
+        queries = self._work.queries
+        return QueryLosses(
+            {query.query_id: loss for query, loss in zip(queries, supervised, strict=True) if query.supervised},
+            {query.query_id: loss for query, loss in zip(queries, distillation, strict=True) if query.distilled},
+        )
+
+    def _each(self, mine: list[int], sizes: list[int], go: Pass, shared: Tensor | None, *, last: bool) -> None:
+        """This process's passes of a kind. The last pass of the step's last kind sums the gradients of all processes."""
+
+        def work(encoder: nn.Module, number: int, shared: Tensor | None) -> None:
+            with self._ranks.gradient_pass(encoder, last=last and mine[number] == mine[-1]):
+                go(encoder, mine[number], shared)
+
+        self._workers.each([sizes[number] for number in mine], work, shared)
+        if last and not mine and self._ranks.size > 1:
+            self._go_through_nothing()
+
+    def _keeps_graph(self) -> bool:
+        """Whether the shared sequences are few enough to keep their graph until the groups are done, instead of making it again."""
+        return len(self._chunks) == 1 and self._ranks.size == 1
+
+    def _encode_shared(self) -> Tensor:
+        """[S, D] vectors of the only chunk, with their graph."""
+        return _in_given_order(self._encode_chunk(self._workers.model, 0), self._cut.chunks)
+
+    def _shared_vectors(self) -> Tensor:
+        """[S, D] leaf: vectors of the shared sequences, the same in all processes."""
+        parts: dict[int, Tensor] = {}
+
+        def encode(encoder: nn.Module, number: int, _: Tensor | None) -> None:
+            with torch.no_grad():  # it belongs to the thread
+                parts[number] = self._encode_chunk(encoder, self._my_chunks[number])
+
+        self._workers.each([self._chunk_sizes[number] for number in self._my_chunks], encode)
+        if not parts:  # how long a vector is, and of which type
+            with torch.no_grad():
+                parts[-1] = _encode_padded(self._workers.model, self._chunks[0][:1], settings=self._settings)
         some = next(iter(parts.values()))
-        vectors_SD = some.new_zeros(len(cut.shared), some.shape[1])
-        for number in mine:
-            vectors_SD[torch.tensor(cut.chunks[number], device=some.device)] = parts[number]
-        return vectors_SD
+        vectors_SD = some.new_zeros(len(self._cut.shared), some.shape[1])
+        for place, number in enumerate(self._my_chunks):
+            vectors_SD[torch.tensor(self._cut.chunks[number], device=some.device)] = parts[place]
+        return self._ranks.sum(vectors_SD).requires_grad_()
 
-    def encode(self, sequences: Sequence[Sequenced], *, micro_batch: int) -> Tensor:
-        """[n, D] vectors of the sequences, in their order, as one graph, encoded in passes of similar lengths."""
-        seed_dropout(self._settings.seed, self._step, micro_batch)
-        # Two passes for a full group: as one, queries and short passages would be padded to the longest (8 % of the time on a CPU).
-        chunks = token_budget_batches(list(map(token_count, sequences)), budget=self._settings.micro_batch_tokens // 2)
-        parts = [_encode_padded(self._encoder, [sequences[row] for row in rows], settings=self._settings) for rows in chunks]
-        return _in_given_order(torch.cat(parts), chunks)
+    def _go_through_group(self, encoder: nn.Module, group: int, shared_SD: Tensor | None) -> None:
+        """Encode a group's own sequences, take its part of the loss, go back."""
+        queries = self._queries(group)
+        own = self._cut.own(queries)
+        parts = [] if shared_SD is None else [shared_SD]
+        if own:
+            seed_dropout(self._settings.seed, self._step, len(self._chunks) + group)
+            parts.insert(0, encode(encoder, own, settings=self._settings))
+        sequences = [*own, *self._cut.shared] if shared_SD is not None else own
+        total, supervised_B, distillation_B = _total_loss(torch.cat(parts), sequences, queries, work=self._work, settings=self._settings)
+        total.backward()
+        places = torch.tensor(self._cut.groups[group])
+        asked = torch.tensor([[bool(query.supervised) for query in queries], [bool(query.distilled) for query in queries]])
+        self._losses_2B[0, places[asked[0]]], self._losses_2B[1, places[asked[1]]] = supervised_B, distillation_B
 
-    def encode_padded(self, sequences: Sequence[Sequenced], *, micro_batch: int) -> Tensor:
-        """[n, D] vectors of a chunk; again the same ones when it is called again."""
-        seed_dropout(self._settings.seed, self._step, micro_batch)
-        return _encode_padded(self._encoder, sequences, settings=self._settings)
+    def _go_back_through_chunk(self, encoder: nn.Module, number: int, gradient_SD: Tensor | None) -> None:
+        """Encode shared sequences again, now with a graph, and send the gradients of their vectors through it."""
+        assert gradient_SD is not None
+        rows = torch.tensor(self._cut.chunks[number], device=gradient_SD.device)
+        torch.autograd.backward(self._encode_chunk(encoder, number), gradient_SD[rows])
 
-    def nothing(self) -> None:
+    def _encode_chunk(self, encoder: nn.Module, number: int) -> Tensor:
+        seed_dropout(self._settings.seed, self._step, number)
+        return _encode_padded(encoder, self._chunks[number], settings=self._settings)
+
+    def _go_through_nothing(self) -> None:
         """Go back through one token with a gradient of 0, where this process has no work: the others wait for its part of the sum."""
-        if self._ranks.size > 1:
-            token = np.array([self._settings.pad_id], dtype=np.int32).tobytes()
-            with self._ranks.gradient_pass(self._encoder, last=True):
-                vector_1D = _encode_padded(self._encoder, [token], settings=self._settings)
-                torch.autograd.backward(vector_1D, torch.zeros_like(vector_1D))
+        token = np.array([self._settings.pad_id], dtype=np.int32).tobytes()
+        with self._ranks.gradient_pass(self._workers.model, last=True):
+            vector_1D = _encode_padded(self._workers.model, [token], settings=self._settings)
+            torch.autograd.backward(vector_1D, torch.zeros_like(vector_1D))
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
     """Dropout masks of a micro-batch are a function of (seed, step, micro-batch) alone."""
-    torch.manual_seed(hash64("dropout", seed, step, micro_batch))
+    key = hash64("dropout", seed, step, micro_batch)
+    seed_masks(key)
+    torch.manual_seed(key)  # for GPUs, and for models with dropout of their own
+
+
+def encode(encoder: nn.Module, sequences: Sequence[Sequenced], *, settings: StepSettings) -> Tensor:
+    """[n, D] vectors of the sequences, in their order, as one graph, encoded in passes of similar lengths."""
+    # Two passes for a full group, or queries and short passages would be padded to the longest (8 % of the time on a CPU); unless they
+    # are packed, when each pass more is another cast of the weights.
+    budget = settings.micro_batch_tokens // (1 if packs(encoder) else 2)
+    chunks = token_budget_batches([token_count(sequence) for sequence in sequences], budget=budget)
+    parts = [_encode_padded(encoder, [sequences[row] for row in rows], settings=settings) for rows in chunks]
+    return _in_given_order(torch.cat(parts), chunks)
 
 
 def _encode_padded(encoder: nn.Module, sequences: Sequence[Sequenced], *, settings: StepSettings) -> Tensor:
     ids, mask = pad([np.frombuffer(sequence, dtype=np.int32).tolist() for sequence in sequences], value=settings.pad_id)
-    # A context for each call: autocast's cache of cast weights, filled without a graph, would cut the gradient of a later call.
-    autocast = torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
+    # No cache: cast weights that were kept without a graph would cut the gradient of a later call, and threads share it.
+    autocast = torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bf16", cache_enabled=False)
     with autocast, CheapDropout() if settings.device == "cpu" and settings.cheap_dropout else nullcontext():
         return encoder(ids.to(settings.device), mask.to(settings.device))
 

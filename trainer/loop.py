@@ -81,7 +81,7 @@ def take_step(run: Run, batch: PlannedBatch) -> tuple[QueryLosses, float]:
     rate = learning_rate(batch.step, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=run.steps)
     set_rate(run.optimizer, rate)
     run.optimizer.zero_grad(set_to_none=False)
-    losses = accumulate_gradients(run.encoder, batch.work, batch.cut, step=batch.step, settings=run.step_settings, ranks=run.ranks)
+    losses = accumulate_gradients(run.workers, batch.work, batch.cut, step=batch.step, settings=run.step_settings, ranks=run.ranks)
     norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip_norm))
     stop_unless_finite(losses, norm=norm, batch=batch)
     run.optimizer.step()

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.errors import UserError
 from trainer.embedding_gradient import dense_gradients
+from trainer.workers import dealt
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,7 @@ class Ranks:
         Args:
             costs: Of each piece, in tokens.
         """
-        loads, taken = [0] * self.size, []
-        for piece in sorted(range(len(costs)), key=lambda piece: (-costs[piece], piece)):
-            lightest = loads.index(min(loads))
-            loads[lightest] += costs[piece]
-            if lightest == self.rank:
-                taken.append(piece)
-        return sorted(taken)
+        return sorted(dealt(costs, self.size)[self.rank])
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all processes' tensors, in place."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from data.config import keyed_values
 from data.digests import DigestCache
@@ -29,7 +28,8 @@ from trainer.ranks import Ranks
 from trainer.recipes import check_lists, check_negatives
 from trainer.selection import selected_share
 from trainer.stream import TrainingShards, batches, open_training_shards
-from trainer.student import cheap_dropout, open_student
+from trainer.student import computes_on_cpu, open_student, open_workers
+from trainer.workers import Workers
 
 RESULT_NAME = "result.json"
 _BATCHES_AHEAD = 4
@@ -60,7 +60,7 @@ class Run:
     shards: TrainingShards
     key: dict[str, Any]
     model: DualEncoder
-    encoder: nn.Module  # the model; with several processes, wrapped so that it sums their gradients
+    workers: Workers  # what computes the model's micro-batches
     optimizer: torch.optim.Optimizer
     step_settings: StepSettings
     epoch_ends: list[int]  # steps done at the end of each epoch
@@ -110,8 +110,9 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)
     state = resume(output, model=model, optimizer=optimizer, fingerprint=fingerprint)
     ranks.agree(state.step, about="the checkpoint to go on from")
+    workers = open_workers(model, settings, ranks=ranks)
     return Run(
-        experiment=experiment, ranks=ranks, shards=shards, key=key, model=model, encoder=ranks.wrap(model), optimizer=optimizer,
+        experiment=experiment, ranks=ranks, shards=shards, key=key, model=model, workers=workers, optimizer=optimizer,
         step_settings=step_settings(experiment, model), epoch_ends=epoch_ends(shards, experiment), dev=dev, state=state,
     )  # fmt: skip
 
@@ -143,7 +144,7 @@ def step_settings(experiment: Experiment, model: DualEncoder) -> StepSettings:
         device=settings.device,
         precision=precision.resolve(settings.precision, device=settings.device),
         distillation=settings.objective.distillation,
-        cheap_dropout=cheap_dropout(settings),
+        cheap_dropout=computes_on_cpu(settings),
     )
 
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 from data.settings import Train
 from retrieval.dual_encoder import DualEncoder
+from retrieval.process_memory import settle_memory
 from retrieval.student_spec import StudentSpec
-from trainer.dropout import CheapDropout
+from trainer.cpu_passes import speed_up
+from trainer.dropout import checkpoint_contexts
 from trainer.embedding_gradient import add_gradient_by_row
+from trainer.ranks import Ranks
+from trainer.workers import Workers
 
 
 def open_student(spec: StudentSpec, settings: Train) -> DualEncoder:
     """The student's starting point in train mode."""
+    if settings.device == "cpu":
+        settle_memory()
     model = DualEncoder(spec).to(settings.device).train()
     freeze_key_biases(model.backbone)
     if settings.activation_checkpointing:
-        # What is computed again must draw the masks of the first time, hence the same way of drawing.
         ways: dict[str, Any] = {"use_reentrant": False}
-        if cheap_dropout(settings):
-            ways["context_fn"] = lambda: (nullcontext(), CheapDropout())
+        if computes_on_cpu(settings):
+            ways["context_fn"] = checkpoint_contexts
         model.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs=ways)
     if settings.compile:
         model.backbone.compile(dynamic=True)
@@ -29,8 +33,16 @@ def open_student(spec: StudentSpec, settings: Train) -> DualEncoder:
     return model
 
 
-def cheap_dropout(settings: Train) -> bool:
-    """Whether dropout is drawn as in `trainer.dropout`; a compiled model draws its own."""
+def open_workers(model: DualEncoder, settings: Train, *, ranks: Ranks) -> Workers:
+    """What computes the model's micro-batches. Several processes have one worker each, whose gradients are summed with the others'."""
+    if not computes_on_cpu(settings):
+        return Workers(ranks.wrap(model))
+    workers = speed_up(model, workers=settings.workers if ranks.size == 1 else 1)
+    return workers if ranks.size == 1 else Workers(ranks.wrap(model))
+
+
+def computes_on_cpu(settings: Train) -> bool:
+    """Whether passes are those of `trainer.cpu_passes`; a compiled model has its own."""
     return settings.device == "cpu" and not settings.compile
 
 

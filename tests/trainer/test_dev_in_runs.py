@@ -56,7 +56,8 @@ def dev_lines(output: Path) -> dict[int, dict[str, float]]:
 
 def test_training_raises_the_metric_and_the_best_is_kept(tmp_path: Path, experiment_file: Path, shards: Path, dev_set: Path) -> None:
     """Prevents: metrics of another model than the one in training, and a `best` that is merely the last."""
-    words = {"dev": dev_set, "train__learning_rate": 0.003, "train__objective__supervised_weight": 5, "train__epochs": 8}
+    words = {"dev": dev_set, "train__learning_rate": 0.002, "train__objective__supervised_weight": 1, "train__epochs": 8}
+    words |= {"student__normalize": True, "train__score_scale": 10, "train__objective__in_batch": "supervised"}
     assert start(experiment_file, shards, train__evaluate_every=5, **words) == 0
     output = tmp_path / "run"
     seen = dev_lines(output)
@@ -79,7 +80,7 @@ def dev_lines_of(file: Path, dev_set: Path, folder: Path) -> dict[str, float]:
     from trainer.ranks import Ranks
     from trainer.run import step_settings
 
-    experiment = recipes.load({"config": str(file), "student.model": str(folder)})
+    experiment = recipes.load({"config": str(file), "student.model": str(folder), "student.normalize": "true"})
     spec = resolve_student(experiment.student)
     model = DualEncoder(spec)
     dev = open_dev_set(dev_set, tokenizer=spec.tokenizer_digest)

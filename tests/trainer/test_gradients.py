@@ -25,6 +25,7 @@ from trainer.gradients import QueryLosses, StepSettings, accumulate_gradients
 from trainer.micro_batches import cut
 from trainer.ranks import Ranks
 from trainer.stream import TrainingRow
+from trainer.workers import Workers
 
 SCALE = 3.0
 
@@ -78,7 +79,7 @@ def settings(**changes: Any) -> StepSettings:
 
 def accumulate(model: nn.Module, work: BatchWork, *, settings: StepSettings, step: int = 0) -> QueryLosses:
     parts = cut(work, budget=settings.micro_batch_tokens)
-    return accumulate_gradients(model, work, parts, step=step, settings=settings, ranks=Ranks())
+    return accumulate_gradients(Workers(model), work, parts, step=step, settings=settings, ranks=Ranks())
 
 
 def gradient_of(model: nn.Module) -> dict[str, Tensor]:
@@ -176,13 +177,15 @@ def test_second_encoding_repeats_the_first(student: Path, rows: list[TrainingRow
     assert half > 1 and all(torch.equal(first, second) for first, second in zip(seen[:half], seen[half:], strict=True))
 
 
-def test_equal_passages_are_encoded_once(student: Path, rows: list[TrainingRow], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same passage encoded for each of its queries."""
+@pytest.mark.parametrize("budget", [10**6, 100])
+def test_equal_passages_are_encoded_once(student: Path, rows: list[TrainingRow], monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    """The same passage encoded for each of its queries, or for each micro-batch that they fall into."""
     sizes: list[int] = []
     original: Callable[..., Tensor] = gradients._encode_padded
     monkeypatch.setattr(gradients, "_encode_padded", lambda e, s, **o: (sizes.append(len(s)), original(e, s, **o))[1])
     work = plan_batch(rows, objective=Objective(), share=Fraction(1))
-    accumulate(Float64Encoder(student), work, settings=settings(micro_batch_tokens=10**6))
+    assert bool(cut(work, budget=budget).shared) == (budget == 100)
+    accumulate(Float64Encoder(student), work, settings=settings(micro_batch_tokens=budget))
     distinct = {tokens.tobytes() for row in rows for tokens in (row.query_tokens, *row.candidate_tokens)}
     assert sum(sizes) == len(distinct)
 

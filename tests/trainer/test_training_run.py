@@ -24,6 +24,7 @@ from retrieval.student_spec import StudentSpec
 from trainer import loop, metrics, recipes
 from trainer.gradients import QueryLosses
 from trainer.loop import train
+from trainer.workers import Workers
 
 STEPS = 18
 
@@ -163,8 +164,9 @@ def test_loss_that_is_no_number_stops(tmp_path: Path, experiment_file: Path, stu
 def test_infinite_gradient_stops(tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clipping turns an infinite norm into NaN parameters."""
 
-    def overflow(model: torch.nn.Module, *_: Any, **__: Any) -> QueryLosses:
-        next(model.parameters()).grad = torch.full_like(next(model.parameters()), torch.inf)
+    def overflow(workers: Workers, *_: Any, **__: Any) -> QueryLosses:
+        parameter = next(workers.model.parameters())
+        parameter.grad = torch.full_like(parameter, torch.inf)
         return QueryLosses({}, {})
 
     monkeypatch.setattr(loop, "accumulate_gradients", overflow)
