@@ -120,7 +120,7 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
 def check_shards(settings: Train, shards: TrainingShards) -> None:
     """Raises UserError where the shards are not of the kind that recipe and loss are about."""
     check_negatives(settings.recipe, source=shards.metadata.negatives_source)
-    check_lists(settings.objective, groups=bool(shards.metadata.curriculum))
+    check_lists(settings.objective, iterations=len(shards.metadata.curriculum), draw=settings.draw)
 
 
 def check_machine(experiment: Experiment) -> None:

@@ -81,12 +81,15 @@ def test_lists_must_be_those_of_the_loss(file: Path) -> None:
     """A supervised loss over a list that has no one p+, or groups that are none."""
     curriculum = load({"config": str(file), "recipe": "cl_drd"}).train.objective
     assert curriculum.distillation == "curriculum" and curriculum.without == ALL
-    check_lists(curriculum, groups=True)
+    check_lists(curriculum, iterations=3, draw=0)
+    check_lists(curriculum, iterations=1, draw=None)
+    with pytest.raises(UserError, match=r"3 iterations.*train\.stages"):
+        check_lists(curriculum, iterations=3, draw=None)
     with pytest.raises(UserError, match=r"curriculum\.enabled=true"):
-        check_lists(curriculum, groups=False)
+        check_lists(curriculum, iterations=0, draw=0)
     with pytest.raises(UserError, match="recipe=cl_drd"):
-        check_lists(Objective(), groups=True)
-    check_lists(load({"config": str(file), "recipe": "hard_kd"}).train.objective, groups=True)  # KL over the list
+        check_lists(Objective(), iterations=3, draw=0)
+    check_lists(load({"config": str(file), "recipe": "hard_kd"}).train.objective, iterations=3, draw=None)  # KL over the list
     for words in ({"train.objective.without": "noisy"}, {"train.objective.in_batch": "distillation"}):
         with pytest.raises(UserError, match="curriculum"):
             load({"config": str(file), "recipe": "cl_drd", **words})

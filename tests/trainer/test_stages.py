@@ -130,6 +130,13 @@ def test_where_a_stage_starts(tmp_path: Path, experiment_file: Path, lists: Path
     assert stages[1].experiment.train.objective.distillation == "curriculum" and stages[1].experiment.train.stages == {}
 
 
+def test_a_file_s_stages_can_be_left_out(tmp_path: Path, experiment_file: Path, lists: Path) -> None:
+    """Prevents: an ablation of one iteration alone that needs a file of its own."""
+    experiment_file.write_text(experiment_file.read_text().replace("train: {", "train: {stages: {easy: {draw: 0}}, "))
+    one = recipes.load({"config": str(experiment_file), "recipe": "cl_drd", "train.stages": "null", "train.draw": "1"})
+    assert [stage.output for stage in stages_of(one, shards_folder=lists)] == [tmp_path / "run"] and one.train.draw == 1
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
