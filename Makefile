@@ -1,13 +1,17 @@
-# Two commands do everything: `make demo` and `make test`. Each makes .venv and installs what it needs.
+# `make demo`, `make recipes` and `make test`. Each makes .venv and installs what it needs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint clean
+.PHONY: demo recipes test lint clean
 
 demo: $(VENV)/.demo
 	bash recipes/demo/run.sh
+
+# The other methods in small, on the demo's collection and store: what `make demo` has embedded is not embedded again.
+recipes: $(VENV)/.demo
+	set -e; for method in cl_drd prod; do if [ -f recipes/$$method/commands.sh ]; then bash recipes/$$method/commands.sh; fi; done
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest

@@ -323,6 +323,11 @@ class Train(Section):
     def _local(cls, value: str) -> str:
         return _local_folder(value, "copy OUTPUT/student to the object store when the run is finished")
 
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _no_stages(cls, value: Any) -> Any:
+        return {} if value in (None, "null", "{}") else value
+
     @model_validator(mode="after")
     def _each_stage(self) -> Train:
         for name in self.stages:
@@ -437,6 +442,9 @@ class Experiment(Section):
             )
         if any(value is not None for value in pools.false_negatives.model_dump().values()):
             raise UserError("curriculum.enabled draws by ranks alone: leave the rules of hard_negatives.false_negatives unset")
+        for name in self.train.stages:
+            if (draw := self.train.of_stage(name).draw) is not None and draw >= self.draws:
+                raise UserError(f"train.stages.{name}.draw={draw}: curriculum.iterations are draws 0 to {self.draws - 1}")
         return self
 
     @property

@@ -87,7 +87,7 @@ def _check(experiment: Experiment) -> None:
 def check_shards(experiment: Experiment, metadata: TrainingMetadata) -> None:
     """Refuse shards of another kind than recipe and loss are about, or that lack the logits it learns from."""
     train, objective = experiment.train, experiment.train.objective
-    check_lists(objective, groups=bool(metadata.curriculum))
+    check_lists(objective, iterations=len(metadata.curriculum), draw=train.draw)
     if train.task == "student":
         check_negatives(train.recipe, source=metadata.negatives_source)
     by_logits = "distillation" not in objective.without and (objective.teacher_model is None or "adaptive" not in objective.without)
@@ -98,17 +98,24 @@ def check_shards(experiment: Experiment, metadata: TrainingMetadata) -> None:
         )
 
 
-def check_lists(objective: Objective, *, groups: bool) -> None:
+def check_lists(objective: Objective, *, iterations: int, draw: int | None) -> None:
     """Refuse shards whose lists are not of the kind that the loss is over.
 
     Args:
         objective: The loss.
-        groups: Whether the lists are the groups of a curriculum, as the shards' metadata say.
+        iterations: Of the curriculum whose groups the lists are, as the shards' metadata say; 0 where they are of another kind.
+        draw: `train.draw`, the iteration to train on.
     """
+    groups = iterations > 0
     if objective.distillation == "curriculum" and not groups:
         raise UserError(
             "recipe=cl_drd (train.objective.distillation=curriculum) trains on lists in groups, which these shards have not: make others "
             "with `prep run config=FILE curriculum.enabled=true` and give their folder as shards=DIR"
+        )
+    if objective.distillation == "curriculum" and iterations > 1 and draw is None:
+        raise UserError(
+            f"these shards hold {iterations} iterations of a curriculum, and each wants a training of its own that starts from the last "
+            "one's student: name them in train.stages, as recipes/cl_drd does, or train one of them with train.draw=0"
         )
     if groups and (objective.uses_positive or objective.in_batch != "none"):
         raise UserError(

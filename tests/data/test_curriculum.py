@@ -83,6 +83,7 @@ def test_the_settings(file: Path) -> None:
         ({"curriculum.iterations": "5/0/151"}, "iteration 5/0/151 does not fit"),
         ({"curriculum.near_rank": "200"}, "does not fit"),
         ({"curriculum.iterations": "[]"}, "1 to 100 iterations"),
+        ({"train.stages.third.draw": "2"}, r"train\.stages\.third\.draw=2: curriculum\.iterations are draws 0 to 1"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(file: Path, overrides: dict[str, str], said: str) -> None:

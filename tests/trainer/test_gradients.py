@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -310,3 +313,85 @@ def test_a_student_has_not_left_its_start_yet(
     assert len(losses.kept) == len(rows) and max(losses.kept.values()) < 1e-12
     start.train()
     assert not any(module.training for module in start.modules())
+
+
+def curriculum_rows(rows: list[TrainingRow], *, shared: bool) -> list[TrainingRow]:
+    """The same candidates as lists of groups of different sizes; with `shared` some are of several queries, else none."""
+    sizes = [(3, 2, 4), (1, 0, 0), (2, 7, 0), (9, 0, 0), (1, 4, 4), (1, 0, 3)]
+    made = []
+    for number, (row, size) in enumerate(zip(rows, sizes, strict=True)):
+        kinds = [kind for kind, count in zip((4, 5, 6), size, strict=True) for _ in range(count)]
+        count = len(kinds)
+        tokens = row.candidate_tokens[:count]
+        if not shared:
+            tokens = tuple(np.insert(one, 1, 5 + number) for one in tokens)
+        made.append(
+            replace(
+                row, kinds=tuple(kinds), candidate_tokens=tokens, candidate_ids=row.candidate_ids[:count],
+                teacher_logits=row.teacher_logits[:count],
+            )
+        )  # fmt: skip
+    return made
+
+
+def undivided_curriculum_loss(model: nn.Module, rows: list[TrainingRow]) -> Tensor:
+    """The mean over all pairs of the batch, one pair at a time."""
+
+    def vector(tokens: Any) -> Tensor:
+        ids = torch.tensor([tokens.tolist()])
+        return model(ids, torch.ones_like(ids))[0]
+
+    terms = []
+    for row in rows:
+        query = vector(row.query_tokens)
+        scores = [SCALE * query @ vector(candidate) for candidate in row.candidate_tokens]
+        labels = [1 / (place + 1) if kind == 4 else {5: -0.25, 6: -0.5}[kind] for place, kind in enumerate(row.kinds)]
+        order = sorted(range(len(scores)), key=lambda place: (-float(scores[place]), place))
+        rank = {place: 1 + number for number, place in enumerate(order)}
+        for i, j in itertools.permutations(range(len(scores)), 2):
+            if labels[i] > labels[j]:
+                terms.append(abs(1 / rank[i] - 1 / rank[j]) * nn.functional.softplus(scores[j] - scores[i], threshold=700))
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("budget", [16, 100, 10_000])
+def test_a_curriculum_s_mean_is_over_the_pairs_of_the_global_batch(
+    student: Path, rows: list[TrainingRow], budget: int, processes: int
+) -> None:
+    """Prevents: means of micro-batches or of processes, in which a pair weighs more where there are few: lists differ in their pairs."""
+    # Shared sequences want real processes, see test_ranks.py.
+    model, listed = Float64Encoder(student).eval(), curriculum_rows(rows, shared=processes == 1)
+    objective = Objective(distillation="curriculum", without=("adaptive", "supervised"))
+    work = plan_batch(listed, objective=objective, share=Fraction(1, 2))
+    parts = cut(work, budget=budget)
+    own = settings(micro_batch_tokens=budget, distillation="curriculum")
+    assert bool(parts.chunks) == (processes == 1 and budget < 10_000)
+    found: dict[str, Tensor] = {}
+    total = 0.0
+    for rank in range(processes):
+        model.zero_grad()
+        losses = accumulate_gradients(Workers(model), work, parts, step=0, settings=own, ranks=Alone(rank, processes))
+        total += work.distillation_weight * sum(losses.distillation.values())
+        for name, value in gradient_of(model).items():
+            found[name] = found.get(name, torch.zeros_like(value)) + value
+    reference = copy.deepcopy(model)
+    reference.zero_grad()
+    expected = undivided_curriculum_loss(reference, listed)
+    expected.backward()
+    wanted = gradient_of(reference)
+    scale = max(float(value.abs().max()) for value in wanted.values())
+    for name, value in wanted.items():
+        assert float((found[name] - value).abs().max()) <= 1e-9 * scale, name
+    assert total == pytest.approx(float(expected.detach()), rel=1e-9)
+    assert work.terms == 3 + 6 + 12 + 8 + 0 + 1 + 14 + 36 + (4 + 4 + 16) + 3
+
+
+class Alone(Ranks):
+    """One of several processes whose sums are done by hand."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def gradient_pass(self, encoder: nn.Module, *, last: bool) -> Any:
+        return nullcontext()

