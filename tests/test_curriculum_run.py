@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
+from typer.testing import CliRunner
 
+import pipeline.cli
 from trainer.metrics import SPEEDS
 
 WORDS = {
@@ -45,22 +46,18 @@ def results(output: Path) -> dict[str, Any]:
     return {**students, **{name: [{k: v for k, v in one.items() if k not in SPEEDS} for one in own] for name, own in lines.items()}}
 
 
-@pytest.fixture
-def done(command: Callable[..., Any]) -> Callable[..., str]:
-    def run(*words: object) -> str:
+def test_three_iterations_killed_in_the_second(tmp_path: Path, tiny_experiment: Callable[..., Path], command: Callable[..., Any]) -> None:
+    """Prevents: stages that each work and do not fit together, an iteration that starts from another student or is taken twice after a
+    kill, and an end that nobody measured."""
+
+    def done(*words: object) -> str:
         result = command(*words)
         assert result.returncode == 0, f"{' '.join(map(str, words))}\n{result.stdout}\n{result.stderr}"
         return str(result.stdout).strip()
 
-    return run
-
-
-def test_three_iterations_killed_in_the_second(tmp_path: Path, tiny_experiment: Callable[..., Path], done: Callable[..., str]) -> None:
-    """Prevents: stages that each work and do not fit together, an iteration that starts from another student or is taken twice after a
-    kill, and an end that nobody measured."""
     config = f"config={tiny_experiment(tmp_path, **WORDS)}"
     done("prep", "run", config)
-    shards, dev = (done("prep", "path", config, f"stage={stage}") for stage in ("shards", "dev"))
+    shards, dev = (CliRunner().invoke(pipeline.cli.app, ["path", config, f"stage={stage}"]).output.strip() for stage in ("shards", "dev"))
     words = [config, f"shards={shards}", f"dev={dev}", "train.evaluate_every=1000"]
     said = done("train", "run", *words, f"train.output={tmp_path / 'whole'}")
     whole = results(tmp_path / "whole")

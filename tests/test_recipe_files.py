@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer import Typer
+from typer.testing import CliRunner
 
+import pipeline.cli
+import trainer.cli
 from data.curriculum import labels_of, ordered_pairs
-from trainer import recipes
+from trainer import dry_run, recipes
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 FILES = sorted(FOLDER.glob("*/*.yaml"))
@@ -40,7 +43,7 @@ def msmarco(collection: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("name", "step"), [("adam", ""), ("cl_drd", ""), ("prod", "t1"), ("prod", "c1"), ("prod", "t3")])
 def test_msmarco_settings_are_accepted(
-    name: str, step: str, msmarco: Path, models: Any, tmp_path: Path, command: Callable[..., Any]
+    name: str, step: str, msmarco: Path, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents: a file for days on a GPU that no command was ever given. Only names, sizes of models and shards, and the device differ."""
     other = {
@@ -57,14 +60,15 @@ def test_msmarco_settings_are_accepted(
         other["train.objective.teacher_model"] = models.student
     words = [f"config={FOLDER / name / 'msmarco.yaml'}", *(f"{key}={value}" for key, value in other.items())]
 
-    def done(*words: object) -> str:
-        result = command(*words)
-        assert result.returncode == 0, f"{' '.join(map(str, words))}\n{result.stdout}\n{result.stderr}"
-        return str(result.stdout).strip()
+    def done(app: Typer, command: str, *more: str) -> str:
+        result = CliRunner().invoke(app, [command, *words, *more])
+        assert result.exit_code == 0, f"{command}\n{result.output}\n{result.exception}"
+        return result.output.strip()
 
-    assert "ingest.corpus    would build 2 of 2 shards" in done("prep", "plan", *words)
-    done("prep", "run", *words)
-    said = done("train", "run", *words, f"shards={done('prep', 'path', *words, 'stage=shards')}", "dry_run=true")
+    monkeypatch.setattr(dry_run, "_MEASURED_SECONDS", 0.1)
+    assert "ingest.corpus    would build 2 of 2 shards" in done(pipeline.cli.app, "plan")
+    done(pipeline.cli.app, "run")
+    said = done(trainer.cli.app, "run", f"shards={done(pipeline.cli.app, 'path', 'stage=shards')}", "dry_run=true")
     told = {"t1": "recipe prod_dual", "c1": "task cross_encoder"}.get(step, f"recipe {name}")
     assert told in said and not (tmp_path / "run").exists()
     if name == "cl_drd":
