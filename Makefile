@@ -11,7 +11,8 @@ demo: $(VENV)/.demo
 
 # The other methods in small, on the demo's collection and store: what `make demo` has embedded is not embedded again.
 recipes: $(VENV)/.demo
-	set -e; for method in cl_drd prod; do if [ -f recipes/$$method/commands.sh ]; then bash recipes/$$method/commands.sh; fi; done
+	bash recipes/cl_drd/commands.sh
+	bash recipes/prod/commands.sh
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
