@@ -48,7 +48,7 @@ class WhenAsked:
         """Nothing to end."""
 
 
-def plain_gradients(workers: Any, work: Any, cut: Any, *, step: int, settings: Any, ranks: Any) -> Any:
+def plain_gradients(workers: Any, work: Any, cut: Any, *, step: int, settings: Any, ranks: Any, frozen: Any) -> Any:
     """`trainer.gradients.accumulate_gradients` without anything that makes it fast."""
     import numpy as np
     import torch
@@ -56,8 +56,8 @@ def plain_gradients(workers: Any, work: Any, cut: Any, *, step: int, settings: A
 
     from trainer.gradients import QueryLosses
 
-    if work.pool or settings.distillation != "kl":
-        sys.exit("only for losses without in-batch negatives, and for distillation=kl")
+    if work.pool or settings.distillation != "kl" or frozen.all:
+        sys.exit("only for losses without in-batch negatives and frozen encoders, and for distillation=kl")
     torch.manual_seed(settings.seed + step)
     model, every, parts = workers.model, list[Any](), list[tuple[Any, list[Any], int]]()
     for query in work.queries:
@@ -84,7 +84,7 @@ def plain_gradients(workers: Any, work: Any, cut: Any, *, step: int, settings: A
             distillation[query.query_id] = functional.kl_div(student_log, teacher_log, log_target=True, reduction="sum")
     total = work.supervised_weight * sum(supervised.values()) + work.distillation_weight * sum(distillation.values())
     total.backward()
-    return QueryLosses(*({name: float(loss.detach()) for name, loss in losses.items()} for losses in (supervised, distillation)))
+    return QueryLosses(*({name: float(loss.detach()) for name, loss in losses.items()} for losses in (supervised, distillation, {})))
 
 
 def make_plain() -> None:
@@ -125,9 +125,9 @@ def set_dropout(p: float) -> None:
     """Of all dropout modules of the student."""
     import torch
 
-    from trainer import run
+    from trainer import task
 
-    given = run.open_student
+    given = task.prepared
 
     def with_dropout(*words: Any) -> Any:
         model = given(*words)
@@ -136,7 +136,7 @@ def set_dropout(p: float) -> None:
                 module.p = p
         return model
 
-    run.open_student = with_dropout
+    task.prepared = with_dropout
 
 
 SIDES: dict[str, Callable[[], None]] = {"ours": lambda: None, "again": draw_other_masks, "plain": make_plain}
