@@ -2,8 +2,8 @@
 
     python recipes/compare/table.py OUT
 
-Reads the per-question metrics that commands.sh wrote. A p-value is that of the paired randomisation test over the test questions, of the means over
-seeds: against the start, and against Hard KD. It knows the chance in the choice of questions, not that in the choice of seeds, which is the sd.
+Reads the per-question metrics that commands.sh wrote. A p-value is that of the paired randomisation test over the test questions, of the
+means over seeds: against the start, and against Hard KD. It knows the chance in the choice of questions, not that of seeds, which is the sd.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from retrieval.metrics import randomisation_test
 
 NAMES = {
-    "start": "start", "adam": "ADAM, P~ without p+ (Eq. 9)", "adam_positive": "ADAM, P~ with p+", "hard_kd": "Hard KD", "rand_kd": "Rand KD",
+    "start": "start",
+    "adam": "ADAM, P~ without p+ (Eq. 9)", "adam_positive": "ADAM, P~ with p+", "hard_kd": "Hard KD",
+    "rand_kd": "Rand KD",
     "margin_mse": "MarginMSE", "cl_drd": "CL-DRD", "prod": "PROD (T3, D)",
 }  # fmt: skip
 METRICS = ("MRR@10", "nDCG@10")
