@@ -3,7 +3,7 @@
     python recipes/compare/table.py OUT
 
 Reads the per-question metrics that commands.sh wrote. A p-value is that of the paired randomisation test over the test questions, of the
-means over seeds: against the start, and against Hard KD. It knows the chance in the choice of questions, not that of seeds, which is the sd.
+means over seeds: against the start, and against Hard KD. It knows the chance in the choice of questions, not of seeds: that is the sd.
 """
 
 from __future__ import annotations
