@@ -100,8 +100,10 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
         Tokenizer(arguments.student).encode([str(words[0])], max_tokens=8)  # a worker has one
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         started = time.perf_counter()
-        task = Task(experiment, shards.TABLE, root / "out", "f", [0], 1, found, Workshop(), report=lambda unit, count: None, warn=print)
-        shards.TABLE.build(task)
+        task = Task(
+            experiment, shards.table(experiment), root / "out", "f", [0], 1, found, Workshop(), report=lambda unit, count: None, warn=print
+        )
+        task.table.build(task)
         seconds = time.perf_counter() - started
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "before": before, "seconds": seconds}
 

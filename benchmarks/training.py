@@ -12,11 +12,15 @@ layers of the same weights, with the dropout of the model's configuration, on th
     peer bf16   the same with bf16=True
     everything  ours, T = 3 epochs, every query distilled
     KL shares   the same with ADAM's selected shares (Eq. 8, t from 0): the queries that are not selected have no loss, and are not encoded
+    KL from 1   the same, t counted from 1
     ADAM        ADAM's objective: its shares, and the supervised loss of every query, whose dark examples are not encoded unless selected
-    ADAM, t=1   the same, t counted from 1
+    ADAM from 1 the same, t counted from 1
+    ceiling     linear layers alone at the shapes of the model's, bf16
 
-Each side is a process of its own; they take turns, step by step, first the three, then the four, and a waiting side computes nothing. A
-step's time is from when it may begin to its end, with reading or tokenising its batch. The first step of each side is left out.
+Each side is a process of its own; they take turns, step by step, first those without epochs, then those with, and a waiting side computes
+nothing. A step's time is from when it may begin to its end, with reading or tokenising its batch; ours reads ahead in a thread when it is
+not measured, but here within its step. The first step of each side, in which models and data are opened, is left out. Ratios are medians
+over the rounds; with epochs, of each epoch, and then of the epochs' mean times.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -43,8 +47,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "ours": WHOLE,
     "everything": WHOLE,
     "KL shares": {"include_positive": True, "without": ["supervised"]},
+    "KL from 1": {"include_positive": True, "without": ["supervised"], "count_epochs_from": 1},
     "ADAM": {},
-    "ADAM, t=1": {"count_epochs_from": 1},
+    "ADAM from 1": {"count_epochs_from": 1},
 }
 
 
@@ -70,11 +75,17 @@ def prepare(arguments: argparse.Namespace) -> None:
         (one["query_tokens"],) = tokenizer.encode([one["query"]], max_tokens=QUERY_TOKENS)
         one["tokens"] = tokenizer.encode(one["texts"], max_tokens=PASSAGE_TOKENS)
     (arguments.work / "lists.json").write_text(json.dumps(lists))
-    write_shards(arguments.work / "shards", lists, tokenizer=tokenizer.digest)
+    for name, count in (("whole", len(lists)), ("epochs", epoch_steps(arguments.steps) * arguments.batch)):
+        write_shards(arguments.work / name, lists[:count], tokenizer=tokenizer.digest)
     lengths = [len(tokens) for one in lists for tokens in one["tokens"]]
     parameters = sum(parameter.numel() for parameter in student.parameters())
     about = {"tokens": mean(lengths), "longest": max(lengths), "flops": flops(student.backbone, lists), "parameters": parameters}
     print(json.dumps(about))
+
+
+def epoch_steps(steps: int) -> int:
+    """Steps of each epoch, on the sides with epochs."""
+    return max(2, steps // 2)
 
 
 def candidate_lists(collection: Path, tokenizer: Any) -> Any:
@@ -150,25 +161,41 @@ class Turns:
             sys.exit(0)
         self._started = time.perf_counter()
 
-    def end(self, loss: float) -> None:
-        """Report the step."""
+    def end(self, figure: float, *, tokens: int = 0) -> None:
+        """Report the step, a figure that belongs to it, and the tokens that it encoded."""
         seconds = time.perf_counter() - self._started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(json.dumps({"seconds": seconds, "peak": peak, "loss": loss}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak": peak, "figure": figure, "tokens": tokens}), flush=True)
+
+
+class Unhurried:
+    """`trainer.prefetch.Prefetched` without its thread, which would read during other sides' turns."""
+
+    waited = 0.0
+
+    def __init__(self, make: Callable[[], Iterator[Any]], *, ahead: int) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._make()
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 def train_ours(arguments: argparse.Namespace, turns: Turns) -> None:
     """`trainer.loop.train`, as the command `train run` calls it; its line of metrics ends a step."""
     from data.settings import Experiment
-    from trainer import loop
+    from trainer import loop, reports, run
 
-    class MetricsInTurns(loop.Metrics):
+    class MetricsInTurns(reports.Metrics):
         def write(self, figures: dict[str, Any]) -> None:
             super().write(figures)
-            turns.end(figures["distillation"])
+            turns.end(figures["distillation"], tokens=figures["tokens"])
             turns.begin()
 
-    loop.Metrics = MetricsInTurns  # type: ignore[misc]
+    reports.Metrics = MetricsInTurns  # type: ignore[misc]
+    run.Prefetched = Unhurried  # type: ignore[assignment,misc]
     side = arguments.side
     experiment = Experiment.model_validate(
         {
@@ -177,12 +204,12 @@ def train_ours(arguments: argparse.Namespace, turns: Turns) -> None:
             "train": {
                 "output": str(arguments.work / f"run-{side}"), "epochs": 1 if side == "ours" else EPOCHS, "warmup_steps": 0,
                 "batch_queries": arguments.batch, "objective": OBJECTIVES[side], "precision": arguments.precision,
-                "threads": arguments.threads,
+                "threads": arguments.threads, "workers": arguments.workers or None,
             },
         }
     )  # fmt: skip
     turns.begin()
-    loop.train(experiment, shards_folder=arguments.work / "shards")
+    loop.train(experiment, shards_folder=arguments.work / ("whole" if side == "ours" else "epochs"))
 
 
 def train_peer(arguments: argparse.Namespace, turns: Turns) -> None:
@@ -221,8 +248,8 @@ def train_peer(arguments: argparse.Namespace, turns: Turns) -> None:
     trainer.train()
 
 
-def ceiling(arguments: argparse.Namespace) -> None:
-    """Print the FLOP/s of torch.nn.functional.linear at the shapes of the model's layers, bf16, 2,048 rows."""
+def ceiling(arguments: argparse.Namespace, turns: Turns) -> None:
+    """FLOP/s of torch.nn.functional.linear at the shapes of the model's layers, bf16, 2,048 rows; for a second each time."""
     import torch
 
     torch.set_num_threads(arguments.threads)
@@ -230,18 +257,27 @@ def ceiling(arguments: argparse.Namespace) -> None:
     size, inner = config["hidden_size"], config["intermediate_size"]
     shapes = [(size, size)] * 4 + [(size, inner), (inner, size)]
     layers = [[torch.randn(shape).to(torch.bfloat16) for shape in ((2048, i), (o, i))] for i, o in shapes]
-    times, started = [], time.perf_counter()
-    with torch.inference_mode():
-        while time.perf_counter() - started < 2:
-            before = time.perf_counter()
-            for values, weight in layers:
-                torch.nn.functional.linear(values, weight)
-            times.append(time.perf_counter() - before)
-    print(json.dumps(sum(2 * 2048 * i * o for i, o in shapes) / median(times)))
+    while True:
+        turns.begin()
+        times, started = [], time.perf_counter()
+        with torch.inference_mode():
+            while time.perf_counter() - started < 1:
+                before = time.perf_counter()
+                for values, weight in layers:
+                    torch.nn.functional.linear(values, weight)
+                times.append(time.perf_counter() - before)
+        turns.end(sum(2 * 2048 * i * o for i, o in shapes) / median(times))
 
 
-SIDES: dict[str, Callable[[argparse.Namespace, Turns], None]] = {name: train_ours for name in OBJECTIVES}
-SIDES |= {"peer": train_peer, "peer bf16": train_peer}
+SIDES: dict[str, Callable[[argparse.Namespace, Turns], None]] = {
+    "ceiling": ceiling, "peer": train_peer, "peer bf16": train_peer, **{name: train_ours for name in OBJECTIVES},
+}  # fmt: skip
+WITHOUT_EPOCHS = ("ceiling", "ours", "peer", "peer bf16")
+
+
+def epochs_of(name: str) -> int:
+    """Of a side's run."""
+    return 1 if name in WITHOUT_EPOCHS else EPOCHS
 
 
 class Side:
@@ -278,6 +314,11 @@ class Side:
         return [step["seconds"] for step in self.steps]
 
     @property
+    def tokens(self) -> float:
+        """Of all steps."""
+        return sum(step["tokens"] for step in self.steps)
+
+    @property
     def peak(self) -> float:
         """GB."""
         return max(step["peak"] for step in self.steps)
@@ -294,16 +335,15 @@ def take_turns(names: list[str], words: list[str], *, steps: int) -> dict[str, S
     return sides
 
 
-def mean_seconds(side: Side, *, epochs: int) -> float:
-    """Mean over the epochs of each one's median step, the very first step left out: their selected shares differ."""
-    steps = len(side.steps) // epochs
-    parts = [side.seconds[max(1, epoch * steps) : (epoch + 1) * steps] or side.seconds[:steps] for epoch in range(epochs)]
-    return mean(median(part) for part in parts)
+def typical(values: list[float], *, epochs: int) -> float:
+    """Mean over the epochs of each one's median, the very first step left out: their selected shares differ."""
+    steps = len(values) // epochs
+    return mean(median(values[max(1, epoch * steps) : (epoch + 1) * steps]) for epoch in range(epochs))
 
 
-def asked(words: list[str]) -> Any:
-    """The last line of a process, as JSON."""
-    return json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+def times_faster(side: Side, other: Side, *, epochs: int) -> float:
+    """How many times as fast one side is as another, by the ratios of the steps of one round."""
+    return 1 / typical([own / others for own, others in zip(side.seconds, other.seconds, strict=True)], epochs=epochs)
 
 
 def main() -> None:
@@ -311,62 +351,64 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("student", type=Path)
     parser.add_argument("collection", type=Path)
-    parser.add_argument("--steps", type=int, default=4, help="of each side, and of each epoch of the sides with epochs")
+    parser.add_argument("--steps", type=int, default=4, help="of each side; half as many in each epoch of the sides with epochs")
     parser.add_argument("--batch", type=int, default=16, help="queries of a step")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--precision", default="auto", help="of our sides")
     parser.add_argument("--threads", type=int, default=0, help="of each side; default all")
-    parser.add_argument("--only", nargs="*", choices=SIDES, help="these sides alone, and no ratios")
+    parser.add_argument("--workers", type=int, default=0, help="of our sides: `train.workers`; default as many as it takes by itself")
+    parser.add_argument("--only", nargs="*", choices=SIDES, default=list(SIDES), help="these sides alone")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--side", choices=[*SIDES, "prepare", "ceiling"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=[*SIDES, "prepare"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.side in ("prepare", "ceiling"):
-        {"prepare": prepare, "ceiling": ceiling}[arguments.side](arguments)
-        return
-    if arguments.side:
+    if arguments.side == "prepare":
+        prepare(arguments)
+    elif arguments.side:
         SIDES[arguments.side](arguments, Turns())
-        return
-    if not arguments.threads:
-        from pipeline.capacity import usable_cpus
+    else:
+        if not arguments.threads:
+            from pipeline.capacity import usable_cpus
 
-        arguments.threads = usable_cpus()
-    with tempfile.TemporaryDirectory() as work:
-        compare(arguments, Path(work))
+            arguments.threads = usable_cpus()
+        with tempfile.TemporaryDirectory() as work:
+            compare(arguments, Path(work))
 
 
 def compare(arguments: argparse.Namespace, work: Path) -> None:
-    """Run all sides and print their figures."""
+    """Run the sides and print their figures."""
     words = [sys.executable, __file__, str(arguments.student), str(arguments.collection), "--work", str(work)]
-    for name in ("steps", "batch", "layers", "precision", "threads"):
+    for name in ("steps", "batch", "layers", "precision", "threads", "workers"):
         words += [f"--{name}", str(getattr(arguments, name))]
-    about, best = asked([*words, "--side", "prepare"]), asked([*words, "--side", "ceiling"])
+    prepared = subprocess.run([*words, "--side", "prepare"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    about = json.loads(prepared.splitlines()[-1])
     print(f"26 candidates a query, mean {about['tokens']:.0f} tokens, longest {about['longest']}")
     print(f"{about['parameters'] / 1e6:.1f} M parameters, {about['flops'] / 1e9:.0f} GFLOP a query")
-    print(f"ceiling        {best / 1e9:7.0f} GFLOP/s in bf16")
-    wanted = arguments.only if arguments.only is not None else list(SIDES)
-    sides = take_turns([name for name in ("ours", "peer", "peer bf16") if name in wanted], words, steps=arguments.steps)
-    sides |= take_turns([name for name in OBJECTIVES if name != "ours" and name in wanted], words, steps=arguments.steps * EPOCHS)
+
+    sides = take_turns([name for name in WITHOUT_EPOCHS if name in arguments.only], words, steps=arguments.steps)
+    with_epochs = [name for name in OBJECTIVES if name in arguments.only and name != "ours"]
+    sides |= take_turns(with_epochs, words, steps=epoch_steps(arguments.steps) * EPOCHS)
+    figures: dict[str, Any] = {"name": "training", "unit": "queries/s"}
+    best = median(step["figure"] for step in sides.pop("ceiling").steps) if "ceiling" in sides else None
+    if best:
+        print(f"ceiling     {best / 1e9:7.0f} GFLOP/s in bf16")
     rate: dict[str, float] = {}
     for name, side in sides.items():
-        rate[name] = arguments.batch / mean_seconds(side, epochs=1 if len(side.steps) == arguments.steps else EPOCHS)
-        losses = [step["loss"] for step in side.steps[: arguments.steps]]
-        print(
-            f"{name:10} {rate[name]:6.2f} queries/s, {rate[name] * about['flops'] / best:.2f} of the ceiling, peak {side.peak:5.2f} GB, "
-            f"mean loss of the first epoch {mean(losses):.3f}"
-        )
-    if arguments.only is not None:
-        return
-    figures = {
-        "name": "training", "ours": round(rate["ours"], 3), "peer": round(rate["peer"], 3),
-        "ratio": round(rate["ours"] / rate["peer"], 3), "unit": "queries/s", "peer_bf16": round(rate["peer bf16"], 3),
-        "bf16_ratio": round(rate["ours"] / rate["peer bf16"], 3),
-        **{f"memory_{name.replace(' ', '_')}_gb": round(sides[name].peak, 3) for name in ("ours", "peer", "peer bf16")},
-        "memory_ratio": round(sides["ours"].peak / sides["peer"].peak, 3), "ceiling_share": round(rate["ours"] * about["flops"] / best, 3),
-        "shares_ratio": round(rate["KL shares"] / rate["everything"], 3), "adam_ratio": round(rate["ADAM"] / rate["everything"], 3),
-        "adam_from_1_ratio": round(rate["ADAM, t=1"] / rate["everything"], 3),
-        "loss_ours": round(mean(step["loss"] for step in sides["ours"].steps), 4),
-        "loss_peer": round(mean(step["loss"] for step in sides["peer"].steps), 4),
-    }  # fmt: skip
+        rate[name] = arguments.batch / typical(side.seconds, epochs=epochs_of(name))
+        key, loss = name.replace(" ", "_"), mean(step["figure"] for step in side.steps)
+        share = f", {rate[name] * about['flops'] / best:.2f} of the ceiling" if best and name in WITHOUT_EPOCHS else ""
+        print(f"{name:11} {rate[name]:6.2f} queries/s{share}, peak {side.peak:5.2f} GB, mean loss {loss:.3f}")
+        figures |= {key: round(rate[name], 3), f"{key}_gb": round(side.peak, 3), f"{key}_loss": round(loss, 4)}
+    for name, over, under in (
+        ("ratio", "ours", "peer"), ("bf16_ratio", "ours", "peer bf16"), ("shares_ratio", "KL shares", "everything"),
+        ("shares_from_1_ratio", "KL from 1", "everything"), ("adam_ratio", "ADAM", "everything"),
+        ("adam_from_1_ratio", "ADAM from 1", "everything"),
+    ):  # fmt: skip
+        if over in rate and under in rate:
+            figures[name] = round(times_faster(sides[over], sides[under], epochs=epochs_of(over)), 3)
+            print(f"{over:11} {figures[name]:.2f} times as fast as {under}", end="")
+            print(f", with {sides[over].tokens / sides[under].tokens:.3f} of its tokens" if under == "everything" else "")
+    if "ours" in rate and "peer" in rate:
+        figures["memory_ratio"] = round(sides["ours"].peak / sides["peer"].peak, 3)
     print(json.dumps(figures))
 
 

@@ -75,6 +75,13 @@ def set_dotted(values: dict[str, Any], key: str, value: str) -> None:
     values[last] = value
 
 
+def laid_over(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """`values` with `others` over them; where both have a mapping, key by key."""
+    sections = [name for name, own in others.items() if isinstance(own, dict) and isinstance(values.get(name), dict)]
+    both = {name: laid_over(values[name], others[name]) for name in sections}
+    return {**values, **others, **both}
+
+
 def build(model: type[SectionType], values: dict[str, Any]) -> SectionType:
     """A checked settings object. Raises UserError with every fault, each naming its key and what was expected."""
     _refuse_unknown(model, values, prefix="")

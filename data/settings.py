@@ -60,7 +60,7 @@ class Teacher(Section):
     """The cross-encoder."""
 
     model: str = execution(..., "hub id or folder of a sequence-classification model, or of model.onnx (keyed by its content)")
-    backend: Literal["torch", "onnx"] = keyed("torch", "torch, or ONNX Runtime (extra `onnx`)")
+    backend: Literal["torch", "onnx", "none"] = keyed("torch", "torch, ONNX Runtime (extra `onnx`), or none: shards without logits")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
     max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first", ge=16)
     compile: Literal["auto", "on", "off"] = execution("auto", "torch.compile; auto: where a calibration says that the job is long enough")
@@ -123,6 +123,7 @@ class HardNegatives(Section):
     simans_a: float = keyed(0.5, "a of SimANS, sharpness around p+ (the default of its authors' code)", ge=0, allow_inf_nan=False)
     simans_b: float = keyed(0.0, "b of SimANS, added to the score of p+ (the default of its authors' code)", allow_inf_nan=False)
     score_pools: bool = keyed(False, "have the teacher score whole pools, also where nothing here asks for it (table pool_scores)")
+    select: Literal["none", "prod", "prod_nq"] = keyed("none", "queries that the teacher gets right and the student does not (PROD)")
     false_negatives: FalseNegatives = FalseNegatives()
 
     @property
@@ -137,8 +138,8 @@ class HardNegatives(Section):
 
     @property
     def uses_pool_scores(self) -> bool:
-        """Whether negatives are chosen by the teacher's logits of the windows."""
-        return self.sampler == "stratified" or self.false_negatives.uses_teacher
+        """Whether queries or negatives are chosen by the teacher's logits."""
+        return self.sampler == "stratified" or self.false_negatives.uses_teacher or self.select != "none"
 
     @model_validator(mode="after")
     def _consistent(self) -> HardNegatives:
@@ -155,6 +156,8 @@ class HardNegatives(Section):
             raise ValueError(f"sampler={self.sampler} chooses the same negatives in every draw: set draws=1, or sampler=uniform or simans")
         if self.false_negatives.student_margin is not None and "student" not in names:
             raise ValueError("false_negatives.student_margin needs student among the sources")
+        if self.select != "none" and "student" not in names:
+            raise ValueError(f"select={self.select} goes by the student's ranks: it needs student among the sources")
         return self
 
 
@@ -232,18 +235,32 @@ class Objective(Section):
     """The loss. The defaults are ADAM's letter; recipes are presets of this section."""
 
     supervised_weight: float = keyed(0.01, "lambda, weight of the supervised loss (ADAM 4.3)", ge=0)
-    without: tuple[Literal["reinforced", "noisy", "adaptive", "supervised"], ...] = keyed((), "parts left out, as in ADAM's Table 3")
+    distillation_weight: float = keyed(1.0, "weight of the distillation loss (PROD: 0.9)", gt=0)
+    keep_weight: float = keyed(0.0, "weight of KL(start, frozen || student) on the same list (PROD: 1); it keeps from forgetting", ge=0)
+    without: tuple[Literal["reinforced", "noisy", "adaptive", "supervised", "distillation"], ...] = keyed(
+        (), "parts left out, as in ADAM's Table 3"
+    )
     include_positive: bool = keyed(False, "put p+ into P~ (Eq. 9 leaves it out; a list without dark examples always has it, Eq. 3)")
     reduction: Literal["batch", "selected"] = keyed("batch", "the KD sum is divided by b, or by the number of selected queries")
     count_epochs_from: Literal[0, 1] = keyed(0, "t of the first epoch in the selected share 1 - t/(2T) (Eq. 8)")
     distillation: Literal["kl", "margin_mse", "curriculum"] = keyed("kl", "the KD loss: KL of softmaxes (Eq. 4), MarginMSE, CL-DRD's")
-    temperature: float = keyed(1.0, "of both softmaxes of the KL", gt=0)
+    temperature: float = keyed(1.0, "T of both softmaxes of the KL", gt=0)
+    temperature_squared: bool = keyed(False, "multiply each KL by T^2 (PROD), so that its gradient does not shrink with T")
+    teacher_model: str | None = execution(None, "a dual encoder as teacher, frozen, instead of the shards' logits (keyed by its content)")
     in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives the batch's other passages join")
 
     @model_validator(mode="after")
     def _scored(self) -> Objective:
         if self.distillation == "margin_mse" and self.in_batch in ("distillation", "both"):
             raise ValueError("margin_mse needs teacher logits, which in-batch passages have not: set in_batch=none or supervised")
+        if self.distillation != "kl" and self.temperature_squared:
+            raise ValueError(f"{self.distillation} has no temperature: set temperature_squared=false")
+        if self.distillation == "curriculum" and self.teacher_model:
+            raise ValueError("distillation=curriculum learns from the shards' labels, not from a teacher_model: leave it out")
+        if "distillation" in self.without and (self.keep_weight or self.teacher_model):
+            raise ValueError("keep_weight and teacher_model are of the distillation's list, which is left out: set one or the other")
+        if "distillation" in self.without and ("supervised" in self.without or not self.supervised_weight):
+            raise ValueError("nothing is left to train: distillation and the supervised loss are both left out")
         if self.distillation == "curriculum" and (self.in_batch != "none" or self.uses_positive):
             raise ValueError(
                 "distillation=curriculum is over a list of groups, which has no one p+ and no in-batch negatives: set "
@@ -265,7 +282,10 @@ class Objective(Section):
 class Train(Section):
     """The trainer."""
 
-    recipe: str = keyed("adam", "adam, hard_kd, rand_kd, margin_mse or cl_drd: a preset of `objective`")
+    task: Literal["student", "cross_encoder", "dual_encoder"] = keyed(
+        "student", "student: distil; cross_encoder: fine-tune teacher.model; dual_encoder: train student.model by the labels alone"
+    )
+    recipe: str = keyed("adam", "of task=student: adam, hard_kd, rand_kd, margin_mse, cl_drd, prod_dual or prod: a preset of `objective`")
     output: str = execution("runs/train", "folder of checkpoints, metrics and the student")
     objective: Objective = Objective()
     stages: dict[str, dict[str, Any]] = keyed({}, "runs one after the other: a name each, and what it changes of `train`; see `of_stage`")
@@ -344,7 +364,7 @@ class Train(Section):
 
 START_WORDS = ("last", "student")
 _OF_A_STAGE = ("start", "shards")
-_OF_THE_RUN = ("stages", "recipe", "output", "device", "threads", "workers")
+_OF_THE_RUN = ("stages", "task", "recipe", "output", "device", "threads", "workers")
 
 
 def _local_folder(value: str, instead: str) -> str:
@@ -371,6 +391,19 @@ class Experiment(Section):
     runner: Runner = Runner()
     train: Train = Train()
 
+    @model_validator(mode="after")
+    def _teacher(self) -> Experiment:
+        if self.teacher.backend == "none":
+            if self.dark_examples.reinforced or self.dark_examples.mask_ratios:
+                raise ValueError(
+                    "teacher.backend=none makes no dark examples: set dark_examples.reinforced=false dark_examples.mask_ratios=[]"
+                )
+            if self.hard_negatives.score_pools or self.hard_negatives.uses_pool_scores:
+                raise ValueError(
+                    "teacher.backend=none scores no pools: leave out score_pools, select, sampler=stratified, rules of the teacher"
+                )
+        return self
+
     @field_validator("store")
     @classmethod
     def _local(cls, value: str) -> str:
@@ -389,13 +422,17 @@ class Experiment(Section):
     @property
     def scores_whole_pools(self) -> bool:
         """Whether the teacher ranks whole pools, and not the rank windows alone."""
-        return self.hard_negatives.score_pools or self.curriculum.enabled
+        return self.hard_negatives.score_pools or self.hard_negatives.select != "none" or self.curriculum.enabled
 
     @model_validator(mode="after")
     def _pools_serve_the_curriculum(self) -> Experiment:
         pools, wanted = self.hard_negatives, self.curriculum.retrieved
         if not self.curriculum.enabled:
             return self
+        if self.teacher.backend == "none":
+            raise UserError("curriculum.enabled ranks by the teacher: set teacher.backend=torch or onnx")
+        if pools.select != "none":
+            raise UserError(f"curriculum.enabled takes all queries: leave hard_negatives.select={pools.select} out")
         if pools.source_words != "student":
             raise UserError(f"curriculum.enabled ranks what the student retrieves: set hard_negatives.source=student, not {pools.source}")
         if pools.depth < wanted:
@@ -440,16 +477,33 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
     )
 
 
-SECTION_SHORTHANDS = {"runner": "runner.kind", "recipe": "train.recipe", "dev": "train.dev"}
+SECTION_SHORTHANDS = {"runner": "runner.kind", "recipe": "train.recipe", "task": "train.task", "dev": "train.dev"}
 
 
 def read(words: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The raw values of the file `config=FILE` and the other words with their shorthands spelt out."""
+    """The raw values of the file `config=FILE` and the other words with their shorthands spelt out.
+
+    A file may have `steps`: names of settings that go over the rest of the file where `step=NAME` asks for them. So a method of many
+    trainings, each with its own data, teacher and schedule, is one file; without `step` it is the rest alone.
+    """
     words = dict(words)
-    file = words.pop("config", None)
+    file, step = words.pop("config", None), words.pop("step", None)
     if file is None:
         raise UserError("say which experiment: config=FILE (a YAML file, see recipes/)")
-    return config.read_yaml(Path(file)), {SECTION_SHORTHANDS.get(key, key): value for key, value in words.items()}
+    values = config.read_yaml(Path(file))
+    steps = values.pop("steps", {})
+    if not isinstance(steps, dict) or not all(isinstance(own, dict) for own in steps.values()):
+        raise UserError(f"{file}: steps is a mapping of names, each with settings below it")
+    if step is not None:
+        if step not in steps:
+            raise UserError(f"step={step}: {file} has " + (f"the steps {', '.join(steps)}" if steps else "no steps"))
+        values = config.laid_over(values, steps[step])
+    return values, {SECTION_SHORTHANDS.get(key, key): value for key, value in words.items()}
+
+
+def step_names(words: dict[str, str]) -> list[str]:
+    """The names of the `steps` of the file `config=FILE`, in its order."""
+    return list(config.read_yaml(Path(words["config"])).get("steps", {})) if "config" in words else []
 
 
 def merged(values: dict[str, Any], overrides: dict[str, str]) -> Experiment:

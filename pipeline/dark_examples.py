@@ -40,6 +40,16 @@ class Splitter(Protocol):
         """Spans of the text's words."""
 
 
+class _Nothing:
+    """Where there are no dark examples, there is nothing to split."""
+
+    def pieces(self, text: str) -> Spans:
+        """Never asked for."""
+        raise AssertionError("dark examples without a teacher")
+
+    words = pieces
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One candidate of a query."""
@@ -174,8 +184,10 @@ def _build(task: Task) -> None:
 
     experiment = task.experiment
     settings, longest = experiment.dark_examples, longest_mixed(experiment)
-    folder = resolve_folder(experiment.teacher.model, option="teacher.model")
-    splitter = task.workshop.keep("teacher tokenizer", lambda: Tokenizer(folder))
+    splitter: Splitter = _Nothing()
+    if experiment.teacher.backend != "none":
+        folder = resolve_folder(experiment.teacher.model, option="teacher.model")
+        splitter = task.workshop.keep("teacher tokenizer", lambda: Tokenizer(folder))
     rows = task.inputs["hard_negatives"].read(task.shard, columns=["query_id", "positive_ids", "negative_ids"]).to_pylist()
     query_table = task.inputs["ingest.queries"].read(task.shard)
     queries = dict(zip(query_table.column("query_id").to_pylist(), query_table.column("text").to_pylist(), strict=True))
@@ -210,13 +222,14 @@ def _build(task: Task) -> None:
 
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    folder = resolve_folder(experiment.teacher.model, option="teacher.model")
+    has_teacher = experiment.teacher.backend != "none"
+    folder = resolve_folder(experiment.teacher.model, option="teacher.model") if has_teacher else None
     key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens", "mask_seed"))
     return {
         **key,
         "mixed_tokens": longest_mixed(experiment) if experiment.dark_examples.reinforced else None,
         "draws": experiment.draws,
-        "tokenizer": tokenizer_digest(folder),
+        "tokenizer": tokenizer_digest(folder) if folder else None,
         "seed": experiment.seed,
         "mask_seed": experiment.seed if experiment.dark_examples.mask_seed is None else experiment.dark_examples.mask_seed,
     }

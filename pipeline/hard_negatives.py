@@ -1,5 +1,7 @@
 """Stage `hard_negatives`: for each training query m negatives out of its pools, without what is taken for false negatives.
 
+With `hard_negatives.select` for some of the queries only: see `pipeline.progressive`.
+
     the rank window of each source -> the rules of `false_negatives` -> the sampler, `draws` times
 
 Where a rule or the sampler goes by the teacher, its logits come from the table `pool_scores`, which has all passages of the windows: a
@@ -25,6 +27,7 @@ from data.settings import Experiment, HardNegatives
 from pipeline.false_negatives import Dropped, false_negatives
 from pipeline.pool_pairs import PoolRow, read_pools
 from pipeline.pools import window_places
+from pipeline.progressive import RANKS, ranks_of, why_dropped
 from pipeline.samplers import seeded, simans, stratified, take_turns, turns, uniform
 from pipeline.stage import Stored, Table, Task
 
@@ -124,6 +127,8 @@ def _build(task: Task) -> None:
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     made_up: Counter[str] = Counter()
+    unselected: Counter[str] = Counter()
+    ranked: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
     with task.writer(task.shard, schemas.HARD_NEGATIVES) as writer:
 
@@ -138,8 +143,14 @@ def _build(task: Task) -> None:
                 query_id, of_query = next(logits)
                 if query_id != row.query_id:
                     raise AssertionError(f"pool of {row.query_id}, logits of {query_id}: the tables do not belong together")
-            chosen = choose(row, settings, seed=experiment.seed, logits=of_query)
             counts["in"] += 1
+            if settings.select != "none" and of_query is not None:
+                ranks = ranks_of(row, logits=of_query.of, positive_logits=of_query.positives, depth=settings.depth)
+                ranked[ranks.bands] += 1
+                if why := why_dropped(ranks, settings.select):
+                    unselected[why] += 1
+                    continue
+            chosen = choose(row, settings, seed=experiment.seed, logits=of_query)
             dropped.update(why.rule.name.lower() for why in chosen.dropped.values())
             made_up.update(chosen.made_up)
             if not chosen.draws[0]:
@@ -152,7 +163,8 @@ def _build(task: Task) -> None:
                 settle()
         settle()
         figures: dict[str, Any] = {"in": counts["in"], "kept": counts["kept"], SHORT: counts[SHORT]}
-        figures["dropped"] = {"no negatives": counts["no negatives"]} if counts["no negatives"] else {}
+        figures["dropped"] = {**({"no negatives": counts["no negatives"]} if counts["no negatives"] else {}), **unselected}
+        figures |= {RANKS: dict(ranked)} if ranked else {}
         figures |= {"false negatives": dict(dropped)} if dropped else {}
         figures |= {"negatives of other sources for": dict(made_up)} if made_up else {}
         writer.figures["counts"] = figures
@@ -172,18 +184,25 @@ def _row(row: PoolRow, chosen: Chosen) -> dict[str, Any]:
 
 def _remark(counts: dict[str, Any]) -> str:
     short, none = counts.get(SHORT, 0), counts.get("dropped", {}).get("no negatives", 0)
-    if not short and not none:
-        return ""
-    left_out = f", {none:,} have none and are left out" if none else ""
-    return f"hard_negatives: of {counts['in']:,} queries {short:,} have fewer negatives than asked for{left_out}; `prep report` names some"
+    parts = []
+    if RANKS in counts:
+        why = ", ".join(f"{reason} {count:,}" for reason, count in counts["dropped"].items())
+        parts.append(f"hard_negatives.select keeps {counts['kept']:,} of {counts['in']:,} queries ({why})")
+    if short or none:
+        left_out = f", {none:,} have none and are left out" if none else ""
+        fewer = f"of {counts['in']:,} queries {short:,} have fewer negatives than asked for"
+        parts.append(f"hard_negatives: {fewer}{left_out}; `prep report` names some")
+    return "; ".join(parts)
 
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     settings = experiment.hard_negatives
     unused = () if settings.sampler == "simans" else ("simans_a", "simans_b")
-    own = ("source", "depth", "first_rank", "last_rank", "queries", "score_pools")
+    own = ("source", "depth", "first_rank", "last_rank", "queries", "score_pools", "select")
+    selection = {"select": settings.select, "depth": settings.depth} if settings.select != "none" else {}
     return {
         **keyed_values(settings, leave_out=(*own, *unused)),
+        **selection,
         "sources": [[source.name, source.weight, source.first_rank, source.last_rank] for source in settings.sources],
         "false_negatives": keyed_values(settings.false_negatives),
         "seed": experiment.seed,

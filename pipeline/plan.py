@@ -42,7 +42,12 @@ def tables(experiment: Experiment) -> list[Table]:
     """
     whole_pools, by_teacher = experiment.scores_whole_pools, experiment.hard_negatives.uses_pool_scores
     scored = [pool_pairs.TABLE, teacher_scores.OF_POOLS] if whole_pools or by_teacher else []
-    adam = [hard_negatives.table(experiment), dark_examples.TABLE, teacher_scores.TABLE, confidence.TABLE, shards.TABLE]
+    by_lists = [
+        hard_negatives.table(experiment),
+        dark_examples.TABLE,
+        *([teacher_scores.TABLE, confidence.TABLE] if experiment.teacher.backend != "none" else []),
+        shards.table(experiment),
+    ]
     return [
         ingest_tables.CORPUS,
         ingest_tables.QUERIES,
@@ -52,14 +57,17 @@ def tables(experiment: Experiment) -> list[Table]:
         *([search_index.TABLE] if experiment.uses_index else []),
         pools.table(experiment),
         *scored,
-        *([curriculum.TABLE, shards.OF_CURRICULUM] if experiment.curriculum.enabled else adam),
+        *([curriculum.TABLE, shards.OF_CURRICULUM] if experiment.curriculum.enabled else by_lists),
         *([dev_set.TABLE] if experiment.dev.queries else []),
     ]
 
 
 def table_named(experiment: Experiment, label: str) -> Table:
-    """The table of a label such as `embed.corpus`."""
-    return next(table for table in tables(experiment) if table.label == label)
+    """The table of a label such as `embed.corpus`. Raises UserError where the settings make none."""
+    for table in tables(experiment):
+        if table.label == label:
+            return table
+    raise UserError(f"these settings make no table {label} (teacher.backend={experiment.teacher.backend})")
 
 
 def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
@@ -74,6 +82,8 @@ def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
     if stage not in STAGES:
         raise unknown_key(f"stage={stage}", valid=[f"stage={name}" for name in ("all", *STAGES)])
     selected = [table for table in everything if table.stage == stage]
+    if not selected and stage in ("teacher_scores", "confidence") and experiment.teacher.backend == "none":
+        raise UserError(f"stage={stage}: teacher.backend=none asks for shards without a teacher's logits")
     if not selected:
         raise UserError(f"stage={stage}: {_NOT_ASKED_FOR.get(stage, _WITH_A_CURRICULUM)}")
     return selected
@@ -83,7 +93,7 @@ _NOT_ASKED_FOR = {
     "index": "the search is exact, which needs no index; set search.index=ivf or search.index=hnsw",
     "pool_scores": (
         "nothing asks for the teacher's scores of pools; set hard_negatives.score_pools=true, a rule of the teacher "
-        "in hard_negatives.false_negatives, or hard_negatives.sampler=stratified"
+        "in hard_negatives.false_negatives, hard_negatives.sampler=stratified, or hard_negatives.select=prod"
     ),
     "dev": "no dev set is asked for; set dev.queries=NUMBER, of the queries to measure the student on",
     "curriculum": "no curriculum is asked for; set curriculum.enabled=true, which takes the place of negatives and dark examples",

@@ -1,8 +1,8 @@
 """Stage `pools`, table `pairs`: what the teacher must read of the pools: each query's positives, and the passages of its rank windows.
 
-With `hard_negatives.score_pools`, or a curriculum, the passages of the whole pool. A passage that several sources rank stands once. The
-table exists only where something asks for the teacher's logits of pools; its schema is that of all candidates, so that it is scored as
-they are.
+With `hard_negatives.score_pools` or `select`, or a curriculum, the passages of the whole pool. A passage that several sources rank stands
+once. The table exists only where something asks for the teacher's logits of pools; its schema is that of all candidates, so that it is
+scored as they are.
 """
 
 from __future__ import annotations

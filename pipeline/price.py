@@ -96,5 +96,6 @@ def at_most(experiment: Experiment, queries: int) -> int:
 def at_most_of_pools(experiment: Experiment, queries: int, *, labels: int) -> int:
     """Pairs that the pools of so many training queries with so many labels can want."""
     settings = experiment.hard_negatives
-    each = [settings.depth if settings.score_pools else source.last_rank - source.first_rank + 1 for source in settings.sources]
+    whole = experiment.scores_whole_pools
+    each = [settings.depth if whole else source.last_rank - source.first_rank + 1 for source in settings.sources]
     return min(queries, settings.queries or queries) * sum(each) + labels

@@ -20,6 +20,7 @@ from data.shards import atomic_write, read_row_groups
 from pipeline.ingest_tables import quarantine_file
 from pipeline.inspect_query import KIND_NAMES, ScoredList, complete_tables, scored_lists
 from pipeline.plan import Planner, TablePlan, tables
+from pipeline.progressive import BANDS
 from pipeline.report_curriculum import curriculum_sections
 from pipeline.report_figures import COLOURS, Logits, confidence_histogram, score_distributions, smoothed_distribution
 from pipeline.report_html import escape, facts_table, figure, html_table, page
@@ -120,7 +121,7 @@ def _moments(values: NDArray[np.float32], above: NDArray[np.bool_]) -> list[str]
 
 def _negatives(found: Findings) -> str:
     """What the rules dropped, and which queries have few negatives or none; nothing where there is neither."""
-    parts = []
+    parts = [_selection(found)] if found.ranks else []
     if found.dropped:
         counted = escape(", ".join(f"{rule} {count:,}" for rule, count in found.dropped.items()))
         names = ("query", "passage", "rule", "score", "limit", "best p+")
@@ -134,6 +135,15 @@ def _negatives(found: Findings) -> str:
         ]
         parts.append(f"<h2>Queries short of negatives</h2><p>{escape(' '.join(lines))}</p>")
     return "".join(parts)
+
+
+def _selection(found: Findings) -> str:
+    """How many queries have p+ at which ranks, a row for each of the student's, and which were left out."""
+    rows = [[student, *(f"{found.ranks.get(f'{student} / {teacher}', 0):,}" for teacher in BANDS)] for student in BANDS]
+    left_out = escape(", ".join(f"{reason} {count:,}" for reason, count in found.unselected.items()) or "none")
+    intro = f"<p>Left out: {left_out}. Queries by the rank of p+, the student's beside the teacher's:</p>"
+    names = ("student \\ teacher", *BANDS)
+    return f"<h2>Selection of queries</h2>{intro}{html_table(names, rows, numbers=BANDS)}"
 
 
 def _numbers(example: Example) -> list[str]:

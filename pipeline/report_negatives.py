@@ -15,6 +15,7 @@ from data.settings import Experiment
 from pipeline.hard_negatives import SHORT, read_logits
 from pipeline.inspect_query import complete_tables
 from pipeline.pool_pairs import read_pools
+from pipeline.progressive import RANKS
 from pipeline.stage import Stored
 
 _EXAMPLES, _NAMED = 20, 20
@@ -42,6 +43,8 @@ class Findings:
     short_ids: list[str]
     without: int
     without_ids: list[str]
+    ranks: dict[str, int]  # how many queries have p+ at which ranks, where they were selected by it
+    unselected: dict[str, int]  # by reason
 
 
 def negatives_findings(experiment: Experiment) -> Findings:
@@ -56,7 +59,9 @@ def negatives_findings(experiment: Experiment) -> Findings:
         short,
         _short_ids(negatives, experiment.hard_negatives.negatives) if short else [],
         without,
-        _ids_without(negatives, pools) if without else [],
+        _ids_without(negatives, pools) if without and RANKS not in counts else [],
+        counts.get(RANKS, {}),
+        {reason: count for reason, count in counts["dropped"].items() if reason != "no negatives"},
     )
 
 

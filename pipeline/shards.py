@@ -34,7 +34,7 @@ def _metadata(experiment: Experiment, student: StudentSpec, digests: DigestCache
     of_all = {
         "schema_version": SCHEMA_VERSION,
         "tokenizer": student.tokenizer_digest,
-        "teachers": [resolve_teacher(experiment.teacher, device=experiment.runner.device).namespace(digests)],
+        "teachers": _teachers(experiment, digests),
         "draws": experiment.draws,
         "negatives_source": experiment.hard_negatives.source_words,
     }
@@ -45,6 +45,12 @@ def _metadata(experiment: Experiment, student: StudentSpec, digests: DigestCache
         "negatives": experiment.hard_negatives.negatives,
         "mask_ratios": list(experiment.dark_examples.mask_ratios),
     }
+
+
+def _teachers(experiment: Experiment, digests: DigestCache) -> list[str]:
+    if experiment.teacher.backend == "none":
+        return []
+    return [resolve_teacher(experiment.teacher, device=experiment.runner.device).namespace(digests)]
 
 
 def _build(task: Task) -> None:
@@ -94,8 +100,13 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     return {**_metadata(experiment, student, digests), **lengths, **prefixes, "seed": experiment.seed}
 
 
-TABLE = Table(
-    stage="shards", name="", version=2, reads=("dark_examples", "teacher_scores", "confidence"), key=_key,
+OF_CURRICULUM = Table(
+    stage="shards", name="", version=1, reads=("curriculum",), key=_key,
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
 )  # fmt: skip
-OF_CURRICULUM = replace(TABLE, version=1, reads=("curriculum",))
+
+
+def table(experiment: Experiment) -> Table:
+    """The table of lists with one p+; without a teacher it has no logits to read, and logits and C(q) are no numbers."""
+    scores = () if experiment.teacher.backend == "none" else ("teacher_scores", "confidence")
+    return replace(OF_CURRICULUM, version=2, reads=("dark_examples", *scores))

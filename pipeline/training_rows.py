@@ -144,13 +144,15 @@ def _encoded(texts: list[str], mixed: NDArray[np.bool_], encoders: Encoders) -> 
 
 def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders) -> TrainingRows:
     """The rows of a shard. Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order; `curriculum` is all
-    three in one."""
+    three in one. Where there is no teacher, logits and confidences are NaN: whatever used them all the same would say so."""
     candidates = inputs["curriculum" if "curriculum" in inputs else "dark_examples"]
     lists = Lists.read(candidates, shard)
     queries, passages = tokenised(candidates, shard, lists, encoders)
     if "curriculum" in inputs:
         scores = candidates.read(shard, columns=["logit", "confidence"])
         logits, confidences = scores.column("logit").to_numpy(), scores.column("confidence").to_numpy()[lists.bounds[:-1]]
+    elif "teacher_scores" not in inputs:
+        logits, confidences = (np.full(len(numbers), np.nan, np.float32) for numbers in (lists.kinds, lists.draws))
     else:
         logits = inputs["teacher_scores"].read(shard, columns=["logit"]).column("logit").to_numpy()
         confidences = inputs["confidence"].read(shard, columns=["confidence"]).column("confidence").to_numpy()

@@ -185,10 +185,11 @@ def evaluate(words: Given = None) -> None:
     """Metrics of a run, or of stored embeddings.
 
     qrels=FILE|TABLE run=FILE, or corpus=FOLDER queries=FOLDER out=RUN; [per_query=JSON] [split=test] [depth=1000] [relevant_from=1]
+    missing=zero counts a judged query that the run lacks as 0 (trec_eval -c), missing=skip leaves it out.
     """
     with exit_codes():
         searched = {"corpus": "", "queries": "", "out": ""}
-        optional = {"run": "", **searched, "per_query": "", "split": "test", **_SEARCHING, "relevant_from": "1"}
+        optional = {"run": "", **searched, "per_query": "", "split": "test", **_SEARCHING, "relevant_from": "1", "missing": "zero"}
         given = Words.of(words, required=("qrels",), optional=optional)
         surplus = [f"{name}=" for name in searched if given["run"] and given[name]]
         if surplus:
@@ -218,6 +219,8 @@ def evaluate(words: Given = None) -> None:
 def _evaluated(qrels: Any, run: Any, given: Words) -> Any:
     from retrieval.metrics import evaluate as evaluate_run
 
+    if given.one_of("missing", ("zero", "skip")) == "skip":
+        qrels = {query_id: judged for query_id, judged in qrels.items() if query_id in run}
     try:
         return evaluate_run(qrels, run, relevant_from=given.number("relevant_from"))
     except ValueError as error:
@@ -226,9 +229,12 @@ def _evaluated(qrels: Any, run: Any, given: Words) -> Any:
 
 @app.command()
 def compare(words: Given = None) -> None:
-    """Two runs side by side, with a paired randomisation test.  before=RUN after=RUN qrels=FILE|TABLE [split=test] [seed=0]"""
+    """Two runs side by side, with a paired randomisation test.  before=RUN after=RUN qrels=FILE|TABLE [split=test] [seed=0]
+
+    missing=zero counts a judged query that a run lacks as 0, missing=skip leaves out those that either lacks.
+    """
     with exit_codes():
-        optional = {"split": "test", "seed": "0", "relevant_from": "1", "permutations": "100000"}
+        optional = {"split": "test", "seed": "0", "relevant_from": "1", "permutations": "100000", "missing": "zero"}
         given = Words.of(words, required=("before", "after", "qrels"), optional=optional)
         permutations = given.number("permutations", least=1)
         from data.trec import read_run
@@ -236,7 +242,10 @@ def compare(words: Given = None) -> None:
         from retrieval.printing import print_comparison
 
         qrels = _qrels(given)
-        before, after = (_evaluated(qrels, read_run(given.file(name)), given) for name in ("before", "after"))
+        runs = [read_run(given.file(name)) for name in ("before", "after")]
+        if given["missing"] == "skip":
+            qrels = {query_id: judged for query_id, judged in qrels.items() if all(query_id in run for run in runs)}
+        before, after = (_evaluated(qrels, run, given) for run in runs)
         print_comparison(compare_runs(before, after, seed=given.number("seed"), permutations=permutations), before, after)
 
 

@@ -60,6 +60,8 @@ def resolve_teacher(teacher: Teacher, *, device: str) -> TeacherSpec:
 
     Raises UserError: no such model, not of this backend, `max_tokens` above what it can read.
     """
+    if teacher.backend == "none":
+        raise UserError("teacher.backend=none: there is no teacher; set teacher.backend=torch or onnx")
     folder = resolve_folder(teacher.model, option="teacher.model")
     needed = "model.onnx" if teacher.backend == "onnx" else "config.json"
     if not (folder / needed).is_file():

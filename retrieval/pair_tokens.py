@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.errors import UserError
 from retrieval.tokenizer import Tokenizer
 
 _KEPT_TOKENS = 250_000  # of texts seen lately, about 3 MB: a few thousand passages
@@ -94,9 +95,15 @@ class PairTokenizer:
         self._seen: OrderedDict[bytes, NDArray[np.int32]] = OrderedDict()
         self._seen_tokens = 0
         self.pad_id = self._tokenizer.pad_id
-        self._template = PairTemplate.of(self._tokenizer.backend)
+        self.backend = self._tokenizer.backend
+        self._template = PairTemplate.of(self.backend)
         if self._template is not None and not self._agrees():
             self._template = None
+
+    @property
+    def template(self) -> PairTemplate | None:
+        """What is put around the ids of two texts; None where the tokenizer encodes every pair."""
+        return self._template
 
     @property
     def joins_stored_ids(self) -> bool:
@@ -143,3 +150,29 @@ class PairTokenizer:
         while self._seen_tokens > self._kept_tokens:
             _, gone = self._seen.popitem(last=False)
             self._seen_tokens -= len(gone)
+
+
+class StoredPairs:
+    """Pairs from the stored token ids of two texts, each with the special tokens of a text alone."""
+
+    def __init__(self, folder: Path, *, max_tokens: int) -> None:
+        """Raises UserError where the tokenizer's pairs are not two token sequences with something around and between them."""
+        tokenizer = PairTokenizer(folder, max_tokens=max_tokens)
+        alone = tokenizer.backend.encode("a")
+        special = np.array(alone.special_tokens_mask, dtype=bool)
+        ids = np.array(alone.ids, np.int32)
+        inside = np.flatnonzero(~special)
+        if tokenizer.template is None or not len(inside):
+            raise UserError(f"{folder}: pairs of this tokenizer cannot be put together from the tokens of their texts")
+        self._template, self._max_tokens = tokenizer.template, max_tokens
+        self._before, self._after = ids[: inside[0]], ids[inside[-1] + 1 :]
+
+    def join(self, first: NDArray[np.int32], second: NDArray[np.int32]) -> PairEncoding:
+        """The tokenizer's own encoding of the pair of these texts, the longer one cut first."""
+        return self._template.join(self._bare(first), self._bare(second), max_tokens=self._max_tokens)
+
+    def _bare(self, stored: NDArray[np.int32]) -> NDArray[np.int32]:
+        before, end = len(self._before), len(stored) - len(self._after)
+        if not (np.array_equal(stored[:before], self._before) and np.array_equal(stored[end:], self._after)):
+            raise UserError("stored tokens do not begin and end as this tokenizer has it; make the training shards anew")
+        return stored[before:end]

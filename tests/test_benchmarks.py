@@ -79,7 +79,29 @@ def test_teacher_scoring(models: Any, collection: Path) -> None:
     assert 0 < figures["largest_difference"] < 0.03, "bf16 differs from fp32, but less than the logits of two pairs, which spread over 0.5"
 
 
+def test_training(models: Any, collection: Path) -> None:
+    """Prevents: a benchmark that breaks unseen, or whose sides do not train on the same lists towards the same loss."""
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("accelerate")
+    options = ["--steps", 2, "--batch", 2, "--layers", 1, "--threads", 1, "--precision", "fp32"]
+    figures = last_line("training", models.student, collection, *options, "--only", "ours", "peer", "everything", "KL shares")
+    assert set(figures) >= KEYS and figures["ratio"] > 0 and figures["memory_ratio"] > 0 and figures["shares_ratio"] > 0
+    assert figures["ours_loss"] == pytest.approx(figures["peer_loss"], rel=0.1)
+
+
 def test_streaming() -> None:
     """Prevents: a benchmark that breaks unseen."""
     figures = last_line("streaming", "--queries", 4, "--times", 3, "--steps", 2, "--batch", 2, "--layers", 1)
     assert set(figures) >= KEYS and 0.5 < figures["ratio"] < 1.5
+
+
+def test_plain_training(copied: Any, prep_run: Any) -> None:
+    """Prevents: a fast trainer that trains towards something else than a plain one, and a benchmark that breaks unseen."""
+    words = {"dev.queries": 4, "dev.depth": 5}
+    prep_run(copied.config, stage="dev", **words)
+    (shards,), (dev,) = ([path.parent for path in (copied.store / stage).glob("*/manifest.json")] for stage in ("shards", "dev"))
+    options = ["steps=3", "dropout=0", "train.precision=fp32", "train.warmup_steps=1", "train.threads=1", "train.workers=2"]
+    figures = last_line("plain_training", f"config={copied.config}", f"shards={shards}", f"dev={dev}", *options)
+    assert set(figures) >= KEYS and 0 < figures["ours"] <= 1
+    assert figures["moved"] > 0.01 and figures["parameters_apart"] < 1e-3
+    assert figures["difference"] == 0

@@ -23,7 +23,8 @@ FILES = sorted(FOLDER.glob("*/*.yaml"))
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.name if path.stem == path.parent.name else f"{path.parent.name}/{path.name}")
 def test_every_file_is_one_that_the_commands_read(file: Path) -> None:
     """Prevents: a key that was renamed in the code alone."""
-    recipes.load({"config": str(file)})
+    for step in yaml.safe_load(file.read_text()).get("steps", [None]):
+        recipes.load({"config": str(file), **({"step": step} if step else {})})
 
 
 @pytest.fixture
@@ -40,8 +41,10 @@ def msmarco(collection: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["adam", "cl_drd"])
-def test_msmarco_settings_are_accepted(name: str, msmarco: Path, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "step"), [("adam", ""), ("cl_drd", ""), ("prod", "t1"), ("prod", "c1"), ("prod", "t3")])
+def test_msmarco_settings_are_accepted(
+    name: str, step: str, msmarco: Path, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prevents: a file for days on a GPU that no command was ever given. Only names, sizes of models and shards, and the device differ."""
     other = {
         "store": tmp_path / "store", "ingest.path": msmarco, "student.model": models.student, "teacher.model": models.teacher,
@@ -49,6 +52,12 @@ def test_msmarco_settings_are_accepted(name: str, msmarco: Path, models: Any, tm
         "ingest.corpus_shards": 2, "ingest.query_shards": 2, "runner.device": "cpu", "runner.kind": "local", "teacher.precision": "fp32",
         "train.device": "cpu", "train.output": tmp_path / "run",
     }  # fmt: skip
+    if step:
+        other |= {"step": step, "embed.model": models.student, "student.query_prefix": "", "student.passage_prefix": ""}
+    if step == "c1":
+        other["teacher.model"] = models.teacher
+    if step == "t1":
+        other["train.objective.teacher_model"] = models.student
     words = [f"config={FOLDER / name / 'msmarco.yaml'}", *(f"{key}={value}" for key, value in other.items())]
 
     def done(app: Typer, command: str, *more: str) -> str:
@@ -60,7 +69,8 @@ def test_msmarco_settings_are_accepted(name: str, msmarco: Path, models: Any, tm
     assert "ingest.corpus    would build 2 of 2 shards" in done(pipeline.cli.app, "plan")
     done(pipeline.cli.app, "run")
     said = done(trainer.cli.app, "run", f"shards={done(pipeline.cli.app, 'path', 'stage=shards')}", "dry_run=true")
-    assert f"recipe {name}" in said and not (tmp_path / "run").exists()
+    told = {"t1": "recipe prod_dual", "c1": "task cross_encoder"}.get(step, f"recipe {name}")
+    assert told in said and not (tmp_path / "run").exists()
     if name == "cl_drd":
         assert [line.split()[-1] for line in said.splitlines() if line.startswith("stage ")] == ["1-coarse", "2-finer", "3-finest"]
 

@@ -30,7 +30,7 @@ class QueryWork:
     """What the step computes for one query. Empty tuples: this loss is not asked of it."""
 
     query_id: str
-    query: Sequenced
+    query: Sequenced  # empty where candidates are pairs, which hold it
     supervised: tuple[Sequenced, ...]  # p+ first, then P-
     distilled: tuple[Sequenced, ...]  # P~
     teacher_logits: NDArray[np.float32]  # of P~
@@ -42,7 +42,7 @@ class QueryWork:
         """All that must be encoded for it, each once; nothing where no loss is asked."""
         if not self.supervised and not self.distilled:
             return []
-        return list(dict.fromkeys((self.query, *self.supervised, *self.distilled)))
+        return list(dict.fromkeys((*([self.query] if self.query else []), *self.supervised, *self.distilled)))
 
     @property
     def terms(self) -> int:
@@ -70,7 +70,8 @@ class BatchWork:
     queries: tuple[QueryWork, ...]
     selected: int
     supervised_weight: float  # lambda / b, or 0
-    distillation_weight: float  # 1 / b, or 1 / selected, or 1 / terms
+    distillation_weight: float  # its weight, T^2 where asked for, over b or the number of selected queries or of terms; or 0
+    keep_weight: float  # the same of the term that keeps the student near its start, over b or the number of selected queries
     pool: tuple[PoolPassage, ...]  # p+ and P- of all queries, where in-batch negatives are on
     in_batch: str
 
@@ -105,36 +106,37 @@ def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Frac
         objective: The loss.
         share: The epoch's share of selected queries; not looked at where adaptivity is left out.
     """
-    share = Fraction(1) if "adaptive" in objective.without else share
-    selected = select([row.confidence for row in rows], [row.query_id for row in rows], share)
+    selected = [True] * len(rows)
+    if "adaptive" not in objective.without:
+        selected = select([row.confidence for row in rows], [row.query_id for row in rows], share)
+    distils = "distillation" not in objective.without
     supervised_weight = 0.0 if "supervised" in objective.without else objective.supervised_weight
     queries = tuple(
-        _query_work(row, objective=objective, selected=chosen, supervised=supervised_weight > 0)
+        _query_work(row, objective=objective, distilled=chosen and distils, supervised=supervised_weight > 0)
         for row, chosen in zip(rows, selected, strict=True)
     )
+    factor = objective.temperature**2 if objective.temperature_squared else 1.0
+    per_query = sum(selected) if objective.reduction == "selected" else len(rows)
+    terms = max(1, sum(query.terms for query in queries)) if objective.distillation == "curriculum" else per_query
     in_batch = objective.in_batch
     if supervised_weight == 0:
         in_batch = "distillation" if in_batch in ("distillation", "both") else "none"
+    if not distils:
+        in_batch = "supervised" if in_batch in ("supervised", "both") else "none"
     return BatchWork(
         queries=queries,
         selected=sum(selected),
         supervised_weight=supervised_weight / len(rows),
-        distillation_weight=1 / _divisor(queries, objective=objective, selected=sum(selected)),
+        distillation_weight=objective.distillation_weight * factor / terms * distils,
+        keep_weight=objective.keep_weight * factor / per_query * distils,
         pool=_pool(rows) if in_batch != "none" else (),
         in_batch=in_batch,
     )
 
 
-def _divisor(queries: Sequence[QueryWork], *, objective: Objective, selected: int) -> int:
-    """What the distillation losses of the global batch are divided by."""
-    if objective.distillation == "curriculum":
-        return max(1, sum(query.terms for query in queries))
-    return selected if objective.reduction == "selected" else len(queries)
-
-
-def _query_work(row: TrainingRow, *, objective: Objective, selected: bool, supervised: bool) -> QueryWork:
+def _query_work(row: TrainingRow, *, objective: Objective, distilled: bool, supervised: bool) -> QueryWork:
     sequences = [_sequence(tokens) for tokens in row.candidate_tokens]
-    places = distilled_places(row.kinds, objective=objective) if selected else []
+    places = distilled_places(row.kinds, objective=objective) if distilled else []
     return QueryWork(
         query_id=row.query_id,
         query=_sequence(row.query_tokens),

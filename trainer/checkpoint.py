@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -29,11 +29,17 @@ from data.command import is_full_disk
 from data.digests import json_digest
 from data.errors import RunFailed, UserError
 from data.shards import atomic_write
-from retrieval.dual_encoder import DualEncoder
 
 _FOLDER = "checkpoints"
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _RUN = "run.json"
+
+
+class Saveable(Protocol):
+    """A model that writes its own folder."""
+
+    def save(self, folder: Path) -> None:
+        """Write it."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,8 @@ def save_checkpoint(output: Path, *, model: nn.Module, optimizer: torch.optim.Op
         _remove(old)
 
 
-def save_student(folder: Path, *, model: DualEncoder) -> None:
-    """Save a sentence-transformers folder, whole or not at all."""
+def save_model(folder: Path, *, model: Saveable) -> None:
+    """Save a student as a sentence-transformers folder, a cross-encoder as a transformers folder, whole or not at all."""
     with whole_folder(folder) as temporary:
         model.save(temporary)
 

@@ -36,7 +36,7 @@ def _pack_if_it_can(model: Any) -> None:
     training = model.training
     model.eval()
     padded = _vectors(model, ids, mask)
-    undo = packing.pack_layers(model.backbone)
+    undo = packing.pack_layers(getattr(model.backbone, "base_model", model.backbone))  # of a cross-encoder, the model below its head
     try:
         same = torch.allclose(_vectors(model, ids, mask), padded, rtol=1e-3, atol=1e-4)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # NotImplementedError is a RuntimeError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import resource
 import sys
 import time
@@ -12,17 +13,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.digests import DigestCache
 from data.errors import EXIT_COMPLETE, UserError
 from data.settings import Experiment
-from retrieval.dual_encoder import DualEncoder
-from retrieval.student_spec import resolve_student
+from trainer.frozen import FrozenEncoders
 from trainer.gradients import StepSettings, accumulate_gradients
 from trainer.micro_batches import MicroBatches
 from trainer.ranks import Ranks
-from trainer.run import PlannedBatch, check_machine, check_shards, epoch_ends, planned_batches, step_settings
+from trainer.recipes import check_shards
+from trainer.run import PlannedBatch, check_machine, epoch_ends, planned_batches, step_settings
 from trainer.stages import stages_of
 from trainer.stream import TrainingShards, open_training_shards
-from trainer.student import open_student, open_workers
+from trainer.student import open_workers
+from trainer.task import Model, Task, task_of
 from trainer.utilisation import measured_flop_rate, training_flop
 from trainer.workers import Workers
 
@@ -52,24 +55,24 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
 def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
     """Print what one run, or one stage of it, will be. Returns the seconds that it will take."""
     settings = experiment.train
-    spec = resolve_student(experiment.student)
-    shards = open_training_shards(shards_folder, tokenizer=spec.tokenizer_digest, draw=settings.draw)
-    check_shards(settings, shards)
-    model = open_student(spec, settings)
+    task = task_of(experiment, DigestCache(Path(os.devnull)))
+    shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, draw=settings.draw)
+    check_shards(experiment, shards.metadata)
+    model, frozen = task.open(), task.open_frozen()
     workers = open_workers(model, settings, ranks=Ranks(device=settings.device))
     ends, steps = epoch_ends(shards, experiment), step_settings(experiment, model)
-    first = next(planned_batches(shards, experiment, first_step=0))
-    rate, utilisation = _tokens_per_second(workers, model, first, settings=steps)
+    first = next(planned_batches(shards, experiment, task, first_step=0))
+    rate, utilisation = _tokens_per_second(workers, model, first, settings=steps, frozen=frozen)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
-    print(f"student      {model.source}: {trained:,} trained parameters, vectors of {model.size}, {steps.precision} on {steps.device}")
+    print(f"{settings.task:<12} {model.source}: {trained:,} trained parameters, {steps.precision} on {steps.device}")
     print(f"shards       {shards_folder}: {shards.epoch_rows(0):,} queries, {shards.metadata.draws} draws")
-    print(f"run          recipe {settings.recipe}, {len(ends)} epochs, {ends[-1]:,} steps of {settings.batch_queries} queries")
+    print(f"run          {_preset(experiment)}, {len(ends)} epochs, {ends[-1]:,} steps of {settings.batch_queries} queries")
     print(f"first batch  {_shapes(first)}")
     seconds = 0.0
     for epoch, end in enumerate(ends):
         start = ends[epoch - 1] if epoch else 0
-        tokens, selected = _sampled(shards, experiment, start=start, end=end)
+        tokens, selected = _sampled(shards, experiment, task, start=start, end=end)
         seconds += (end - start) * tokens / rate
         print(f"epoch {epoch + 1:<6} {end - start:,} steps, {selected:.0%} of queries selected, about {tokens:,.0f} tokens a step")
     print(f"memory       {_memory(trained, device=steps.device)}")
@@ -78,7 +81,9 @@ def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
     return seconds
 
 
-def _tokens_per_second(workers: Workers, model: DualEncoder, batch: PlannedBatch, *, settings: StepSettings) -> tuple[float, float]:
+def _tokens_per_second(
+    workers: Workers, model: Model, batch: PlannedBatch, *, settings: StepSettings, frozen: FrozenEncoders
+) -> tuple[float, float]:
     """Tokens a second and model FLOP utilisation of forward and backward passes, from as many groups of a batch as ten seconds allow."""
     best, began, cut = (0.0, 0.0), time.perf_counter(), batch.cut.groups
     groups = [cut[start : start + workers.count] for start in range(0, len(cut), workers.count)]
@@ -91,7 +96,8 @@ def _tokens_per_second(workers: Workers, model: DualEncoder, batch: PlannedBatch
         work = replace(batch.work, pool=(), in_batch="none")
         lengths = PlannedBatch(0, 0, replace(work, queries=queries), batch.cut).lengths
         started = time.perf_counter()
-        accumulate_gradients(workers, work, MicroBatches([], [], some), step=0, settings=settings, ranks=Ranks(device=settings.device))
+        parts, ranks = MicroBatches([], [], some), Ranks(device=settings.device)
+        accumulate_gradients(workers, work, parts, step=0, settings=settings, ranks=ranks, frozen=frozen)
         seconds = time.perf_counter() - started
         if round_ and sum(lengths) / seconds > best[0]:  # the first one warms up
             best = sum(lengths) / seconds, training_flop(model.backbone, lengths) / seconds / peak
@@ -101,9 +107,9 @@ def _tokens_per_second(workers: Workers, model: DualEncoder, batch: PlannedBatch
     return (best[0] * 0.75, best[1] * 0.75) if batch.work.pool else best
 
 
-def _sampled(shards: TrainingShards, experiment: Experiment, *, start: int, end: int) -> tuple[float, float]:
+def _sampled(shards: TrainingShards, experiment: Experiment, task: Task, *, start: int, end: int) -> tuple[float, float]:
     """Mean tokens of a step of an epoch and the share of its queries that are selected, from its first batches."""
-    some = itertools.islice(planned_batches(shards, experiment, first_step=start), min(_SAMPLED_BATCHES, end - start))
+    some = itertools.islice(planned_batches(shards, experiment, task, first_step=start), min(_SAMPLED_BATCHES, end - start))
     figures = [(sum(batch.lengths), batch.work.selected, len(batch.work.queries)) for batch in some]
     tokens, selected, queries = np.array(figures, dtype=np.float64).T
     return float(tokens.mean()), float(selected.sum() / queries.sum())
@@ -125,6 +131,11 @@ def _memory(trained: int, *, device: str) -> str:
     else:
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return f"about {(used + moments) / 1e9:.1f} GB at its peak ({trained * _STATE_BYTES / 1e9:.2f} GB of it weights, gradients and moments)"
+
+
+def _preset(experiment: Experiment) -> str:
+    train = experiment.train
+    return f"recipe {train.recipe}" if train.task == "student" else f"task {train.task}"
 
 
 def _duration(seconds: float) -> str:

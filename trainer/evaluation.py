@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.settings import Train
-from retrieval.dual_encoder import DualEncoder
 from trainer.checkpoint import TrainingState
 from trainer.dev import DevSet, encode_all, evaluate
 from trainer.gradients import StepSettings
 from trainer.ranks import Ranks
+from trainer.task import Model
 
 
 def is_due(done: int, *, settings: Train, epoch_ends: list[int]) -> bool:
@@ -28,7 +28,7 @@ def is_due(done: int, *, settings: Train, epoch_ends: list[int]) -> bool:
     return done % settings.evaluate_every == 0 or done == epoch_ends[-1]
 
 
-def dev_figures(model: DualEncoder, dev: DevSet, *, settings: StepSettings, ranks: Ranks) -> dict[str, float]:
+def dev_figures(model: Model, dev: DevSet, *, settings: StepSettings, ranks: Ranks) -> dict[str, float]:
     """MRR@10, nDCG@10 and Recall@100 by exact search. Each process encodes a share; all get the same figures."""
 
     def encode(sequences: Sequence[NDArray[np.int32]]) -> Tensor:

@@ -11,7 +11,11 @@ group's graph is freed before the next; with them all are shared, and the groups
 Dropout is seeded by (seed, step, micro-batch): a resumed run draws the same masks, the second encoding repeats the first, several
 micro-batches can be computed at the same time (`trainer.workers`), and the number of processes changes nothing.
 
-Shapes: n sequences of L tokens, D dimensions, B queries, K candidates, N in-batch passages.
+Frozen encoders (`trainer.frozen`) read the same sequences in the same places, each once: their vectors need no second encoding.
+
+Frozen encoders (`trainer.frozen`) read the same sequences in the same places, each once: their vectors need no second encoding.
+
+Shapes: n sequences of L tokens, D dimensions, S of them shared, B queries.
 """
 
 from __future__ import annotations
@@ -19,18 +23,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data.digests import hash64
 from retrieval.batching import pad, token_budget_batches
-from trainer.batch import BatchWork, PoolPassage, QueryWork, Sequenced, token_count
+from trainer.batch import BatchWork, QueryWork, Sequenced, token_count
+from trainer.batch_loss import LOSSES, QueryLosses, Scores, asked_of, total_loss
 from trainer.dropout import CheapDropout
-from trainer.losses import curriculum_loss, distillation_loss, margin_mse_loss, supervised_loss
+from trainer.frozen import FrozenEncoders
 from trainer.masks import seed_masks
 from trainer.micro_batches import MicroBatches, tokens_of
 from trainer.packing import packs
@@ -55,16 +58,15 @@ class StepSettings:
     cheap_dropout: bool = True  # on a CPU
 
 
-@dataclass(frozen=True)
-class QueryLosses:
-    """Unweighted losses by query, nats (of MarginMSE squared scores; of CL-DRD sums over pairs); only of the queries they were asked of."""
-
-    supervised: dict[str, float]
-    distillation: dict[str, float]
-
-
 def accumulate_gradients(
-    workers: Workers, work: BatchWork, cut: MicroBatches, *, step: int, settings: StepSettings, ranks: Ranks
+    workers: Workers,
+    work: BatchWork,
+    cut: MicroBatches,
+    *,
+    step: int,
+    settings: StepSettings,
+    ranks: Ranks,
+    frozen: FrozenEncoders = FrozenEncoders(),  # noqa: B008 - frozen
 ) -> QueryLosses:
     """Add the gradient of the total loss (ADAM, Eq. 9) to the parameters of the workers' model. Returns each query's losses.
 
@@ -75,39 +77,62 @@ def accumulate_gradients(
         step: Seeds the dropout.
         settings: See there.
         ranks: The processes; each gets all losses and the whole gradient.
+        frozen: Encoders that the student is compared with.
     """
-    return _Step(workers, work, cut, step=step, settings=settings, ranks=ranks).run()
+    return _Step(workers, work, cut, step=step, settings=settings, ranks=ranks, frozen=frozen).run()
 
 
 class _Step:
     """The passes of a step that this process takes."""
 
-    def __init__(self, workers: Workers, work: BatchWork, cut: MicroBatches, *, step: int, settings: StepSettings, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        workers: Workers,
+        work: BatchWork,
+        cut: MicroBatches,
+        *,
+        step: int,
+        settings: StepSettings,
+        ranks: Ranks,
+        frozen: FrozenEncoders,
+    ) -> None:
         self._workers, self._work, self._cut = workers, work, cut
         self._step, self._settings, self._ranks = step, settings, ranks
+        self._frozen, self._frozen_SD = frozen.all, dict[str, Tensor]()
         self._chunks = [[cut.shared[row] for row in rows] for rows in cut.chunks]
         self._chunk_sizes = [sum(map(token_count, chunk)) for chunk in self._chunks]
         self._group_sizes = [tokens_of(self._queries(group)) for group in range(len(cut.groups))]
         self._my_chunks, self._my_groups = ranks.mine(self._chunk_sizes), ranks.mine(self._group_sizes)
-        self._losses_2B = torch.zeros(2, len(work.queries), dtype=torch.float64, device=settings.device)
+        self._losses_3B = torch.zeros(len(LOSSES), len(work.queries), dtype=torch.float64, device=settings.device)
 
     def _queries(self, group: int) -> list[QueryWork]:
         return [self._work.queries[place] for place in self._cut.groups[group]]
 
     def run(self) -> QueryLosses:
         kept_SD = self._encode_shared() if self._keeps_graph() else None
-        shared_SD = kept_SD.detach().requires_grad_() if kept_SD is not None else self._shared_vectors() if self._chunks else None
+        shared_SD = None
+        if kept_SD is not None:
+            shared_SD = kept_SD.detach().requires_grad_()
+        elif self._chunks:
+            shared_SD = self._shared_vectors().requires_grad_()
+        if self._chunks:
+            self._frozen_SD = {name: self._shared_vectors(encoder) for name, encoder in self._frozen.items()}
         self._each(self._my_groups, self._group_sizes, self._go_through_group, shared_SD, last=not self._chunks)
         if kept_SD is not None and shared_SD is not None:
             kept_SD.backward(shared_SD.grad)
         elif shared_SD is not None:
             gradient_SD = self._ranks.sum(torch.zeros_like(shared_SD) if shared_SD.grad is None else shared_SD.grad)
             self._each(self._my_chunks, self._chunk_sizes, self._go_back_through_chunk, gradient_SD, last=True)
-        supervised, distillation = self._ranks.sum(self._losses_2B).tolist()
+        return self._by_query(self._ranks.sum(self._losses_3B).tolist())
+
+    def _by_query(self, losses: list[list[float]]) -> QueryLosses:
         queries = self._work.queries
+        asked = asked_of(queries, keeps="start" in self._frozen)
         return QueryLosses(
-            {query.query_id: loss for query, loss in zip(queries, supervised, strict=True) if query.supervised},
-            {query.query_id: loss for query, loss in zip(queries, distillation, strict=True) if query.distilled},
+            *(
+                {query.query_id: loss for query, loss, one in zip(queries, row, which, strict=True) if one}
+                for row, which in zip(losses, asked, strict=True)
+            )
         )
 
     def _each(self, mine: list[int], sizes: list[int], go: Pass, shared: Tensor | None, *, last: bool) -> None:
@@ -129,38 +154,46 @@ class _Step:
         """[S, D] vectors of the only chunk, with their graph."""
         return _in_given_order(self._encode_chunk(self._workers.model, 0), self._cut.chunks)
 
-    def _shared_vectors(self) -> Tensor:
-        """[S, D] leaf: vectors of the shared sequences, the same in all processes."""
+    def _shared_vectors(self, frozen: nn.Module | None = None) -> Tensor:
+        """[S, D] vectors of the shared sequences without a graph, the same in all processes."""
         parts: dict[int, Tensor] = {}
 
         def encode(encoder: nn.Module, number: int, _: Tensor | None) -> None:
             with torch.no_grad():  # it belongs to the thread
-                parts[number] = self._encode_chunk(encoder, self._my_chunks[number])
+                parts[number] = self._encode_chunk(frozen or encoder, self._my_chunks[number])
 
         self._workers.each([self._chunk_sizes[number] for number in self._my_chunks], encode)
         if not parts:  # how long a vector is, and of which type
             with torch.no_grad():
-                parts[-1] = _encode_padded(self._workers.model, self._chunks[0][:1], settings=self._settings)
+                parts[-1] = _encode_padded(frozen or self._workers.model, self._chunks[0][:1], settings=self._settings)
         some = next(iter(parts.values()))
         vectors_SD = some.new_zeros(len(self._cut.shared), some.shape[1])
         for place, number in enumerate(self._my_chunks):
             vectors_SD[torch.tensor(self._cut.chunks[number], device=some.device)] = parts[place]
-        return self._ranks.sum(vectors_SD).requires_grad_()
+        return self._ranks.sum(vectors_SD)
 
     def _go_through_group(self, encoder: nn.Module, group: int, shared_SD: Tensor | None) -> None:
         """Encode a group's own sequences, take its part of the loss, go back."""
         queries = self._queries(group)
         own = self._cut.own(queries)
-        parts = [] if shared_SD is None else [shared_SD]
-        if own:
-            seed_dropout(self._settings.seed, self._step, len(self._chunks) + group)
-            parts.insert(0, encode(encoder, own, settings=self._settings))
-        sequences = [*own, *self._cut.shared] if shared_SD is not None else own
-        total, supervised_B, distillation_B = _total_loss(torch.cat(parts), sequences, queries, work=self._work, settings=self._settings)
+        sequences = [*own, *self._cut.shared]
+
+        def scores(encoder: nn.Module, shared_SD: Tensor | None) -> Scores:
+            parts = [encode(encoder, own, settings=self._settings)] if own else []
+            vectors_ND = torch.cat(parts if shared_SD is None else [*parts, shared_SD])
+            return Scores(vectors_ND, sequences, scale=self._settings.score_scale)
+
+        seed_dropout(self._settings.seed, self._step, len(self._chunks) + group)
+        student = scores(encoder, shared_SD)
+        frozen = {name: scores(other, self._frozen_SD.get(name)) for name, other in self._frozen.items()}
+        total, losses = total_loss(
+            student, frozen, queries, work=self._work,
+            distillation=self._settings.distillation, temperature=self._settings.temperature,
+        )  # fmt: skip
         total.backward()
         places = torch.tensor(self._cut.groups[group])
-        asked = torch.tensor([[bool(query.supervised) for query in queries], [bool(query.distilled) for query in queries]])
-        self._losses_2B[0, places[asked[0]]], self._losses_2B[1, places[asked[1]]] = supervised_B, distillation_B
+        for row, asked in enumerate(asked_of(queries, keeps="start" in frozen)):
+            self._losses_3B[row, places[torch.from_numpy(asked)]] = losses[row]
 
     def _go_back_through_chunk(self, encoder: nn.Module, number: int, gradient_SD: Tensor | None) -> None:
         """Encode shared sequences again, now with a graph, and send the gradients of their vectors through it."""
@@ -209,77 +242,3 @@ def _in_given_order(encoded_ND: Tensor, chunks: list[list[int]]) -> Tensor:
     place = np.empty(len(encoded_ND), dtype=np.int64)
     place[np.concatenate(chunks)] = np.arange(len(place))
     return encoded_ND.index_select(0, torch.from_numpy(place).to(encoded_ND.device))
-
-
-def _total_loss(
-    vectors_ND: Tensor, sequences: list[Sequenced], queries: Sequence[QueryWork], *, work: BatchWork, settings: StepSettings
-) -> tuple[Tensor, Tensor, Tensor]:
-    """These queries' part of the total loss, and the losses of those that are asked for one. Outside of autocast: scores are fp32,
-    losses fp64."""
-    scores = _Scores(vectors_ND, sequences, scale=settings.score_scale)
-    supervised = [query for query in queries if query.supervised]
-    distilled = [query for query in queries if query.distilled]
-    none = vectors_ND.new_zeros(0, dtype=torch.float64)
-    supervised_B, distillation_B = none, none
-    if supervised:
-        scores_BK, mask_BK = scores.own(supervised, [query.supervised for query in supervised])
-        negatives_BK, negatives_mask_BK = scores_BK[:, 1:], mask_BK[:, 1:]
-        if work.in_batch in ("supervised", "both"):
-            pool_BN, pool_mask_BN = scores.pool(supervised, work.pool)
-            negatives_BK, negatives_mask_BK = torch.cat([negatives_BK, pool_BN], 1), torch.cat([negatives_mask_BK, pool_mask_BN], 1)
-        supervised_B = supervised_loss(scores_BK[:, 0], negatives_BK, negatives_mask_BK)
-    if distilled:
-        scores_BK, mask_BK = scores.own(distilled, [query.distilled for query in distilled])
-        logits_BK = _padded([query.teacher_logits for query in distilled], like_BK=scores_BK)
-        if work.in_batch in ("distillation", "both"):
-            pool_BN, pool_mask_BN = scores.pool(distilled, work.pool)
-            never_BN = torch.full_like(pool_BN, -torch.inf)  # the teacher never scored them: probability 0
-            scores_BK, mask_BK = torch.cat([scores_BK, pool_BN], 1), torch.cat([mask_BK, pool_mask_BN], 1)
-            logits_BK = torch.cat([logits_BK, never_BN], 1)
-        if settings.distillation == "curriculum":
-            distillation_B = curriculum_loss(scores_BK, _padded([query.labels for query in distilled], like_BK=scores_BK), mask_BK)
-        elif settings.distillation == "margin_mse":
-            distillation_B = margin_mse_loss(scores_BK, logits_BK, mask_BK)
-        else:
-            distillation_B = distillation_loss(scores_BK, logits_BK, mask_BK, settings.temperature)
-    total = work.supervised_weight * supervised_B.sum() + work.distillation_weight * distillation_B.sum()
-    return total, supervised_B.detach(), distillation_B.detach()
-
-
-def _padded(values: Sequence[NDArray[Any]], *, like_BK: Tensor) -> Tensor:
-    """[B, K] of lists of numbers, in their own precision, 0 on padding."""
-    padded = np.zeros(like_BK.shape, dtype=values[0].dtype)
-    for row, own in enumerate(values):
-        padded[row, : len(own)] = own
-    return torch.from_numpy(padded).to(like_BK.device)
-
-
-class _Scores:
-    """Student scores, score_scale * <q, p>, between vectors of known sequences."""
-
-    def __init__(self, vectors_ND: Tensor, sequences: list[Sequenced], *, scale: float) -> None:
-        self._vectors_ND, self._scale = vectors_ND, scale
-        self._place = {sequence: place for place, sequence in enumerate(sequences)}
-
-    def _rows(self, places: Sequence[int]) -> Tensor:
-        # index_select, not indexing: on a CPU the backward of indexing adds in an order that is not fixed.
-        return self._vectors_ND.index_select(0, torch.tensor(places, device=self._vectors_ND.device))
-
-    def _queries(self, queries: Sequence[QueryWork]) -> Tensor:
-        return self._rows([self._place[query.query] for query in queries])
-
-    def own(self, queries: Sequence[QueryWork], passages: Sequence[tuple[Sequenced, ...]]) -> tuple[Tensor, Tensor]:
-        """[B, K] scores of each query's own passages, and the mask of those that are no padding."""
-        longest = max(map(len, passages))
-        mask = np.arange(longest) < np.array([[len(row)] for row in passages])
-        places = [self._place[sequence] for row in passages for sequence in (*row, *row[:1] * (longest - len(row)))]
-        passages_BKD = self._rows(places).view(len(passages), longest, -1)
-        scores_BK = self._scale * torch.einsum("bd,bkd->bk", self._queries(queries), passages_BKD)
-        return scores_BK, torch.from_numpy(mask).to(scores_BK.device)
-
-    def pool(self, queries: Sequence[QueryWork], passages: Sequence[PoolPassage]) -> tuple[Tensor, Tensor]:
-        """[B, N] scores of in-batch passages, and the mask of those that are negatives of the query: none equal to its own."""
-        passages_ND = self._rows([self._place[passage.sequence] for passage in passages])
-        scores_BN = self._scale * self._queries(queries) @ passages_ND.T
-        mask = [[passage.sequence not in query.own and query.own.isdisjoint(passage.ids) for passage in passages] for query in queries]
-        return scores_BN, torch.tensor(mask, device=scores_BN.device)

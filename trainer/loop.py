@@ -2,7 +2,7 @@
 
 OUTPUT/run.json  checkpoints/  metrics.jsonl  tensorboard/      while it runs
 OUTPUT/best/                                                    with a dev set: the student of the best evaluation so far
-OUTPUT/student/                                                 a sentence-transformers folder, at the end
+OUTPUT/student/, or another train.task's name                   at the end: a sentence-transformers folder, or a cross-encoder's
 OUTPUT/result.json                                              written last: the run is finished
 
 With `train.stages` each of them is such a run in a folder of its own: see `trainer.stages`.
@@ -20,7 +20,7 @@ import torch
 
 from data.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, RunFailed
 from data.settings import Experiment
-from trainer.checkpoint import save_checkpoint, save_student
+from trainer.checkpoint import save_checkpoint, save_model
 from trainer.evaluation import dev_figures, is_due, with_dev
 from trainer.gradients import QueryLosses, accumulate_gradients
 from trainer.interruption import Interruption
@@ -69,7 +69,7 @@ def _train(stage: Stage, *, ranks: Ranks) -> int:
                 reports.note(f"interrupted after step {run.state.step} of {run.steps}; start the same command again to go on")
                 return EXIT_INTERRUPTED
     if ranks.first:
-        save_student(run.output / "student", model=run.model)
+        save_model(run.result, model=run.model)
         write_result(run)
     # A signal in the last step stops no run, but what comes after it.
     return EXIT_INTERRUPTED if ranks.any(interruption.asked) and stage.followed else EXIT_COMPLETE
@@ -81,7 +81,9 @@ def take_step(run: Run, batch: PlannedBatch) -> tuple[QueryLosses, float]:
     rate = learning_rate(batch.step, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=run.steps)
     set_rate(run.optimizer, rate)
     run.optimizer.zero_grad(set_to_none=False)
-    losses = accumulate_gradients(run.workers, batch.work, batch.cut, step=batch.step, settings=run.step_settings, ranks=run.ranks)
+    losses = accumulate_gradients(
+        run.workers, batch.work, batch.cut, step=batch.step, settings=run.step_settings, ranks=run.ranks, frozen=run.frozen
+    )
     norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip_norm))
     stop_unless_finite(losses, norm=norm, batch=batch)
     run.optimizer.step()
@@ -96,7 +98,7 @@ def look_at_dev(run: Run) -> dict[str, float]:
     figures = dev_figures(run.model, run.dev, settings=run.step_settings, ranks=run.ranks)
     run.state = with_dev(run.state, figures, metric=settings.dev_metric)
     if run.state.best_step == run.state.step and run.ranks.first:
-        save_student(run.output / "best", model=run.model)
+        save_model(run.output / "best", model=run.model)
     return figures
 
 
@@ -115,8 +117,8 @@ def save(run: Run) -> None:
 
 def stop_unless_finite(losses: QueryLosses, *, norm: float, batch: PlannedBatch) -> None:
     """A loss or gradient that is no finite number would ruin every parameter: stop before the step, naming the queries."""
-    both = (losses.supervised, losses.distillation)
-    broken = sorted({name for part in both for name, loss in part.items() if not math.isfinite(loss)})
+    parts = (losses.supervised, losses.distillation, losses.kept)
+    broken = sorted({name for part in parts for name, loss in part.items() if not math.isfinite(loss)})
     if broken or not math.isfinite(norm):
         names = broken or [query.query_id for query in batch.work.queries]
         what = f"loss of {len(broken)} queries" if broken else "gradient of the batch of queries"

@@ -11,7 +11,7 @@ from data.shards import atomic_write
 
 METRICS_NAME = "metrics.jsonl"
 SPEEDS = ("seconds", "waited", "queries_per_second", "tokens_per_second", "utilisation")  # all else repeats when a run is repeated
-_CURVES = ("loss", "supervised", "distillation", "share", "learning_rate", "gradient_norm", *SPEEDS)
+_CURVES = ("loss", "supervised", "distillation", "kept", "share", "learning_rate", "gradient_norm", *SPEEDS)
 
 
 class Metrics:
@@ -31,7 +31,8 @@ class Metrics:
         self._file.write(json.dumps(figures) + "\n")
         self._file.flush()
         for name in _CURVES:
-            self._curves.add_scalar(f"train/{name}", figures[name], figures["step"])
+            if name in figures:
+                self._curves.add_scalar(f"train/{name}", figures[name], figures["step"])
         for name, value in figures.get("dev", {}).items():
             self._curves.add_scalar(f"dev/{name}", value, figures["step"])
 

@@ -2,6 +2,7 @@
 
 Precedence, the later wins: the settings' defaults (ADAM's letter), the recipe's preset, the file's `train.objective`, the command
 line. The file's `train.objective` belongs to the file's own recipe: when the command line names another recipe, it is dropped.
+A task other than `student` has a preset of its own, and the recipe is not looked at.
 
 Each row of ADAM's Table 3 is one override of `adam`:
 
@@ -21,15 +22,31 @@ from typing import Any
 from data import settings
 from data.errors import UserError
 from data.settings import Experiment, Objective
+from trainer.stream import TrainingMetadata
 
 _PLAIN_KD = {"include_positive": "true", "without": "reinforced,noisy,adaptive,supervised"}  # L_kd over {p+} and P- (Eq. 3)
 
+# The labels alone, without a teacher.
+_SUPERVISED = {"supervised_weight": "1", "without": "reinforced,noisy,adaptive,distillation"}
+# PROD (Lin et al., WWW 2023): 0.1 CE + 0.9 T^2 KL, T = 4, over p+ and its negatives.
+_PROD = {
+    "supervised_weight": "0.1", "distillation_weight": "0.9", "temperature": "4", "temperature_squared": "true",
+    "include_positive": "true", "without": "reinforced,noisy,adaptive",
+}  # fmt: skip
+
+# By recipe, and by task where that is not to distil into a student.
 PRESETS: dict[str, dict[str, str]] = {
     "adam": {},
     "hard_kd": _PLAIN_KD,  # negatives mined
     "rand_kd": _PLAIN_KD,  # negatives drawn at random: the shards differ, not the loss
     "margin_mse": {**_PLAIN_KD, "distillation": "margin_mse"},  # Hofstaetter et al., 2020
     "cl_drd": {**_PLAIN_KD, "distillation": "curriculum"},  # Zeng et al., 2022; its iterations are `train.stages`
+    "prod_dual": {**_PROD, "in_batch": "both"},  # step T1: the teacher is `teacher_model`, the list all passages of the batch
+    "prod": {**_PROD, "keep_weight": "1"},  # the later steps: the list is the query's own, with the student's start as a second teacher
+}
+TASK_PRESETS: dict[str, dict[str, str]] = {
+    "cross_encoder": _SUPERVISED,
+    "dual_encoder": {**_SUPERVISED, "in_batch": "supervised"},
 }
 
 
@@ -38,15 +55,47 @@ def load(words: dict[str, str]) -> Experiment:
 
     Raises UserError for all that `settings.load` refuses, and for an unknown recipe, with the nearest names.
     """
-    chosen = settings.load(words).train.recipe  # checks the whole file, also what a change of recipe drops
-    if chosen not in PRESETS:
-        near = difflib.get_close_matches(chosen, PRESETS, n=3, cutoff=0.3) or list(PRESETS)
-        raise UserError(f"unknown recipe {chosen!r}; nearest: {', '.join(near)}")
+    if "step" not in words and (names := settings.step_names(words)):
+        raise UserError(f"config={words['config']} has steps, say which one to train: step={', step='.join(names)}")
+    chosen = settings.load(words).train  # checks the whole file, also what a change of recipe drops
+    if chosen.recipe not in PRESETS:
+        near = difflib.get_close_matches(chosen.recipe, PRESETS, n=3, cutoff=0.3) or list(PRESETS)
+        raise UserError(f"unknown recipe {chosen.recipe!r}; nearest: {', '.join(near)}")
     values, overrides = settings.read(words)
     train: dict[str, Any] = values.setdefault("train", {})
-    own = train.get("recipe", settings.Train.model_fields["recipe"].default) == chosen
-    train["objective"] = {**copy.deepcopy(PRESETS[chosen]), **(train.get("objective", {}) if own else {})}
-    return settings.merged(values, overrides)
+    own = all(train.get(name, settings.Train.model_fields[name].default) == getattr(chosen, name) for name in ("task", "recipe"))
+    preset = TASK_PRESETS.get(chosen.task, PRESETS[chosen.recipe])
+    train["objective"] = {**copy.deepcopy(preset), **(train.get("objective", {}) if own else {})}
+    experiment = settings.merged(values, overrides)
+    _check(experiment)
+    return experiment
+
+
+def _check(experiment: Experiment) -> None:
+    """Raises UserError for what a recipe or a task cannot do without, or with."""
+    train, objective = experiment.train, experiment.train.objective
+    if train.task == "student" and train.recipe == "prod_dual" and objective.teacher_model is None:
+        raise UserError("recipe=prod_dual distils a dual encoder: give its folder as train.objective.teacher_model=FOLDER")
+    if train.task == "cross_encoder" and ("distillation" not in objective.without or objective.in_batch != "none"):
+        raise UserError("task=cross_encoder trains on p+ and its own negatives alone: leave train.objective.without and .in_batch to it")
+    if train.task == "cross_encoder" and train.stages:
+        raise UserError("task=cross_encoder: the stages of a run are students, one from the other; set train.stages={}")
+    if train.task == "cross_encoder" and train.dev is not None:
+        raise UserError("task=cross_encoder: a dev set measures dual encoders, by search; set train.dev=null")
+
+
+def check_shards(experiment: Experiment, metadata: TrainingMetadata) -> None:
+    """Refuse shards of another kind than recipe and loss are about, or that lack the logits it learns from."""
+    train, objective = experiment.train, experiment.train.objective
+    check_lists(objective, iterations=len(metadata.curriculum), draw=train.draw)
+    if train.task == "student":
+        check_negatives(train.recipe, source=metadata.negatives_source)
+    by_logits = "distillation" not in objective.without and (objective.teacher_model is None or "adaptive" not in objective.without)
+    if by_logits and not metadata.teachers:
+        raise UserError(
+            "these shards have no teacher logits (teacher.backend=none): make others with a teacher, or train without: task=dual_encoder, "
+            "task=cross_encoder, or train.objective.teacher_model=FOLDER with recipe=prod_dual"
+        )
 
 
 def check_lists(objective: Objective, *, iterations: int, draw: int | None) -> None:

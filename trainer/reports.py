@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from data.shards import atomic_write
+from retrieval.dual_encoder import DualEncoder
 from trainer.gradients import QueryLosses
 from trainer.metrics import Metrics, last_figures
 from trainer.optim import learning_rate
@@ -88,13 +89,14 @@ class Reports:
 def _figures(run: Run, batch: PlannedBatch, losses: QueryLosses, *, norm: float) -> dict[str, Any]:
     """One line of metrics.jsonl. Steps and epochs count from 1; losses are means over the queries, or pairs, that have them, nats."""
     settings, work = run.experiment.train, batch.work
-    supervised, distillation = math.fsum(losses.supervised.values()), math.fsum(losses.distillation.values())
+    supervised, distillation, kept = (math.fsum(part.values()) for part in (losses.supervised, losses.distillation, losses.kept))
     return {
         "step": batch.step + 1,
         "epoch": batch.epoch + 1,
-        "loss": work.supervised_weight * supervised + work.distillation_weight * distillation,
+        "loss": work.supervised_weight * supervised + work.distillation_weight * distillation + work.keep_weight * kept,
         "supervised": supervised / max(1, len(losses.supervised)),
         "distillation": distillation / max(1, work.terms),
+        **({"kept": kept / len(losses.kept)} if losses.kept else {}),
         "queries": len(work.queries),
         "selected": work.selected,
         "share": work.selected / len(work.queries),
@@ -112,7 +114,7 @@ def _notes(run: Run) -> Iterator[str]:
         yield f"{run.ranks.size} processes share each batch of {settings.batch_queries} queries"
     if settings.warmup_steps >= steps:
         yield f"train.warmup_steps={settings.warmup_steps} covers all {steps} steps: the peak rate is never reached"
-    if run.model.spec.normalize and settings.score_scale == 1:
+    if isinstance(run.model, DualEncoder) and run.model.spec.normalize and settings.score_scale == 1:
         yield "the student's vectors have length 1 and train.score_scale is 1: scores lie in [-1, 1]; about 20 is usual"
 
 
@@ -123,7 +125,7 @@ def write_result(run: Run) -> None:
         "steps": state.step,
         "stopped_early": run.stopped_early,
         "seconds": round(state.seconds, 3),
-        "student": str(run.output / "student"),
+        run.experiment.train.task: str(run.result),
         "best": {"step": state.best_step, run.experiment.train.dev_metric: state.best} if run.dev else None,
         "fingerprint": state.fingerprint,
         "last_step": last_figures(run.output),
@@ -132,4 +134,4 @@ def write_result(run: Run) -> None:
     }
     atomic_write(run.output / RESULT_NAME, json.dumps(content, indent=1, sort_keys=True).encode())
     early = f", no better on the dev set since step {state.best_step}" if run.stopped_early else ""
-    print(f"student saved in {run.output / 'student'} after {state.step} steps, {state.seconds:.0f} s of training{early}")
+    print(f"{run.experiment.train.task} saved in {run.result} after {state.step} steps, {state.seconds:.0f} s of training{early}")

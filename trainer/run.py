@@ -13,22 +13,22 @@ import torch
 from data.config import keyed_values
 from data.digests import DigestCache
 from data.errors import UserError
-from data.settings import Experiment, Train
+from data.settings import Experiment
 from retrieval import precision
-from retrieval.dual_encoder import DualEncoder
-from retrieval.student_spec import resolve_student
 from trainer.batch import BatchWork, plan_batch, token_count
 from trainer.checkpoint import TrainingState, claim_output, remove_leftovers, resume
 from trainer.dev import DevSet, open_dev_set
+from trainer.frozen import FrozenEncoders
 from trainer.gradients import StepSettings
 from trainer.micro_batches import MicroBatches, cut
 from trainer.optim import make_optimizer
 from trainer.prefetch import Prefetched
 from trainer.ranks import Ranks
-from trainer.recipes import check_lists, check_negatives
+from trainer.recipes import check_shards
 from trainer.selection import selected_share
 from trainer.stream import TrainingShards, batches, open_training_shards
-from trainer.student import computes_on_cpu, open_student, open_workers
+from trainer.student import computes_on_cpu, open_workers
+from trainer.task import Model, Task, task_of
 from trainer.workers import Workers
 
 RESULT_NAME = "result.json"
@@ -59,7 +59,9 @@ class Run:
     ranks: Ranks
     shards: TrainingShards
     key: dict[str, Any]
-    model: DualEncoder
+    task: Task
+    model: Model
+    frozen: FrozenEncoders
     workers: Workers  # what computes the model's micro-batches
     optimizer: torch.optim.Optimizer
     step_settings: StepSettings
@@ -71,6 +73,11 @@ class Run:
     def output(self) -> Path:
         """The run's folder."""
         return Path(self.experiment.train.output)
+
+    @property
+    def result(self) -> Path:
+        """Where the trained model will lie."""
+        return self.output / self.experiment.train.task
 
     @property
     def steps(self) -> int:
@@ -86,19 +93,18 @@ class Run:
     def stream(self) -> Prefetched[PlannedBatch]:
         """The batches still to come, read and planned ahead of their step."""
         first_step = self.steps if self.stopped_early else self.state.step
-        return Prefetched(lambda: planned_batches(self.shards, self.experiment, first_step=first_step), ahead=_BATCHES_AHEAD)
+        return Prefetched(lambda: planned_batches(self.shards, self.experiment, self.task, first_step=first_step), ahead=_BATCHES_AHEAD)
 
 
 def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Run | None:
     """Open all that a run needs; None where it is finished already."""
     settings, output = experiment.train, Path(experiment.train.output)
     check_machine(experiment)
-    spec = resolve_student(experiment.student)
-    shards = open_training_shards(shards_folder, tokenizer=spec.tokenizer_digest, verify=ranks.first, draw=settings.draw)
-    check_shards(settings, shards)
-    dev = open_dev_set(Path(settings.dev), tokenizer=spec.tokenizer_digest) if settings.dev else None
-    student_key = spec.key(DigestCache(Path(os.devnull)))
-    key = _run_key(experiment, shards=shards, student=student_key, dev=dev)
+    task = task_of(experiment, DigestCache(Path(os.devnull)))
+    shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=ranks.first, draw=settings.draw)
+    check_shards(experiment, shards.metadata)
+    dev = open_dev_set(Path(settings.dev), tokenizer=task.tokenizer) if settings.dev else None
+    key = _run_key(experiment, shards=shards, task=task, dev=dev)
     if ranks.first:
         claim_output(output, key=key)
         remove_leftovers(output)
@@ -106,21 +112,16 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     fingerprint = claim_output(output, key=key)
     if (output / RESULT_NAME).is_file():
         return None
-    model = open_student(spec, settings)
+    model = task.open()
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)
     state = resume(output, model=model, optimizer=optimizer, fingerprint=fingerprint)
     ranks.agree(state.step, about="the checkpoint to go on from")
     workers = open_workers(model, settings, ranks=ranks)
     return Run(
-        experiment=experiment, ranks=ranks, shards=shards, key=key, model=model, workers=workers, optimizer=optimizer,
-        step_settings=step_settings(experiment, model), epoch_ends=epoch_ends(shards, experiment), dev=dev, state=state,
+        experiment=experiment, ranks=ranks, shards=shards, key=key, task=task, model=model, frozen=task.open_frozen(), workers=workers,
+        optimizer=optimizer, step_settings=step_settings(experiment, model), epoch_ends=epoch_ends(shards, experiment), dev=dev,
+        state=state,
     )  # fmt: skip
-
-
-def check_shards(settings: Train, shards: TrainingShards) -> None:
-    """Raises UserError where the shards are not of the kind that recipe and loss are about."""
-    check_negatives(settings.recipe, source=shards.metadata.negatives_source)
-    check_lists(settings.objective, iterations=len(shards.metadata.curriculum), draw=settings.draw)
 
 
 def check_machine(experiment: Experiment) -> None:
@@ -132,7 +133,7 @@ def check_machine(experiment: Experiment) -> None:
         torch.set_num_threads(settings.threads)
 
 
-def step_settings(experiment: Experiment, model: DualEncoder) -> StepSettings:
+def step_settings(experiment: Experiment, model: Model) -> StepSettings:
     """What the steps need to know."""
     settings = experiment.train
     return StepSettings(
@@ -159,19 +160,19 @@ def epoch_ends(shards: TrainingShards, experiment: Experiment) -> list[int]:
     return ends
 
 
-def planned_batches(shards: TrainingShards, experiment: Experiment, *, first_step: int) -> Iterator[PlannedBatch]:
+def planned_batches(shards: TrainingShards, experiment: Experiment, task: Task, *, first_step: int) -> Iterator[PlannedBatch]:
     """The run's batches from a step on, selected and cut."""
     settings = experiment.train
     objective = settings.objective
     for batch in batches(shards, seed=experiment.seed, epochs=settings.epochs, batch_queries=settings.batch_queries, first_step=first_step):
         share = selected_share(batch.epoch, epochs=settings.epochs, count_from=objective.count_epochs_from)
-        work = plan_batch(batch.rows, objective=objective, share=share)
+        work = plan_batch([task.row(row) for row in batch.rows], objective=objective, share=share)
         if batch.step == settings.steps:
             return
         yield PlannedBatch(batch.step, batch.epoch, work, cut(work, budget=settings.micro_batch_tokens))
 
 
-def _run_key(experiment: Experiment, *, shards: TrainingShards, student: dict[str, Any], dev: DevSet | None) -> dict[str, Any]:
+def _run_key(experiment: Experiment, *, shards: TrainingShards, task: Task, dev: DevSet | None) -> dict[str, Any]:
     """All that decides the trained parameters: two runs that differ in it must not share an output folder."""
     settings = experiment.train
     early_stop: dict[str, Any] = {}
@@ -185,7 +186,7 @@ def _run_key(experiment: Experiment, *, shards: TrainingShards, student: dict[st
             "device": settings.device,  # its generator draws other dropout masks
             "objective": keyed_values(settings.objective),
         },
-        "student": student,
+        **task.key,
         "seed": experiment.seed,
         "shards": shards.digest,
     }

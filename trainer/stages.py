@@ -2,7 +2,7 @@
 
 OUTPUT/run.json                   the stages' names
 OUTPUT/1-first/ 2-second/ ...     each a run like any other (see `trainer.loop`), with an optimizer and a schedule of its own
-OUTPUT/student/                   the last one's, at the end
+OUTPUT/student/                   the last one's, at the end (`dual_encoder/` where that is the task)
 OUTPUT/result.json                written last: what each stage came to
 
 A run without stages is one stage, in OUTPUT itself. A finished stage is passed over, an interrupted one goes on.
@@ -56,7 +56,7 @@ def stages_of(experiment: Experiment, *, shards_folder: Path) -> list[Stage]:
         own_experiment = experiment.model_copy(update={"train": train, "student": student, "seed": seed})
         folder, followed = Path(own.get("shards", shards_folder)), number + 1 < len(experiment.train.stages)
         stages.append(Stage(Path(train.output).name, own_experiment, folder, followed))
-        models[name] = str(Path(train.output) / "student")
+        models[name] = str(Path(train.output) / train.task)
     return stages
 
 
@@ -85,12 +85,13 @@ def end_chain(experiment: Experiment, stages: list[Stage], *, ranks: Ranks) -> N
     """The last student and the list of stages in the run's own folder."""
     output = Path(experiment.train.output)
     if experiment.train.stages and ranks.first and not (output / RESULT_NAME).is_file():
-        with whole_folder(output / "student") as folder:
-            shutil.copytree(stages[-1].output / "student", folder, dirs_exist_ok=True)
+        task = stages[-1].experiment.train.task
+        with whole_folder(output / task) as folder:
+            shutil.copytree(stages[-1].output / task, folder, dirs_exist_ok=True)
         listed = [_summary(stage) for stage in stages]
-        content = {"stages": listed, "steps": sum(one["steps"] for one in listed), "student": str(output / "student")}
+        content = {"stages": listed, "steps": sum(one["steps"] for one in listed), task: str(output / task)}
         atomic_write(output / RESULT_NAME, json.dumps(content, indent=1, sort_keys=True).encode())
-        print(f"student of the last of {len(stages)} stages saved in {output / 'student'}", flush=True)
+        print(f"{task} of the last of {len(stages)} stages saved in {output / task}", flush=True)
     ranks.wait()
 
 
@@ -100,5 +101,6 @@ def _result(stage: Stage) -> dict[str, Any]:
 
 def _summary(stage: Stage) -> dict[str, Any]:
     result = _result(stage)
-    kept = {name: result[name] for name in ("steps", "stopped_early", "seconds", "student", "best", "fingerprint")}
+    task = stage.experiment.train.task
+    kept = {name: result[name] for name in ("steps", "stopped_early", "seconds", task, "best", "fingerprint")}
     return {"name": stage.name, **kept, "dev": result["last_step"].get("dev")}

@@ -36,6 +36,7 @@ from data.shards import read_row_groups
 
 WINDOW_GROUPS = 4  # of 512 rows: at the paper's sizes 6 MB each
 METADATA_KEY = b"training"
+REMEDY = "run `prep run stage=shards` with this student.model, or train the student that the shards were made for"
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,15 @@ class TrainingShards:
         return -(-self.epoch_rows(epoch) // batch_queries)
 
 
-def open_training_shards(folder: Path, *, tokenizer: str, verify: bool = True, draw: int | None = None) -> TrainingShards:
+def open_training_shards(
+    folder: Path, *, tokenizer: str, remedy: str = REMEDY, verify: bool = True, draw: int | None = None
+) -> TrainingShards:
     """Check a folder of training shards, byte by byte, and read how its rows are spread.
 
     Args:
         folder: Where manifest.json lies.
-        tokenizer: Digest of the student's tokenizer.
+        tokenizer: Digest of the tokenizer of what is trained.
+        remedy: What to do where the shards have another, for people.
         verify: Whether to compare every file's digest, which reads it once; of several processes one is enough.
         draw: The one that all epochs use; None: each its own.
 
@@ -128,7 +132,7 @@ def open_training_shards(folder: Path, *, tokenizer: str, verify: bool = True, d
             list(threads.map(lambda shard: shard.check(folder), manifest.shards))
     for shard in manifest.shards:
         path = folder / shard.name
-        metadata = _read_metadata(path, tokenizer=tokenizer)
+        metadata = _read_metadata(path, tokenizer=tokenizer, remedy=remedy)
         groups += _row_groups(path, draws=metadata.draws)
     if metadata is None or not any(sum(group.rows_of_draw) for group in groups):
         raise UserError(f"shards={folder}: no training rows in it; see the counts of its {MANIFEST_NAME} for where the queries went")
@@ -140,7 +144,7 @@ def open_training_shards(folder: Path, *, tokenizer: str, verify: bool = True, d
     return replace(shards, only_draw=draw)
 
 
-def _read_metadata(path: Path, *, tokenizer: str) -> TrainingMetadata:
+def _read_metadata(path: Path, *, tokenizer: str, remedy: str) -> TrainingMetadata:
     schema = pq.read_schema(path)
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
@@ -157,8 +161,7 @@ def _read_metadata(path: Path, *, tokenizer: str) -> TrainingMetadata:
     metadata = TrainingMetadata(**known)
     if metadata.tokenizer != tokenizer:
         raise UserError(
-            f"{path} holds tokens of another tokenizer ({metadata.tokenizer}) than that of student.model ({tokenizer}): run "
-            "`prep run stage=shards` with this student.model, or train the student that the shards were made for"
+            f"{path} holds tokens of another tokenizer ({metadata.tokenizer}) than that of the model to train ({tokenizer}): {remedy}"
         )
     return metadata
 

@@ -1,26 +1,33 @@
-"""The student as the trainer uses it: on its device, with what makes its steps cheap."""
+"""A model as the trainer uses it: on its device, with what makes its steps cheap."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
 
 from data.settings import Train
 from retrieval.dual_encoder import DualEncoder
+from retrieval.pair_scorer import PairScorer
 from retrieval.process_memory import settle_memory
-from retrieval.student_spec import StudentSpec
 from trainer.cpu_passes import speed_up
 from trainer.dropout import checkpoint_contexts
 from trainer.embedding_gradient import add_gradient_by_row
 from trainer.ranks import Ranks
 from trainer.workers import Workers
 
+Model = TypeVar("Model", DualEncoder, PairScorer)
 
-def open_student(spec: StudentSpec, settings: Train) -> DualEncoder:
-    """The student's starting point in train mode."""
+
+def prepared(make: Callable[[], Model], settings: Train) -> Model:
+    """The starting point of a run, which `make` opens, on its device and in train mode."""
     if settings.device == "cpu":
         settle_memory()
-    model = DualEncoder(spec).to(settings.device).train()
+    model = make().to(settings.device).train()
     freeze_key_biases(model.backbone)
+    if isinstance(model, PairScorer):
+        freeze_output_bias(model.backbone)
     if settings.activation_checkpointing:
         ways: dict[str, Any] = {"use_reentrant": False}
         if computes_on_cpu(settings):
@@ -33,7 +40,7 @@ def open_student(spec: StudentSpec, settings: Train) -> DualEncoder:
     return model
 
 
-def open_workers(model: DualEncoder, settings: Train, *, ranks: Ranks) -> Workers:
+def open_workers(model: DualEncoder | PairScorer, settings: Train, *, ranks: Ranks) -> Workers:
     """What computes the model's micro-batches. Several processes have one worker each, whose gradients are summed with the others'."""
     if not computes_on_cpu(settings):
         return Workers(ranks.wrap(model))
@@ -60,3 +67,13 @@ def freeze_key_biases(backbone: Any) -> None:
         for name, parameter in backbone.named_parameters():
             if name.endswith(_KEY_BIASES):
                 parameter.requires_grad_(False)
+
+
+def freeze_output_bias(backbone: Any) -> None:
+    """Leave the bias of a cross-encoder's output as it is: it adds the same number to all logits of a list, which softmax takes away.
+
+    Like the biases of attention's keys it has no gradient but rounding noise.
+    """
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear) and module.out_features == 1 and module.bias is not None:
+            module.bias.requires_grad_(False)

@@ -171,3 +171,33 @@ def test_all_keys_are_settable_names() -> None:
 def test_recipes_load(recipe: Path) -> None:
     """Prevents: a recipe with a key that was renamed, which nobody notices until a cluster job starts."""
     assert load({"config": str(recipe)}).store
+
+
+STEPS = """
+train: {epochs: 5, objective: {temperature: 2}}
+steps:
+  first: {train: {epochs: 1}}
+  second: {teacher: {model: b/teacher}, train: {learning_rate: 1e-3, objective: {supervised_weight: 0.5}}}
+"""
+
+
+def test_a_step_lies_over_the_file_and_below_the_command_line(file: Path) -> None:
+    """Prevents: a step that throws away the rest of a section, or wins over what a person typed."""
+    file.write_text(MINIMAL + STEPS)
+    assert load_with(file).train.epochs == 5
+    assert load_with(file, step="first").train.epochs == 1
+    second = load_with(file, step="second", **{"train.learning_rate": "1e-4"})
+    assert (second.teacher.model, second.train.epochs, second.train.learning_rate) == ("b/teacher", 5, 1e-4)
+    assert (second.train.objective.temperature, second.train.objective.supervised_weight) == (2, 0.5)
+
+
+def test_an_unknown_step_is_told(file: Path) -> None:
+    """Prevents: a misspelt step that quietly trains by the rest of the file."""
+    with pytest.raises(UserError, match="no steps"):
+        load_with(file, step="first")
+    file.write_text(MINIMAL + STEPS)
+    with pytest.raises(UserError, match=r"step=third: .* has the steps first, second"):
+        load_with(file, step="third")
+    file.write_text(MINIMAL + "steps: {first: {train: {epochz: 1}}}")
+    with pytest.raises(UserError, match="epochs"):
+        load_with(file, step="first")

@@ -76,8 +76,10 @@ def made(lists: list[list[Row]], experiment: Experiment, root: Path) -> Path:
         "teacher_scores": stored(root / "t", rows, TEACHER_SCORES),
         "confidence": stored(root / "f", [listed[0] for listed in lists], CONFIDENCE),
     }
-    task = Task(experiment, shards.TABLE, root / "out", "f", [0], 1, inputs, Workshop(), report=lambda unit, count: None, warn=print)
-    shards.TABLE.build(task)
+    task = Task(
+        experiment, shards.table(experiment), root / "out", "f", [0], 1, inputs, Workshop(), report=lambda unit, count: None, warn=print
+    )
+    task.table.build(task)
     return next((root / "out").glob("*.parquet"))
 
 

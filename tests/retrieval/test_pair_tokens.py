@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from data.errors import UserError
 from data.schemas import MASK_MARK, SEPARATOR_MARK
-from retrieval.pair_tokens import PairTokenizer, longest_first
+from retrieval.pair_tokens import PairTokenizer, StoredPairs, longest_first
 from retrieval.tokenizer import Tokenizer
 
 TEXT = "ha bo bace di fo; Insurance (1.5%) naïve café's x\ty\n"
@@ -113,3 +115,22 @@ def test_a_tokenizer_of_another_kind_is_asked_for_every_pair(folders: dict[str, 
     assert (pair.ids.tolist(), pair.segments.tolist(), pair.truncated) == Tokenizer(folders["bert"]).encode_pairs(
         [("ha bo", "di")], max_tokens=32
     )[0]
+
+
+@pytest.mark.parametrize("style", ["bert", "roberta", "modernbert"])
+@settings(max_examples=60, deadline=None)
+@given(query=ANY.filter(lambda text: MASK_MARK not in text and SEPARATOR_MARK not in text), passage=ANY, max_tokens=st.integers(16, 80))
+def test_pairs_of_texts_that_were_stored_alone(folders: dict[str, Path], style: str, query: str, passage: str, max_tokens: int) -> None:
+    """Prevents: a cross-encoder trained on pairs with a doubled or a missing special token, which it never reads when it scores."""
+    tokenizer = Tokenizer(folders[style])
+    stored = [np.array(ids, np.int32) for ids in tokenizer.encode([query, passage], max_tokens=1000)]
+    pair = StoredPairs(folders[style], max_tokens=max_tokens).join(*stored)
+    ((ids, segments, truncated),) = tokenizer.encode_pairs([(query, passage)], max_tokens=max_tokens)
+    assert (pair.ids.tolist(), pair.segments.tolist(), pair.truncated) == (ids, segments, truncated)
+
+
+def test_tokens_of_another_tokenizer_are_refused(folders: dict[str, Path]) -> None:
+    """Prevents: words taken for special tokens, and cut away."""
+    stored = np.array([7, 8, 9, 10], np.int32)
+    with pytest.raises(UserError, match="make the training shards anew"):
+        StoredPairs(folders["bert"], max_tokens=20).join(stored, stored)

@@ -163,6 +163,19 @@ def test_from_texts_to_metrics(collection: Path, capsys: pytest.CaptureFixture[s
     assert compared["nDCG@10"]["p"] == 1.0
     assert compared["nDCG@10"]["ties"] == 6
 
+    part = collection / "part.trec"  # a run of two queries: what it has not is nothing, or is left out
+    two = list(dict.fromkeys(line.split()[0] for line in run.read_text().splitlines()))[:2]
+    part.write_text("".join(line + "\n" for line in run.read_text().splitlines() if line.split()[0] in two))
+    means = {}
+    for missing in ("zero", "skip"):
+        retrieve("evaluate", f"run={part}", f"qrels={collection / 'qrels'}", f"missing={missing}")
+        means[missing] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (means["zero"]["queries"], means["skip"]["queries"]) == (6, 2)
+    assert means["skip"]["MRR@10"] == pytest.approx(sum(per_query[name]["MRR@10"] for name in two) / 2, abs=1e-6)
+    assert means["zero"]["MRR@10"] == pytest.approx(means["skip"]["MRR@10"] / 3, abs=1e-6)
+    retrieve("compare", f"before={part}", f"after={run}", f"qrels={collection / 'qrels'}", "missing=skip")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["nDCG@10"]["ties"] == 2
+
 
 def test_encoding_keeps_finished_shards_and_refuses_another_models(collection: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents: hours of embeddings made again after a kill, and two models' vectors mixed in one folder."""

@@ -56,6 +56,32 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_student(tmp_path_factory.mktemp("models") / "student")
 
 
+def save_cross_encoder(folder: Path, *, student: Path, outputs: int = 1) -> Path:
+    """A cross-encoder that reads the student's tokens."""
+    import shutil
+
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(3)
+    config = BertConfig.from_pretrained(student, num_labels=outputs)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (student / name).is_file():
+            shutil.copyfile(student / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cross_encoder(tmp_path_factory: pytest.TempPathFactory, student: Path) -> Path:
+    return save_cross_encoder(tmp_path_factory.mktemp("models") / "cross-encoder", student=student)
+
+
+@pytest.fixture
+def make_cross_encoder() -> Callable[..., Path]:
+    return save_cross_encoder
+
+
 @pytest.fixture
 def make_student() -> Callable[..., Path]:
     return save_student

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from data.schemas import CandidateKind
-from data.settings import Objective
+from data.settings import Objective, Student
+from retrieval.dual_encoder import DualEncoder
+from retrieval.student_spec import resolve_student
 from trainer import gradients
 from trainer.batch import BatchWork, plan_batch
+from trainer.frozen import Frozen, FrozenEncoders
 from trainer.gradients import QueryLosses, StepSettings, accumulate_gradients
 from trainer.micro_batches import cut
 from trainer.ranks import Ranks
@@ -77,9 +80,11 @@ def settings(**changes: Any) -> StepSettings:
     return StepSettings(**{**values, **changes})
 
 
-def accumulate(model: nn.Module, work: BatchWork, *, settings: StepSettings, step: int = 0) -> QueryLosses:
+def accumulate(
+    model: nn.Module, work: BatchWork, *, settings: StepSettings, step: int = 0, frozen: FrozenEncoders | None = None
+) -> QueryLosses:
     parts = cut(work, budget=settings.micro_batch_tokens)
-    return accumulate_gradients(Workers(model), work, parts, step=step, settings=settings, ranks=Ranks())
+    return accumulate_gradients(Workers(model), work, parts, step=step, settings=settings, ranks=Ranks(), frozen=frozen or FrozenEncoders())
 
 
 def gradient_of(model: nn.Module) -> dict[str, Tensor]:
@@ -188,6 +193,126 @@ def test_equal_passages_are_encoded_once(student: Path, rows: list[TrainingRow],
     accumulate(Float64Encoder(student), work, settings=settings(micro_batch_tokens=budget))
     distinct = {tokens.tobytes() for row in rows for tokens in (row.query_tokens, *row.candidate_tokens)}
     assert sum(sizes) == len(distinct)
+
+
+PROD = {"supervised_weight": 0.1, "distillation_weight": 0.9, "temperature": 4.0, "temperature_squared": True, "include_positive": True}
+
+
+def moved(model: nn.Module, by: float) -> nn.Module:
+    """A copy that is another model."""
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += by * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return other
+
+
+def undivided_prod_loss(
+    model: nn.Module, rows: list[TrainingRow], *, teacher: nn.Module | None, start: nn.Module | None, in_batch: bool
+) -> Tensor:
+    """PROD's loss written again, one sequence and one query at a time."""
+
+    def scores(encoder: nn.Module, row: TrainingRow) -> Tensor:
+        def vector(tokens: Any) -> Tensor:
+            ids = torch.tensor([tokens.tolist()])
+            return encoder(ids, torch.ones_like(ids))[0]
+
+        listed = [candidate for candidate, kind in zip(row.candidate_tokens, row.kinds, strict=True) if kind <= 1]
+        own = {candidate.tobytes() for candidate in row.candidate_tokens}
+        others = {
+            candidate.tobytes(): candidate
+            for other in rows
+            for candidate, kind, name in zip(other.candidate_tokens, other.kinds, other.candidate_ids, strict=True)
+            if kind <= 1
+            and candidate.tobytes() not in own
+            and not any(  # by an id of its own under other tokens, too
+                candidate.tobytes() == another.tobytes() and its_id in row.candidate_ids
+                for third in rows
+                for another, its_id in zip(third.candidate_tokens, third.candidate_ids, strict=True)
+            )
+        }
+        return torch.stack([SCALE * vector(row.query_tokens) @ vector(one) for one in [*listed, *(others.values() if in_batch else [])]])
+
+    def divergence(logits: Tensor, student: Tensor) -> Tensor:
+        p, log_q = (logits / 4).softmax(0), (student / 4).log_softmax(0)
+        return 16 * torch.where(p > 0, p * (p.log() - log_q), 0).sum()
+
+    total = torch.zeros((), dtype=torch.float64)
+    for row in rows:
+        student = scores(model, row)
+        logits = torch.full_like(student, -torch.inf)
+        plain = torch.from_numpy(row.teacher_logits[np.array(row.kinds) <= 1]).double()
+        logits[: len(plain)] = plain
+        if teacher is not None:
+            logits = scores(teacher, row).detach()
+        total = total - 0.1 * student.log_softmax(0)[0] + 0.9 * divergence(logits, student)
+        if start is not None:
+            total = total + divergence(scores(start, row).detach(), student)
+    return total / len(rows)
+
+
+@pytest.mark.parametrize("budget", [16, 100, 10_000])
+@pytest.mark.parametrize(
+    ("teacher", "start", "in_batch"), [(True, False, True), (False, True, False), (True, True, True), (False, True, True)]
+)
+def test_prod_s_objective_in_micro_batches(
+    student: Path, rows: list[TrainingRow], monkeypatch: pytest.MonkeyPatch, budget: int, teacher: bool, start: bool, in_batch: bool
+) -> None:
+    """Prevents: a weight or T^2 on the wrong term, a frozen encoder that is compared on another list or trained itself, and passages read
+    by it again for each query that has them."""
+    model = Float64Encoder(student).eval()
+    frozen = FrozenEncoders(teacher=Frozen(moved(model, 0.2)) if teacher else None, start=Frozen(moved(model, 0.1)) if start else None)
+    objective = Objective(
+        **PROD, without=("reinforced", "noisy", "adaptive"), keep_weight=1.0 if start else 0.0, in_batch="both" if in_batch else "none"
+    )
+    work = plan_batch(rows, objective=objective, share=Fraction(1))
+    read: dict[nn.Module, list[bytes]] = {encoder: [] for encoder in (model, *frozen.all.values())}
+    original = gradients._encode_padded
+
+    def counted(encoder: nn.Module, sequences: Any, **options: Any) -> Tensor:
+        read[encoder] += sequences
+        return original(encoder, sequences, **options)
+
+    monkeypatch.setattr(gradients, "_encode_padded", counted)
+    losses = accumulate(model, work, settings=settings(micro_batch_tokens=budget, temperature=4.0), frozen=frozen)
+    found = gradient_of(model)
+    monkeypatch.undo()
+    needed = {sequence for query in work.queries for sequence in query.sequences} | {one.sequence for one in work.pool}
+    for encoder in frozen.all.values():
+        assert sorted(read[encoder]) == sorted(needed)  # each once
+        assert all(parameter.grad is None for parameter in encoder.parameters())
+
+    reference = copy.deepcopy(model)
+    reference.zero_grad()
+    total = undivided_prod_loss(reference, rows, teacher=frozen.teacher, start=frozen.start, in_batch=in_batch)
+    total.backward()
+    wanted = gradient_of(reference)
+    scale = max(float(value.abs().max()) for value in wanted.values())
+    for name, value in wanted.items():
+        assert float((found[name] - value).abs().max()) <= 1e-9 * scale, name
+    weighted = [
+        weight * sum(part.values())
+        for weight, part in (
+            (work.supervised_weight, losses.supervised), (work.distillation_weight, losses.distillation), (work.keep_weight, losses.kept)
+        )
+    ]  # fmt: skip
+    assert sum(weighted) == pytest.approx(float(total.detach()), rel=1e-9)
+
+
+@pytest.mark.parametrize("in_batch", ["none", "both"])
+def test_a_student_has_not_left_its_start_yet(
+    make_student: Callable[..., Path], tmp_path: Path, rows: list[TrainingRow], in_batch: Any
+) -> None:
+    """Prevents: a term that pulls at the first step already: other weights, other passages, or dropout in the frozen copy."""
+    spec = resolve_student(Student(model=str(make_student(tmp_path / "still", dropout=0.0)), query_tokens=32, passage_tokens=64))
+    model, start = DualEncoder(spec).train(), Frozen(DualEncoder(spec))
+    objective = Objective(**PROD, without=("adaptive",), keep_weight=1.0, in_batch=in_batch)
+    work = plan_batch(rows, objective=objective, share=Fraction(1))
+    losses = accumulate(model, work, settings=settings(temperature=4.0), frozen=FrozenEncoders(start=start))
+    assert len(losses.kept) == len(rows) and max(losses.kept.values()) < 1e-12
+    start.train()
+    assert not any(module.training for module in start.modules())
 
 
 def curriculum_rows(rows: list[TrainingRow], *, shared: bool) -> list[TrainingRow]:

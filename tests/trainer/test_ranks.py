@@ -64,30 +64,39 @@ def lines_of(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("in_batch", ["none", "both"])
+@pytest.mark.parametrize("what", ["none", "both", "prod", "prod_dual", "cross_encoder"])
 def test_any_number_of_processes_ends_in_the_same_parameters(
-    tmp_path: Path, experiment_file: Path, shards: Path, zygote: Any, in_batch: str
+    tmp_path: Path, experiment_file: Path, shards: Path, cross_encoder: Path, zygote: Any, what: str
 ) -> None:
-    """Prevents: a result that depends on how many GPUs there were: dropout, selection or weights by rank, a gradient averaged twice."""
+    """Prevents: a result that depends on how many GPUs there were: dropout, selection or weights by rank, a gradient averaged twice, a
+    frozen encoder's vectors that only one process has."""
     runs = {}
-    for size in (1, 2, 4):
+    student = _student_of(experiment_file)
+    words_of = {
+        "none": ["train.objective.in_batch=none"],
+        "both": ["train.objective.in_batch=both"],
+        "prod": ["recipe=prod"],
+        "prod_dual": ["recipe=prod_dual", f"train.objective.teacher_model={student}", "train.objective.keep_weight=1"],
+        "cross_encoder": ["task=cross_encoder", f"teacher.model={cross_encoder}", "teacher.max_tokens=60"],
+    }
+    for size in (1, 2, 4) if what in ("none", "both") else (1, 2):
         output = tmp_path / f"of{size}"
         words = [f"config={experiment_file}", f"train.output={output}", "train.epochs=4", "train.learning_rate=1e-3"]
-        words.append(f"train.objective.in_batch={in_batch}")
+        words += words_of[what]
         zygote.begin(tmp_path / "log", size, free_port(), shards, *words)
         assert zygote.end() == 0
-        runs[size] = load_file(output / "student" / "model.safetensors")
+        runs[size] = load_file(output / ("cross_encoder" if what == "cross_encoder" else "student") / "model.safetensors")
         lines = lines_of(output)
         assert [line["step"] for line in lines] == list(range(1, 25))
         for found, expected in zip(lines, lines_of(tmp_path / "of1"), strict=True):
             for name in expected.keys() - set(SPEEDS):
                 assert found[name] == pytest.approx(expected[name], rel=1e-5), name
-    for size in (2, 4):
+    for size in sorted(runs.keys() - {1}):
         differences = {name: float((runs[size][name] - expected).norm()) for name, expected in runs[1].items()}
         assert math.hypot(*differences.values()) <= 1e-6 * math.hypot(*(float(value.norm()) for value in runs[1].values()))
         for name, expected in runs[1].items():  # biases that began at 0 are all made of steps, whose last digits AdamW magnifies
             assert differences[name] <= 1e-5 * float(expected.norm()), name
-    start = load_file(Path(_student_of(experiment_file)) / "model.safetensors")
+    start = load_file((cross_encoder if what == "cross_encoder" else Path(student)) / "model.safetensors")
     assert any(not torch.allclose(start[name], value, rtol=1e-2) for name, value in runs[1].items() if name in start)
 
 

@@ -3,11 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from data.errors import UserError
 from data.settings import Objective
 from trainer.recipes import check_lists, check_negatives, load
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 ALL = ("reinforced", "noisy", "adaptive", "supervised")
 
 
@@ -75,6 +77,41 @@ def test_negatives_must_be_those_of_the_name() -> None:
         check_negatives("hard_kd", source="random")
     for recipe, source in [("cl_drd", "student"), ("rand_kd", "random"), ("hard_kd", "bm25"), ("adam", "student"), ("adam", "random")]:
         check_negatives(recipe, source=source)
+
+
+def test_a_file_with_steps_is_not_trained_without_one(file: Path) -> None:
+    """The rest of a ladder's file is no training: it would be ADAM's defaults on whatever shards are given."""
+    file.write_text(file.read_text() + "steps: {first: {train: {recipe: prod}}, second: {train: {epochs: 1}}}\n")
+    with pytest.raises(UserError, match="step=first, step=second"):
+        load({"config": str(file)})
+    first = load({"config": str(file), "step": "first"}).train
+    assert (first.recipe, first.objective.temperature, first.epochs) == ("prod", 4, 7)
+    assert load({"config": str(file), "step": "second"}).train.recipe == "adam"
+
+
+def test_the_ladder_holds_the_paper_s_values() -> None:
+    """Another schedule under the paper's name, by a slip in a file that nobody runs to its end."""
+    published = RECIPES / "prod" / "msmarco.yaml"
+    loaded = {step: load({"config": str(published), "step": step}) for step in yaml.safe_load(published.read_text())["steps"]}
+    schedule = {
+        name: (one.train.steps, one.train.learning_rate, one.train.warmup_steps, one.train.batch_queries) for name, one in loaded.items()
+    }
+    distil = (40_000, 5e-5, 4000)
+    assert schedule == {
+        "dev": (None, 5e-5, 100, 128),
+        **dict.fromkeys(("w1_teacher", "w1"), (40_000, 2e-5, 4000, 128)), **dict.fromkeys(("w2_teacher", "w2"), (10_000, 2e-5, 1000, 128)),
+        "t1": (*distil, 128), "c1": (6000, 1e-5, 1000, 256), "t2": (*distil, 64), "c2": (6000, 5e-6, 600, 256), "t3": (*distil, 64),
+        **dict.fromkeys(("d1", "d2", "d3"), (2000, 1e-5, 200, 64)),
+    }  # fmt: skip
+    for name in ("t1", "t2", "t3", "d1"):
+        objective = loaded[name].train.objective
+        weights = (objective.supervised_weight, objective.distillation_weight, objective.keep_weight)
+        assert weights == (0.1, 0.9, 0.0 if name == "t1" else 1.0)
+        assert (objective.temperature, objective.temperature_squared, objective.in_batch) == (4, True, "both" if name == "t1" else "none")
+    lists = loaded["d1"].hard_negatives
+    assert (lists.depth, lists.last_rank, lists.negatives, lists.select, lists.sampler) == (1000, 100, 15, "prod", "top")
+    assert all((one.train.clip_norm, one.train.weight_decay) == (2.0, 0) for one in loaded.values())
+    assert (loaded["t3"].student.query_tokens, loaded["t3"].student.passage_tokens, loaded["t3"].teacher.max_tokens) == (32, 144, 160)
 
 
 def test_lists_must_be_those_of_the_loss(file: Path) -> None:

@@ -167,7 +167,7 @@ def test_infinite_gradient_stops(tmp_path: Path, experiment_file: Path, shards: 
     def overflow(workers: Workers, *_: Any, **__: Any) -> QueryLosses:
         parameter = next(workers.model.parameters())
         parameter.grad = torch.full_like(parameter, torch.inf)
-        return QueryLosses({}, {})
+        return QueryLosses({}, {}, {})
 
     monkeypatch.setattr(loop, "accumulate_gradients", overflow)
     with pytest.raises(RunFailed, match="gradient"):

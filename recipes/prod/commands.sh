@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# PROD's ladder from the collection to the student of its last step. From the repository's root:
+#   bash recipes/prod/commands.sh                              in small, on the demo's collection
+#   bash recipes/prod/commands.sh recipes/prod/msmarco.yaml    the paper's settings; one machine with GPUs
+# After a kill start it again: it goes on where it stopped, and scores no pair twice.
+# A step that the file does not have is one whose model is given, see the file; ROUNDS="d1 d2 d3" are rounds of the last step.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+[ -d .venv/bin ] && export PATH="$PWD/.venv/bin:$PATH"
+export TOKENIZERS_PARALLELISM=false
+file=${1:-recipes/prod/prod.yaml}
+config=config=$file
+
+has() { grep -q "^  $1:" "$file"; }
+step() { printf '\n== %s\n' "$*"; }
+place() { prep path "$config" "$@"; }
+
+if [ "$file" = recipes/prod/prod.yaml ] && [ ! -d runs/demo/models ]; then
+  step "the collection: InsuranceQA, from its package"
+  python recipes/demo/prepare.py runs/demo
+fi
+runs=$(sed -n 's#.*output: \([^ ]*\)/w1[,}].*#\1#p' "$file")
+mkdir -p "$runs"
+rerank() { # STEP: the first 20 passages of 100 dev questions, as the start finds them, in the order of a step's cross-encoder
+  local found="corpus=$(place step=dev stage=embed table=corpus) queries=$(place step=dev stage=embed table=queries)"
+  local texts="corpus=$(place step=dev stage=ingest table=corpus) queries=$(place step=dev stage=ingest table=queries)"
+  local qrels="qrels=$(place step=dev stage=ingest table=qrels) split=dev"
+  [ -f "$runs/start.trec" ] || retrieve evaluate $found $qrels "out=$runs/start.trec" depth=20
+  awk '!($1 in seen) { seen[$1]; n++ } n <= 100' "$runs/start.trec" >"$runs/some.trec"
+  retrieve rerank "model=$runs/$1/cross_encoder" "run=$runs/some.trec" depth=20 "out=$runs/$1.trec" $texts
+  retrieve compare "before=$runs/some.trec" "after=$runs/$1.trec" $qrels missing=skip
+}
+
+step "the dev set"
+prep run "$config" step=dev stage=ingest
+prep run "$config" step=dev stage=embed
+prep run "$config" step=dev stage=dev
+dev=$(place step=dev stage=dev)
+for name in w1_teacher w1 w2_teacher w2 t1 c1 t2 c2 t3 ${ROUNDS:-d1}; do
+  has "$name" || continue
+  step "$name"
+  prep run "$config" "step=$name"
+  case $name in
+    c*)
+      train run "$config" "step=$name" "shards=$(place "step=$name" stage=shards)"
+      rerank "$name"
+      ;;
+    *) train run "$config" "step=$name" "shards=$(place "step=$name" stage=shards)" "dev=$dev" ;;
+  esac
+done

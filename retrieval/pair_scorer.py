@@ -1,0 +1,74 @@
+"""A cross-encoder in training: a transformers sequence-classification model with one output, opened from and saved as its common folder.
+
+Sequences are one array of numbers each for all that encodes them: a pair's segment ids are packed into the upper bits of its token ids.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from data.digests import hash64
+from data.errors import UserError
+from retrieval.dual_encoder import TOKENIZER_FILES
+from retrieval.pair_tokens import PairEncoding
+from retrieval.quiet import quiet_transformers
+
+_SEGMENT_BIT = 24  # no vocabulary is larger than 2^24
+_ID_BITS = (1 << _SEGMENT_BIT) - 1
+
+
+def packed(pair: PairEncoding) -> NDArray[np.int32]:
+    """[L] token ids with the segment ids above them."""
+    return pair.ids | pair.segments << _SEGMENT_BIT
+
+
+class PairScorer(nn.Module):
+    """A pair's logit, as a vector of one dimension."""
+
+    size = 1
+
+    def __init__(self, folder: Path, *, seed: int) -> None:
+        """Open a cross-encoder, or an encoder, which gets a new head drawn from the seed.
+
+        Raises UserError: no transformers checkpoint, or one with a head of several outputs.
+        """
+        super().__init__()
+        from transformers import AutoConfig, AutoModelForSequenceClassification
+
+        quiet_transformers()
+        self.source = folder
+        if not (folder / "config.json").is_file():
+            raise UserError(f"teacher.model: {folder} holds no config.json, it is not a transformers checkpoint")
+        config = AutoConfig.from_pretrained(folder)
+        has_head = any("SequenceClassification" in name for name in config.architectures or [])
+        if has_head and config.num_labels != 1:
+            raise UserError(
+                f"teacher.model: {folder} has {config.num_labels} outputs; start from one with a single output, or from an encoder"
+            )
+        torch.manual_seed(hash64("head", seed))
+        self.backbone: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, dtype=torch.float32, use_safetensors=True
+        )
+        self._has_segments = getattr(config, "type_vocab_size", 1) > 1
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[n, L] packed pairs and mask to [n, 1] fp32 logits."""
+        given = {"input_ids": input_ids & _ID_BITS, "attention_mask": attention_mask}
+        if self._has_segments:
+            given["token_type_ids"] = input_ids >> _SEGMENT_BIT
+        return self.backbone(**given).logits.float()
+
+    def save(self, folder: Path) -> None:
+        """Save as a folder that `teacher.model` takes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backbone.save_pretrained(folder, safe_serialization=True)
+        for name in TOKENIZER_FILES:  # copied, not re-saved: the tokenizer's digest must stay what it is
+            if (self.source / name).is_file():
+                shutil.copyfile(self.source / name, folder / name)

@@ -1,0 +1,107 @@
+"""What is trained, and what it reads of a training row: all in which the three tasks differ. One loop serves them.
+
+    student        a dual encoder, by the objective of a recipe
+    dual_encoder   a dual encoder, by the labels alone: p+, its mined negatives, and the batch's other passages
+    cross_encoder  a cross-encoder, by the labels alone: softmax over p+ and its mined negatives
+
+A cross-encoder's candidates are pairs put together from the stored tokens of query and passage; a pair is a sequence as any other, and its
+logit a vector of one dimension. So micro-batches, dropout, processes and checkpoints need not know which task it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from data.digests import DigestCache
+from data.errors import UserError
+from data.schemas import CandidateKind
+from data.settings import Experiment
+from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
+from retrieval.dual_encoder import DualEncoder
+from retrieval.model_lengths import check_length
+from retrieval.pair_scorer import PairScorer, packed
+from retrieval.pair_tokens import StoredPairs
+from retrieval.student_spec import resolve_student
+from trainer.frozen import FrozenEncoders, open_frozen, teacher_key
+from trainer.stream import REMEDY, TrainingRow
+from trainer.student import prepared
+
+Model = DualEncoder | PairScorer
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run needs to know of the model before it is loaded, and how to load it."""
+
+    tokenizer: str  # digest, which the shards must carry
+    remedy: str  # for shards of another tokenizer, for people
+    key: dict[str, Any]  # of all models that decide the result, by content
+    open: Callable[[], Model]  # the starting point, in train mode on its device
+    open_frozen: Callable[[], FrozenEncoders]
+    row: Callable[[TrainingRow], TrainingRow]  # a row as this model reads it
+
+
+def task_of(experiment: Experiment, digests: DigestCache) -> Task:
+    """The task of an experiment. Loads no model.
+
+    Raises UserError for models that are not there or do not fit: see `resolve_student`, `teacher_spec` and `_cross_encoder`.
+    """
+    if experiment.train.task == "cross_encoder":
+        return _cross_encoder(experiment, digests)
+    spec = resolve_student(experiment.student)
+    return Task(
+        tokenizer=spec.tokenizer_digest,
+        remedy=REMEDY,
+        key={"student": spec.key(digests), **teacher_key(experiment, spec, digests)},
+        open=lambda: prepared(lambda: DualEncoder(spec), experiment.train),
+        open_frozen=lambda: open_frozen(experiment, spec),
+        row=lambda row: row,
+    )
+
+
+def _cross_encoder(experiment: Experiment, digests: DigestCache) -> Task:
+    """Raises UserError: an ONNX teacher, `max_tokens` above what the model reads, prompts in the shards' tokens, a tokenizer whose pairs
+    cannot be put together from stored tokens."""
+    teacher = experiment.teacher
+    if teacher.backend == "onnx":
+        raise UserError("task=cross_encoder: an ONNX graph cannot be trained; give a transformers folder with teacher.backend=torch")
+    folder = transformer_folder(resolve_folder(teacher.model, option="teacher.model"))
+    check_length(teacher.max_tokens, folder, option="teacher.max_tokens")
+    spec = resolve_student(experiment.student)
+    if spec.query_prefix or spec.passage_prefix:
+        raise UserError(
+            "task=cross_encoder: the shards' tokens begin with the student's prompts, which a cross-encoder does not read; "
+            "make shards with student.query_prefix= student.passage_prefix= and train with the same"
+        )
+    pairs = StoredPairs(folder, max_tokens=teacher.max_tokens)
+    tokenizer = tokenizer_digest(folder)
+    key = {
+        "weights": weights_digest(folder, digests, option="teacher.model"),
+        "tokenizer": tokenizer,
+        "max_tokens": teacher.max_tokens,
+    }
+    return Task(
+        tokenizer=tokenizer,
+        remedy=f"a cross-encoder reads its own tokens: run `prep run stage=shards` with student.model={folder}",
+        key={"cross_encoder": key},
+        open=lambda: prepared(lambda: PairScorer(folder, seed=experiment.seed), experiment.train),
+        open_frozen=FrozenEncoders,
+        row=lambda row: as_pairs(row, pairs),
+    )
+
+
+def as_pairs(row: TrainingRow, pairs: StoredPairs) -> TrainingRow:
+    """p+ and P- of a row, each as the pair with the query, whose own tokens are empty then. Dark examples are left out."""
+    places = [place for place, kind in enumerate(row.kinds) if kind in (CandidateKind.POSITIVE, CandidateKind.NEGATIVE)]
+    return replace(
+        row,
+        query_tokens=np.empty(0, np.int32),
+        candidate_tokens=tuple(packed(pairs.join(row.query_tokens, row.candidate_tokens[place])) for place in places),
+        kinds=tuple(row.kinds[place] for place in places),
+        candidate_ids=tuple(row.candidate_ids[place] for place in places),
+        teacher_logits=row.teacher_logits[places],
+    )
