@@ -56,10 +56,12 @@ class _Groups:
     def logits(self) -> Logits:
         return {kind: np.concatenate(parts) for kind, parts in self._logits.items()}
 
+    @property
+    def present(self) -> list[CandidateKind]:
+        return [kind for kind in GROUPS if len(self.logits[kind])]
+
     def cells(self, kind: CandidateKind) -> list[str]:
         values = self.logits[kind]
-        if not len(values):
-            return ["", "0", "", "", "", "", "", ""]
         low, high = np.quantile(values, [0.05, 0.95])
         figures = (values.min(), low, values.mean(), high, values.max())
         above = np.concatenate(self._above[kind]).mean()
@@ -67,10 +69,18 @@ class _Groups:
 
 
 def _scores(names: tuple[str, ...], iterations: list[_Groups]) -> str:
+    everything = np.concatenate([values for groups in iterations for values in groups.logits.values()])
+    span = float(everything.min()), float(everything.max())  # one axis, so that the iterations can be compared
     figures = "".join(
-        figure(score_distributions(groups.logits, GROUPS), caption=f"Iteration {number + 1} ({names[number]}): the groups should part.")
-        for number, groups in enumerate(iterations)
+        figure(
+            score_distributions(groups.logits, GROUPS, span=span),
+            caption=f"Iteration {number} ({name}): "
+            + ("the groups should part." if len(groups.present) > 1 else "one group, graded by place."),
+        )
+        for number, (name, groups) in enumerate(zip(names, iterations, strict=True), start=1)
     )
-    rows = [[f"{number + 1}", KIND_NAMES[kind], *groups.cells(kind)] for number, groups in enumerate(iterations) for kind in GROUPS]
+    rows = [
+        [f"{number}", KIND_NAMES[kind], *groups.cells(kind)] for number, groups in enumerate(iterations, start=1) for kind in groups.present
+    ]
     table = html_table(["iteration", "group", *_NUMBERS], rows, numbers=_NUMBERS)
     return f'<h2>The teacher\'s scores of the groups</h2><div class="figures">{figures}</div>{table}'

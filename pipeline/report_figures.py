@@ -37,11 +37,12 @@ _LABELS = {
 Logits = dict[CandidateKind, NDArray[np.float32]]
 
 
-def score_distributions(logits: Logits, kinds: Sequence[CandidateKind]) -> str:
-    """SVG: the density of the teacher's logits for each of the kinds, on the axis of all of them."""
+def score_distributions(logits: Logits, kinds: Sequence[CandidateKind], *, span: tuple[float, float] | None = None) -> str:
+    """SVG: the density of the teacher's logits for each of the kinds, on the axis of all of them, or of a lowest and highest given."""
     figure, axes = _canvas()
     everything = np.concatenate(list(logits.values()))
-    edges = np.linspace(everything.min() - 0.5, everything.max() + 0.5, _BINS + 1).tolist()
+    lowest, highest = span or (everything.min(), everything.max())
+    edges = np.linspace(lowest - 0.5, highest + 0.5, _BINS + 1).tolist()
     for kind in kinds:
         if len(logits[kind]):
             label = f"{_LABELS[kind]} ({len(logits[kind]):,})"

@@ -49,7 +49,7 @@ def train(experiment: Experiment, *, shards_folder: Path) -> int:
 def _train(stage: Stage, *, ranks: Ranks) -> int:
     run = open_run(stage.experiment, shards_folder=stage.shards_folder, ranks=ranks)
     if run is None:
-        if ranks.first:
+        if ranks.first and not stage.name:
             print(f"this run is finished: {stage.output}; nothing to do (another train.output=FOLDER trains again)")
         return EXIT_COMPLETE
     with closing(run.stream()) as stream, Reports(run) as reports, Interruption() as interruption:

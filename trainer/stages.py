@@ -69,9 +69,10 @@ def begin_chain(experiment: Experiment, stages: list[Stage], *, ranks: Ranks) ->
 
 
 def tell_begin(stage: Stage, *, ranks: Ranks) -> None:
-    """Say which stage begins."""
+    """Say which stage begins, or was finished earlier."""
     if stage.name and ranks.first:
-        print(f"stage {stage.name}: from the student {stage.experiment.student.model}", flush=True)
+        finished = (stage.output / RESULT_NAME).is_file()
+        print(f"stage {stage.name}: {'finished already' if finished else f'from the student {stage.experiment.student.model}'}", flush=True)
 
 
 def tell_end(stage: Stage, *, ranks: Ranks) -> None:

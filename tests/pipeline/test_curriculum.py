@@ -205,6 +205,8 @@ def test_report_and_inspect(made: Path, tmp_path: Path) -> None:
     ranges = [f'<td class="n">{value:.2f}</td>' for value in (min(logits), max(logits))]
     assert all(cell in page for cell in ranges) and f'<td class="n">{len(logits)}</td>' in page
     assert page.count("<figure") == 3 and page.count("<details>") == 14 and "Iteration 3 (9/0/0)" in page
+    assert "Iteration 1 (2/3/4): the groups should part" in page and "Iteration 3 (9/0/0): one group" in page
+    assert page.count('<td class="n">1/place</td>') == 3 and page.count('<td class="n">-0.5</td>') == 2  # no row for an empty group
     shown = CliRunner().invoke(app, ["inspect", f"config={made}", "query=train1", "width=20"])
     assert shown.exit_code == 0 and all(f"iteration {number}" in shown.output for number in (1, 2, 3))
     assert "0.333" in shown.output and "-0.25" in shown.output and "group 3" in shown.output

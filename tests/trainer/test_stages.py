@@ -76,7 +76,9 @@ def test_stages_are_runs_from_the_student_before(tmp_path: Path, experiment_file
     assert seed != 0 and [line["learning_rate"] for line in lines_of(output / "2-hard")] == pytest.approx([0.003, 0.003, 0.0015])
 
 
-def test_finished_stages_are_passed_over(tmp_path: Path, experiment_file: Path, lists: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_stages_are_passed_over(
+    tmp_path: Path, experiment_file: Path, lists: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Prevents: hours trained again, and a run in whose last step a signal came that is killed in the middle of the next stage."""
     original = metrics.Metrics.write
 
@@ -93,6 +95,8 @@ def test_finished_stages_are_passed_over(tmp_path: Path, experiment_file: Path, 
     before = (output / "1-easy" / "result.json").stat().st_mtime_ns
     assert train(experiment_of(experiment_file), shards_folder=lists) == 0
     assert (output / "1-easy" / "result.json").stat().st_mtime_ns == before and (output / "student").is_dir()
+    said = capsys.readouterr().out
+    assert "stage 1-easy: finished already" in said and "stage 2-hard: from the student" in said and "nothing to do" not in said
     done = (output / "result.json").stat().st_mtime_ns
     assert train(experiment_of(experiment_file), shards_folder=lists) == 0
     assert (output / "result.json").stat().st_mtime_ns == done
