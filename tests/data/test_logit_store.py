@@ -80,6 +80,7 @@ def test_two_writers_of_one_pair(tmp_path: Path, order: tuple[float, float], com
 
 # Keys of which many share their first half: the lookup must tell them apart by the second.
 HALVES = st.sampled_from([0, 1, 2**60 - 1, 2**60, 2**63, 2**64 - 1])
+GROUPS = st.sampled_from([1, 5, 4096])
 WRITES = st.lists(st.dictionaries(st.tuples(HALVES, HALVES), st.floats(-1e4, 1e4, width=32), min_size=1, max_size=12), max_size=5)
 
 
