@@ -208,11 +208,12 @@ def read_row_groups(path: Path, *, columns: list[str] | None = None, groups: Seq
         raise _missing_or_damaged(path, error) from error
 
 
-def row_count(path: Path) -> int:
-    """Rows of a shard. Raises DamagedShard as `read_row_groups` does."""
+def group_rows(path: Path) -> list[int]:
+    """Rows of each row group of a shard. Raises DamagedShard as `read_row_groups` does."""
     try:
         _check_footer(path)
-        return int(pq.read_metadata(path).num_rows)
+        metadata = pq.read_metadata(path)
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     except (pa.ArrowException, OSError) as error:
         raise _missing_or_damaged(path, error) from error
 

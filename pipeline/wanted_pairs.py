@@ -14,7 +14,7 @@ from data.digests import DigestCache, pair_key
 from data.logit_segment import BUCKETS, Keys, as_keys, buckets_of
 from data.logit_store import LogitStore
 from data.settings import Experiment
-from data.shards import read_row_groups, row_count
+from data.shards import group_rows, read_row_groups
 from retrieval.cross_encoder import TeacherSpec, resolve_teacher
 
 
@@ -38,7 +38,7 @@ class WantedPairs:
     @staticmethod
     def read(path: Path) -> WantedPairs:
         """The keys of all rows, a row group at a time."""
-        keys, read = np.empty((row_count(path), 2), dtype=np.uint64), 0
+        keys, read = np.empty((sum(group_rows(path)), 2), dtype=np.uint64), 0
         for table in read_row_groups(path, columns=["query", "text"]):
             keys[read : read + table.num_rows] = as_keys(_digests(table))
             read += table.num_rows

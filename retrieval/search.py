@@ -141,7 +141,7 @@ class Searcher:
             memory=memory_left(self._memory_gb) + kept, threads=self._threads,
         )  # fmt: skip
         if plan.resident and self._matrix is None and self.corpus.rows:
-            self._matrix = self.corpus.matrix()
+            self._matrix = self.corpus.matrix(threads=self._threads)
         by_default = cpu_engines(k, threads=self._threads, rows=self.corpus.rows)
         engines = by_default if self._engines is None else self._engines(k)
         blocks: Iterable[tuple[int, Vectors]] = self.corpus if self._matrix is None else [(0, self._matrix)]
