@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.digests import json_digest
-from data.errors import DamagedShard
+from data.digests import file_digest, json_digest
+from data.errors import DamagedShard, UserError
 from data.shards import atomic_write
 
 MANIFEST_NAME = "manifest.json"
@@ -29,6 +29,22 @@ class ShardRecord:
     rows: int
     bytes: int
     digest: str
+
+    def check(self, folder: Path) -> None:
+        """Compare the file's bytes with the record: page checksums cover data pages only, this covers footers and page headers too.
+
+        Raises:
+            UserError: it is missing.
+            DamagedShard: it is another file.
+        """
+        path = folder / self.name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, though {MANIFEST_NAME} names it; start the same `prep run` again: it is built anew")
+        if path.stat().st_size != self.bytes or file_digest(path) != self.digest:
+            raise DamagedShard(
+                f"{path} is not the file that {MANIFEST_NAME} records ({self.bytes} bytes, digest {self.digest}): it is damaged or was "
+                "replaced; delete it and start the same `prep run` again: only this shard is built anew"
+            )
 
 
 @dataclass(frozen=True)
@@ -64,10 +80,16 @@ class Manifest:
         """The folder's manifest, None where there is none. Raises DamagedShard where it cannot be read."""
         path = folder / MANIFEST_NAME
         try:
-            content = json.loads(path.read_text())
-            content.pop("content_digest")
-            return Manifest(**{**content, "shards": [ShardRecord(**shard) for shard in content["shards"]]})
+            return Manifest.parse(path.read_bytes(), place=str(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    @staticmethod
+    def parse(content: bytes, *, place: str) -> Manifest:
+        """The manifest that a file holds; `place` is for the error's words. Raises DamagedShard where it cannot be read."""
+        try:
+            values = json.loads(content)
+            values.pop("content_digest")
+            return Manifest(**{**values, "shards": [ShardRecord(**shard) for shard in values["shards"]]})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedShard(f"{path} is no readable manifest ({error!r}); delete it and run again, no shard is lost") from error
+            raise DamagedShard(f"{place} is no readable manifest ({error!r}); delete it and run again, no shard is lost") from error

@@ -1,9 +1,4 @@
-"""From a collection's files to records: a BEIR folder (JSONL, qrels TSV) or an MS MARCO folder (TSV, TREC qrels), plain or gzip.
-
-    BEIR                        MS MARCO
-    corpus.jsonl                collection.tsv                        a passage a line
-    queries.jsonl               queries.<split>.tsv, queries.tsv      a query a line
-    qrels/<split>.tsv           qrels.<split>.tsv, qrels.tsv          a judgement a line
+"""From a collection's files (see `data.collection`) to records: JSONL and qrels TSV, or TSV and TREC qrels, plain or gzip.
 
 Files are read a line at a time and never held. A line that is no record becomes a `Fault` with file, line and a short fixed
 reason; only what concerns a whole file (missing, a gzip cut short) is an exception.
@@ -18,10 +13,10 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, TypeVar, cast
+from typing import BinaryIO, NamedTuple, TypeVar, cast
 
+from data.collection import Collection
 from data.errors import UserError
 from data.schemas import MASK_MARK, SEPARATOR_MARK
 
@@ -31,9 +26,6 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BEIR_HEADERS = ("query-id", "query_id", "qid", "query")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}(\.0*)?", re.ASCII)  # int() alone would take "1_0", and other scripts' digits
 _INT32 = 1 << 31
-_SOME_NAMES = 12
-
-Format = Literal["beir", "msmarco"]
 
 
 class Passage(NamedTuple):
@@ -86,102 +78,6 @@ Record = TypeVar("Record")
 
 class _Broken(Exception):
     """The reason why a line is no record. Never leaves this module."""
-
-
-@dataclass(frozen=True)
-class Collection:
-    """The files of a collection. `qrels` maps a split's name to its file, in order of names."""
-
-    folder: Path
-    format: Format
-    corpus: Path
-    queries: tuple[Path, ...]
-    qrels: Mapping[str, Path]
-
-    def name(self, path: Path) -> str:
-        """A file's name relative to the folder: the same wherever the collection lies."""
-        return path.relative_to(self.folder).as_posix()
-
-
-def find_collection(path: str | Path, *, format: Literal["auto", "beir", "msmarco"] = "auto") -> Collection:
-    """The collection in a folder. `x.gz` counts as `x`; where both are there, the plain file is read.
-
-    `qrels.dev.small.tsv` is split `dev`, unless `qrels.dev.tsv` stands beside it: then it is `dev.small`.
-
-    Raises UserError: no such folder, a file missing (with what was looked for and what is there), or both formats in one folder.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"no collection folder at {path}: set ingest.path to a local folder in BEIR or MS MARCO layout")
-    files = _present(folder)
-    found = _detect(folder, files) if format == "auto" else format
-    return _find_beir(folder, files) if found == "beir" else _find_msmarco(folder, files)
-
-
-def _present(folder: Path) -> dict[str, Path]:
-    """The folder's files by their name without `.gz`."""
-    present: dict[str, Path] = {}
-    if folder.is_dir():
-        for file in sorted(folder.iterdir()):  # sorted: the plain name comes before its .gz and wins
-            if file.is_file():
-                present.setdefault(file.name.removesuffix(".gz"), file)
-    return present
-
-
-def _detect(folder: Path, files: Mapping[str, Path]) -> Format:
-    beir, msmarco = "corpus.jsonl" in files, "collection.tsv" in files
-    if beir and msmarco:
-        raise UserError(f"{folder} holds corpus.jsonl and collection.tsv: say which to read, ingest.format=beir or ingest.format=msmarco")
-    if not beir and not msmarco:
-        raise _missing(folder, "corpus.jsonl[.gz] (BEIR) or collection.tsv[.gz] (MS MARCO)")
-    return "beir" if beir else "msmarco"
-
-
-def _missing(folder: Path, wanted: str) -> UserError:
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir()) if folder.is_dir() else None
-    if names is None:
-        there = "that folder does not exist"
-    elif not names:
-        there = "the folder is empty"
-    else:
-        rest = f" and {len(names) - _SOME_NAMES} more" if len(names) > _SOME_NAMES else ""
-        there = f"it holds {', '.join(names[:_SOME_NAMES])}{rest}"
-    return UserError(f"{folder}: looked for {wanted}; {there}")
-
-
-def _find_beir(folder: Path, files: Mapping[str, Path]) -> Collection:
-    for wanted in ("corpus.jsonl", "queries.jsonl"):
-        if wanted not in files:
-            raise _missing(folder, f"{wanted}[.gz]")
-    qrels = {name.removesuffix(".tsv"): file for name, file in _present(folder / "qrels").items() if name.endswith(".tsv")}
-    if not qrels:
-        raise _missing(folder / "qrels", "<split>.tsv[.gz], for example train.tsv")
-    return Collection(folder, "beir", files["corpus.jsonl"], (files["queries.jsonl"],), dict(sorted(qrels.items())))
-
-
-def _find_msmarco(folder: Path, files: Mapping[str, Path]) -> Collection:
-    queries = tuple(_by_split(files, "queries").values())
-    qrels = {split or "train": file for split, file in _by_split(files, "qrels").items()}
-    if "collection.tsv" not in files:
-        raise _missing(folder, "collection.tsv[.gz]")
-    if not queries:
-        raise _missing(folder, "queries.<split>.tsv[.gz] or queries.tsv[.gz]")
-    if not qrels:
-        raise _missing(folder, "qrels.<split>.tsv[.gz] or qrels.tsv[.gz]")
-    if "qrels.tsv" in files and "qrels.train.tsv" in files:
-        raise UserError(f"{folder} holds qrels.tsv and qrels.train.tsv, both of split train: keep one of them")
-    return Collection(folder, "msmarco", files["collection.tsv"], queries, dict(sorted(_without_small(qrels).items())))
-
-
-def _by_split(files: Mapping[str, Path], kind: str) -> dict[str, Path]:
-    """Files `kind.<split>.tsv` by split; `kind.tsv` has the empty one."""
-    parts = {name: name.split(".") for name in files}
-    return {".".join(words[1:-1]): files[name] for name, words in parts.items() if (words[0], words[-1]) == (kind, "tsv")}
-
-
-def _without_small(qrels: Mapping[str, Path]) -> dict[str, Path]:
-    shortened = {split: split.removesuffix(".small") for split in qrels}
-    return {split if shortened[split] in qrels else shortened[split]: file for split, file in qrels.items()}
 
 
 def read_corpus(collection: Collection) -> Iterator[tuple[Line, Passage | Fault]]:

@@ -1,6 +1,6 @@
 """The tables on disk: one Arrow schema a table, the candidate kinds, and the neutral marks inside dark examples.
 
-The training-shard schema is the only thing that `pipeline` and `trainer` share. Change `SCHEMA_VERSION` with any column.
+Training shards and dev sets are all that `pipeline` and `trainer` share. Change `SCHEMA_VERSION` with any column.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ class CandidateKind(IntEnum):
     NEGATIVE = 1
     REINFORCED_NEGATIVE = 2  # p+ [SEP] p-   (ADAM, Eq. 5)
     NOISY_POSITIVE = 3  # p+ with masked tokens   (ADAM, Eq. 6)
+    TOP = 4  # group 1: the labelled positives, then the teacher's best   (CL-DRD; labels in data/curriculum.py)
+    NEAR = 5  # group 2: passages of middle rank
+    FAR = 6  # group 3: the other passages
+
+
+# A list has either kinds of the one or of the other.
+ADAM_KINDS = (CandidateKind.POSITIVE, CandidateKind.NEGATIVE, CandidateKind.REINFORCED_NEGATIVE, CandidateKind.NOISY_POSITIVE)
+GROUPS = (CandidateKind.TOP, CandidateKind.NEAR, CandidateKind.FAR)
 
 
 class FalseNegativeRule(IntEnum):
@@ -28,6 +36,13 @@ class FalseNegativeRule(IntEnum):
     TEACHER_MARGIN = 1
     TEACHER_PERCENTILE = 2
     STUDENT_MARGIN = 3
+
+
+class DevRole(IntEnum):
+    """What a row of a dev set is. The numbers are stored in `role`."""
+
+    QUERY = 0
+    PASSAGE = 1
 
 
 # Dark examples are stored as text in which these marks stand for the special tokens, so that teacher and student may have
@@ -97,6 +112,15 @@ TEACHER_SCORES = pa.schema(
     ]
 )
 
+# The lists of a curriculum: each draw is one iteration, each list its groups in order, with what the teacher and the labels say of them.
+CURRICULUM = pa.schema(
+    [
+        *CANDIDATES,
+        ("logit", pa.float32()),  # the teacher's, raw
+        ("confidence", pa.float32()),  # the list's C(q), nats: its first labelled positive among it and all that carry no label
+    ]
+)
+
 CONFIDENCE = pa.schema(
     [
         ("query_id", pa.string()),
@@ -120,5 +144,15 @@ TRAINING = pa.schema(
         ("candidate_id", pa.list_(pa.string())),
         ("teacher_logits", pa.list_(pa.float32())),
         ("confidence", pa.float32()),
+    ]
+)
+
+DEV = pa.schema(
+    [
+        ("role", pa.int8()),  # DevRole: first the queries, by id, then the passages, by id
+        ("id", pa.string()),  # query_id or doc_id
+        ("tokens", pa.list_(pa.int32())),  # the student's
+        ("judged_ids", pa.list_(pa.string())),  # of a query: its labelled positives, all of them among the passages; of a passage: none
+        ("grades", pa.list_(pa.int32())),  # their labels, above 0
     ]
 )

@@ -6,6 +6,7 @@ file is checked by every command, so that a misspelt key in any section is found
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,10 @@ from pydantic import field_validator, model_validator
 
 from data import config
 from data.config import Section, execution, keyed
+from data.curriculum import PAPER_ITERATIONS, GroupSizes, parse_sizes
 from data.errors import UserError
 from data.negative_sources import Source, canonical, parse_sources
+from data.object_store import is_remote
 
 PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 
@@ -22,7 +25,7 @@ PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 class Ingest(Section):
     """Where the collection lies and how it is cut into shards."""
 
-    path: str = execution(..., "folder of the collection")
+    path: str = execution(..., "folder of the collection, local or on an object store (s3://bucket/folder)")
     format: Literal["auto", "beir", "msmarco"] = keyed("auto", "layout of the folder; auto looks for corpus.jsonl or collection.tsv")
     train_split: str = keyed("train", "the qrels split whose queries become training queries")
     corpus_shards: int = keyed(8, "shards of the corpus, fixed here for all stages", ge=1, le=99_999)
@@ -109,7 +112,7 @@ class HardNegatives(Section):
     """Which passages a query's negatives are drawn from, and how."""
 
     source: str = keyed("student", "student, bm25, run or random, or several with weights (and ranks): student:3,bm25:1@1-50")
-    run_file: str | None = execution(None, "the TREC run of source=run (keyed by its content)")
+    run_file: str | None = execution(None, "the TREC run of source=run, local or s3:// (keyed by its content)")
     depth: int = keyed(100, "passages kept of each source's list, positives removed", ge=1, le=10_000)
     first_rank: int = keyed(1, "negatives are drawn from this rank on, in the list of each source", ge=1)
     last_rank: int = keyed(100, "and up to this one", ge=1)
@@ -174,6 +177,45 @@ class DarkExamples(Section):
         return ratios
 
 
+class Curriculum(Section):
+    """Lists in three groups by the teacher's ranking, in place of negatives and dark examples (CL-DRD; Zeng et al., SIGIR 2022).
+
+    The teacher ranks what the student retrieves, labelled positives among it; ranks count from 1. Iteration i is draw i of the shards.
+    """
+
+    enabled: bool = keyed(False, "make these lists the training rows")
+    iterations: tuple[str, ...] = keyed(PAPER_ITERATIONS, "of each the groups' sizes K/N_h/N_s; a draw of the shards each")
+    near_rank: int = keyed(50, "group 2 is drawn from teacher ranks K+1 up to this one", ge=1)
+    retrieved: int = keyed(200, "passages that the student retrieves and the teacher ranks; group 3 is drawn up to this rank", ge=1)
+
+    @property
+    def sizes(self) -> tuple[GroupSizes, ...]:
+        """Of each iteration."""
+        return tuple(parse_sizes(text) for text in self.iterations)
+
+    @model_validator(mode="after")
+    def _windows_hold_them(self) -> Curriculum:
+        if not 1 <= len(self.iterations) <= 100:
+            raise ValueError("need 1 to 100 iterations")
+        for text, size in zip(self.iterations, self.sizes, strict=True):
+            near, far = max(0, self.near_rank - size.top), self.retrieved - max(self.near_rank, size.top)
+            if self.near_rank >= self.retrieved or size.top > self.retrieved or size.near > near or size.far > far:
+                raise ValueError(
+                    f"iteration {text} does not fit near_rank={self.near_rank} and retrieved={self.retrieved}: "
+                    f"ranks K+1..near_rank hold {near} passages, those up to `retrieved` {far} more"
+                )
+        return self
+
+
+class Dev(Section):
+    """Queries and some of the passages, on which a trainer measures the student by search as it goes. None unless asked for."""
+
+    queries: int | None = keyed(None, "dev queries, a seeded subset of those with a label above 0; null or 0 makes no dev set", ge=0)
+    split: str = keyed("dev", "the qrels split that they come from, which must not be the training split")
+    depth: int = keyed(100, "passages of each query's list in the student's exact search, all of which are in the dev set", ge=1, le=10_000)
+    random: int = keyed(0, "further passages, by chance; deeper lists show more for the same time (docs/performance.md)", ge=0)
+
+
 class Runner(Section):
     """Who does the work. None of it changes a byte of the output, but `threads` may, at the level of rounding noise."""
 
@@ -194,8 +236,25 @@ class Objective(Section):
     include_positive: bool = keyed(False, "put p+ into P~ (Eq. 9 leaves it out; a list without dark examples always has it, Eq. 3)")
     reduction: Literal["batch", "selected"] = keyed("batch", "the KD sum is divided by b, or by the number of selected queries")
     count_epochs_from: Literal[0, 1] = keyed(0, "t of the first epoch in the selected share 1 - t/(2T) (Eq. 8)")
-    temperature: float = keyed(1.0, "of both softmaxes of the KD loss", gt=0)
+    distillation: Literal["kl", "margin_mse", "curriculum"] = keyed("kl", "the KD loss: KL of softmaxes (Eq. 4), MarginMSE, CL-DRD's")
+    temperature: float = keyed(1.0, "of both softmaxes of the KL", gt=0)
     in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives the batch's other passages join")
+
+    @model_validator(mode="after")
+    def _scored(self) -> Objective:
+        if self.distillation == "margin_mse" and self.in_batch in ("distillation", "both"):
+            raise ValueError("margin_mse needs teacher logits, which in-batch passages have not: set in_batch=none or supervised")
+        if self.distillation == "curriculum" and (self.in_batch != "none" or self.uses_positive):
+            raise ValueError(
+                "distillation=curriculum is over a list of groups, which has no one p+ and no in-batch negatives: set "
+                "without=supervised (or recipe=cl_drd) and in_batch=none"
+            )
+        return self
+
+    @property
+    def uses_positive(self) -> bool:
+        """Whether the supervised loss, which is of one p+ and its negatives, is asked for."""
+        return "supervised" not in self.without and self.supervised_weight > 0
 
     @field_validator("count_epochs_from", mode="before")
     @classmethod
@@ -206,10 +265,13 @@ class Objective(Section):
 class Train(Section):
     """The trainer."""
 
-    recipe: str = keyed("adam", "adam, hard_kd or rand_kd: a preset of `objective`")
+    recipe: str = keyed("adam", "adam, hard_kd, rand_kd, margin_mse or cl_drd: a preset of `objective`")
     output: str = execution("runs/train", "folder of checkpoints, metrics and the student")
     objective: Objective = Objective()
+    stages: dict[str, dict[str, Any]] = keyed({}, "runs one after the other: a name each, and what it changes of `train`; see `of_stage`")
+    draw: int | None = keyed(None, "train all epochs on this draw; null: epoch e on draw e modulo the shards' draws", ge=0, le=99)
     epochs: int = keyed(3, "T, passes over the queries", ge=1)
+    steps: int | None = keyed(None, "stop after this many steps, in whatever epoch; null: after the last epoch", ge=1)
     batch_queries: int = keyed(128, "b, queries of a batch (ADAM 4.3)", ge=1)
     learning_rate: float = keyed(5e-5, "peak (ADAM 4.3)", gt=0)
     warmup_steps: int = keyed(100, "linear warm-up; the rate then falls linearly to 0 (ADAM 4.3)", ge=0)
@@ -217,11 +279,74 @@ class Train(Section):
     clip_norm: float = keyed(1.0, "largest norm of the gradient", gt=0)
     score_scale: float = keyed(1.0, "factor on the inner product; normalised students need about 20", gt=0)
     precision: Literal["auto", "fp32", "bf16"] = keyed("auto", "auto: bf16 autocast where the device computes it, else fp32")
-    device: Literal["cpu", "cuda"] = execution("cpu", "where to train")
+    device: Literal["cpu", "cuda"] = execution("cpu", "where to train; under torchrun each process has its own GPU")
     threads: int | None = execution(None, "CPU threads; null takes all; 1 is faster where others use the cores", ge=1)
-    micro_batch_tokens: int = keyed(4096, "tokens of a forward pass, padding included; dropout masks are drawn for each", ge=64)
+    workers: int | None = execution(None, "micro-batches at the same time on a CPU, each on its share of the threads; null: up to 4", ge=1)
+    micro_batch_tokens: int = keyed(4096, "tokens of a forward and backward pass; dropout masks are drawn for each", ge=64)
+    compile: bool = execution(False, "torch.compile for the model; changes numbers within rounding; does not pay on a CPU")
+    activation_checkpointing: bool = execution(False, "keep a layer's input alone and compute it again on the way back: less memory")
     checkpoint_every: int = execution(200, "steps between checkpoints; the end of an epoch always has one", ge=1)
     keep_checkpoints: int = execution(2, "newest checkpoints kept", ge=1)
+    dev: str | None = execution(None, "folder of a dev set (`prep path stage=dev`); null evaluates nothing")
+    evaluate_every: int | None = execution(None, "steps between evaluations on the dev set; null: at the end of each epoch", ge=1)
+    dev_metric: Literal["MRR@10", "nDCG@10", "Recall@100"] = execution("MRR@10", "which of two checkpoints is the better")
+    patience: int | None = keyed(None, "stop after this many evaluations without a better one; null never stops early", ge=1)
+
+    @model_validator(mode="after")
+    def _dev_set(self) -> Train:
+        if self.patience is not None and self.dev is None:
+            raise ValueError("patience needs a dev set: dev=FOLDER (`prep path stage=dev`)")
+        return self
+
+    @field_validator("output")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        return _local_folder(value, "copy OUTPUT/student to the object store when the run is finished")
+
+    @model_validator(mode="after")
+    def _each_stage(self) -> Train:
+        for name in self.stages:
+            self.of_stage(name)
+        return self
+
+    def of_stage(self, name: str) -> Train:
+        """The settings of one stage: these, and over them its own of `stages`.
+
+        A stage may set any key of `train` that is not of the whole run, those of `objective` too. It writes to OUTPUT/<number>-<name>/.
+        Keys of its own are `start`, whose student it starts from (`last`, the default: the one of the stage before; `student`:
+        student.model; or the name of an earlier stage), and `shards`, its folder of training shards where it is not the run's.
+
+        Raises UserError for what no stage may set, and for a value that a run could not have.
+        """
+        where, own, names = f"train.stages.{name}", self.stages[name], list(self.stages)
+        number = names.index(name)
+        if not isinstance(own, dict) or not re.fullmatch(r"[\w.-]+", name) or name in START_WORDS:
+            raise UserError(f"{where}: a stage is a name (letters, digits, - and _; not last or student) with keys of train below it")
+        if whole := [key for key in own if key in _OF_THE_RUN]:
+            raise UserError(f"{where}.{whole[0]} is of the whole run: set train.{whole[0]}")
+        starts = (*START_WORDS, *names[:number])
+        if (start := own.get("start", "last")) not in starts:
+            raise UserError(f"{where}.start={start}: expected {', '.join(starts)}")
+        changed = {key: value for key, value in own.items() if key not in _OF_A_STAGE}
+        values = {**self.model_dump(), **changed, "stages": {}, "output": str(Path(self.output) / f"{number + 1}-{name}")}
+        if isinstance(changed.get("objective"), dict):
+            values["objective"] = {**self.objective.model_dump(), **changed["objective"]}
+        try:
+            return config.build(Train, values)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+
+
+START_WORDS = ("last", "student")
+_OF_A_STAGE = ("start", "shards")
+_OF_THE_RUN = ("stages", "recipe", "output", "device", "threads", "workers")
+
+
+def _local_folder(value: str, instead: str) -> str:
+    """Files that are renamed and written in parts need a file system."""
+    if is_remote(value):
+        raise ValueError(f"expected a folder of this machine or of a network file system; {instead}")
+    return value
 
 
 class Experiment(Section):
@@ -236,8 +361,15 @@ class Experiment(Section):
     search: Search = Search()
     hard_negatives: HardNegatives = HardNegatives()
     dark_examples: DarkExamples = DarkExamples()
+    curriculum: Curriculum = Curriculum()
+    dev: Dev = Dev()
     runner: Runner = Runner()
     train: Train = Train()
+
+    @field_validator("store")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        return _local_folder(value, "copy finished tables to the object store: `retrieve` and `train run shards=s3://...` read them there")
 
     @property
     def uses_index(self) -> bool:
@@ -250,8 +382,31 @@ class Experiment(Section):
         return self.student.model_copy(update={"model": self.embed.model}) if self.embed.model else self.student
 
     @property
+    def scores_whole_pools(self) -> bool:
+        """Whether the teacher ranks whole pools, and not the rank windows alone."""
+        return self.hard_negatives.score_pools or self.curriculum.enabled
+
+    @model_validator(mode="after")
+    def _pools_serve_the_curriculum(self) -> Experiment:
+        pools, wanted = self.hard_negatives, self.curriculum.retrieved
+        if not self.curriculum.enabled:
+            return self
+        if pools.source_words != "student":
+            raise UserError(f"curriculum.enabled ranks what the student retrieves: set hard_negatives.source=student, not {pools.source}")
+        if pools.depth < wanted:
+            raise UserError(
+                f"curriculum.enabled ranks the student's {wanted} best passages, the pools have {pools.depth}: set "
+                f"hard_negatives.depth={wanted} (or a smaller curriculum.retrieved)"
+            )
+        if any(value is not None for value in pools.false_negatives.model_dump().values()):
+            raise UserError("curriculum.enabled draws by ranks alone: leave the rules of hard_negatives.false_negatives unset")
+        return self
+
+    @property
     def draws(self) -> int:
         """Rows of a query in the training shards: epoch e trains on row e modulo draws."""
+        if self.curriculum.enabled:
+            return len(self.curriculum.iterations)
         return max(self.hard_negatives.draws, self.dark_examples.mask_draws)
 
 
@@ -259,7 +414,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
     """The same experiment for a process that may work in another folder. A model that is no local folder stays a hub id."""
 
     def absolute(path: str) -> str:
-        return str(Path(path).expanduser().absolute())
+        return path if is_remote(path) else str(Path(path).expanduser().absolute())
 
     def model(name: str) -> str:
         return absolute(name) if Path(name).expanduser().exists() else name
@@ -277,7 +432,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
     )
 
 
-SECTION_SHORTHANDS = {"runner": "runner.kind", "recipe": "train.recipe"}
+SECTION_SHORTHANDS = {"runner": "runner.kind", "recipe": "train.recipe", "dev": "train.dev"}
 
 
 def read(words: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -24,6 +24,7 @@ from data.digests import file_digest
 from data.errors import DamagedShard, RunFailed
 
 ROW_GROUP_ROWS = 4096
+TRAINING_GROUP_ROWS = 512  # of training shards: a trainer holds a window of several row groups, and a row has dozens of passages
 _FOOTER_KEY = b"shard"
 # Parquet has checksums for pages but none for its footer, where a flipped bit makes other types or rows. So the footer carries its
 # own, taken with zeros in its place. A Parquet file without one (from elsewhere) is read unchecked.

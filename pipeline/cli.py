@@ -12,6 +12,7 @@ import typer
 from data.command import exit_codes
 from data.config import parse_arguments, unknown_key
 from data.errors import UserError
+from data.remote import output_file
 from data.settings import Experiment, load
 from pipeline.plan import TablePlan
 
@@ -151,7 +152,8 @@ def report(words: Words = None) -> None:
         experiment, own = _experiment(words, out="report.html")
         from pipeline.report import write_report
 
-        write_report(experiment, Path(own["out"]))
+        with output_file(own["out"]) as out:
+            write_report(experiment, out)
         _say(f"wrote {own['out']}")
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from data import schemas
 from data.config import keyed_values
 from data.digests import DigestCache, hash64, uniforms
-from data.schemas import MASK_MARK, SEPARATOR_MARK, CandidateKind
+from data.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.settings import DarkExamples, Experiment
 from pipeline.stage import Stored, Table, Task
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest
@@ -205,7 +205,7 @@ def _build(task: Task) -> None:
         task.report("queries", 1)
     table = pa.table(columns, schema=schemas.CANDIDATES)
     kinds = table.column("candidate_kind").to_pylist()
-    by_kind = {kind.name.lower(): kinds.count(kind) for kind in CandidateKind}
+    by_kind = {kind.name.lower(): kinds.count(kind) for kind in ADAM_KINDS}
     task.write(table, {"in": len(rows), "kept": len(rows), "dropped": {}, "candidates": by_kind})
 
 

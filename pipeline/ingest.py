@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from data.collection import Collection
 from data.digests import hash64, text_hash
 from data.errors import UserError
-from data.readers import Collection, Fault, Judgement, Line, read_corpus, read_qrels, read_queries
+from data.readers import Fault, Judgement, Line, read_corpus, read_qrels, read_queries
 from data.schemas import CORPUS, QRELS, QUARANTINE, QUERIES
 from data.settings import Ingest
 from data.shards import read_row_groups

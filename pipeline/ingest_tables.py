@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from data import schemas
+from data.collection import Collection, find_collection
 from data.digests import DigestCache
-from data.readers import Collection, find_collection
 from data.settings import Experiment
 from data.shards import ShardWriter, shard_name, write_shard
 from pipeline.ingest import IngestReport, check_bad_fraction, check_splits, ingest_corpus, ingest_qrels, ingest_queries

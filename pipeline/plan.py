@@ -15,7 +15,9 @@ from data.settings import Experiment
 from data.shards import read_footer, shard_name
 from pipeline import (
     confidence,
+    curriculum,
     dark_examples,
+    dev_set,
     embed,
     hard_negatives,
     ingest_tables,
@@ -27,13 +29,20 @@ from pipeline import (
 )
 from pipeline.stage import Stored, Table, fingerprint_of
 
-STAGES = ("ingest", "embed", "index", "pools", "pool_scores", "hard_negatives", "dark_examples", "teacher_scores", "confidence", "shards")
+STAGES = (
+    "ingest", "embed", "index", "pools", "pool_scores", "hard_negatives", "dark_examples", "teacher_scores", "confidence", "curriculum",
+    "shards", "dev",
+)  # fmt: skip
 
 
 def tables(experiment: Experiment) -> list[Table]:
-    """All tables of an experiment in the order in which they are built; an index, and the teacher's scores of pools, only if asked for."""
-    settings = experiment.hard_negatives
-    scored = [pool_pairs.TABLE, teacher_scores.OF_POOLS] if settings.score_pools or settings.uses_pool_scores else []
+    """All tables in the order in which they are built; an index, the teacher's scores of pools, and a dev set only if asked for.
+
+    With a curriculum the training rows are its lists, and there are no tables of negatives and dark examples.
+    """
+    whole_pools, by_teacher = experiment.scores_whole_pools, experiment.hard_negatives.uses_pool_scores
+    scored = [pool_pairs.TABLE, teacher_scores.OF_POOLS] if whole_pools or by_teacher else []
+    adam = [hard_negatives.table(experiment), dark_examples.TABLE, teacher_scores.TABLE, confidence.TABLE, shards.TABLE]
     return [
         ingest_tables.CORPUS,
         ingest_tables.QUERIES,
@@ -43,11 +52,8 @@ def tables(experiment: Experiment) -> list[Table]:
         *([search_index.TABLE] if experiment.uses_index else []),
         pools.table(experiment),
         *scored,
-        hard_negatives.table(experiment),
-        dark_examples.TABLE,
-        teacher_scores.TABLE,
-        confidence.TABLE,
-        shards.TABLE,
+        *([curriculum.TABLE, shards.OF_CURRICULUM] if experiment.curriculum.enabled else adam),
+        *([dev_set.TABLE] if experiment.dev.queries else []),
     ]
 
 
@@ -57,24 +63,34 @@ def table_named(experiment: Experiment, label: str) -> Table:
 
 
 def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
-    """The tables of one stage, or with `all` those that lead to the training shards. Raises UserError on an unknown stage."""
+    """The tables of one stage, or with `all` those that lead to training shards and dev set. Raises UserError on an unknown stage."""
     everything = tables(experiment)
     if stage == "all":
-        needed = {"shards", *(["pool_scores"] if experiment.hard_negatives.score_pools else [])}
+        needed = {"shards", "dev", *(["pool_scores"] if experiment.hard_negatives.score_pools else [])}
         for table in reversed(everything):
             if table.label in needed:
                 needed |= {table.label, *table.reads}
         return [table for table in everything if table.label in needed]
     if stage not in STAGES:
         raise unknown_key(f"stage={stage}", valid=[f"stage={name}" for name in ("all", *STAGES)])
-    if stage == "index" and not any(table.stage == stage for table in everything):
-        raise UserError("stage=index: the search is exact, which needs no index; set search.index=ivf or search.index=hnsw")
-    if stage == "pool_scores" and not any(table.stage == stage for table in everything):
-        raise UserError(
-            "stage=pool_scores: nothing asks for the teacher's scores of pools; set hard_negatives.score_pools=true, a rule of the teacher "
-            "in hard_negatives.false_negatives, or hard_negatives.sampler=stratified"
-        )
-    return [table for table in everything if table.stage == stage]
+    selected = [table for table in everything if table.stage == stage]
+    if not selected:
+        raise UserError(f"stage={stage}: {_NOT_ASKED_FOR.get(stage, _WITH_A_CURRICULUM)}")
+    return selected
+
+
+_NOT_ASKED_FOR = {
+    "index": "the search is exact, which needs no index; set search.index=ivf or search.index=hnsw",
+    "pool_scores": (
+        "nothing asks for the teacher's scores of pools; set hard_negatives.score_pools=true, a rule of the teacher "
+        "in hard_negatives.false_negatives, or hard_negatives.sampler=stratified"
+    ),
+    "dev": "no dev set is asked for; set dev.queries=NUMBER, of the queries to measure the student on",
+    "curriculum": "no curriculum is asked for; set curriculum.enabled=true, which takes the place of negatives and dark examples",
+}
+_WITH_A_CURRICULUM = (
+    "with curriculum.enabled=true the training rows are the lists of stage=curriculum, which the teacher scores in stage=pool_scores"
+)
 
 
 def tables_to_run(experiment: Experiment, stage: str) -> list[Table]:

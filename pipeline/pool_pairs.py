@@ -1,7 +1,8 @@
 """Stage `pools`, table `pairs`: what the teacher must read of the pools: each query's positives, and the passages of its rank windows.
 
-With `hard_negatives.score_pools` the passages of the whole pool. A passage that several sources rank stands once. The table exists only
-where something asks for the teacher's logits of pools; its schema is that of all candidates, so that it is scored as they are.
+With `hard_negatives.score_pools`, or a curriculum, the passages of the whole pool. A passage that several sources rank stands once. The
+table exists only where something asks for the teacher's logits of pools; its schema is that of all candidates, so that it is scored as
+they are.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def read_pools(pools: Stored, shard: int) -> Iterator[PoolRow]:
 def wanted_of(row: PoolRow, experiment: Experiment) -> list[str]:
     """The passages of a pool that the teacher reads, in pool order, each once."""
     settings = experiment.hard_negatives
-    if settings.score_pools:
+    if experiment.scores_whole_pools:
         return list(dict.fromkeys(row.ids))
     places = np.concatenate([window_places(row.sources, source) for source in settings.sources])
     return list(dict.fromkeys(row.ids[place] for place in places.tolist()))
@@ -112,7 +113,7 @@ def _table(part: Part, texts: dict[str, str], corpus: Corpus) -> pa.Table:
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     settings = experiment.hard_negatives
-    if settings.score_pools:
+    if experiment.scores_whole_pools:
         return {"windows": "whole pools"}
     return {"windows": [[source.name, source.first_rank, source.last_rank] for source in settings.sources]}
 

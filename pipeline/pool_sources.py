@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from data.digests import hash64
 from data.errors import UserError
+from data.remote import local_file
 from data.trec import read_entries
 from pipeline.corpus import Corpus
 from pipeline.stage import Stored, Task
@@ -175,5 +176,5 @@ def make_source(name: str, task: Task, queries: pa.Table, corpus: Corpus) -> Poo
     if name == "bm25":
         return Bm25Search(queries.column("text").to_pylist(), corpus)
     if name == "run":
-        return RunFile(Path(settings.run_file or ""), query_ids, corpus)
+        return RunFile(local_file(settings.run_file or ""), query_ids, corpus)
     return AtRandom(query_ids, corpus, seed=task.experiment.seed)

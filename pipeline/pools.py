@@ -10,7 +10,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from data import schemas
 from data.digests import DigestCache, hash64
 from data.errors import UserError
 from data.negative_sources import SOURCES, Source
+from data.remote import local_file
 from data.settings import Experiment
 from data.shards import ROW_GROUP_ROWS
 from pipeline.corpus import Corpus
@@ -199,7 +199,7 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     if "random" in names or settings.queries is not None:
         key["seed"] = experiment.seed
     if "run" in names:
-        run_file = Path(settings.run_file or "")
+        run_file = local_file(settings.run_file or "")
         if not run_file.is_file():
             raise UserError(f"hard_negatives.run_file={run_file}: no such file")
         key["run_digest"] = digests.file(run_file)

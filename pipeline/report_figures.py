@@ -20,12 +20,18 @@ COLOURS = {
     CandidateKind.NEGATIVE: "#0072B2",
     CandidateKind.REINFORCED_NEGATIVE: "#E69F00",
     CandidateKind.NOISY_POSITIVE: "#CC79A7",
+    CandidateKind.TOP: "#009E73",
+    CandidateKind.NEAR: "#0072B2",
+    CandidateKind.FAR: "#56B4E9",
 }
 _LABELS = {
     CandidateKind.POSITIVE: "positives",
     CandidateKind.NEGATIVE: "hard negatives",
     CandidateKind.REINFORCED_NEGATIVE: "reinforced negatives",
     CandidateKind.NOISY_POSITIVE: "noisy positives",
+    CandidateKind.TOP: "group 1",
+    CandidateKind.NEAR: "group 2",
+    CandidateKind.FAR: "group 3",
 }
 
 Logits = dict[CandidateKind, NDArray[np.float32]]

@@ -1,34 +1,47 @@
 """Stage `shards`: the self-contained training rows: the student's tokens, the kinds, the teacher's logits and C(q).
 
-A row is a query and draw. Rows are shuffled by a hash of seed and query id. The Arrow schema's metadata under `training` says
-what a trainer must know before it reads a row: schema version, digest of the student's tokenizer, teachers, draws.
+A row is a query and draw; where the experiment has a curriculum, a draw is an iteration and the lists are those of `curriculum`. Rows are
+shuffled by a hash of seed and query id, and written in small row groups, since a trainer holds several of them at a time. The Arrow
+schema's metadata under `training` says what a trainer must know before it reads a row: schema version, digest of the student's tokenizer,
+teachers, draws.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+import numpy as np
+from numpy.typing import NDArray
 
 from data import schemas
 from data.digests import DigestCache, canonical_json, hash64
-from data.schemas import SCHEMA_VERSION, CandidateKind
+from data.schemas import SCHEMA_VERSION
 from data.settings import Experiment
-from pipeline.confidence import list_bounds
+from data.shards import TRAINING_GROUP_ROWS
 from pipeline.dark_examples import longest_mixed
 from pipeline.stage import Table, Task
+from pipeline.training_rows import Encode, Encoders, read_rows
 from retrieval.cross_encoder import resolve_teacher
 from retrieval.model_lengths import check_length
 from retrieval.student_spec import StudentSpec, resolve_student
 
+if TYPE_CHECKING:
+    from retrieval.tokenizer import Tokenizer
+
 
 def _metadata(experiment: Experiment, student: StudentSpec, digests: DigestCache) -> dict[str, Any]:
-    return {
+    of_all = {
         "schema_version": SCHEMA_VERSION,
         "tokenizer": student.tokenizer_digest,
         "teachers": [resolve_teacher(experiment.teacher, device=experiment.runner.device).namespace(digests)],
         "draws": experiment.draws,
         "negatives_source": experiment.hard_negatives.source_words,
+    }
+    if experiment.curriculum.enabled:
+        return {**of_all, "negatives": 0, "mask_ratios": [], "curriculum": list(experiment.curriculum.iterations)}
+    return {
+        **of_all,
         "negatives": experiment.hard_negatives.negatives,
         "mask_ratios": list(experiment.dark_examples.mask_ratios),
     }
@@ -39,52 +52,42 @@ def _build(task: Task) -> None:
 
     experiment, student = task.experiment, resolve_student(task.experiment.student)
     tokenizer = task.workshop.keep("student tokenizer", lambda: Tokenizer(student.weights_folder, lower_case=student.lower_case))
-    candidates = task.inputs["dark_examples"].read(task.shard)
-    logits = task.inputs["teacher_scores"].read(task.shard, columns=["logit"]).column("logit").to_pylist()
-    confidences = task.inputs["confidence"].read(task.shard, columns=["confidence"]).column("confidence").to_pylist()
-
-    queries = candidates.column("query").to_pylist()
-    query_tokens = _tokens(sorted(set(queries)), prefix=student.query_prefix, max_tokens=student.query_tokens, tokenizer=tokenizer)
-    kinds = candidates.column("candidate_kind").to_pylist()
-    texts = candidates.column("text").to_pylist()
-    passage_tokens: dict[tuple[bool, str], list[int]] = {}
-    for mixed, longest in ((False, student.passage_tokens), (True, longest_mixed(experiment))):
-        distinct = sorted({text for text, kind in zip(texts, kinds, strict=True) if (kind == CandidateKind.REINFORCED_NEGATIVE) == mixed})
-        found = _tokens(distinct, prefix=student.passage_prefix, max_tokens=longest, tokenizer=tokenizer)
-        passage_tokens.update({(mixed, text): tokens for text, tokens in found.items()})
-
-    ids = candidates.column("candidate_id").to_pylist()
-    rows: list[dict[str, Any]] = []
-    for place, ((query_id, draw), start, stop) in enumerate(list_bounds(candidates)):
-        rows.append(
-            {
-                "query_id": query_id,
-                "draw": draw,
-                "query_tokens": query_tokens[queries[start]],
-                "candidate_tokens": [passage_tokens[kinds[i] == CandidateKind.REINFORCED_NEGATIVE, texts[i]] for i in range(start, stop)],
-                "candidate_kind": kinds[start:stop],
-                "candidate_id": ids[start:stop],
-                "teacher_logits": logits[start:stop],
-                "confidence": confidences[place],
-            }
-        )
-        task.report("queries", 1)
-    rows.sort(key=lambda row: (hash64(experiment.seed, "order", row["query_id"], row["draw"]), row["query_id"], row["draw"]))
-    digests = DigestCache.of_store(task.experiment.store)
-    schema = schemas.TRAINING.with_metadata({"training": canonical_json(_metadata(experiment, student, digests))})
-    tokens = sum(len(tokens) for row in rows for tokens in row["candidate_tokens"])
-    counts = {"in": len(rows), "kept": len(rows), "dropped": {}, "candidates": len(ids), "candidate tokens": tokens}
-    task.write(pa.Table.from_pylist(rows, schema=schema), counts)
+    rows = read_rows(task.inputs, task.shard, encoders_of(student, tokenizer, mixed_tokens=_longest_mixed(experiment, student)))
+    order = _shuffled(rows.lists.query_ids.to_pylist(), rows.lists.draws.tolist(), seed=experiment.seed)
+    metadata = canonical_json(_metadata(experiment, student, DigestCache.of_store(experiment.store)))
+    with task.writer(task.shard, schemas.TRAINING.with_metadata({"training": metadata})) as writer:
+        for start in range(0, len(order), TRAINING_GROUP_ROWS):
+            part = order[start : start + TRAINING_GROUP_ROWS]
+            writer.write_row_group(rows.table(part))
+            task.report("queries", len(part))
+        counts = {"in": len(order), "kept": len(order), "dropped": {}}
+        writer.figures["counts"] = {**counts, "candidates": len(rows.logits), "candidate tokens": rows.candidate_tokens}
 
 
-def _tokens(texts: list[str], *, prefix: str, max_tokens: int, tokenizer: Any) -> dict[str, list[int]]:
-    """Each distinct text's tokens, tokenised once."""
-    encoded = tokenizer.encode([prefix + text for text in texts], max_tokens=max_tokens)
-    return dict(zip(texts, encoded, strict=True))
+def _longest_mixed(experiment: Experiment, student: StudentSpec) -> int:
+    """Longest mixed passage in tokens; a curriculum has none."""
+    return student.passage_tokens if experiment.curriculum.enabled else longest_mixed(experiment)
+
+
+def encoders_of(student: StudentSpec, tokenizer: Tokenizer, *, mixed_tokens: int) -> Encoders:
+    """How the student reads queries, passages and mixed passages."""
+
+    def encoder(prefix: str, max_tokens: int) -> Encode:
+        return lambda texts: tokenizer.encode([prefix + text for text in texts], max_tokens=max_tokens)
+
+    passage, mixed = (encoder(student.passage_prefix, longest) for longest in (student.passage_tokens, mixed_tokens))
+    return Encoders(encoder(student.query_prefix, student.query_tokens), passage, mixed)
+
+
+def _shuffled(query_ids: list[str], draws: list[int], *, seed: int) -> NDArray[np.int64]:
+    """The lists' numbers in the order of a hash of seed, query and draw."""
+    keys = [(hash64(seed, "order", query_id, draw), query_id, draw) for query_id, draw in zip(query_ids, draws, strict=True)]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
 
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    student, longest = resolve_student(experiment.student), longest_mixed(experiment)
+    student = resolve_student(experiment.student)
+    longest = _longest_mixed(experiment, student)
     check_length(longest, student.weights_folder, option="dark_examples.mixed_tokens")
     lengths = {"query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens, "mixed_tokens": longest}
     prefixes = {"query_prefix": student.query_prefix, "passage_prefix": student.passage_prefix}
@@ -92,6 +95,7 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
 
 
 TABLE = Table(
-    stage="shards", name="", version=1, reads=("dark_examples", "teacher_scores", "confidence"), key=_key,
+    stage="shards", name="", version=2, reads=("dark_examples", "teacher_scores", "confidence"), key=_key,
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
 )  # fmt: skip
+OF_CURRICULUM = replace(TABLE, version=1, reads=("curriculum",))

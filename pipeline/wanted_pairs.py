@@ -11,10 +11,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.digests import DigestCache, pair_key
-from data.logit_segment import BUCKETS, Keys, as_keys, buckets_of
+from data.logit_segment import Keys, as_keys
 from data.logit_store import LogitStore
 from data.settings import Experiment
 from data.shards import group_rows, read_row_groups
+from pipeline.distinct import first_sight
 from retrieval.cross_encoder import TeacherSpec, resolve_teacher
 
 
@@ -42,23 +43,8 @@ class WantedPairs:
         for table in read_row_groups(path, columns=["query", "text"]):
             keys[read : read + table.num_rows] = as_keys(_digests(table))
             read += table.num_rows
-        first = _first_rows(keys)
-        new = first == np.arange(len(keys), dtype=np.int32)
-        pair_of_row = (np.cumsum(new, dtype=np.int32) - 1)[first]
-        return WantedPairs(keys if new.all() else keys[new], pair_of_row)
-
-
-def _first_rows(keys: Keys) -> NDArray[np.int32]:
-    """[n] the first row with the key of each row. Bucket by bucket: what sorting takes in memory is that of a sixteenth."""
-    first = np.empty(len(keys), dtype=np.int32)
-    buckets = buckets_of(keys).astype(np.uint8)
-    for bucket in range(BUCKETS):
-        rows = np.flatnonzero(buckets == bucket)
-        order = rows[np.lexsort((keys[rows, 1], keys[rows, 0]))]  # stable: equal keys stay in row order
-        new = np.ones(len(order), dtype=bool)
-        new[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
-        first[order] = order[new][np.cumsum(new) - 1]
-    return first
+        first, pair_of_row = first_sight(keys)
+        return WantedPairs(keys if len(first) == len(keys) else keys[first], pair_of_row)
 
 
 def _digests(table: pa.Table) -> list[bytes]:

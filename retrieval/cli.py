@@ -1,4 +1,4 @@
-"""The command `retrieve`: encode, search, rerank, evaluate, compare, query. All words are `key=value`."""
+"""The command `retrieve`: encode, index, search, rerank, evaluate, compare, query. All words are `key=value`; files may be on s3://."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from data.command import exit_codes
 from data.errors import UserError
+from data.remote import local_table_or_file
 from retrieval.words import DEVICES, NOT_GIVEN, PRECISIONS, Words, settings_of, text_among
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
@@ -37,20 +39,22 @@ def encode(words: Given = None) -> None:
         optional = {**settings_of(Student, leave_out=("model",)), **own}
         given = Words.of(words, required=("model", "texts", "kind", "out"), optional=optional)
         device, precision = given.one_of("device", DEVICES), given.one_of("precision", PRECISIONS)
+        kind = given.one_of("kind", ("corpus", "queries"))
         from retrieval.batching import ENCODER_BATCH_TOKENS
         from retrieval.encode import encode_table
 
-        encode_table(
-            given.section(Student),
-            given.path("texts"),
-            given.path("out"),
-            kind=given["kind"],
-            precision=precision,
-            device=device,
-            batch_tokens=given.number("batch_tokens") if given["batch_tokens"] else ENCODER_BATCH_TOKENS[device],
-            threads=given.number("threads"),
-            report=_note,
-        )
+        with given.output_table("out") as out:
+            encode_table(
+                given.section(Student),
+                given.table("texts"),
+                out,
+                kind=kind,
+                precision=precision,
+                device=device,
+                batch_tokens=given.number("batch_tokens") if given["batch_tokens"] else ENCODER_BATCH_TOKENS[device],
+                threads=given.number("threads"),
+                report=_note,
+            )
         print(f"embeddings in {given['out']}")
 
 
@@ -68,7 +72,8 @@ def index(words: Given = None) -> None:
         settings = given.section(Search, index=given.one_of("kind", ("ivf", "hnsw")))
         from retrieval.index_table import build_index_table
 
-        build_index_table(given.path("corpus"), given.path("out"), settings, report=_note)
+        with given.output_table("out") as out:
+            build_index_table(given.table("corpus"), out, settings, report=_note)
         print(f"index in {given['out']}")
 
 
@@ -82,7 +87,8 @@ def search(words: Given = None) -> None:
         optional = {**_SEARCHING, "qrels": "", "split": "test"}
         given = Words.of(words, required=("corpus", "queries", "out"), optional=optional)
         only = set(_qrels(given)) if given["qrels"] else None
-        searched = _search(given, only=only)
+        with given.output_file("out") as out:
+            searched = _search(given, out, only=only)
         print(f"{searched:,} queries searched, run in {given['out']}")
 
 
@@ -95,7 +101,7 @@ def _threads(given: Words) -> int:
     return given.number("threads") or os.cpu_count() or 1
 
 
-def _search(given: Words, *, only: set[str] | None) -> int:
+def _search(given: Words, out: Path, *, only: set[str] | None) -> int:
     from data.config import build
     from data.settings import Search
     from retrieval.embedding_table import EmbeddingTable, same_student
@@ -104,18 +110,19 @@ def _search(given: Words, *, only: set[str] | None) -> int:
 
     depth, memory_gb, device = given.number("depth", least=1), given.positive("memory_gb"), given.one_of("device", DEVICES)
     settings = build(Search, {name: given[name] for name in ("probes", "width") if given[name] != NOT_GIVEN})
-    queries, corpus = EmbeddingTable(given.path("queries"), "query_id"), EmbeddingTable(given.path("corpus"), "doc_id")
+    queries, corpus = EmbeddingTable(given.table("queries"), "query_id"), EmbeddingTable(given.table("corpus"), "doc_id")
     if not same_student(queries, corpus):
         _note("note: queries and corpus were embedded by different models or poolings; meant only for paired encoders")
     of_index: dict[str, Any] = {}
-    if given["index"]:
+    index_folder = given.table("index") if given["index"] else None
+    if index_folder:
         from retrieval.index_table import index_key
 
-        of_index = {**index_key(given.path("index"), corpus), "probes": settings.probes, "width": settings.width}
+        of_index = {**index_key(index_folder, corpus), "probes": settings.probes, "width": settings.width}
     threads = _threads(given)
-    engines = engines_for(settings, given.path("index") if given["index"] else None, device=device, threads=threads)
+    engines = engines_for(settings, index_folder, device=device, threads=threads)
     searcher = Searcher(corpus, memory_gb=memory_gb, threads=threads, engines=engines)
-    searched = search_to_run(searcher, queries, given.path("out"), k=depth, only=only, how=of_index, report=_Eta("queries"))
+    searched = search_to_run(searcher, queries, out, k=depth, only=only, how=of_index, report=_Eta("queries"))
     if of_index:
         found, there = searcher.sampled_recall(queries.matrix(), k=depth, queries_sampled=settings.recall_queries)
         _note(f"the index found {found / max(1, there):.2%} of the {there:,} passages that exact search finds for sampled queries")
@@ -140,7 +147,7 @@ class _Eta:
 def _qrels(given: Words) -> Any:
     from retrieval.qrels import read_qrels
 
-    return read_qrels(given.path("qrels"), split=given["split"])
+    return read_qrels(local_table_or_file(given["qrels"]), split=given["split"])
 
 
 @app.command()
@@ -157,18 +164,19 @@ def rerank(words: Given = None) -> None:
         teacher, device, depth = given.section(Teacher), given.one_of("device", DEVICES), given.number("depth", least=1)
         from data.trec import read_run, write_run
 
-        run = read_run(given.path("run"))
+        run = read_run(given.file("run"))
         import torch
 
         from retrieval.rerank import rerank as rerank_run
 
         threads = _threads(given)
         torch.set_num_threads(threads)
-        ranked = rerank_run(
-            run, teacher, queries=given.path("queries"), corpus=given.path("corpus"), depth=depth, device=device, threads=threads,
-            report=_note,
-        )  # fmt: skip
-        write_run(given.path("out"), ranked, tag="reranked")
+        with given.output_file("out") as out:
+            ranked = rerank_run(
+                run, teacher, queries=given.table("queries"), corpus=given.table("corpus"), depth=depth, device=device, threads=threads,
+                report=_note,
+            )  # fmt: skip
+            write_run(out, ranked, tag="reranked")
         print(f"{len(ranked):,} queries ranked anew, run in {given['out']}")
 
 
@@ -186,17 +194,22 @@ def evaluate(words: Given = None) -> None:
         if surplus:
             raise UserError(f"run= is evaluated as it is: leave out {', '.join(surplus)} (per_query=FILE writes the metrics of each query)")
         qrels = _qrels(given)
-        if not given["run"]:
-            if not all(given[name] for name in searched):
-                raise UserError("say what to evaluate: run=FILE, or corpus=FOLDER queries=FOLDER out=RUN")
-            _search(given, only=set(qrels))
+        if not given["run"] and not all(given[name] for name in searched):
+            raise UserError("say what to evaluate: run=FILE, or corpus=FOLDER queries=FOLDER out=RUN")
         from data.trec import read_run
 
-        evaluation = _evaluated(qrels, read_run(given.path("run" if given["run"] else "out")), given)
+        if given["run"]:
+            run = read_run(given.file("run"))
+        else:
+            with given.output_file("out") as out:
+                _search(given, out, only=set(qrels))
+                run = read_run(out)
+        evaluation = _evaluated(qrels, run, given)
         if given["per_query"]:
             from data.shards import atomic_write
 
-            atomic_write(given.path("per_query"), json.dumps(evaluation.per_query(), indent=1, sort_keys=True).encode())
+            with given.output_file("per_query") as per_query:
+                atomic_write(per_query, json.dumps(evaluation.per_query(), indent=1, sort_keys=True).encode())
         from retrieval.printing import print_evaluation
 
         print_evaluation(evaluation)
@@ -223,7 +236,7 @@ def compare(words: Given = None) -> None:
         from retrieval.printing import print_comparison
 
         qrels = _qrels(given)
-        before, after = (_evaluated(qrels, read_run(given.path(name)), given) for name in ("before", "after"))
+        before, after = (_evaluated(qrels, read_run(given.file(name)), given) for name in ("before", "after"))
         print_comparison(compare_runs(before, after, seed=given.number("seed"), permutations=permutations), before, after)
 
 
@@ -246,10 +259,10 @@ def query(words: Given = None) -> None:
         from retrieval.precision import resolve
         from retrieval.query import find, noted_settings, one_line
 
-        corpus = given.path("corpus")
+        corpus = given.table("corpus")
         student = given.section(Student, **noted_settings(corpus))
         hits = find(
-            given["text"], student, corpus=corpus, texts=given.path("texts"), k=k, precision=resolve(precision, device=device),
+            given["text"], student, corpus=corpus, texts=given.table("texts"), k=k, precision=resolve(precision, device=device),
             device=device, threads=_threads(given),
         )  # fmt: skip
         for hit in hits:

@@ -40,13 +40,14 @@ TILE_BYTES = _TILE[0] * _TILE[1] * 12  # of a thread: products in fp32, their ke
 
 Scores = NDArray[np.float32]
 Rows = NDArray[np.int64]
+SomeRows = NDArray[np.signedinteger[Any]]  # int32 where memory counts
 
 
 @dataclass(frozen=True)
 class Candidates:
     """Rows that may be among the k best."""
 
-    rows: Rows  # [n, m], -1 where absent, in no order
+    rows: SomeRows  # [n, m], -1 where absent, in no order
     left_out: NDArray[np.float64]  # [n]: no passage that is not in `rows` has an exact score above it; -inf where nothing was left out
 
 
@@ -104,7 +105,7 @@ def _split(places: Rows, *, largest: int) -> list[Rows]:
     return [places[start : start + largest] for start in range(0, len(places), max(1, largest))]
 
 
-def best_of(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: Rows, *, k: int) -> tuple[Scores, Rows]:
+def best_of(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows, *, k: int) -> tuple[Scores, Rows]:
     """The k best of each query's candidate rows [n, m] by exact score, equal scores by row: ([n, k], [n, k])."""
     rows = np.sort(rows, axis=1)  # absent ones come first
     scores = exact_scores(queries, blocks, rows)
@@ -129,7 +130,7 @@ def _falling_order(scores: Scores) -> Rows:
     return keys & 0xFFFFFFFF
 
 
-def exact_scores(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: NDArray[np.signedinteger[Any]]) -> Scores:
+def exact_scores(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows) -> Scores:
     """[n, m] inner products of each query with its own rows [n, m] (rising, -1 where absent, which gives -inf), in float64, rounded."""
     scores = np.full(rows.shape, -np.inf, dtype=np.float32)
     flat_scores, flat_rows = scores.reshape(-1), rows.reshape(-1)
@@ -149,7 +150,7 @@ def exact_scores(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: 
     return scores
 
 
-def _by_cell(rows: NDArray[np.signedinteger[Any]], step: int) -> tuple[Rows, Rows]:
+def _by_cell(rows: SomeRows, step: int) -> tuple[Rows, Rows]:
     """Places of rows [e] grouped by the cell of `step` rows that each lies in, and where each cell begins; absent rows left out."""
     cells = rows // step + 1  # absent: 0
     kind = np.uint16 if cells.max(initial=0) < 1 << 16 else np.int32  # numpy sorts 16 bits by counting
@@ -165,7 +166,7 @@ def _in_cells(blocks: Iterable[tuple[int, Vectors]], step: int) -> Iterator[tupl
             yield first_row + start, vectors[start:end]
 
 
-def _sampled_products(queries: torch.Tensor, vectors: Vectors, of_query: Rows, columns: NDArray[np.signedinteger[Any]]) -> Scores:
+def _sampled_products(queries: torch.Tensor, vectors: Vectors, of_query: Rows, columns: SomeRows) -> Scores:
     """Products of (query, column) pairs, query by query, of which each query has `of_query` [n], as one sparse sampled product."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
@@ -222,7 +223,7 @@ def heap_engine(product: Product, *, threads: int) -> Engine:
     return engine
 
 
-def sure_candidates(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], *, k: int) -> Rows:
+def sure_candidates(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], *, k: int) -> SomeRows:
     """The k best rows [n, k] in float64 rounded to fp32, equal scores by row at the cut: slow and certain."""
     return heap_engine(FloatProduct(np.float64), threads=1)(queries, blocks, k).rows
 

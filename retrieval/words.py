@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +11,7 @@ from typing import TypeVar
 from data import config
 from data.config import Section, parse_arguments, unknown_key
 from data.errors import UserError
+from data.remote import local_file, local_table, output_file, output_table
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -39,9 +41,21 @@ class Words:
     def __getitem__(self, key: str) -> str:
         return self.values[key]
 
-    def path(self, key: str) -> Path:
-        """The value as a path."""
-        return Path(self.values[key])
+    def file(self, key: str) -> Path:
+        """The value as a local file; one on an object store is copied."""
+        return local_file(self.values[key])
+
+    def table(self, key: str) -> Path:
+        """The value as the local folder of a stored table; one on an object store is copied."""
+        return local_table(self.values[key])
+
+    def output_file(self, key: str) -> AbstractContextManager[Path]:
+        """A local path to write; it is put where the value says when the block ends well."""
+        return output_file(self.values[key])
+
+    def output_table(self, key: str) -> AbstractContextManager[Path]:
+        """A local folder to write; it is put where the value says when the block ends well."""
+        return output_table(self.values[key])
 
     def number(self, key: str, *, least: int = 0) -> int:
         """The value as a whole number of at least `least`."""

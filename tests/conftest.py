@@ -246,3 +246,146 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             subprocess.run(["umount", folder], capture_output=True)
+
+
+# Forks a child for each line of its input: a fresh interpreter a kill would take seconds.
+_FORK_A_RUN_A_LINE = """
+import os, sys, traceback
+for line in sys.stdin:
+    path, *words = line.split()
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the other one talks there
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    code = 1
+    try:
+        work(words)
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(code)
+"""
+
+
+class Zygote:
+    """A process that has run `code`, which imports, patches and defines `work(words)`; it forks a child for each run of that.
+
+    A child may note what it does in the file open as `log`. Before the fork nothing may be computed on several threads: a child would
+    have only one of them.
+    """
+
+    def __init__(self, code: str) -> None:
+        words = [sys.executable, "-c", code + _FORK_A_RUN_A_LINE]
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin and self._process.stdout
+        self._in, self._out = self._process.stdin, self._process.stdout
+
+    def begin(self, log: Path, *words: object) -> int:
+        """Returns the child's process id."""
+        print(log, *words, file=self._in, flush=True)
+        return int(self._out.readline())
+
+    def end(self) -> int:
+        """The child's exit code, negative for a signal."""
+        return int(self._out.readline())
+
+    def close(self) -> None:
+        self._in.close()
+        self._process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def start_zygote() -> Iterator[Callable[[str], Zygote]]:
+    """`start_zygote(code)`: a `Zygote`, closed with the module's last test."""
+    started: list[Zygote] = []
+
+    def start(code: str) -> Zygote:
+        started.append(Zygote(code))
+        return started[-1]
+
+    yield start
+    for zygote in started:
+        zygote.close()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A server of the S3 protocol on a free port of this machine."""
+    import logging
+
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """An empty bucket, filled and looked at by s3fs alone, not by the code under test. `str(bucket)` is its address."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"s3://{self.name}"
+
+    def put(self, key: str, content: bytes) -> str:
+        """Make an object; returns its address."""
+        from s3fs import S3FileSystem
+
+        S3FileSystem().pipe_file(f"{self}/{key}", content)
+        return f"{self}/{key}"
+
+    def upload(self, folder: Path, key: str) -> str:
+        """Make an object of every file in a folder; returns the address of them all."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.put(f"{key}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        return f"{self}/{key}"
+
+    def objects(self, below: str = "") -> dict[str, bytes]:
+        """All objects by their keys, relative to the start `below`."""
+        from s3fs import S3FileSystem
+
+        start, store = f"{self.name}/{below}".rstrip("/"), S3FileSystem()
+        store.invalidate_cache()
+        return {key.removeprefix(f"{start}/"): store.cat_file(key) for key in store.find(start)}
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket for this process and those that it starts; the cache of copies is tmp_path/cache."""
+    import uuid
+
+    from s3fs import S3FileSystem
+
+    nowhere = "/no/such/file"
+    variables = {
+        "AWS_ENDPOINT_URL": s3_endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": nowhere, "AWS_SHARED_CREDENTIALS_FILE": nowhere,
+        "ADAM_REMOTE_CACHE": str(tmp_path / "cache"),
+    }  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    made = Bucket(f"bucket-{uuid.uuid4().hex[:12]}")
+    S3FileSystem().mkdir(made.name)
+    return made
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """The files of a folder by their names relative to it."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    return read

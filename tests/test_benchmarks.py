@@ -46,6 +46,12 @@ def test_pool_memory(source: str) -> None:
     assert set(figures) >= KEYS and figures["ratio"] > 0
 
 
+def test_shard_memory(models: Any) -> None:
+    """Prevents: a benchmark that breaks unseen, and training rows held as Python lists."""
+    figures = last_line("shard_memory", models.student, models.teacher, "--few", 50, "--many", 2000, "--tokens", 100)
+    assert set(figures) >= KEYS and figures["ratio"] < 1.4
+
+
 def test_search_scale() -> None:
     """Prevents: a benchmark that breaks unseen, or whose sides find other passages."""
     figures = last_line("search_scale", "--sizes", 900, 1500, "--queries", 300, "--depth", 20, "--threads", 1)
@@ -71,3 +77,9 @@ def test_teacher_scoring(models: Any, collection: Path) -> None:
     figures = last_line("teacher_scoring", models.teacher, collection, "--pairs", 24, "--rounds", 1, "--threads", 1)
     assert set(figures) >= KEYS and figures["ratio"] > 0
     assert 0 < figures["largest_difference"] < 0.03, "bf16 differs from fp32, but less than the logits of two pairs, which spread over 0.5"
+
+
+def test_streaming() -> None:
+    """Prevents: a benchmark that breaks unseen."""
+    figures = last_line("streaming", "--queries", 4, "--times", 3, "--steps", 2, "--batch", 2, "--layers", 1)
+    assert set(figures) >= KEYS and 0.5 < figures["ratio"] < 1.5

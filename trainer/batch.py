@@ -4,18 +4,19 @@ A token sequence is known by its bytes, so equal passages are found by comparing
 dark examples of unselected queries never, and of an unselected query without supervised loss nothing at all.
 
 P~ of a query (ADAM, Eq. 9) is P- and the dark examples that are not left out. A list without any dark example always holds p+ (Eq. 3);
-any other holds it only with `include_positive`.
+any other holds it only with `include_positive`. Of a list of groups (CL-DRD) P~ is all of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.curriculum import labels_of, ordered_pairs
 from data.schemas import CandidateKind
 from data.settings import Objective
 from trainer.selection import select
@@ -34,6 +35,7 @@ class QueryWork:
     distilled: tuple[Sequenced, ...]  # P~
     teacher_logits: NDArray[np.float32]  # of P~
     own: frozenset[Sequenced | str]  # sequences and ids of all its candidates: never in-batch negatives of this query
+    labels: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # of P~ where the loss goes by pairs of them, else none
 
     @property
     def sequences(self) -> list[Sequenced]:
@@ -41,6 +43,11 @@ class QueryWork:
         if not self.supervised and not self.distilled:
             return []
         return list(dict.fromkeys((self.query, *self.supervised, *self.distilled)))
+
+    @property
+    def terms(self) -> int:
+        """How many terms its distillation loss adds up: 1, or one for each pair of different labels."""
+        return ordered_pairs(self.labels) if len(self.labels) else int(bool(self.distilled))
 
     @property
     def tokens(self) -> int:
@@ -63,9 +70,14 @@ class BatchWork:
     queries: tuple[QueryWork, ...]
     selected: int
     supervised_weight: float  # lambda / b, or 0
-    distillation_weight: float  # 1 / b, or 1 / selected
+    distillation_weight: float  # 1 / b, or 1 / selected, or 1 / terms
     pool: tuple[PoolPassage, ...]  # p+ and P- of all queries, where in-batch negatives are on
     in_batch: str
+
+    @property
+    def terms(self) -> int:
+        """Terms of all queries' distillation losses: the selected queries, or the pairs of the global batch."""
+        return sum(query.terms for query in self.queries)
 
 
 def token_count(sequence: Sequenced) -> int:
@@ -74,14 +86,15 @@ def token_count(sequence: Sequenced) -> int:
 
 
 def distilled_places(kinds: Sequence[int], *, objective: Objective) -> list[int]:
-    """Places of P~ in a query's list of candidates."""
+    """Places of P~ in a query's list of candidates, that of p+ first where it belongs to P~."""
     left_out = {
         CandidateKind.REINFORCED_NEGATIVE: "reinforced" in objective.without,
         CandidateKind.NOISY_POSITIVE: "noisy" in objective.without,
     }
     dark = [kind for kind in kinds if not left_out.get(CandidateKind(kind), True)]
     left_out[CandidateKind.POSITIVE] = bool(dark) and not objective.include_positive
-    return [place for place, kind in enumerate(kinds) if not left_out.get(CandidateKind(kind), False)]
+    places = [place for place, kind in enumerate(kinds) if not left_out.get(CandidateKind(kind), False)]
+    return sorted(places, key=lambda place: kinds[place] != CandidateKind.POSITIVE)
 
 
 def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Fraction) -> BatchWork:
@@ -106,10 +119,17 @@ def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Frac
         queries=queries,
         selected=sum(selected),
         supervised_weight=supervised_weight / len(rows),
-        distillation_weight=1 / (sum(selected) if objective.reduction == "selected" else len(rows)),
+        distillation_weight=1 / _divisor(queries, objective=objective, selected=sum(selected)),
         pool=_pool(rows) if in_batch != "none" else (),
         in_batch=in_batch,
     )
+
+
+def _divisor(queries: Sequence[QueryWork], *, objective: Objective, selected: int) -> int:
+    """What the distillation losses of the global batch are divided by."""
+    if objective.distillation == "curriculum":
+        return max(1, sum(query.terms for query in queries))
+    return selected if objective.reduction == "selected" else len(queries)
 
 
 def _query_work(row: TrainingRow, *, objective: Objective, selected: bool, supervised: bool) -> QueryWork:
@@ -122,6 +142,7 @@ def _query_work(row: TrainingRow, *, objective: Objective, selected: bool, super
         distilled=tuple(sequences[place] for place in places),
         teacher_logits=row.teacher_logits[places],
         own=frozenset((*sequences, *row.candidate_ids)),
+        labels=labels_of(row.kinds)[places] if objective.distillation == "curriculum" else np.empty(0),
     )
 
 
@@ -141,21 +162,3 @@ def _pool(rows: Sequence[TrainingRow]) -> tuple[PoolPassage, ...]:
 
 def _sequence(tokens: NDArray[np.int32]) -> Sequenced:
     return tokens.astype(np.int32, copy=False).tobytes()
-
-
-def query_groups(queries: Sequence[QueryWork], *, budget: int) -> list[list[QueryWork]]:
-    """Whole queries in groups of at most `budget` tokens (a larger query is a group alone); largest queries first.
-
-    Each group is one graph: forward, loss, backward, freed. One graph over the batch costs a factor 4 on a CPU, in allocations.
-    """
-    groups: list[list[QueryWork]] = []
-    room = 0
-    for query in sorted(queries, key=lambda query: -query.tokens):
-        if query.tokens == 0:
-            break  # from here on, none has anything to encode
-        if not groups or query.tokens > room:
-            groups.append([])
-            room = budget
-        groups[-1].append(query)
-        room -= query.tokens
-    return groups

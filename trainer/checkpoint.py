@@ -29,6 +29,7 @@ from data.command import is_full_disk
 from data.digests import json_digest
 from data.errors import RunFailed, UserError
 from data.shards import atomic_write
+from retrieval.dual_encoder import DualEncoder
 
 _FOLDER = "checkpoints"
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -37,11 +38,14 @@ _RUN = "run.json"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """How far a run is: steps done, seconds spent on them in all sittings, and the run it belongs to."""
+    """How far a run is: steps done, seconds spent on them in all sittings, the run it belongs to, and what the dev set said."""
 
     step: int
     seconds: float
     fingerprint: str
+    best: float | None = None  # of the dev metric
+    best_step: int = 0
+    stale: int = 0  # evaluations since the best one
 
 
 def claim_output(output: Path, *, key: dict[str, Any]) -> str:
@@ -83,10 +87,23 @@ def save_checkpoint(output: Path, *, model: nn.Module, optimizer: torch.optim.Op
         _remove(old)
 
 
+def save_student(folder: Path, *, model: DualEncoder) -> None:
+    """Save a sentence-transformers folder, whole or not at all."""
+    with whole_folder(folder) as temporary:
+        model.save(temporary)
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove what killed sittings have left half written."""
+    for leftover in (*output.glob(".*.tmp"), *(output / _FOLDER).glob(".*.tmp")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 def resume(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> TrainingState:
     """Load the newest complete checkpoint into model and optimizer; step 0 where there is none."""
-    for leftover in (output / _FOLDER).glob(".*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
     found = _complete(output)
     if not found:
         return TrainingState(step=0, seconds=0.0, fingerprint=fingerprint)

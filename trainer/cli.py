@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from data.command import exit_codes
 from data.config import parse_arguments
 from data.errors import UserError
+from data.remote import local_table
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -23,10 +23,13 @@ def _train() -> None:
 @app.command()
 def run(
     words: Annotated[
-        list[str], typer.Argument(metavar="config=FILE shards=DIR [recipe=adam|hard_kd|rand_kd] [key=value ...]", show_default=False)
+        list[str],
+        typer.Argument(metavar="config=FILE shards=DIR [dev=DIR] [recipe=NAME] [dry_run=true] [key=value ...]", show_default=False),
     ],
 ) -> None:
     """Train, or go on where the run in train.output stopped.
+
+    dry_run=true says what the run will do, need and cost, and does nothing.
 
     Exit codes: 0 finished, 1 failed, 2 bad configuration or input, 75 interrupted (the same command goes on).
     """
@@ -40,16 +43,27 @@ def _run(words: list[str]) -> int:
     parsed = parse_arguments(words)
     shards = parsed.pop("shards", None)
     if shards is None:
-        raise UserError("say what to train on: shards=DIR (the output of `prep run stage=shards`, see `prep path`)")
+        raise UserError("say what to train on: shards=DIR (the output of `prep run stage=shards`, see `prep path`; s3:// is fine)")
+    only_describe = parsed.pop("dry_run", "false")
+    if only_describe not in ("true", "false"):
+        raise UserError(f"dry_run={only_describe}: expected true or false")
     experiment = recipes.load(parsed)
 
     # Threads that spin at every barrier make a step many times slower as soon as another process wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if only_describe == "true":
+        from trainer.dry_run import describe
+
+        return describe(experiment, shards_folder=local_table(shards))
     from trainer.loop import train  # imports torch, which takes seconds: not for --help, nor for a misspelt key
 
-    return train(experiment, shards_folder=Path(shards))
+    return train(experiment, shards_folder=local_table(shards))
 
 
 def main() -> None:
     """The console script `train`."""
     app()
+
+
+if __name__ == "__main__":  # torchrun -m trainer.cli
+    main()

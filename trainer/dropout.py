@@ -1,63 +1,99 @@
-"""Dropout from 16 random bits an element, for CPUs, where the usual masks cost a quarter of the training time of a 3-layer MiniLM.
-
-PyTorch draws a CPU mask serially, one double an element. Here one 64-bit draw gives four elements. The probability is rounded to a
-multiple of 2^-16, and the scale 1 / (1 - p) is that of the rounded one, so the expectation is exact. The bits come from the default
-generator: whoever seeds it (see `gradients.seed_dropout`) gets the same masks again.
-
-As a context it replaces dropout in whatever model runs inside, within scaled dot product attention too.
-"""
+"""Dropout of whatever model runs inside a context, with the masks of `trainer.masks`; within scaled dot product attention too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, autograd
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-_LEVELS = 1 << 16
+from trainer.attention import attention
+from trainer.masks import drop, keep_mask, keep_scale, set_stream_state, stream_state
+from trainer.packing import Pack, current_pack, packed_attention, packing
 
 
-def dropped(shape: torch.Size, *, p: float) -> tuple[Tensor, float]:
-    """A mask that is True with probability p, and the scale that keeps the expectation of what remains."""
-    count = shape.numel()
-    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # from -2^63: all 64 bits are random
-    levels = round(p * _LEVELS)
-    mask = bits.view(torch.int16)[:count].view(shape) < levels - _LEVELS // 2
-    return mask, _LEVELS / (_LEVELS - levels)
+class _Dropout(autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, p: float) -> Tensor:
+        ctx.scale, mask = keep_scale(p), keep_mask(values.shape, p=p)
+        ctx.save_for_backward(mask)
+        return drop(values, mask).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return drop(gradient, mask).mul_(ctx.scale), None
 
 
 class CheapDropout(TorchFunctionMode):
-    """Inside this context, dropout draws its masks with `dropped`."""
+    """Inside this context, dropout draws its masks with `keep_mask`, attention that has dropout is `trainer.attention`, and layer stacks
+    that were told to pack their batches (`trainer.packing`) do."""
+
+    def __enter__(self) -> CheapDropout:
+        self._packing = packing(self._pack)
+        self._packing.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._packing.__exit__(*error)
+
+    def __init__(self, pack: Pack | None = None) -> None:
+        super().__init__()
+        self._pack = pack
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Called by PyTorch in place of each of its functions."""
         kwargs = kwargs or {}
         if func is functional.dropout and kwargs.get("training", True) and 0 < kwargs.get("p", 0.5) < 1 and len(args) == 1:
-            return _dropout(args[0], p=kwargs.get("p", 0.5))
-        if func is functional.scaled_dot_product_attention and len(args) == 3 and 0 < kwargs.get("dropout_p", 0) < 1:
-            known = {name: kwargs[name] for name in ("attn_mask", "scale") if name in kwargs}
-            if not any(kwargs.get(name) for name in kwargs if name not in (*known, "dropout_p")):
-                return _attention(*args, p=kwargs["dropout_p"], **known)
+            return _Dropout.apply(args[0], kwargs.get("p", 0.5))
+        if func is functional.scaled_dot_product_attention and len(args) == 3:
+            found = _own_attention(*args, **kwargs)
+            if found is not None:
+                return found
         return func(*args, **kwargs)
 
 
-def _dropout(values: Tensor, *, p: float) -> Tensor:
-    mask, scale = dropped(values.shape, p=p)
-    return values.masked_fill(mask, 0.0) * scale
+def _own_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    **more: Any,
+) -> Tensor | None:
+    """None where PyTorch's own is to be called."""
+    if torch.is_autocast_enabled("cpu"):  # as it would cast them itself
+        query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
+    pack, plain = current_pack(), not any(more.values())
+    if pack is not None:
+        if attn_mask is not None or not plain:
+            raise NotImplementedError("attention with a mask or more inside a pack")
+        return packed_attention(query, key, value, pack, p=dropout_p, scale=scale)
+    return attention(query, key, value, p=dropout_p, attn_mask=attn_mask, scale=scale) if plain and 0 < dropout_p < 1 else None
 
 
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, *, p: float, attn_mask: Tensor | None = None, scale: float | None = None
-) -> Tensor:
-    """softmax(Q K^T * scale + mask), dropout, times V: the formula that PyTorch documents, in the inputs' precision."""
-    with torch.autocast("cpu", enabled=False):
-        scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, -torch.inf)
-        elif attn_mask is not None:
-            scores = scores + attn_mask.to(scores.dtype)
-        mask, kept_scale = dropped(scores.shape, p=p)
-        return scores.softmax(-1).masked_fill(mask, 0.0) @ (value * kept_scale)
+def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """`context_fn` for `torch.utils.checkpoint`: what is computed again on the way back has the masks and the pack that it had.
+
+    Without it the second computation runs outside of `CheapDropout`, with other masks, and the gradient is that of no loss.
+    """
+    return contextlib.nullcontext(), _again(stream_state(), current_pack())
+
+
+@contextlib.contextmanager
+def _again(state: tuple[int, int], pack: Pack | None) -> Iterator[None]:
+    before = stream_state()
+    set_stream_state(state)
+    try:
+        with CheapDropout(pack):
+            yield
+    finally:
+        set_stream_state(before)

@@ -1,11 +1,15 @@
-"""The gradient of a global batch, in micro-batches: encode, compare, go back.
+"""The gradient of a global batch, in micro-batches, by one or many processes: encode, compare, go back.
 
-Without in-batch negatives a query's loss needs only its own passages: groups of whole queries are encoded, and each group's graph is
-freed before the next. With them the loss needs every passage of the batch: gradient caching (Gao et al., 2021, GradCache) encodes all
-without a graph, takes the loss and its gradient at the vectors, then encodes each micro-batch again and sends these gradients through
-it. Both give the gradient of the undivided batch.
+1. Sequences that several groups of queries need (`trainer.micro_batches`) are encoded once, without a graph; all processes get them.
+2. Each group encodes its own sequences, takes its part of the loss and goes back, to the parameters and to the shared vectors.
+3. Shared sequences are encoded again and the gradients of their vectors sent through (gradient caching; Gao et al., 2021, GradCache).
+   One micro-batch of them, which is all that there is without in-batch negatives, keeps its graph instead.
 
-Dropout is seeded by (seed, step, micro-batch): a resumed run draws the same masks, and the second encoding repeats the first.
+Together they give the gradient of the undivided batch. Without in-batch negatives few sequences are shared, mostly none, and each
+group's graph is freed before the next; with them all are shared, and the groups only divide the loss.
+
+Dropout is seeded by (seed, step, micro-batch): a resumed run draws the same masks, the second encoding repeats the first, several
+micro-batches can be computed at the same time (`trainer.workers`), and the number of processes changes nothing.
 
 Shapes: n sequences of L tokens, D dimensions, B queries, K candidates, N in-batch passages.
 """
@@ -15,18 +19,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from data.digests import hash64
 from retrieval.batching import pad, token_budget_batches
-from trainer.batch import BatchWork, PoolPassage, QueryWork, Sequenced, query_groups, token_count
+from trainer.batch import BatchWork, PoolPassage, QueryWork, Sequenced, token_count
 from trainer.dropout import CheapDropout
-from trainer.losses import distillation_loss, supervised_loss
+from trainer.losses import curriculum_loss, distillation_loss, margin_mse_loss, supervised_loss
+from trainer.masks import seed_masks
+from trainer.micro_batches import MicroBatches, tokens_of
+from trainer.packing import packs
+from trainer.ranks import Ranks
+from trainer.workers import Workers
 
-Encoder = Callable[[Tensor, Tensor], Tensor]  # [n, L] ids and mask to [n, D] vectors
+Pass = Callable[[nn.Module, int, Tensor | None], None]
 
 
 @dataclass(frozen=True)
@@ -40,84 +51,157 @@ class StepSettings:
     pad_id: int
     device: str
     precision: str  # fp32 or bf16
+    distillation: str = "kl"  # or margin_mse, or curriculum
+    cheap_dropout: bool = True  # on a CPU
 
 
 @dataclass(frozen=True)
 class QueryLosses:
-    """Unweighted losses by query, nats; only of the queries they were asked of."""
+    """Unweighted losses by query, nats (of MarginMSE squared scores; of CL-DRD sums over pairs); only of the queries they were asked of."""
 
     supervised: dict[str, float]
     distillation: dict[str, float]
 
 
-def accumulate_gradients(encoder: Encoder, work: BatchWork, *, step: int, settings: StepSettings) -> QueryLosses:
-    """Add the gradient of the total loss (ADAM, Eq. 9) to the encoder's parameters. Returns each query's losses."""
-    if work.pool:
-        parts = _with_cached_gradients(encoder, work, step=step, settings=settings)
-    else:
-        parts = _by_groups(encoder, work, step=step, settings=settings)
-    losses = QueryLosses({}, {})
-    for queries, supervised_B, distillation_B in parts:  # read after the last group: each read waits for the device
-        losses.supervised.update(zip([q.query_id for q in queries if q.supervised], supervised_B.tolist(), strict=True))
-        losses.distillation.update(zip([q.query_id for q in queries if q.distilled], distillation_B.tolist(), strict=True))
-    return losses
+def accumulate_gradients(
+    workers: Workers, work: BatchWork, cut: MicroBatches, *, step: int, settings: StepSettings, ranks: Ranks
+) -> QueryLosses:
+    """Add the gradient of the total loss (ADAM, Eq. 9) to the parameters of the workers' model. Returns each query's losses.
+
+    Args:
+        workers: Of [n, L] ids and mask to [n, D] vectors; with several processes their model is what `ranks.wrap` returns.
+        work: The global batch.
+        cut: Its micro-batches.
+        step: Seeds the dropout.
+        settings: See there.
+        ranks: The processes; each gets all losses and the whole gradient.
+    """
+    return _Step(workers, work, cut, step=step, settings=settings, ranks=ranks).run()
 
 
-Part = tuple[Sequence[QueryWork], Tensor, Tensor]
+class _Step:
+    """The passes of a step that this process takes."""
 
+    def __init__(self, workers: Workers, work: BatchWork, cut: MicroBatches, *, step: int, settings: StepSettings, ranks: Ranks) -> None:
+        self._workers, self._work, self._cut = workers, work, cut
+        self._step, self._settings, self._ranks = step, settings, ranks
+        self._chunks = [[cut.shared[row] for row in rows] for rows in cut.chunks]
+        self._chunk_sizes = [sum(map(token_count, chunk)) for chunk in self._chunks]
+        self._group_sizes = [tokens_of(self._queries(group)) for group in range(len(cut.groups))]
+        self._my_chunks, self._my_groups = ranks.mine(self._chunk_sizes), ranks.mine(self._group_sizes)
+        self._losses_2B = torch.zeros(2, len(work.queries), dtype=torch.float64, device=settings.device)
 
-def _by_groups(encoder: Encoder, work: BatchWork, *, step: int, settings: StepSettings) -> list[Part]:
-    parts: list[Part] = []
-    for micro_batch, queries in enumerate(query_groups(work.queries, budget=settings.micro_batch_tokens)):
-        sequences = list(dict.fromkeys(sequence for query in queries for sequence in query.sequences))
-        seed_dropout(settings.seed, step, micro_batch)
-        vectors_ND = encode(encoder, sequences, settings=settings)
-        total, part = _total_loss(vectors_ND, sequences, queries, work=work, settings=settings)
+    def _queries(self, group: int) -> list[QueryWork]:
+        return [self._work.queries[place] for place in self._cut.groups[group]]
+
+    def run(self) -> QueryLosses:
+        kept_SD = self._encode_shared() if self._keeps_graph() else None
+        shared_SD = kept_SD.detach().requires_grad_() if kept_SD is not None else self._shared_vectors() if self._chunks else None
+        self._each(self._my_groups, self._group_sizes, self._go_through_group, shared_SD, last=not self._chunks)
+        if kept_SD is not None and shared_SD is not None:
+            kept_SD.backward(shared_SD.grad)
+        elif shared_SD is not None:
+            gradient_SD = self._ranks.sum(torch.zeros_like(shared_SD) if shared_SD.grad is None else shared_SD.grad)
+            self._each(self._my_chunks, self._chunk_sizes, self._go_back_through_chunk, gradient_SD, last=True)
+        supervised, distillation = self._ranks.sum(self._losses_2B).tolist()
+        queries = self._work.queries
+        return QueryLosses(
+            {query.query_id: loss for query, loss in zip(queries, supervised, strict=True) if query.supervised},
+            {query.query_id: loss for query, loss in zip(queries, distillation, strict=True) if query.distilled},
+        )
+
+    def _each(self, mine: list[int], sizes: list[int], go: Pass, shared: Tensor | None, *, last: bool) -> None:
+        """This process's passes of a kind. The last pass of the step's last kind sums the gradients of all processes."""
+
+        def work(encoder: nn.Module, number: int, shared: Tensor | None) -> None:
+            with self._ranks.gradient_pass(encoder, last=last and mine[number] == mine[-1]):
+                go(encoder, mine[number], shared)
+
+        self._workers.each([sizes[number] for number in mine], work, shared)
+        if last and not mine and self._ranks.size > 1:
+            self._go_through_nothing()
+
+    def _keeps_graph(self) -> bool:
+        """Whether the shared sequences are few enough to keep their graph until the groups are done, instead of making it again."""
+        return len(self._chunks) == 1 and self._ranks.size == 1
+
+    def _encode_shared(self) -> Tensor:
+        """[S, D] vectors of the only chunk, with their graph."""
+        return _in_given_order(self._encode_chunk(self._workers.model, 0), self._cut.chunks)
+
+    def _shared_vectors(self) -> Tensor:
+        """[S, D] leaf: vectors of the shared sequences, the same in all processes."""
+        parts: dict[int, Tensor] = {}
+
+        def encode(encoder: nn.Module, number: int, _: Tensor | None) -> None:
+            with torch.no_grad():  # it belongs to the thread
+                parts[number] = self._encode_chunk(encoder, self._my_chunks[number])
+
+        self._workers.each([self._chunk_sizes[number] for number in self._my_chunks], encode)
+        if not parts:  # how long a vector is, and of which type
+            with torch.no_grad():
+                parts[-1] = _encode_padded(self._workers.model, self._chunks[0][:1], settings=self._settings)
+        some = next(iter(parts.values()))
+        vectors_SD = some.new_zeros(len(self._cut.shared), some.shape[1])
+        for place, number in enumerate(self._my_chunks):
+            vectors_SD[torch.tensor(self._cut.chunks[number], device=some.device)] = parts[place]
+        return self._ranks.sum(vectors_SD).requires_grad_()
+
+    def _go_through_group(self, encoder: nn.Module, group: int, shared_SD: Tensor | None) -> None:
+        """Encode a group's own sequences, take its part of the loss, go back."""
+        queries = self._queries(group)
+        own = self._cut.own(queries)
+        parts = [] if shared_SD is None else [shared_SD]
+        if own:
+            seed_dropout(self._settings.seed, self._step, len(self._chunks) + group)
+            parts.insert(0, encode(encoder, own, settings=self._settings))
+        sequences = [*own, *self._cut.shared] if shared_SD is not None else own
+        total, supervised_B, distillation_B = _total_loss(torch.cat(parts), sequences, queries, work=self._work, settings=self._settings)
         total.backward()
-        parts.append(part)
-    return parts
+        places = torch.tensor(self._cut.groups[group])
+        asked = torch.tensor([[bool(query.supervised) for query in queries], [bool(query.distilled) for query in queries]])
+        self._losses_2B[0, places[asked[0]]], self._losses_2B[1, places[asked[1]]] = supervised_B, distillation_B
 
+    def _go_back_through_chunk(self, encoder: nn.Module, number: int, gradient_SD: Tensor | None) -> None:
+        """Encode shared sequences again, now with a graph, and send the gradients of their vectors through it."""
+        assert gradient_SD is not None
+        rows = torch.tensor(self._cut.chunks[number], device=gradient_SD.device)
+        torch.autograd.backward(self._encode_chunk(encoder, number), gradient_SD[rows])
 
-def _with_cached_gradients(encoder: Encoder, work: BatchWork, *, step: int, settings: StepSettings) -> list[Part]:
-    wanted = [sequence for query in work.queries for sequence in query.sequences] + [passage.sequence for passage in work.pool]
-    sequences = list(dict.fromkeys(wanted))
-    chunks = token_budget_batches([token_count(sequence) for sequence in sequences], budget=settings.micro_batch_tokens)
+    def _encode_chunk(self, encoder: nn.Module, number: int) -> Tensor:
+        seed_dropout(self._settings.seed, self._step, number)
+        return _encode_padded(encoder, self._chunks[number], settings=self._settings)
 
-    def encode_chunk(micro_batch: int) -> Tensor:
-        seed_dropout(settings.seed, step, micro_batch)
-        return _encode_padded(encoder, [sequences[row] for row in chunks[micro_batch]], settings=settings)
-
-    with torch.no_grad():
-        encoded_ND = torch.cat([encode_chunk(micro_batch) for micro_batch in range(len(chunks))])
-    vectors_ND = _in_given_order(encoded_ND, chunks).requires_grad_()
-    queries = [query for query in work.queries if query.sequences]
-    total, part = _total_loss(vectors_ND, sequences, queries, work=work, settings=settings)
-    total.backward()
-    assert vectors_ND.grad is not None
-    for micro_batch, rows in enumerate(chunks):
-        gradient_ND = vectors_ND.grad[torch.tensor(rows, device=vectors_ND.device)]
-        torch.autograd.backward(encode_chunk(micro_batch), gradient_ND)
-    return [part]
+    def _go_through_nothing(self) -> None:
+        """Go back through one token with a gradient of 0, where this process has no work: the others wait for its part of the sum."""
+        token = np.array([self._settings.pad_id], dtype=np.int32).tobytes()
+        with self._ranks.gradient_pass(self._workers.model, last=True):
+            vector_1D = _encode_padded(self._workers.model, [token], settings=self._settings)
+            torch.autograd.backward(vector_1D, torch.zeros_like(vector_1D))
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
     """Dropout masks of a micro-batch are a function of (seed, step, micro-batch) alone."""
-    torch.manual_seed(hash64("dropout", seed, step, micro_batch))
+    key = hash64("dropout", seed, step, micro_batch)
+    seed_masks(key)
+    torch.manual_seed(key)  # for GPUs, and for models with dropout of their own
 
 
-def encode(encoder: Encoder, sequences: Sequence[Sequenced], *, settings: StepSettings) -> Tensor:
+def encode(encoder: nn.Module, sequences: Sequence[Sequenced], *, settings: StepSettings) -> Tensor:
     """[n, D] vectors of the sequences, in their order, as one graph, encoded in passes of similar lengths."""
-    # Two passes for a full group: as one, queries and short passages would be padded to the longest (8 % of the time on a CPU).
-    chunks = token_budget_batches([token_count(sequence) for sequence in sequences], budget=settings.micro_batch_tokens // 2)
+    # Two passes for a full group, or queries and short passages would be padded to the longest (8 % of the time on a CPU); unless they
+    # are packed, when each pass more is another cast of the weights.
+    budget = settings.micro_batch_tokens // (1 if packs(encoder) else 2)
+    chunks = token_budget_batches([token_count(sequence) for sequence in sequences], budget=budget)
     parts = [_encode_padded(encoder, [sequences[row] for row in rows], settings=settings) for rows in chunks]
     return _in_given_order(torch.cat(parts), chunks)
 
 
-def _encode_padded(encoder: Encoder, sequences: Sequence[Sequenced], *, settings: StepSettings) -> Tensor:
+def _encode_padded(encoder: nn.Module, sequences: Sequence[Sequenced], *, settings: StepSettings) -> Tensor:
     ids, mask = pad([np.frombuffer(sequence, dtype=np.int32).tolist() for sequence in sequences], value=settings.pad_id)
-    # A context for each call: autocast's cache of cast weights, filled without a graph, would cut the gradient of a later call.
-    autocast = torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
-    with autocast, CheapDropout() if settings.device == "cpu" else nullcontext():
+    # No cache: cast weights that were kept without a graph would cut the gradient of a later call, and threads share it.
+    autocast = torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bf16", cache_enabled=False)
+    with autocast, CheapDropout() if settings.device == "cpu" and settings.cheap_dropout else nullcontext():
         return encoder(ids.to(settings.device), mask.to(settings.device))
 
 
@@ -129,8 +213,9 @@ def _in_given_order(encoded_ND: Tensor, chunks: list[list[int]]) -> Tensor:
 
 def _total_loss(
     vectors_ND: Tensor, sequences: list[Sequenced], queries: Sequence[QueryWork], *, work: BatchWork, settings: StepSettings
-) -> tuple[Tensor, Part]:
-    """These queries' part of the total loss, and their losses one by one. Outside of autocast: scores are fp32, losses fp64."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """These queries' part of the total loss, and the losses of those that are asked for one. Outside of autocast: scores are fp32,
+    losses fp64."""
     scores = _Scores(vectors_ND, sequences, scale=settings.score_scale)
     supervised = [query for query in queries if query.supervised]
     distilled = [query for query in queries if query.distilled]
@@ -145,17 +230,28 @@ def _total_loss(
         supervised_B = supervised_loss(scores_BK[:, 0], negatives_BK, negatives_mask_BK)
     if distilled:
         scores_BK, mask_BK = scores.own(distilled, [query.distilled for query in distilled])
-        logits_BK = torch.zeros_like(scores_BK)
-        for row, query in enumerate(distilled):
-            logits_BK[row, : len(query.distilled)] = torch.from_numpy(query.teacher_logits)
+        logits_BK = _padded([query.teacher_logits for query in distilled], like_BK=scores_BK)
         if work.in_batch in ("distillation", "both"):
             pool_BN, pool_mask_BN = scores.pool(distilled, work.pool)
             never_BN = torch.full_like(pool_BN, -torch.inf)  # the teacher never scored them: probability 0
             scores_BK, mask_BK = torch.cat([scores_BK, pool_BN], 1), torch.cat([mask_BK, pool_mask_BN], 1)
             logits_BK = torch.cat([logits_BK, never_BN], 1)
-        distillation_B = distillation_loss(scores_BK, logits_BK, mask_BK, settings.temperature)
+        if settings.distillation == "curriculum":
+            distillation_B = curriculum_loss(scores_BK, _padded([query.labels for query in distilled], like_BK=scores_BK), mask_BK)
+        elif settings.distillation == "margin_mse":
+            distillation_B = margin_mse_loss(scores_BK, logits_BK, mask_BK)
+        else:
+            distillation_B = distillation_loss(scores_BK, logits_BK, mask_BK, settings.temperature)
     total = work.supervised_weight * supervised_B.sum() + work.distillation_weight * distillation_B.sum()
-    return total, (queries, supervised_B.detach(), distillation_B.detach())
+    return total, supervised_B.detach(), distillation_B.detach()
+
+
+def _padded(values: Sequence[NDArray[Any]], *, like_BK: Tensor) -> Tensor:
+    """[B, K] of lists of numbers, in their own precision, 0 on padding."""
+    padded = np.zeros(like_BK.shape, dtype=values[0].dtype)
+    for row, own in enumerate(values):
+        padded[row, : len(own)] = own
+    return torch.from_numpy(padded).to(like_BK.device)
 
 
 class _Scores:

@@ -1,7 +1,8 @@
 """The losses, as pure functions of tensors: scores and logits come in, one loss per query goes out.
 
-ADAM, section 3: Eq. 4 (distillation) and the supervised loss of 3.1. All of it is computed in float64: these are B x K numbers, so
-it costs nothing, and neither large logits nor a student that already agrees with its teacher lose digits.
+ADAM, section 3: Eq. 4 (distillation) and the supervised loss of 3.1; MarginMSE; CL-DRD's pairs. All of it is computed in float64: these
+are B x K numbers (B x K x K pairs), so it costs nothing, and neither large logits nor a student that already agrees with its teacher lose
+digits.
 
 Shapes: B queries, K candidates of a query, N negatives of a query.
 """
@@ -67,3 +68,44 @@ def supervised_loss(positive_B: Tensor, negatives_BN: Tensor, mask_BN: Tensor) -
     """
     rivals_B = negatives_BN.double().masked_fill(~mask_BN, _NEVER).logsumexp(-1)
     return -functional.logsigmoid(positive_B.double() - rivals_B)  # exact for a loss near zero and for a large one
+
+
+def margin_mse_loss(student_scores_BK: Tensor, teacher_logits_BK: Tensor, mask_BK: Tensor) -> Tensor:
+    """Mean over a query's negatives of ((s+ - s-) - (t+ - t-))^2 (MarginMSE; Hofstaetter et al., 2020, arXiv 2010.02666).
+
+    Args:
+        student_scores_BK: Student scores, those of p+ first.
+        teacher_logits_BK: Raw teacher logits, in the same order.
+        mask_BK: True where there is a candidate; padding gets no gradient.
+
+    Returns:
+        [B] float64, squared scores; 0 for a query without negatives.
+    """
+    student_BK, teacher_BK = student_scores_BK.double(), teacher_logits_BK.double()
+    margins_BN = (student_BK[:, :1] - student_BK[:, 1:]) - (teacher_BK[:, :1] - teacher_BK[:, 1:])
+    mask_BN = mask_BK[:, 1:]
+    return margins_BN.masked_fill(~mask_BN, 0.0).square().sum(-1) / mask_BN.sum(-1).clamp(min=1)
+
+
+def curriculum_loss(student_scores_BK: Tensor, labels_BK: Tensor, mask_BK: Tensor) -> Tensor:
+    """Sum over the pairs with y_i > y_j of |1/pi(i) - 1/pi(j)| * log(1 + e^-(s_i - s_j)) of each query's list.
+
+    CL-DRD (Zeng et al., SIGIR 2022, https://arxiv.org/abs/2204.13679). pi is the student's present rank of a candidate in its list, from
+    1, of equal scores the first place first. No gradient goes through it.
+
+    Args:
+        student_scores_BK: Student scores s.
+        labels_BK: Labels y; equal ones make no pair.
+        mask_BK: True where there is a candidate; padding has no rank, makes no pair and gets no gradient.
+
+    Returns:
+        [B] float64, nats: sums, so that their mean over all pairs of a batch is for whoever knows the whole batch.
+    """
+    student_BK = student_scores_BK.double().masked_fill(~mask_BK, 0.0)
+    order_BK = student_BK.detach().masked_fill(~mask_BK, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    reciprocal_BK = 1 / (1 + order_BK.argsort(-1).double())
+    pairs_BKK = (labels_BK.unsqueeze(2) > labels_BK.unsqueeze(1)) & mask_BK.unsqueeze(2) & mask_BK.unsqueeze(1)
+    weights_BKK = (reciprocal_BK.unsqueeze(2) - reciprocal_BK.unsqueeze(1)).abs()
+    margins_BKK = student_BK.unsqueeze(2) - student_BK.unsqueeze(1)
+    # -logsigmoid is softplus of the negative without softplus's threshold, beyond which it drops e^-20 and its gradient.
+    return (-functional.logsigmoid(margins_BKK) * weights_BKK).masked_fill(~pairs_BKK, 0.0).sum((1, 2))

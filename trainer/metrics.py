@@ -10,7 +10,8 @@ from typing import Any
 from data.shards import atomic_write
 
 METRICS_NAME = "metrics.jsonl"
-_CURVES = ("loss", "supervised", "distillation", "share", "learning_rate", "gradient_norm", "queries_per_second")
+SPEEDS = ("seconds", "waited", "queries_per_second", "tokens_per_second", "utilisation")  # all else repeats when a run is repeated
+_CURVES = ("loss", "supervised", "distillation", "share", "learning_rate", "gradient_norm", *SPEEDS)
 
 
 class Metrics:
@@ -31,6 +32,8 @@ class Metrics:
         self._file.flush()
         for name in _CURVES:
             self._curves.add_scalar(f"train/{name}", figures[name], figures["step"])
+        for name, value in figures.get("dev", {}).items():
+            self._curves.add_scalar(f"dev/{name}", value, figures["step"])
 
     def sync(self) -> None:
         """Have all lines on the disk: called before a checkpoint, which relies on them."""

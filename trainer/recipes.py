@@ -20,7 +20,7 @@ from typing import Any
 
 from data import settings
 from data.errors import UserError
-from data.settings import Experiment
+from data.settings import Experiment, Objective
 
 _PLAIN_KD = {"include_positive": "true", "without": "reinforced,noisy,adaptive,supervised"}  # L_kd over {p+} and P- (Eq. 3)
 
@@ -28,6 +28,8 @@ PRESETS: dict[str, dict[str, str]] = {
     "adam": {},
     "hard_kd": _PLAIN_KD,  # negatives mined
     "rand_kd": _PLAIN_KD,  # negatives drawn at random: the shards differ, not the loss
+    "margin_mse": {**_PLAIN_KD, "distillation": "margin_mse"},  # Hofstaetter et al., 2020
+    "cl_drd": {**_PLAIN_KD, "distillation": "curriculum"},  # Zeng et al., 2022; its iterations are `train.stages`
 }
 
 
@@ -45,6 +47,25 @@ def load(words: dict[str, str]) -> Experiment:
     own = train.get("recipe", settings.Train.model_fields["recipe"].default) == chosen
     train["objective"] = {**copy.deepcopy(PRESETS[chosen]), **(train.get("objective", {}) if own else {})}
     return settings.merged(values, overrides)
+
+
+def check_lists(objective: Objective, *, groups: bool) -> None:
+    """Refuse shards whose lists are not of the kind that the loss is over.
+
+    Args:
+        objective: The loss.
+        groups: Whether the lists are the groups of a curriculum, as the shards' metadata say.
+    """
+    if objective.distillation == "curriculum" and not groups:
+        raise UserError(
+            "recipe=cl_drd (train.objective.distillation=curriculum) trains on lists in groups, which these shards have not: make others "
+            "with `prep run config=FILE curriculum.enabled=true` and give their folder as shards=DIR"
+        )
+    if groups and (objective.uses_positive or objective.in_batch != "none"):
+        raise UserError(
+            "these shards hold the lists of a curriculum, which have no one p+ for a supervised loss and no in-batch negatives: use "
+            "recipe=cl_drd, or set train.objective.without=supervised train.objective.in_batch=none"
+        )
 
 
 def check_negatives(recipe: str, *, source: str) -> None:

@@ -8,8 +8,8 @@
 3. The window's rows of this epoch's draw are permuted. (Rows come pre-shuffled by a hash, so a small window is enough.)
 4. A batch is the next b rows; it may span windows, the last one of an epoch may be short, none spans epochs.
 
-Epoch e uses the rows whose draw is e modulo the number of draws. To resume at a step, whole windows before it are skipped by their
-row counts, without decoding them.
+Epoch e uses the rows whose draw is e modulo the number of draws, or always those of one draw. To resume at a step, whole windows before it
+are skipped by their row counts, without decoding them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.digests import file_digest, uniforms
-from data.errors import DamagedShard, UserError
+from data.curriculum import has_groups, is_list_of_groups
+from data.digests import uniforms
+from data.errors import UserError
 from data.manifest import MANIFEST_NAME, Manifest
 from data.schemas import SCHEMA_VERSION, TRAINING, CandidateKind
 from data.shards import read_row_groups
 
-WINDOW_GROUPS = 4  # at the paper's sizes a row group of 4096 rows is about 50 MB
+WINDOW_GROUPS = 4  # of 512 rows: at the paper's sizes 6 MB each
 METADATA_KEY = b"training"
 
 
@@ -47,6 +49,7 @@ class TrainingMetadata:
     negatives_source: str  # student, bm25, run or random
     mask_ratios: tuple[float, ...]
     negatives: int  # m
+    curriculum: tuple[str, ...] = ()  # K/N_h/N_s of each draw, where the lists are groups
 
 
 @dataclass(frozen=True)
@@ -87,25 +90,32 @@ class TrainingShards:
     digest: str
     metadata: TrainingMetadata
     groups: tuple[RowGroup, ...]
+    only_draw: int | None = None  # of all epochs
+
+    def draw_of(self, epoch: int) -> int:
+        """The draw that an epoch uses."""
+        return epoch % self.metadata.draws if self.only_draw is None else self.only_draw
 
     def epoch_rows(self, epoch: int) -> int:
         """Rows, that is queries, of an epoch."""
-        return sum(group.rows_of_draw[epoch % self.metadata.draws] for group in self.groups)
+        return sum(group.rows_of_draw[self.draw_of(epoch)] for group in self.groups)
 
     def epoch_steps(self, epoch: int, *, batch_queries: int) -> int:
         """Batches of an epoch, the short last one included."""
         return -(-self.epoch_rows(epoch) // batch_queries)
 
 
-def open_training_shards(folder: Path, *, tokenizer: str) -> TrainingShards:
+def open_training_shards(folder: Path, *, tokenizer: str, verify: bool = True, draw: int | None = None) -> TrainingShards:
     """Check a folder of training shards, byte by byte, and read how its rows are spread.
 
     Args:
         folder: Where manifest.json lies.
         tokenizer: Digest of the student's tokenizer.
+        verify: Whether to compare every file's digest, which reads it once; of several processes one is enough.
+        draw: The one that all epochs use; None: each its own.
 
     Raises:
-        UserError: No manifest, a missing shard, no training shards, another schema version, another tokenizer.
+        UserError: No manifest, a missing shard, no training shards, another schema version, another tokenizer, no such draw.
         DamagedShard: A shard whose bytes are not those that the manifest records.
     """
     manifest = Manifest.read(folder)
@@ -113,9 +123,11 @@ def open_training_shards(folder: Path, *, tokenizer: str) -> TrainingShards:
         raise UserError(f"shards={folder}: no {MANIFEST_NAME} there; give the output folder of `prep run stage=shards` (see `prep path`)")
     metadata: TrainingMetadata | None = None
     groups: list[RowGroup] = []
+    if verify:
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda shard: shard.check(folder), manifest.shards))
     for shard in manifest.shards:
         path = folder / shard.name
-        _check_bytes(path, size=shard.bytes, digest=shard.digest)
         metadata = _read_metadata(path, tokenizer=tokenizer)
         groups += _row_groups(path, draws=metadata.draws)
     if metadata is None or not any(sum(group.rows_of_draw) for group in groups):
@@ -123,18 +135,9 @@ def open_training_shards(folder: Path, *, tokenizer: str) -> TrainingShards:
     shards = TrainingShards(digest=manifest.content_digest, metadata=metadata, groups=tuple(groups))
     if empty := [draw for draw in range(metadata.draws) if not shards.epoch_rows(draw)]:
         raise UserError(f"shards={folder}: no rows of draw {empty[0]}, though {metadata.draws} draws are promised; make the shards anew")
-    return shards
-
-
-def _check_bytes(path: Path, *, size: int, digest: str) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} is missing, though {MANIFEST_NAME} names it; start the same `prep run` again: it is built anew")
-    # Page checksums cover data pages only; this covers footers and page headers, and ties the run to these very bytes.
-    if path.stat().st_size != size or file_digest(path) != digest:
-        raise DamagedShard(
-            f"{path} is not the file that {MANIFEST_NAME} records ({size} bytes, digest {digest}): it is damaged or was replaced; "
-            "delete it and start the same `prep run` again: only this shard is built anew"
-        )
+    if draw is not None and draw >= metadata.draws:
+        raise UserError(f"train.draw={draw}: shards={folder} have draws 0 to {metadata.draws - 1}")
+    return replace(shards, only_draw=draw)
 
 
 def _read_metadata(path: Path, *, tokenizer: str) -> TrainingMetadata:
@@ -183,7 +186,7 @@ def windows(group_rows: Sequence[int], *parts: object) -> list[list[int]]:
 
 def rows_of_epoch(shards: TrainingShards, *, seed: int, epoch: int, skip: int = 0) -> Iterator[TrainingRow]:
     """The epoch's rows in their order, from row `skip` on. Windows before it are not decoded."""
-    draw = epoch % shards.metadata.draws
+    draw = shards.draw_of(epoch)
     counts = [group.rows_of_draw[draw] for group in shards.groups]
     key = (shards.digest, seed, epoch)
     for place, window in enumerate(windows(counts, *key)):
@@ -249,10 +252,12 @@ class _DecodedGroup:
         kinds = self._slice(self._kinds, row).to_pylist()
         logits = self._slice(self._logits, row).to_numpy(zero_copy_only=False)
         ids = self._slice(self._ids, row).to_pylist()
-        if not len(kinds) == len(logits) == len(ids) == last - first or kinds.count(CandidateKind.POSITIVE) != 1:
+        whole = is_list_of_groups(kinds) if has_groups(kinds) else kinds.count(CandidateKind.POSITIVE) == 1
+        if not len(kinds) == len(logits) == len(ids) == last - first or not whole:
             raise UserError(
                 f"{self._path}: query {query_id} has {last - first} candidates, {len(kinds)} kinds, {len(logits)} logits, {len(ids)} ids "
-                f"and {kinds.count(CandidateKind.POSITIVE)} positives; expected equal numbers and one positive: make the shards anew"
+                f"and {kinds.count(CandidateKind.POSITIVE)} positives; expected equal numbers and one positive, or three groups in their "
+                "order: make the shards anew"
             )
         tokens = tuple(self._token_values[slice(*self._tokens.bounds(place))] for place in range(first, last))
         return TrainingRow(

@@ -17,12 +17,12 @@ evaluate() { # OUT [student.model=...]: search with the stored embeddings of a s
 
 step "the collection: InsuranceQA, from its package"
 python recipes/demo/prepare.py runs/demo
-step "prep: seven stages, from the collection to training shards"
+step "prep: eight stages, from the collection to training shards and dev set"
 prep run "$config"
 step "the student as it comes, on 2,000 test questions"
 evaluate runs/demo/before.trec
 step "train: ADAM"
-train run "$config" "shards=$(place stage=shards)"
+train run "$config" "shards=$(place stage=shards)" "dev=$(place stage=dev)"
 step "embed with the trained student"
 prep run "$config" stage=embed "$trained"
 step "the trained student, on the same questions"

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import readers
+from data.collection import Collection, find_collection
 from data.errors import UserError
-from data.readers import Collection, Fault, Judgement, Passage, Query
+from data.readers import Fault, Judgement, Passage, Query
 from data.schemas import MASK_MARK, SEPARATOR_MARK
 
 HEADER = b"query-id\tcorpus-id\tscore\n"
@@ -34,14 +35,14 @@ def beir(
     write(folder / f"corpus.jsonl{end}", corpus)
     write(folder / f"queries.jsonl{end}", queries)
     write(folder / "qrels" / f"train.tsv{end}", qrels)
-    return readers.find_collection(folder)
+    return find_collection(folder)
 
 
 def msmarco(folder: Path, *, corpus: bytes = b"7\tThey jump.\n", qrels: bytes = b"1 0 7 1\n", end: str = "") -> Collection:
     write(folder / f"collection.tsv{end}", corpus)
     write(folder / f"queries.train.tsv{end}", b"1\tdo fleas jump\n")
     write(folder / f"qrels.train.tsv{end}", qrels)
-    return readers.find_collection(folder)
+    return find_collection(folder)
 
 
 def records(lines: Iterator[tuple[readers.Line, Any]]) -> list[Any]:
@@ -262,7 +263,7 @@ def test_missing_beir_files(tmp_path: Path, gone: str, wanted: str, there: str) 
     beir(tmp_path)
     (tmp_path / gone).unlink()
     with pytest.raises(UserError, match=rf"looked for .*{wanted}.*{there}"):
-        readers.find_collection(tmp_path)
+        find_collection(tmp_path)
 
 
 @pytest.mark.parametrize("gone", ["collection.tsv", "queries.train.tsv", "qrels.train.tsv"])
@@ -271,13 +272,13 @@ def test_missing_msmarco_files(tmp_path: Path, gone: str) -> None:
     msmarco(tmp_path)
     (tmp_path / gone).unlink()
     with pytest.raises(UserError, match=rf"looked for .*{gone.split('.')[0]}.*it holds"):
-        readers.find_collection(tmp_path, format="msmarco")
+        find_collection(tmp_path, format="msmarco")
 
 
 def test_no_folder(tmp_path: Path) -> None:
     """A wrong path is bad input, not a crash."""
     with pytest.raises(UserError, match=r"ingest\.path"):
-        readers.find_collection(tmp_path / "none")
+        find_collection(tmp_path / "none")
 
 
 def test_two_formats_in_a_folder(tmp_path: Path) -> None:
@@ -285,8 +286,8 @@ def test_two_formats_in_a_folder(tmp_path: Path) -> None:
     beir(tmp_path)
     write(tmp_path / "collection.tsv", b"7\tThey jump.\n")
     with pytest.raises(UserError, match=r"ingest\.format=beir"):
-        readers.find_collection(tmp_path)
-    assert readers.find_collection(tmp_path, format="beir").format == "beir"
+        find_collection(tmp_path)
+    assert find_collection(tmp_path, format="beir").format == "beir"
 
 
 @pytest.mark.parametrize(
@@ -307,9 +308,9 @@ def test_msmarco_splits(tmp_path: Path, names: list[str], splits: list[str] | No
         write(tmp_path / name, b"1 0 7 1\n")
     if splits is None:
         with pytest.raises(UserError, match="both of split train"):
-            readers.find_collection(tmp_path)
+            find_collection(tmp_path)
     else:
-        assert list(readers.find_collection(tmp_path).qrels) == splits
+        assert list(find_collection(tmp_path).qrels) == splits
 
 
 def test_plain_beside_gzip(tmp_path: Path) -> None:

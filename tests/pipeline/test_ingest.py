@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.collection import Collection, find_collection
 from data.digests import text_hash
 from data.errors import UserError
-from data.readers import Collection, find_collection
 from data.schemas import CORPUS, QRELS, QUARANTINE, QUERIES
 from data.settings import Ingest
 from data.shards import open_shard, shard_name

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data.schemas import CandidateKind as Kind
 from data.settings import Objective
-from trainer.batch import BatchWork, distilled_places, plan_batch, query_groups
+from trainer.batch import distilled_places, plan_batch
+from trainer.micro_batches import cut
 from trainer.stream import TrainingRow
 
 KINDS = [Kind.POSITIVE, Kind.NEGATIVE, Kind.NEGATIVE, Kind.REINFORCED_NEGATIVE, Kind.REINFORCED_NEGATIVE, Kind.NOISY_POSITIVE]
@@ -74,7 +73,7 @@ def test_without_supervised_loss_unselected_queries_encode_nothing(rows: list[Tr
     work = plan_batch(rows, objective=objective, share=Fraction(1, 2))
     assert [bool(query.sequences) for query in work.queries] == [bool(query.distilled) for query in work.queries]
     assert work.supervised_weight == 0
-    assert sum(map(len, query_groups(work.queries, budget=10**6))) == 3
+    assert sum(map(len, cut(work, budget=10**6).groups)) == 3
 
 
 def test_weights_of_the_sums(rows: list[TrainingRow]) -> None:
@@ -84,24 +83,3 @@ def test_weights_of_the_sums(rows: list[TrainingRow]) -> None:
     selected = plan_batch(rows, objective=Objective(reduction="selected"), share=Fraction(1, 2))
     assert (selected.supervised_weight, selected.distillation_weight) == (0.01 / 6, 1 / 3)
     assert plan_batch(rows, objective=Objective(without=("adaptive",)), share=Fraction(1, 2)).selected == 6
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(8, 400))
-def test_groups_hold_each_query_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    """A query lost between groups loses its gradient; a group over the budget its memory."""
-    rows = [
-        TrainingRow(
-            query_id=f"q{number}",
-            query_tokens=np.arange(3, dtype=np.int32),
-            candidate_tokens=tuple(np.full(length, 10 + place, dtype=np.int32) for place in range(3)),
-            kinds=(0, 1, 1),
-            candidate_ids=("a", "b", "c"),
-            teacher_logits=np.zeros(3, dtype=np.float32),
-            confidence=-1.0,
-        )
-        for number, length in enumerate(lengths)
-    ]
-    work: BatchWork = plan_batch(rows, objective=Objective(), share=Fraction(1))
-    groups = query_groups(work.queries, budget=budget)
-    assert sorted(query.query_id for group in groups for query in group) == sorted(row.query_id for row in rows)
-    assert all(len(group) == 1 or sum(query.tokens for query in group) <= budget for group in groups)

@@ -17,9 +17,12 @@ from transformers import AutoModel
 from data.schemas import CandidateKind
 from data.settings import Objective
 from trainer import gradients
-from trainer.batch import plan_batch
-from trainer.gradients import StepSettings, accumulate_gradients
+from trainer.batch import BatchWork, plan_batch
+from trainer.gradients import QueryLosses, StepSettings, accumulate_gradients
+from trainer.micro_batches import cut
+from trainer.ranks import Ranks
 from trainer.stream import TrainingRow
+from trainer.workers import Workers
 
 SCALE = 3.0
 
@@ -71,6 +74,11 @@ def settings(**changes: Any) -> StepSettings:
     return StepSettings(**{**values, **changes})
 
 
+def accumulate(model: nn.Module, work: BatchWork, *, settings: StepSettings, step: int = 0) -> QueryLosses:
+    parts = cut(work, budget=settings.micro_batch_tokens)
+    return accumulate_gradients(Workers(model), work, parts, step=step, settings=settings, ranks=Ranks())
+
+
 def gradient_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
@@ -119,7 +127,7 @@ def test_micro_batches_give_the_undivided_gradient(student: Path, rows: list[Tra
     model = Float64Encoder(student).eval()
     objective = Objective(in_batch=in_batch, supervised_weight=0.3)
     work = plan_batch(rows, objective=objective, share=Fraction(2, 3))
-    losses = accumulate_gradients(model, work, step=0, settings=settings(micro_batch_tokens=budget))
+    losses = accumulate(model, work, settings=settings(micro_batch_tokens=budget))
     found = gradient_of(model)
     reference = copy.deepcopy(model)
     reference.zero_grad()
@@ -142,7 +150,7 @@ def test_dropout_is_a_function_of_seed_step_and_micro_batch(student: Path, rows:
     for step, seed in [(3, 1), (3, 1), (4, 1), (3, 2)]:
         torch.rand(7)  # another state of the generator
         model.zero_grad()
-        accumulate_gradients(model, work, step=step, settings=settings(seed=seed))
+        accumulate(model, work, step=step, settings=settings(seed=seed))
         results.append(gradient_of(model)["backbone.encoder.layer.0.output.dense.weight"])
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2]) and not torch.equal(results[0], results[3])
@@ -161,17 +169,19 @@ def test_second_encoding_repeats_the_first(student: Path, rows: list[TrainingRow
 
     monkeypatch.setattr(gradients, "_encode_padded", recorded)
     work = plan_batch(rows, objective=Objective(in_batch="both"), share=Fraction(1))
-    accumulate_gradients(model, work, step=0, settings=settings())
+    accumulate(model, work, settings=settings())
     half = len(seen) // 2
     assert half > 1 and all(torch.equal(first, second) for first, second in zip(seen[:half], seen[half:], strict=True))
 
 
-def test_equal_passages_are_encoded_once(student: Path, rows: list[TrainingRow], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same passage encoded for each of its queries."""
+@pytest.mark.parametrize("budget", [10**6, 100])
+def test_equal_passages_are_encoded_once(student: Path, rows: list[TrainingRow], monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    """The same passage encoded for each of its queries, or for each micro-batch that they fall into."""
     sizes: list[int] = []
     original: Callable[..., Tensor] = gradients._encode_padded
     monkeypatch.setattr(gradients, "_encode_padded", lambda e, s, **o: (sizes.append(len(s)), original(e, s, **o))[1])
     work = plan_batch(rows, objective=Objective(), share=Fraction(1))
-    accumulate_gradients(Float64Encoder(student), work, step=0, settings=settings(micro_batch_tokens=10**6))
+    assert bool(cut(work, budget=budget).shared) == (budget == 100)
+    accumulate(Float64Encoder(student), work, settings=settings(micro_batch_tokens=budget))
     distinct = {tokens.tobytes() for row in rows for tokens in (row.query_tokens, *row.candidate_tokens)}
     assert sum(sizes) == len(distinct)

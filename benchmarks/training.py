@@ -1,0 +1,374 @@
+"""Queries/s of training, side by side with sentence-transformers' trainer, and the peak memory of each.
+
+    python benchmarks/training.py STUDENT COLLECTION [--steps 4] [--batch 16] [--layers 3] [--threads N]
+
+STUDENT is a sentence-transformers folder of a BERT-like model, COLLECTION a folder in BEIR form. `pip install -e '.[dev]'` brings the
+peer. Each query has 26 candidates, as ADAM's lists do: its positive, 10 passages at random, the reinforced negative of each, 5 noisy
+positives; cut at 128 tokens; the teacher's logits are made up, since no cost depends on them. All sides train the first `--layers`
+layers of the same weights, with the dropout of the model's configuration, on the same lists:
+
+    ours        `trainer.loop.train` on training shards of these lists, KL over all 26 (without the supervised loss)
+    peer        SentenceTransformerTrainer with DistillKLDivLoss on the texts, its defaults (fp32)
+    peer bf16   the same with bf16=True
+    everything  ours, T = 3 epochs, every query distilled
+    KL shares   the same with ADAM's selected shares (Eq. 8, t from 0): the queries that are not selected have no loss, and are not encoded
+    ADAM        ADAM's objective: its shares, and the supervised loss of every query, whose dark examples are not encoded unless selected
+    ADAM, t=1   the same, t counted from 1
+
+Each side is a process of its own; they take turns, step by step, first the three, then the four, and a waiting side computes nothing. A
+step's time is from when it may begin to its end, with reading or tokenising its batch. The first step of each side is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+NEGATIVES, MASK_RATIOS = 10, (0.1, 0.2, 0.3, 0.4, 0.5)  # 26 candidates with p+
+QUERY_TOKENS, PASSAGE_TOKENS = 32, 128  # ADAM, section 4.3
+EPOCHS = 3
+WHOLE = {"include_positive": True, "without": ["adaptive", "supervised"]}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "ours": WHOLE,
+    "everything": WHOLE,
+    "KL shares": {"include_positive": True, "without": ["supervised"]},
+    "ADAM": {},
+    "ADAM, t=1": {"count_epochs_from": 1},
+}
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Write the cut student, the lists as texts and as training shards, and print what the lists are like."""
+    from data.settings import Student
+    from retrieval.dual_encoder import DualEncoder
+    from retrieval.student_spec import resolve_student
+    from retrieval.tokenizer import Tokenizer
+
+    given = Student(
+        model=str(arguments.student), layers=arguments.layers, query_tokens=QUERY_TOKENS, passage_tokens=PASSAGE_TOKENS,
+        query_prefix="", passage_prefix="",
+    )  # fmt: skip
+    student = DualEncoder(resolve_student(given))
+    student.save(arguments.work / "student")
+    tokenizer = Tokenizer(arguments.work / "student")
+    lists = [
+        {**one, "texts": [tokenizer.with_special_tokens(text) for text in one["texts"]]}
+        for one in itertools.islice(candidate_lists(arguments.collection, tokenizer), arguments.steps * arguments.batch)
+    ]
+    for one in lists:
+        (one["query_tokens"],) = tokenizer.encode([one["query"]], max_tokens=QUERY_TOKENS)
+        one["tokens"] = tokenizer.encode(one["texts"], max_tokens=PASSAGE_TOKENS)
+    (arguments.work / "lists.json").write_text(json.dumps(lists))
+    write_shards(arguments.work / "shards", lists, tokenizer=tokenizer.digest)
+    lengths = [len(tokens) for one in lists for tokens in one["tokens"]]
+    parameters = sum(parameter.numel() for parameter in student.parameters())
+    about = {"tokens": mean(lengths), "longest": max(lengths), "flops": flops(student.backbone, lists), "parameters": parameters}
+    print(json.dumps(about))
+
+
+def candidate_lists(collection: Path, tokenizer: Any) -> Any:
+    """Training queries with their lists as text, in the order of the labels, one for each query."""
+    from data.settings import DarkExamples
+    from pipeline.dark_examples import candidates_of
+
+    texts: dict[str, dict[str, str]] = {}
+    for name in ("corpus", "queries"):
+        with open(collection / f"{name}.jsonl", encoding="utf-8") as file:
+            texts[name] = {record["_id"]: record["text"] for record in map(json.loads, file)}
+    chance, doc_ids, settings = random.Random(0), sorted(texts["corpus"]), DarkExamples(mask_ratios=MASK_RATIOS)
+    seen: set[str] = set()
+    with open(collection / "qrels" / "train.tsv", encoding="utf-8") as file:
+        for line in itertools.islice(file, 1, None):
+            query_id, doc_id, _ = line.split("\t")
+            if query_id not in seen:
+                seen.add(query_id)
+                negatives = [(name, texts["corpus"][name]) for name in chance.sample(doc_ids, NEGATIVES)]
+                listed = candidates_of(
+                    query_id, (doc_id, texts["corpus"][doc_id]), negatives, mask_draw=0, splitter=tokenizer, settings=settings,
+                    mixed_tokens=PASSAGE_TOKENS, seed=0,
+                )  # fmt: skip
+                yield {
+                    "query_id": query_id, "query": texts["queries"][query_id], "texts": [one.text for one in listed],
+                    "kinds": [int(one.kind) for one in listed], "ids": [one.id for one in listed],
+                    "logits": [chance.gauss(0, 3) for _ in listed], "confidence": -chance.random(),
+                }  # fmt: skip
+
+
+def write_shards(folder: Path, lists: list[dict[str, Any]], *, tokenizer: str) -> None:
+    """The lists as the stage `shards` writes them."""
+    import pyarrow as pa
+
+    from data.manifest import Manifest, ShardRecord
+    from data.schemas import SCHEMA_VERSION, TRAINING
+    from data.shards import describe, shard_name, write_shard
+
+    metadata = {
+        "schema_version": SCHEMA_VERSION, "tokenizer": tokenizer, "teachers": ["made up"], "draws": 1, "negatives_source": "random",
+        "mask_ratios": MASK_RATIOS, "negatives": NEGATIVES,
+    }  # fmt: skip
+    rows = [
+        {
+            "query_id": one["query_id"], "draw": 0, "query_tokens": one["query_tokens"], "candidate_tokens": one["tokens"],
+            "candidate_kind": one["kinds"], "candidate_id": one["ids"], "teacher_logits": one["logits"], "confidence": one["confidence"],
+        }
+        for one in lists
+    ]  # fmt: skip
+    schema = TRAINING.with_metadata({b"training": json.dumps(metadata).encode()})
+    path = folder / shard_name(0, 1)
+    write_shard(path, pa.Table.from_pylist(rows, schema=schema), {"fingerprint": "made up"})
+    Manifest("shards", "", "made up", {}, [ShardRecord(path.name, *describe(path))], {}).write(folder)
+
+
+def flops(backbone: Any, lists: list[dict[str, Any]]) -> float:
+    """Multiply-adds times 2 of a query's forward and backward pass: linear layers and attention, padding not counted."""
+    config = backbone.config
+    size, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    lengths = [len(tokens) for one in lists for tokens in (one["query_tokens"], *one["tokens"])]
+    return sum(3 * layers * (2 * n * (4 * size * size + 2 * size * inner) + 4 * n * n * size) for n in lengths) / len(lists)
+
+
+class Turns:
+    """A side's own clock: a step begins when a line comes in, and its seconds go out."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+
+    def begin(self) -> None:
+        """Wait for the next turn; end where there is none."""
+        if not sys.stdin.readline():
+            sys.exit(0)
+        self._started = time.perf_counter()
+
+    def end(self, loss: float) -> None:
+        """Report the step."""
+        seconds = time.perf_counter() - self._started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(json.dumps({"seconds": seconds, "peak": peak, "loss": loss}), flush=True)
+
+
+def train_ours(arguments: argparse.Namespace, turns: Turns) -> None:
+    """`trainer.loop.train`, as the command `train run` calls it; its line of metrics ends a step."""
+    from data.settings import Experiment
+    from trainer import loop
+
+    class MetricsInTurns(loop.Metrics):
+        def write(self, figures: dict[str, Any]) -> None:
+            super().write(figures)
+            turns.end(figures["distillation"])
+            turns.begin()
+
+    loop.Metrics = MetricsInTurns  # type: ignore[misc]
+    side = arguments.side
+    experiment = Experiment.model_validate(
+        {
+            "store": "unused", "ingest": {"path": "unused"}, "teacher": {"model": "unused"},
+            "student": {"model": str(arguments.work / "student"), "query_tokens": None, "passage_tokens": None},
+            "train": {
+                "output": str(arguments.work / f"run-{side}"), "epochs": 1 if side == "ours" else EPOCHS, "warmup_steps": 0,
+                "batch_queries": arguments.batch, "objective": OBJECTIVES[side], "precision": arguments.precision,
+                "threads": arguments.threads,
+            },
+        }
+    )  # fmt: skip
+    turns.begin()
+    loop.train(experiment, shards_folder=arguments.work / "shards")
+
+
+def train_peer(arguments: argparse.Namespace, turns: Turns) -> None:
+    """SentenceTransformerTrainer with its defaults: AdamW, fused; no evaluation, no saving, no reports."""
+    import torch
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.losses import DistillKLDivLoss
+    from transformers import TrainerCallback
+
+    torch.set_num_threads(arguments.threads)
+    lists = json.loads((arguments.work / "lists.json").read_text())
+    columns = {f"candidate {place}": [one["texts"][place] for one in lists] for place in range(len(lists[0]["texts"]))}
+    data = Dataset.from_dict({"query": [one["query"] for one in lists], **columns, "label": [one["logits"] for one in lists]})
+    model = SentenceTransformer(str(arguments.work / "student"), device="cpu")
+    losses: list[float] = []
+
+    class Loss(DistillKLDivLoss):
+        def forward(self, *given: Any, **named: Any) -> Any:
+            loss = super().forward(*given, **named)
+            losses.append(float(loss.detach()))
+            return loss
+
+    class InTurns(TrainerCallback):
+        def on_step_end(self, *given: Any, **named: Any) -> None:
+            turns.end(losses[-1])
+            turns.begin()
+
+    settings = SentenceTransformerTrainingArguments(
+        output_dir=str(arguments.work / arguments.side), per_device_train_batch_size=arguments.batch, num_train_epochs=1, use_cpu=True,
+        bf16=arguments.side == "peer bf16", save_strategy="no", eval_strategy="no", logging_strategy="no", report_to="none",
+        disable_tqdm=True,
+    )  # fmt: skip
+    trainer = SentenceTransformerTrainer(model=model, args=settings, train_dataset=data, loss=Loss(model), callbacks=[InTurns()])
+    turns.begin()
+    trainer.train()
+
+
+def ceiling(arguments: argparse.Namespace) -> None:
+    """Print the FLOP/s of torch.nn.functional.linear at the shapes of the model's layers, bf16, 2,048 rows."""
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    config = json.loads((arguments.work / "student" / "config.json").read_text())
+    size, inner = config["hidden_size"], config["intermediate_size"]
+    shapes = [(size, size)] * 4 + [(size, inner), (inner, size)]
+    layers = [[torch.randn(shape).to(torch.bfloat16) for shape in ((2048, i), (o, i))] for i, o in shapes]
+    times, started = [], time.perf_counter()
+    with torch.inference_mode():
+        while time.perf_counter() - started < 2:
+            before = time.perf_counter()
+            for values, weight in layers:
+                torch.nn.functional.linear(values, weight)
+            times.append(time.perf_counter() - before)
+    print(json.dumps(sum(2 * 2048 * i * o for i, o in shapes) / median(times)))
+
+
+SIDES: dict[str, Callable[[argparse.Namespace, Turns], None]] = {name: train_ours for name in OBJECTIVES}
+SIDES |= {"peer": train_peer, "peer bf16": train_peer}
+
+
+class Side:
+    """One competitor in a process of its own."""
+
+    def __init__(self, name: str, words: list[str]) -> None:
+        self.name, self.steps = name, list[dict[str, float]]()
+        self._process = subprocess.Popen(
+            [*words, "--side", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def step(self) -> None:
+        """Let it take a step."""
+        assert self._process.stdin and self._process.stdout
+        print(file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith("{"):  # peers print more than that
+                break
+        else:
+            sys.exit(f"{self.name} ended; run it alone to see why: --side {self.name!r}")
+        self.steps.append(json.loads(line))
+        print(f"{self.name}: step {len(self.steps)}, {self.steps[-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each step."""
+        return [step["seconds"] for step in self.steps]
+
+    @property
+    def peak(self) -> float:
+        """GB."""
+        return max(step["peak"] for step in self.steps)
+
+
+def take_turns(names: list[str], words: list[str], *, steps: int) -> dict[str, Side]:
+    """Start the sides, and let each take its steps."""
+    sides = {name: Side(name, words) for name in names}
+    for _ in range(steps):
+        for side in sides.values():
+            side.step()
+    for side in sides.values():
+        side.close()
+    return sides
+
+
+def mean_seconds(side: Side, *, epochs: int) -> float:
+    """Mean over the epochs of each one's median step, the very first step left out: their selected shares differ."""
+    steps = len(side.steps) // epochs
+    parts = [side.seconds[max(1, epoch * steps) : (epoch + 1) * steps] or side.seconds[:steps] for epoch in range(epochs)]
+    return mean(median(part) for part in parts)
+
+
+def asked(words: list[str]) -> Any:
+    """The last line of a process, as JSON."""
+    return json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Take turns, then print a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("student", type=Path)
+    parser.add_argument("collection", type=Path)
+    parser.add_argument("--steps", type=int, default=4, help="of each side, and of each epoch of the sides with epochs")
+    parser.add_argument("--batch", type=int, default=16, help="queries of a step")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--precision", default="auto", help="of our sides")
+    parser.add_argument("--threads", type=int, default=0, help="of each side; default all")
+    parser.add_argument("--only", nargs="*", choices=SIDES, help="these sides alone, and no ratios")
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=[*SIDES, "prepare", "ceiling"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side in ("prepare", "ceiling"):
+        {"prepare": prepare, "ceiling": ceiling}[arguments.side](arguments)
+        return
+    if arguments.side:
+        SIDES[arguments.side](arguments, Turns())
+        return
+    if not arguments.threads:
+        from pipeline.capacity import usable_cpus
+
+        arguments.threads = usable_cpus()
+    with tempfile.TemporaryDirectory() as work:
+        compare(arguments, Path(work))
+
+
+def compare(arguments: argparse.Namespace, work: Path) -> None:
+    """Run all sides and print their figures."""
+    words = [sys.executable, __file__, str(arguments.student), str(arguments.collection), "--work", str(work)]
+    for name in ("steps", "batch", "layers", "precision", "threads"):
+        words += [f"--{name}", str(getattr(arguments, name))]
+    about, best = asked([*words, "--side", "prepare"]), asked([*words, "--side", "ceiling"])
+    print(f"26 candidates a query, mean {about['tokens']:.0f} tokens, longest {about['longest']}")
+    print(f"{about['parameters'] / 1e6:.1f} M parameters, {about['flops'] / 1e9:.0f} GFLOP a query")
+    print(f"ceiling        {best / 1e9:7.0f} GFLOP/s in bf16")
+    wanted = arguments.only if arguments.only is not None else list(SIDES)
+    sides = take_turns([name for name in ("ours", "peer", "peer bf16") if name in wanted], words, steps=arguments.steps)
+    sides |= take_turns([name for name in OBJECTIVES if name != "ours" and name in wanted], words, steps=arguments.steps * EPOCHS)
+    rate: dict[str, float] = {}
+    for name, side in sides.items():
+        rate[name] = arguments.batch / mean_seconds(side, epochs=1 if len(side.steps) == arguments.steps else EPOCHS)
+        losses = [step["loss"] for step in side.steps[: arguments.steps]]
+        print(
+            f"{name:10} {rate[name]:6.2f} queries/s, {rate[name] * about['flops'] / best:.2f} of the ceiling, peak {side.peak:5.2f} GB, "
+            f"mean loss of the first epoch {mean(losses):.3f}"
+        )
+    if arguments.only is not None:
+        return
+    figures = {
+        "name": "training", "ours": round(rate["ours"], 3), "peer": round(rate["peer"], 3),
+        "ratio": round(rate["ours"] / rate["peer"], 3), "unit": "queries/s", "peer_bf16": round(rate["peer bf16"], 3),
+        "bf16_ratio": round(rate["ours"] / rate["peer bf16"], 3),
+        **{f"memory_{name.replace(' ', '_')}_gb": round(sides[name].peak, 3) for name in ("ours", "peer", "peer bf16")},
+        "memory_ratio": round(sides["ours"].peak / sides["peer"].peak, 3), "ceiling_share": round(rate["ours"] * about["flops"] / best, 3),
+        "shares_ratio": round(rate["KL shares"] / rate["everything"], 3), "adam_ratio": round(rate["ADAM"] / rate["everything"], 3),
+        "adam_from_1_ratio": round(rate["ADAM, t=1"] / rate["everything"], 3),
+        "loss_ours": round(mean(step["loss"] for step in sides["ours"].steps), 4),
+        "loss_peer": round(mean(step["loss"] for step in sides["peer"].steps), 4),
+    }  # fmt: skip
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""What a run needs before its first step: everything named by the experiment, opened, checked and, after an interruption, restored."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.config import keyed_values
+from data.digests import DigestCache
+from data.errors import UserError
+from data.settings import Experiment, Train
+from retrieval import precision
+from retrieval.dual_encoder import DualEncoder
+from retrieval.student_spec import resolve_student
+from trainer.batch import BatchWork, plan_batch, token_count
+from trainer.checkpoint import TrainingState, claim_output, remove_leftovers, resume
+from trainer.dev import DevSet, open_dev_set
+from trainer.gradients import StepSettings
+from trainer.micro_batches import MicroBatches, cut
+from trainer.optim import make_optimizer
+from trainer.prefetch import Prefetched
+from trainer.ranks import Ranks
+from trainer.recipes import check_lists, check_negatives
+from trainer.selection import selected_share
+from trainer.stream import TrainingShards, batches, open_training_shards
+from trainer.student import computes_on_cpu, open_student, open_workers
+from trainer.workers import Workers
+
+RESULT_NAME = "result.json"
+_BATCHES_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """The global batch of a step: what it needs, cut into micro-batches. Steps and epochs count from 0."""
+
+    step: int
+    epoch: int
+    work: BatchWork
+    cut: MicroBatches
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence that the step encodes."""
+        sequences = {sequence for query in self.work.queries for sequence in query.sequences} | {one.sequence for one in self.work.pool}
+        return [token_count(sequence) for sequence in sequences]
+
+
+@dataclass
+class Run:
+    """A run, ready for its next step."""
+
+    experiment: Experiment
+    ranks: Ranks
+    shards: TrainingShards
+    key: dict[str, Any]
+    model: DualEncoder
+    workers: Workers  # what computes the model's micro-batches
+    optimizer: torch.optim.Optimizer
+    step_settings: StepSettings
+    epoch_ends: list[int]  # steps done at the end of each epoch
+    dev: DevSet | None
+    state: TrainingState
+
+    @property
+    def output(self) -> Path:
+        """The run's folder."""
+        return Path(self.experiment.train.output)
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run, where nothing stops it early."""
+        return self.epoch_ends[-1]
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the dev set has not seen a better checkpoint for too long."""
+        patience = self.experiment.train.patience
+        return patience is not None and self.state.stale >= patience
+
+    def stream(self) -> Prefetched[PlannedBatch]:
+        """The batches still to come, read and planned ahead of their step."""
+        first_step = self.steps if self.stopped_early else self.state.step
+        return Prefetched(lambda: planned_batches(self.shards, self.experiment, first_step=first_step), ahead=_BATCHES_AHEAD)
+
+
+def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Run | None:
+    """Open all that a run needs; None where it is finished already."""
+    settings, output = experiment.train, Path(experiment.train.output)
+    check_machine(experiment)
+    spec = resolve_student(experiment.student)
+    shards = open_training_shards(shards_folder, tokenizer=spec.tokenizer_digest, verify=ranks.first, draw=settings.draw)
+    check_shards(settings, shards)
+    dev = open_dev_set(Path(settings.dev), tokenizer=spec.tokenizer_digest) if settings.dev else None
+    student_key = spec.key(DigestCache(Path(os.devnull)))
+    key = _run_key(experiment, shards=shards, student=student_key, dev=dev)
+    if ranks.first:
+        claim_output(output, key=key)
+        remove_leftovers(output)
+    ranks.wait()  # the first process has checked the shards and noted the run: from here on, all see the same
+    fingerprint = claim_output(output, key=key)
+    if (output / RESULT_NAME).is_file():
+        return None
+    model = open_student(spec, settings)
+    optimizer = make_optimizer(model, weight_decay=settings.weight_decay)
+    state = resume(output, model=model, optimizer=optimizer, fingerprint=fingerprint)
+    ranks.agree(state.step, about="the checkpoint to go on from")
+    workers = open_workers(model, settings, ranks=ranks)
+    return Run(
+        experiment=experiment, ranks=ranks, shards=shards, key=key, model=model, workers=workers, optimizer=optimizer,
+        step_settings=step_settings(experiment, model), epoch_ends=epoch_ends(shards, experiment), dev=dev, state=state,
+    )  # fmt: skip
+
+
+def check_shards(settings: Train, shards: TrainingShards) -> None:
+    """Raises UserError where the shards are not of the kind that recipe and loss are about."""
+    check_negatives(settings.recipe, source=shards.metadata.negatives_source)
+    check_lists(settings.objective, groups=bool(shards.metadata.curriculum))
+
+
+def check_machine(experiment: Experiment) -> None:
+    """Raises UserError where the device asked for is not there."""
+    settings = experiment.train
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device=cuda, but torch sees no GPU here; use train.device=cpu")
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+
+
+def step_settings(experiment: Experiment, model: DualEncoder) -> StepSettings:
+    """What the steps need to know."""
+    settings = experiment.train
+    return StepSettings(
+        seed=experiment.seed,
+        score_scale=settings.score_scale,
+        temperature=settings.objective.temperature,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        pad_id=int(model.backbone.config.pad_token_id or 0),
+        device=settings.device,
+        precision=precision.resolve(settings.precision, device=settings.device),
+        distillation=settings.objective.distillation,
+        cheap_dropout=computes_on_cpu(settings),
+    )
+
+
+def epoch_ends(shards: TrainingShards, experiment: Experiment) -> list[int]:
+    """Steps done at the end of each epoch that the run reaches; the last one may be cut short by `train.steps`."""
+    settings, ends, done = experiment.train, list[int](), 0
+    for epoch in range(settings.epochs):
+        done += shards.epoch_steps(epoch, batch_queries=settings.batch_queries)
+        if settings.steps is not None and done >= settings.steps:
+            return [*ends, settings.steps]
+        ends.append(done)
+    return ends
+
+
+def planned_batches(shards: TrainingShards, experiment: Experiment, *, first_step: int) -> Iterator[PlannedBatch]:
+    """The run's batches from a step on, selected and cut."""
+    settings = experiment.train
+    objective = settings.objective
+    for batch in batches(shards, seed=experiment.seed, epochs=settings.epochs, batch_queries=settings.batch_queries, first_step=first_step):
+        share = selected_share(batch.epoch, epochs=settings.epochs, count_from=objective.count_epochs_from)
+        work = plan_batch(batch.rows, objective=objective, share=share)
+        if batch.step == settings.steps:
+            return
+        yield PlannedBatch(batch.step, batch.epoch, work, cut(work, budget=settings.micro_batch_tokens))
+
+
+def _run_key(experiment: Experiment, *, shards: TrainingShards, student: dict[str, Any], dev: DevSet | None) -> dict[str, Any]:
+    """All that decides the trained parameters: two runs that differ in it must not share an output folder."""
+    settings = experiment.train
+    early_stop: dict[str, Any] = {}
+    if settings.patience is not None and dev is not None:
+        early_stop = {"dev": dev.digest, "dev_metric": settings.dev_metric, "evaluate_every": settings.evaluate_every}
+    return {
+        "train": {
+            **keyed_values(settings, leave_out=("stages",)),
+            **early_stop,
+            "precision": precision.resolve(settings.precision, device=settings.device),
+            "device": settings.device,  # its generator draws other dropout masks
+            "objective": keyed_values(settings.objective),
+        },
+        "student": student,
+        "seed": experiment.seed,
+        "shards": shards.digest,
+    }

@@ -1,0 +1,62 @@
+"""The student as the trainer uses it: on its device, with what makes its steps cheap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data.settings import Train
+from retrieval.dual_encoder import DualEncoder
+from retrieval.process_memory import settle_memory
+from retrieval.student_spec import StudentSpec
+from trainer.cpu_passes import speed_up
+from trainer.dropout import checkpoint_contexts
+from trainer.embedding_gradient import add_gradient_by_row
+from trainer.ranks import Ranks
+from trainer.workers import Workers
+
+
+def open_student(spec: StudentSpec, settings: Train) -> DualEncoder:
+    """The student's starting point in train mode."""
+    if settings.device == "cpu":
+        settle_memory()
+    model = DualEncoder(spec).to(settings.device).train()
+    freeze_key_biases(model.backbone)
+    if settings.activation_checkpointing:
+        ways: dict[str, Any] = {"use_reentrant": False}
+        if computes_on_cpu(settings):
+            ways["context_fn"] = checkpoint_contexts
+        model.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs=ways)
+    if settings.compile:
+        model.backbone.compile(dynamic=True)
+    elif settings.device == "cpu":
+        add_gradient_by_row(model.backbone.get_input_embeddings())
+    return model
+
+
+def open_workers(model: DualEncoder, settings: Train, *, ranks: Ranks) -> Workers:
+    """What computes the model's micro-batches. Several processes have one worker each, whose gradients are summed with the others'."""
+    if not computes_on_cpu(settings):
+        return Workers(ranks.wrap(model))
+    workers = speed_up(model, workers=settings.workers if ranks.size == 1 else 1)
+    return workers if ranks.size == 1 else Workers(ranks.wrap(model))
+
+
+def computes_on_cpu(settings: Train) -> bool:
+    """Whether passes are those of `trainer.cpu_passes`; a compiled model has its own."""
+    return settings.device == "cpu" and not settings.compile
+
+
+_ABSOLUTE_POSITIONS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "electra")
+_KEY_BIASES = ("attention.self.key.bias", "attention.k_lin.bias", "attention.attn.k.bias")
+
+
+def freeze_key_biases(backbone: Any) -> None:
+    """Leave the biases of attention's keys as they are: they add the same number to all of a query's scores, which softmax takes away.
+
+    Their exact gradient is 0 (not with rotated positions, where a bias counts). Autograd's is rounding noise, of which AdamW, dividing
+    by its size, makes steps like any others: parameters that drift at random, and runs by one and by two processes that differ.
+    """
+    if backbone.config.model_type in _ABSOLUTE_POSITIONS:
+        for name, parameter in backbone.named_parameters():
+            if name.endswith(_KEY_BIASES):
+                parameter.requires_grad_(False)
