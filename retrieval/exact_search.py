@@ -1,8 +1,8 @@
 """Exact inner-product search: the k best passages of every query, bit for bit the same however it was computed.
 
 A fast product (bf16 or fp32, `retrieval.products`) picks somewhat more than k candidates a query, in one pass over the corpus, with a
-running best (`retrieval.index`). Their scores are then computed in float64 and rounded to fp32. The result is proved: no passage that
-was left out can score as high as the k-th, given the bound on the fast product's error. A query whose proof fails (many equal or
+running best (`retrieval.running_best`). Their scores are then computed in float64 and rounded to fp32. The result is proved: no passage
+that was left out can score as high as the k-th, given the bound on the fast product's error. A query whose proof fails (many equal or
 nearly equal scores at the cut) is searched again more carefully, in the end in float64. So neither block sizes nor threads, workers,
 processors or devices change the result, and identical vectors have identical scores.
 

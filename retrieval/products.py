@@ -135,5 +135,6 @@ class FloatProduct:
         """See `Product`."""
         for start in range(0, len(block), rows):
             products = np.ascontiguousarray(queries @ block[start : start + rows].T, dtype=np.float32)
-            products += 0  # -0.0 becomes 0.0, its equal
+            if self._dtype is np.float64:  # where ties count: -0.0 becomes 0.0, its equal
+                products += 0
             yield products.view(np.int32)

@@ -47,7 +47,7 @@ def plan_search(*, queries: int, rows: int, size: int, k: int, memory: int, thre
         UserError: not even a few queries fit, naming the memory that they need.
     """
     fixed = BLOCK_ROWS * size * 24 + threads * TILE_BYTES + (64 << 20)
-    # Vectors in three formats; for each candidate its heap entry, row, score and sort key; for each result its row and score.
+    # Vectors in three formats; for each candidate its places in a list, row, score and sort key; for each result its row and score.
     each = size * 14 + (k + margin(k, rows)) * 72 + k * 24
     least = fixed + min(queries, GROUP_QUERIES) * each
     if memory < least:
