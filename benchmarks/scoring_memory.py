@@ -3,7 +3,8 @@
     python benchmarks/scoring_memory.py TEACHER [--few 20000] [--many 2000000] [--shards 8]
 
 The real stage in this process (keys, lookups, tokenising, segments, output shards) on made-up texts; only the forward pass is a stub.
-TEACHER gives tokenizer and configuration. Each size runs in a process of its own. `peer` is the peak with few pairs, `ours` with many.
+TEACHER gives tokenizer and configuration. Each size runs in a process of its own, after another one that writes the texts: what that
+takes is not the stage's. `peer` is the peak with few pairs, `ours` with many.
 """
 
 from __future__ import annotations
@@ -54,12 +55,22 @@ def tables(first: int, rows: int) -> Iterator[pa.Table]:
         yield pa.table([ids, small, (numbers % PER_QUERY).tolist(), small, ids, queries, texts], schema=CANDIDATES)
 
 
+def write_candidates(root: Path, pairs: int, shards: int) -> None:
+    """The stage's input."""
+    from data.schemas import CANDIDATES
+    from data.shards import open_shard, shard_name
+
+    for shard in range(shards):
+        with open_shard(root / shard_name(shard, shards), CANDIDATES, {}) as writer:
+            for table in tables(shard * (pairs // shards), pairs // shards):
+                writer.write(table)
+
+
 def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
     """Build all shards of the stage; peak memory in MB, and seconds."""
     from data.manifest import Manifest
-    from data.schemas import CANDIDATES
     from data.settings import load
-    from data.shards import open_shard, shard_name
+    from data.shards import shard_name
     from pipeline import teacher_scores
     from pipeline.stage import Stored, Task, Workshop
 
@@ -72,11 +83,8 @@ def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
         (root / "experiment.yaml").write_text(yaml.safe_dump(settings))
         experiment = load({"config": str(root / "experiment.yaml")})
         names = [shard_name(shard, shards) for shard in range(shards)]
-        for shard, name in enumerate(names):
-            with open_shard(root / name, CANDIDATES, {}) as writer:
-                for table in tables(shard * (pairs // shards), pairs // shards):
-                    writer.write(table)
-        setup = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        words = [sys.executable, __file__, str(teacher), "--shards", str(shards), "--one", str(pairs), "--write", folder]
+        subprocess.run(words, check=True)
         stored = Stored(root, Manifest("dark_examples", "", "", {}, [_record(root / name) for name in names], {}))
         teacher_scores.load_cross_encoder = lambda *given, **more: StubTeacher()  # type: ignore[assignment]
         import torch  # noqa: F401  what a real worker holds
@@ -92,7 +100,7 @@ def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
         seconds = time.perf_counter() - started
         stored_pairs = sum(path_rows(path) for path in (root / "store" / "teacher_logits").glob("*/*.parquet"))
         assert stored_pairs == pairs // shards * shards, f"{stored_pairs} pairs were scored"
-    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "setup": setup, "seconds": seconds}
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "seconds": seconds}
 
 
 def path_rows(path: Path) -> int:
@@ -114,7 +122,11 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=2_000_000)
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.write:
+        write_candidates(arguments.write, arguments.one, arguments.shards)
+        return
     if arguments.one:
         print(json.dumps(run_stage(arguments.teacher, arguments.one, arguments.shards)))
         return

@@ -1,9 +1,10 @@
 """Exact search over ever larger corpora, side by side with one call of `faiss.knn`: seconds, peak memory against the memory given.
 
-    python benchmarks/search_scale.py [--sizes 30000 331000 3000000] [--queries 10000] [--depth 200] [--memory 4] [--threads N]
+    python benchmarks/search_scale.py [--sizes 30000 331000 3000000] [--queries 10000] [--depth 200] [--memory 4] [--threads N] [--fp32]
 
 Vectors of 384 dimensions around 500 centres, stored as the stage `embed` stores them. Ours reads them from the disk and writes nothing;
-the peer has them in memory in fp32 before its clock starts. `same` is the share of passages that both found (the peer rounds).
+the peer has them in memory in fp32 before its clock starts. `same` is the share of passages that both found (the peer rounds). With
+--fp32 our candidates come from fp32 products, as on a processor without bf16; the result is the same bits.
 """
 
 from __future__ import annotations
@@ -51,9 +52,12 @@ def store(folder: Path, rows: int) -> None:
 
 def ours(folder: Path, arguments: argparse.Namespace) -> None:
     """`Searcher`, as stage `pools` and `retrieve search` use it."""
+    from retrieval import exact_search
     from retrieval.embedding_table import EmbeddingTable
     from retrieval.search import Searcher
 
+    if arguments.fp32:
+        exact_search.cpu_computes_bf16 = lambda: False  # type: ignore[assignment]
     queries = made_up(arguments.queries, seed=3)
     started = time.perf_counter()
     searcher = Searcher(EmbeddingTable(folder, "doc_id"), memory_gb=arguments.memory, threads=arguments.threads)
@@ -86,6 +90,7 @@ def one_round(side: str, folder: Path, arguments: argparse.Namespace) -> dict[st
     """Run a side in a process of its own."""
     words = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--queries", str(arguments.queries)]
     words += ["--depth", str(arguments.depth), "--memory", str(arguments.memory), "--threads", str(arguments.threads)]
+    words += ["--fp32"] * arguments.fp32
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -99,6 +104,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=4.0, help="GB")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="of each side; default all")
+    parser.add_argument("--fp32", action="store_true", help="our candidates from fp32 products")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

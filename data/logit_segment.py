@@ -78,12 +78,22 @@ class Segment:
         """Its pairs."""
         return sum(self.bucket_rows)
 
+    def parts(self) -> list[range]:
+        """The buckets of each row group, or of a few where a bucket goes on in the next."""
+        ends = np.cumsum(self.bucket_rows)
+        stops = [int(np.searchsorted(ends, end)) + 1 for end in self._group_ends()]
+        stops = sorted({*stops[:-1], BUCKETS})
+        return [range(start, stop) for start, stop in zip([0, *stops[:-1]], stops, strict=True)]
+
+    def _group_ends(self) -> NDArray[np.int64]:
+        return np.cumsum([self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)], dtype=np.int64)
+
     def read(self, buckets: range) -> tuple[Keys, Scores]:
         """The pairs of some buckets: of the row groups that they lie in, only their rows are kept."""
         first, last = sum(self.bucket_rows[: buckets.start]), sum(self.bucket_rows[: buckets.stop])
         if first == last:
             return np.empty((0, 2), dtype=np.uint64), Scores.unknown(0)
-        ends = np.cumsum([self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)])
+        ends = self._group_ends()
         groups = range(int(np.searchsorted(ends, first, side="right")), int(np.searchsorted(ends, last, side="left")) + 1)
         before = int(ends[groups.start - 1]) if groups.start else 0
         table = read_groups(self.path, groups, self.metadata).slice(first - before, last - first)

@@ -5,8 +5,9 @@
         <random>.parquet           segments (`data.logit_segment`): append-only, whole or not at all, no locks
         <random>.parquet.damaged   segments that failed a checksum, set aside: their pairs count as never scored
 
-A lookup goes through all segments some buckets at a time: its memory is that of 131,072 stored pairs, of half the pairs asked for, or of
-one bucket, whichever is most. Where two writers scored one pair the smaller logit counts: every reader agrees.
+A lookup reads every segment once, a row group at a time: its memory is that of one row group, which is a segment as the scoring stage
+writes it or a bucket of a compacted one, and 21 bytes for each pair asked for. Where two writers scored one pair the smaller logit
+counts: every reader agrees.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.errors import DamagedShard, RunFailed
-from data.logit_segment import BUCKETS, Keys, Scores, Segment, as_table, buckets_of, by_bucket, check_segment, write_segment
+from data.logit_lookup import Wanted
+from data.logit_segment import BUCKETS, Keys, Scores, Segment, as_table, by_bucket, check_segment, write_segment
 from data.shards import atomic_write
 
 _FIELDS = ("logits", "token_counts", "truncated")
-_PASS_ROWS = 1 << 17  # stored pairs looked through at once, about 12 MB; more where more pairs are asked for, or a bucket is larger
 _RELIST_SECONDS = 0.05
 _LISTINGS = 20  # how often a lookup starts again because a compaction took its segments away
 Read = TypeVar("Read")
@@ -66,19 +66,12 @@ class LogitStore:
         raise RunFailed(f"{self.folder} changes faster than it can be read; is something deleting its segments?")
 
     def _look_up(self, keys: Keys) -> Scores:
-        found = Scores.unknown(len(keys))
-        segments = self._open_segments()
-        width = BUCKETS
-        while width > 1 and sum(segment.rows for segment in segments) * width > max(_PASS_ROWS, len(keys) // 2) * BUCKETS:
-            width //= 2
-        buckets = buckets_of(keys)
-        for start in range(0, BUCKETS, width):
-            wanted = np.flatnonzero((buckets >= start) & (buckets < start + width))
-            if len(wanted):
-                stored, scores = _stored(segments, range(start, start + width))
-                place = _find(keys[wanted], stored)
-                found.put(wanted[place >= 0], scores.take(place[place >= 0]))
-        return found
+        wanted = Wanted(keys)
+        for path in self.segment_paths():
+            segment = Segment.open(path)
+            for buckets in filter(wanted.touches, segment.parts()):
+                wanted.meet(*segment.read(buckets))
+        return wanted.found
 
     def _set_aside(self, error: DamagedShard) -> None:
         if error.path is None:  # the disk or the network, not the segment
@@ -166,24 +159,6 @@ def _stored(segments: list[Segment], buckets: range) -> tuple[Keys, Scores]:
         again = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
         order = order[np.concatenate([[True], ~again])]
     return keys[order], scores.take(order)
-
-
-def _find(keys: Keys, stored: Keys) -> NDArray[np.int64]:
-    """[n] places of the keys among the stored ones, which are in key order; -1 where a key is not there."""
-    if not len(stored):
-        return np.full(len(keys), -1, dtype=np.int64)
-    order = np.argsort(keys[:, 0])  # sorted questions walk through memory once: eight times faster than random ones
-    place = np.empty(len(keys), dtype=np.int64)
-    place[order] = np.searchsorted(stored[:, 0], keys[order, 0])
-    while True:
-        place = np.minimum(place, len(stored) - 1)
-        high_same = stored[place, 0] == keys[:, 0]
-        low_same = stored[place, 1] == keys[:, 1]
-        onward = high_same & ~low_same & (place < len(stored) - 1)  # the same first half, another second: look at the next
-        onward[onward] = stored[place[onward] + 1, 0] == keys[onward, 0]
-        if not onward.any():
-            return np.where(high_same & low_same, place, -1)
-        place[onward] += 1
 
 
 def _groups(segments: list[Segment], segment_rows: int) -> Iterator[list[Segment]]:

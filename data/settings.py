@@ -64,7 +64,7 @@ class Teacher(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
     max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first", ge=16)
     compile: Literal["auto", "on", "off"] = execution("auto", "torch.compile; auto: where a calibration says that the job is long enough")
-    segment_pairs: int = execution(4096, "rows of a window, whose new pairs are one segment; a kill loses at most two windows", ge=1)
+    segment_pairs: int = execution(2048, "rows of a window, whose new pairs are one segment; a kill loses at most two windows", ge=1)
     batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
 
 

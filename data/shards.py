@@ -159,6 +159,12 @@ def _damaged(path: Path, error: Exception) -> DamagedShard:
     )
 
 
+def _missing_or_damaged(path: Path, error: Exception) -> DamagedShard:
+    if isinstance(error, FileNotFoundError):
+        return DamagedShard(f"{path} is missing; start the same `prep run` again: only this shard is built anew")
+    return _damaged(path, error)
+
+
 def _gone_or_damaged(path: Path, error: Exception) -> Exception:
     """A network file system calls a file that another machine deleted stale."""
     gone = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESTALE)
@@ -199,10 +205,18 @@ def read_row_groups(path: Path, *, columns: list[str] | None = None, groups: Seq
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for group in range(file.num_row_groups) if groups is None else groups:
                 yield file.read_row_group(group, columns=columns, use_threads=False)
-    except FileNotFoundError as error:
-        raise DamagedShard(f"{path} is missing; start the same `prep run` again: only this shard is built anew") from error
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from error
+        raise _missing_or_damaged(path, error) from error
+
+
+def group_rows(path: Path) -> list[int]:
+    """Rows of each row group of a shard. Raises DamagedShard as `read_row_groups` does."""
+    try:
+        _check_footer(path)
+        metadata = pq.read_metadata(path)
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    except (pa.ArrowException, OSError) as error:
+        raise _missing_or_damaged(path, error) from error
 
 
 def read_groups(path: Path, groups: Sequence[int], metadata: pq.FileMetaData) -> pa.Table:

@@ -5,29 +5,24 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from data.logit_segment import Keys
+from data.logit_segment import BUCKETS, Keys, buckets_of
 
 
 def first_sight(keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """(rows [d] at which a key stands for the first time, rising; for each row [n] the number of its key among these)."""
-    order = np.argsort(keys[:, 0], kind="stable")  # equal keys stay in row order
-    new = _changes(keys, order)
-    if int(new.sum()) != int(np.count_nonzero(np.diff(keys[order, 0]))) + (len(keys) > 0):  # two keys with the first half in common
-        order = np.lexsort((np.arange(len(keys)), keys[:, 1], keys[:, 0]))
-        new = _changes(keys, order)
-    first = order[new]
-    place = np.empty(len(first), dtype=np.int32)
-    place[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
-    number = np.empty(len(keys), dtype=np.int32)
-    number[order] = place[np.cumsum(new) - 1]
-    return np.sort(first), number
+    first = _first_rows(keys)
+    new = first == np.arange(len(keys), dtype=np.int32)
+    return np.flatnonzero(new), (np.cumsum(new, dtype=np.int32) - 1)[first]
 
 
-def _changes(keys: Keys, order: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[n] whether a key differs from the one before it, in the given order."""
-    new = np.zeros(len(keys), dtype=bool)
-    new[:1] = True
-    for half in (0, 1):
-        column = keys[order, half]
-        new[1:] |= column[1:] != column[:-1]
-    return new
+def _first_rows(keys: Keys) -> NDArray[np.int32]:
+    """[n] the first row with the key of each row. Bucket by bucket: what sorting takes in memory is that of a sixteenth."""
+    first = np.empty(len(keys), dtype=np.int32)
+    buckets = buckets_of(keys).astype(np.uint8)
+    for bucket in range(BUCKETS):
+        rows = np.flatnonzero(buckets == bucket)
+        order = rows[np.lexsort((keys[rows, 1], keys[rows, 0]))]  # stable: equal keys stay in row order
+        new = np.ones(len(order), dtype=bool)
+        new[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+        first[order] = order[new][np.cumsum(new) - 1]
+    return first

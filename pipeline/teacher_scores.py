@@ -35,10 +35,13 @@ from pipeline.wanted_pairs import WantedPairs, spec_of, store_of
 from retrieval.cross_encoder import CrossEncoder, Progress, TeacherSpec, load_cross_encoder, score_pairs
 from retrieval.overlap import ahead, behind
 from retrieval.pair_tokens import PairEncoding, PairTokenizer
+from retrieval.process_memory import settle_memory
 
 
 def _build(task: Task) -> None:
     experiment = task.experiment
+    if experiment.runner.device == "cpu":
+        settle_memory()
     spec, digests = spec_of(experiment), DigestCache.of_store(experiment.store)
     store = store_of(experiment, spec, digests, warn=task.warn)
     namespace = store.folder.name

@@ -14,7 +14,7 @@ from data.digests import DigestCache, pair_key
 from data.logit_segment import Keys, as_keys
 from data.logit_store import LogitStore
 from data.settings import Experiment
-from data.shards import read_row_groups
+from data.shards import group_rows, read_row_groups
 from pipeline.distinct import first_sight
 from retrieval.cross_encoder import TeacherSpec, resolve_teacher
 
@@ -39,10 +39,12 @@ class WantedPairs:
     @staticmethod
     def read(path: Path) -> WantedPairs:
         """The keys of all rows, a row group at a time."""
-        parts = [as_keys(_digests(table)) for table in read_row_groups(path, columns=["query", "text"])]
-        keys = np.concatenate(parts) if parts else np.empty((0, 2), dtype=np.uint64)
+        keys, read = np.empty((sum(group_rows(path)), 2), dtype=np.uint64), 0
+        for table in read_row_groups(path, columns=["query", "text"]):
+            keys[read : read + table.num_rows] = as_keys(_digests(table))
+            read += table.num_rows
         first, pair_of_row = first_sight(keys)
-        return WantedPairs(keys[first], pair_of_row)
+        return WantedPairs(keys if len(first) == len(keys) else keys[first], pair_of_row)
 
 
 def _digests(table: pa.Table) -> list[bytes]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from data.manifest import Manifest
-from data.shards import read_row_groups
+from data.shards import group_rows, read_row_groups
 
 
 def table_paths(folder: Path) -> list[Path]:
@@ -32,10 +34,15 @@ def _manifest(folder: Path) -> Manifest:
 def embedding_matrix(table: pa.Table) -> NDArray[np.float16]:
     """[n, D] fp16 vectors of a table's `embedding` column; of one chunk they are not copied."""
     size = table.schema.field("embedding").type.list_size
-    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, size) for chunk in table.column("embedding").chunks]
+    parts = [_numbers(chunk.flatten()).reshape(-1, size) for chunk in table.column("embedding").chunks]
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.empty((0, size), dtype=np.float16)
+
+
+def _numbers(values: pa.Array) -> NDArray[np.float16]:
+    """The values as they lie in memory: Arrow's own `to_numpy` imports pandas where it is installed, 0.15 s and 30 MB."""
+    return np.frombuffer(values.buffers()[1], dtype=np.float16, count=len(values), offset=2 * values.offset)
 
 
 @dataclass(frozen=True)
@@ -80,16 +87,30 @@ class EmbeddingTable:
         parts = [chunk.cast(pa.large_string()) for group in groups for chunk in group.column(self.id_name).chunks]
         return pa.chunked_array(parts, pa.large_string())
 
-    def matrix(self) -> NDArray[np.float16]:
-        """[N, D], all of it in memory.
+    def matrix(self, *, threads: int = 1) -> NDArray[np.float16]:
+        """[N, D], all of it in memory. Each thread reads a part of each file: most of the time goes into unpacking.
 
         Raises UserError where the table holds no row.
         """
         if not self.rows:
             raise UserError(f"{self.folder} holds no embeddings: its table is empty")
         matrix = np.empty((self.rows, self.size), dtype=np.float16)
-        for first_row, vectors in self:
-            matrix[first_row : first_row + len(vectors)] = vectors
+
+        def read(path: Path, groups: range, row: int) -> None:
+            for group in read_row_groups(path, columns=["embedding"], groups=groups):
+                matrix[row : row + group.num_rows] = embedding_matrix(group)
+                row += group.num_rows
+
+        first_row = 0
+        with ThreadPoolExecutor(threads) as pool:
+            reads = []
+            for path in table_paths(self.folder):
+                starts = np.cumsum([first_row, *group_rows(path)])
+                cuts = np.linspace(0, len(starts) - 1, threads + 1).astype(int).tolist()
+                reads += [pool.submit(read, path, range(start, end), int(starts[start])) for start, end in itertools.pairwise(cuts)]
+                first_row = int(starts[-1])
+            for done in reads:
+                done.result()
         return matrix
 
     @property

@@ -1,8 +1,8 @@
 """Exact inner-product search: the k best passages of every query, bit for bit the same however it was computed.
 
 A fast product (bf16 or fp32, `retrieval.products`) picks somewhat more than k candidates a query, in one pass over the corpus, with a
-running best (`retrieval.index`). Their scores are then computed in float64 and rounded to fp32. The result is proved: no passage that
-was left out can score as high as the k-th, given the bound on the fast product's error. A query whose proof fails (many equal or
+running best (`retrieval.running_best`). Their scores are then computed in float64 and rounded to fp32. The result is proved: no passage
+that was left out can score as high as the k-th, given the bound on the fast product's error. A query whose proof fails (many equal or
 nearly equal scores at the cut) is searched again more carefully, in the end in float64. So neither block sizes nor threads, workers,
 processors or devices change the result, and identical vectors have identical scores.
 
@@ -13,37 +13,41 @@ the corpus.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from retrieval.index import RunningBest, use_threads
 from retrieval.precision import cpu_computes_bf16
-from retrieval.products import TILE_ROWS, FloatProduct, LowProduct, Product, Vectors
+from retrieval.products import FloatProduct, LowProduct, Product, Vectors
+from retrieval.running_best import RunningBest
 
 BLOCK_ROWS = 8192
-_TILE_QUERIES = 1024
-_RESCORED_BYTES = 32 << 20  # of passages in float64 at a time: they should stay in the last-level cache
+# Queries and passages of a tile: bf16 scores of 4 MiB stay in a cache. The first one is wide, since of its scores every query takes many.
+_TILE, _FIRST_TILE = (1024, 2048), (256, BLOCK_ROWS)
+_RESCORED_BYTES = 8 << 20  # of passages in float64 at a time: they should stay in a core's share of the last-level cache
 _ABSENT = -1
 
-TILE_BYTES = _TILE_QUERIES * TILE_ROWS * 8  # of a thread: products in bf16 and fp32
+TILE_BYTES = _TILE[0] * _TILE[1] * 12  # of a thread: products in fp32, their keys and comparisons
 
 Scores = NDArray[np.float32]
 Rows = NDArray[np.int64]
+SomeRows = NDArray[np.signedinteger[Any]]  # int32 where memory counts
 
 
 @dataclass(frozen=True)
 class Candidates:
     """Rows that may be among the k best."""
 
-    rows: Rows  # [n, m], -1 where absent, in no order
+    rows: SomeRows  # [n, m], -1 where absent, in no order
     left_out: NDArray[np.float64]  # [n]: no passage that is not in `rows` has an exact score above it; -inf where nothing was left out
 
 
@@ -101,7 +105,7 @@ def _split(places: Rows, *, largest: int) -> list[Rows]:
     return [places[start : start + largest] for start in range(0, len(places), max(1, largest))]
 
 
-def best_of(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: Rows, *, k: int) -> tuple[Scores, Rows]:
+def best_of(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows, *, k: int) -> tuple[Scores, Rows]:
     """The k best of each query's candidate rows [n, m] by exact score, equal scores by row: ([n, k], [n, k])."""
     rows = np.sort(rows, axis=1)  # absent ones come first
     scores = exact_scores(queries, blocks, rows)
@@ -126,30 +130,54 @@ def _falling_order(scores: Scores) -> Rows:
     return keys & 0xFFFFFFFF
 
 
-def exact_scores(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: Rows) -> Scores:
+def exact_scores(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows) -> Scores:
     """[n, m] inner products of each query with its own rows [n, m] (rising, -1 where absent, which gives -inf), in float64, rounded."""
     scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+    flat_scores, flat_rows = scores.reshape(-1), rows.reshape(-1)
     exact_queries = torch.from_numpy(np.asarray(queries, dtype=np.float64))
-    for first_row, vectors in in_blocks(blocks, max(1, _RESCORED_BYTES // (8 * queries.shape[1]))):
-        here = (rows >= first_row) & (rows < first_row + len(vectors))
-        if here.any():
-            scores[here] = _sampled_products(exact_queries, vectors, here, rows[here] - first_row)
+    step = max(1, _RESCORED_BYTES // (8 * queries.shape[1]))
+    order, bounds = _by_cell(flat_rows, step)
+    for first_row, vectors in _in_cells(blocks, step):
+        cell = first_row // step
+        entries = order[bounds[cell] : bounds[cell + 1]] if cell + 1 < len(bounds) else order[:0]
+        columns = flat_rows[entries] - first_row
+        if len(vectors) < step:  # a part of its cell
+            here = (columns >= 0) & (columns < len(vectors))
+            entries, columns = entries[here], columns[here]
+        if len(entries):
+            of_query = np.bincount(entries // rows.shape[1], minlength=len(rows))
+            flat_scores[entries] = _sampled_products(exact_queries, vectors, of_query, columns)
     return scores
 
 
-def _sampled_products(queries: torch.Tensor, vectors: Vectors, here: NDArray[np.bool_], columns: Rows) -> NDArray[np.float32]:
-    """Products of the (query, column) pairs where `here` [n, m] is true, query by query, as one sparse sampled product."""
-    ends = np.concatenate([[0], np.cumsum(here.sum(axis=1))])
+def _by_cell(rows: SomeRows, step: int) -> tuple[Rows, Rows]:
+    """Places of rows [e] grouped by the cell of `step` rows that each lies in, and where each cell begins; absent rows left out."""
+    cells = rows // step + 1  # absent: 0
+    kind = np.uint16 if cells.max(initial=0) < 1 << 16 else np.int32  # numpy sorts 16 bits by counting
+    order = np.argsort(cells.astype(kind), kind="stable")
+    return order, np.cumsum(np.bincount(cells, minlength=1))
+
+
+def _in_cells(blocks: Iterable[tuple[int, Vectors]], step: int) -> Iterator[tuple[int, Vectors]]:
+    """The same vectors, cut where a multiple of `step` rows begins."""
+    for first_row, vectors in blocks:
+        cuts = [0, *range(step - first_row % step, len(vectors), step), len(vectors)]
+        for start, end in itertools.pairwise(cuts):
+            yield first_row + start, vectors[start:end]
+
+
+def _sampled_products(queries: torch.Tensor, vectors: Vectors, of_query: Rows, columns: SomeRows) -> Scores:
+    """Products of (query, column) pairs, query by query, of which each query has `of_query` [n], as one sparse sampled product."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
         pattern = torch.sparse_csr_tensor(
-            torch.from_numpy(ends),
-            torch.from_numpy(columns),
-            torch.zeros(len(columns), dtype=torch.float64),
+            torch.from_numpy(np.concatenate([[0], np.cumsum(of_query)])),
+            torch.from_numpy(columns.astype(np.int64)),
+            torch.from_numpy(np.zeros(len(columns))),
             (len(queries), len(vectors)),
             check_invariants=False,
         )
-        passages = torch.from_numpy(np.asarray(vectors, dtype=np.float64))
+        passages = torch.from_numpy(np.array(vectors)).double()
         return torch.sparse.sampled_addmm(pattern, queries, passages.t(), beta=0.0).values().numpy().astype(np.float32)
 
 
@@ -175,26 +203,27 @@ def heap_engine(product: Product, *, threads: int) -> Engine:
 
     def engine(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], wanted: int) -> Candidates:
         prepared, slack = product.prepare(queries)
-        best = RunningBest(len(queries), wanted)
+        best = RunningBest(len(queries), wanted, product.bits)
         seen = 0
         with _workers(threads) as each:
             for first_row, vectors in in_blocks(blocks, BLOCK_ROWS):
                 block, seen = product.block(vectors, slack), first_row + len(vectors)
+                tile = _TILE if first_row else _FIRST_TILE
 
-                def offer(start: int, block: object = block, first_row: int = first_row) -> None:
-                    row = first_row
-                    for tile in product.tiles(prepared[start : start + _TILE_QUERIES], block):
-                        best.offer(start, tile, row)
-                        row += tile.shape[1]
+                def offer(start: int, block: object = block, row: int = first_row, tile: tuple[int, int] = tile) -> None:
+                    for products in product.tiles(prepared[start : start + tile[0]], block, tile[1]):
+                        best.offer(start, products, row)
+                        row += tile[1]
 
-                each(offer, range(0, len(queries), _TILE_QUERIES))
-        left_out = slack.above(best.worst()) if seen > wanted else np.full(len(queries), -np.inf)
+                each(offer, range(0, len(queries), tile[0]))
+            each(lambda start: best.cut(start, min(start + _TILE[0], len(queries))), range(0, len(queries), _TILE[0]))
+        left_out = slack.above(best.left_out()) if seen > wanted else np.full(len(queries), -np.inf)
         return Candidates(best.rows(), left_out)
 
     return engine
 
 
-def sure_candidates(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], *, k: int) -> Rows:
+def sure_candidates(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], *, k: int) -> SomeRows:
     """The k best rows [n, k] in float64 rounded to fp32, equal scores by row at the cut: slow and certain."""
     return heap_engine(FloatProduct(np.float64), threads=1)(queries, blocks, k).rows
 
@@ -223,7 +252,6 @@ def _workers(threads: int) -> Iterator[Each]:
 
     def be_alone() -> None:
         torch.set_num_threads(1)  # of the calling thread
-        use_threads(1)
 
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads, initializer=be_alone) as pool:
 

@@ -10,10 +10,14 @@ _KEPT_PRODUCTS = "16"
 
 
 def settle_memory() -> None:
-    """Set up this process's memory for batches of ever new shapes on a CPU. Call it before the first model is made.
+    """Set up this process's memory for batches of ever new shapes on a CPU. Call it before the first model is made, and
+    before threads are started.
 
     glibc keeps freed blocks of any size: else each large tensor is mapped and zeroed by the kernel anew, a third of the time of a forward
     pass. Not for processes that must give memory back between jobs.
+
+    All threads share one heap: each thread that a stage starts for a shard would else leave its own behind, which grows with the number of
+    shards (a tenth of the memory of scoring, measured). What many threads allocate often here are tensors, which are few and large.
 
     oneDNN and the layer between it and torch keep a compiled product for each of the last 1,024 shapes, by a megabyte each; batches
     of like length hardly ever repeat a shape but from layer to layer, so a few are enough (0.5 GB less, measured, at the same speed).
@@ -26,6 +30,7 @@ def settle_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return  # another C library: slower, nothing else
-    trim_threshold, mmap_threshold = -1, -3
+    trim_threshold, mmap_threshold, most_arenas = -1, -3, -8
+    mallopt(most_arenas, 1)
     mallopt(mmap_threshold, 1 << 30)
     mallopt(trim_threshold, (1 << 31) - 1)

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from retrieval.running_best import Bits
+
 Vectors = NDArray[np.floating]  # [n, D] of any float type
 
-TILE_ROWS = 2048  # passages; with 1,024 queries a tile of fp32 scores is 8 MiB and stays in the last-level cache
 _BF16_UNIT = 2.0**-8  # largest relative error of rounding to bf16
 _FP32_UNIT = 2.0**-24
 
@@ -40,14 +41,16 @@ class Slack:
 class Product(Protocol):
     """One way to compute inner products. `queries` and what `block` returns are the product's own form of vectors."""
 
+    bits: type[np.signedinteger[Any]]  # int16 where products are bf16, int32 where they are fp32
+
     def prepare(self, queries: Vectors) -> tuple[Any, Slack]:
         """The queries, and the bound on their products' error."""
 
     def block(self, vectors: Vectors, slack: Slack) -> Any:
         """A block of passages; `slack` learns the size of what it holds."""
 
-    def tiles(self, queries: Any, block: Any) -> Iterator[NDArray[np.float32]]:
-        """fp32 products [queries, rows] with the block's rows, some at a time, in order."""
+    def tiles(self, queries: Any, block: Any, rows: int) -> Iterator[Bits]:
+        """Products [queries, rows] with the block's rows, so many at a time, in order, as the integers of their bits."""
 
 
 def norms_of(vectors: Vectors) -> NDArray[np.float64]:
@@ -62,6 +65,11 @@ def largest_norm(vectors: Vectors) -> float:
     return 1.001 * float(np.sqrt(np.einsum("nd,nd->n", values, values).max(initial=0)))
 
 
+def _parts(count: int) -> Iterator[slice]:
+    """Some rows at a time: what is computed on the way stays in the cache, and in memory that the process has already."""
+    return (slice(start, start + 1024) for start in range(0, count, 1024))
+
+
 def _sum_error(size: int, unit: float) -> float:
     """Largest error of a sum of `size` products relative to the product of the norms (Higham, Accuracy and Stability, 3.1), doubled
     for what is rounded on the way."""
@@ -71,33 +79,42 @@ def _sum_error(size: int, unit: float) -> float:
 class LowProduct:
     """Vectors rounded to bf16, exact products, fp32 sums, and the result rounded to bf16."""
 
+    bits: type[np.signedinteger[Any]] = np.int16
+
     def prepare(self, queries: Vectors) -> tuple[torch.Tensor, Slack]:
         """[n, D] bf16. By Cauchy and Schwarz q.p - q'.p' = (q - q').p' + q.(p - p') is at most |q - q'| |p'| + |q| |p - p'|."""
-        low = torch.from_numpy(np.asarray(queries, dtype=np.float32)).to(torch.bfloat16)
-        norms, residuals = norms_of(queries), norms_of(np.asarray(queries, np.float64) - low.double().numpy())
+        low = torch.empty(queries.shape, dtype=torch.bfloat16)
+        norms, residuals = np.empty(len(queries)), np.empty(len(queries))
+        for part in _parts(len(queries)):
+            low[part] = torch.from_numpy(np.array(queries[part], dtype=np.float32))
+            norms[part] = norms_of(queries[part])
+            residuals[part] = norms_of(np.asarray(queries[part], np.float64) - low[part].double().numpy())
         sums = _sum_error(queries.shape[1], _FP32_UNIT) * (norms + residuals)
         # A product of at most t was at most t (1 + u) / (1 - u) before it was rounded.
         return low, Slack(of_norm=residuals + sums, of_residual=norms, relative=1.01 * _BF16_UNIT)
 
     def block(self, vectors: Vectors, slack: Slack) -> torch.Tensor:
         """[b, D] bf16."""
-        values = torch.from_numpy(np.array(vectors, dtype=np.float32))  # a copy: what was read from a file cannot be written to
-        low = values.to(torch.bfloat16)
-        rounded = low.float()
-        if len(low):  # norms in fp32 are off by a few units in the last place: a thousandth more covers them
+        low = torch.empty(vectors.shape, dtype=torch.bfloat16)
+        for part in _parts(len(low)):
+            values = torch.from_numpy(np.array(vectors[part])).float()  # a copy: what was read from a file cannot be written to
+            low[part] = values
+            rounded = low[part].float()  # norms in fp32 are off by a few units in the last place: a thousandth more covers them
             slack.largest_norm = max(slack.largest_norm, 1.001 * float(rounded.norm(dim=1).max()))
-            slack.largest_residual = max(slack.largest_residual, 1.001 * float((values - rounded).norm(dim=1).max()))
+            slack.largest_residual = max(slack.largest_residual, 1.001 * float(values.sub_(rounded).norm(dim=1).max()))
         return low
 
-    def tiles(self, queries: torch.Tensor, block: torch.Tensor) -> Iterator[NDArray[np.float32]]:
-        """Tiles of at most `TILE_ROWS` rows."""
+    def tiles(self, queries: torch.Tensor, block: torch.Tensor, rows: int) -> Iterator[Bits]:
+        """See `Product`."""
         with torch.inference_mode():
-            for start in range(0, len(block), TILE_ROWS):
-                yield torch.mm(queries, block[start : start + TILE_ROWS].t()).float().numpy()
+            for start in range(0, len(block), rows):
+                yield torch.mm(queries, block[start : start + rows].t()).view(torch.int16).numpy()
 
 
 class FloatProduct:
     """fp32, or float64 rounded to fp32, through numpy's own BLAS (on AMD processors faster than torch's)."""
+
+    bits: type[np.signedinteger[Any]] = np.int32
 
     def __init__(self, dtype: type[np.floating]) -> None:
         self._dtype = dtype
@@ -114,7 +131,10 @@ class FloatProduct:
         slack.largest_norm = max(slack.largest_norm, largest_norm(block))
         return block
 
-    def tiles(self, queries: NDArray[np.floating], block: Vectors) -> Iterator[NDArray[np.float32]]:
-        """Tiles of at most `TILE_ROWS` rows."""
-        for start in range(0, len(block), TILE_ROWS):
-            yield np.ascontiguousarray(queries @ block[start : start + TILE_ROWS].T, dtype=np.float32)
+    def tiles(self, queries: NDArray[np.floating], block: Vectors, rows: int) -> Iterator[Bits]:
+        """See `Product`."""
+        for start in range(0, len(block), rows):
+            products = np.ascontiguousarray(queries @ block[start : start + rows].T, dtype=np.float32)
+            if self._dtype is np.float64:  # where ties count: -0.0 becomes 0.0, its equal
+                products += 0
+            yield products.view(np.int32)

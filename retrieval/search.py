@@ -47,7 +47,7 @@ def plan_search(*, queries: int, rows: int, size: int, k: int, memory: int, thre
         UserError: not even a few queries fit, naming the memory that they need.
     """
     fixed = BLOCK_ROWS * size * 24 + threads * TILE_BYTES + (64 << 20)
-    # Vectors in three formats; for each candidate its heap entry, row, score and sort key; for each result its row and score.
+    # Vectors in three formats; for each candidate its places in a list, row, score and sort key; for each result its row and score.
     each = size * 14 + (k + margin(k, rows)) * 72 + k * 24
     least = fixed + min(queries, GROUP_QUERIES) * each
     if memory < least:
@@ -141,7 +141,7 @@ class Searcher:
             memory=memory_left(self._memory_gb) + kept, threads=self._threads,
         )  # fmt: skip
         if plan.resident and self._matrix is None and self.corpus.rows:
-            self._matrix = self.corpus.matrix()
+            self._matrix = self.corpus.matrix(threads=self._threads)
         by_default = cpu_engines(k, threads=self._threads, rows=self.corpus.rows)
         engines = by_default if self._engines is None else self._engines(k)
         blocks: Iterable[tuple[int, Vectors]] = self.corpus if self._matrix is None else [(0, self._matrix)]

@@ -67,14 +67,22 @@ class Tokenizer:
         """Token ids, segment ids, whether cut: each (query, candidate) as the tokenizer itself encodes pairs, the longer cut first."""
         self.backend.enable_truncation(max_tokens, strategy="longest_first")
         try:
-            encodings = self.backend.encode_batch([(query, self.with_special_tokens(text)) for query, text in pairs])
-            return [(encoding.ids, encoding.type_ids, bool(encoding.overflowing)) for encoding in encodings]
+            encoded: list[tuple[list[int], list[int], bool]] = []
+            for start in range(0, len(pairs), _ENCODED_AT_ONCE):
+                part = [(query, self.with_special_tokens(text)) for query, text in pairs[start : start + _ENCODED_AT_ONCE]]
+                encodings = self.backend.encode_batch(part)
+                encoded += [(encoding.ids, encoding.type_ids, bool(encoding.overflowing)) for encoding in encodings]
+            return encoded
         finally:
             self.backend.no_truncation()
 
     def bare_ids(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Token ids of each text without special tokens, uncut."""
-        return [np.array(encoding.ids, np.int32) for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        ids: list[NDArray[np.int32]] = []
+        for start in range(0, len(texts), _ENCODED_AT_ONCE):
+            encodings = self.backend.encode_batch_fast(texts[start : start + _ENCODED_AT_ONCE], add_special_tokens=False)
+            ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return ids
 
     def pieces(self, text: str) -> list[tuple[int, int]]:
         """Character spans (start, end) of the text's tokens, special tokens left out."""

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import logit_segment, logit_store
+from data import logit_segment
 from data.digests import pair_key
 from data.errors import DamagedShard
 from data.logit_segment import BUCKETS, Keys, Scores, as_keys, buckets_of
@@ -80,26 +80,29 @@ def test_two_writers_of_one_pair(tmp_path: Path, order: tuple[float, float], com
 
 # Keys of which many share their first half: the lookup must tell them apart by the second.
 HALVES = st.sampled_from([0, 1, 2**60 - 1, 2**60, 2**63, 2**64 - 1])
+GROUPS = st.sampled_from([1, 5, 4096])
 WRITES = st.lists(st.dictionaries(st.tuples(HALVES, HALVES), st.floats(-1e4, 1e4, width=32), min_size=1, max_size=12), max_size=5)
 
 
 @settings(max_examples=60, deadline=None)
-@given(writes=WRITES, asked=st.lists(st.tuples(HALVES, HALVES), min_size=1), compact=st.booleans(), one_pass=st.booleans())
+@given(
+    writes=WRITES, asked=st.lists(st.tuples(HALVES, HALVES), min_size=1), compact=st.booleans(), group_rows=st.sampled_from([1, 5, 4096])
+)
 def test_is_a_dictionary_of_the_smaller_logits(
     tmp_path_factory: pytest.TempPathFactory,
     writes: list[dict[tuple[int, int], float]],
     asked: list[tuple[int, int]],
     compact: bool,
-    one_pass: bool,
+    group_rows: int,
 ) -> None:
-    """Prevents: any order of appends, repeats and compactions that loses or changes a logit, in one pass or bucket by bucket."""
+    """Prevents: any order of appends, repeats and compactions that loses or changes a logit, whole segments at once or bucket by bucket."""
     store, expected = LogitStore(tmp_path_factory.mktemp("store"), "n"), dict[tuple[int, int], float]()
-    for written in writes:
-        store.append(np.array(list(written), dtype=np.uint64), scores_of(list(written.values())))
-        for key, logit in written.items():
-            expected[key] = min(logit, expected.get(key, logit))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logit_store, "_PASS_ROWS", 1 << 22 if one_pass else 0)
+        patch.setattr(logit_segment, "_GROUP_ROWS", group_rows)
+        for written in writes:
+            store.append(np.array(list(written), dtype=np.uint64), scores_of(list(written.values())))
+            for key, logit in written.items():
+                expected[key] = min(logit, expected.get(key, logit))
         if compact:
             store.compact()
         found = store.lookup(np.array(asked, dtype=np.uint64))
@@ -111,7 +114,6 @@ def test_is_a_dictionary_of_the_smaller_logits(
 def test_segments_hold_their_buckets_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int, groups: int) -> None:
     """Prevents: a lookup of one bucket that must read all of a large segment, or small ones of a row group a bucket."""
     monkeypatch.setattr(logit_segment, "_GROUP_ROWS", group_rows)
-    monkeypatch.setattr(logit_store, "_PASS_ROWS", 0)
     store, keys = LogitStore(tmp_path, "n"), keys_of(500)
     path = store.append(keys, scores_of(np.arange(500)))
     assert read_footer(path) == {"bucket_rows": np.bincount(buckets_of(keys).astype(int), minlength=BUCKETS).tolist()}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from retrieval.exact_search import Engine, exact_search, heap_engine
 from retrieval.products import FloatProduct, LowProduct, Product
+from retrieval.running_best import numbers_of, rising
 
 
 def brute_force(queries: NDArray[np.float32], corpus: NDArray[np.float32], *, k: int) -> list[list[tuple[float, int]]]:
@@ -131,7 +132,9 @@ def test_no_exact_score_is_above_the_bound(seed: int, size: int, scale: float, l
     product: Product = LowProduct() if low else FloatProduct(np.float32)
     prepared, slack = product.prepare(queries)
     block = product.block(corpus, slack)
-    products = np.concatenate(list(product.tiles(prepared, block)), axis=1)
+    tiles = list(product.tiles(prepared, block, 16))
+    assert [tile.dtype for tile in tiles] == [product.bits] * 4
+    products = numbers_of(rising(np.concatenate(tiles, axis=1)))
     exact = queries.astype(np.float64) @ corpus.astype(np.float64).T
     bounds = np.stack([slack.above(products[:, row]) for row in range(len(corpus))], axis=1)
     assert (exact <= bounds).all()
