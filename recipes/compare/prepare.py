@@ -2,7 +2,7 @@
 
     python recipes/compare/prepare.py FOLDER OUT train=160 dev=200 test=500 passages=6000
 
-FOLDER is in BEIR form (corpus.jsonl, queries.jsonl, qrels/*.tsv). The questions of each split, and passages besides their labelled ones, are the
+FOLDER is in BEIR form (corpus.jsonl, queries.jsonl, qrels/*.tsv). Questions of a split, and passages besides the labelled ones, are the
 first by a hash of their ids: the same choice everywhere, and a larger one holds a smaller one.
 """
 
