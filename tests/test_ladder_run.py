@@ -38,7 +38,7 @@ def ladder(tmp_path: Path, models: Any, collection: Path) -> Path:
         "runs/demo/models/student": models.student, "runs/demo/models/teacher": models.teacher, "backend: onnx": "backend: torch",
         "layers: 3": "layers: 1", "batch_queries: 32": "batch_queries: 4", "batch_queries: 8": "batch_queries: 4",
         "select: prod": "select: prod_nq",  # of 14 questions random models put hardly any where the other rule wants it
-        "depth: 30, last_rank: 30": "depth: 20, last_rank: 20",
+        "depth: 30, last_rank: 30": "depth: 20, last_rank: 20", "queries: 1500, negatives: 7": "negatives: 3",
     }.items():  # fmt: skip
         assert old in text, old
         text = text.replace(old, str(new))
