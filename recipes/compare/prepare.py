@@ -1,6 +1,6 @@
 """A small collection out of a large one: fewer questions, and as many passages as can be searched again and again.
 
-    python recipes/compare/prepare.py FOLDER OUT train=160 dev=200 test=500 passages=6000
+    python recipes/compare/prepare.py FOLDER OUT train=128 dev=200 test=500 passages=4000
 
 FOLDER is in BEIR form (corpus.jsonl, queries.jsonl, qrels/*.tsv). Questions of a split, and passages besides the labelled ones, are the
 first by a hash of their ids: the same choice everywhere, and a larger one holds a smaller one.
