@@ -32,11 +32,13 @@ def values(out: Path, method: str, where: str, metric: str) -> NDArray[np.float6
     for path in sorted(out.glob(f"{method}-[0-9]*.{where}.json")):
         of_query = json.loads(path.read_text())
         found.append([of_query[query_id][metric] for query_id in sorted(of_query)])
-    return np.array(found, dtype=np.float64).reshape(len(found), -1)
+    return np.array(found, dtype=np.float64) if found else np.empty((0, 0))
 
 
 def spread(found: NDArray[np.float64]) -> str:
-    """Mean and standard deviation of the seeds' means."""
+    """Mean and standard deviation of the seeds' means; nothing where it was not run."""
+    if not len(found):
+        return ""
     means = found.mean(1)
     return f"{means.mean():.4f}" + (f" ± {means.std(ddof=1):.4f}" if len(means) > 1 else "")
 
