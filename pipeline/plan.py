@@ -67,7 +67,7 @@ def table_named(experiment: Experiment, label: str) -> Table:
     for table in tables(experiment):
         if table.label == label:
             return table
-    raise UserError(f"these settings make no table {label} (teacher.backend={experiment.teacher.backend})")
+    raise UserError(f"these settings make no table {label} (see teacher.backend and curriculum.enabled)")
 
 
 def selected_tables(experiment: Experiment, stage: str) -> list[Table]:

@@ -205,7 +205,7 @@ def evaluate(words: Given = None) -> None:
             with given.output_file("out") as out:
                 _search(given, out, only=set(qrels))
                 run = read_run(out)
-        evaluation = _evaluated(qrels, run, given)
+        evaluation = _evaluated(_judged(qrels, [run], given), run, given)
         if given["per_query"]:
             from data.shards import atomic_write
 
@@ -216,11 +216,16 @@ def evaluate(words: Given = None) -> None:
         print_evaluation(evaluation)
 
 
+def _judged(qrels: Any, runs: list[Any], given: Words) -> Any:
+    """The judged queries that count: all, or with missing=skip those that every run has."""
+    if given.one_of("missing", ("zero", "skip")) == "zero":
+        return qrels
+    return {query_id: judged for query_id, judged in qrels.items() if all(query_id in run for run in runs)}
+
+
 def _evaluated(qrels: Any, run: Any, given: Words) -> Any:
     from retrieval.metrics import evaluate as evaluate_run
 
-    if given.one_of("missing", ("zero", "skip")) == "skip":
-        qrels = {query_id: judged for query_id, judged in qrels.items() if query_id in run}
     try:
         return evaluate_run(qrels, run, relevant_from=given.number("relevant_from"))
     except ValueError as error:
@@ -243,8 +248,7 @@ def compare(words: Given = None) -> None:
 
         qrels = _qrels(given)
         runs = [read_run(given.file(name)) for name in ("before", "after")]
-        if given["missing"] == "skip":
-            qrels = {query_id: judged for query_id, judged in qrels.items() if all(query_id in run for run in runs)}
+        qrels = _judged(qrels, runs, given)
         before, after = (_evaluated(qrels, run, given) for run in runs)
         print_comparison(compare_runs(before, after, seed=given.number("seed"), permutations=permutations), before, after)
 

@@ -53,30 +53,24 @@ def total_loss(
     distilled = [query for query in queries if query.distilled]
     supervised_B = distillation_B = kept_B = student.none
     if supervised:
-        supervised_B = _supervised(student, supervised, work)
+        scores_BK, mask_BK = student.listed(supervised, [query.supervised for query in supervised], work, loss="supervised")
+        supervised_B = supervised_loss(scores_BK[:, 0], scores_BK[:, 1:], mask_BK[:, 1:])
     if distilled:
-        scores_BK, mask_BK = student.of_list(distilled, work)
+        lists = [query.distilled for query in distilled]
+        scores_BK, mask_BK = student.listed(distilled, lists, work, loss="distillation")
+        beside = {name: scores.listed(distilled, lists, work, loss="distillation")[0] for name, scores in frozen.items()}
         if distillation == "curriculum":
             distillation_B = curriculum_loss(scores_BK, _padded([query.labels for query in distilled], like_BK=scores_BK), mask_BK)
         else:
-            logits_BK = frozen["teacher"].of_list(distilled, work)[0] if "teacher" in frozen else _logits(distilled, like_BK=scores_BK)
+            logits_BK = beside["teacher"] if "teacher" in beside else _logits(distilled, like_BK=scores_BK)
             if distillation == "margin_mse":
                 distillation_B = margin_mse_loss(scores_BK, logits_BK, mask_BK)
             else:
                 distillation_B = distillation_loss(scores_BK, logits_BK, mask_BK, temperature)
-        if "start" in frozen:
-            kept_B = distillation_loss(scores_BK, frozen["start"].of_list(distilled, work)[0], mask_BK, temperature)
+        if "start" in beside:
+            kept_B = distillation_loss(scores_BK, beside["start"], mask_BK, temperature)
     total = work.supervised_weight * supervised_B.sum() + work.distillation_weight * distillation_B.sum() + work.keep_weight * kept_B.sum()
     return total, [part.detach() for part in (supervised_B, distillation_B, kept_B)]
-
-
-def _supervised(student: Scores, queries: Sequence[QueryWork], work: BatchWork) -> Tensor:
-    scores_BK, mask_BK = student.own(queries, [query.supervised for query in queries])
-    negatives_BK, negatives_mask_BK = scores_BK[:, 1:], mask_BK[:, 1:]
-    if work.in_batch in ("supervised", "both"):
-        pool_BN, pool_mask_BN = student.pool(queries, work.pool)
-        negatives_BK, negatives_mask_BK = torch.cat([negatives_BK, pool_BN], 1), torch.cat([negatives_mask_BK, pool_mask_BN], 1)
-    return supervised_loss(scores_BK[:, 0], negatives_BK, negatives_mask_BK)
 
 
 def _logits(queries: Sequence[QueryWork], *, like_BK: Tensor) -> Tensor:
@@ -115,10 +109,12 @@ class Scores:
             return passages_BKD[:, :, 0], mask_BK
         return self._scale * torch.einsum("bd,bkd->bk", self._queries(queries), passages_BKD), mask_BK
 
-    def of_list(self, queries: Sequence[QueryWork], work: BatchWork) -> tuple[Tensor, Tensor]:
-        """[B, K + N] scores of what the distillation compares: P~, and the batch's passages where they join it; and the mask."""
-        scores_BK, mask_BK = self.own(queries, [query.distilled for query in queries])
-        if work.in_batch not in ("distillation", "both"):
+    def listed(
+        self, queries: Sequence[QueryWork], passages: Sequence[tuple[Sequenced, ...]], work: BatchWork, *, loss: str
+    ) -> tuple[Tensor, Tensor]:
+        """[B, K + N] scores of each query's own passages, and of the batch's where they join this loss; and the mask."""
+        scores_BK, mask_BK = self.own(queries, passages)
+        if work.in_batch not in (loss, "both"):
             return scores_BK, mask_BK
         pool_BN, pool_mask_BN = self.pool(queries, work.pool)
         return torch.cat([scores_BK, pool_BN], 1), torch.cat([mask_BK, pool_mask_BN], 1)

@@ -32,7 +32,7 @@ from trainer.stages import Stage, begin_chain, end_chain, stages_of, tell_begin,
 
 
 def train(experiment: Experiment, *, shards_folder: Path) -> int:
-    """Train the student of an experiment on a folder of training shards. Returns the exit code: 0 finished, 75 interrupted."""
+    """Train the model of an experiment on a folder of training shards. Returns the exit code: 0 finished, 75 interrupted."""
     stages = stages_of(experiment, shards_folder=shards_folder)
     with joined(experiment.train.device) as ranks:
         begin_chain(experiment, stages, ranks=ranks)

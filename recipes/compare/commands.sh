@@ -14,15 +14,12 @@ there=(ingest.path="$other" ingest.train_split=test)
 mkdir -p "$out"
 
 evaluate() { # NAME STUDENT SPLIT COLLECTION...: metrics of each question of a split
-  local name=$1 student=student.model=$2 split=$3
-  shift 3
+  local name=$1 split=$3 of=("${words[@]}" "${@:4}" step=adam "student.model=$2")
   [ -f "$out/$name.json" ] && return
-  prep run "${words[@]}" "$@" step=adam stage=ingest >/dev/null
-  prep run "${words[@]}" "$@" step=adam "$student" stage=embed >/dev/null
-  place() { prep path "${words[@]}" "${collection[@]}" step=adam "$student" "$@"; }
-  local collection=("$@")
-  retrieve evaluate "corpus=$(place stage=embed table=corpus)" "queries=$(place stage=embed table=queries)" \
-    "qrels=$(place stage=ingest table=qrels)" "split=$split" "out=$out/$name.trec" "per_query=$out/$name.json"
+  prep run "${of[@]}" stage=ingest >/dev/null
+  prep run "${of[@]}" stage=embed >/dev/null
+  retrieve evaluate "corpus=$(prep path "${of[@]}" stage=embed table=corpus)" "queries=$(prep path "${of[@]}" stage=embed table=queries)" \
+    "qrels=$(prep path "${of[@]}" stage=ingest table=qrels)" "split=$split" "out=$out/$name.trec" "per_query=$out/$name.json"
 }
 student() { # NAME STUDENT SEED: a student on all that it is measured on
   evaluate "$1-$3.dev" "$2" dev "${here[@]}"
