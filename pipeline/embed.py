@@ -11,11 +11,17 @@ from retrieval import precision
 from retrieval.student_spec import EMBEDDING_VERSION, resolve_student
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, digests: DigestCache, kind: str) -> dict[str, Any]:
     return {
         "student": resolve_student(experiment.miner, option=_option(experiment)).key(digests),
-        "precision": precision.class_of(precision.resolve(experiment.embed.precision, device=experiment.runner.device)),
+        "precision": precision.class_of(_precision(experiment, kind)),
     }
+
+
+def _precision(experiment: Experiment, kind: str) -> str:
+    settings = experiment.embed
+    asked = settings.precision if kind == "corpus" else settings.query_precision
+    return precision.resolve(asked, device=experiment.runner.device)
 
 
 def _option(experiment: Experiment) -> str:
@@ -27,11 +33,11 @@ _CORPUS_ONLY, _QUERIES_ONLY = ("passage_prefix", "passage_tokens"), ("query_pref
 
 
 def _corpus_key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    return _without(_key(experiment, digests), _QUERIES_ONLY)
+    return _without(_key(experiment, digests, "corpus"), _QUERIES_ONLY)
 
 
 def _queries_key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    return _without(_key(experiment, digests), _CORPUS_ONLY)
+    return _without(_key(experiment, digests, "queries"), _CORPUS_ONLY)
 
 
 def _without(key: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -44,16 +50,15 @@ def _build(task: Task) -> None:
     from retrieval.encode import embedded_groups
     from retrieval.text_encoder import TextEncoder
 
-    experiment = task.experiment
-    device = experiment.runner.device
+    experiment, kind = task.experiment, task.table.name
+    device, computed = experiment.runner.device, _precision(experiment, kind)
 
     def load() -> TextEncoder:
-        computed = precision.resolve(experiment.embed.precision, device=device)
         batch_tokens = experiment.embed.batch_tokens or ENCODER_BATCH_TOKENS[device]
         return TextEncoder(experiment.miner, precision=computed, device=device, batch_tokens=batch_tokens)
 
-    encoder = task.workshop.keep("encoder", load)
-    texts, kind = task.inputs[f"ingest.{task.table.name}"].paths()[task.shard], task.table.name
+    encoder = task.workshop.keep(f"{computed} encoder", load)
+    texts = task.inputs[f"ingest.{kind}"].paths()[task.shard]
     schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
     with task.writer(task.shard, schema) as writer:
         for group in embedded_groups(encoder, texts, kind=kind, progress=lambda rows: task.report("texts", rows)):

@@ -82,7 +82,7 @@ def encode_table(
         texts: a stored table of schema CORPUS or QUERIES.
         out: the folder of the embeddings table.
         kind: corpus or queries.
-        precision: auto, fp32, bf16 or fp16.
+        precision: fp32, bf16, fp16 or auto, which is fp32 for queries and for passages bf16 where the device computes it.
         device: cpu or cuda.
         batch_tokens: tokens of a batch, padding included.
         threads: CPU threads; 0 takes all.
@@ -93,6 +93,8 @@ def encode_table(
     """
     if threads:
         torch.set_num_threads(threads)
+    if precision == "auto" and kind == "queries":
+        precision = "fp32"  # as embed.query_precision
     precision = precisions.resolve(precision, device=device)
     source = _text_table(texts, kind=kind)
     student_key = resolve_student(student).key(DigestCache(out.parent / "digests.json"))

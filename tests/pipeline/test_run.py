@@ -289,6 +289,21 @@ def test_precision_on_a_gpu_is_the_same_on_every_machine(
     assert keys[0] == keys[1] and keys[0]["precision"] == "bf16-linear"
 
 
+def test_queries_have_a_precision_of_their_own(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: passages embedded anew because queries are to be read otherwise, or the other way round."""
+    from pipeline.embed import CORPUS, QUERIES
+
+    def keys(**settings: str) -> tuple[Any, Any]:
+        experiment = load({"config": str(tiny_experiment(tmp_path, **{"runner.device": "cuda", **settings}))})
+        digests = DigestCache(tmp_path / "digests.json")
+        return CORPUS.key(experiment, digests), QUERIES.key(experiment, digests)
+
+    low, low_queries = keys(**{"embed.precision": "bf16"}), keys(**{"embed.precision": "bf16", "embed.query_precision": "fp16"})
+    exact = keys(**{"embed.precision": "fp32"})
+    assert (low[0]["precision"], low[1]["precision"], low_queries[1]["precision"]) == ("bf16-linear", "fp32", "fp16-linear")
+    assert low[0] == low_queries[0] != exact[0] and low[1] == exact[1] != low_queries[1]
+
+
 def test_workers_get_the_driver_s_precision(tmp_path: Path, tiny_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a worker on an older processor that fills a bf16 table with fp32 vectors."""
     from pipeline.runner import with_precisions

@@ -63,22 +63,55 @@ def test_packed_weights_compute_the_same() -> None:
     """Prevents: an operator of torch that is not public and changes its meaning."""
     linear = torch.nn.Linear(64, 48)
     low = mixed_precision.LowPrecisionLinear(linear, torch.bfloat16)
-    if not mixed_precision.packing_agrees(low):
+    if not mixed_precision.packing_agrees(linear, torch.bfloat16):
         pytest.skip("this build of torch has no packed operator")
     values = torch.randn(5, 7, 64)
-    packed = mixed_precision.PackedLinear(low, mixed_precision._LastCast())
+    packed = mixed_precision.PackedLinear(linear, torch.bfloat16, mixed_precision._LastCast())
     torch.testing.assert_close(packed(values), low(values), rtol=0.01, atol=0.01)
+
+
+class Block(torch.nn.Module):
+    """As the feed-forward part of BERT begins."""
+
+    def __init__(self, activation: torch.nn.Module, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.dense, self.activation, self.scale = torch.nn.Linear(64, 48), activation, scale
+
+    def forward(self, values: Any) -> Any:
+        return self.scale * self.activation(self.dense(values))
+
+
+@pytest.mark.parametrize(
+    ("activation", "scale", "fused"),
+    [
+        (torch.nn.GELU(), 1.0, True),
+        (torch.nn.GELU(), 2.0, False),
+        (torch.nn.GELU(approximate="tanh"), 1.0, False),
+        (torch.nn.ReLU(), 1.0, False),
+    ],
+)
+def test_only_a_plain_gelu_is_fused_and_rounds_less(activation: torch.nn.Module, scale: float, fused: bool) -> None:
+    """Prevents: an activation that is left out, taken twice or taken for another; a fused one that loses more than the two steps."""
+    torch.manual_seed(0)
+    block, values = Block(activation, scale=scale).eval(), 3 * torch.randn(50, 64)
+    if not mixed_precision.packing_agrees(block.dense, torch.bfloat16, gelu=True):
+        pytest.skip("this build of torch has no packed operator")
+    with torch.inference_mode():
+        exact = block(values)
+        mixed_precision.lower_precision(torch.nn.ModuleList([block]), torch.bfloat16, pack=True)
+        found = block(values).float()
+    assert isinstance(block.activation, torch.nn.Identity) is fused
+    torch.testing.assert_close(found, exact, rtol=0.02, atol=0.03 * scale)
 
 
 def test_a_missing_packed_operator_is_done_without(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a newer torch under which nothing can be scored."""
 
-    def gone(*unused: Any) -> None:
+    def gone(*unused: Any, **unused_too: Any) -> None:
         raise AttributeError("no such operator")
 
     monkeypatch.setattr(mixed_precision.PackedLinear, "__init__", gone)
-    low = mixed_precision.LowPrecisionLinear(torch.nn.Linear(8, 8), torch.bfloat16)
-    assert not mixed_precision.packing_agrees(low)
+    assert not mixed_precision.packing_agrees(torch.nn.Linear(8, 8), torch.bfloat16)
 
 
 def test_head_and_embeddings_stay_in_fp32(models: Any) -> None:
