@@ -84,7 +84,7 @@ def laid_over(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
 
 def build(model: type[SectionType], values: dict[str, Any]) -> SectionType:
     """A checked settings object. Raises UserError with every fault, each naming its key and what was expected."""
-    _refuse_unknown(model, values, prefix="")
+    refuse_unknown(model, values)
     try:
         return model.model_validate(_shaped(model, values))
     except ValidationError as error:
@@ -101,14 +101,15 @@ def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def _refuse_unknown(model: type[BaseModel], values: dict[str, Any], *, prefix: str) -> None:
+def refuse_unknown(model: type[BaseModel], values: dict[str, Any], *, prefix: str = "") -> None:
+    """Raises UserError for a key that the model has not, with the nearest that it has."""
     for name, value in values.items():
         field = model.model_fields.get(name)
         if field is None:
             raise unknown_key(f"{prefix}{name}", valid=all_keys(model, prefix))
         section = _section_of(field.annotation)
         if section and isinstance(value, dict):
-            _refuse_unknown(section, value, prefix=f"{prefix}{name}.")
+            refuse_unknown(section, value, prefix=f"{prefix}{name}.")
         elif section:
             raise UserError(f"{prefix}{name} is a section: set one of its keys, e.g. {all_keys(section, f'{prefix}{name}.')[0]}=...")
 

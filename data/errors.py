@@ -7,6 +7,7 @@ from pathlib import Path
 EXIT_COMPLETE = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+EXIT_NOTHING_LEFT = 3
 EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: a batch queue may start the same command again
 
 
@@ -20,6 +21,12 @@ class RunFailed(UserError):
     """The input was fine, the work failed (a full disk, a shard that failed on every try). Finished shards stay."""
 
     exit_code = EXIT_FAILED
+
+
+class NothingLeft(UserError):
+    """A selection keeps no query: no fault, there is nothing left to learn. A ladder of rounds ends here."""
+
+    exit_code = EXIT_NOTHING_LEFT
 
 
 class DamagedShard(RunFailed):

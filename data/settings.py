@@ -69,7 +69,7 @@ class Teacher(Section):
 
 
 class Embed(Section):
-    """Vectors of corpus and queries, made with the student, or with a later checkpoint of it."""
+    """Vectors of corpus and queries, made with the student, or with another dual encoder."""
 
     model: str | None = execution(None, "what embeds and mines, e.g. a trained student (keyed by its content); null: student.model")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "of passages; auto: bf16 where the device computes it, else fp32")
@@ -265,7 +265,7 @@ class Objective(Section):
         if self.distillation == "curriculum" and (self.in_batch != "none" or self.uses_positive):
             raise ValueError(
                 "distillation=curriculum is over a list of groups, which has no one p+ and no in-batch negatives: set "
-                "without=supervised (or recipe=cl_drd) and in_batch=none"
+                "without=supervised and in_batch=none, or leave distillation to recipe=cl_drd, which sets all three"
             )
         return self
 
@@ -416,11 +416,6 @@ class Experiment(Section):
         return self.search.index != "exact" and any(source.name == "student" for source in self.hard_negatives.sources)
 
     @property
-    def miner(self) -> Student:
-        """What embeds and mines: the student as it starts, unless `embed.model` names a later checkpoint of it."""
-        return self.student.model_copy(update={"model": self.embed.model}) if self.embed.model else self.student
-
-    @property
     def scores_whole_pools(self) -> bool:
         """Whether the teacher ranks whole pools, and not the rank windows alone."""
         return self.hard_negatives.score_pools or self.hard_negatives.select != "none" or self.curriculum.enabled
@@ -495,6 +490,8 @@ def read(words: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     steps = values.pop("steps", {})
     if not isinstance(steps, dict) or not all(isinstance(own, dict) for own in steps.values()):
         raise UserError(f"{file}: steps is a mapping of names, each with settings below it")
+    for own in steps.values():  # a misspelt key of the last step is told before the first one's days of work
+        config.refuse_unknown(Experiment, own)
     if step is not None:
         if step not in steps:
             raise UserError(f"step={step}: {file} has " + (f"the steps {', '.join(steps)}" if steps else "no steps"))

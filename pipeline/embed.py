@@ -8,12 +8,12 @@ from data.digests import DigestCache
 from data.settings import Experiment
 from pipeline.stage import Table, Task
 from retrieval import precision
-from retrieval.student_spec import EMBEDDING_VERSION, resolve_student
+from retrieval.student_spec import EMBEDDING_VERSION, miner_of, resolve_student
 
 
 def _key(experiment: Experiment, digests: DigestCache, kind: str) -> dict[str, Any]:
     return {
-        "student": resolve_student(experiment.miner, option=_option(experiment)).key(digests),
+        "student": resolve_student(miner_of(experiment), option=_option(experiment)).key(digests),
         "precision": precision.class_of(_precision(experiment, kind)),
     }
 
@@ -55,7 +55,7 @@ def _build(task: Task) -> None:
 
     def load() -> TextEncoder:
         batch_tokens = experiment.embed.batch_tokens or ENCODER_BATCH_TOKENS[device]
-        return TextEncoder(experiment.miner, precision=computed, device=device, batch_tokens=batch_tokens)
+        return TextEncoder(miner_of(experiment), precision=computed, device=device, batch_tokens=batch_tokens)
 
     encoder = task.workshop.keep(f"{computed} encoder", load)
     texts = task.inputs[f"ingest.{kind}"].paths()[task.shard]

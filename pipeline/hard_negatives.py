@@ -27,7 +27,7 @@ from data.settings import Experiment, HardNegatives
 from pipeline.false_negatives import Dropped, false_negatives
 from pipeline.pool_pairs import PoolRow, read_pools
 from pipeline.pools import window_places
-from pipeline.progressive import RANKS, ranks_of, why_dropped
+from pipeline.progressive import KEPT_RANKS, RANKS, ranks_of, why_dropped
 from pipeline.samplers import seeded, simans, stratified, take_turns, turns, uniform
 from pipeline.stage import Stored, Table, Task
 
@@ -128,6 +128,7 @@ def _build(task: Task) -> None:
     dropped: Counter[str] = Counter()
     made_up: Counter[str] = Counter()
     unselected: Counter[str] = Counter()
+    selected: Counter[str] = Counter()
     ranked: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
     with task.writer(task.shard, schemas.HARD_NEGATIVES) as writer:
@@ -150,6 +151,7 @@ def _build(task: Task) -> None:
                 if why := why_dropped(ranks, settings.select):
                     unselected[why] += 1
                     continue
+                selected[ranks.bands] += 1
             chosen = choose(row, settings, seed=experiment.seed, logits=of_query)
             dropped.update(why.rule.name.lower() for why in chosen.dropped.values())
             made_up.update(chosen.made_up)
@@ -164,7 +166,7 @@ def _build(task: Task) -> None:
         settle()
         figures: dict[str, Any] = {"in": counts["in"], "kept": counts["kept"], SHORT: counts[SHORT]}
         figures["dropped"] = {**({"no negatives": counts["no negatives"]} if counts["no negatives"] else {}), **unselected}
-        figures |= {RANKS: dict(ranked)} if ranked else {}
+        figures |= {RANKS: dict(ranked), KEPT_RANKS: dict(selected)} if ranked else {}
         figures |= {"false negatives": dict(dropped)} if dropped else {}
         figures |= {"negatives of other sources for": dict(made_up)} if made_up else {}
         writer.figures["counts"] = figures

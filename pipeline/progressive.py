@@ -23,6 +23,7 @@ from pipeline.pool_pairs import PoolRow
 
 FAR = 15  # ranks beyond it are not within reach
 RANKS = "queries by the rank of p+, student / teacher"
+KEPT_RANKS = "selected queries by the rank of p+, student / teacher"
 _BANDS = {"1": 1, "2-5": 5, "6-15": 15, "16-100": 100, "101+": None}  # last ranks
 
 

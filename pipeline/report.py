@@ -138,12 +138,16 @@ def _negatives(found: Findings) -> str:
 
 
 def _selection(found: Findings) -> str:
-    """How many queries have p+ at which ranks, a row for each of the student's, and which were left out."""
-    rows = [[student, *(f"{found.ranks.get(f'{student} / {teacher}', 0):,}" for teacher in BANDS)] for student in BANDS]
+    """How many queries have p+ at which ranks, a row for each of the student's, which were left out, and the ranks of the others."""
     left_out = escape(", ".join(f"{reason} {count:,}" for reason, count in found.unselected.items()) or "none")
     intro = f"<p>Left out: {left_out}. Queries by the rank of p+, the student's beside the teacher's:</p>"
-    names = ("student \\ teacher", *BANDS)
-    return f"<h2>Selection of queries</h2>{intro}{html_table(names, rows, numbers=BANDS)}"
+    kept = f"<p>Of them, those that are kept:</p>{_ranks(found.kept_ranks)}"
+    return f"<h2>Selection of queries</h2>{intro}{_ranks(found.ranks)}{kept}"
+
+
+def _ranks(counts: dict[str, int]) -> str:
+    rows = [[student, *(f"{counts.get(f'{student} / {teacher}', 0):,}" for teacher in BANDS)] for student in BANDS]
+    return html_table(("student \\ teacher", *BANDS), rows, numbers=BANDS)
 
 
 def _numbers(example: Example) -> list[str]:

@@ -57,7 +57,7 @@ def facts_table(experiment: Experiment, *, queries: int, candidates: float, list
         ("student", experiment.student.model),
         ("teacher", f"{experiment.teacher.model} ({experiment.teacher.backend})"),
         ("negatives from", experiment.hard_negatives.source),
-        ("mined with", experiment.miner.model),
+        ("mined with", experiment.embed.model or experiment.student.model),
         *lists,
         ("training queries", f"{queries:,}"),
         ("candidates a query", f"{candidates:.1f}"),

@@ -15,7 +15,7 @@ from data.settings import Experiment
 from pipeline.hard_negatives import SHORT, read_logits
 from pipeline.inspect_query import complete_tables
 from pipeline.pool_pairs import read_pools
-from pipeline.progressive import RANKS
+from pipeline.progressive import KEPT_RANKS, RANKS
 from pipeline.stage import Stored
 
 _EXAMPLES, _NAMED = 20, 20
@@ -44,6 +44,7 @@ class Findings:
     without: int
     without_ids: list[str]
     ranks: dict[str, int]  # how many queries have p+ at which ranks, where they were selected by it
+    kept_ranks: dict[str, int]  # those that were selected
     unselected: dict[str, int]  # by reason
 
 
@@ -61,6 +62,7 @@ def negatives_findings(experiment: Experiment) -> Findings:
         without,
         _ids_without(negatives, pools) if without and RANKS not in counts else [],
         counts.get(RANKS, {}),
+        counts.get(KEPT_RANKS, {}),
         {reason: count for reason, count in counts["dropped"].items() if reason != "no negatives"},
     )
 

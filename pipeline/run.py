@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from data.command import stop_if_asked
-from data.errors import UserError
+from data.errors import NothingLeft, UserError
 from data.manifest import JOURNAL_NAME, Manifest, ShardRecord
 from data.settings import Experiment
 from data.shards import describe, read_footer, shard_name
 from pipeline.plan import Planner, TablePlan, tables_to_run
 from pipeline.progress import Progress
+from pipeline.progressive import RANKS
 from pipeline.runner import OrderRunner, make_runner, preflight
 from pipeline.stage import Preparation
 from pipeline.work import Done, WorkOrder
@@ -41,7 +42,7 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
                 missing = plan.waits_for
                 raise UserError(f"{table.label} needs {missing}, which is not complete: run stage={missing.split('.')[0]} first")
             if plan.complete:
-                _refuse_empty(plan.stored.manifest, table.label)
+                _refuse_empty(plan.stored.manifest, experiment)
                 say(f"{table.label:<16} {'complete':<22} {plan.stored.manifest.rows:>10,} rows")
                 continue
             if plan.stale and runner is None:
@@ -50,7 +51,7 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
             if runner is not None:
                 _build_stale(plan, experiment, runner, say)
             manifest = seal(plan)
-            _refuse_empty(manifest, table.label)
+            _refuse_empty(manifest, experiment)
             built += len(plan.stale)
             done = f"built {len(plan.stale)} of {plan.shard_count} shards"
             say(f"{table.label:<16} {done:<22} {manifest.rows:>10,} rows  {_last_seconds(plan):7.1f} s")
@@ -63,10 +64,16 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
     return built
 
 
-def _refuse_empty(manifest: Manifest, label: str) -> None:
+def _refuse_empty(manifest: Manifest, experiment: Experiment) -> None:
     """A table without rows would leave every later one empty, and the run a success."""
-    if not manifest.rows:
-        raise UserError(f"{label} has no rows ({json.dumps(manifest.counts)}): do its inputs belong to this collection?")
+    if manifest.rows:
+        return
+    counts, select = manifest.counts, experiment.hard_negatives.select
+    if RANKS in counts:
+        why = json.dumps(counts["dropped"])
+        raise NothingLeft(f"hard_negatives.select={select} keeps none of {counts['in']:,} queries, nothing is left to learn: {why}")
+    label = f"{manifest.stage}.{manifest.table}" if manifest.table else manifest.stage
+    raise UserError(f"{label} has no rows ({json.dumps(counts)}): do its inputs belong to this collection?")
 
 
 def _build_stale(plan: TablePlan, experiment: Experiment, runner: OrderRunner, say: Callable[[str], None]) -> None:

@@ -38,13 +38,18 @@ class FolderSettings:
     lower_case: bool = False
 
 
+def is_sentence_transformers(folder: Path) -> bool:
+    """Whether a checkpoint folder says of itself how its vectors are made."""
+    return (folder / "modules.json").is_file()
+
+
 def folder_settings(folder: Path) -> FolderSettings:
     """The settings of a checkpoint folder.
 
     Raises UserError where it has a module other than Transformer, Pooling and Normalize, or pools otherwise than by cls or mean.
     """
     weights = transformer_folder(folder)
-    if not (folder / "modules.json").is_file():
+    if not is_sentence_transformers(folder):
         longest = _longest(weights, None)
         return FolderSettings(query_tokens=longest, passage_tokens=longest)
     transformer = _transformer_config(weights)

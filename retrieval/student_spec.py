@@ -8,10 +8,10 @@ from typing import Any
 
 from data.digests import DigestCache, json_digest
 from data.errors import UserError
-from data.settings import Student
+from data.settings import Experiment, Student
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
 from retrieval.model_lengths import check_length
-from retrieval.sentence_transformers_files import FolderSettings, folder_settings
+from retrieval.sentence_transformers_files import FolderSettings, folder_settings, is_sentence_transformers
 
 EMBEDDING_VERSION = 3  # raised when the same texts, model and precision give other vectors
 
@@ -75,6 +75,21 @@ def resolve_student(student: Student, *, option: str = "student.model") -> Stude
     )
     _check_prompts(spec, own)
     return spec
+
+
+def miner_of(experiment: Experiment) -> Student:
+    """What embeds and mines: the student as it starts, or `embed.model`, with all of its layers.
+
+    It reads as long a text as the student. Pooling, normalisation and prompts are those of its own files where it is a
+    sentence-transformers folder, as trained students are, and else the student's.
+    """
+    name = experiment.embed.model
+    if name is None:
+        return experiment.student
+    own: dict[str, Any] = {"model": name, "layers": None}
+    if is_sentence_transformers(resolve_folder(name, option="embed.model")):
+        own |= {field: Student.model_fields[field].default for field in ("pooling", "normalize", "query_prefix", "passage_prefix")}
+    return experiment.student.model_copy(update=own)
 
 
 def _length(given: int | None, own: int | None, folder: Path, *, option: str) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from typer.testing import CliRunner
 import pipeline.cli
 import trainer.cli
 from data.curriculum import labels_of, ordered_pairs
+from data.errors import UserError
+from data.settings import load
 from trainer import dry_run, recipes
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -25,6 +29,21 @@ def test_every_file_is_one_that_the_commands_read(file: Path) -> None:
     """Prevents: a key that was renamed in the code alone."""
     for step in yaml.safe_load(file.read_text()).get("steps", [None]):
         recipes.load({"config": str(file), **({"step": step} if step else {})})
+
+
+def test_a_misspelt_key_of_a_later_step_is_told_at_once(tmp_path: Path) -> None:
+    """Prevents: a ladder that stops at its last step, days after the first, for a letter."""
+    text = (FOLDER / "prod" / "prod.yaml").read_text()
+    (tmp_path / "prod.yaml").write_text(text.replace("{select: prod,", "{selekt: prod,"))
+    with pytest.raises(UserError, match=r"unknown key hard_negatives\.selekt; nearest: hard_negatives\.select"):
+        load({"config": str(tmp_path / "prod.yaml"), "step": "w1"})
+
+
+def test_a_round_that_the_file_has_not_is_told_before_work() -> None:
+    """Prevents: three rounds asked for, one run, and exit code 0."""
+    words = ["bash", str(FOLDER / "prod" / "commands.sh"), "recipes/prod/msmarco.yaml"]
+    done = subprocess.run(words, env={**os.environ, "ROUNDS": "d1 d9"}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "has no step d9" in done.stderr and not done.stdout
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ micro-batches can be computed at the same time (`trainer.workers`), and the numb
 
 Frozen encoders (`trainer.frozen`) read the same sequences in the same places, each once: their vectors need no second encoding.
 
-Frozen encoders (`trainer.frozen`) read the same sequences in the same places, each once: their vectors need no second encoding.
-
 Shapes: n sequences of L tokens, D dimensions, S of them shared, B queries.
 """
 

@@ -42,8 +42,16 @@ for seed in ${SEEDS:-0 1 2}; do
     trained "$method" "$method" "$seed"
     result=$out/$method-$seed/student
     if [ "$method" = prod ]; then
-      trained prod_selected prod_selected "$seed" "student.model=$result" "embed.model=$result"
-      result=$out/prod_selected-$seed/student
+      ended=0
+      prep run "${words[@]}" "${here[@]}" step=prod_selected "student.model=$result" "embed.model=$result" >/dev/null || ended=$?
+      case $ended in
+        0)
+          trained prod_selected prod_selected "$seed" "student.model=$result" "embed.model=$result"
+          result=$out/prod_selected-$seed/student
+          ;;
+        3) echo "no question is selected: PROD ends with T3" ;;
+        *) exit "$ended" ;;
+      esac
     fi
     student "$method" "$result" "$seed"
   done

@@ -3,7 +3,7 @@
     python recipes/compare/prepare.py FOLDER OUT train=128 dev=200 test=500 passages=4000
 
 FOLDER is in BEIR form (corpus.jsonl, queries.jsonl, qrels/*.tsv). Questions of a split, and passages besides the labelled ones, are the
-first by a hash of their ids: the same choice everywhere, and a larger one holds a smaller one.
+first by a hash of their ids: the same choice everywhere. Larger sizes of questions and passages alike hold the smaller ones.
 """
 
 from __future__ import annotations

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data.errors import UserError
-from data.settings import HardNegatives, load
+from data.settings import HardNegatives, Student, load
 from data.shards import read_shard
 from pipeline.cli import app
 from pipeline.hard_negatives import Chosen, Logits, choose
 from pipeline.pool_pairs import PoolRow
 from pipeline.report import write_report
+from retrieval.dual_encoder import DualEncoder
+from retrieval.student_spec import miner_of, resolve_student
 
 Prep = Callable[..., list[str]]
 POOL = [f"d{number}" for number in range(60)]
@@ -283,6 +285,19 @@ def test_simans_and_the_student_s_rule(copied: Any, prep_run: Prep) -> None:
         assert set(row["dropped_ids"]) == above and not above & {doc for draw in row["negative_ids"] for doc in draw}
 
 
+def test_the_miner_is_a_model_of_its_own(copied: Any, models: Any, tmp_path: Path) -> None:
+    """Prevents: a teacher that mines cut to the student's layers, or pooled as the student is."""
+    given = {"student.layers": "1", "student.pooling": "cls", "student.normalize": "false", "student.query_prefix": "q: "}
+    trained = tmp_path / "trained"
+    DualEncoder(resolve_student(Student(model=str(models.student), pooling="mean", normalize=True))).save(trained)
+    experiment = load({"config": str(copied.config), **given, "embed.model": str(trained)})
+    own, student = resolve_student(miner_of(experiment)), resolve_student(experiment.student)
+    assert (own.layers, own.pooling, own.normalize, own.query_prefix) == (None, "mean", True, "")
+    assert (student.layers, student.pooling, student.normalize, student.query_prefix) == (1, "cls", False, "q: ")
+    assert (own.query_tokens, own.passage_tokens) == (student.query_tokens, student.passage_tokens)
+    assert miner_of(load({"config": str(copied.config), **given})).layers == 1
+
+
 def test_mining_with_a_later_student(copied: Any, models: Any, tmp_path: Path, prep_run: Prep) -> None:
     """Prevents: a re-mining override that changes what training starts from, or that mines with the old student."""
     import torch
@@ -304,6 +319,7 @@ def test_mining_with_a_later_student(copied: Any, models: Any, tmp_path: Path, p
     ]
     assert len(pools) == 2 and pools[0] != pools[1] and new
     again = load({"config": str(copied.config), "embed.model": str(later)})
-    assert again.student.model == str(models.student) and again.miner.model == str(later) and again.miner.pooling == again.student.pooling
+    assert again.student.model == str(models.student) and miner_of(again).model == str(later)
+    assert miner_of(again).pooling == again.student.pooling  # a plain folder does not say
     with pytest.raises(UserError, match=r"embed\.model=/no/such"):
         prep_run(copied.config, **{"embed.model": "/no/such"})

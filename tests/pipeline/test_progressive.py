@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import UserError
+from data.errors import NothingLeft, UserError
 from data.settings import load
 from pipeline.plan import Planner, table_named
 from pipeline.pool_pairs import PoolRow
-from pipeline.progressive import RANKS, RanksOfPositive, band, ranks_of, why_dropped
+from pipeline.progressive import KEPT_RANKS, RANKS, RanksOfPositive, band, ranks_of, why_dropped
 from pipeline.report import write_report
 from trainer.stream import open_training_shards, rows_of_epoch
 
@@ -100,7 +100,7 @@ def test_a_run_keeps_the_queries_that_its_tables_say(
     def stored(label: str) -> Any:
         return planner.plan(table_named(experiment, label)).stored
 
-    kept, ranks = set[str](), Counter[str]()
+    kept, ranks, kept_ranks = set[str](), Counter[str](), Counter[str]()
     pairs = {label: [row for group in stored(label).row_groups() for row in group.to_pylist()] for label in ("pools.pairs", "pool_scores")}
     logit = {
         (pair["query_id"], pair["candidate_id"]): score["logit"]
@@ -115,9 +115,10 @@ def test_a_run_keeps_the_queries_that_its_tables_say(
             ranks[f"{band(student)} / {band(teacher)}"] += 1
             if kept_plainly(student, teacher, rule):
                 kept.add(row["query_id"])
+                kept_ranks[f"{band(student)} / {band(teacher)}"] += 1
     counts = stored("hard_negatives").manifest.counts
     assert counts["kept"] == len(kept) == counts["in"] - sum(counts["dropped"].values()) and counts["in"] == 14
-    assert counts[RANKS] == dict(ranks) and 0 < len(kept) < 14
+    assert counts[RANKS] == dict(ranks) and counts[KEPT_RANKS] == dict(kept_ranks) and 0 < len(kept) < 14
     assert any(f"keeps {len(kept)} of 14 queries" in line for line in lines)
     rows = [row for group in stored("hard_negatives").row_groups() for row in group.to_pylist()]
     assert {row["query_id"] for row in rows} == kept
@@ -132,6 +133,17 @@ def test_a_run_keeps_the_queries_that_its_tables_say(
     scored = sum(count_scored)
     prep_run(copied.config, **{**settings, "hard_negatives.select": "prod" if rule == "prod_nq" else "prod_nq"})
     assert sum(count_scored) == scored
+
+
+def test_nothing_left_to_learn_is_no_failure(copied: Any, prep_run: Prep) -> None:
+    """Prevents: a ladder of rounds that ends with a wrong hint at the collection, or in the code of a broken command."""
+    alone = {"hard_negatives.select": "prod", "hard_negatives.depth": 1, "hard_negatives.last_rank": 1}
+    for _ in range(2):  # as it is built, and when it is found
+        with pytest.raises(
+            NothingLeft, match=r"select=prod keeps none of 14 queries, nothing is left to learn: .*not in the student's list"
+        ) as ended:
+            prep_run(copied.config, **FROM_STUDENT, **alone)
+        assert ended.value.exit_code == 3
 
 
 def _metadata(path: Path) -> dict[str, Any]:
