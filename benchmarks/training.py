@@ -205,6 +205,7 @@ def train_ours(arguments: argparse.Namespace, turns: Turns) -> None:
                 "output": str(arguments.work / f"run-{side}"), "epochs": 1 if side == "ours" else EPOCHS, "warmup_steps": 0,
                 "batch_queries": arguments.batch, "objective": OBJECTIVES[side], "precision": arguments.precision,
                 "threads": arguments.threads, "workers": arguments.workers or None,
+                "micro_batch_tokens": arguments.micro_batch_tokens,
             },
         }
     )  # fmt: skip
@@ -357,6 +358,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", help="of our sides")
     parser.add_argument("--threads", type=int, default=0, help="of each side; default all")
     parser.add_argument("--workers", type=int, default=0, help="of our sides: `train.workers`; default as many as it takes by itself")
+    parser.add_argument("--micro_batch_tokens", type=int, default=4096, help="of our sides: `train.micro_batch_tokens`")
     parser.add_argument("--only", nargs="*", choices=SIDES, default=list(SIDES), help="these sides alone")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=[*SIDES, "prepare"], help=argparse.SUPPRESS)
@@ -377,7 +379,7 @@ def main() -> None:
 def compare(arguments: argparse.Namespace, work: Path) -> None:
     """Run the sides and print their figures."""
     words = [sys.executable, __file__, str(arguments.student), str(arguments.collection), "--work", str(work)]
-    for name in ("steps", "batch", "layers", "precision", "threads", "workers"):
+    for name in ("steps", "batch", "layers", "precision", "threads", "workers", "micro_batch_tokens"):
         words += [f"--{name}", str(getattr(arguments, name))]
     prepared = subprocess.run([*words, "--side", "prepare"], stdout=subprocess.PIPE, text=True, check=True).stdout
     about = json.loads(prepared.splitlines()[-1])
