@@ -265,7 +265,7 @@ class Objective(Section):
         if self.distillation == "curriculum" and (self.in_batch != "none" or self.uses_positive):
             raise ValueError(
                 "distillation=curriculum is over a list of groups, which has no one p+ and no in-batch negatives: set "
-                "without=supervised and in_batch=none, or leave distillation to recipe=cl_drd, which sets all three"
+                "without=supervised and in_batch=none (recipe=cl_drd sets the first; beside it leave distillation out)"
             )
         return self
 

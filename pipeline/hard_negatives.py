@@ -139,7 +139,7 @@ def _build(task: Task) -> None:
             rows.clear()
 
         for row in read_pools(task.inputs["pools.ranked"], task.shard):
-            of_query = None
+            of_query, ranks = None, None
             if logits is not None:
                 query_id, of_query = next(logits)
                 if query_id != row.query_id:
@@ -151,7 +151,6 @@ def _build(task: Task) -> None:
                 if why := why_dropped(ranks, settings.select):
                     unselected[why] += 1
                     continue
-                selected[ranks.bands] += 1
             chosen = choose(row, settings, seed=experiment.seed, logits=of_query)
             dropped.update(why.rule.name.lower() for why in chosen.dropped.values())
             made_up.update(chosen.made_up)
@@ -159,6 +158,8 @@ def _build(task: Task) -> None:
                 counts["no negatives"] += 1
                 continue
             counts["kept"] += 1
+            if ranks is not None:
+                selected[ranks.bands] += 1
             counts[SHORT] += len(chosen.draws[0]) < settings.negatives
             rows.append(_row(row, chosen))
             if len(rows) == _ROWS_AT_ONCE:

@@ -46,6 +46,7 @@ def band(rank: int | None) -> str:
 
 
 BANDS = (*_BANDS, "none")
+NO_RANKS = RanksOfPositive(None, None).bands
 
 
 def ranks_of(row: PoolRow, *, logits: Mapping[str, float], positive_logits: Sequence[float], depth: int) -> RanksOfPositive:

@@ -16,7 +16,7 @@ from data.settings import Experiment
 from data.shards import describe, read_footer, shard_name
 from pipeline.plan import Planner, TablePlan, tables_to_run
 from pipeline.progress import Progress
-from pipeline.progressive import RANKS
+from pipeline.progressive import NO_RANKS, RANKS
 from pipeline.runner import OrderRunner, make_runner, preflight
 from pipeline.stage import Preparation
 from pipeline.work import Done, WorkOrder
@@ -41,6 +41,8 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
             if plan.waits_for:
                 missing = plan.waits_for
                 raise UserError(f"{table.label} needs {missing}, which is not complete: run stage={missing.split('.')[0]} first")
+            for stored in plan.inputs.values():
+                _refuse_empty(stored.manifest, experiment)
             if plan.complete:
                 _refuse_empty(plan.stored.manifest, experiment)
                 say(f"{table.label:<16} {'complete':<22} {plan.stored.manifest.rows:>10,} rows")
@@ -69,7 +71,7 @@ def _refuse_empty(manifest: Manifest, experiment: Experiment) -> None:
     if manifest.rows:
         return
     counts, select = manifest.counts, experiment.hard_negatives.select
-    if RANKS in counts:
+    if any(bands != NO_RANKS for bands in counts.get(RANKS, {})):
         why = json.dumps(counts["dropped"])
         raise NothingLeft(f"hard_negatives.select={select} keeps none of {counts['in']:,} queries, nothing is left to learn: {why}")
     label = f"{manifest.stage}.{manifest.table}" if manifest.table else manifest.stage

@@ -89,22 +89,24 @@ def _only_gelu(parent: nn.Module, linear: nn.Linear) -> str | None:
     if len(names) != 1 or any(True for _ in parent.get_submodule(names[0]).parameters()):
         return None
     probe = _probe(linear)
+    before = linear(probe)
+    after = nn.functional.gelu(before)
     try:
-        found = parent(probe)
+        found = (parent(probe), parent.get_submodule(names[0])(before))
     except Exception:  # a forward of unknown code, which may want other inputs than one tensor: then it is not this one
         return None
-    return names[0] if isinstance(found, Tensor) and torch.equal(found, nn.functional.gelu(linear(probe))) else None
+    return names[0] if all(isinstance(one, Tensor) and torch.equal(one, after) for one in found) else None
 
 
 def packing_agrees(linear: nn.Linear, dtype: torch.dtype, *, gelu: bool = False) -> bool:
-    """Whether this build of torch has the packed operator, which is torch's own but not public, and it agrees with the plain one to
+    """Whether this build of torch has the packed operator, which is torch's own but not public, and it agrees with a plain product to
     rounding."""
-    probe = _probe(linear)
+    probe, bias = _probe(linear), 0 if linear.bias is None else linear.bias
     try:
         packed = PackedLinear(linear, dtype, _LastCast(), gelu=gelu)(probe)
     except (RuntimeError, AttributeError):
         return False
-    plain = LowPrecisionLinear(linear, dtype)(probe).float()
+    plain = nn.functional.linear(probe.to(dtype), linear.weight.to(dtype)).float() + bias
     return bool(torch.allclose(packed.float(), nn.functional.gelu(plain) if gelu else plain, rtol=0.02, atol=0.02))
 
 

@@ -86,10 +86,12 @@ def miner_of(experiment: Experiment) -> Student:
     name = experiment.embed.model
     if name is None:
         return experiment.student
-    own: dict[str, Any] = {"model": name, "layers": None}
+    student = resolve_student(experiment.student)
+    lengths: dict[str, Any] = {"query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens}
     if is_sentence_transformers(resolve_folder(name, option="embed.model")):
-        own |= {field: Student.model_fields[field].default for field in ("pooling", "normalize", "query_prefix", "passage_prefix")}
-    return experiment.student.model_copy(update=own)
+        return Student(model=name, **lengths)
+    like = {field: getattr(student, field) for field in ("pooling", "normalize", "query_prefix", "passage_prefix")}
+    return Student(model=name, **lengths, **like)
 
 
 def _length(given: int | None, own: int | None, folder: Path, *, option: str) -> int:

@@ -24,19 +24,21 @@ if [ "$file" = recipes/prod/prod.yaml ] && [ ! -d runs/demo/models ]; then
   python recipes/demo/prepare.py runs/demo
 fi
 runs=$(sed -n 's#.*output: \([^ ,}]*\)/[^/ ,}]*.*#\1#p' "$file" | head -1)
-device=$(sed -n 's/^  device: *\([a-z]*\).*/\1/p' "$file" | head -1)
+device=$(sed -n 's/.*[{, ]device: *\([a-z]*\).*/\1/p' "$file" | head -1)
+longest=$(sed -n 's/.*[{, ]max_tokens: *\([0-9]*\).*/\1/p' "$file" | head -1)
 mkdir -p "${runs:?"no train.output in $file"}"
 rerank() { # STEP: the first 20 passages of 100 dev questions, as the start finds them, in the order of a step's cross-encoder
-  local found texts qrels
+  local found texts qrels start
   found="corpus=$(place step=dev stage=embed table=corpus) queries=$(place step=dev stage=embed table=queries)"
   texts="corpus=$(place step=dev stage=ingest table=corpus) queries=$(place step=dev stage=ingest table=queries)"
   qrels="qrels=$(place step=dev stage=ingest table=qrels) split=dev"
-  [ -f "$runs/start.trec" ] || retrieve evaluate $found $qrels "out=$runs/start.trec" depth=20 "device=${device:-cpu}"
-  awk '!($1 in seen) { seen[$1]; n++ } n <= 100' "$runs/start.trec" >"$runs/some.trec"
-  [ -f "$runs/$1.trec" ] ||
-    retrieve rerank "model=$runs/$1/cross_encoder" "run=$runs/some.trec" depth=20 "out=$runs/$1.trec" $texts "device=${device:-cpu}" \
-      "max_tokens=$(sed -n 's/^  max_tokens: *\([0-9]*\).*/\1/p' "$file")"
-  retrieve compare "before=$runs/some.trec" "after=$runs/$1.trec" $qrels missing=skip
+  start=$runs/$(basename "$(place step=dev stage=embed table=corpus)")
+  [ -f "$start.trec" ] || retrieve evaluate $found $qrels "out=$start.trec" depth=20 "device=${device:-cpu}"
+  awk '!($1 in seen) { seen[$1]; n++ } n <= 100' "$start.trec" >"$start-100.trec"
+  [ -f "$runs/$1/reranked.trec" ] ||
+    retrieve rerank "model=$runs/$1/cross_encoder" "run=$start-100.trec" depth=20 "out=$runs/$1/reranked.trec" $texts \
+      "device=${device:-cpu}" ${longest:+"max_tokens=$longest"}
+  retrieve compare "before=$start-100.trec" "after=$runs/$1/reranked.trec" $qrels missing=skip
 }
 
 step "the dev set"

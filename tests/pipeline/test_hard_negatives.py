@@ -297,6 +297,13 @@ def test_the_miner_is_a_model_of_its_own(copied: Any, models: Any, tmp_path: Pat
     assert (own.query_tokens, own.passage_tokens) == (student.query_tokens, student.passage_tokens)
     assert miner_of(load({"config": str(copied.config), **given})).layers == 1
 
+    (trained / "modules.json").unlink()  # a plain folder, which does not say: as the student, whose files do
+    student_folder = tmp_path / "student"
+    DualEncoder(resolve_student(Student(model=str(models.student), pooling="mean", normalize=True))).save(student_folder)
+    asked = {"student.model": str(student_folder), "student.pooling": "auto", "student.normalize": "null", "embed.model": str(trained)}
+    own = resolve_student(miner_of(load({"config": str(copied.config), **asked})))
+    assert (own.folder, own.pooling, own.normalize) == (trained, "mean", True)
+
 
 def test_mining_with_a_later_student(copied: Any, models: Any, tmp_path: Path, prep_run: Prep) -> None:
     """Prevents: a re-mining override that changes what training starts from, or that mines with the old student."""
@@ -320,6 +327,5 @@ def test_mining_with_a_later_student(copied: Any, models: Any, tmp_path: Path, p
     assert len(pools) == 2 and pools[0] != pools[1] and new
     again = load({"config": str(copied.config), "embed.model": str(later)})
     assert again.student.model == str(models.student) and miner_of(again).model == str(later)
-    assert miner_of(again).pooling == again.student.pooling  # a plain folder does not say
     with pytest.raises(UserError, match=r"embed\.model=/no/such"):
         prep_run(copied.config, **{"embed.model": "/no/such"})

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from data.errors import NothingLeft, UserError
 from data.settings import load
+from pipeline import hard_negatives
 from pipeline.plan import Planner, table_named
 from pipeline.pool_pairs import PoolRow
 from pipeline.progressive import KEPT_RANKS, RANKS, RanksOfPositive, band, ranks_of, why_dropped
@@ -135,15 +136,24 @@ def test_a_run_keeps_the_queries_that_its_tables_say(
     assert sum(count_scored) == scored
 
 
-def test_nothing_left_to_learn_is_no_failure(copied: Any, prep_run: Prep) -> None:
+def test_nothing_left_to_learn_is_no_failure(copied: Any, prep_run: Prep, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a ladder of rounds that ends with a wrong hint at the collection, or in the code of a broken command."""
-    alone = {"hard_negatives.select": "prod", "hard_negatives.depth": 1, "hard_negatives.last_rank": 1}
-    for _ in range(2):  # as it is built, and when it is found
+    monkeypatch.setattr(hard_negatives, "why_dropped", lambda ranks, rule: "the student is right")
+    select = {**FROM_STUDENT, "hard_negatives.select": "prod"}
+    for stage in (None, None, "dark_examples"):  # as it is built, when it is found, and by who would read it
         with pytest.raises(
-            NothingLeft, match=r"select=prod keeps none of 14 queries, nothing is left to learn: .*not in the student's list"
+            NothingLeft, match=r"select=prod keeps none of 14 queries, nothing is left to learn: .*student is right"
         ) as ended:
-            prep_run(copied.config, **FROM_STUDENT, **alone)
+            prep_run(copied.config, **({"stage": stage} if stage else {}), **select)
         assert ended.value.exit_code == 3
+
+
+def test_lists_without_any_positive_are_a_failure(copied: Any, prep_run: Prep) -> None:
+    """Prevents: a wrong retriever that passes for a student that has learnt everything."""
+    alone = {"hard_negatives.select": "prod", "hard_negatives.depth": 1, "hard_negatives.last_rank": 1}
+    with pytest.raises(UserError, match=r"hard_negatives has no rows .*not in the student's list.* belong to this collection") as ended:
+        prep_run(copied.config, **FROM_STUDENT, **alone)
+    assert ended.value.exit_code == 2
 
 
 def _metadata(path: Path) -> dict[str, Any]:

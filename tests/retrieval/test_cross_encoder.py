@@ -81,6 +81,34 @@ class Block(torch.nn.Module):
         return self.scale * self.activation(self.dense(values))
 
 
+class Hidden(Block):
+    """GELU of a linear layer as well, but not by the module beside it."""
+
+    def forward(self, values: Any) -> Any:
+        return torch.nn.functional.gelu(self.activation(self.dense(values)))
+
+
+def test_a_gelu_that_is_no_module_is_not_taken_twice() -> None:
+    """Prevents: a dropout that is taken for the activation, which then comes twice."""
+    block = Hidden(torch.nn.Dropout()).eval()
+    with torch.inference_mode():
+        exact = block(torch.ones(3, 64))
+        mixed_precision.lower_precision(torch.nn.ModuleList([block]), torch.bfloat16, pack=True)
+        torch.testing.assert_close(block(torch.ones(3, 64)).float(), exact, rtol=0.02, atol=0.02)
+    assert isinstance(block.activation, torch.nn.Dropout)
+
+
+@pytest.mark.parametrize("size", [0.05, 20.0])
+def test_large_biases_are_packed_too(size: float) -> None:
+    """Prevents: layers that fall back to the slow and coarser product since the reference rounds the bias."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 64)
+    torch.nn.init.uniform_(linear.bias, -size, size)
+    if not mixed_precision.packing_agrees(torch.nn.Linear(8, 8), torch.bfloat16):
+        pytest.skip("this build of torch has no packed operator")
+    assert mixed_precision.packing_agrees(linear, torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     ("activation", "scale", "fused"),
     [
