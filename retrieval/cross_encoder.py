@@ -145,6 +145,8 @@ class TorchCrossEncoder:
             mixed_precision.lower_precision(model, precisions.torch_type(precision), pack=device == "cpu" and not compiled)
         self._model = model.to(device=device)
         self._forward: Callable[..., Any] = self._model
+        if precision != "fp32":
+            mixed_precision.refuse_unfit(self._model, check=self._logits_of, option="teacher.precision")
         if device == "cpu":
             mixed_precision.check_attention(self._model, check=self._logits_of)
         if unpad if unpad is not None else device == "cuda" and precision != "fp32" and not compiled:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.errors import UserError
 from retrieval.probe import probe_batch
 
 CPU_ATTENTION = "float_softmax"
@@ -72,6 +73,17 @@ def lower_precision(model: nn.Module, dtype: torch.dtype, *, pack: bool) -> None
             for name, child in list(parent.named_children()):
                 if type(child) is nn.Linear:
                     setattr(parent, name, _lowered(parent, child, dtype, casts) if pack else LowPrecisionLinear(child, dtype))
+
+
+def refuse_unfit(model: nn.Module, *, check: Callable[[Tensor, Tensor, Tensor], Tensor], option: str) -> None:
+    """Raises UserError where the lowered model does not run: one that multiplies two layers' results, of two precisions, itself."""
+    try:
+        check(*probe_batch(model))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{type(model).__name__} cannot compute with linear layers in low precision ({reason}): set {option}=fp32"
+        ) from error
 
 
 def _lowered(parent: nn.Module, linear: nn.Linear, dtype: torch.dtype, casts: _LastCast) -> nn.Module:

@@ -42,6 +42,8 @@ class TextEncoder:
             mixed_precision.lower_precision(model.backbone, precisions.torch_type(precision), pack=on_cpu)
         self.model = model.to(device=device)
         self._device, self._batch_tokens = device, batch_tokens
+        if precision != "fp32":
+            mixed_precision.refuse_unfit(model.backbone, check=self._checked, option="embed.precision")
         if on_cpu:
             mixed_precision.check_attention(model.backbone, check=self._checked)
         elif precision != "fp32":

@@ -142,6 +142,17 @@ def test_a_missing_packed_operator_is_done_without(models: Any, monkeypatch: pyt
     assert not mixed_precision.packing_agrees(torch.nn.Linear(8, 8), torch.bfloat16)
 
 
+def test_a_model_that_cannot_be_lowered_says_so(tmp_path: Path) -> None:
+    """Prevents: a traceback out of torch, hours into a job, for a model that multiplies fp32 angles with bf16 queries."""
+    from transformers import RoFormerConfig, RoFormerForSequenceClassification
+
+    sizes = {"vocab_size": 200, "hidden_size": 32, "embedding_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_labels": 1}
+    RoFormerForSequenceClassification(RoFormerConfig(**sizes, intermediate_size=64)).save_pretrained(tmp_path)
+    TorchCrossEncoder(tmp_path, precision="fp32", device="cpu")
+    with pytest.raises(UserError, match=r"RoFormer.* cannot compute with linear layers in low precision .*: set teacher\.precision=fp32"):
+        TorchCrossEncoder(tmp_path, precision="bf16", device="cpu")
+
+
 def test_head_and_embeddings_stay_in_fp32(models: Any) -> None:
     """Prevents: logits that tie because the head rounds them to 8 bits."""
     from transformers import AutoModelForSequenceClassification
