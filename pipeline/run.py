@@ -41,10 +41,10 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
             if plan.waits_for:
                 missing = plan.waits_for
                 raise UserError(f"{table.label} needs {missing}, which is not complete: run stage={missing.split('.')[0]} first")
-            for stored in plan.inputs.values():
-                _refuse_empty(stored.manifest, experiment)
+            for label, stored in plan.inputs.items():
+                _refuse_empty(stored.manifest, label)
             if plan.complete:
-                _refuse_empty(plan.stored.manifest, experiment)
+                _refuse_empty(plan.stored.manifest, table.label)
                 say(f"{table.label:<16} {'complete':<22} {plan.stored.manifest.rows:>10,} rows")
                 continue
             if plan.stale and runner is None:
@@ -53,7 +53,7 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
             if runner is not None:
                 _build_stale(plan, experiment, runner, say)
             manifest = seal(plan)
-            _refuse_empty(manifest, experiment)
+            _refuse_empty(manifest, table.label)
             built += len(plan.stale)
             done = f"built {len(plan.stale)} of {plan.shard_count} shards"
             say(f"{table.label:<16} {done:<22} {manifest.rows:>10,} rows  {_last_seconds(plan):7.1f} s")
@@ -66,15 +66,14 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
     return built
 
 
-def _refuse_empty(manifest: Manifest, experiment: Experiment) -> None:
+def _refuse_empty(manifest: Manifest, label: str) -> None:
     """A table without rows would leave every later one empty, and the run a success."""
     if manifest.rows:
         return
-    counts, select = manifest.counts, experiment.hard_negatives.select
+    counts = manifest.counts
     if any(bands != NO_RANKS for bands in counts.get(RANKS, {})):
         why = json.dumps(counts["dropped"])
-        raise NothingLeft(f"hard_negatives.select={select} keeps none of {counts['in']:,} queries, nothing is left to learn: {why}")
-    label = f"{manifest.stage}.{manifest.table}" if manifest.table else manifest.stage
+        raise NothingLeft(f"hard_negatives.select keeps none of {counts['in']:,} queries, nothing is left to learn: {why}")
     raise UserError(f"{label} has no rows ({json.dumps(counts)}): do its inputs belong to this collection?")
 
 

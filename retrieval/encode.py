@@ -14,7 +14,7 @@ from data.digests import DigestCache, json_digest
 from data.errors import RunFailed, UserError
 from data.manifest import Manifest, ShardRecord
 from data.schemas import embeddings
-from data.settings import Student
+from data.settings import Embed, Student
 from data.shards import describe, open_shard, read_footer, read_row_groups
 from retrieval import precision as precisions
 from retrieval.overlap import ahead
@@ -94,7 +94,7 @@ def encode_table(
     if threads:
         torch.set_num_threads(threads)
     if precision == "auto" and kind == "queries":
-        precision = "fp32"  # as embed.query_precision
+        precision = Embed().query_precision
     precision = precisions.resolve(precision, device=device)
     source = _text_table(texts, kind=kind)
     student_key = resolve_student(student).key(DigestCache(out.parent / "digests.json"))
