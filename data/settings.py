@@ -74,7 +74,7 @@ class Embed(Section):
     model: str | None = execution(None, "what embeds and mines, e.g. a trained student (keyed by its content); null: student.model")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "of passages; auto: bf16 where the device computes it, else fp32")
     query_precision: Literal["fp32", "bf16", "fp16"] = keyed("fp32", "queries have few tokens, and their rounding is in all their scores")
-    batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 1,024 on a CPU, 16,384 on a GPU", ge=64)
+    batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
 
 
 class FalseNegatives(Section):

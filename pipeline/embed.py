@@ -46,7 +46,7 @@ def _without(key: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 def _build(task: Task) -> None:
     from data.schemas import embeddings
-    from retrieval.batching import ENCODER_BATCH_TOKENS
+    from retrieval.batching import DEFAULT_BATCH_TOKENS
     from retrieval.encode import embedded_groups
     from retrieval.text_encoder import TextEncoder
 
@@ -54,7 +54,7 @@ def _build(task: Task) -> None:
     device, computed = experiment.runner.device, _precision(experiment, kind)
 
     def load() -> TextEncoder:
-        batch_tokens = experiment.embed.batch_tokens or ENCODER_BATCH_TOKENS[device]
+        batch_tokens = experiment.embed.batch_tokens or DEFAULT_BATCH_TOKENS[device]
         return TextEncoder(miner_of(experiment), precision=computed, device=device, batch_tokens=batch_tokens)
 
     encoder = task.workshop.keep(f"{computed} encoder", load)

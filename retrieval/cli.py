@@ -40,7 +40,7 @@ def encode(words: Given = None) -> None:
         given = Words.of(words, required=("model", "texts", "kind", "out"), optional=optional)
         device, precision = given.one_of("device", DEVICES), given.one_of("precision", PRECISIONS)
         kind = given.one_of("kind", ("corpus", "queries"))
-        from retrieval.batching import ENCODER_BATCH_TOKENS
+        from retrieval.batching import DEFAULT_BATCH_TOKENS
         from retrieval.encode import encode_table
 
         with given.output_table("out") as out:
@@ -51,7 +51,7 @@ def encode(words: Given = None) -> None:
                 kind=kind,
                 precision=precision,
                 device=device,
-                batch_tokens=given.number("batch_tokens") if given["batch_tokens"] else ENCODER_BATCH_TOKENS[device],
+                batch_tokens=given.number("batch_tokens") if given["batch_tokens"] else DEFAULT_BATCH_TOKENS[device],
                 threads=given.number("threads"),
                 report=_note,
             )

@@ -6,7 +6,7 @@ and in `retrieval.unpadded` (GPUs).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from data.digests import DigestCache, json_digest
 from data.errors import RunFailed, UserError
 from data.settings import Teacher
 from retrieval import precision as precisions
-from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first
+from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first, token_budget_batches
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, weights_digest
 from retrieval.model_lengths import check_length
 from retrieval.pair_tokens import PairEncoding
@@ -80,8 +80,9 @@ class OutOfMemory(Exception):
 class CrossEncoder(Protocol):
     """Anything that scores a batch of encoded pairs."""
 
-    batch_tokens: int  # padding included; halved by `score_pairs` when a batch does not fit
+    batch_tokens: int  # padding included; halved by `score_pairs` when a batch does not fit on a GPU
     length_multiple: int  # batches are padded to a multiple of it
+    one_thread_each: bool  # batches are computed side by side, each by one CPU thread
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n, L] arrays to [n] raw fp32 logits. Raises OutOfMemory."""
@@ -127,6 +128,7 @@ class TorchCrossEncoder:
         self._torch, self._device, self._compiled = torch, device, compiled
         self.batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
         self.length_multiple = 1 if device == "cpu" else 8  # tensor cores want multiples of 8; a CPU only has more padding then (3 %)
+        self.one_thread_each = device == "cpu" and not compiled and not unpad  # compiled code has its number of threads inside
         if device == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UserError("teacher.precision=bf16: this GPU would only emulate it; use teacher.precision=fp16")
         if device == "cpu":
@@ -203,6 +205,7 @@ class OnnxCrossEncoder:
         self._session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=providers)
         one_by_one = b"DynamicQuantizeLinear" in (folder / "model.onnx").read_bytes()
         self.batch_tokens, self.length_multiple = (1 if one_by_one else batch_tokens), 1
+        self.one_thread_each = False  # the session has threads of its own
         self._inputs = {node.name for node in self._session.get_inputs()}
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -230,23 +233,42 @@ def score_pairs(
     logits = np.empty(len(pairs), dtype=np.float32)
     multiple = cross_encoder.length_multiple
     lengths = [-(-len(pair.ids) // multiple) * multiple for pair in pairs]
-    order, start = longest_first(lengths), 0
-    while start < len(order):
-        length = lengths[order[start]]
-        rows = order[start : start + max(1, cross_encoder.batch_tokens // length)]
-        try:
-            logits[rows] = cross_encoder.logits(*_batch([pairs[row] for row in rows], length, pad_id))
-        except OutOfMemory as error:
-            if len(rows) == 1:
-                raise RunFailed(f"a pair of {length} tokens does not fit on the device ({error})") from error
-            cross_encoder.batch_tokens = max(length, cross_encoder.batch_tokens // 2)
-            continue
-        start += len(rows)
-        progress(len(rows), sum(len(pairs[row].ids) for row in rows), len(rows) * length)
+
+    def compute(rows: list[int]) -> tuple[int, int, int]:
+        length = lengths[rows[0]]
+        logits[rows] = cross_encoder.logits(*_batch([pairs[row] for row in rows], length, pad_id))
+        return len(rows), sum(len(pairs[row].ids) for row in rows), len(rows) * length
+
+    for done in _computed(compute, lengths, cross_encoder):
+        progress(*done)
     if not np.isfinite(logits).all():
         broken = int((~np.isfinite(logits)).sum())
         raise RunFailed(f"the teacher gave {broken} logits that are not finite numbers; try teacher.precision=fp32")
     return logits
+
+
+def _computed(
+    compute: Callable[[list[int]], tuple[int, int, int]], lengths: list[int], cross_encoder: CrossEncoder
+) -> Iterator[tuple[int, int, int]]:
+    """What `compute` gives for each batch of rows."""
+    if cross_encoder.one_thread_each:
+        from retrieval.side_by_side import side_by_side
+
+        yield from side_by_side(compute, token_budget_batches(lengths, budget=cross_encoder.batch_tokens))
+        return
+    order, start = longest_first(lengths).tolist(), 0
+    while start < len(order):
+        longest = lengths[order[start]]
+        rows = order[start : start + max(1, cross_encoder.batch_tokens // longest)]
+        try:
+            done = compute(rows)
+        except OutOfMemory as error:
+            if len(rows) == 1:
+                raise RunFailed(f"a pair of {longest} tokens does not fit on the device ({error})") from error
+            cross_encoder.batch_tokens = max(longest, cross_encoder.batch_tokens // 2)
+            continue
+        start += len(rows)
+        yield done
 
 
 def _batch(pairs: list[PairEncoding], length: int, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

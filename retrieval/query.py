@@ -85,10 +85,10 @@ def find(
         UserError: another student, no such tables, or a passage found that `texts` does not have.
     """
     check_same_student(student, corpus)
-    from retrieval.batching import ENCODER_BATCH_TOKENS
+    from retrieval.batching import DEFAULT_BATCH_TOKENS
     from retrieval.text_encoder import TextEncoder
 
-    encoder = TextEncoder(student, precision=precision, device=device, batch_tokens=ENCODER_BATCH_TOKENS[device])
+    encoder = TextEncoder(student, precision=precision, device=device, batch_tokens=DEFAULT_BATCH_TOKENS[device])
     table = EmbeddingTable(corpus, "doc_id")
     (found_rows,) = Searcher(table, memory_gb=memory_gb, threads=threads).search(encoder.queries([text]), k=k)
     doc_ids, scores = ranked(found_rows.scores, found_rows.rows, table.ids)[0]

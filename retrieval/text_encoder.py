@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import numpy as np
@@ -18,6 +17,7 @@ from retrieval import precision as precisions
 from retrieval.batching import pad, token_budget_batches
 from retrieval.dual_encoder import DualEncoder
 from retrieval.process_memory import settle_memory
+from retrieval.side_by_side import side_by_side
 from retrieval.student_spec import resolve_student
 from retrieval.tokenizer import Tokenizer
 
@@ -72,29 +72,18 @@ class TextEncoder:
         return self.vectors(self.passage_tokens(texts))
 
     def vectors(self, tokens: TokenLists, *, progress: Callable[[int], None] = lambda rows: None) -> NDArray[np.float32]:
-        """[n, D] fp32 vectors of tokenised texts; `progress` is told how many more are done.
-
-        On a CPU every batch is computed by one thread, as many at a time as torch has threads: 5 to 8 % faster than all threads on one
-        batch, and a vector is the same for any number of threads.
-        """
+        """[n, D] fp32 vectors of tokenised texts; `progress` is told how many more are done."""
         vectors = np.empty((len(tokens), self.size), dtype=np.float32)
 
-        def compute(rows: list[int]) -> None:
-            with torch.inference_mode():
-                ids, mask = pad([tokens[row] for row in rows], value=self.tokenizer.pad_id)
-                vectors[rows] = self.model(ids.to(self._device), mask.to(self._device)).float().cpu().numpy()
-            progress(len(rows))
+        @torch.inference_mode()
+        def compute(rows: list[int]) -> int:
+            ids, mask = pad([tokens[row] for row in rows], value=self.tokenizer.pad_id)
+            vectors[rows] = self.model(ids.to(self._device), mask.to(self._device)).float().cpu().numpy()
+            return len(rows)
 
         batches = token_budget_batches([len(ids) for ids in tokens], budget=self._batch_tokens)
-        threads = torch.get_num_threads() if self._device == "cpu" else 1
-        if threads == 1:
-            for rows in batches:
-                compute(rows)
-            return vectors
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for done in [pool.submit(compute, rows) for rows in batches]:
-                done.result()
-        torch.set_num_threads(threads)
+        for done in side_by_side(compute, batches) if self._device == "cpu" else map(compute, batches):
+            progress(done)
         return vectors
 
     @torch.inference_mode()
