@@ -142,15 +142,9 @@ class TorchCrossEncoder:
             outputs = model.config.num_labels
             raise UserError(f"teacher.model: {folder} has {outputs} outputs; a cross-encoder with one output (num_labels=1) is needed")
         self._has_segments = getattr(model.config, "type_vocab_size", 1) > 1
-        model = model.eval()
-        if precision != "fp32":
-            mixed_precision.lower_precision(model, precisions.torch_type(precision), pack=device == "cpu" and not compiled)
-        self._model = model.to(device=device)
+        self._model = model.eval().to(device=device)
         self._forward: Callable[..., Any] = self._model
-        if precision != "fp32":
-            mixed_precision.refuse_unfit(self._model, check=self._logits_of, option="teacher.precision")
-        if device == "cpu":
-            mixed_precision.check_attention(self._model, check=self._logits_of)
+        mixed_precision.apply(self._model, precision=precision, check=self._logits_of, option="teacher.precision", compiled=compiled)
         if unpad if unpad is not None else device == "cuda" and precision != "fp32" and not compiled:
             unpadded.install(self._model, check=self._logits_of)
         if compiled:

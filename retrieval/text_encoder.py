@@ -13,7 +13,6 @@ from torch import Tensor
 from data.errors import UserError
 from data.settings import Student
 from retrieval import mixed_precision, unpadded
-from retrieval import precision as precisions
 from retrieval.batching import pad, token_budget_batches
 from retrieval.dual_encoder import DualEncoder
 from retrieval.process_memory import settle_memory
@@ -38,15 +37,10 @@ class TextEncoder:
         if on_cpu:
             settle_memory()
         model = DualEncoder(self.spec, attention=mixed_precision.register_cpu_attention() if on_cpu else None).eval()
-        if precision != "fp32":
-            mixed_precision.lower_precision(model.backbone, precisions.torch_type(precision), pack=on_cpu)
         self.model = model.to(device=device)
         self._device, self._batch_tokens = device, batch_tokens
-        if precision != "fp32":
-            mixed_precision.refuse_unfit(model.backbone, check=self._checked, option="embed.precision")
-        if on_cpu:
-            mixed_precision.check_attention(model.backbone, check=self._checked)
-        elif precision != "fp32":
+        mixed_precision.apply(model.backbone, precision=precision, check=self._checked, option="embed.precision")
+        if not on_cpu and precision != "fp32":
             unpadded.install(model.backbone, check=self._checked)
         self.tokenizer = Tokenizer(model.source, lower_case=self.spec.lower_case)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import RunFailed, UserError
-from retrieval import mixed_precision, precision, unpadded
+from retrieval import mixed_precision, onednn, precision, unpadded
 from retrieval.cross_encoder import OutOfMemory, TorchCrossEncoder, score_pairs
 from retrieval.pair_tokens import PairEncoding, PairTokenizer
 
@@ -140,6 +140,46 @@ def test_a_missing_packed_operator_is_done_without(models: Any, monkeypatch: pyt
 
     monkeypatch.setattr(mixed_precision.PackedLinear, "__init__", gone)
     assert not mixed_precision.packing_agrees(torch.nn.Linear(8, 8), torch.bfloat16)
+
+
+def test_fp32_layers_go_through_onednn_too_and_cannot_be_saved_by_mistake(models: Any, tmp_path: Path) -> None:
+    """Prevents: half the speed on AMD processors; a checkpoint that lacks the packed weights."""
+    if not onednn.works():
+        pytest.skip("this build of torch has no packed operator")
+    teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu")
+    assert isinstance(teacher._model.bert.encoder.layer[0].attention.self.query, mixed_precision.PackedLinear)
+    with pytest.raises(RuntimeError, match="cannot be saved"):
+        teacher._model.save_pretrained(tmp_path)
+
+
+def test_packing_is_undone_where_a_model_reads_its_weights(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: models of other kinds that do not run, or give other logits, in plain fp32."""
+    from transformers import AutoModelForSequenceClassification
+    from transformers.models.bert import modeling_bert
+
+    model = AutoModelForSequenceClassification.from_pretrained(models.teacher).eval()
+    forward = modeling_bert.BertSelfOutput.forward
+    reads = lambda self, states, rest: forward(self, states, rest) * (self.dense.weight.shape[0] > 0)  # noqa: E731
+    monkeypatch.setattr(modeling_bert.BertSelfOutput, "forward", reads)
+    before = {name: id(module) for name, module in model.named_modules()}
+
+    def logits(ids: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(input_ids=ids, attention_mask=mask, token_type_ids=segments).logits[:, 0]
+
+    mixed_precision.pack_linear(model, check=logits)
+    assert {name: id(module) for name, module in model.named_modules()} == before
+
+
+def test_grouped_keys_in_low_precision_take_torchs_attention(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a model that our attention does not serve being refused as one that cannot be lowered."""
+
+    def refuses(*unused: Any) -> None:
+        raise NotImplementedError("grouped keys")
+
+    monkeypatch.setattr(mixed_precision, "_attention", refuses)
+    teacher = TorchCrossEncoder(models.teacher, precision="bf16", device="cpu")
+    assert teacher._model.config._attn_implementation == "sdpa"
 
 
 def test_a_model_that_cannot_be_lowered_says_so(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from data.settings import Student
+from retrieval.dual_encoder import DualEncoder
 from retrieval.student_spec import resolve_student
 from retrieval.text_encoder import TextEncoder
 
@@ -93,7 +94,7 @@ def test_a_real_checkpoint_gives_sentence_transformers_vectors(bge: Path, tmp_pa
     spec = resolve_student(student)
     assert (spec.pooling, spec.normalize, spec.query_tokens, spec.passage_tokens) == (pooling, True, tokens, tokens)
     ours = TextEncoder(student, precision="fp32", device="cpu", batch_tokens=2048)
-    ours.model.save(tmp_path / "saved")
+    DualEncoder(spec).save(tmp_path / "saved")
     queries, passages = ours.queries(TEXTS), ours.passages(TEXTS)
     for source in (folder, tmp_path / "saved"):
         theirs = SentenceTransformer(str(source), device="cpu")

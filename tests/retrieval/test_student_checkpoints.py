@@ -22,6 +22,7 @@ from data.errors import UserError
 from data.settings import Student, Teacher, load
 from pipeline.plan import Planner, selected_tables
 from retrieval.cross_encoder import resolve_teacher
+from retrieval.dual_encoder import DualEncoder
 from retrieval.model_lengths import most_positions
 from retrieval.student_spec import resolve_student
 from retrieval.text_encoder import TextEncoder
@@ -200,7 +201,7 @@ def test_a_saved_student_reads_as_it_was_trained(cased: Path, tmp_path: Path, po
     """Prevents: a student served with other prompts, lengths or case than it was trained with."""
     folder = lay_out(tmp_path / "m", cased, pooling=pooling, sentence_bert={"do_lower_case": True})
     ours = encoder_of(folder, **words)
-    ours.model.save(tmp_path / "saved")
+    DualEncoder(ours.spec).save(tmp_path / "saved")
     assert_equal(ours, peer(tmp_path / "saved"))
     again = encoder_of(tmp_path / "saved")
     np.testing.assert_array_equal(again.queries(TEXTS), ours.queries(TEXTS))
