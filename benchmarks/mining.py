@@ -200,11 +200,11 @@ def main() -> None:
     peak = {side: median(one["peak"] for one in done) for side, done in rounds.items()}
     for side in rounds:
         print(f"{side:5} {seconds[side]:8.1f} s {peak[side]:6.2f} GB")
-    print(f"overlap of the top {arguments.top} with exact fp32 search: {share:.4f}")
+    print(f"overlap of the top {arguments.top} with exact fp32 search: {share:.5f}")
     figures = {
         "name": "mining", "ours": round(seconds["ours"], 2), "peer": round(seconds["peer"], 2),
         "ratio": round(seconds["peer"] / seconds["ours"], 3), "unit": "seconds", "memory_ours_gb": round(peak["ours"], 3),
-        "memory_peer_gb": round(peak["peer"], 3), "memory_ratio": round(peak["ours"] / peak["peer"], 3), "overlap": round(share, 4),
+        "memory_peer_gb": round(peak["peer"], 3), "memory_ratio": round(peak["ours"] / peak["peer"], 3), "overlap": round(share, 5),
     }  # fmt: skip
     print(json.dumps(figures))
 

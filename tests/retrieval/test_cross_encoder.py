@@ -179,7 +179,20 @@ def test_grouped_keys_in_low_precision_take_torchs_attention(models: Any, monkey
 
     monkeypatch.setattr(mixed_precision, "_attention", refuses)
     teacher = TorchCrossEncoder(models.teacher, precision="bf16", device="cpu")
-    assert teacher._model.config._attn_implementation == "sdpa"
+    assert teacher._model.config._attn_implementation == "sdpa" and precisions_of_keys(teacher) == [torch.bfloat16] * 2
+
+
+def precisions_of_keys(teacher: TorchCrossEncoder) -> list[torch.dtype]:
+    return [layer.attention.self.key._dtype for layer in teacher._model.bert.encoder.layer]
+
+
+def test_keys_of_the_upper_half_stay_in_fp32(models: Any, encoded: list[PairEncoding], one_by_one: Any) -> None:
+    """Prevents: the most sensitive layers rounded as the others; fp32 keys rounded before the first token's is taken from them."""
+    if not (onednn.works() and precision.cpu_computes_bf16()):
+        pytest.skip("needs bf16 and the packed operator")
+    teacher = TorchCrossEncoder(models.teacher, precision="bf16", device="cpu")
+    assert precisions_of_keys(teacher) == [torch.bfloat16, torch.float32]
+    np.testing.assert_allclose(score_pairs(teacher, encoded, pad_id=0), one_by_one, atol=0.05)
 
 
 def test_a_model_that_cannot_be_lowered_says_so(tmp_path: Path) -> None:
