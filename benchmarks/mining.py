@@ -5,8 +5,8 @@
 STUDENT is a sentence-transformers folder, COLLECTION a folder in BEIR form. Both sides read the collection from its files, embed all
 passages and the training questions cut at the checkpoint's own length, and take 10 negatives of each question's top 100 without its
 positives. Ours is `prep run stage=hard_negatives` with all that it needs, into an empty store, by cosine as the peer, which is
-`mine_hard_negatives` with faiss. Each round of each side is a process of its own; they take turns. Then our top is compared with exact
-search over the fp32 vectors of the peer.
+`mine_hard_negatives` with faiss. Each round of each side is a process of its own, timed with its imports; they take turns.
+Then our top is compared with exact search over the fp32 vectors of the peer.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def read_collection(folder: Path) -> tuple[dict[str, str], dict[str, str], list[
 
 def ours(student: Path, collection: Path, work: Path, top: int, threads: int, precision: str) -> None:
     """`prep run` in this process, into an empty store; then (not timed) the top passages are written down."""
+    started = time.perf_counter()  # before the imports, of which ours come when a stage wants them
     from pipeline.run import run
 
     experiment = _experiment(student, collection, work, top, threads, precision)
-    started = time.perf_counter()
     for stage in ("ingest", "embed", "hard_negatives"):
         run(experiment, stage=stage, say=lambda line: print(line, file=sys.stderr, flush=True))
     _report(started)
@@ -99,6 +99,7 @@ def _pools(experiment: Any) -> list[dict[str, Any]]:
 
 def peer(student: Path, collection: Path, work: Path, top: int, threads: int, precision: str) -> None:
     """sentence-transformers, with its defaults but for faiss, the range and the number of negatives (and its vectors kept, to compare)."""
+    started = time.perf_counter()
     import faiss
     import torch
     from datasets import Dataset
@@ -108,7 +109,6 @@ def peer(student: Path, collection: Path, work: Path, top: int, threads: int, pr
     if not faiss.get_num_gpus() and hasattr(faiss, "GpuMultipleClonerOptions"):
         del faiss.GpuMultipleClonerOptions  # with faiss-gpu and no GPU the peer would crash; without this name it searches on the CPU
     torch.set_num_threads(threads)
-    started = time.perf_counter()
     passages, queries, labels = read_collection(collection)
     pairs = Dataset.from_dict({"question": [queries[query] for query, _ in labels], "answer": [passages[passage] for _, passage in labels]})
     mine_hard_negatives(

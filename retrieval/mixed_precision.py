@@ -1,4 +1,4 @@
-"""How a teacher computes fast and still exactly enough: low-precision linear layers inside a float32 model, attention for CPUs.
+"""How a model computes fast and still exactly enough: low-precision linear layers inside a float32 model, attention for CPUs.
 
 A model cast to bf16 as a whole carries its sums (residual stream, normalisation, head) in 8 bits of mantissa: logits of the MS MARCO
 MiniLM-L12 cross-encoder are then off by up to 0.1, and many tie. Here only the linear layers of the layer stack, nine tenths of the
@@ -25,10 +25,10 @@ Check = Callable[[Tensor, Tensor, Tensor], Tensor]  # ids, mask and segments [n,
 
 
 def apply(model: nn.Module, *, precision: str, check: Check, option: str, compiled: bool = False) -> None:
-    """Give a model that is in fp32 and on its device the linear layers of its precision, and on a CPU the attention it can have.
+    """Give a model that is in fp32 and on its device the linear layers of its precision, and on a CPU our own attention.
 
-    Each is kept only if the model, tried out by `check`, gives with it what it gives without. `compiled`: torch.compile comes after, with
-    its own linear layers.
+    The attention, and other linear layers in fp32, stay only if the model, tried out by `check`, gives with them what it gives without.
+    `compiled`: torch.compile comes after, with its own linear layers.
 
     Raises UserError, naming `option`, where the model does not run in low precision.
     """
@@ -36,8 +36,9 @@ def apply(model: nn.Module, *, precision: str, check: Check, option: str, compil
     if on_cpu:
         check_attention(model, check=check)
     if precision != "fp32":
-        pack, ours = on_cpu and not compiled, cast(Any, model.config)._attn_implementation == CPU_ATTENTION
-        lower_precision(model, torch_type(precision), pack=pack, exact_keys=pack and ours)
+        pack = on_cpu and not compiled
+        exact_keys = pack and cast(Any, model.config)._attn_implementation == CPU_ATTENTION
+        lower_precision(model, torch_type(precision), pack=pack, exact_keys=exact_keys)
         refuse_unfit(model, check=check, option=option)
     elif on_cpu and not compiled:
         pack_linear(model, check=check)
