@@ -54,12 +54,15 @@ class Speed:
         return f"{plain}{compiled}, {self.device}"
 
 
+_CODE = 2  # raised when scoring becomes faster or slower
+
+
 def speed_key(experiment: Experiment, *, device: str, device_name: str) -> str:
     """Under which a speed is kept: all that decides it, and no path."""
     teacher, digests = experiment.teacher, DigestCache.of_store(experiment.store)
     budget = teacher.batch_tokens or DEFAULT_BATCH_TOKENS[device]
     threads = experiment.runner.threads if device == "cpu" else 0
-    return json_digest([resolve_teacher(teacher, device=device).namespace(digests), device_name, threads, budget])
+    return json_digest([resolve_teacher(teacher, device=device).namespace(digests), device_name, threads, budget, _CODE])
 
 
 def device_name(device: str) -> str:
@@ -144,6 +147,8 @@ class _TimeIsUp(Exception):
 
 def _rate(model: CrossEncoder, pairs: list[PairEncoding], pad_id: int) -> tuple[float, float]:
     """Seconds that the first batches take, and tokens/s after them, over `SECONDS` (at least one batch)."""
+    import torch
+
     started = time.perf_counter()
     score_pairs(model, pairs[:64], pad_id=pad_id)
     start_up, started, done = time.perf_counter() - started, time.perf_counter(), 0
@@ -155,7 +160,8 @@ def _rate(model: CrossEncoder, pairs: list[PairEncoding], pad_id: int) -> tuple[
             raise _TimeIsUp
 
     tokens_each = sum(len(pair.ids) for pair in pairs) / len(pairs)
-    size = max(64, int(8 * model.batch_tokens / tokens_each))  # chunks of random pairs: sorted as a whole, ten seconds would see long ones
+    at_once = torch.get_num_threads() if model.one_thread_each else 1
+    size = max(64, int(8 * at_once * model.batch_tokens / tokens_each))  # random pairs: sorted as a whole, ten seconds would see long ones
     with contextlib.suppress(_TimeIsUp):
         while True:
             for start in range(0, len(pairs), size):

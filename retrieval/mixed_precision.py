@@ -94,7 +94,7 @@ class _LastCast(threading.local):
     def of(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         if values.dtype == dtype:
             return values
-        if self._cast is None or self._source is not values:
+        if self._cast is None or self._source is not values or self._cast.dtype != dtype:
             self._source, self._cast = values, values.to(dtype)
         return self._cast
 
@@ -121,6 +121,8 @@ def lower_precision(model: nn.Module, dtype: torch.dtype, *, pack: bool, exact_k
     """
     casts = _LastCast()
     for upper, parent, name, linear in list(_linear_layers(model)):
+        if getattr(parent, name) is not linear:  # of a stack within a stack, replaced before
+            continue
         kind = torch.float32 if exact_keys and upper and name in _KEYS else dtype
         setattr(parent, name, _lowered(parent, linear, kind, casts) if pack else LowPrecisionLinear(linear, dtype))
 
@@ -195,6 +197,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
     `mask` is added to the scores; it broadcasts to [n, h, L, L], and is [n or 1, 1, 1, L] where all queries see the same keys. On a CPU
     torch's fused kernel takes two and a half times as long for heads of 32 dimensions.
     """
+    value = value.to(query.dtype)  # a model that turns queries and keys by angles in fp32 has them in fp32
     if mask is None or mask.shape[1:3] == (1, 1):
         result = _without_maximum(query, key, value, mask, scaling)
         if result is not None:
@@ -202,13 +205,14 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
     return _by_softmax(query, key, value, mask, scaling)
 
 
-_LARGEST_SUM = 1e35  # of exponentials: fp32 and bf16 end at 3e38, and the sum is yet to be weighted with values above 1
+_LARGEST_SUM = 1e33  # of exponentials: fp32 and bf16 end at 3e38, and the sum is yet to be weighted with values of up to some thousands
 
 
 def _without_maximum(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor | None:
     """A softmax that passes over the scores twice, to take exponentials in place and to add them up: no maximum, no copy in fp32.
 
-    None where a row's sum leaves the range that exponentials may have: where a token's score is some 80 above the first's.
+    None where a row's sum leaves the range that exponentials may have: where a token's score is some 75 above the first's, or a query sees
+    nothing. Other values of a mask than 0 and the lowest are rounded as keys are.
     """
     n, h, length, d = query.shape
     size = d if mask is None else d + 1
@@ -267,8 +271,8 @@ def _transformers_attention(
     **unused: object,
 ) -> tuple[Tensor, None]:
     """The signature that transformers calls."""
-    if key.shape[1] != query.shape[1] or any(unused.get(name) is not None for name in ("softcap", "s_aux")):
-        raise NotImplementedError("grouped keys, capped scores and attention sinks")
+    if not query.shape == key.shape == value.shape or any(unused.get(name) is not None for name in ("softcap", "s_aux")):
+        raise NotImplementedError("grouped keys, keys of another text, capped scores and attention sinks")
     mask = None if attention_mask is None else attention_mask.float()
     attend = torch.ops.adam_distillation.float_softmax_attention if torch.compiler.is_compiling() else _attention
     return attend(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling), None
@@ -293,15 +297,28 @@ def register_cpu_attention() -> str:
 
 
 def check_attention(model: nn.Module, *, check: Check) -> None:
-    """Go back to torch's own attention where this one cannot serve the model, or gives other logits on a batch of different lengths."""
+    """Go back to the model's own attention where it does not ask for ours, ours cannot serve it, or ours gives other logits on a batch of
+    different lengths."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     config: Any = model.config
     if config._attn_implementation != CPU_ATTENTION:
         return
+    calls: list[Tensor] = []
+
+    def noted(module: nn.Module, query: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, None]:
+        calls.append(query)
+        return _transformers_attention(module, query, *rest, **options)
+
     probe = probe_batch(model)
+    ALL_ATTENTION_FUNCTIONS.register(CPU_ATTENTION, noted)
     try:
         ours = check(*probe)
     except NotImplementedError:
         ours = None
-    config._attn_implementation = "sdpa"
-    if ours is not None and torch.allclose(check(*probe), ours, atol=1e-3, rtol=1e-3):
+    finally:
+        ALL_ATTENTION_FUNCTIONS.register(CPU_ATTENTION, _transformers_attention)
+    # A model without sdpa adds the mask to its scores itself, and would get one of true and false.
+    config._attn_implementation = "sdpa" if cast(Any, model)._supports_sdpa else "eager"
+    if calls and ours is not None and torch.allclose(check(*probe), ours, atol=1e-3, rtol=1e-3):
         config._attn_implementation = CPU_ATTENTION

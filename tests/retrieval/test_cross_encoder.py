@@ -177,6 +177,8 @@ def test_grouped_keys_in_low_precision_take_torchs_attention(models: Any, monkey
     def refuses(*unused: Any) -> None:
         raise NotImplementedError("grouped keys")
 
+    if not (onednn.works() and precision.cpu_computes_bf16()):
+        pytest.skip("needs bf16 and the packed operator")
     monkeypatch.setattr(mixed_precision, "_attention", refuses)
     teacher = TorchCrossEncoder(models.teacher, precision="bf16", device="cpu")
     assert teacher._model.config._attn_implementation == "sdpa" and precisions_of_keys(teacher) == [torch.bfloat16] * 2
