@@ -19,7 +19,7 @@ from retrieval import onednn
 from retrieval.precision import torch_type
 from retrieval.probe import probe_batch
 
-CPU_ATTENTION = "float_softmax"
+CPU_ATTENTION = "cpu_attention"
 
 Check = Callable[[Tensor, Tensor, Tensor], Tensor]  # ids, mask and segments [n, L] to what the model gives for them, [n] or [n, D]
 
@@ -251,11 +251,11 @@ def _by_softmax(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, 
 
 # An operator of its own under torch.compile, whose generated softmax is three times slower, too. Elsewhere a plain call costs less.
 _operators = torch.library.Library("adam_distillation", "DEF")
-_operators.define("float_softmax_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scaling) -> Tensor")
-_operators.impl("float_softmax_attention", _attention, "CPU")
+_operators.define("cpu_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scaling) -> Tensor")
+_operators.impl("cpu_attention", _attention, "CPU")
 
 
-@torch.library.register_fake("adam_distillation::float_softmax_attention")
+@torch.library.register_fake("adam_distillation::cpu_attention")
 def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     n, h, length, d = query.shape
     return query.new_empty(n, length, h, d)
@@ -274,7 +274,7 @@ def _transformers_attention(
     if not query.shape == key.shape == value.shape or any(unused.get(name) is not None for name in ("softcap", "s_aux")):
         raise NotImplementedError("grouped keys, keys of another text, capped scores and attention sinks")
     mask = None if attention_mask is None else attention_mask.float()
-    attend = torch.ops.adam_distillation.float_softmax_attention if torch.compiler.is_compiling() else _attention
+    attend = torch.ops.adam_distillation.cpu_attention if torch.compiler.is_compiling() else _attention
     return attend(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling), None
 
 

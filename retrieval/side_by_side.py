@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 def side_by_side(compute: Callable[[Batch], Result], batches: Sequence[Batch]) -> Iterator[Result]:
     """What `compute` gives for each batch, as they are done. They begin in order.
 
-    5 to 10 % faster than all threads on one batch, and a batch's numbers are the same for any number of threads. After an error, or where
+    5 to 8 % faster than all threads on one batch, and a batch's numbers are the same for any number of threads. After an error, or where
     the caller stops, batches that have not begun are left.
     """
     threads = torch.get_num_threads()
