@@ -44,6 +44,12 @@ def file_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def file_stamp(path: str | Path) -> str:
+    """Path, size, times and inode of a file: what any write changes, but for two within the same tick of the clock."""
+    status = os.stat(path)
+    return f"{os.path.realpath(path)}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
+
+
 class DigestCache:
     """Remembers file digests by (path, size, times, inode), so that a plan need not read gigabytes again.
 
@@ -66,13 +72,12 @@ class DigestCache:
 
     def file(self, path: str | Path) -> str:
         """Digest of the file's content, from memory where the file has not been touched since."""
-        status = os.stat(path)
-        key = f"{os.path.realpath(path)}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
+        changed_ns, key = os.stat(path).st_ctime_ns, file_stamp(path)
         known = self._known.get(key)
         if isinstance(known, str):
             return known
         digest = file_digest(path)
-        if time.time_ns() - status.st_ctime_ns > _SETTLED_NS:
+        if time.time_ns() - changed_ns > _SETTLED_NS:
             self._known[key] = digest
             self._dirty = True
         return digest

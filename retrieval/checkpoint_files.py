@@ -6,15 +6,17 @@ A digest is of content, never of a name or path: a model moved elsewhere is the 
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
-from data.digests import DigestCache, bytes_digest, canonical_json, json_digest
+from data.digests import DigestCache, bytes_digest, canonical_json, file_stamp, json_digest
 from data.errors import UserError
 
 _VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 # transformers applies these on top of tokenizer.json.
 _TOKENIZER_CONFIG_KEYS = (
     "do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "tokenizer_class", "mask_token", "sep_token",
@@ -80,6 +82,12 @@ def weights_digest(folder: Path, digests: DigestCache, *, option: str) -> str:
 
 def tokenizer_digest(folder: Path) -> str:
     """Digest of what decides the tokens of a text: the tokenizer's tables without its padding and truncation settings."""
+    files = [folder / name for name in (*_TOKENIZER_FILES, *_TOKENIZER_SETTINGS)]
+    return _tokenizer_digest(folder, tuple(file_stamp(path) for path in files if path.is_file()))
+
+
+@functools.lru_cache(maxsize=16)  # every table that a model makes asks for it, and writing large tables as canonical JSON takes 0.1 s
+def _tokenizer_digest(folder: Path, stamps: tuple[str, ...]) -> str:
     parts: dict[str, str] = {}
     for name in _TOKENIZER_FILES:
         path = folder / name
@@ -91,6 +99,5 @@ def tokenizer_digest(folder: Path) -> str:
             parts[name] = bytes_digest(path.read_bytes())
     if not parts:
         raise UserError(f"{folder} holds no tokenizer (tokenizer.json, or a vocabulary file)")
-    config = read_json(folder / "tokenizer_config.json")
-    special = read_json(folder / "special_tokens_map.json")
+    config, special = (read_json(folder / name) for name in _TOKENIZER_SETTINGS)
     return json_digest({"files": parts, "config": {key: config.get(key) for key in _TOKENIZER_CONFIG_KEYS}, "special": special})
