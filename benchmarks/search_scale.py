@@ -5,6 +5,9 @@
 Vectors of 384 dimensions around 500 centres, stored as the stage `embed` stores them. Ours reads them from the disk and writes nothing;
 the peer has them in memory in fp32 before its clock starts. `same` is the share of passages that both found (the peer rounds). With
 --fp32 our candidates come from fp32 products, as on a processor without bf16; the result is the same bits.
+
+Whether time is linear in the number of passages: `fixed_seconds` and `seconds_a_million` are the line that fits best (relative errors),
+`off_line` is the largest share by which a measured time departs from it. With two sizes any line fits; give three or more.
 """
 
 from __future__ import annotations
@@ -95,6 +98,14 @@ def one_round(side: str, folder: Path, arguments: argparse.Namespace) -> dict[st
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def line_through(sizes: list[int], seconds: list[float]) -> dict[str, float]:
+    """The line of time over size with the least sum of squared relative errors, and how far the times are off it."""
+    rows, times = np.array(sizes, dtype=float), np.array(seconds)
+    (fixed, each), *_ = np.linalg.lstsq(np.stack([1 / times, rows / times], axis=1), np.ones(len(rows)))
+    off = np.abs(times / (fixed + each * rows) - 1).max()
+    return {"fixed_seconds": round(fixed, 3), "seconds_a_million": round(each * 1e6, 3), "off_line": round(float(off), 4)}
+
+
 def main() -> None:
     """Size by size, both sides in turn; then one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,6 +143,7 @@ def main() -> None:
         }
         print(lines[-1], flush=True)
     figures = {"name": "search_scale", "ours": lines[-1]["ours_seconds"], "peer": lines[-1]["peer_seconds"], "ratio": lines[-1]["ratio"]}
+    figures |= line_through(arguments.sizes, [line["ours_seconds"] for line in lines])
     print(json.dumps({**figures, "unit": "seconds", "memory_given_gb": arguments.memory, "sizes": lines}))
 
 

@@ -39,7 +39,7 @@ def apply(model: nn.Module, *, precision: str, check: Check, option: str, compil
         pack = on_cpu and not compiled
         exact_keys = pack and cast(Any, model.config)._attn_implementation == CPU_ATTENTION
         lower_precision(model, torch_type(precision), pack=pack, exact_keys=exact_keys)
-        refuse_unfit(model, check=check, option=option)
+        make_it_run(model, check=check, option=option)
     elif on_cpu and not compiled:
         pack_linear(model, check=check)
 
@@ -50,7 +50,9 @@ _KEYS = {"key", "k", "k_lin", "k_proj"}
 
 
 class LowPrecisionLinear(nn.Module):
-    """A linear layer in bf16 or fp16; its input may be fp32. [..., I] to [..., O] in the low precision."""
+    """A linear layer in bf16 or fp16; its input may be fp32. [..., I] to [..., O] in the low precision, or, `widened`, in fp32."""
+
+    widened = False
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -59,7 +61,8 @@ class LowPrecisionLinear(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """[..., I] to [..., O]."""
-        return nn.functional.linear(values.to(self.weight.dtype), self.weight, self.bias)
+        result = nn.functional.linear(values.to(self.weight.dtype), self.weight, self.bias)
+        return result.float() if self.widened else result
 
 
 class PackedLinear(nn.Module):
@@ -68,6 +71,8 @@ class PackedLinear(nn.Module):
     In low precision it rounds less than the plain one: the bias stays in fp32, and with `gelu` the layer's result is rounded once, behind
     the activation.
     """
+
+    widened = False
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, casts: _LastCast, *, gelu: bool = False) -> None:
         super().__init__()
@@ -78,7 +83,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """[..., I] to [..., O]."""
-        return onednn.linear(self._casts.of(values, self._dtype), self._weight, self._bias, self._then)
+        result = onednn.linear(self._casts.of(values, self._dtype), self._weight, self._bias, self._then)
+        return result.float() if self.widened else result
 
     def _save_to_state_dict(self, *unused: Any) -> None:
         raise RuntimeError("packed weights cannot be saved: save the model before it is made ready for inference")
@@ -137,15 +143,23 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[bool, nn.Module, str, nn.
                         yield 2 * number >= len(stack), parent, name, child
 
 
-def refuse_unfit(model: nn.Module, *, check: Check, option: str) -> None:
-    """Raises UserError where the lowered model does not run: one that multiplies two layers' results, of two precisions, itself."""
-    try:
-        check(*probe_batch(model))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{type(model).__name__} cannot compute with linear layers in low precision ({reason}): set {option}=fp32"
-        ) from error
+def make_it_run(model: nn.Module, *, check: Check, option: str) -> None:
+    """Let the lowered layers hand on fp32 where the model does not run otherwise: one that multiplies two layers' results itself, say, of
+    which one went through an operation in fp32.
+
+    Raises UserError, naming `option`, where it does not run even so.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LowPrecisionLinear | PackedLinear)]
+    reason = ""
+    for widened in (False, True):
+        for layer in layers:
+            layer.widened = widened
+        try:
+            check(*probe_batch(model))
+            return
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+    raise UserError(f"{type(model).__name__} cannot compute with linear layers in low precision ({reason}): set {option}=fp32")
 
 
 def _lowered(parent: nn.Module, linear: nn.Linear, dtype: torch.dtype, casts: _LastCast) -> nn.Module:

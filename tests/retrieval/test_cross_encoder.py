@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -197,15 +198,29 @@ def test_keys_of_the_upper_half_stay_in_fp32(models: Any, encoded: list[PairEnco
     np.testing.assert_allclose(score_pairs(teacher, encoded, pad_id=0), one_by_one, atol=0.05)
 
 
-def test_a_model_that_cannot_be_lowered_says_so(tmp_path: Path) -> None:
-    """Prevents: a traceback out of torch, hours into a job, for a model that multiplies fp32 angles with bf16 queries."""
-    from transformers import RoFormerConfig, RoFormerForSequenceClassification
+class ReadsItsOwnWeights(torch.nn.Module):
+    """A layer stack of one block that multiplies with the weights of its linear layer itself."""
 
-    sizes = {"vocab_size": 200, "hidden_size": 32, "embedding_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_labels": 1}
-    RoFormerForSequenceClassification(RoFormerConfig(**sizes, intermediate_size=64)).save_pretrained(tmp_path)
-    TorchCrossEncoder(tmp_path, precision="fp32", device="cpu")
-    with pytest.raises(UserError, match=r"RoFormer.* cannot compute with linear layers in low precision .*: set teacher\.precision=fp32"):
-        TorchCrossEncoder(tmp_path, precision="bf16", device="cpu")
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(vocab_size=50, max_position_embeddings=16, _attn_implementation="eager")
+        self.embedding = torch.nn.Embedding(50, 8)
+        self.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"linear": torch.nn.Linear(8, 8)})])
+
+
+def test_a_model_that_cannot_be_lowered_says_so() -> None:
+    """Prevents: a traceback out of torch, hours into a job, for a model that multiplies with a layer's weights itself."""
+    model = ReadsItsOwnWeights()
+
+    def check(ids: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+        states = model.embedding(ids) @ model.layers[0]["linear"].weight
+        return states.sum((1, 2))
+
+    mixed_precision.lower_precision(model, torch.bfloat16, pack=False)
+    with pytest.raises(
+        UserError, match=r"ReadsItsOwnWeights cannot compute with linear layers in low precision .*: set teacher\.precision=fp32"
+    ):
+        mixed_precision.make_it_run(model, check=check, option="teacher.precision")
 
 
 def test_head_and_embeddings_stay_in_fp32(models: Any) -> None:

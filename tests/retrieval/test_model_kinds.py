@@ -1,4 +1,4 @@
-"""Models of many kinds, made ready for inference on a CPU: right as the plain ones, or refused with a word."""
+"""Models of many kinds, made ready for inference on a CPU: right as the plain ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 import transformers
 from torch import Tensor
 
-from data.errors import UserError
 from retrieval import mixed_precision
 from retrieval.precision import cpu_computes_bf16
 from retrieval.probe import probe_batch
@@ -25,14 +24,14 @@ BART = {"d_model": 64, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96} | {
 KINDS: dict[str, dict[str, Any]] = {
     "Bert": {},
     "DistilBert": {"dim": 64, "n_layers": 4, "n_heads": 4, "hidden_dim": 96},
-    "MPNet": {},  # adds the mask to its scores itself, and multiplies two layers' results
+    "MPNet": {},  # adds the mask to its scores itself, and multiplies results in fp32 with those of a layer
+    "RoFormer": {"embedding_size": 64},  # the same, behind angles in fp32
     "ModernBert": {"global_attn_every_n_layers": 2, "local_attention": 16},  # windows of attention
     "NomicBert": {},  # queries and keys turned by angles in fp32
     "MobileBert": {"hidden_act": "gelu", "embedding_size": 32, "intra_bottleneck_size": 32},  # a layer stack within each layer
     "XLM": {"emb_dim": 64, "n_layers": 4, "n_heads": 4, "n_words": 300},  # an attention of its own
     "Bart": BART,  # keys of another text
 }
-REFUSED = {"MPNet"}  # in low precision
 
 
 def model_of(kind: str) -> Any:
@@ -74,10 +73,6 @@ def test_a_model_gives_what_each_text_gives_alone(kind: str, precision: str) -> 
     model.set_attn_implementation("eager")
     alone = torch.cat([vectors(ids[row : row + 1, :length], mask[row : row + 1, :length], segments) for row, length in enumerate(lengths)])
     model.set_attn_implementation(mixed_precision.CPU_ATTENTION if model._can_set_attn_implementation() else "eager")
-    if precision == "bf16" and kind in REFUSED:
-        with pytest.raises(UserError, match=r"set embed\.precision=fp32"):
-            mixed_precision.apply(model, precision=precision, check=vectors, option="embed.precision")
-        return
     mixed_precision.apply(model, precision=precision, check=vectors, option="embed.precision")
     tolerance = 1e-5 if precision == "fp32" else 0.01
     torch.testing.assert_close(vectors(ids, mask, segments), alone, rtol=0, atol=tolerance)
