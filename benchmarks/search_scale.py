@@ -103,7 +103,7 @@ def line_through(sizes: list[int], seconds: list[float]) -> dict[str, float]:
     rows, times = np.array(sizes, dtype=float), np.array(seconds)
     (fixed, each), *_ = np.linalg.lstsq(np.stack([1 / times, rows / times], axis=1), np.ones(len(rows)))
     off = np.abs(times / (fixed + each * rows) - 1).max()
-    return {"fixed_seconds": round(fixed, 3), "seconds_a_million": round(each * 1e6, 3), "off_line": round(float(off), 4)}
+    return {"fixed_seconds": round(float(fixed), 3), "seconds_a_million": round(float(each) * 1e6, 3), "off_line": round(float(off), 4)}
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ class Speed:
         return f"{plain}{compiled}, {self.device}"
 
 
-_CODE = 2  # raised when scoring becomes faster or slower
+_CODE = 3  # raised when scoring becomes faster or slower
 
 
 def speed_key(experiment: Experiment, *, device: str, device_name: str) -> str:

@@ -44,8 +44,8 @@ def apply(model: nn.Module, *, precision: str, check: Check, option: str, compil
         pack_linear(model, check=check)
 
 
-# Layers that make the keys of attention, as transformers' encoders call them. In the upper half of a model they stay in fp32: of all that
-# bf16 takes from all-MiniLM-L6's vectors (mean square) a fifth comes from these 3 of 36 layers, for 3 % of the time.
+# Layers that make the keys of attention, as transformers' encoders call them. In the last quarter of a model's layers, one at least, they
+# stay in fp32: in all-MiniLM-L6 for 1 % of the time, and 0.99515 of the exact top 100 instead of 0.99496 (upper half: 3 %, 0.9954).
 _KEYS = {"key", "k", "k_lin", "k_proj"}
 
 
@@ -126,21 +126,22 @@ def lower_precision(model: nn.Module, dtype: torch.dtype, *, pack: bool, exact_k
     `pack` is for a CPU without torch.compile; `exact_keys`, with it, for our own attention, which takes keys in fp32 too.
     """
     casts = _LastCast()
-    for upper, parent, name, linear in list(_linear_layers(model)):
+    for last, parent, name, linear in list(_linear_layers(model)):
         if getattr(parent, name) is not linear:  # of a stack within a stack, replaced before
             continue
-        kind = torch.float32 if exact_keys and upper and name in _KEYS else dtype
+        kind = torch.float32 if exact_keys and last and name in _KEYS else dtype
         setattr(parent, name, _lowered(parent, linear, kind, casts) if pack else LowPrecisionLinear(linear, dtype))
 
 
 def _linear_layers(model: nn.Module) -> Iterator[tuple[bool, nn.Module, str, nn.Linear]]:
-    """Whether it is in the upper half, parent, name and layer of all linear layers of the model's layer stacks."""
+    """Whether it is in the last quarter of its stack, parent, name and layer of all linear layers of the model's layer stacks."""
     for stack in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+        first_of_last = len(stack) - max(1, len(stack) // 4)
         for number, layer in enumerate(stack):
             for parent in layer.modules():
                 for name, child in parent.named_children():
                     if type(child) is nn.Linear:
-                        yield 2 * number >= len(stack), parent, name, child
+                        yield number >= first_of_last, parent, name, child
 
 
 def make_it_run(model: nn.Module, *, check: Check, option: str) -> None:

@@ -13,7 +13,7 @@ from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transfo
 from retrieval.model_lengths import check_length
 from retrieval.sentence_transformers_files import FolderSettings, folder_settings, is_sentence_transformers
 
-EMBEDDING_VERSION = 4  # raised when the same texts, model and precision give other vectors
+EMBEDDING_VERSION = 5  # raised when the same texts, model and precision give other vectors
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def precisions_of_keys(teacher: TorchCrossEncoder) -> list[torch.dtype]:
     return [layer.attention.self.key._dtype for layer in teacher._model.bert.encoder.layer]
 
 
-def test_keys_of_the_upper_half_stay_in_fp32(models: Any, encoded: list[PairEncoding], one_by_one: Any) -> None:
+def test_keys_of_the_last_layers_stay_in_fp32(models: Any, encoded: list[PairEncoding], one_by_one: Any) -> None:
     """Prevents: the most sensitive layers rounded as the others; fp32 keys rounded before the first token's is taken from them."""
     if not (onednn.works() and precision.cpu_computes_bf16()):
         pytest.skip("needs bf16 and the packed operator")
