@@ -245,7 +245,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         with contextlib.suppress(OSError):
-            subprocess.run(["umount", folder], capture_output=True)
+            subprocess.run(["umount", "--lazy", folder], capture_output=True)  # a process that is ending may have it open
 
 
 # Forks a child for each line of its input: a fresh interpreter a kill would take seconds.
