@@ -25,7 +25,7 @@ def settle_memory() -> None:
     oneDNN and the layer between it and torch keep a compiled product for each of the last 1,024 shapes, by a megabyte each; batches
     of like length hardly ever repeat a shape but from layer to layer, so a few are enough (0.5 GB less, measured, at the same speed).
 
-    Python looks for unreachable cycles less often, of which there are few: a second of the three that transformers takes to be imported.
+    Python looks for unreachable cycles less often, of which there are few (torch and transformers imported so: 2.9 s instead of 3.7).
     """
     gc.set_threshold(max(gc.get_threshold()[0], _OBJECTS_BETWEEN_COLLECTIONS))
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):

@@ -76,3 +76,19 @@ def test_a_model_gives_what_each_text_gives_alone(kind: str, precision: str) -> 
     mixed_precision.apply(model, precision=precision, check=vectors, option="embed.precision")
     tolerance = 1e-5 if precision == "fp32" else 0.01
     torch.testing.assert_close(vectors(ids, mask, segments), alone, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["MPNet", "RoFormer"])
+def test_layers_that_are_not_packed_hand_on_fp32_too(kind: str) -> None:
+    """Prevents: a model refused on a GPU, or under torch.compile, that runs in low precision on a CPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = model_of(kind)
+    model.set_attn_implementation("eager")
+    vectors, probe = vectors_of(model), probe_batch(model)
+    expected = vectors(*probe)
+    mixed_precision.lower_precision(model, torch.bfloat16, pack=False)
+    with pytest.raises(RuntimeError):  # as they are, they do not run: the way around it is needed
+        vectors(*probe)
+    mixed_precision.make_it_run(model, check=vectors, option="embed.precision")
+    torch.testing.assert_close(vectors(*probe), expected, rtol=0, atol=0.01)
