@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,18 @@ def _joined(parts: tuple[object, ...]) -> bytes:
 def hash64(*parts: object) -> int:
     """A 64-bit unsigned hash of the parts: the seeded randomness that does not depend on who asks, or when."""
     return int.from_bytes(hashlib.blake2b(_joined(parts), digest_size=8).digest(), "little")
+
+
+def hash64_after(*parts: object) -> Callable[[object], int]:
+    """`hash64(*parts, last)` as a function of `last`, the parts before it hashed once: half the time where many are asked for."""
+    begun = hashlib.blake2b(_joined(parts), digest_size=8)
+
+    def hashed(last: object) -> int:
+        whole = begun.copy()
+        whole.update(_joined((last,)))
+        return int.from_bytes(whole.digest(), "little")
+
+    return hashed
 
 
 def text_hash(text: str) -> int:

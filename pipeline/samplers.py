@@ -14,14 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from data.digests import hash64
+from data.digests import hash64_after
 
 SeededHash = Callable[[str], int]  # of a passage id
 
 
 def seeded(seed: int, purpose: str, query_id: str, draw: int) -> SeededHash:
     """The hash of a passage id for one purpose, query and draw."""
-    return lambda doc_id: hash64(seed, purpose, query_id, draw, doc_id)
+    return hash64_after(seed, purpose, query_id, draw)
 
 
 def uniform(doc_ids: Sequence[str], hashed: SeededHash) -> list[str]:

@@ -18,7 +18,6 @@ from data.settings import Embed, Student
 from data.shards import describe, open_shard, read_footer, read_row_groups
 from retrieval import precision as precisions
 from retrieval.overlap import ahead
-from retrieval.process_memory import release_free_memory
 from retrieval.student_spec import EMBEDDING_VERSION, resolve_student
 from retrieval.text_encoder import TextEncoder, TokenLists
 
@@ -55,7 +54,6 @@ def embedded_groups(
     for ids, tokens in ahead(windows()):
         with np.errstate(over="ignore"):  # an overflow is found below, by name
             vectors = encoder.vectors(tokens, progress=progress).astype(np.float16)
-        release_free_memory()
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(broken):
             first = ids[int(broken[0])].as_py()

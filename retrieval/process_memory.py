@@ -6,7 +6,6 @@ import ctypes
 import gc
 import os
 import sys
-from typing import Any
 
 _KEPT_PRODUCTS = "16"
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
@@ -30,26 +29,13 @@ def settle_memory() -> None:
     gc.set_threshold(max(gc.get_threshold()[0], _OBJECTS_BETWEEN_COLLECTIONS))
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(name, _KEPT_PRODUCTS)
-    mallopt = _of_glibc("mallopt")
-    if mallopt is None:
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
         return  # another C library: slower, nothing else
     trim_threshold, mmap_threshold, most_arenas = -1, -3, -8
     mallopt(most_arenas, 1)
     mallopt(mmap_threshold, 1 << 30)
     mallopt(trim_threshold, (1 << 31) - 1)
-
-
-def release_free_memory() -> None:
-    """Give freed blocks back to the system: after many batches of ever new shapes they are some 0.4 GB, too small for what comes next."""
-    trim = _of_glibc("malloc_trim")
-    if trim is not None:
-        trim(0)
-
-
-def _of_glibc(name: str) -> Any:
-    if sys.platform != "linux":
-        return None
-    try:
-        return getattr(ctypes.CDLL(None), name)
-    except (OSError, AttributeError):
-        return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -19,10 +21,25 @@ def side_by_side(compute: Callable[[Batch], Result], batches: Sequence[Batch]) -
     the caller stops, batches that have not begun are left.
     """
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def alone(batch: Batch) -> Result:
+        torch.set_num_threads(1)
+        return compute(batch)
+
+    waiting: list[Future[Result]] = [_pool(threads).submit(alone, batch) for batch in batches]
     try:
-        for done in as_completed([pool.submit(compute, batch) for batch in batches]):
+        for done in as_completed(waiting):
             yield done.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        wait([future for future in waiting if not future.cancel()])
         torch.set_num_threads(threads)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """The same threads for all batches of the process: glibc keeps what each has freed for itself."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="side by side")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of them
