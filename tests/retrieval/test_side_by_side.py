@@ -34,7 +34,7 @@ def test_as_many_at_a_time_as_torch_has_threads(two_threads: object) -> None:
 
 
 def test_the_next_batches_find_the_same_threads(two_threads: object) -> None:
-    """Prevents: memory that each window's threads leave behind, a third more for 27,000 passages."""
+    """Prevents: memory that each window's threads leave behind, a tenth more for 27,000 passages."""
 
     def names(batch: int) -> str:
         time.sleep(0.01)
