@@ -1,10 +1,10 @@
-# `make demo`, `make recipes` and `make test`. Each makes .venv and installs what it needs.
+# `make demo`, `make recipes`, `make test` and `make test-slow`. Each makes .venv and installs what it needs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo recipes test lint clean
+.PHONY: demo recipes test test-slow lint clean
 
 demo: $(VENV)/.demo
 	bash recipes/demo/run.sh
@@ -16,6 +16,9 @@ recipes: $(VENV)/.demo
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -m slow tests/slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
