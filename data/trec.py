@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import UserError
+from data.readers import is_header, shown
 from data.shards import atomic_write
+from data.text_lines import numbered_lines
 
 Run = dict[str, list[tuple[str, float]]]  # query_id -> (doc_id, score), best first
 
@@ -22,21 +24,44 @@ class Entry(NamedTuple):
     score: float
 
 
+RUN_FORM = "`query_id Q0 doc_id rank score tag`"
+_COLUMNS = 6
+
+
 def read_entries(path: Path, queries: Container[str] | None = None) -> Iterator[Entry]:
-    """The entries of some queries (None: of all) in the order of the file, one at a time. Lines of other queries are passed over unread.
+    """The entries of some queries (None: of all) in the order of the file, one at a time. Lines of other queries are passed over unread,
+    but for the first one: a file that is no run says so whatever its queries are. A line that names the columns is no entry.
+
+    Columns are those between tabs, so that ids may hold spaces; where these are not six, those between any white space.
 
     Raises UserError with file and line: a line that is not six fields with a finite number as the fifth.
     """
+    if not path.exists():
+        raise UserError(f"{path}: no such run file")
+    first = True
+    for number, raw in numbered_lines(path):
+        line = _text(raw, place=f"{path}:{number}")
+        if not line or line.isspace():
+            continue
+        cells = _cells(line)
+        wanted = queries is None or (bool(cells) and cells[0] in queries)
+        if (first and not is_header(cells[:4])) or (wanted and not first):
+            entry = Entry(number, *_parsed(cells, line, place=f"{path}:{number}"))
+            if wanted:
+                yield entry
+        first = False
+
+
+def _text(raw: bytes, *, place: str) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                first = line.split(None, 1)
-                if first and (queries is None or first[0] in queries):
-                    yield Entry(number, *_parsed(line, place=f"{path}:{number}"))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{path}: no such run file") from error
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text, so it is no TREC run") from error
+        raise UserError(f"{place} is not UTF-8 text ({error.reason}), so it is no line of a TREC run") from error
+
+
+def _cells(line: str) -> list[str]:
+    cells = line.split("\t")
+    return [cell.strip() for cell in cells] if len(cells) == _COLUMNS else line.split()
 
 
 def read_run(path: Path) -> Run:
@@ -54,14 +79,19 @@ def read_run(path: Path) -> Run:
     return {query_id: sorted(entries.items(), key=lambda entry: (-entry[1], entry[0])) for query_id, entries in run.items()}
 
 
-def _parsed(line: str, *, place: str) -> tuple[str, str, float]:
+def _parsed(cells: list[str], line: str, *, place: str) -> tuple[str, str, float]:
+    if len(cells) != _COLUMNS:
+        kind = " (JSON?)" if line.lstrip().startswith(("{", "[")) else ""
+        raise UserError(f"{place}: expected {RUN_FORM}, got {len(cells)} columns{kind}: {shown(line.strip())}")
+    query_id, _, doc_id, _, score, _ = cells
     try:
-        query_id, _, doc_id, _, score, _ = line.split()
-        value = float(score)
+        # float() also takes 1_0 for ten, and the digits of all scripts.
+        value = float(score) if score.isascii() and "_" not in score else None
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{place}: expected `query_id Q0 doc_id rank score tag`, got {line.strip()[:80]!r}")
+        value = None
+    if value is None or not math.isfinite(value) or not query_id or not doc_id:
+        found = "an empty id" if not query_id or not doc_id else f"the score {shown(score)}"
+        raise UserError(f"{place}: expected {RUN_FORM} with a finite number as score, got {found} in {shown(line.strip())}")
     return query_id, doc_id, value
 
 

@@ -27,6 +27,7 @@ from data.settings import Experiment
 from data.shards import ROW_GROUP_ROWS
 from pipeline.corpus import Corpus
 from pipeline.dev_queries import LEAKS, DevQueries, choose_queries
+from pipeline.ingest import check_positives
 from pipeline.stage import Stored, Table, Task
 from retrieval.student_spec import StudentSpec, resolve_student
 
@@ -137,6 +138,7 @@ def _check_split(experiment: Experiment) -> None:
         raise UserError(f"dev.split={split}: {collection.folder} has no qrels of it; splits that are not trained on: {others}")
     if split == train_split:
         raise UserError(f"dev.split={split} is the split that is trained on (ingest.train_split); choose another: {others}")
+    check_positives(collection, split=split, setting="dev.split")
 
 
 def _remark(counts: dict[str, Any]) -> str:

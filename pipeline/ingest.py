@@ -9,7 +9,7 @@ A passage's shard is a hash of its id, a query's shard a hash of its text, so ne
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ import pyarrow as pa
 from data.collection import Collection
 from data.digests import hash64, text_hash
 from data.errors import UserError
-from data.readers import Fault, Judgement, Line, read_corpus, read_qrels, read_queries
+from data.readers import Fault, Judgement, Line, read_corpus, read_qrels, read_queries, shown
 from data.schemas import CORPUS, QRELS, QUARANTINE, QUERIES
 from data.settings import Ingest
 from data.shards import read_row_groups
@@ -29,7 +29,8 @@ MAX_QUARANTINED = 100_000  # broken records kept to look at; all are counted
 _FIRST_FAULTS = 10
 _UNJUDGED = "unjudged"
 _REPEATED = "repeated in another file"
-_NO_FAULTS = (_UNJUDGED, _REPEATED)  # reasons to drop a record that is not broken
+_JUDGED_TWICE = "duplicate judgement"
+_SHOWN_IDS = 3
 
 
 class Sink(Protocol):
@@ -48,8 +49,19 @@ class IngestReport:
     """
 
     counts: dict[str, Any]
-    bad: int
+    reasons: Counter[str]  # of the broken ones
     faults: pa.Table
+    first: tuple[Fault, ...]  # of the faults, with what was found and expected
+
+    @property
+    def bad(self) -> int:
+        """How many records are broken."""
+        return self.reasons.total()
+
+    @property
+    def told(self) -> str:
+        """The broken records by reason, the first ones in full, a line each."""
+        return "\n".join([by_number(self.reasons), *(f"  {fault}" for fault in self.first)])
 
 
 def ingest_corpus(collection: Collection, *, settings: Ingest, sinks: Sequence[Sink | None]) -> IngestReport:
@@ -97,12 +109,14 @@ def ingest_queries(collection: Collection, *, settings: Ingest, sinks: Sequence[
     judged, _ = _judged_ids(collection)
     tally, shards = _Tally(), _Shards(sinks, schema=QUERIES)
     seen: dict[str, tuple[str, int]] = {}
+    strangers: list[str] = []
     for line, query in read_queries(collection):
         if isinstance(query, Fault):
             tally.broken(query)
             continue
         if query.query_id not in judged:
             tally.dropped[_UNJUDGED] += 1
+            strangers += [query.query_id] * (len(strangers) < _SHOWN_IDS)
             continue
         here = (line.file, text_hash(query.text))
         first = seen.setdefault(query.query_id, here)
@@ -115,6 +129,12 @@ def ingest_queries(collection: Collection, *, settings: Ingest, sinks: Sequence[
         tally.kept += 1
         shards.add(hash64("queries", query.text) % len(sinks), row=query)
     shards.flush()
+    if strangers and not tally.kept:
+        raise UserError(
+            f"none of the {tally.dropped[_UNJUDGED]:,} queries in {_names(collection.queries)} is judged in any qrels file: do they belong "
+            f"together? Ids of queries are {_some(strangers)}, of judgements {_some(sorted(judged)[:_SHOWN_IDS])}"
+            + (f"; the other queries are broken: {tally.report().told}" if tally.report().bad else "")
+        )
     return _nonempty(tally.report(), files=collection.queries)
 
 
@@ -131,7 +151,7 @@ def ingest_qrels(
         queries: The finished query shards.
 
     Raises:
-        UserError: The training split is missing, or a qrels file has no judgement of a known query and passage.
+        UserError: What `check_splits` refuses, or a qrels file has no judgement of a known query and passage.
     """
     check_splits(collection, settings=settings)
     # The files are read twice, so that memory holds the judged ids and the kept rows, never all ids of the corpus.
@@ -139,34 +159,87 @@ def ingest_qrels(
     query_ids = known_ids(queries, column="query_id", wanted=query_ids)
     doc_ids = known_ids(corpus, column="doc_id", wanted=doc_ids)
     tally = _Tally()
-    relevance: dict[tuple[str, str, str], int] = {}
-    for line, judgement in _judgements(collection):
-        if isinstance(judgement, Fault):
-            tally.broken(judgement)
-        elif judgement.query_id not in query_ids:
-            tally.broken(line.fault("unknown query id"))
-        elif judgement.doc_id not in doc_ids:
-            tally.broken(line.fault("unknown doc id"))
-        elif judgement[:3] in relevance:
-            tally.broken(line.fault("duplicate judgement"))
-        else:
-            relevance[judgement[:3]] = judgement.relevance
-            tally.kept += 1
-    _refuse_unmatched(collection, splits_kept={split for split, _, _ in relevance}, report=tally.report())
+    relevance: dict[tuple[str, str, str], tuple[int, int]] = {}  # (label, line)
+    for split in collection.qrels:
+        kept, of_split = tally.kept, _Tally()
+        for line, judgement in read_qrels(collection, split=split):
+            checked = judgement if isinstance(judgement, Fault) else _checked(line, judgement, query_ids, doc_ids, relevance)
+            if isinstance(checked, Fault):
+                tally.broken(checked)
+                of_split.broken(checked)
+            elif checked[:3] in relevance:  # with the same label: nothing is lost
+                tally.dropped[_JUDGED_TWICE] += 1
+            else:
+                relevance[checked[:3]] = checked.relevance, line.number
+                tally.kept += 1
+        if tally.kept == kept:
+            raise UserError(f"{collection.qrels[split]} has no judgement of a known query and a known passage: {of_split.report().told}")
+    if not any(split == settings.train_split and label > 0 for (split, _, _), (label, _) in relevance.items()):
+        raise UserError(f"no label above 0 of split {settings.train_split!r} (ingest.train_split) is usable: {tally.report().told}")
     shards = _Shards([sink], schema=QRELS)
     for key in sorted(relevance):
-        shards.add(0, row=(*key, relevance[key]))
+        shards.add(0, row=(*key, relevance[key][0]))
     shards.flush()
     return tally.report()
 
 
+def _checked(
+    line: Line,
+    judgement: Judgement,
+    query_ids: set[str],
+    doc_ids: set[str],
+    relevance: Mapping[tuple[str, str, str], tuple[int, int]],
+) -> Judgement | Fault:
+    """The judgement, or why it cannot be used beside what is known already."""
+    if judgement.query_id not in query_ids:
+        return line.fault("unknown query id", f"no query is called {shown(judgement.query_id)}")
+    if judgement.doc_id not in doc_ids:
+        return line.fault("unknown doc id", f"no passage is called {shown(judgement.doc_id)}")
+    label, before = relevance.get(judgement[:3], (judgement.relevance, 0))
+    if label != judgement.relevance:
+        return line.fault(_JUDGED_TWICE, f"labelled {label} in line {before}, {judgement.relevance} here")
+    return judgement
+
+
 def check_splits(collection: Collection, *, settings: Ingest) -> None:
-    """Raises UserError where the training split has no qrels. Cheap: call it before the corpus is read."""
+    """Raises UserError where the training split has no qrels or no label above 0, or another split no judgement.
+
+    Cheap, since a file is read up to the first such line: call it before the corpus is read.
+    """
     if settings.train_split not in collection.qrels:
         raise UserError(
             f"{collection.folder} has no qrels of split {settings.train_split!r} (ingest.train_split); "
             f"splits found: {', '.join(collection.qrels)}"
         )
+    for split in collection.qrels:
+        if split == settings.train_split:
+            check_positives(collection, split=split, setting="ingest.train_split")
+        else:
+            _check_judgements(collection, split=split, least=None)
+
+
+def check_positives(collection: Collection, *, split: str, setting: str) -> None:
+    """Raises UserError, naming the setting, where a split has no label above 0. Cheap, as above."""
+    if (report := _check_judgements(collection, split=split, least=1)) is not None:
+        judged = f"{collection.qrels[split]} has no label above 0 among its {report.counts['kept']:,} judgements"
+        broken = f"; the other lines are broken: {report.told}" if report.bad else ""
+        raise UserError(f"{judged}: split {split!r} ({setting}) has no positive{broken}")
+
+
+def _check_judgements(collection: Collection, *, split: str, least: int | None) -> IngestReport | None:
+    """What was read of a split without a judgement of `least` or more; None where it has one. Raises UserError where none can be read."""
+    tally = _Tally()
+    for _, judgement in read_qrels(collection, split=split):
+        if isinstance(judgement, Fault):
+            tally.broken(judgement)
+        elif least is None or judgement.relevance >= least:
+            return None
+        else:
+            tally.kept += 1
+    report = tally.report()
+    if not tally.kept:
+        raise UserError(f"{collection.qrels[split]} holds no judgement: {report.told if report.bad else 'it is empty, or a header alone'}")
+    return report
 
 
 def known_ids(shards: Iterable[Path], *, column: str, wanted: set[str]) -> set[str]:
@@ -189,14 +262,11 @@ def check_bad_fraction(report: IngestReport, *, settings: Ingest, quarantine: Pa
     records = report.counts["in"]
     if report.bad <= settings.max_bad_fraction * records:
         return
-    reasons = _by_number({reason: count for reason, count in report.counts["dropped"].items() if reason not in _NO_FAULTS})
-    first = [f"  {row['file']}:{row['line']}: {row['reason']}" for row in report.faults.slice(0, _FIRST_FAULTS).to_pylist()]
     place = f" The broken records are listed in {quarantine}." if quarantine else ""
     raise UserError(
         f"{report.bad} of {records} records are broken, {report.bad / records:.2%} "
-        f"(ingest.max_bad_fraction allows {settings.max_bad_fraction:.2%}): {reasons}\n"
-        + "\n".join(first)
-        + f"\nMend the files, or go on without these records by raising ingest.max_bad_fraction.{place}"
+        f"(ingest.max_bad_fraction allows {settings.max_bad_fraction:.2%}): {report.told}"
+        f"\nMend the files, or go on without these records by raising ingest.max_bad_fraction.{place}"
     )
 
 
@@ -206,12 +276,12 @@ class _Tally:
     def __init__(self) -> None:
         self.kept = 0
         self.dropped: Counter[str] = Counter()
-        self._bad = 0
+        self._reasons: Counter[str] = Counter()
         self._faults: list[Fault] = []
 
     def broken(self, fault: Fault) -> None:
         """Count a broken record, and keep it to look at."""
-        self._bad += 1
+        self._reasons[fault.reason] += 1
         self.dropped[fault.reason] += 1
         if len(self._faults) < MAX_QUARANTINED:  # the wrong file as corpus must not fill the memory with its lines
             self._faults.append(fault)
@@ -220,7 +290,9 @@ class _Tally:
         """What was counted so far."""
         dropped = dict(sorted(self.dropped.items()))
         counts = {"in": self.kept + sum(dropped.values()), "kept": self.kept, "dropped": dropped}
-        return IngestReport(counts, self._bad, _table(self._faults, schema=QUARANTINE))
+        columns = len(QUARANTINE)
+        faults = _table([fault[:columns] for fault in self._faults], schema=QUARANTINE)
+        return IngestReport(counts, self._reasons, faults, tuple(self._faults[:_FIRST_FAULTS]))
 
 
 class _Shards:
@@ -281,20 +353,17 @@ def _nonempty(report: IngestReport, *, files: Sequence[Path]) -> IngestReport:
     # Where all records are broken, the check of their share has the better message.
     if report.counts["kept"] or report.bad:
         return report
-    names = ", ".join(str(file) for file in files)
-    if report.counts["in"]:
-        raise UserError(f"none of the {report.counts['in']} queries in {names} is judged in any qrels file: do they belong together?")
-    raise UserError(f"{names} holds no record")
+    raise UserError(f"{_names(files)} holds no record")
 
 
-def _refuse_unmatched(collection: Collection, *, splits_kept: set[str], report: IngestReport) -> None:
-    for split, path in collection.qrels.items():
-        if split not in splits_kept:
-            raise UserError(
-                f"{path} has no judgement of a known query and a known passage, so it does not belong to this collection; "
-                f"of all qrels: {_by_number(report.counts['dropped']) or 'no line'}"
-            )
+def _names(files: Sequence[Path]) -> str:
+    return ", ".join(str(file) for file in files)
 
 
-def _by_number(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(shown(identifier) for identifier in ids)
+
+
+def by_number(reasons: Mapping[str, int]) -> str:
+    """`12 no id, 3 empty text`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])))

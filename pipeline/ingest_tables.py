@@ -17,7 +17,7 @@ from data.collection import Collection, find_collection
 from data.digests import DigestCache
 from data.settings import Experiment
 from data.shards import ShardWriter, shard_name, write_shard
-from pipeline.ingest import IngestReport, check_bad_fraction, check_splits, ingest_corpus, ingest_qrels, ingest_queries
+from pipeline.ingest import IngestReport, by_number, check_bad_fraction, check_splits, ingest_corpus, ingest_qrels, ingest_queries
 from pipeline.stage import Table, Task
 
 Sinks = Sequence[ShardWriter | None]
@@ -45,6 +45,9 @@ def _write(task: Task, schema: pa.Schema, ingest: Callable[[Collection, Sinks], 
         report = ingest(collection, sinks)
         write_shard(quarantine, report.faults, {"fingerprint": task.fingerprint, "counts": report.counts})
         check_bad_fraction(report, settings=task.experiment.ingest, quarantine=quarantine)
+        if report.bad:
+            left_out = f"{report.bad:,} of {report.counts['in']:,} records are broken and left out ({by_number(report.reasons)})"
+            task.warn(f"{task.table.label}: {left_out}; listed in {quarantine}")
         task.report("records", report.counts["in"])
         if sinks[0] is not None:  # the counts are of the whole table; one shard carries them
             sinks[0].figures["counts"] = report.counts

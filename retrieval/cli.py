@@ -147,7 +147,7 @@ class _Eta:
 def _qrels(given: Words) -> Any:
     from retrieval.qrels import read_qrels
 
-    return read_qrels(local_table_or_file(given["qrels"]), split=given["split"])
+    return read_qrels(local_table_or_file(given["qrels"]), split=given["split"], note=_note)
 
 
 @app.command()

@@ -1,23 +1,27 @@
-"""Relevance labels from wherever they lie: a stored table of `ingest`, a BEIR TSV file, or a TREC qrels file."""
+"""Relevance labels from wherever they lie: a stored table of `ingest`, or a file of qrels in BEIR's form, MS MARCO's or TREC's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from data.errors import UserError
+from data.readers import JUDGEMENT_FORM, Fault, read_judgements
 from data.shards import read_shard
 
 Qrels = dict[str, dict[str, int]]  # query_id -> doc_id -> relevance
 
 
-def read_qrels(path: Path, *, split: str) -> Qrels:
-    """The labels. `split` chooses among a stored table's splits; a file holds one split.
+def read_qrels(path: Path, *, split: str, note: Callable[[str], None] = lambda line: None) -> Qrels:
+    """The labels. `split` chooses among a stored table's splits; a file holds one split. `note` is told what was passed over.
 
-    Raises UserError: nothing there, a split without labels (naming those there are), a line that is no label.
+    Raises UserError: nothing there, a split without labels (naming those there are), a line that is no label, two labels of one pair.
     """
-    qrels = _from_table(path, split=split) if path.is_dir() else _from_file(path)
+    if not path.exists():
+        raise UserError(f"qrels={path}: no such file or folder")
+    qrels = _from_table(path, split=split) if path.is_dir() else _from_file(path, note=note)
     if not qrels:
-        raise UserError(f"{path} holds no relevance labels")
+        raise UserError(f"{path} holds no relevance labels; expected lines of {JUDGEMENT_FORM}")
     return qrels
 
 
@@ -36,26 +40,22 @@ def _from_table(folder: Path, *, split: str) -> Qrels:
     return qrels
 
 
-def _from_file(path: Path) -> Qrels:
+def _from_file(path: Path, *, note: Callable[[str], None]) -> Qrels:
+    """As `prep` reads it, but for what is broken: that stops here, since a metric over the rest would pass for one over all."""
     qrels: Qrels = {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip() and not (number == 1 and line.startswith("query-id")):
-                    query_id, doc_id, label = _parsed(line, place=f"{path}:{number}")
-                    qrels.setdefault(query_id, {})[doc_id] = label
-    except FileNotFoundError as error:
-        raise UserError(f"qrels={path}: no such file or folder") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text, so it holds no relevance labels") from error
+    lines: dict[tuple[str, str], int] = {}
+    repeated = 0
+    for line, judgement in read_judgements(path, name=str(path), split=""):
+        if isinstance(judgement, Fault):
+            if judgement.reason == "empty line":
+                continue
+            raise UserError(str(judgement))
+        labels, (_, query_id, doc_id, label) = qrels.setdefault(judgement.query_id, {}), judgement
+        if labels.setdefault(doc_id, label) != label:
+            before = f"{labels[doc_id]} in line {lines[query_id, doc_id]} and {label} here"
+            raise UserError(f"{path}:{line.number}: query {query_id} and passage {doc_id} are judged {before}: leave one of the two")
+        repeated += (query_id, doc_id) in lines
+        lines.setdefault((query_id, doc_id), line.number)
+    if repeated:
+        note(f"{path}: {repeated:,} judgements stand there a second time, with the same label")
     return qrels
-
-
-def _parsed(line: str, *, place: str) -> tuple[str, str, int]:
-    fields = line.split()
-    try:
-        query_id, doc_id, label = (fields[0], fields[2], fields[3]) if len(fields) == 4 else fields
-        return query_id, doc_id, int(label)
-    except ValueError:
-        shown = line.strip()[:80]
-        raise UserError(f"{place}: expected `query doc label` or `query 0 doc label`, a whole number last, got {shown!r}") from None

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import readers
+from data import readers, text_lines
 from data.collection import Collection, find_collection
 from data.errors import UserError
 from data.readers import Fault, Judgement, Passage, Query
@@ -153,8 +153,10 @@ def test_tab_inside_text(tmp_path: Path) -> None:
 
 BROKEN_JUDGEMENTS = [
     (b"q1\td1", "too few columns"),
-    (b"q1 d1 1", "too few columns"),
-    (b"q1\t0\td1\t1", "too many columns"),
+    (b"q1,d1,1", "too few columns"),
+    (b"q1 Q0 d1 1 0.5 tag", "too many columns"),
+    (b"q1\td1\t\xd9\xa1", "relevance is not an integer"),
+    (b"q1\td1\t", "relevance is not an integer"),
     (b"\td1\t1", "empty id"),
     (b"q1\td1\tyes", "relevance is not an integer"),
     (b"q1\td1\t0.5", "relevance is not an integer"),
@@ -171,6 +173,7 @@ def test_broken_judgements(tmp_path: Path, line: bytes, reason: str) -> None:
     """A relevance of 0.5 cut to 0 silently turns a positive into an unjudged passage."""
     [fault] = qrels_of(beir(tmp_path, qrels=HEADER + line + b"\n"))
     assert fault[:3] == ("qrels/train.tsv", 2, reason)
+    assert reason == "bad UTF-8" or fault.detail.startswith(f"expected {readers.JUDGEMENT_FORM}, found ")
 
 
 @pytest.mark.parametrize("relevance", ["0", "1", "-1", "+2", "1.0", "3.", " 1"])
@@ -194,7 +197,7 @@ def test_blank_lines(tmp_path: Path) -> None:
 
 def test_long_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file without newlines must not fill the memory, and a cut line must not pass for a whole one."""
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 20)
+    monkeypatch.setattr(text_lines, "MAX_LINE_BYTES", 20)
     texts = {size: b"7\t" + b"x" * (size - 2) for size in (19, 20, 21, 22, 23, 60, 66, 67)}
     for end in (b"\n", b"\r\n", b"\r\r\n"):
         found = corpus_of(msmarco(tmp_path, corpus=b"".join(text + end for text in texts.values())))
@@ -216,26 +219,129 @@ def test_never_raises(tmp_path_factory: pytest.TempPathFactory, content: bytes) 
     """One strange byte in line 8 million must not end an ingest; whatever is read can be stored, and every line is accounted for."""
     folder = tmp_path_factory.getbasetemp() / "arbitrary"
     for collection in (beir(folder / "beir", corpus=content, queries=content, qrels=content), msmarco(folder / "ms", corpus=content)):
-        for lines in (readers.read_corpus(collection), readers.read_queries(collection), readers.read_qrels(collection, split="train")):
-            for line, record in lines:
-                assert all(isinstance(value, int) or value.encode() is not None for value in record)
-                assert not isinstance(record, Fault) or record[:2] == line[:2]
+        try:
+            for lines in (readers.read_corpus(collection), readers.read_queries(collection), readers.read_qrels(collection, split="train")):
+                for line, record in lines:
+                    assert all(isinstance(value, int) or value.encode() is not None for value in record)
+                    assert not isinstance(record, Fault) or record[:2] == line[:2]
+        except UserError as refused:
+            assert "expected lines of UTF-8 text" in str(refused)  # another kind of file, by its first bytes
+            continue
         lines_read = [line.number for line, _ in readers.read_corpus(collection)]
-        written = content.split(b"\n")
+        written = content.split(b"\n" if b"\n" in content else b"\r")
         while written and not written[-1].removeprefix(b"\xef\xbb\xbf" if len(written) == 1 else b"").strip():
             written.pop()
         assert lines_read == list(range(1, len(written) + 1))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "not gzip", "nothing"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "nothing"])
 def test_damaged_gzip(tmp_path: Path, damage: str) -> None:
     """A download cut short must not pass for a smaller collection."""
     collection = beir(tmp_path, corpus=PASSAGE * 5000, end=".gz")
     whole = collection.corpus.read_bytes()
     flipped = whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:]
-    collection.corpus.write_bytes({"cut": whole[: len(whole) // 2], "flipped": flipped, "not gzip": PASSAGE, "nothing": b""}[damage])
+    collection.corpus.write_bytes({"cut": whole[: len(whole) // 2], "flipped": flipped, "nothing": b""}[damage])
     with pytest.raises(UserError, match=r"corpus\.jsonl\.gz is not a whole gzip"):
         corpus_of(collection)
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
+def test_files_of_other_systems(tmp_path: Path, end: str, packed: bool, mark: bytes, newline: bytes) -> None:
+    """Prevents: a file that a name, a byte-order mark or old line ends make unreadable, or into one record, or into one with another id."""
+    collection = beir(tmp_path, end=end)
+    lines = {
+        collection.corpus: [PASSAGE.strip(), PASSAGE.strip().replace(b"d1", b"d2")], collection.queries[0]: [QUERY.strip()],
+        collection.qrels["train"]: [HEADER.strip(), b"q1\td1\t1", b"q1 0 d2 2"],
+    }  # fmt: skip
+    for path, content in lines.items():
+        written = mark + newline.join(content) + newline
+        path.write_bytes(gzip.compress(written) if packed else written)
+    assert [passage.doc_id for passage in corpus_of(collection)] == ["d1", "d2"]
+    assert records(readers.read_queries(collection)) == [Query("q1", "do fleas jump")]
+    assert qrels_of(collection) == [Judgement("train", "q1", "d1", 1), Judgement("train", "q1", "d2", 2)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{}\n".encode("utf-16"), "UTF-16"),
+        ("{}\n".encode("utf-16-le"), "UTF-16"),
+        ("{}\n".encode("utf-16-be"), "UTF-16"),
+        (b"\x28\xb5\x2f\xfd\x24\x00", "zstd -d"),
+        (b"BZh91AY&SY", "bunzip2"),
+        (b"\xfd7zXZ\x00", "unxz"),
+        (b"PK\x03\x04", "zip archive"),
+        (b"PAR1\x15\x04", "Parquet"),
+        (b"x" * 257 + b"ustar\x0000", "tar archive"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html>\n", "HTML"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_other_kinds_of_files_are_told(tmp_path: Path, content: bytes, words: str, end: str) -> None:
+    """Prevents: thousands of faults of an archive's bytes, which say everything but what the file is."""
+    with pytest.raises(UserError, match=rf"(?s)corpus\.jsonl.* is .*{words}"):
+        corpus_of(beir(tmp_path, corpus=content, end=end))
+    with pytest.raises(UserError, match=rf"(?s)train\.tsv.* is .*{words}"):
+        qrels_of(beir(tmp_path, qrels=content, end=end))
+
+
+@pytest.mark.parametrize(
+    ("line", "query_id", "doc_id"),
+    [
+        (b"my query\ta passage\t1", "my query", "a passage"),
+        (b"my query\t0\ta passage\t1", "my query", "a passage"),
+        (b" q1 \t d1 \t1\t\t", "q1", "d1"),
+        (b"q1 \t 0\td1  1", "q1", "d1"),
+        (b"q1 d1 1", "q1", "d1"),
+        (b"query\td1\t1", "query", "d1"),
+    ],
+)
+@pytest.mark.parametrize("form", ["beir", "msmarco"])
+def test_columns_of_qrels(tmp_path: Path, line: bytes, query_id: str, doc_id: str, form: str) -> None:
+    """Prevents: ids cut at their spaces, so that `my query` is judged as `my`; a first judgement of a query called `query` lost."""
+    collection = beir(tmp_path, qrels=line) if form == "beir" else msmarco(tmp_path, qrels=line)
+    assert qrels_of(collection) == [Judgement("train", query_id, doc_id, 1)]
+
+
+@pytest.mark.parametrize("header", [b"query-id\tcorpus-id\tscore", b"query_id,x x", b'"qid"\t"pid"\t"label"', b"#qid iter docid rel"])
+@pytest.mark.parametrize("form", ["beir", "msmarco"])
+def test_headers_of_qrels(tmp_path: Path, header: bytes, form: str) -> None:
+    """Prevents: a header that one form of collection takes for a broken judgement."""
+    content = header.replace(b",", b" ") + b"\nq1\td1\t1\n"
+    collection = beir(tmp_path, qrels=content) if form == "beir" else msmarco(tmp_path, qrels=content)
+    assert qrels_of(collection) == [Judgement("train", "q1", "d1", 1)]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"id": "d", "contents": "a"}', "it has 'id, contents'; expected _id and text"),
+        (b"{}", "it has no key; expected _id and text"),
+        (b'{"_id": "d", "passage": "a"}', "it has '_id, passage'; expected _id and text"),
+        (b'{"_id": 1.0, "text": "a"}', "found '1.0'; expected a string or a whole number"),
+        (b"d1\ta passage", 'expected {"_id": ..., "text": ...}, found \'d1\\ta passage\''),
+        (b'[{"_id": "d", "text": "a"}]', "the file is a JSON array; expected an object a line"),
+        (b"[", "the file is a JSON array; expected an object a line"),
+        ('{"_id": "\xe9", "text": "a"}'.encode("latin-1"), "byte 0xe9 at 10: save the file as UTF-8"),
+    ],
+)
+def test_a_fault_says_what_was_found_and_expected(tmp_path: Path, line: bytes, words: str) -> None:
+    """Prevents: `no id`, sixty times over, for records whose ids are called otherwise."""
+    [fault] = corpus_of(beir(tmp_path, corpus=line))
+    assert words in fault.detail and str(fault).startswith("corpus.jsonl:1: ")
+
+
+def test_a_header_of_texts_is_told(tmp_path: Path) -> None:
+    """Prevents: a header that becomes a passage; a title column that stays in the text; an address in front of every text."""
+    [fault, passage] = corpus_of(msmarco(tmp_path, corpus=b"id\ttext\n7\ta\n"))
+    assert fault[:3] == ("collection.tsv", 1, "header line") and passage == Passage("7", "a")
+    for first in (b"id\ttext\ttitle\n", b'"pid"\t"title"\t"body"\n', b"D1\thttps://a.b/\ttitle\tbody\n"):
+        with pytest.raises(UserError, match=r"collection\.tsv:1: .* columns .*expected `id <tab> text`"):
+            corpus_of(msmarco(tmp_path, corpus=first + b"7\ta\n"))
 
 
 def test_streams(tmp_path: Path) -> None:

@@ -294,3 +294,64 @@ def test_quarantine_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ingest, "MAX_QUARANTINED", 3)
     report, _ = corpus_rows(collection_in(tmp_path, corpus=[*PASSAGES, *[("d1", "again")] * 10]))
     assert (report.faults.num_rows, report.bad, report.counts["dropped"]) == (3, 10, {"duplicate id": 10})
+
+
+def files_in(folder: Path, *, qrels: dict[str, str]) -> Collection:
+    collection = collection_in(folder)
+    for split, content in qrels.items():
+        (folder / "qrels" / f"{split}.tsv").write_text(content)
+    return find_collection(folder) if qrels else collection
+
+
+@pytest.mark.parametrize("separator", [" ", "\t"])
+def test_trec_qrels_in_a_beir_folder(tmp_path: Path, separator: str) -> None:
+    """Prevents: a split of TREC's four columns that no reader of BEIR folders takes, though the others do."""
+    content = "".join(separator.join((query, "0", doc, str(label))) + "\n" for query, doc, label in JUDGED)
+    report, sink = qrels_rows(files_in(tmp_path / "c", qrels={"train": content}), tmp_path / "store")
+    assert report.counts == {"in": 30, "kept": 30, "dropped": {}}
+    assert sum(sink.column("relevance")) == 15
+
+
+@pytest.mark.parametrize(
+    ("qrels", "words"),
+    [
+        ({"train": "q1,d1,1\nq2,d2,1\n"}, r"train\.tsv holds no judgement.*2 too few columns.*train\.tsv:1: .*found 'q1,d1,1'"),
+        ({"train": "q1\td1\t0.5\n"}, r"train\.tsv:1: relevance is not an integer: expected .*found 'q1\\td1\\t0.5'"),
+        ({"train": ""}, r"train\.tsv holds no judgement: it is empty, or a header alone"),
+        ({"dev": "query-id\tcorpus-id\tscore\n"}, r"dev\.tsv holds no judgement: it is empty, or a header alone"),
+        ({"dev": '{"q1": {"d1": 1}}\n'}, r"dev\.tsv holds no judgement.*dev\.tsv:1: .*found '{\"q1\""),
+        (
+            {"train": "q1\td1\t0\nq2\td1\t-1\nbad\n"},
+            r"train\.tsv has no label above 0 among its 2 judgements: .*\(ingest\.train_split\) .*tsv:3: too few",
+        ),
+    ],
+)
+def test_qrels_that_say_nothing_are_told_before_the_corpus_is_read(tmp_path: Path, qrels: dict[str, str], words: str) -> None:
+    """Prevents: 'do they belong together?' for lines of another form, or labels of 0 that show after the corpus is embedded."""
+    collection = files_in(tmp_path, qrels=qrels)
+    with pytest.raises(UserError, match=f"(?s){words}"):
+        ingest.check_splits(collection, settings=options(tmp_path))
+
+
+def test_a_judgement_that_stands_twice(tmp_path: Path) -> None:
+    """Prevents: a run that stops for a line that says the same again, or that trains on one of two labels without a word."""
+    train = [*JUDGED, ("q1", "d1", 1), ("q3", "d3", 0)]
+    report, _ = qrels_rows(collection_in(tmp_path / "c", train=train), tmp_path / "store")
+    assert report.counts["dropped"] == {"duplicate judgement": 2}
+    assert report.bad == 1 and [str(fault) for fault in report.first] == [
+        "qrels/train.tsv:33: duplicate judgement: labelled 1 in line 5, 0 here"
+    ]
+
+
+def test_strange_ids_are_shown(tmp_path: Path) -> None:
+    """Prevents: ids in quotes, or numbers written as floats, that look alike in every message."""
+    with pytest.raises(UserError, match=r"Ids of queries are 'q0', 'q1', 'q2', of judgements '\"q1\"'"):
+        query_rows(collection_in(tmp_path / "a", train=[('"q1"', "d1", 1)]))
+    with pytest.raises(UserError, match=r"train\.tsv:2: unknown doc id: no passage is called '1\.0'"):
+        qrels_rows(collection_in(tmp_path / "b", train=[("q1", "1.0", 1)]), tmp_path / "store")
+
+
+def test_a_training_split_whose_positives_are_all_unknown(tmp_path: Path) -> None:
+    """Prevents: a corpus embedded for pools that have no row."""
+    with pytest.raises(UserError, match=r"no label above 0 of split 'train'.* is usable: 1 unknown doc id"):
+        qrels_rows(collection_in(tmp_path / "c", train=[("q1", "none", 1), ("q2", "d1", 0)]), tmp_path / "store")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from data.trec import Run, read_run, write_run
+from data.trec import Run, read_entries, read_run, write_run
 from retrieval.qrels import read_qrels
 
 
@@ -62,7 +63,13 @@ def test_ties_are_read_by_id(tmp_path: Path) -> None:
         ("q Q0 a 1 0.5", "expected `query_id Q0"),
         ("q Q0 a b 1 0.5 t", "expected `query_id Q0"),
         ("q Q0 a 1 high t", "expected `query_id Q0"),
-        ("q Q0 a 1 nan t", "expected `query_id Q0"),
+        ("q Q0 a 1 nan t", "the score 'nan'"),
+        ("q Q0 a 1 -inf t", "the score '-inf'"),
+        ("q Q0 a 1 1_0 t", "the score '1_0'"),
+        ("q Q0 a 1 \u0661 t", "the score"),
+        ("q\tQ0\t\t1\t0.5\tt", "an empty id"),
+        ("q a 1", "got 3 columns"),
+        ('{"q": {"a": 0.5}}', "JSON"),
         ("q Q0 ok 2 0.1 t", "second time"),
     ],
 )
@@ -90,6 +97,54 @@ def test_no_run_file(tmp_path: Path, content: bytes | None) -> None:
         read_run(tmp_path / "r")
 
 
+def test_a_file_that_is_no_run_says_so_whatever_its_queries(tmp_path: Path) -> None:
+    """Prevents: a JSON file as run of which every line is passed over, since none is of a query that is asked for."""
+    (tmp_path / "r").write_text('{"other": {"a": 0.5}}\nq Q0 a 1 1 t\n')
+    with pytest.raises(UserError, match=r"r:1: expected `query_id Q0 doc_id rank score tag`, got .*JSON"):
+        list(read_entries(tmp_path / "r", {"q"}))
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("header", [[], [b"query_id Q0 doc_id rank score tag"]])
+def test_runs_of_other_systems(tmp_path: Path, mark: bytes, newline: bytes, packed: bool, header: list[bytes]) -> None:
+    """Prevents: a first query with a byte-order mark in its id, which then has no results; a gzip that is no text."""
+    content = mark + newline.join([*header, b"q Q0 a 1 1e-3 t", b"my query\tQ0\tmy passage\t2\t.5\tmy tag", b""])
+    (tmp_path / "r").write_bytes(gzip.compress(content) if packed else content)
+    assert read_run(tmp_path / "r") == {"q": [("a", 0.001)], "my query": [("my passage", 0.5)]}
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("header", [[], [b"query-id\tcorpus-id\tscore"], [b"query_id passage_id label"]])
+def test_labels_of_other_systems(tmp_path: Path, mark: bytes, newline: bytes, packed: bool, header: list[bytes]) -> None:
+    """Prevents: qrels that `prep` takes and `retrieve evaluate` refuses."""
+    content = mark + newline.join([*header, b"q1\td1\t1.0", b"q1 0 d2 +2", b"my query\td1\t0\t", b""])
+    (tmp_path / "q").write_bytes(gzip.compress(content) if packed else content)
+    assert read_qrels(tmp_path / "q", split="test") == {"q1": {"d1": 1, "d2": 2}, "my query": {"d1": 0}}
+
+
+def test_a_pair_with_two_labels_is_refused_and_one_told_twice_is_not(tmp_path: Path) -> None:
+    """Prevents: the last label winning without a word, so that a query leaves the mean."""
+    (tmp_path / "q").write_text("q0 0 p0 1\nq1 0 p1 1\nq0 0 p0 0\n")
+    with pytest.raises(UserError, match=r"q:3: query q0 and passage p0 are judged 1 in line 1 and 0 here"):
+        read_qrels(tmp_path / "q", split="test")
+    notes: list[str] = []
+    (tmp_path / "q").write_text("q0 0 p0 1\nq1 0 p1 1\nq0 0 p0 1\n")
+    assert read_qrels(tmp_path / "q", split="test", note=notes.append) == {"q0": {"p0": 1}, "q1": {"p1": 1}}
+    assert "1 judgements stand there a second time" in notes[0]
+
+
+@pytest.mark.parametrize("content", ["", "query-id\tcorpus-id\tscore\n", "\n\n"])
+def test_a_file_without_labels_is_refused(tmp_path: Path, content: str) -> None:
+    """Prevents: a mean over no query."""
+    (tmp_path / "q").write_text(content)
+    with pytest.raises(UserError, match=r"holds no relevance labels; expected lines of"):
+        read_qrels(tmp_path / "q", split="test")
+
+
 def test_labels_from_beir_and_trec_files(tmp_path: Path) -> None:
     """Prevents: the header taken for a label, or the second column of TREC for the passage."""
     (tmp_path / "beir.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t0\n")
@@ -98,9 +153,9 @@ def test_labels_from_beir_and_trec_files(tmp_path: Path) -> None:
     assert read_qrels(tmp_path / "beir.tsv", split="test") == read_qrels(tmp_path / "trec.txt", split="test") == expected
 
 
-@pytest.mark.parametrize("line", ["q1 d1", "q1 d1 relevant", "q1 d1 0.5", "q 0 d 1 x"])
+@pytest.mark.parametrize("line", ["q1 d1", "q1 d1 relevant", "q1 d1 0.5", "q 0 d 1 x", "q1 d1 1_0", "q1 d1 \u0661", "q1,d1,1"])
 def test_a_bad_label_is_named(tmp_path: Path, line: str) -> None:
     """Prevents: a fraction cut down to 0, a run file taken for labels."""
     (tmp_path / "q.tsv").write_text(f"q1 d9 1\n{line}\n")
-    with pytest.raises(UserError, match=r"q\.tsv:2: expected"):
+    with pytest.raises(UserError, match=r"q\.tsv:2: .*expected .*, found"):
         read_qrels(tmp_path / "q.tsv", split="test")
