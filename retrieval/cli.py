@@ -13,6 +13,7 @@ import typer
 
 from data.command import exit_codes
 from data.errors import UserError
+from data.readers import shown
 from data.remote import local_table_or_file
 from retrieval.words import DEVICES, NOT_GIVEN, PRECISIONS, Words, settings_of, text_among
 
@@ -186,10 +187,12 @@ def evaluate(words: Given = None) -> None:
 
     qrels=FILE|TABLE run=FILE, or corpus=FOLDER queries=FOLDER out=RUN; [per_query=JSON] [split=test] [depth=1000] [relevant_from=1]
     missing=zero counts a judged query that the run lacks as 0 (trec_eval -c), missing=skip leaves it out.
+    ignore_identical_ids=true leaves out hits with the query's own id, as BEIR does; auto does where queries are passages themselves.
+    Equal scores go by passage id, rising (trec_eval: falling).
     """
     with exit_codes():
         searched = {"corpus": "", "queries": "", "out": ""}
-        optional = {"run": "", **searched, "per_query": "", "split": "test", **_SEARCHING, "relevant_from": "1", "missing": "zero"}
+        optional = {"run": "", **searched, "per_query": "", "split": "test", **_SEARCHING, **_JUDGING}
         given = Words.of(words, required=("qrels",), optional=optional)
         surplus = [f"{name}=" for name in searched if given["run"] and given[name]]
         if surplus:
@@ -205,7 +208,7 @@ def evaluate(words: Given = None) -> None:
             with given.output_file("out") as out:
                 _search(given, out, only=set(qrels))
                 run = read_run(out)
-        evaluation = _evaluated(_judged(qrels, [run], given), run, given)
+        (evaluation,) = _evaluated(qrels, {"run" if given["run"] else "out": run}, given)
         if given["per_query"]:
             from data.shards import atomic_write
 
@@ -216,18 +219,29 @@ def evaluate(words: Given = None) -> None:
         print_evaluation(evaluation)
 
 
-def _judged(qrels: Any, runs: list[Any], given: Words) -> Any:
-    """The judged queries that count: all, or with missing=skip those that every run has."""
-    if given.one_of("missing", ("zero", "skip")) == "zero":
-        return qrels
-    return {query_id: judged for query_id, judged in qrels.items() if all(query_id in run for run in runs)}
+_JUDGING = {"relevant_from": "1", "missing": "zero", "ignore_identical_ids": "auto"}
 
 
-def _evaluated(qrels: Any, run: Any, given: Words) -> Any:
+def _evaluated(qrels: Any, named: dict[str, Any], given: Words) -> list[Any]:
+    """The evaluation of each run, by the word that named it, over the same queries and by the same rules.
+
+    Raises UserError where a run has none of the judged queries: all zeros would pass for figures.
+    """
     from retrieval.metrics import evaluate as evaluate_run
+    from retrieval.metrics import own_passages
 
+    ignore = given.one_of("ignore_identical_ids", ("auto", "true", "false"))
+    runs = list(named.values())
+    for name, run in named.items():
+        if not any(query_id in run for query_id in qrels):
+            found = f"its first is {shown(next(iter(run)))}" if run else "it has no entry"
+            wanted = f"the {len(qrels):,} queries of qrels={given['qrels']} ({shown(next(iter(qrels)))}, ...)"
+            raise UserError(f"{name}={given[name]} has none of {wanted}: {found}")
+    if given.one_of("missing", ("zero", "skip")) == "skip":
+        qrels = {query_id: judged for query_id, judged in qrels.items() if all(query_id in run for run in runs)}
+    without_own = qrels.keys() if ignore == "true" or (ignore == "auto" and own_passages(qrels, runs)) else ()
     try:
-        return evaluate_run(qrels, run, relevant_from=given.number("relevant_from"))
+        return [evaluate_run(qrels, run, relevant_from=given.number("relevant_from"), without_own=without_own) for run in runs]
     except ValueError as error:
         raise UserError(f"{given['qrels']}: {error}") from error
 
@@ -237,9 +251,10 @@ def compare(words: Given = None) -> None:
     """Two runs side by side, with a paired randomisation test.  before=RUN after=RUN qrels=FILE|TABLE [split=test] [seed=0]
 
     missing=zero counts a judged query that a run lacks as 0, missing=skip leaves out those that either lacks.
+    ignore_identical_ids=auto|true|false as in `retrieve evaluate`, for both runs alike.
     """
     with exit_codes():
-        optional = {"split": "test", "seed": "0", "relevant_from": "1", "permutations": "100000", "missing": "zero"}
+        optional = {"split": "test", "seed": "0", "permutations": "100000", **_JUDGING}
         given = Words.of(words, required=("before", "after", "qrels"), optional=optional)
         permutations = given.number("permutations", least=1)
         from data.trec import read_run
@@ -247,9 +262,7 @@ def compare(words: Given = None) -> None:
         from retrieval.printing import print_comparison
 
         qrels = _qrels(given)
-        runs = [read_run(given.file(name)) for name in ("before", "after")]
-        qrels = _judged(qrels, runs, given)
-        before, after = (_evaluated(qrels, run, given) for run in runs)
+        before, after = _evaluated(qrels, {name: read_run(given.file(name)) for name in ("before", "after")}, given)
         print_comparison(compare_runs(before, after, seed=given.number("seed"), permutations=permutations), before, after)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import ir_measures
@@ -38,6 +38,8 @@ class Evaluation:
     without_results: int  # judged queries that the run has nothing for: they count with 0
     depth: int  # passages of the run's longest list: a recall at a deeper cutoff is understated
     unjudged: int  # queries of the run without a label above 0: they are left out
+    own_hits: int = 0  # judged queries that have a hit with their own id
+    own_left_out: int = 0  # of these, whose hit was left out
 
     def mean(self, name: str) -> float:
         """The mean over all judged queries."""
@@ -48,8 +50,26 @@ class Evaluation:
         return {query: {name: float(values[row]) for name, values in self.values.items()} for row, query in enumerate(self.query_ids)}
 
 
-def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1) -> Evaluation:
+def own_passages(qrels: Qrels, runs: Sequence[Run]) -> bool:
+    """Whether hits with a query's own id are the query itself as a passage (Quora, ArguAna), which BEIR's evaluator leaves out.
+
+    A query finds itself first. Where ids are mere numbers, a passage that happens to have the query's stands anywhere in its list; and a
+    passage that a query is labelled with is not the query.
+    """
+    if any(labels.get(query, 0) > 0 for query, labels in qrels.items()):
+        return False
+    at_first = [run[query][0][0] == query for run in runs for query in qrels if _has_own(run, query)]
+    return 2 * sum(at_first) > len(at_first)
+
+
+def _has_own(run: Run, query: str) -> bool:
+    return any(doc == query for doc, _ in run.get(query, ()))
+
+
+def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1, without_own: Container[str] = ()) -> Evaluation:
     """Every query with a label above 0 counts, with 0 where the run has nothing for it.
+
+    Of the queries in `without_own` a hit with the query's own id is left out, see `own_passages`.
 
     With `relevant_from` 2 a query that has only labels of 1 still counts, as in trec_eval -l 2: nDCG grades it, the others give 0. The
     run's own order is judged: its scores are replaced by falling ranks, since the tools behind break ties in their own ways.
@@ -64,6 +84,11 @@ def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1) -> Evaluation:
         raise ValueError(f"no query has a label of {relevant_from} or more")
     place = {query: row for row, query in enumerate(judged)}
     ranked = {query: {doc: float(-rank) for rank, (doc, _) in enumerate(run[query])} for query in judged if run.get(query)}
+    own = [query for query in ranked if query in ranked[query]]
+    left_out = [query for query in own if query in without_own]
+    for query in left_out:
+        del ranked[query][query]
+    ranked = {query: entries for query, entries in ranked.items() if entries}
     named = measures(relevant_from)
     values = {name: np.zeros(len(judged)) for name in named}
     name_of = {str(measure): name for name, measure in named.items()}
@@ -77,6 +102,8 @@ def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1) -> Evaluation:
         without_results=len(judged) - len(ranked),
         depth=max(map(len, ranked.values()), default=0),
         unjudged=len(set(run) - set(judged)),
+        own_hits=len(own),
+        own_left_out=len(left_out),
     )
 
 

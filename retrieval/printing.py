@@ -27,7 +27,23 @@ def print_evaluation(evaluation: Any) -> None:
     if 0 < evaluation.depth < 1000:
         print(f"the longest list has {evaluation.depth:,} passages: a recall at a deeper cutoff looks no further")
     print("{queries:,} judged queries, {without_results:,} without results; {unjudged:,} queries of the run unjudged".format(**counts))
+    _print_own(evaluation)
+    counts["identical_ids_ignored"] = evaluation.own_left_out
     print(json.dumps({**{name: round(value, 6) for name, value in means.items()}, **counts}))
+
+
+def _print_own(evaluation: Any) -> None:
+    """What became of hits with the query's own id, where there are any."""
+    if evaluation.own_left_out:
+        print(
+            f"{evaluation.own_left_out:,} queries find a passage with their own id: it is left out, as BEIR does "
+            "(ignore_identical_ids=false counts it)"
+        )
+    elif evaluation.own_hits:
+        print(
+            f"{evaluation.own_hits:,} queries find a passage with their own id: it counts (ignore_identical_ids=true leaves it out, "
+            "as BEIR does)"
+        )
 
 
 def print_comparison(compared: list[Any], before: Any, after: Any) -> None:
@@ -43,6 +59,7 @@ def print_comparison(compared: list[Any], before: Any, after: Any) -> None:
         ],
     )  # fmt: skip
     print(f"{len(before.query_ids):,} judged queries; without results: {before.without_results:,} and {after.without_results:,}")
+    _print_own(max(before, after, key=lambda evaluation: evaluation.own_hits))
     print("p-values of a two-sided paired randomisation test over queries")
     print(json.dumps({row.metric: _rounded(row) for row in compared} | {"queries": len(before.query_ids)}))
 

@@ -38,6 +38,8 @@ def search_to_run(
     """
     names = np.array(queries.ids.to_pylist(), dtype=object)
     order = np.array(sorted((row for row, name in enumerate(names) if only is None or name in only), key=names.__getitem__), dtype=np.int64)
+    if only is not None and not len(order):
+        raise UserError(f"{queries.folder} has none of the {len(only):,} judged queries ({min(only)}, ...): do they belong together?")
     vectors = queries.matrix()[order]
     key: dict[str, Any] = {"queries": queries.manifest.content_digest, "only": [str(names[row]) for row in order]}
     key |= {"corpus": searcher.corpus.manifest.content_digest, "k": k, **(how or {})}

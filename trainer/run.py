@@ -104,6 +104,8 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=ranks.first, draw=settings.draw)
     check_shards(experiment, shards.metadata)
     dev = open_dev_set(Path(settings.dev), tokenizer=task.tokenizer) if settings.dev else None
+    if dev is not None and dev.own_passages and ranks.first:
+        print(f"dev set: {len(dev.own_passages):,} queries are passages themselves; these are left out of their lists, as BEIR does")
     key = _run_key(experiment, shards=shards, task=task, dev=dev)
     if ranks.first:
         claim_output(output, key=key)

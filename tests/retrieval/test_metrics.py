@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from data.trec import Run
-from retrieval.metrics import Evaluation, compare, evaluate, randomisation_test
+from retrieval.metrics import Evaluation, compare, evaluate, own_passages, randomisation_test
 
 Qrels = dict[str, dict[str, int]]
 
@@ -167,3 +167,42 @@ def test_runs_judged_on_different_queries_are_not_compared() -> None:
     """Prevents: a pairing by place, of one query's value with another's."""
     with pytest.raises(ValueError, match="different queries"):
         compare(of([0, 0, 0]), of([0, 0, 0], ("a", "b", "d")))
+
+
+QUORA: tuple[Qrels, Run] = (
+    {"q1": {"a": 1}, "q2": {"b": 1}},
+    {"q1": [("q1", 9.0), ("a", 8.0)], "q2": [("q2", 9.0), ("c", 8.0), ("b", 7.0)]},
+)
+
+
+def test_a_querys_own_passage_is_left_out_as_beir_does() -> None:
+    """Prevents: duplicate-question collections whose every query finds itself first, so that no MRR can be above 0.5."""
+    qrels, run = QUORA
+    assert own_passages(qrels, [run])
+    counted, left_out = evaluate(qrels, run), evaluate(qrels, run, without_own=qrels.keys())
+    assert (counted.mean("MRR@10"), counted.own_hits, counted.own_left_out) == (pytest.approx((1 / 2 + 1 / 3) / 2), 2, 0)
+    assert (left_out.mean("MRR@10"), left_out.own_hits, left_out.own_left_out) == (0.75, 2, 2)
+    pruned = {query: {doc: -float(rank) for rank, (doc, _) in enumerate(entries) if doc != query} for query, entries in run.items()}
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(pruned)
+    assert left_out.mean("nDCG@10") == pytest.approx(sum(one["ndcg_cut_10"] for one in theirs.values()) / 2)
+
+
+@pytest.mark.parametrize(
+    ("qrels", "run"),
+    [
+        ({"7": {"7": 1}, "8": {"9": 1}}, {"7": [("7", 1.0)], "8": [("8", 1.0)]}),  # a question's answer has its id
+        ({"7": {"1": 1}, "8": {"9": 1}}, {"7": [("1", 2.0), ("7", 1.0)], "8": [("9", 2.0), ("8", 1.0)]}),  # numbers that meet
+        ({"7": {"1": 1}}, {"7": [("1", 1.0)]}),
+        ({"7": {"1": 1}}, {}),
+    ],
+)
+def test_ids_that_are_equal_by_chance_are_counted(qrels: Qrels, run: Run) -> None:
+    """Prevents: a labelled answer left out because question and answer have the same number."""
+    assert not own_passages(qrels, [run])
+    assert evaluate(qrels, run).own_left_out == 0
+
+
+def test_a_query_that_finds_itself_alone_has_no_result() -> None:
+    """Prevents: an evaluator that is given an empty list."""
+    evaluation = evaluate({"q1": {"a": 1}}, {"q1": [("q1", 1.0)]}, without_own=("q1",))
+    assert (evaluation.mean("MRR@10"), evaluation.without_results) == (0.0, 1)

@@ -257,3 +257,49 @@ def test_help_and_compare_load_no_model_code(tmp_path: Path) -> None:
         root = Path(cli.__file__).parents[1]
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
         assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def evaluated(folder: Path, capsys: pytest.CaptureFixture[str], run: str, qrels: str, *words: str) -> tuple[dict[str, Any], str]:
+    """The last line of `retrieve evaluate` as JSON, and all that it printed."""
+    (folder / "r").write_text(run)
+    (folder / "q").write_text(qrels)
+    retrieve("evaluate", f"run={folder / 'r'}", f"qrels={folder / 'q'}", *words)
+    printed = capsys.readouterr().out
+    return json.loads(printed.splitlines()[-1]), printed
+
+
+def test_queries_that_are_passages_are_evaluated_as_beir_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prevents: the query's own passage counted as a miss, or an ordinary collection's figures changed, without a word."""
+    run, qrels = "x1 Q0 x1 1 9 t\nx1 Q0 a 2 8 t\nx2 Q0 x2 1 9 t\nx2 Q0 b 2 8 t\n", "x1 0 a 1\nx2 0 b 1\n"
+    figures, printed = evaluated(tmp_path, capsys, run, qrels)
+    assert (figures["MRR@10"], figures["identical_ids_ignored"]) == (1.0, 2)
+    assert "2 queries find a passage with their own id: it is left out" in printed
+    figures, printed = evaluated(tmp_path, capsys, run, qrels, "ignore_identical_ids=false")
+    assert (figures["MRR@10"], figures["identical_ids_ignored"]) == (0.5, 0)
+    assert "2 queries find a passage with their own id: it counts" in printed
+    numbers = "7 Q0 7 1 9 t\n7 Q0 8 2 8 t\n"
+    assert evaluated(tmp_path, capsys, numbers, "7 0 7 1\n")[0]["MRR@10"] == 1.0
+    assert evaluated(tmp_path, capsys, numbers, "7 0 7 1\n", "ignore_identical_ids=true")[0]["MRR@10"] == 0.0
+    (tmp_path / "r2").write_text("x1 Q0 a 1 9 t\nx2 Q0 b 1 9 t\n")
+    (tmp_path / "r").write_text(run)
+    (tmp_path / "q").write_text(qrels)
+    retrieve("compare", f"before={tmp_path / 'r'}", f"after={tmp_path / 'r2'}", f"qrels={tmp_path / 'q'}")
+    printed = capsys.readouterr().out
+    assert json.loads(printed.splitlines()[-1])["MRR@10"]["before"] == 1.0 and "left out" in printed
+
+
+@pytest.mark.parametrize(
+    ("run", "found"), [("", "it has no entry"), ("z Q0 a 1 1 t\n", "its first is 'z'"), ("query_id Q0 a r score t\n", "it has no entry")]
+)
+@pytest.mark.parametrize("missing", ["zero", "skip"])
+def test_a_run_of_other_queries_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], run: str, found: str, missing: str) -> None:
+    """Prevents: zeros, which look like the figures of a bad student."""
+    for words in (["evaluate", f"run={tmp_path / 'r'}"], ["compare", f"before={tmp_path / 'good'}", f"after={tmp_path / 'r'}"]):
+        (tmp_path / "good").write_text("q Q0 a 1 1 t\n")
+        (tmp_path / "q").write_text("q 0 a 1\n")
+        (tmp_path / "r").write_text(run)
+        with pytest.raises(SystemExit) as ended:
+            retrieve(*words, f"qrels={tmp_path / 'q'}", f"missing={missing}")
+        assert ended.value.code == 2
+        told = capsys.readouterr().err
+        assert "r has none of the 1 queries of qrels=" in told and found in told

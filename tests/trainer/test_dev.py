@@ -239,3 +239,21 @@ def finished_dev(finished: Any, tmp_path: Path, tiny_experiment: Callable[..., P
     shutil.copytree(finished.store, config.parent / "store")
     prep_run(config, stage="dev")
     return next((config.parent / "store" / "dev").iterdir())
+
+
+def counts(sequences: Any) -> torch.Tensor:
+    """Texts by how often each token stands in them."""
+    return torch.stack([torch.bincount(torch.tensor(sequence), minlength=16).float() for sequence in sequences])
+
+
+def test_a_query_that_is_a_passage_does_not_find_itself(tmp_path: Path) -> None:
+    """Prevents: checkpoints of duplicate-question collections chosen by how well a query finds its own text."""
+    passages = {"d1": [2, 7, 5, 3], "d3": [2, 6, 3], "q0": [2, 7, 7, 3], "q1": [2, 4, 4, 3]}  # q1 is another text than the query
+    found = open_dev_set(write_dev_set(tmp_path / "dev", passages), tokenizer="none")
+    assert found.own_passages == {"q0"}
+    ranked = search(counts, found, depth=4)
+    assert [doc for doc, _ in ranked["q0"]][:2] == ["q0", "d1"]
+    q1 = [doc for doc, _ in ranked["q1"]]
+    firsts = (1, 1 + min(q1.index("d1"), q1.index("d3")))
+    assert evaluate(counts, found)["MRR@10"] == pytest.approx(sum(1 / first for first in firsts) / 2)
+    assert open_dev_set(write_dev_set(tmp_path / "plain"), tokenizer="none").own_passages == frozenset()
