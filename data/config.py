@@ -1,7 +1,8 @@
 """From a YAML file and `dotted.key=value` overrides to a checked, frozen settings object.
 
 Values are read as plain strings and coerced by the field's declared type, never by YAML's guessing: `teacher.model=1e3` stays the
-string it is, `train.learning_rate=5e-5` becomes a float. An unknown key is an error that names the nearest valid ones.
+string it is, `train.learning_rate=5e-5` becomes a float. An unknown key is an error that names the nearest valid ones, and so is a key
+that stands twice. Paths are marked, so that one function sees them all.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import difflib
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from data.errors import UserError
+from data.paths import expanded
 
 
 class Section(BaseModel):
@@ -26,6 +29,7 @@ class Section(BaseModel):
 
 
 SectionType = TypeVar("SectionType", bound=Section)
+PathKind = Literal["path", "model"]  # a model may be a hub id
 
 
 def keyed(default: Any, meaning: str, **bounds: Any) -> Any:
@@ -33,9 +37,9 @@ def keyed(default: Any, meaning: str, **bounds: Any) -> Any:
     return Field(default, description=meaning, json_schema_extra={"keyed": True}, **bounds)
 
 
-def execution(default: Any, meaning: str, **bounds: Any) -> Any:
-    """An execution-only field: how fast or where, never what. It enters no fingerprint."""
-    return Field(default, description=meaning, json_schema_extra={"keyed": False}, **bounds)
+def execution(default: Any, meaning: str, *, path: PathKind | None = None, **bounds: Any) -> Any:
+    """An execution-only field: how fast or where, never what. It enters no fingerprint. `path` marks a path, see `map_paths`."""
+    return Field(default, description=meaning, json_schema_extra={"keyed": False, "path": path}, **bounds)
 
 
 def keyed_values(section: Section, *, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -53,15 +57,85 @@ def _is_keyed(field: FieldInfo) -> bool:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The file's mapping with every scalar as the string it is written as."""
     if not path.is_file():
-        near = [str(found) for found in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
-        raise UserError(f"no configuration file at {path}" + (f"; found {', '.join(near)}" if near else ""))
+        near = [str(found) for found in sorted((path if path.is_dir() else path.parent).glob("*.yaml"))]
+        what = f"{path} is a folder, not a configuration file" if path.is_dir() else f"no configuration file at {path}"
+        raise UserError(what + (f"; found {', '.join(near)}" if near else ""))
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML: {error}") from error
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not readable YAML (UTF-8): {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a mapping of sections, it holds {type(content).__name__}")
+        found = {"": "nothing", None: "nothing"}.get(content, "a single value") if not isinstance(content, list) else "a list"
+        raise UserError(f"{path} must hold a mapping of sections (`store: ...`, `ingest: ...`), it holds {found}")
     return content
+
+
+class _Loader(yaml.BaseLoader):
+    """Every scalar as the string it is written as. A key that stands twice in a mapping is an error: YAML's own reader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value == "<<":
+                raise yaml.YAMLError(f"line {line}: merge keys (<<) are not read; write the settings out")
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in lines:
+                both = f"in lines {lines[key.value]} and {line}"
+                raise yaml.YAMLError(f"the key {key.value} stands twice in one mapping, {both}: put them together")
+            lines[key.value] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+NULLS = ("", "~", "null")  # as YAML writes them
+
+
+def without_null_sections(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """The values without sections that hold nothing (`runner:` with every key commented out, `dev: null`): these have their defaults."""
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        field = model.model_fields.get(name)
+        section = field and _section_of(field.annotation)
+        if not section:
+            kept[name] = value
+        elif isinstance(value, dict):
+            kept[name] = without_null_sections(section, value)
+        elif value not in NULLS:
+            kept[name] = value
+    return kept
+
+
+def map_paths(
+    model: type[BaseModel], values: dict[str, Any], change: Callable[[str, str, PathKind], str], *, prefix: str = ""
+) -> dict[str, Any]:
+    """The values with `change(path, dotted key, kind)` in place of each path, in all sections."""
+    changed = dict(values)
+    for name, value in values.items():
+        field = model.model_fields.get(name)
+        section = field and _section_of(field.annotation)
+        if section and isinstance(value, dict):
+            changed[name] = map_paths(section, value, change, prefix=f"{prefix}{name}.")
+        elif field and isinstance(value, str) and not (value in NULLS and type(None) in typing.get_args(field.annotation)):
+            kind = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("path")
+            changed[name] = change(value, f"{prefix}{name}", typing.cast(PathKind, kind)) if kind else value
+    return changed
+
+
+def expanded_paths(model: type[BaseModel], values: dict[str, Any], *, prefix: str = "") -> dict[str, Any]:
+    """The values with `~` and environment variables replaced in each path.
+
+    Raises UserError as `data.paths.expanded` does, and where a path that must be given is empty: `~` alone is YAML's null.
+    """
+
+    def change(path: str, key: str, kind: PathKind) -> str:
+        if path in NULLS:
+            raise UserError(f"{key} is empty: give a path")
+        return expanded(path, key=key)
+
+    return map_paths(model, values, change, prefix=prefix)
 
 
 def set_dotted(values: dict[str, Any], key: str, value: str) -> None:

@@ -28,6 +28,7 @@ from data.digests import bytes_digest, json_digest
 from data.errors import DamagedShard, RunFailed, UserError
 from data.manifest import MANIFEST_NAME, Manifest
 from data.object_store import Entry, RemotePath, is_remote
+from data.paths import expanded
 from data.shards import atomic_write, whole_or_nothing
 
 CACHE_VARIABLE = "ADAM_REMOTE_CACHE"
@@ -40,7 +41,7 @@ Item = TypeVar("Item")
 def cache_folder() -> Path:
     """Where copies and unfinished outputs lie."""
     if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given).expanduser().absolute()
+        return Path(expanded(given, key=CACHE_VARIABLE)).absolute()
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # the XDG specification has relative ones ignored
     return (base if base.is_absolute() else Path.home() / ".cache") / "adam-distillation" / "remote"
 

@@ -13,11 +13,12 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from data import config
-from data.config import Section, execution, keyed
+from data.config import PathKind, Section, execution, keyed
 from data.curriculum import PAPER_ITERATIONS, GroupSizes, parse_sizes
 from data.errors import UserError
 from data.negative_sources import Source, canonical, parse_sources
 from data.object_store import is_remote
+from data.paths import expanded
 
 PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 
@@ -25,7 +26,7 @@ PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 class Ingest(Section):
     """Where the collection lies and how it is cut into shards."""
 
-    path: str = execution(..., "folder of the collection, local or on an object store (s3://bucket/folder)")
+    path: str = execution(..., "folder of the collection, local or on an object store (s3://bucket/folder)", path="path")
     format: Literal["auto", "beir", "msmarco"] = keyed("auto", "layout of the folder; auto looks for corpus.jsonl or collection.tsv")
     train_split: str = keyed("train", "the qrels split whose queries become training queries")
     corpus_shards: int = keyed(8, "shards of the corpus, fixed here for all stages", ge=1, le=99_999)
@@ -36,7 +37,7 @@ class Ingest(Section):
 class Student(Section):
     """The dual encoder."""
 
-    model: str = execution(..., "hub id, transformers folder or sentence-transformers folder (keyed by its content)")
+    model: str = execution(..., "hub id, transformers folder or sentence-transformers folder (keyed by its content)", path="model")
     layers: int | None = keyed(None, "keep the first k layers; null keeps all", ge=1)
     pooling: Literal["auto", "cls", "mean"] = keyed("auto", "auto reads a sentence-transformers folder's files, else cls")
     normalize: bool | None = keyed(None, "vectors of length 1; null reads a sentence-transformers folder's files, else false")
@@ -59,7 +60,9 @@ class Student(Section):
 class Teacher(Section):
     """The cross-encoder."""
 
-    model: str = execution(..., "hub id or folder of a sequence-classification model, or of model.onnx (keyed by its content)")
+    model: str = execution(
+        ..., "hub id or folder of a sequence-classification model, or of model.onnx (keyed by its content)", path="model"
+    )
     backend: Literal["torch", "onnx", "none"] = keyed("torch", "torch, ONNX Runtime (extra `onnx`), or none: shards without logits")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
     max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first", ge=16)
@@ -71,7 +74,9 @@ class Teacher(Section):
 class Embed(Section):
     """Vectors of corpus and queries, made with the student, or with another dual encoder."""
 
-    model: str | None = execution(None, "what embeds and mines, e.g. a trained student (keyed by its content); null: student.model")
+    model: str | None = execution(
+        None, "what embeds and mines, e.g. a trained student (keyed by its content); null: student.model", path="model"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "of passages; auto: bf16 where the device computes it, else fp32")
     query_precision: Literal["fp32", "bf16", "fp16"] = keyed("fp32", "queries have few tokens, and their rounding is in all their scores")
     batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
@@ -113,7 +118,7 @@ class HardNegatives(Section):
     """Which passages a query's negatives are drawn from, and how."""
 
     source: str = keyed("student", "student, bm25, run or random, or several with weights (and ranks): student:3,bm25:1@1-50")
-    run_file: str | None = execution(None, "the TREC run of source=run, local or s3:// (keyed by its content)")
+    run_file: str | None = execution(None, "the TREC run of source=run, local or s3:// (keyed by its content)", path="path")
     depth: int = keyed(100, "passages kept of each source's list, positives removed", ge=1, le=10_000)
     first_rank: int = keyed(1, "negatives are drawn from this rank on, in the list of each source", ge=1)
     last_rank: int = keyed(100, "and up to this one", ge=1)
@@ -247,7 +252,9 @@ class Objective(Section):
     distillation: Literal["kl", "margin_mse", "curriculum"] = keyed("kl", "the KD loss: KL of softmaxes (Eq. 4), MarginMSE, CL-DRD's")
     temperature: float = keyed(1.0, "T of both softmaxes of the KL", gt=0)
     temperature_squared: bool = keyed(False, "multiply each KL by T^2 (PROD), so that its gradient does not shrink with T")
-    teacher_model: str | None = execution(None, "a dual encoder as teacher, frozen, instead of the shards' logits (keyed by its content)")
+    teacher_model: str | None = execution(
+        None, "a dual encoder as teacher, frozen, instead of the shards' logits (keyed by its content)", path="model"
+    )
     in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives the batch's other passages join")
 
     @model_validator(mode="after")
@@ -287,7 +294,7 @@ class Train(Section):
         "student", "student: distil; cross_encoder: fine-tune teacher.model; dual_encoder: train student.model by the labels alone"
     )
     recipe: str = keyed("adam", "of task=student: adam, hard_kd, rand_kd, margin_mse, cl_drd, prod_dual or prod: a preset of `objective`")
-    output: str = execution("runs/train", "folder of checkpoints, metrics and the student")
+    output: str = execution("runs/train", "folder of checkpoints, metrics and the student", path="path")
     objective: Objective = Objective()
     stages: dict[str, dict[str, Any]] = keyed({}, "runs one after the other: a name each, and what it changes of `train`; see `of_stage`")
     draw: int | None = keyed(None, "train all epochs on this draw; null: epoch e on draw e modulo the shards' draws", ge=0, le=99)
@@ -308,7 +315,7 @@ class Train(Section):
     activation_checkpointing: bool = execution(False, "keep a layer's input alone and compute it again on the way back: less memory")
     checkpoint_every: int = execution(200, "steps between checkpoints; the end of an epoch always has one", ge=1)
     keep_checkpoints: int = execution(2, "newest checkpoints kept", ge=1)
-    dev: str | None = execution(None, "folder of a dev set (`prep path stage=dev`); null evaluates nothing")
+    dev: str | None = execution(None, "folder of a dev set (`prep path stage=dev`); null evaluates nothing", path="path")
     evaluate_every: int | None = execution(None, "steps between evaluations on the dev set; null: at the end of each epoch", ge=1)
     dev_metric: Literal["MRR@10", "nDCG@10", "Recall@100"] = execution("MRR@10", "which of two checkpoints is the better")
     patience: int | None = keyed(None, "stop after this many evaluations without a better one; null never stops early", ge=1)
@@ -378,7 +385,7 @@ def _local_folder(value: str, instead: str) -> str:
 class Experiment(Section):
     """An experiment file."""
 
-    store: str = execution(..., "folder of all stage outputs and of the teacher-logit store, shared by experiments")
+    store: str = execution(..., "folder of all stage outputs and of the teacher-logit store, shared by experiments", path="path")
     seed: int = keyed(0, "of every random choice")
     ingest: Ingest
     student: Student
@@ -454,23 +461,10 @@ class Experiment(Section):
 def with_absolute_paths(experiment: Experiment) -> Experiment:
     """The same experiment for a process that may work in another folder. A model that is no local folder stays a hub id."""
 
-    def absolute(path: str) -> str:
-        return path if is_remote(path) else str(Path(path).expanduser().absolute())
+    def absolute(path: str, key: str, kind: PathKind) -> str:
+        return path if is_remote(path) or (kind == "model" and not Path(path).exists()) else str(Path(path).absolute())
 
-    def model(name: str) -> str:
-        return absolute(name) if Path(name).expanduser().exists() else name
-
-    run_file = experiment.hard_negatives.run_file
-    return experiment.model_copy(
-        update={
-            "store": absolute(experiment.store),
-            "ingest": experiment.ingest.model_copy(update={"path": absolute(experiment.ingest.path)}),
-            "student": experiment.student.model_copy(update={"model": model(experiment.student.model)}),
-            "teacher": experiment.teacher.model_copy(update={"model": model(experiment.teacher.model)}),
-            "embed": experiment.embed.model_copy(update={"model": experiment.embed.model and model(experiment.embed.model)}),
-            "hard_negatives": experiment.hard_negatives.model_copy(update={"run_file": run_file and absolute(run_file)}),
-        }
-    )
+    return Experiment.model_validate(config.map_paths(Experiment, experiment.model_dump(), absolute))
 
 
 SECTION_SHORTHANDS = {"runner": "runner.kind", "recipe": "train.recipe", "task": "train.task", "dev": "train.dev"}
@@ -486,10 +480,17 @@ def read(words: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     file, step = words.pop("config", None), words.pop("step", None)
     if file is None:
         raise UserError("say which experiment: config=FILE (a YAML file, see recipes/)")
-    values = config.read_yaml(Path(file))
+    values = config.read_yaml(config_file(file))
     steps = values.pop("steps", {})
+    steps = {name: {} if own in config.NULLS else own for name, own in steps.items()} if isinstance(steps, dict) else steps
     if not isinstance(steps, dict) or not all(isinstance(own, dict) for own in steps.values()):
         raise UserError(f"{file}: steps is a mapping of names, each with settings below it")
+    steps = {name: config.without_null_sections(Experiment, own) for name, own in steps.items()}
+    if not values.keys() & Experiment.model_fields.keys():
+        raise UserError(
+            f"{file} is no experiment: it has the keys {', '.join(list(values)[:8]) or 'of nothing'}; expected store, ingest, ..."
+        )
+    values = config.without_null_sections(Experiment, values)
     for own in steps.values():  # a misspelt key of the last step is told before the first one's days of work
         config.refuse_unknown(Experiment, own)
     if step is not None:
@@ -501,14 +502,35 @@ def read(words: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
 
 def step_names(words: dict[str, str]) -> list[str]:
     """The names of the `steps` of the file `config=FILE`, in its order."""
-    return list(config.read_yaml(Path(words["config"])).get("steps", {})) if "config" in words else []
+    return list(config.read_yaml(config_file(words["config"])).get("steps", {})) if "config" in words else []
+
+
+def config_file(word: str) -> Path:
+    """The file that `config=` names."""
+    return Path(expanded(word, key="config"))
 
 
 def merged(values: dict[str, Any], overrides: dict[str, str]) -> Experiment:
     """The experiment of raw values and the overrides that win over them. `values` is changed in place."""
     for key, value in overrides.items():
         config.set_dotted(values, key, value)
-    return config.build(Experiment, values)
+    return config.build(Experiment, _with_paths(values))
+
+
+def _with_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """`~` and variables replaced in every path, those of the stages of a training too."""
+    values = config.expanded_paths(Experiment, values)
+    train = values.get("train")
+    if not isinstance(train, dict) or not isinstance(train.get("stages"), dict):
+        return values
+    stages = {name: _stage_paths(name, own) if isinstance(own, dict) else own for name, own in train["stages"].items()}
+    return {**values, "train": {**train, "stages": stages}}
+
+
+def _stage_paths(name: str, own: dict[str, Any]) -> dict[str, Any]:
+    prefix = f"train.stages.{name}."
+    shards = {"shards": expanded(own["shards"], key=f"{prefix}shards")} if isinstance(own.get("shards"), str) else {}
+    return {**config.expanded_paths(Train, own, prefix=prefix), **shards}
 
 
 def load(words: dict[str, str]) -> Experiment:

@@ -12,6 +12,7 @@ import typer
 from data.command import exit_codes
 from data.config import parse_arguments, unknown_key
 from data.errors import UserError
+from data.paths import expanded
 from data.remote import output_file
 from data.settings import Experiment, load
 from pipeline.plan import TablePlan
@@ -152,7 +153,7 @@ def report(words: Words = None) -> None:
         experiment, own = _experiment(words, out="report.html")
         from pipeline.report import write_report
 
-        with output_file(own["out"]) as out:
+        with output_file(expanded(own["out"], key="out")) as out:
             write_report(experiment, out)
         _say(f"wrote {own['out']}")
 

@@ -14,7 +14,6 @@ import typer
 from data.command import exit_codes
 from data.errors import UserError
 from data.readers import shown
-from data.remote import local_table_or_file
 from retrieval.words import DEVICES, NOT_GIVEN, PRECISIONS, Words, settings_of, text_among
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
@@ -148,7 +147,7 @@ class _Eta:
 def _qrels(given: Words) -> Any:
     from retrieval.qrels import read_qrels
 
-    return read_qrels(local_table_or_file(given["qrels"]), split=given["split"], note=_note)
+    return read_qrels(given.table_or_file("qrels"), split=given["split"], note=_note)
 
 
 @app.command()

@@ -11,7 +11,8 @@ from typing import TypeVar
 from data import config
 from data.config import Section, parse_arguments, unknown_key
 from data.errors import UserError
-from data.remote import local_file, local_table, output_file, output_table
+from data.paths import expanded
+from data.remote import local_file, local_table, local_table_or_file, output_file, output_table
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -43,19 +44,26 @@ class Words:
 
     def file(self, key: str) -> Path:
         """The value as a local file; one on an object store is copied."""
-        return local_file(self.values[key])
+        return local_file(self._path(key))
+
+    def _path(self, key: str) -> str:
+        return expanded(self.values[key], key=key)
 
     def table(self, key: str) -> Path:
         """The value as the local folder of a stored table; one on an object store is copied."""
-        return local_table(self.values[key])
+        return local_table(self._path(key))
+
+    def table_or_file(self, key: str) -> Path:
+        """The value as the local folder of a stored table, or a single file."""
+        return local_table_or_file(self._path(key))
 
     def output_file(self, key: str) -> AbstractContextManager[Path]:
         """A local path to write; it is put where the value says when the block ends well."""
-        return output_file(self.values[key])
+        return output_file(self._path(key))
 
     def output_table(self, key: str) -> AbstractContextManager[Path]:
         """A local folder to write; it is put where the value says when the block ends well."""
-        return output_table(self.values[key])
+        return output_table(self._path(key))
 
     def number(self, key: str, *, least: int = 0) -> int:
         """The value as a whole number of at least `least`."""
@@ -84,7 +92,7 @@ class Words:
     def section(self, model: type[SectionType], **known: str) -> SectionType:
         """A section of settings from those words that bear its fields' names and are given. `known` values give way to words."""
         named = {name: self.values[name] for name in model.model_fields if self.values.get(name, NOT_GIVEN) != NOT_GIVEN}
-        return config.build(model, {**known, **named})
+        return config.build(model, config.expanded_paths(model, {**known, **named}))
 
 
 NOT_GIVEN = "\0"  # an empty value is one that a user may mean: student.query_prefix=

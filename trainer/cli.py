@@ -10,6 +10,7 @@ import typer
 from data.command import exit_codes
 from data.config import parse_arguments
 from data.errors import UserError
+from data.paths import expanded
 from data.remote import local_table
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -44,6 +45,7 @@ def _run(words: list[str]) -> int:
     shards = parsed.pop("shards", None)
     if shards is None:
         raise UserError("say what to train on: shards=DIR (the output of `prep run stage=shards`, see `prep path`; s3:// is fine)")
+    shards = expanded(shards, key="shards")
     only_describe = parsed.pop("dry_run", "false")
     if only_describe not in ("true", "false"):
         raise UserError(f"dry_run={only_describe}: expected true or false")

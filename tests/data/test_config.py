@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from data.config import Section, all_keys, keyed_values, parse_arguments, read_yaml
 from data.errors import EXIT_BAD_INPUT, UserError
-from data.settings import Experiment, HardNegatives, Runner, load
+from data.settings import Experiment, HardNegatives, Runner, load, with_absolute_paths
 
 MINIMAL = """
 store: runs/store
@@ -137,6 +138,117 @@ def test_missing_files_and_words(file: Path, tmp_path: Path) -> None:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(UserError, match=r"YAML|mapping"):
             read_yaml(file)
+
+
+@pytest.mark.parametrize(
+    ("more", "key", "lines"),
+    [
+        ("seed: 1\nseed: 2\n", "seed", "6 and 7"),
+        ("embed: {precision: fp32}\nteacher: {model: other}\n", "teacher", "5 and 7"),
+        ("train:\n  epochs: 1\n  steps: 2\n  epochs: 3\n", "epochs", "7 and 9"),
+        ("train: {stages: {a: {epochs: 1}, b: {}, a: {}}}\n", "a", "6 and 6"),
+        ("steps:\n  a: {}\n  a: {}\n", "a", "7 and 8"),
+        ('{"store": "a",\n"seed": 1,\n"seed": 2}', "seed", "2 and 3"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(file: Path, more: str, key: str, lines: str) -> None:
+    """Prevents: the later section replacing the whole earlier one, or the later value, without a word."""
+    file.write_text(more if more.startswith("{") else MINIMAL + more)
+    with pytest.raises(UserError, match=f"the key {key} stands twice in one mapping, in lines {lines}: put them together"):
+        load_with(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (MINIMAL + "x: &x {seed: 1}\ntrain: {<<: *x}\n", "line 7: merge keys"),
+        (MINIMAL + "\tseed: 1\n", "readable YAML"),
+        (MINIMAL + "---\nseed: 1\n", "readable YAML"),
+        ("[" * 5000, "readable YAML"),
+        ("a: &a [*a]\n", "readable YAML"),
+        (MINIMAL.encode("utf-16"), "readable YAML"),
+        ("- store\n", "it holds a list"),
+        ("store\n", "it holds a single value"),
+        ("", "it holds nothing"),
+        ('{"architectures": ["BertModel"], "hidden_size": 3}', "is no experiment: it has the keys architectures, hidden_size"),
+    ],
+)
+def test_a_file_of_another_kind_is_told(file: Path, content: str | bytes, words: str) -> None:
+    """Prevents: a traceback, or an error about a key where the file is another one."""
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=words):
+        load_with(file)
+    with pytest.raises(UserError, match=r"is a folder, not a configuration file; found .*experiment\.yaml"):
+        load({"config": str(file.parent)})
+
+
+@pytest.mark.parametrize("null", ["", "~", "null"])
+def test_a_section_without_keys_has_its_defaults(file: Path, null: str) -> None:
+    """Prevents: a file that is refused since all keys of a section were commented out."""
+    more = f"runner: {null}\n#  kind: local\ndev: {null}\nhard_negatives: {{false_negatives: {null}}}\n"
+    file.write_text(f"{MINIMAL}{more}steps: {{a: {{train: {null}}}, b: {null}}}\n")
+    assert load_with(file) == load_with(file, step="a") == load_with(file, step="b")
+    assert load_with(file).runner == Runner() and load_with(file).dev.queries is None
+    with pytest.raises(UserError, match="is a section"):
+        load_with(file, embed="")
+
+
+ALL_PATHS = {
+    "store": "store", "ingest.path": "collection", "student.model": "student", "teacher.model": "teacher", "embed.model": "miner",
+    "hard_negatives.run_file": "a.run", "train.output": "out", "train.dev": "dev", "train.objective.teacher_model": "dual",
+    "train.stages.first.shards": "shards", "train.stages.first.dev": "dev2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("start", ["~", "$PLACE", "${PLACE}"])
+def test_homes_and_variables_are_replaced_in_every_path(file: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    """Prevents: one path in the home folder and another in a folder called `~`, where its shards are looked for in vain."""
+    for name in ("HOME", "PLACE"):
+        monkeypatch.setenv(name, "/there")
+    file.write_text(MINIMAL.replace("runs/store", f"{start}/store"))
+    read = load_with(file, **{key: f"{start}/{name}" for key, name in ALL_PATHS.items()})
+    assert load_with(file).store == "/there/store"
+    stage = read.train.stages["first"]
+    found = [
+        read.store, read.ingest.path, read.student.model, read.teacher.model, read.embed.model, read.hard_negatives.run_file,
+        read.train.output, read.train.dev, read.train.objective.teacher_model, stage["shards"], stage["dev"],
+    ]  # fmt: skip
+    assert found == [f"/there/{name}" for name in ALL_PATHS.values()]
+    marked = {
+        name for name, field in fields(Experiment) if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("path")
+    }
+    assert marked == {key for key in ALL_PATHS if ".stages." not in key}
+
+
+@pytest.mark.parametrize("key", ["store", "train.output", "train.stages.first.shards"])
+@pytest.mark.parametrize(
+    ("value", "words"), [("$NOWHERE/x", "NOWHERE is not set"), ("${EMPTY}/x", "EMPTY is not set"), ("~nobody9/x", "no home")]
+)
+def test_what_a_path_lacks_is_named(file: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str, words: str) -> None:
+    """Prevents: a folder called `$HOME`, or one at the root of the disk, since a variable is empty."""
+    monkeypatch.setenv("EMPTY", "")
+    with pytest.raises(UserError, match=f"(?s){re.escape(key)}=.*{words}"):
+        load_with(file, **{key: value})
+
+
+def test_what_is_no_home_and_no_variable_stays(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: addresses and hub ids that change, and a null that becomes the home folder."""
+    monkeypatch.setenv("BUCKET", "mine")
+    read = load_with(file, **{"ingest.path": "s3://$BUCKET/~/c", "train.dev": "~", "student.model": "org/name~x", "store": "a~$/b"})
+    assert (read.ingest.path, read.train.dev, read.student.model, read.store) == ("s3://mine/~/c", None, "org/name~x", "a~$/b")
+    for empty in ("", "~", "null"):
+        with pytest.raises(UserError, match="store is empty: give a path"):
+            load_with(file, store=empty)
+
+
+def test_workers_get_absolute_paths(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a worker in another folder that looks for the collection there, or a hub id that becomes a path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local").mkdir()
+    read = with_absolute_paths(load_with(file, **{"embed.model": "local"}))
+    assert (read.store, read.ingest.path) == (str(tmp_path / "runs/store"), str(tmp_path / "collection"))
+    assert (read.student.model, read.embed.model) == ("a/student", str(tmp_path / "local"))
+    assert with_absolute_paths(read) == read
 
 
 def test_execution_fields_are_not_keyed() -> None:

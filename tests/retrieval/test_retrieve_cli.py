@@ -303,3 +303,17 @@ def test_a_run_of_other_queries_is_refused(tmp_path: Path, capsys: pytest.Captur
         assert ended.value.code == 2
         told = capsys.readouterr().err
         assert "r has none of the 1 queries of qrels=" in told and found in told
+
+
+def test_homes_and_variables_in_the_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: `run=~/a.trec`, which no shell expands after a `=`, taken for a folder called `~`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    (tmp_path / "r").write_text("q Q0 a 1 1 t\n")
+    (tmp_path / "q").write_text("q 0 a 1\n")
+    retrieve("evaluate", "run=~/r", "qrels=$RUNS/q", "per_query=${RUNS}/each.json")
+    assert json.loads((tmp_path / "each.json").read_text())["q"]["MRR@10"] == 1.0
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        retrieve("evaluate", "run=$NOWHERE/r", "qrels=~/q")
+    assert "run=$NOWHERE/r: the environment variable NOWHERE is not set" in capsys.readouterr().err
