@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from data.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
+from data.terminal import printable, take_any_text
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -38,12 +39,13 @@ def exit_codes() -> Iterator[None]:
         _asked_to_stop.set()
         raise KeyboardInterrupt
 
+    take_any_text()
     _asked_to_stop.clear()
     signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("interrupted; what is finished is kept, the same command goes on from here", file=sys.stderr)

@@ -15,6 +15,7 @@ from data.errors import UserError
 from data.paths import expanded
 from data.remote import output_file
 from data.settings import Experiment, load
+from data.terminal import printable
 from pipeline.plan import TablePlan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
@@ -41,7 +42,7 @@ def run(words: Words = None) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 @app.command()
@@ -98,6 +99,7 @@ def status(words: Words = None) -> None:
         experiment, _ = _experiment(words)
         from rich.console import Console
         from rich.table import Table as Grid
+        from rich.text import Text
 
         from pipeline.plan import Planner, tables
 
@@ -107,9 +109,9 @@ def status(words: Words = None) -> None:
             counts = manifest.counts.get("dropped", {}) if manifest else {}
             dropped = ", ".join(f"{reason}: {count:,}" for reason, count in counts.items())
             rows, seconds = (f"{manifest.rows:,}", f"{manifest.seconds:.1f}") if manifest else ("", "")
-            grid.add_row(
-                planned.table.label, _state(planned), rows, dropped, seconds, "" if planned.waits_for else os.path.relpath(planned.folder)
-            )
+            folder = "" if planned.waits_for else os.path.relpath(planned.folder)
+            cells = (planned.table.label, _state(planned), rows, dropped, seconds, folder)
+            grid.add_row(*(Text(printable(cell)) for cell in cells))  # as Text: brackets are no markup
         Console(width=None if sys.stdout.isatty() else 200).print(grid)
 
 
@@ -133,7 +135,13 @@ def path(words: Words = None) -> None:
         for planned in Planner(experiment).plan_all(chosen):
             if planned.waits_for or planned.manifest is None:
                 raise UserError(f"{planned.table.label} is not complete yet: prep run stage={planned.table.stage}")
-            print(planned.folder)
+            _print_path(planned.folder)
+
+
+def _print_path(path: Path) -> None:
+    """The path's own bytes, whatever the terminal's encoding: a shell passes them on."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
 
 
 @app.command()

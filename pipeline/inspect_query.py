@@ -15,6 +15,7 @@ from data.curriculum import labels_of
 from data.errors import UserError
 from data.schemas import MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.settings import Experiment
+from data.terminal import printable
 from pipeline.confidence import list_bounds
 from pipeline.plan import Planner, table_named
 from pipeline.stage import Stored
@@ -92,14 +93,14 @@ def show(experiment: Experiment, *, query_id: str | None, width: int) -> None:
 
 def readable(text: str, *, width: int = 0) -> str:
     """A passage with its marks as [MASK] and [SEP], cut to `width` characters where that is above 0."""
-    text = text.replace(MASK_MARK, "[MASK]").replace(SEPARATOR_MARK, "[SEP]")
+    text = printable(text.replace(MASK_MARK, "[MASK]").replace(SEPARATOR_MARK, "[SEP]"))
     return text if not width or len(text) <= width else text[: width - 1] + "…"
 
 
 def _print(found: ScoredList, *, width: int) -> None:
     console = Console()
     facts = found.confidence
-    console.print(Text(f"{found.query_id}  {found.query}", style="bold"))
+    console.print(Text(printable(f"{found.query_id}  {found.query}"), style="bold"))
     if "positive_rank" not in facts:
         _print_groups(found, console, width=width)
         return
@@ -110,7 +111,9 @@ def _print(found: ScoredList, *, width: int) -> None:
     grid = Grid("kind", "id", "logit", "text", show_lines=True)
     for candidate in found.candidates:
         kind = KIND_NAMES[CandidateKind(candidate["candidate_kind"])]
-        grid.add_row(kind, Text(candidate["candidate_id"]), f"{candidate['logit']:.2f}", Text(readable(candidate["text"], width=width)))
+        grid.add_row(
+            kind, Text(printable(candidate["candidate_id"])), f"{candidate['logit']:.2f}", Text(readable(candidate["text"], width=width))
+        )
     console.print(grid)
 
 
@@ -120,5 +123,5 @@ def _print_groups(found: ScoredList, console: Console, *, width: int) -> None:
     grid = Grid("group", "label", "id", "logit", "text", show_lines=True)
     for candidate, label in zip(found.candidates, labels.tolist(), strict=True):
         kind, text = KIND_NAMES[CandidateKind(candidate["candidate_kind"])], Text(readable(candidate["text"], width=width))
-        grid.add_row(kind, f"{label:.3g}", Text(candidate["candidate_id"]), f"{candidate['logit']:.2f}", text)
+        grid.add_row(kind, f"{label:.3g}", Text(printable(candidate["candidate_id"])), f"{candidate['logit']:.2f}", text)
     console.print(grid)

@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 
 from data.settings import Experiment
+from data.terminal import printable
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
@@ -33,8 +34,8 @@ def page(sections: Sequence[str]) -> str:
 
 
 def escape(value: object) -> str:
-    """Text as HTML shows it."""
-    return html.escape(str(value), quote=True)
+    """Text as HTML shows it, control characters as their codes."""
+    return html.escape(printable(str(value)), quote=True)
 
 
 def figure(svg: str, *, caption: str) -> str:

@@ -14,6 +14,7 @@ import typer
 from data.command import exit_codes
 from data.errors import UserError
 from data.readers import shown
+from data.terminal import printable
 from retrieval.words import DEVICES, NOT_GIVEN, PRECISIONS, Words, settings_of, text_among
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
@@ -23,7 +24,7 @@ Given = Annotated[list[str] | None, typer.Argument(metavar="key=value ...")]
 
 def _note(line: str) -> None:
     """Progress goes to the error stream: what a program reads is on the other."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 @app.command()
@@ -291,7 +292,7 @@ def query(words: Given = None) -> None:
             device=device, threads=_threads(given),
         )  # fmt: skip
         for hit in hits:
-            print(f"{hit.rank:>3}  {hit.score:8.4f}  {hit.doc_id}  {one_line(hit.text, width=width)}")
+            print(printable(f"{hit.rank:>3}  {hit.score:8.4f}  {hit.doc_id}  {one_line(hit.text, width=width)}"))
 
 
 def main() -> None:

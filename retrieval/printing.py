@@ -12,10 +12,11 @@ def print_grid(columns: list[str], rows: list[list[str]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table as Grid
+    from rich.text import Text
 
     grid = Grid(*columns, box=box.SIMPLE_HEAD)
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(Text, row))
     Console(width=None if sys.stdout.isatty() else 120).print(grid)
 
 

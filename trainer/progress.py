@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data.terminal import printable
+
 LINE_SECONDS = 30.0
 
 
@@ -34,7 +36,7 @@ class RunProgress:
 
     def note(self, message: str) -> None:
         """A line that stays."""
-        self._console.print(message, markup=False)
+        self._console.print(printable(message), markup=False)
 
     def step(self, figures: dict[str, Any]) -> None:
         """Report a finished step."""

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from data.errors import UserError
 from data.settings import load
+from pipeline.cli import app
 from pipeline.report import write_report
 
 ATTACK = """<script>document.title="taken"</script> <img src=x onerror='document.title="taken"'> "quoted" & so on"""
+CONTROL = "\x1b[2J\u202e"
 
 CHROMIUM_FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -52,7 +55,7 @@ def report(
     for name, identifier in (("corpus", "d0"), ("queries", "train0")):
         records = [json.loads(line) for line in (attacked / f"{name}.jsonl").read_text().splitlines()]
         for record in records:
-            record["text"] += f" {ATTACK}" if record["_id"] == identifier else ""
+            record["text"] += f" {ATTACK} {CONTROL}" if record["_id"] == identifier else ""
         lines = [json.dumps(record) for record in records] + (['{"_id": "<b>broken</b>", "text": ""}'] if name == "corpus" else [])
         (attacked / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     config = tiny_experiment(folder / "run", **{"ingest.path": attacked, "ingest.max_bad_fraction": 0.1})
@@ -74,6 +77,14 @@ def test_text_of_the_collection_is_escaped(report: tuple[Path, Path]) -> None:
     assert "script" not in tags.counts and "img" not in tags.counts
     assert "&lt;script&gt;" in page and "&quot;quoted&quot; &amp; so on" in page
     assert "&lt;b&gt;broken&lt;/b&gt;" in page and "empty text" in page
+
+
+def test_control_characters_are_shown_not_obeyed(report: tuple[Path, Path]) -> None:
+    """Prevents: a passage that clears the reader's screen, or turns the order of the page's text round."""
+    page = report[1].read_text()
+    shown = CliRunner().invoke(app, ["inspect", f"config={report[0]}", "query=train0"]).output
+    for text in (page, shown):
+        assert "\x1b" not in text and "\u202e" not in text and "\\x1b[2J\\u202e" in text
 
 
 def test_needs_no_network(report: tuple[Path, Path]) -> None:

@@ -370,6 +370,31 @@ def test_looks_at_an_empty_store(tmp_path: Path, tiny_experiment: Callable[..., 
     assert prep("inspect", f"config={config}")[0] == EXIT_BAD_INPUT
 
 
+def test_brackets_in_a_path_are_no_markup(tmp_path: Path, tiny_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a folder shown without a part of its name."""
+    config = tiny_experiment(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code, output = prep("status", f"config={config}", "store=a [red]b [/x]")
+    assert code == 0 and "a [red]b [/x]/ingest/corpus-" in output
+
+
+def test_what_is_left_out_is_told(
+    tmp_path: Path, tiny_experiment: Callable[..., Path], collection: Path, prep_run: Prep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents: records that are dropped below the limit without a word."""
+    shutil.copytree(collection, tmp_path / "c")
+    with open(tmp_path / "c" / "corpus.jsonl", "a") as file:
+        file.write('{"_id": "new", "text": " "}\n{"id": "x", "contents": "y"}\n{"_id": "d0", "text": "again"}\n')
+    config = tiny_experiment(tmp_path, **{"ingest.path": tmp_path / "c", "ingest.max_bad_fraction": 0.1})
+    lines = prep_run(config, stage="ingest")
+    (warning,) = [line for line in lines if line.startswith("warning")]
+    said = "ingest.corpus: 3 of 63 records are broken and left out (1 duplicate id, 1 empty text, 1 no id); listed in "
+    assert said in warning and Path(warning.rpartition("listed in ")[2]).is_file()
+    code, output = prep("run", f"config={config}", f"store={tmp_path / 's2'}", "ingest.max_bad_fraction=0", "stage=ingest")
+    assert code == EXIT_BAD_INPUT
+    assert "corpus.jsonl:62: no id: it has 'id, contents'; expected _id and text" in output
+
+
 def test_an_interrupted_run_goes_on(
     finished: Any, tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, parquet_files: Files
 ) -> None:
