@@ -111,7 +111,10 @@ def without_null_sections(model: type[BaseModel], values: dict[str, Any]) -> dic
 def map_paths(
     model: type[BaseModel], values: dict[str, Any], change: Callable[[str, str, PathKind], str], *, prefix: str = ""
 ) -> dict[str, Any]:
-    """The values with `change(path, dotted key, kind)` in place of each path, in all sections."""
+    """The values with `change(path, dotted key, kind)` in place of each path, in all sections.
+
+    Raises UserError where a path has bytes that are no text: settings travel as JSON.
+    """
     changed = dict(values)
     for name, value in values.items():
         field = model.model_fields.get(name)
@@ -120,8 +123,16 @@ def map_paths(
             changed[name] = map_paths(section, value, change, prefix=f"{prefix}{name}.")
         elif field and isinstance(value, str) and not (value in NULLS and type(None) in typing.get_args(field.annotation)):
             kind = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("path")
-            changed[name] = change(value, f"{prefix}{name}", typing.cast(PathKind, kind)) if kind else value
+            changed[name] = _as_text(change(value, f"{prefix}{name}", typing.cast(PathKind, kind)), f"{prefix}{name}") if kind else value
     return changed
+
+
+def _as_text(path: str, key: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{key}={path}: the path is no text in this terminal's encoding: set PYTHONUTF8=1, or rename it in UTF-8") from None
+    return path
 
 
 def expanded_paths(model: type[BaseModel], values: dict[str, Any], *, prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,6 +250,16 @@ def test_workers_get_absolute_paths(file: Path, tmp_path: Path, monkeypatch: pyt
     assert (read.store, read.ingest.path) == (str(tmp_path / "runs/store"), str(tmp_path / "collection"))
     assert (read.student.model, read.embed.model) == ("a/student", str(tmp_path / "local"))
     assert with_absolute_paths(read) == read
+
+
+def test_a_path_that_is_no_text_is_told(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a traceback where a path of another encoding becomes JSON for a worker."""
+    with pytest.raises(UserError, match="store=.*is no text"):
+        load_with(file, store="a\udcff")
+    (folder := Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))).mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match="store=.*is no text"):
+        with_absolute_paths(load_with(file))
 
 
 def test_execution_fields_are_not_keyed() -> None:
