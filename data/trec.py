@@ -11,6 +11,7 @@ from data.errors import UserError
 from data.readers import is_header, shown
 from data.shards import atomic_write
 from data.text_lines import numbered_lines
+from data.what_lies import what_lies
 
 Run = dict[str, list[tuple[str, float]]]  # query_id -> (doc_id, score), best first
 
@@ -38,6 +39,8 @@ def read_entries(path: Path, queries: Container[str] | None = None) -> Iterator[
     """
     if not path.exists():
         raise UserError(f"{path}: no such run file")
+    if path.is_dir():
+        raise UserError(f"{path} is {what_lies(path)}; expected a TREC run, a file with lines of {RUN_FORM}")
     first = True
     for number, raw in numbered_lines(path):
         line = _text(raw, place=f"{path}:{number}")
@@ -81,7 +84,7 @@ def read_run(path: Path) -> Run:
 
 def _parsed(cells: list[str], line: str, *, place: str) -> tuple[str, str, float]:
     if len(cells) != _COLUMNS:
-        kind = " (JSON?)" if line.lstrip().startswith(("{", "[")) else ""
+        kind = " (JSON?)" if line.lstrip().startswith(("{", "[")) else " (qrels?)" if len(cells) in (3, 4) else ""
         raise UserError(f"{place}: expected {RUN_FORM}, got {len(cells)} columns{kind}: {shown(line.strip())}")
     query_id, _, doc_id, _, score, _ = cells
     try:

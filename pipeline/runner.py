@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from data.errors import RunFailed, UserError
 from data.settings import Experiment, Runner, with_absolute_paths
+from data.what_lies import stored_table, what_lies
 from pipeline.capacity import usable_cpus, workers_that_fit
 from pipeline.work import Done, Worker, WorkOrder
 from retrieval import precision
@@ -66,6 +67,8 @@ def preflight(experiment: Experiment, *, uses_device: bool) -> None:
     Without `uses_device` no model runs, so a machine without the GPU of the settings may do the work.
     """
     store = Path(experiment.store)
+    if stored_table(store) is not None:
+        raise UserError(f"store={store} is {what_lies(store)}: give the folder that all tables lie in, or a new one")
     try:
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=store):

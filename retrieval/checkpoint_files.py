@@ -13,6 +13,7 @@ from typing import Any
 
 from data.digests import DigestCache, bytes_digest, canonical_json, file_stamp, json_digest
 from data.errors import UserError
+from data.what_lies import stored_table, what_lies
 
 _VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
@@ -31,7 +32,11 @@ def resolve_folder(model: str, *, option: str) -> Path:
     """
     path = Path(model).expanduser()
     if path.is_dir():
+        if stored_table(path) is not None:
+            raise UserError(f"{option}={model} is {what_lies(path)}; expected a model's folder or a hub id")
         return path.resolve()
+    if path.is_file():
+        raise UserError(f"{option}={model} is a file; expected a model's folder: is it {path.parent}?")
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise UserError(f"{option}={model}: no such folder{_near(path)}; give a folder or a hub id like organisation/name")
     from huggingface_hub import snapshot_download

@@ -47,7 +47,7 @@ def encode(words: Given = None) -> None:
         with given.output_table("out") as out:
             encode_table(
                 given.section(Student),
-                given.table("texts"),
+                given.table("texts", "texts"),
                 out,
                 kind=kind,
                 precision=precision,
@@ -74,7 +74,7 @@ def index(words: Given = None) -> None:
         from retrieval.index_table import build_index_table
 
         with given.output_table("out") as out:
-            build_index_table(given.table("corpus"), out, settings, report=_note)
+            build_index_table(given.table("corpus", "corpus vectors"), out, settings, report=_note)
         print(f"index in {given['out']}")
 
 
@@ -111,11 +111,14 @@ def _search(given: Words, out: Path, *, only: set[str] | None) -> int:
 
     depth, memory_gb, device = given.number("depth", least=1), given.positive("memory_gb"), given.one_of("device", DEVICES)
     settings = build(Search, {name: given[name] for name in ("probes", "width") if given[name] != NOT_GIVEN})
-    queries, corpus = EmbeddingTable(given.table("queries"), "query_id"), EmbeddingTable(given.table("corpus"), "doc_id")
+    queries, corpus = (
+        EmbeddingTable(given.table("queries", "query vectors"), "query_id"),
+        EmbeddingTable(given.table("corpus", "corpus vectors"), "doc_id"),
+    )
     if not same_student(queries, corpus):
         _note("note: queries and corpus were embedded by different models or poolings; meant only for paired encoders")
     of_index: dict[str, Any] = {}
-    index_folder = given.table("index") if given["index"] else None
+    index_folder = given.table("index", "index") if given["index"] else None
     if index_folder:
         from retrieval.index_table import index_key
 
@@ -174,8 +177,8 @@ def rerank(words: Given = None) -> None:
         torch.set_num_threads(threads)
         with given.output_file("out") as out:
             ranked = rerank_run(
-                run, teacher, queries=given.table("queries"), corpus=given.table("corpus"), depth=depth, device=device, threads=threads,
-                report=_note,
+                run, teacher, queries=given.table("queries", "query texts"), corpus=given.table("corpus", "corpus texts"), depth=depth,
+                device=device, threads=threads, report=_note,
             )  # fmt: skip
             write_run(out, ranked, tag="reranked")
         print(f"{len(ranked):,} queries ranked anew, run in {given['out']}")
@@ -285,11 +288,11 @@ def query(words: Given = None) -> None:
         from retrieval.precision import resolve
         from retrieval.query import find, noted_settings, one_line
 
-        corpus = given.table("corpus")
+        corpus = given.table("corpus", "corpus vectors")
         student = given.section(Student, **noted_settings(corpus))
         hits = find(
-            given["text"], student, corpus=corpus, texts=given.table("texts"), k=k, precision=resolve(precision, device=device),
-            device=device, threads=_threads(given),
+            given["text"], student, corpus=corpus, texts=given.table("texts", "corpus texts"), k=k,
+            precision=resolve(precision, device=device), device=device, threads=_threads(given),
         )  # fmt: skip
         for hit in hits:
             print(printable(f"{hit.rank:>3}  {hit.score:8.4f}  {hit.doc_id}  {one_line(hit.text, width=width)}"))

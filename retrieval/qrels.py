@@ -27,10 +27,11 @@ def read_qrels(path: Path, *, split: str, note: Callable[[str], None] = lambda l
 
 def _from_table(folder: Path, *, split: str) -> Qrels:
     from retrieval.embedding_table import table_paths
+    from retrieval.table_kinds import checked_table
 
     qrels: Qrels = {}
     splits: set[str] = set()
-    for shard in table_paths(folder):
+    for shard in table_paths(checked_table(folder, "qrels", key="qrels")):
         for row in read_shard(shard).to_pylist():
             splits.add(row["split"])
             if row["split"] == split:

@@ -13,6 +13,7 @@ from data.config import Section, parse_arguments, unknown_key
 from data.errors import UserError
 from data.paths import expanded
 from data.remote import local_file, local_table, local_table_or_file, output_file, output_table
+from retrieval.table_kinds import Kind, checked_table
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -49,9 +50,9 @@ class Words:
     def _path(self, key: str) -> str:
         return expanded(self.values[key], key=key)
 
-    def table(self, key: str) -> Path:
-        """The value as the local folder of a stored table; one on an object store is copied."""
-        return local_table(self._path(key))
+    def table(self, key: str, kind: Kind) -> Path:
+        """The value as the local folder of a stored table of this kind; one on an object store is copied."""
+        return checked_table(local_table(self._path(key)), kind, key=key)
 
     def table_or_file(self, key: str) -> Path:
         """The value as the local folder of a stored table, or a single file."""

@@ -29,6 +29,7 @@ from data.command import is_full_disk
 from data.digests import json_digest
 from data.errors import RunFailed, UserError
 from data.shards import atomic_write
+from data.what_lies import stored_table, what_lies
 
 _FOLDER = "checkpoints"
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -67,6 +68,8 @@ def claim_output(output: Path, *, key: dict[str, Any]) -> str:
                 "\n".join([f"train.output={output} holds a run with other settings:", *differences, "choose another train.output=FOLDER"])
             )
     else:
+        if stored_table(output) is not None:
+            raise UserError(f"train.output={output} is {what_lies(output)}: choose a folder of its own")
         output.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(key, indent=1, sort_keys=True).encode())
     return json_digest(key)

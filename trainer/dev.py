@@ -29,6 +29,7 @@ from data.ragged import Ragged, bounds_of
 from data.schemas import DEV, SCHEMA_VERSION, DevRole
 from data.shards import read_row_groups
 from data.trec import Run
+from data.what_lies import refuse_other_table, what_lies
 from retrieval.batching import pad, token_budget_batches
 from retrieval.metrics import Qrels
 from retrieval.metrics import evaluate as evaluate_run
@@ -96,7 +97,9 @@ def open_dev_set(folder: Path, *, tokenizer: str) -> DevSet:
     """
     manifest = Manifest.read(folder)
     if manifest is None:
-        raise UserError(f"dev={folder}: no {MANIFEST_NAME} there; give the output folder of `prep run stage=dev` (see `prep path`)")
+        found = f"it is {what_lies(folder)}, without {MANIFEST_NAME}"
+        raise UserError(f"dev={folder}: {found}; give the output folder of `prep run stage=dev` (see `prep path`)")
+    refuse_other_table(folder, manifest, metadata=METADATA_KEY, option="dev", expected="a dev set, the output of stage=dev")
     metadata: DevMetadata | None = None
     rows = _Rows()
     for shard in manifest.shards:

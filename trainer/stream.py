@@ -33,6 +33,7 @@ from data.errors import UserError
 from data.manifest import MANIFEST_NAME, Manifest
 from data.schemas import SCHEMA_VERSION, TRAINING, CandidateKind
 from data.shards import read_row_groups
+from data.what_lies import refuse_other_table, what_lies
 
 WINDOW_GROUPS = 4  # of 512 rows: at the paper's sizes 6 MB each
 METADATA_KEY = b"training"
@@ -124,7 +125,9 @@ def open_training_shards(
     """
     manifest = Manifest.read(folder)
     if manifest is None:
-        raise UserError(f"shards={folder}: no {MANIFEST_NAME} there; give the output folder of `prep run stage=shards` (see `prep path`)")
+        found = f"it is {what_lies(folder)}, without {MANIFEST_NAME}"
+        raise UserError(f"shards={folder}: {found}; give the output folder of `prep run stage=shards` (see `prep path`)")
+    refuse_other_table(folder, manifest, metadata=METADATA_KEY, option="shards", expected="training rows, the output of stage=shards")
     metadata: TrainingMetadata | None = None
     groups: list[RowGroup] = []
     if verify:

@@ -254,11 +254,11 @@ def test_workers_get_absolute_paths(file: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_a_path_that_is_no_text_is_told(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a traceback where a path of another encoding becomes JSON for a worker."""
-    with pytest.raises(UserError, match="store=.*is no text"):
+    with pytest.raises(UserError, match=r"store=.*is no text"):
         load_with(file, store="a\udcff")
     (folder := Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))).mkdir()
     monkeypatch.chdir(folder)
-    with pytest.raises(UserError, match="store=.*is no text"):
+    with pytest.raises(UserError, match=r"store=.*is no text"):
         with_absolute_paths(load_with(file))
 
 

@@ -342,6 +342,13 @@ def test_an_unwritable_store_is_told(tmp_path: Path, tiny_experiment: Callable[.
     assert code == EXIT_BAD_INPUT and "cannot be written" in output
 
 
+def test_a_table_in_place_of_the_store_is_told(finished: Any) -> None:
+    """Prevents: tables written into a table."""
+    (folder,) = finished.store.glob("shards/*")
+    code, output = prep("run", f"config={finished.config}", f"store={folder}", "stage=ingest")
+    assert code == EXIT_BAD_INPUT and f"store={folder} is the stored table shards" in output and not (folder / "ingest").exists()
+
+
 def test_read_only_looks(finished: Any) -> None:
     """Prevents: looks that fail on a complete store, write to it, or leave out what they are for."""
     config = f"config={finished.config}"

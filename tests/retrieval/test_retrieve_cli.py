@@ -317,3 +317,57 @@ def test_homes_and_variables_in_the_words(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit):
         retrieve("evaluate", "run=$NOWHERE/r", "qrels=~/q")
     assert "run=$NOWHERE/r: the environment variable NOWHERE is not set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "search corpus={0}/queries-vectors queries={0}/queries-vectors out=r",
+            "corpus={0}/queries-vectors is the stored table embed.queries",
+        ),
+        (
+            "search corpus={0}/corpus-vectors queries={0}/corpus-vectors out=r",
+            "queries={0}/corpus-vectors is the stored table embed.corpus",
+        ),
+        (
+            "search corpus={0}/corpus-vectors queries={0}/queries-vectors out=r index={0}/corpus",
+            "index={0}/corpus is the stored table ingest.corpus",
+        ),
+        ("search corpus={0}/model queries={0}/queries-vectors out=r", "it is a model's folder; expected doc_id and embedding"),
+        ("search corpus={0}/store queries={0}/queries-vectors out=r", "it is a whole store, whose tables lie in folders below it"),
+        ("search corpus={0}/beir queries={0}/queries-vectors out=r", "it is a collection's folder"),
+        ("index corpus={0}/corpus out=i kind=ivf", "corpus={0}/corpus is the stored table ingest.corpus"),
+        ("encode model={0}/model texts={0}/corpus-vectors out=o kind=corpus", "texts={0}/corpus-vectors is the stored table embed.corpus"),
+        ("query flea model={0}/model corpus={0}/corpus texts={0}/corpus", "corpus={0}/corpus is the stored table ingest.corpus"),
+        ("encode model={0}/corpus texts={0}/corpus out=o kind=corpus", "is the stored table ingest.corpus; expected a model's folder"),
+        ("encode model={0}/model/model.safetensors texts={0}/corpus out=o kind=corpus", "is a file; expected a model's folder"),
+        ("rerank model=m run={0}/r queries={0}/corpus corpus={0}/corpus out=o", "queries={0}/corpus is the stored table ingest.corpus"),
+        ("evaluate qrels={0}/queries run={0}/r", "qrels={0}/queries is the stored table ingest.queries"),
+        ("evaluate qrels={0}/r run={0}/r", "too many columns: expected `query <tab> passage <tab> label`"),
+        ("evaluate qrels={0}/q run={0}/q", "{0}/q:1: expected `query_id Q0 doc_id rank score tag`, got 4 columns (qrels?)"),
+        ("evaluate qrels={0}/q run={0}/qrels", "{0}/qrels is the stored table ingest.qrels; expected a TREC run"),
+        ("evaluate qrels={0}/q run={0}/run.json", "{0}/run.json:1: expected `query_id Q0 doc_id rank score tag`, got 3 columns (JSON?)"),
+        ("evaluate qrels={0}/corpus/part-00000-of-00003.parquet run={0}/r", "is a Parquet file"),
+    ],
+)
+def test_one_thing_in_place_of_another_is_named(
+    collection: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str, message: str
+) -> None:
+    """Prevents: a KeyError, or 'no manifest', for a table that is there and is another one."""
+    monkeypatch.chdir(collection)
+    model_folder(collection / "model", pooling="mean", normalize=True)
+    for kind, name in (("corpus", "doc_id"), ("queries", "query_id")):
+        vectors = pa.table({name: ["a"], "embedding": pa.array([[1.0] * 4], pa.list_(pa.float16(), 4))})
+        store(collection / f"{kind}-vectors", [vectors], table=kind, stage="embed")
+    (collection / "store" / "ingest").mkdir(parents=True)
+    (collection / "beir").mkdir()
+    (collection / "beir" / "corpus.jsonl").touch()
+    for file, content in (("r", "q Q0 a 1 1 t\n"), ("q", "q 0 a 1\n"), ("run.json", '{"q": {"a": 1}}\n')):
+        (collection / file).write_text(content)
+    before = sorted(collection.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        retrieve(*words.format(collection).split())
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and message.format(collection) in told, told
+    assert sorted(collection.rglob("*")) == before

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from data.errors import DamagedShard, UserError
 from retrieval.checkpoint_files import tokenizer_digest
 from trainer import stream
+from trainer.checkpoint import claim_output
 from trainer.stream import TrainingShards, batches, open_training_shards, permutation, rows_of_epoch, windows
 
 Maker = Callable[..., Any]
@@ -181,3 +182,16 @@ def test_unequal_lists_are_refused(tmp_path: Path, shard_writer: Maker, row_make
     found = open_training_shards(shard_writer(tmp_path / "uneven", [[row]]), tokenizer="none")
     with pytest.raises(UserError, match="q7"):
         list(itertools.chain(rows_of_epoch(found, seed=0, epoch=0)))
+
+
+def test_another_table_is_named(finished: Any, student: Path, tmp_path: Path) -> None:
+    """Prevents: gigabytes read for their digests before a table of vectors is told to be no training rows; a run written into a table."""
+    for place, name in (("embed/corpus-*", "embed.corpus"), ("confidence/*", "confidence"), ("ingest/qrels-*", "ingest.qrels")):
+        (folder,) = finished.store.glob(place)
+        with pytest.raises(UserError, match=f"shards=.* is the stored table {name}; expected training rows"):
+            opened(folder, student)
+        with pytest.raises(UserError, match=r"train\.output=.* is the stored table"):
+            claim_output(folder, key={})
+    for folder, words in ((finished.store, "a whole store"), (student, "a model's folder"), (tmp_path, "an empty folder")):
+        with pytest.raises(UserError, match=rf"shards=.*it is {words}.*without manifest\.json"):
+            opened(folder, student)

@@ -1,0 +1,40 @@
+"""The kinds of stored tables that `retrieve` reads, told apart by their columns: one in place of another is named before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import UserError
+from data.manifest import MANIFEST_NAME, Manifest
+from data.what_lies import table_name, what_lies
+
+Kind = Literal["texts", "corpus texts", "query texts", "corpus vectors", "query vectors", "index", "qrels"]
+_KINDS: dict[Kind, tuple[tuple[str, ...], str]] = {  # columns, and what they are
+    "texts": (("text",), "texts of passages or queries (`prep path stage=ingest`)"),
+    "corpus texts": (("doc_id", "text"), "texts of passages (`prep path stage=ingest table=corpus`)"),
+    "query texts": (("query_id", "text"), "texts of queries (`prep path stage=ingest table=queries`)"),
+    "corpus vectors": (("doc_id", "embedding"), "embeddings of passages (`prep path stage=embed table=corpus`)"),
+    "query vectors": (("query_id", "embedding"), "embeddings of queries (`prep path stage=embed table=queries`)"),
+    "index": (("rows", "part"), "an index (`retrieve index`, or `prep path stage=index`)"),
+    "qrels": (("split", "query_id", "doc_id", "relevance"), "labels (`prep path stage=ingest table=qrels`)"),
+}
+
+
+def checked_table(folder: Path, kind: Kind, *, key: str) -> Path:
+    """The folder. Raises UserError, naming the word `key` that gave it, where it holds no table of this kind."""
+    wanted, words = _KINDS[kind]
+    expected = f"expected {' and '.join(wanted)}: {words}"
+    manifest = Manifest.read(folder)
+    if manifest is None:
+        raise UserError(f"{key}={folder} is no stored table (it has no {MANIFEST_NAME}): it is {what_lies(folder)}; {expected}")
+    try:
+        columns = pq.read_schema(folder / manifest.shards[0].name).names if manifest.shards else list(wanted)
+    except (OSError, pa.ArrowException):
+        return folder  # whoever reads it says what is damaged
+    if not set(wanted) <= set(columns):
+        raise UserError(f"{key}={folder} is {table_name(manifest)}, with the columns {', '.join(columns)}; {expected}")
+    return folder
