@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ class Entry(NamedTuple):
     line: int
     query_id: str
     doc_id: str
+    rank: str  # as it stands there: the score decides
     score: float
 
 
@@ -67,26 +68,47 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in cells] if len(cells) == _COLUMNS else line.split()
 
 
-def read_run(path: Path) -> Run:
-    """A run, read line by line. As in trec_eval the score decides the order and the rank field is not read; ties go by doc_id.
+def check_run(path: Path, *, option: str) -> None:
+    """Raises UserError, naming the setting, where a file is no run, as far as its first lines tell: cheap, before any work."""
+    try:
+        first = next(read_entries(path), None)
+    except UserError as error:
+        raise UserError(f"{option}={error}") from error
+    if first is None:
+        raise UserError(f"{option}={path} has no entry; expected lines of {RUN_FORM}")
+
+
+def read_run(path: Path, *, note: Callable[[str], None] = lambda line: None) -> Run:
+    """A run, read line by line. As in trec_eval the score decides the order, not the rank field; ties go by doc_id.
+
+    `note` is told where most ranks go the other way, as they do in a run of distances.
 
     Raises UserError with file and line: a line that is not six fields with a finite number as the fifth, or a passage that a query
     lists twice (it would be counted twice).
     """
     run: dict[str, dict[str, float]] = {}
+    ends: dict[str, tuple[tuple[int, float], tuple[int, float]]] = {}  # of each query: the lowest and the highest rank, with their scores
     for entry in read_entries(path):
         entries = run.setdefault(entry.query_id, {})
+        if entry.rank.isdecimal():
+            here = int(entry.rank), entry.score
+            first, last = ends.get(entry.query_id, (here, here))
+            ends[entry.query_id] = min(first, here), max(last, here)
         if entry.doc_id in entries:
             raise UserError(f"{path}:{entry.line}: query {entry.query_id} lists passage {entry.doc_id} a second time")
         entries[entry.doc_id] = entry.score
+    against = sum(first[0] < last[0] and first[1] < last[1] for first, last in ends.values())
+    if 2 * against > len(run):
+        found = f"scores rise with the rank for {against:,} of {len(run):,} queries (are they distances?)"
+        note(f"{path}: {found}; the highest is taken as the best")
     return {query_id: sorted(entries.items(), key=lambda entry: (-entry[1], entry[0])) for query_id, entries in run.items()}
 
 
-def _parsed(cells: list[str], line: str, *, place: str) -> tuple[str, str, float]:
+def _parsed(cells: list[str], line: str, *, place: str) -> tuple[str, str, str, float]:
     if len(cells) != _COLUMNS:
         kind = " (JSON?)" if line.lstrip().startswith(("{", "[")) else " (qrels?)" if len(cells) in (3, 4) else ""
         raise UserError(f"{place}: expected {RUN_FORM}, got {len(cells)} columns{kind}: {shown(line.strip())}")
-    query_id, _, doc_id, _, score, _ = cells
+    query_id, _, doc_id, rank, score, _ = cells
     try:
         # float() also takes 1_0 for ten, and the digits of all scripts.
         value = float(score) if score.isascii() and "_" not in score else None
@@ -95,7 +117,7 @@ def _parsed(cells: list[str], line: str, *, place: str) -> tuple[str, str, float
     if value is None or not math.isfinite(value) or not query_id or not doc_id:
         found = "an empty id" if not query_id or not doc_id else f"the score {shown(score)}"
         raise UserError(f"{place}: expected {RUN_FORM} with a finite number as score, got {found} in {shown(line.strip())}")
-    return query_id, doc_id, value
+    return query_id, doc_id, rank, value
 
 
 def write_run(path: Path, run: Run, *, tag: str) -> None:

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from data import schemas
 from data.digests import DigestCache, hash64
-from data.errors import UserError
 from data.negative_sources import SOURCES, Source
 from data.remote import local_file
 from data.settings import Experiment
 from data.shards import ROW_GROUP_ROWS
+from data.trec import check_run
 from pipeline.corpus import Corpus
 from pipeline.pool_sources import PoolSource, Ranking, RunFile, StudentSearch, make_source
 from pipeline.search_index import searching_key
@@ -200,8 +200,7 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
         key["seed"] = experiment.seed
     if "run" in names:
         run_file = local_file(settings.run_file or "")
-        if not run_file.is_file():
-            raise UserError(f"hard_negatives.run_file={run_file}: no such file")
+        check_run(run_file, option="hard_negatives.run_file")
         key["run_digest"] = digests.file(run_file)
     return key
 

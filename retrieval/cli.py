@@ -168,7 +168,7 @@ def rerank(words: Given = None) -> None:
         teacher, device, depth = given.section(Teacher), given.one_of("device", DEVICES), given.number("depth", least=1)
         from data.trec import read_run, write_run
 
-        run = read_run(given.file("run"))
+        run = read_run(given.file("run"), note=_note)
         import torch
 
         from retrieval.rerank import rerank as rerank_run
@@ -206,7 +206,7 @@ def evaluate(words: Given = None) -> None:
         from data.trec import read_run
 
         if given["run"]:
-            run = read_run(given.file("run"))
+            run = read_run(given.file("run"), note=_note)
         else:
             with given.output_file("out") as out:
                 _search(given, out, only=set(qrels))
@@ -265,7 +265,7 @@ def compare(words: Given = None) -> None:
         from retrieval.printing import print_comparison
 
         qrels = _qrels(given)
-        before, after = _evaluated(qrels, {name: read_run(given.file(name)) for name in ("before", "after")}, given)
+        before, after = _evaluated(qrels, {name: read_run(given.file(name), note=_note) for name in ("before", "after")}, given)
         print_comparison(compare_runs(before, after, seed=given.number("seed"), permutations=permutations), before, after)
 
 

@@ -229,7 +229,7 @@ def test_a_run_file(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_r
     write_run(tmp_path / "a.run", {query: entries[:4] for query, entries in run.items()}, tag="x")
     assert sum("built 2 of 2" in line for line in prep_run(config, stage="hard_negatives")) == 2
     (tmp_path / "a.run").unlink()
-    with pytest.raises(UserError, match=r"hard_negatives\.run_file=.*no such file"):
+    with pytest.raises(UserError, match=r"hard_negatives\.run_file=.*no such run file"):
         prep_run(config, stage="hard_negatives")
 
 

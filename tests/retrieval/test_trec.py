@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from data.trec import Run, read_entries, read_run, write_run
+from data.trec import Run, check_run, read_entries, read_run, write_run
 from retrieval.qrels import read_qrels
 
 
@@ -102,6 +102,35 @@ def test_a_file_that_is_no_run_says_so_whatever_its_queries(tmp_path: Path) -> N
     (tmp_path / "r").write_text('{"other": {"a": 0.5}}\nq Q0 a 1 1 t\n')
     with pytest.raises(UserError, match=r"r:1: expected `query_id Q0 doc_id rank score tag`, got .*JSON"):
         list(read_entries(tmp_path / "r", {"q"}))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("", "has no entry"), ("\n\n", "has no entry"), ("qid Q0 docid rank score tag\n", "has no entry"), ("q 0 a 1\n", "r:1: .*qrels?"),
+     ('{"q": 1}', "r:1: .*JSON"), (None, "no such run file")],
+)  # fmt: skip
+def test_what_is_no_run_is_told_by_its_first_lines(tmp_path: Path, content: str | None, words: str) -> None:
+    """Prevents: a corpus embedded before the run of its negatives is found to be none."""
+    if content is not None:
+        (tmp_path / "r").write_text(content)
+    with pytest.raises(UserError, match=words):
+        check_run(tmp_path / "r", option="hard_negatives.run_file")
+
+
+def test_scores_that_rise_with_the_rank_are_told(tmp_path: Path) -> None:
+    """Prevents: a run of distances judged upside down without a word."""
+    notes: list[str] = []
+    (tmp_path / "r").write_text("q Q0 a 1 0.1 t\nq Q0 b 2 0.9 t\np Q0 a 2 5 t\np Q0 b 1 3 t\n")
+    assert [doc for doc, _ in read_run(tmp_path / "r", note=notes.append)["q"]] == ["b", "a"]
+    assert len(notes) == 1 and "scores rise with the rank for 2 of 2 queries" in notes[0]
+    for fine in (
+        "q Q0 a 1 0.9 t\nq Q0 b 2 0.1 t\np Q0 a 2 5 t\np Q0 b 1 3 t\n",
+        "q Q0 a 0 1 t\nq Q0 b 0 2 t\n",
+        "q Q0 a - 1 t\nq Q0 b - 2 t\n",
+    ):
+        (tmp_path / "r").write_text(fine)
+        read_run(tmp_path / "r", note=notes.append)
+    assert len(notes) == 1
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
