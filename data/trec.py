@@ -44,28 +44,30 @@ def read_entries(path: Path, queries: Container[str] | None = None) -> Iterator[
         raise UserError(f"{path} is {what_lies(path)}; expected a TREC run, a file with lines of {RUN_FORM}")
     first = True
     for number, raw in numbered_lines(path):
-        line = _text(raw, place=f"{path}:{number}")
-        if not line or line.isspace():
-            continue
-        cells = _cells(line)
-        wanted = queries is None or (bool(cells) and cells[0] in queries)
-        if (first and not is_header(cells[:4])) or (wanted and not first):
-            entry = Entry(number, *_parsed(cells, line, place=f"{path}:{number}"))
-            if wanted:
-                yield entry
+        try:
+            cells = _cells(line := raw.decode("utf-8"))
+            if not any(cells):
+                continue
+            wanted = queries is None or cells[0] in queries
+            if (wanted or first) and not (first and is_header(cells[:4])):
+                entry = Entry(number, *_parsed(cells, line))
+                if wanted:
+                    yield entry
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:{number} is not UTF-8 text ({error.reason}), so it is no line of a TREC run") from error
+        except _NoEntry as fault:
+            raise UserError(f"{path}:{number}: expected {RUN_FORM} with a finite number as score, got {fault}") from None
         first = False
 
 
-def _text(raw: bytes, *, place: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place} is not UTF-8 text ({error.reason}), so it is no line of a TREC run") from error
+class _NoEntry(Exception):
+    """What was found in place of an entry. Never leaves this module."""
 
 
 def _cells(line: str) -> list[str]:
-    cells = line.split("\t")
-    return [cell.strip() for cell in cells] if len(cells) == _COLUMNS else line.split()
+    if line.count("\t") == _COLUMNS - 1:
+        return [cell.strip() for cell in line.split("\t")]
+    return line.split()
 
 
 def check_run(path: Path, *, option: str) -> None:
@@ -87,36 +89,45 @@ def read_run(path: Path, *, note: Callable[[str], None] = lambda line: None) -> 
     lists twice (it would be counted twice).
     """
     run: dict[str, dict[str, float]] = {}
-    ends: dict[str, tuple[tuple[int, float], tuple[int, float]]] = {}  # of each query: the lowest and the highest rank, with their scores
+    firsts: dict[str, Entry] = {}
+    against = 0
     for entry in read_entries(path):
         entries = run.setdefault(entry.query_id, {})
-        if entry.rank.isdecimal():
-            here = int(entry.rank), entry.score
-            first, last = ends.get(entry.query_id, (here, here))
-            ends[entry.query_id] = min(first, here), max(last, here)
+        if not entries:
+            firsts[entry.query_id] = entry
+        elif len(entries) == 1:
+            against += _rises(firsts[entry.query_id], entry)
         if entry.doc_id in entries:
             raise UserError(f"{path}:{entry.line}: query {entry.query_id} lists passage {entry.doc_id} a second time")
         entries[entry.doc_id] = entry.score
-    against = sum(first[0] < last[0] and first[1] < last[1] for first, last in ends.values())
     if 2 * against > len(run):
         found = f"scores rise with the rank for {against:,} of {len(run):,} queries (are they distances?)"
         note(f"{path}: {found}; the highest is taken as the best")
     return {query_id: sorted(entries.items(), key=lambda entry: (-entry[1], entry[0])) for query_id, entries in run.items()}
 
 
-def _parsed(cells: list[str], line: str, *, place: str) -> tuple[str, str, str, float]:
+def _rises(one: Entry, other: Entry) -> bool:
+    """Whether of two entries of a query the one of the higher rank has the higher score, as in a run of distances."""
+    if not (one.rank.isdecimal() and other.rank.isdecimal()):
+        return False
+    ranks, scores = int(other.rank) - int(one.rank), other.score - one.score
+    return ranks * scores > 0
+
+
+def _parsed(cells: list[str], line: str) -> tuple[str, str, str, float]:
     if len(cells) != _COLUMNS:
         kind = " (JSON?)" if line.lstrip().startswith(("{", "[")) else " (qrels?)" if len(cells) in (3, 4) else ""
-        raise UserError(f"{place}: expected {RUN_FORM}, got {len(cells)} columns{kind}: {shown(line.strip())}")
+        raise _NoEntry(f"{len(cells)} columns{kind}: {shown(line.strip())}")
     query_id, _, doc_id, rank, score, _ = cells
     try:
         # float() also takes 1_0 for ten, and the digits of all scripts.
-        value = float(score) if score.isascii() and "_" not in score else None
+        value = float(score) if score.isascii() and "_" not in score else math.nan
     except ValueError:
-        value = None
-    if value is None or not math.isfinite(value) or not query_id or not doc_id:
-        found = "an empty id" if not query_id or not doc_id else f"the score {shown(score)}"
-        raise UserError(f"{place}: expected {RUN_FORM} with a finite number as score, got {found} in {shown(line.strip())}")
+        value = math.nan
+    if not math.isfinite(value):
+        raise _NoEntry(f"the score {shown(score)} in {shown(line.strip())}")
+    if not query_id or not doc_id:
+        raise _NoEntry(f"an empty id in {shown(line.strip())}")
     return query_id, doc_id, rank, value
 
 

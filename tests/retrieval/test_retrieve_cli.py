@@ -345,9 +345,15 @@ def test_homes_and_variables_in_the_words(tmp_path: Path, capsys: pytest.Capture
         ("rerank model=m run={0}/r queries={0}/corpus corpus={0}/corpus out=o", "queries={0}/corpus is the stored table ingest.corpus"),
         ("evaluate qrels={0}/queries run={0}/r", "qrels={0}/queries is the stored table ingest.queries"),
         ("evaluate qrels={0}/r run={0}/r", "too many columns: expected `query <tab> passage <tab> label`"),
-        ("evaluate qrels={0}/q run={0}/q", "{0}/q:1: expected `query_id Q0 doc_id rank score tag`, got 4 columns (qrels?)"),
+        (
+            "evaluate qrels={0}/q run={0}/q",
+            "{0}/q:1: expected `query_id Q0 doc_id rank score tag` with a finite number as score, got 4 columns (qrels?)",
+        ),
         ("evaluate qrels={0}/q run={0}/qrels", "{0}/qrels is the stored table ingest.qrels; expected a TREC run"),
-        ("evaluate qrels={0}/q run={0}/run.json", "{0}/run.json:1: expected `query_id Q0 doc_id rank score tag`, got 3 columns (JSON?)"),
+        (
+            "evaluate qrels={0}/q run={0}/run.json",
+            "{0}/run.json:1: expected `query_id Q0 doc_id rank score tag` with a finite number as score, got 3 columns (JSON?)",
+        ),
         ("evaluate qrels={0}/corpus/part-00000-of-00003.parquet run={0}/r", "is a Parquet file"),
     ],
 )

@@ -100,7 +100,7 @@ def test_no_run_file(tmp_path: Path, content: bytes | None) -> None:
 def test_a_file_that_is_no_run_says_so_whatever_its_queries(tmp_path: Path) -> None:
     """Prevents: a JSON file as run of which every line is passed over, since none is of a query that is asked for."""
     (tmp_path / "r").write_text('{"other": {"a": 0.5}}\nq Q0 a 1 1 t\n')
-    with pytest.raises(UserError, match=r"r:1: expected `query_id Q0 doc_id rank score tag`, got .*JSON"):
+    with pytest.raises(UserError, match=r"r:1: expected `query_id Q0 doc_id rank score tag` .*JSON"):
         list(read_entries(tmp_path / "r", {"q"}))
 
 
