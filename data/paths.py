@@ -14,8 +14,10 @@ _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 def expanded(path: str, *, key: str) -> str:
     """The path with `$NAME` and `${NAME}` replaced, then a leading `~`; of an address on an object store the variables alone.
 
-    Raises UserError, naming the setting `key`, where a variable is not set or empty, or there is no such home folder.
+    Raises UserError, naming the setting `key`, where the path is empty, a variable is not set or empty, or there is no such home folder.
     """
+    if not path:
+        raise UserError(f"{key} is empty: give a path")
 
     def value(found: re.Match[str]) -> str:
         name = found.group(1) or found.group(2)

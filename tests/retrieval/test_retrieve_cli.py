@@ -216,6 +216,8 @@ def test_vectors_of_two_students_are_named(collection: Path, capsys: pytest.Capt
         (["evaluate", "rum=a", "qrels=b"], "unknown key rum; nearest: run"),
         (["evaluate", "run"], "expected key=value"),
         (["evaluate", "run=a"], "missing qrels=..."),
+        (["evaluate", "run=a", "qrels="], "qrels is empty: give a path"),
+        (["search", "corpus=", "queries=", "out=r"], "queries is empty: give a path"),
         (["evaluate", "qrels={0}/qrels"], "say what to evaluate"),
         (["evaluate", "run=a", "out=b", "qrels=c"], "leave out out="),
         (["evaluate", "run={0}/none.trec", "qrels={0}/qrels"], "no such run file"),
