@@ -245,7 +245,7 @@ class Objective(Section):
     reduction: Literal["batch", "selected"] = keyed("batch", "the KD sum is divided by b, or by the number of selected queries")
     count_epochs_from: Literal[0, 1] = keyed(0, "t of the first epoch in the selected share 1 - t/(2T) (Eq. 8)")
     distillation: Literal["kl", "margin_mse", "curriculum"] = keyed("kl", "the KD loss: KL of softmaxes (Eq. 4), MarginMSE, CL-DRD's")
-    temperature: float = keyed(1.0, "T of both softmaxes of the KL", gt=0)
+    temperature: float = keyed(1.0, "T of both softmaxes of a KL", gt=0)
     temperature_squared: bool = keyed(False, "multiply each KL by T^2 (PROD), so that its gradient does not shrink with T")
     teacher_model: str | None = execution(None, "a dual encoder as teacher, frozen, instead of the shards' logits (keyed by its content)")
     in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives the batch's other passages join")
@@ -256,6 +256,14 @@ class Objective(Section):
             raise ValueError("margin_mse needs teacher logits, which in-batch passages have not: set in_batch=none or supervised")
         if self.distillation != "kl" and self.temperature_squared:
             raise ValueError(f"{self.distillation} has no temperature: set temperature_squared=false")
+        if self.temperature != 1 and not self.uses_temperature:
+            loss = "without=distillation" if "distillation" in self.without else f"distillation={self.distillation}"
+            raise ValueError(f"temperature={self.temperature:g} has no effect with {loss}, which has no softmax of its own: leave it out")
+        if self.distillation == "margin_mse" and "distillation" not in self.without and not self.has_positive:
+            raise ValueError(
+                "distillation=margin_mse is of margins between p+ and the others, and P~ has no p+ beside dark examples: set "
+                "include_positive=true, or leave distillation out and use recipe=margin_mse, which sets both"
+            )
         if self.distillation == "curriculum" and self.teacher_model:
             raise ValueError("distillation=curriculum learns from the shards' labels, not from a teacher_model: leave it out")
         if "distillation" in self.without and (self.keep_weight or self.teacher_model):
@@ -268,6 +276,16 @@ class Objective(Section):
                 "without=supervised and in_batch=none (recipe=cl_drd sets the first; beside it leave distillation out)"
             )
         return self
+
+    @property
+    def uses_temperature(self) -> bool:
+        """Whether a KL is among the losses: the distillation's, or the one that keeps the student near its start."""
+        return "distillation" not in self.without and (self.distillation == "kl" or self.keep_weight > 0)
+
+    @property
+    def has_positive(self) -> bool:
+        """Whether P~ holds p+ whatever the lists hold: by the setting, or since no dark example is in it (Eq. 3)."""
+        return self.include_positive or {"reinforced", "noisy"} <= set(self.without)
 
     @property
     def uses_positive(self) -> bool:
