@@ -72,13 +72,14 @@ POOLS = pa.schema(
         ("ranked_ids", pa.list_(pa.string())),
         ("ranked_scores", pa.list_(pa.float32())),  # each source's own
         ("ranked_sources", pa.list_(pa.int8())),  # places in data.negative_sources.SOURCES
+        ("never_ids", pa.list_(pa.string())),  # what was removed wherever it was ranked, and all that is never a negative; by id
     ]
 )
 
 HARD_NEGATIVES = pa.schema(
     [
         ("query_id", pa.string()),
-        ("positive_ids", pa.list_(pa.string())),  # as in POOLS
+        ("positive_ids", pa.list_(pa.string())),  # p+ of the query's list first, then the others as in POOLS
         ("negative_ids", pa.list_(pa.list_(pa.string()))),  # [draws][m]
         # Taken for false negatives: passages of the rank windows, the first rule that dropped each, the score that it looked at,
         # and the limit that was exceeded.

@@ -19,6 +19,10 @@ from data.errors import UserError
 from data.negative_sources import Source, canonical, parse_sources
 from data.object_store import is_remote
 
+StopWords = Literal[
+    "english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian", "swedish", "norwegian", "danish", "turkish",
+    "chinese", "korean", "none",
+]  # fmt: skip
 PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 
 
@@ -80,15 +84,14 @@ class Embed(Section):
 class FalseNegatives(Section):
     """Which passages of a query's rank windows are taken for unlabelled positives, and never drawn. Null leaves a rule out.
 
-    A rule of the teacher has all passages of the windows scored first, once, whatever the logit store holds already.
+    p+ is the positive that the query's list is trained with, where it has several. A rule of the teacher has all passages of the windows
+    scored first, once, whatever the logit store holds already.
     """
 
     teacher_above: float | None = keyed(None, "drop passages with a teacher logit above this", allow_inf_nan=False)
-    teacher_margin: float | None = keyed(None, "drop those above the logit of the query's best p+ minus this", allow_inf_nan=False)
+    teacher_margin: float | None = keyed(None, "drop those above the logit of the query's p+ minus this", allow_inf_nan=False)
     teacher_percentile: float | None = keyed(None, "drop those above this percentile of the logits in the query's windows", gt=0, lt=100)
-    student_margin: float | None = keyed(
-        None, "drop those whose student score is above that of the best p+ minus this", allow_inf_nan=False
-    )
+    student_margin: float | None = keyed(None, "drop those whose student score is above that of p+ minus this", allow_inf_nan=False)
 
     @property
     def uses_teacher(self) -> bool:
@@ -124,8 +127,17 @@ class HardNegatives(Section):
     simans_a: float = keyed(0.5, "a of SimANS, sharpness around p+ (the default of its authors' code)", ge=0, allow_inf_nan=False)
     simans_b: float = keyed(0.0, "b of SimANS, added to the score of p+ (the default of its authors' code)", allow_inf_nan=False)
     score_pools: bool = keyed(False, "have the teacher score whole pools, also where nothing here asks for it (table pool_scores)")
+    ignore_identical_ids: Literal["auto", "true", "false"] = keyed(
+        "auto", "a query that is a passage is no negative of itself; auto: where id and text agree, true: where the id does, false: it is"
+    )
+    bm25_stopwords: StopWords = keyed("english", "words that BM25 leaves out, of a language, or none (see retrieval/bm25.py)")
     select: Literal["none", "prod", "prod_nq"] = keyed("none", "queries that the teacher gets right and the student does not (PROD)")
     false_negatives: FalseNegatives = FalseNegatives()
+
+    @field_validator("ignore_identical_ids", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return str(value).lower() if isinstance(value, bool | str) else value  # YAML reads true and false as such
 
     @property
     def sources(self) -> tuple[Source, ...]:
