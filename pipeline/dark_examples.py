@@ -21,9 +21,9 @@ from data.config import keyed_values
 from data.digests import DigestCache, uniforms
 from data.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.settings import DarkExamples, Experiment
+from pipeline.reading_lengths import longest_mixed, refuse_mixes_too_long
 from pipeline.stage import Stored, Table, Task
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest
-from retrieval.student_spec import resolve_student
 
 _SPECIAL_TOKENS_OF_A_PASSAGE = 2  # [CLS] and the final [SEP]
 
@@ -57,12 +57,6 @@ class Candidate:
     kind: CandidateKind
     id: str
     text: str
-
-
-def longest_mixed(experiment: Experiment) -> int:
-    """Longest mixed passage in tokens. The student's files are read only where its length comes from them."""
-    given = experiment.dark_examples.mixed_tokens or experiment.student.passage_tokens
-    return given or resolve_student(experiment.student).passage_tokens
 
 
 def mix(positive: str, negative: str, *, splitter: Splitter, max_tokens: int, truncation: str) -> str:
@@ -218,6 +212,8 @@ def _build(task: Task) -> None:
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     has_teacher = experiment.teacher.backend != "none"
     folder = resolve_folder(experiment.teacher.model, option="teacher.model") if has_teacher else None
+    if has_teacher and experiment.dark_examples.reinforced:
+        refuse_mixes_too_long(experiment)
     key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens", "mask_seed"))
     return {
         **key,

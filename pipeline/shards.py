@@ -19,7 +19,7 @@ from data.digests import DigestCache, canonical_json, hash64
 from data.schemas import TRAINING_VERSION
 from data.settings import Experiment
 from data.shards import TRAINING_GROUP_ROWS
-from pipeline.dark_examples import longest_mixed
+from pipeline.reading_lengths import longest_mixed
 from pipeline.stage import Table, Task
 from pipeline.training_rows import Encode, Encoders, read_rows
 from retrieval.cross_encoder import resolve_teacher

@@ -18,7 +18,8 @@ from data.logit_store import LogitStore
 from data.schemas import MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.settings import DarkExamples, load
 from data.shards import read_shard
-from pipeline.dark_examples import candidates_of, longest_mixed, mask, mix, share_room
+from pipeline.dark_examples import candidates_of, mask, mix, share_room
+from pipeline.reading_lengths import longest_mixed
 from retrieval.tokenizer import Tokenizer
 
 POSITIVE = "bace difogu ha jekilo muna pe rosa tuveyaze bo cudafe gi"
