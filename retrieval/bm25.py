@@ -1,14 +1,16 @@
 """BM25 through bm25s (https://github.com/xhluca/bm25s): Lucene's formula with k1 1.5 and b 0.75, lower case, no stemmer.
 
-Words are bm25s's own: at least two letters or digits. Scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer,
-Burmese, Tibetan) are cut into overlapping pairs of characters, as Lucene's CJKAnalyzer cuts the first two; the rest of such a text, and
-every other text, has the words that it has without that rule.
+Words are bm25s's own: at least two letters or digits. Two kinds of scripts, of which that rule leaves next to nothing, have rules of their
+own: those that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) are cut into overlapping pairs of
+characters, as Lucene's CJKAnalyzer cuts the first two; where vowels are marks (the scripts of India, Thaana), these belong to the word. A
+text without such characters has the words that it has in bm25s.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 import bm25s
@@ -31,6 +33,9 @@ _UNSPACED = re.compile(
     "\u0f40-\u0fbc"  # Tibetan, whose syllables a point parts
     "]+"
 )
+_VOWELS = "".join(chr(code) for code in (*range(0x780, 0x7C0), *range(0x900, 0xE00)) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
+_HAS_VOWELS = re.compile(f"[{_VOWELS}]")
+_WORD_WITH_VOWELS = re.compile(rf"\b\w[\w{_VOWELS}\u200c\u200d]+")  # joiners are inside of words
 STOP_WORDS: dict[str, list[str] | tuple[str, ...]] = {
     "english": stopwords.STOPWORDS_EN,
     "german": stopwords.STOPWORDS_GERMAN,
@@ -55,13 +60,14 @@ def words_of(text: str) -> list[str]:
     text = text.lower()
     if text.isascii():
         return _WORD.findall(text)
+    spaced = (_WORD_WITH_VOWELS if _HAS_VOWELS.search(text) else _WORD).findall
     words: list[str] = []
     end = 0
     for run in _UNSPACED.finditer(text):
-        words += _WORD.findall(text[end : run.start()])
+        words += spaced(text[end : run.start()])
         words += _pairs(run.group())
         end = run.end()
-    return words + _WORD.findall(text[end:])
+    return words + spaced(text[end:])
 
 
 def _pairs(run: str) -> list[str]:

@@ -93,7 +93,7 @@ def test_the_settings_name_the_same_languages() -> None:
     assert set(get_args(StopWords)) == set(STOP_WORDS)
 
 
-@given(st.text(alphabet=st.characters(max_codepoint=0xDFF), max_size=60) | st.text(alphabet="aB1 _-.éßжعह가\n'’", max_size=60))
+@given(st.text(alphabet=st.characters(max_codepoint=0x77F), max_size=60) | st.text(alphabet="aB1 _-.éßжع가می\u200c\n'’", max_size=60))
 def test_scripts_with_spaces_have_the_words_of_bm25s(text: str) -> None:
     """Prevents: pools of collections in scripts with spaces that move with the rule for the others."""
     assert words_of(text) == bm25s.tokenize([text], stopwords=None, return_ids=False, show_progress=False)[0]
@@ -113,3 +113,15 @@ def test_scripts_without_spaces_are_cut_into_pairs() -> None:
     ]:
         best = search(["a", "b"], texts, [query], k=2)[0][0][0]
         assert best == ("b" if query == "กุหลาบ" else "a")
+
+
+def test_words_whose_vowels_are_marks_stay_whole() -> None:
+    """Prevents: Hindi of which only the letters without a vowel sign are left, and no query finds anything."""
+    assert words_of("गुलाब की छंटाई, सर्दियों में।") == ["गुलाब", "की", "छंटाई", "सर्दियों", "में"]
+    for texts, query in [
+        (["गुलाब की छंटाई", "हीटर से हवा"], "गुलाब"),  # Hindi
+        (["রান্নাঘর পরিষ্কার", "গোলাপ ছাঁটাই"][::-1], "গোলাপ"),  # Bengali
+        (["ரோஜா செடி", "சமையல் அறை"], "ரோஜா"),  # Tamil
+        (["ދިވެހި ބަސް", "ފޮތް"], "ދިވެހި"),  # Dhivehi
+    ]:
+        assert search(["a", "b"], texts, [query], k=2)[0][0] == ["a"]
