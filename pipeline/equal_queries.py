@@ -20,12 +20,13 @@ def equal_queries(mine: pa.Table, queries: Stored) -> dict[str, list[str]]:
         mine: some rows of `ingest.queries`.
         queries: all of it. Only texts that are equal to the byte lie in one shard, so all are read, a row group at a time.
     """
-    ids_of: dict[int, list[str]] = {hashed: [] for hashed in _hashes(mine)}
+    own = _hashes(mine)
+    ids_of: dict[int, list[str]] = {hashed: [] for hashed in own}
     for group in queries.row_groups():
         for query_id, hashed in zip(group.column("query_id").to_pylist(), _hashes(group), strict=True):
             if hashed in ids_of:
                 ids_of[hashed].append(query_id)
-    return {query_id: ids_of[hashed] for query_id, hashed in zip(mine.column("query_id").to_pylist(), _hashes(mine), strict=True)}
+    return {query_id: ids_of[hashed] for query_id, hashed in zip(mine.column("query_id").to_pylist(), own, strict=True)}
 
 
 def _hashes(queries: pa.Table) -> list[int]:

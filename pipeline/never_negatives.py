@@ -63,7 +63,7 @@ def never_negatives(
         candidates.append([(_LABELLED, labelled), (_OF_EQUAL, of_equal), (_ITSELF, itself)])
         of_query = nothing if identical == "false" else np.array([text_hash(text), *corpus.hashes[itself].tolist()], np.int64)
         wanted.append((corpus.hashes[of_equal], of_query))
-    rows_with = _rows_by_hash(np.concatenate([nothing, *(part for parts in wanted for part in parts)]), corpus.hashes)
+    rows_with = _RowsByHash(np.concatenate([nothing, *(part for parts in wanted for part in parts)]), corpus.hashes)
     for found, (of_positives, of_query) in zip(candidates, wanted, strict=True):
         found += [(_TWIN, rows_with(of_positives)), (_OWN_TEXT, rows_with(of_query))]
     return {query_id: _first_reasons(found) for query_id, found in zip(ids, candidates, strict=True)}
@@ -77,7 +77,7 @@ def _first_reasons(found: list[tuple[int, NDArray[np.int64]]]) -> Never:
     return Never(rows, reasons[order][first])
 
 
-class _rows_by_hash:
+class _RowsByHash:
     """Looks up the rows of the corpus that have one of some text hashes, for hashes known beforehand: one pass over the corpus."""
 
     def __init__(self, wanted: NDArray[np.int64], hashes: NDArray[np.int64]) -> None:

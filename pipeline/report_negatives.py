@@ -122,7 +122,7 @@ def _scored_positives(
     found: dict[str, tuple[float | None, float | None]] = {}
     for shard in shards:
         rows = {row.query_id: row for row in read_pools(pools, shard) if row.query_id in positive_of}
-        logits = dict(read_logits(scored[0], scored[1], shard)) if scored else {}
+        logits = {query_id: of for query_id, of in (read_logits(scored[0], scored[1], shard) if scored else ()) if query_id in rows}
         for query_id, row in rows.items():
             place = row.positive_ids.index(positive_of[query_id])
             by_student = None if row.positive_scores is None else float(row.positive_scores[place])
