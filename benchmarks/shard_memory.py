@@ -33,9 +33,9 @@ def whole_words(student: Path) -> Any:
     return np.array(sorted(word for word in vocabulary if word.isascii() and word.isalpha() and word.islower()))
 
 
-def lists(queries: int, candidates: int, tokens: int, words: Any) -> Iterator[tuple[pa.Table, pa.Table, pa.Table]]:
+def lists(queries: int, candidates: int, tokens: int, words: Any) -> Iterator[tuple[pa.Table, ...]]:
     """(candidates, logits, confidences) of a few queries at a time: p+ and m negatives, m mixed, five masked as in ADAM, section 4.3."""
-    from data.schemas import CANDIDATES, CONFIDENCE, TEACHER_SCORES, CandidateKind
+    from data.schemas import CANDIDATES, CONFIDENCE, POOLS, TEACHER_SCORES, CandidateKind
 
     m = max(1, (candidates - 6) // 2)
     masked = candidates - 1 - 2 * m
@@ -57,19 +57,21 @@ def lists(queries: int, candidates: int, tokens: int, words: Any) -> Iterator[tu
         one, real = np.ones(len(numbers), np.int16), -chance.random(len(numbers)).astype(np.float32)
         names = [f"query{number}" for number in numbers]
         confidences = pa.table([names, zeros[: len(numbers)], real, real, real, real, one, real], schema=CONFIDENCE)
-        yield pa.table(columns, schema=CANDIDATES), scores, confidences
+        empty = pa.array([[]] * len(numbers))
+        pools = pa.table({"query_id": names, **{name: empty for name in POOLS.names[1:]}}).cast(POOLS)
+        yield pa.table(columns, schema=CANDIDATES), scores, confidences, pools
 
 
-def inputs(root: Path, made: Iterator[tuple[pa.Table, pa.Table, pa.Table]]) -> dict[str, Any]:
+def inputs(root: Path, made: Iterator[tuple[pa.Table, ...]]) -> dict[str, Any]:
     """Complete tables of one shard each."""
     from contextlib import ExitStack
 
     from data.manifest import Manifest, ShardRecord
-    from data.schemas import CANDIDATES, CONFIDENCE, TEACHER_SCORES
+    from data.schemas import CANDIDATES, CONFIDENCE, POOLS, TEACHER_SCORES
     from data.shards import describe, open_shard
     from pipeline.stage import Stored
 
-    schemas = {"dark_examples": CANDIDATES, "teacher_scores": TEACHER_SCORES, "confidence": CONFIDENCE}
+    schemas = {"dark_examples": CANDIDATES, "teacher_scores": TEACHER_SCORES, "confidence": CONFIDENCE, "pools.ranked": POOLS}
     with ExitStack() as stack:
         writers = [stack.enter_context(open_shard(root / name / "part.parquet", schema, {})) for name, schema in schemas.items()]
         for tables in made:

@@ -41,11 +41,11 @@ def save_student(folder: Path, layers: int) -> None:
 def write_shards(folder: Path, queries: int, tokenizer: str) -> None:
     """Training shards of random tokens, about 112 a candidate and at most 128."""
     from data.manifest import Manifest, ShardRecord
-    from data.schemas import SCHEMA_VERSION, TRAINING
+    from data.schemas import TRAINING, TRAINING_VERSION
     from data.shards import TRAINING_GROUP_ROWS, describe, open_shard, shard_name
 
     content = {
-        "schema_version": SCHEMA_VERSION, "tokenizer": tokenizer, "teachers": ["teacher"], "draws": 1, "negatives_source": "student",
+        "schema_version": TRAINING_VERSION, "tokenizer": tokenizer, "teachers": ["teacher"], "draws": 1, "negatives_source": "student",
         "mask_ratios": [0.15, 0.25, 0.35, 0.45, 0.55], "negatives": 10,
     }  # fmt: skip
     schema = TRAINING.with_metadata({b"training": json.dumps(content).encode()})
@@ -76,6 +76,7 @@ def group(chance: np.random.Generator, start: int, rows: int, kinds: Any, schema
         _lists(pa.array([f"d{number}" for number in range(start * CANDIDATES, (start + rows) * CANDIDATES)]), per_row),
         _lists(chance.normal(size=every).astype(np.float32), per_row),
         pa.array(-chance.random(rows).astype(np.float32)),
+        _lists(pa.array([f"d{number * CANDIDATES}" for number in range(start, start + rows)]), np.ones(rows, np.int64)),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
 

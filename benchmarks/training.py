@@ -121,17 +121,18 @@ def write_shards(folder: Path, lists: list[dict[str, Any]], *, tokenizer: str) -
     import pyarrow as pa
 
     from data.manifest import Manifest, ShardRecord
-    from data.schemas import SCHEMA_VERSION, TRAINING
+    from data.schemas import TRAINING, TRAINING_VERSION
     from data.shards import describe, shard_name, write_shard
 
     metadata = {
-        "schema_version": SCHEMA_VERSION, "tokenizer": tokenizer, "teachers": ["made up"], "draws": 1, "negatives_source": "random",
+        "schema_version": TRAINING_VERSION, "tokenizer": tokenizer, "teachers": ["made up"], "draws": 1, "negatives_source": "random",
         "mask_ratios": MASK_RATIOS, "negatives": NEGATIVES,
     }  # fmt: skip
     rows = [
         {
             "query_id": one["query_id"], "draw": 0, "query_tokens": one["query_tokens"], "candidate_tokens": one["tokens"],
             "candidate_kind": one["kinds"], "candidate_id": one["ids"], "teacher_logits": one["logits"], "confidence": one["confidence"],
+            "never_ids": one["ids"][:1],
         }
         for one in lists
     ]  # fmt: skip

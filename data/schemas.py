@@ -1,6 +1,7 @@
 """The tables on disk: one Arrow schema a table, the candidate kinds, and the neutral marks inside dark examples.
 
-Training shards and dev sets are all that `pipeline` and `trainer` share. Change `SCHEMA_VERSION` with any column.
+Training shards and dev sets are all that `pipeline` and `trainer` share. A column that changes raises the `version` of its table, so that
+this one and what is made from it is made anew; `SCHEMA_VERSION` is in every fingerprint, that of the embeddings too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from enum import IntEnum
 import pyarrow as pa
 
 SCHEMA_VERSION = 2
+TRAINING_VERSION = 3  # of training shards alone: raised with any of their columns; see TRAINING_SCHEMAS
 
 
 class CandidateKind(IntEnum):
@@ -72,13 +74,14 @@ POOLS = pa.schema(
         ("ranked_ids", pa.list_(pa.string())),
         ("ranked_scores", pa.list_(pa.float32())),  # each source's own
         ("ranked_sources", pa.list_(pa.int8())),  # places in data.negative_sources.SOURCES
+        ("never_ids", pa.list_(pa.string())),  # what was removed wherever it was ranked, and all that is never a negative; by id
     ]
 )
 
 HARD_NEGATIVES = pa.schema(
     [
         ("query_id", pa.string()),
-        ("positive_ids", pa.list_(pa.string())),  # as in POOLS
+        ("positive_ids", pa.list_(pa.string())),  # p+ of the query's list first, then the others as in POOLS
         ("negative_ids", pa.list_(pa.list_(pa.string()))),  # [draws][m]
         # Taken for false negatives: passages of the rank windows, the first rule that dropped each, the score that it looked at,
         # and the limit that was exceeded.
@@ -144,8 +147,11 @@ TRAINING = pa.schema(
         ("candidate_id", pa.list_(pa.string())),
         ("teacher_logits", pa.list_(pa.float32())),
         ("confidence", pa.float32()),
+        ("never_ids", pa.list_(pa.string())),  # passages that are never negatives of the query, so none of the batch's for it; as in POOLS
     ]
 )
+# What a trainer reads, by version. Shards of version 2 do not say which passages are never negatives.
+TRAINING_SCHEMAS = {2: pa.schema([field for field in TRAINING if field.name != "never_ids"]), TRAINING_VERSION: TRAINING}
 
 DEV = pa.schema(
     [

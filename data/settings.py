@@ -20,6 +20,10 @@ from data.negative_sources import Source, canonical, parse_sources
 from data.object_store import is_remote
 from data.paths import expanded
 
+StopWords = Literal[
+    "english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian", "swedish", "norwegian", "danish", "turkish",
+    "chinese", "korean", "none",
+]  # fmt: skip
 PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 
 
@@ -85,15 +89,14 @@ class Embed(Section):
 class FalseNegatives(Section):
     """Which passages of a query's rank windows are taken for unlabelled positives, and never drawn. Null leaves a rule out.
 
-    A rule of the teacher has all passages of the windows scored first, once, whatever the logit store holds already.
+    p+ is the positive that the query's list is trained with, where it has several. A rule of the teacher has all passages of the windows
+    scored first, once, whatever the logit store holds already.
     """
 
     teacher_above: float | None = keyed(None, "drop passages with a teacher logit above this", allow_inf_nan=False)
-    teacher_margin: float | None = keyed(None, "drop those above the logit of the query's best p+ minus this", allow_inf_nan=False)
+    teacher_margin: float | None = keyed(None, "drop those above the logit of the query's p+ minus this", allow_inf_nan=False)
     teacher_percentile: float | None = keyed(None, "drop those above this percentile of the logits in the query's windows", gt=0, lt=100)
-    student_margin: float | None = keyed(
-        None, "drop those whose student score is above that of the best p+ minus this", allow_inf_nan=False
-    )
+    student_margin: float | None = keyed(None, "drop those whose student score is above that of p+ minus this", allow_inf_nan=False)
 
     @property
     def uses_teacher(self) -> bool:
@@ -129,8 +132,17 @@ class HardNegatives(Section):
     simans_a: float = keyed(0.5, "a of SimANS, sharpness around p+ (the default of its authors' code)", ge=0, allow_inf_nan=False)
     simans_b: float = keyed(0.0, "b of SimANS, added to the score of p+ (the default of its authors' code)", allow_inf_nan=False)
     score_pools: bool = keyed(False, "have the teacher score whole pools, also where nothing here asks for it (table pool_scores)")
+    ignore_identical_ids: Literal["auto", "true", "false"] = keyed(
+        "auto", "a query that is a passage is no negative of itself; auto: where id and text agree, true: where the id does, false: it is"
+    )
+    bm25_stopwords: StopWords = keyed("english", "words that BM25 leaves out, of a language, or none (see retrieval/bm25.py)")
     select: Literal["none", "prod", "prod_nq"] = keyed("none", "queries that the teacher gets right and the student does not (PROD)")
     false_negatives: FalseNegatives = FalseNegatives()
+
+    @field_validator("ignore_identical_ids", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return str(value).lower() if isinstance(value, bool | str) else value  # YAML reads true and false as such
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -250,7 +262,7 @@ class Objective(Section):
     reduction: Literal["batch", "selected"] = keyed("batch", "the KD sum is divided by b, or by the number of selected queries")
     count_epochs_from: Literal[0, 1] = keyed(0, "t of the first epoch in the selected share 1 - t/(2T) (Eq. 8)")
     distillation: Literal["kl", "margin_mse", "curriculum"] = keyed("kl", "the KD loss: KL of softmaxes (Eq. 4), MarginMSE, CL-DRD's")
-    temperature: float = keyed(1.0, "T of both softmaxes of the KL", gt=0)
+    temperature: float = keyed(1.0, "T of both softmaxes of a KL", gt=0)
     temperature_squared: bool = keyed(False, "multiply each KL by T^2 (PROD), so that its gradient does not shrink with T")
     teacher_model: str | None = execution(
         None, "a dual encoder as teacher, frozen, instead of the shards' logits (keyed by its content)", path="model"
@@ -263,6 +275,14 @@ class Objective(Section):
             raise ValueError("margin_mse needs teacher logits, which in-batch passages have not: set in_batch=none or supervised")
         if self.distillation != "kl" and self.temperature_squared:
             raise ValueError(f"{self.distillation} has no temperature: set temperature_squared=false")
+        if self.temperature != 1 and not self.uses_temperature:
+            loss = "without=distillation" if "distillation" in self.without else f"distillation={self.distillation}"
+            raise ValueError(f"temperature={self.temperature:g} has no effect with {loss}, which has no softmax of its own: leave it out")
+        if self.distillation == "margin_mse" and "distillation" not in self.without and not self.has_positive:
+            raise ValueError(
+                "distillation=margin_mse is of margins between p+ and the others, and P~ has no p+ beside dark examples: set "
+                "include_positive=true, or leave distillation out and use recipe=margin_mse, which sets both"
+            )
         if self.distillation == "curriculum" and self.teacher_model:
             raise ValueError("distillation=curriculum learns from the shards' labels, not from a teacher_model: leave it out")
         if "distillation" in self.without and (self.keep_weight or self.teacher_model):
@@ -275,6 +295,16 @@ class Objective(Section):
                 "without=supervised and in_batch=none (recipe=cl_drd sets the first; beside it leave distillation out)"
             )
         return self
+
+    @property
+    def uses_temperature(self) -> bool:
+        """Whether a KL is among the losses: the distillation's, or the one that keeps the student near its start."""
+        return "distillation" not in self.without and (self.distillation == "kl" or self.keep_weight > 0)
+
+    @property
+    def has_positive(self) -> bool:
+        """Whether P~ holds p+ whatever the lists hold: by the setting, or since no dark example is in it (Eq. 3)."""
+        return self.include_positive or {"reinforced", "noisy"} <= set(self.without)
 
     @property
     def uses_positive(self) -> bool:
@@ -298,11 +328,11 @@ class Train(Section):
     objective: Objective = Objective()
     stages: dict[str, dict[str, Any]] = keyed({}, "runs one after the other: a name each, and what it changes of `train`; see `of_stage`")
     draw: int | None = keyed(None, "train all epochs on this draw; null: epoch e on draw e modulo the shards' draws", ge=0, le=99)
-    epochs: int = keyed(3, "T, passes over the queries", ge=1)
+    epochs: int = keyed(3, "T, passes over the queries; of the selected shares, too, where `steps` ends the run", ge=1)
     steps: int | None = keyed(None, "stop after this many steps, in whatever epoch; null: after the last epoch", ge=1)
     batch_queries: int = keyed(128, "b, queries of a batch (ADAM 4.3)", ge=1)
     learning_rate: float = keyed(5e-5, "peak (ADAM 4.3)", gt=0)
-    warmup_steps: int = keyed(100, "linear warm-up; the rate then falls linearly to 0 (ADAM 4.3)", ge=0)
+    warmup_steps: int = keyed(100, "linear warm-up (ADAM 4.3); the rate then falls linearly to 0 (ours)", ge=0)
     weight_decay: float = keyed(0.01, "of AdamW; biases and normalisation weights have none", ge=0)
     clip_norm: float = keyed(1.0, "largest norm of the gradient", gt=0)
     score_scale: float = keyed(1.0, "factor on the inner product; normalised students need about 20", gt=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline import reading_lengths
 from pipeline.calibration import Speed, keep_speed, kept_speed, measure
 from pipeline.execution import Choices, read_choices, write_choices
 from pipeline.price import Price, a_full_shard, price, wall_seconds
@@ -16,6 +17,8 @@ def prepare(work: Preparation) -> None:
     """Say what will be scored, and settle how. A choice that was made for this table stays, unless the settings ask for another."""
     cost = price(work.experiment, _candidates(work), work.stale, warn=lambda line: work.say(f"warning: {line}"))
     work.say(f"{work.label:<16} {cost}")
+    for line in reading_lengths.warnings(work.experiment, _candidates(work), work.stale) if cost.to_score else ():
+        work.say(f"warning: {line}")
     kept = read_choices(work.folder)
     chosen = _choose(work, cost, kept)
     if chosen != kept:

@@ -18,6 +18,7 @@ from pipeline.stage import Table, Task
 def confidence(positive_logit: float, negative_logits: NDArray[np.float64]) -> float:
     """C(q) = log softmax of t(q, p+) over {p+} and P-, in nats (ADAM, Eq. 7). No dark examples enter it.
 
+    A sum over P-: with fewer negatives it is higher, so queries whose lists are short are selected more often.
     Written as -log(1 + sum exp(t- - t+)), which keeps its digits when the teacher is sure and C(q) is close to 0.
     """
     if not len(negative_logits):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data.shards import group_rows, read_row_groups
 from pipeline.stage import Stored
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Corpus:
         self.hashes: NDArray[np.int64] = np.concatenate(hashes)
         self._stored = stored
         self._searcher: Searcher | None = None
+        self._bm25: Bm25Index | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,14 +74,17 @@ class Corpus:
         return self.ids.take(pa.array(rows)).cast(pa.string())
 
     def texts_of(self, rows: NDArray[np.int64]) -> pa.Array:
-        """The texts of some rows, each read once from the disk: in memory are these and one row group."""
+        """The texts of some rows, each row group that has one of them read once: in memory are these and one row group."""
         wanted, place = np.unique(rows, return_inverse=True)
         parts, first = [pa.array([], pa.large_string())], 0
-        for table in self._stored.row_groups(columns=["text"]):
-            low, high = np.searchsorted(wanted, [first, first + table.num_rows])
-            if high > low:
-                parts += table.column("text").take(pa.array(wanted[low:high] - first)).cast(pa.large_string()).chunks
-            first += table.num_rows
+        for path in self._stored.paths():
+            bounds = first + np.concatenate([[0], np.cumsum(group_rows(path))]).astype(np.int64)
+            cuts = np.searchsorted(wanted, bounds).tolist()
+            groups = [group for group in range(len(bounds) - 1) if cuts[group + 1] > cuts[group]]
+            for group, table in zip(groups, read_row_groups(path, columns=["text"], groups=groups) if groups else (), strict=True):
+                mine = wanted[cuts[group] : cuts[group + 1]] - bounds[group]
+                parts += table.column("text").take(pa.array(mine)).cast(pa.large_string()).chunks
+            first = int(bounds[-1])
         return pa.concat_arrays(parts).take(pa.array(place))
 
     def searcher(self, vectors: Stored, index: Stored | None, experiment: Experiment) -> Searcher:
@@ -94,12 +99,14 @@ class Corpus:
             self._searcher = Searcher(table, memory_gb=settings.memory_gb, threads=runner.threads, engines=engines)
         return self._searcher
 
-    @functools.cached_property
-    def bm25(self) -> Bm25Index:
-        """The BM25 index of all passages, built once a worker."""
-        from retrieval.bm25 import Bm25Index
+    def bm25(self, *, stop_words: str) -> Bm25Index:
+        """The BM25 index of all passages, built once a worker; `stop_words` are those of a language, see `retrieval.bm25`."""
+        if self._bm25 is None:
+            from retrieval.bm25 import Bm25Index
 
-        return Bm25Index(self.ids, (group.column("text").to_pylist() for group in self._stored.row_groups(columns=["text"])))
+            texts = (group.column("text").to_pylist() for group in self._stored.row_groups(columns=["text"]))
+            self._bm25 = Bm25Index(self.ids, texts, stop_words=stop_words)
+        return self._bm25
 
 
 def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from data import schemas
 from data.config import keyed_values
-from data.digests import DigestCache, hash64, uniforms
+from data.digests import DigestCache, uniforms
 from data.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.settings import DarkExamples, Experiment
+from pipeline.reading_lengths import longest_mixed, refuse_mixes_too_long
 from pipeline.stage import Stored, Table, Task
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest
-from retrieval.student_spec import resolve_student
 
 _SPECIAL_TOKENS_OF_A_PASSAGE = 2  # [CLS] and the final [SEP]
 
@@ -57,12 +57,6 @@ class Candidate:
     kind: CandidateKind
     id: str
     text: str
-
-
-def longest_mixed(experiment: Experiment) -> int:
-    """Longest mixed passage in tokens. The student's files are read only where its length comes from them."""
-    given = experiment.dark_examples.mixed_tokens or experiment.student.passage_tokens
-    return given or resolve_student(experiment.student).passage_tokens
 
 
 def mix(positive: str, negative: str, *, splitter: Splitter, max_tokens: int, truncation: str) -> str:
@@ -164,11 +158,6 @@ def candidates_of(
     return listed
 
 
-def choose_positive(positive_ids: list[str], *, seed: int, query_id: str) -> str:
-    """The one p+ of a query with several: a seeded choice. The others are never its negatives."""
-    return min(positive_ids, key=lambda doc_id: (hash64(seed, "positive", query_id, doc_id), doc_id))
-
-
 def _texts_of(doc_ids: set[str], corpus: Stored) -> dict[str, str]:
     """The texts of some passages, read in bounded memory."""
     wanted = pa.array(sorted(doc_ids), pa.string())
@@ -191,13 +180,12 @@ def _build(task: Task) -> None:
     rows = task.inputs["hard_negatives"].read(task.shard, columns=["query_id", "positive_ids", "negative_ids"]).to_pylist()
     query_table = task.inputs["ingest.queries"].read(task.shard)
     queries = dict(zip(query_table.column("query_id").to_pylist(), query_table.column("text").to_pylist(), strict=True))
-    chosen = {row["query_id"]: choose_positive(row["positive_ids"], seed=experiment.seed, query_id=row["query_id"]) for row in rows}
-    needed = set(chosen.values()) | {doc_id for row in rows for draw in row["negative_ids"] for doc_id in draw}
+    needed = {row["positive_ids"][0] for row in rows} | {doc_id for row in rows for draw in row["negative_ids"] for doc_id in draw}
     texts = _texts_of(needed, task.inputs["ingest.corpus"])
 
     columns: dict[str, list[Any]] = {name: [] for name in schemas.CANDIDATES.names}
     for row in rows:
-        query_id, positive_id = row["query_id"], chosen[row["query_id"]]
+        query_id, positive_id = row["query_id"], row["positive_ids"][0]  # see pipeline.trained_positive
         for draw in range(experiment.draws):
             negative_ids = row["negative_ids"][draw % len(row["negative_ids"])]
             listed = candidates_of(
@@ -224,6 +212,8 @@ def _build(task: Task) -> None:
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     has_teacher = experiment.teacher.backend != "none"
     folder = resolve_folder(experiment.teacher.model, option="teacher.model") if has_teacher else None
+    if has_teacher and experiment.dark_examples.reinforced:
+        refuse_mixes_too_long(experiment)
     key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens", "mask_seed"))
     return {
         **key,

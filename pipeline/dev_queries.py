@@ -14,6 +14,7 @@ import polars as pl
 from data.digests import hash64, text_hash
 from data.errors import UserError
 from data.settings import Experiment
+from pipeline.equal_queries import folded
 from pipeline.stage import Stored
 
 LEAKS = ("training query", "text of a training query")
@@ -63,7 +64,7 @@ def choose_queries(queries: Stored, labels: pl.DataFrame, experiment: Experiment
 
 
 def _texts(queries: Stored, wanted: set[str], trained: set[str]) -> tuple[dict[str, str], set[int]]:
-    """(texts of the wanted queries, hashes of those of training queries as `_folded` reads them)."""
+    """(texts of the wanted queries, hashes of those of training queries, folded)."""
     texts: dict[str, str] = {}
     hashes: set[int] = set()
     for group in queries.row_groups():
@@ -71,17 +72,12 @@ def _texts(queries: Stored, wanted: set[str], trained: set[str]) -> tuple[dict[s
             if query_id in wanted:
                 texts[query_id] = text
             if query_id in trained:
-                hashes.add(text_hash(_folded(text)))
+                hashes.add(text_hash(folded(text)))
     return texts, hashes
-
-
-def _folded(text: str) -> str:
-    """Two queries that differ in case or spaces alone are the same query."""
-    return " ".join(text.casefold().split())
 
 
 def _leak(query_id: str, text: str, trained: set[str], trained_texts: set[int]) -> str | None:
     by_id, by_text = LEAKS
     if query_id in trained:
         return by_id
-    return by_text if text_hash(_folded(text)) in trained_texts else None
+    return by_text if text_hash(folded(text)) in trained_texts else None

@@ -10,6 +10,8 @@ choice by what happens to be in the logit store could not be repeated.
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,25 +23,31 @@ import pyarrow as pa
 from data import schemas
 from data.config import keyed_values
 from data.digests import DigestCache
+from data.errors import NothingLeft, UserError
 from data.negative_sources import SOURCES
 from data.schemas import CandidateKind
 from data.settings import Experiment, HardNegatives
 from pipeline.false_negatives import Dropped, false_negatives
 from pipeline.pool_pairs import PoolRow, read_pools
 from pipeline.pools import window_places
-from pipeline.progressive import KEPT_RANKS, RANKS, ranks_of, why_dropped
+from pipeline.progressive import KEPT_RANKS, NO_RANKS, RANKS, ranks_of, why_dropped
 from pipeline.samplers import seeded, simans, stratified, take_turns, turns, uniform
 from pipeline.stage import Stored, Table, Task
+from pipeline.trained_positive import choose_positive, first
 
 SHORT = "queries with fewer than m negatives"
+RULES = "false negatives"
+MADE_UP = "negatives of other sources for"
+_NONE = "no negatives"
 _ROWS_AT_ONCE = 1024
+_OF_THE_POOLS = ("ignore_identical_ids", "bm25_stopwords")  # settings that are keyed there
 
 
 @dataclass(frozen=True)
 class Logits:
     """The teacher's logits of one query's positives and window passages."""
 
-    positives: list[float]
+    positives: list[float]  # in the order of the pool's
     of: dict[str, float]
 
 
@@ -47,16 +55,27 @@ class Logits:
 class Chosen:
     """What became of one query's windows."""
 
+    positive: str  # p+ of the query's list
     draws: list[list[str]]  # [draws][m] ids, in the order of the pool
     dropped: dict[str, Dropped]
     made_up: Counter[str] = field(default_factory=Counter)  # by source, how many negatives others gave for it
 
 
-def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits | None = None) -> Chosen:
-    """The negatives of one query. Fewer than m where its windows hold fewer that no rule drops."""
+def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits | None = None, selected_by: str | None = None) -> Chosen:
+    """p+ and the negatives of one query. Fewer than m where its windows hold fewer that no rule drops.
+
+    Args:
+        row: its pool.
+        settings: what to draw.
+        seed: of the draws and of p+.
+        logits: the teacher's, where a rule or the sampler goes by them.
+        selected_by: the positive by whose ranks the query was selected, if it was.
+    """
     sources = settings.sources
+    positive = selected_by or choose_positive(row.positive_ids, seed=seed, query_id=row.query_id)
+    place = row.positive_ids.index(positive)
     windows = [[row.ids[place] for place in window_places(row.sources, source).tolist()] for source in sources]
-    positive_scores = [] if row.positive_scores is None else row.positive_scores.tolist()
+    positive_score = math.nan if row.positive_scores is None else float(row.positive_scores[place])
     by_student = np.flatnonzero(row.sources == SOURCES.index("student"))
     student = dict(zip([row.ids[place] for place in by_student.tolist()], row.scores[by_student].tolist(), strict=True))
     of = logits.of if logits else {}
@@ -64,9 +83,9 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
         list(dict.fromkeys(doc_id for window in windows for doc_id in window)),
         settings.false_negatives,
         logits=of,
-        positive_logits=logits.positives if logits else [],
+        positive_logit=logits.positives[place] if logits else math.nan,
         scores=student,
-        positive_scores=positive_scores,
+        positive_score=positive_score,
     )
     windows = [[doc_id for doc_id in window if doc_id not in dropped] for window in windows]
     whose = turns([source.weight for source in sources], settings.negatives)
@@ -80,16 +99,16 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
             return stratified(window, [of[doc_id] for doc_id in window], count, hashed)
         if settings.sampler == "simans":
             scores = [student[doc_id] for doc_id in window]
-            return simans(window, scores, max(positive_scores), hashed, a=settings.simans_a, b=settings.simans_b)
+            return simans(window, scores, positive_score, hashed, a=settings.simans_a, b=settings.simans_b)
         return uniform(window, hashed)
 
     draws = []
     for draw in range(settings.draws):
-        taken, short = take_turns([prefer(window, whose.count(place), draw) for place, window in enumerate(windows)], whose)
+        taken, short = take_turns([prefer(window, whose.count(turn), draw) for turn, window in enumerate(windows)], whose)
         chosen = set(taken)
         draws.append([doc_id for doc_id in dict.fromkeys(doc_id for window in windows for doc_id in window) if doc_id in chosen])
         made_up.update({source.name: count for source, count in zip(sources, short, strict=True) if count})
-    return Chosen(draws, dropped, made_up)
+    return Chosen(positive, draws, dropped, made_up)
 
 
 def read_logits(pairs: Stored, scores: Stored, shard: int) -> Iterator[tuple[str, Logits]]:
@@ -151,11 +170,12 @@ def _build(task: Task) -> None:
                 if why := why_dropped(ranks, settings.select):
                     unselected[why] += 1
                     continue
-            chosen = choose(row, settings, seed=experiment.seed, logits=of_query)
+            selected_by = ranks.positive if ranks else None
+            chosen = choose(row, settings, seed=experiment.seed, logits=of_query, selected_by=selected_by)
             dropped.update(why.rule.name.lower() for why in chosen.dropped.values())
             made_up.update(chosen.made_up)
             if not chosen.draws[0]:
-                counts["no negatives"] += 1
+                counts[_NONE] += 1
                 continue
             counts["kept"] += 1
             if ranks is not None:
@@ -166,17 +186,17 @@ def _build(task: Task) -> None:
                 settle()
         settle()
         figures: dict[str, Any] = {"in": counts["in"], "kept": counts["kept"], SHORT: counts[SHORT]}
-        figures["dropped"] = {**({"no negatives": counts["no negatives"]} if counts["no negatives"] else {}), **unselected}
+        figures["dropped"] = {**({_NONE: counts[_NONE]} if counts[_NONE] else {}), **unselected}
         figures |= {RANKS: dict(ranked), KEPT_RANKS: dict(selected)} if ranked else {}
-        figures |= {"false negatives": dict(dropped)} if dropped else {}
-        figures |= {"negatives of other sources for": dict(made_up)} if made_up else {}
+        figures |= {RULES: dict(dropped)} if dropped else {}
+        figures |= {MADE_UP: dict(made_up)} if made_up else {}
         writer.figures["counts"] = figures
 
 
 def _row(row: PoolRow, chosen: Chosen) -> dict[str, Any]:
     return {
         "query_id": row.query_id,
-        "positive_ids": row.positive_ids,
+        "positive_ids": first(chosen.positive, row.positive_ids),
         "negative_ids": chosen.draws,
         "dropped_ids": list(chosen.dropped),
         "dropped_rules": [int(why.rule) for why in chosen.dropped.values()],
@@ -186,7 +206,7 @@ def _row(row: PoolRow, chosen: Chosen) -> dict[str, Any]:
 
 
 def _remark(counts: dict[str, Any]) -> str:
-    short, none = counts.get(SHORT, 0), counts.get("dropped", {}).get("no negatives", 0)
+    short, none = counts.get(SHORT, 0), counts.get("dropped", {}).get(_NONE, 0)
     parts = []
     if RANKS in counts:
         why = ", ".join(f"{reason} {count:,}" for reason, count in counts["dropped"].items())
@@ -195,13 +215,37 @@ def _remark(counts: dict[str, Any]) -> str:
         left_out = f", {none:,} have none and are left out" if none else ""
         fewer = f"of {counts['in']:,} queries {short:,} have fewer negatives than asked for"
         parts.append(f"hard_negatives: {fewer}{left_out}; `prep report` names some")
+    if made_up := counts.get(MADE_UP):
+        listed = ", ".join(f"{name} {count:,}" for name, count in made_up.items())
+        parts.append(f"negatives that a source had not, taken from the others: {listed}")
     return "; ".join(parts)
+
+
+def _refuse(stored: Stored) -> None:
+    """Where no query is left it is said what took them. NothingLeft: there is nothing to learn any more, which is no failure."""
+    counts = stored.manifest.counts
+    if stored.manifest.rows:
+        return
+    if any(bands != NO_RANKS for bands in counts.get(RANKS, {})):
+        why = json.dumps(counts["dropped"])
+        raise NothingLeft(f"hard_negatives.select keeps none of {counts['in']:,} queries, nothing is left to learn: {why}")
+    if rules := counts.get(RULES):
+        listed = ", ".join(f"{rule} {count:,} passages" for rule, count in rules.items())
+        raise UserError(
+            f"hard_negatives: none of {counts['in']:,} queries has a negative left; the rules of hard_negatives.false_negatives dropped "
+            f"{listed}: loosen them"
+        )
+    if counts["dropped"].get(_NONE):
+        raise UserError(
+            f"hard_negatives: none of {counts['in']:,} queries has a passage in the rank windows of its sources; lower "
+            "hard_negatives.first_rank, or the ranks in hard_negatives.source"
+        )
 
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     settings = experiment.hard_negatives
     unused = () if settings.sampler == "simans" else ("simans_a", "simans_b")
-    own = ("source", "depth", "first_rank", "last_rank", "queries", "score_pools", "select")
+    own = ("source", "depth", "first_rank", "last_rank", "queries", "score_pools", "select", *_OF_THE_POOLS)
     selection = {"select": settings.select, "depth": settings.depth} if settings.select != "none" else {}
     return {
         **keyed_values(settings, leave_out=(*own, *unused)),
@@ -216,6 +260,6 @@ def table(experiment: Experiment) -> Table:
     """The stage's table: it reads the teacher's logits only where the settings go by them."""
     scores = ("pools.pairs", "pool_scores") if experiment.hard_negatives.uses_pool_scores else ()
     return Table(
-        stage="hard_negatives", name="", version=2, reads=("pools.ranked", *scores), key=_key,
-        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=_remark,
+        stage="hard_negatives", name="", version=3, reads=("pools.ranked", *scores), key=_key,
+        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=_remark, refuse=_refuse,
     )  # fmt: skip

@@ -78,12 +78,12 @@ class StudentSearch:
 class Bm25Search:
     """BM25 over all passages; those without a common word are in no list."""
 
-    def __init__(self, texts: list[str], corpus: Corpus) -> None:
-        self._texts, self._corpus = texts, corpus
+    def __init__(self, texts: list[str], corpus: Corpus, *, stop_words: str) -> None:
+        self._texts, self._corpus, self._stop_words = texts, corpus, stop_words
 
     def rank(self, first: int, stop: int, *, k: int) -> Ranking:
         """Builds the index with the first piece."""
-        return self._corpus.bm25.search(self._texts[first:stop], k=k)
+        return self._corpus.bm25(stop_words=self._stop_words).search(self._texts[first:stop], k=k)
 
 
 class RunFile:
@@ -174,7 +174,7 @@ def make_source(name: str, task: Task, queries: pa.Table, corpus: Corpus) -> Poo
         searcher = corpus.searcher(task.inputs["embed.corpus"], task.inputs.get("index"), task.experiment)
         return StudentSearch(queries, task.inputs["embed.queries"], task.shard, searcher, corpus)
     if name == "bm25":
-        return Bm25Search(queries.column("text").to_pylist(), corpus)
+        return Bm25Search(queries.column("text").to_pylist(), corpus, stop_words=settings.bm25_stopwords)
     if name == "run":
         return RunFile(local_file(settings.run_file or ""), query_ids, corpus)
     return AtRandom(query_ids, corpus, seed=task.experiment.seed)

@@ -1,15 +1,15 @@
 """Stage `pools`, table `ranked`: for each training query its labelled positives and a ranked pool from each source, without them.
 
-Labelled positives of any split, and passages with exactly the text of one, are removed. Nothing here depends on how many negatives are
-drawn, how, or on the teacher: the search is done once for all that.
+What is never a negative of the query is removed: see `pipeline.never_negatives`. Nothing here depends on how many negatives are drawn,
+how, or on the teacher: the search is done once for all that.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,115 +20,113 @@ from numpy.typing import NDArray
 
 from data import schemas
 from data.digests import DigestCache, hash64
+from data.errors import UserError
 from data.negative_sources import SOURCES, Source
 from data.remote import local_file
-from data.settings import Experiment
+from data.settings import Experiment, HardNegatives
 from data.shards import ROW_GROUP_ROWS
-from data.trec import check_run
+from data.trec import check_run, read_entries
 from pipeline.corpus import Corpus
+from pipeline.equal_queries import equal_queries
+from pipeline.never_negatives import IDENTICAL, REASONS, Never, never_negatives
 from pipeline.pool_sources import PoolSource, Ranking, RunFile, StudentSearch, make_source
 from pipeline.search_index import searching_key
 from pipeline.stage import Stored, Table, Task
 
 _RANKED_AT_ONCE = 1 << 23  # entries of a ranking in memory, about 40 bytes each while they are sorted
 _WRITTEN_AT_ONCE = 1 << 20  # entries of a row group
+REMOVED = "removed from pools"
+NOTHING = "queries for which a source has no passage"
 UNKNOWN = "entries of the run of unknown passages"
 RECALL = "recall of the index on sampled queries"
 
 
 @dataclass(frozen=True)
-class Labels:
-    """The labels above 0 of some queries, as rows of the corpus."""
+class Own:
+    """What belongs to one query before anything is ranked."""
 
-    positives: dict[str, NDArray[np.int64]]  # of the training split, best label first, ties by id
-    of_any_split: dict[str, NDArray[np.int64]]
+    query_id: str
+    positives: NDArray[np.int64]  # rows of the training split's, best label first, ties by id
+    never: Never
 
 
-def training_queries(queries: pa.Table, qrels: Stored, experiment: Experiment) -> tuple[pa.Table, pl.DataFrame]:
-    """The queries of a shard that are trained on, and their labels above 0 in all splits (columns of `schemas.QRELS`).
+def training_queries(queries: pa.Table, labels: pl.DataFrame, experiment: Experiment) -> pa.Table:
+    """The queries of a shard that are trained on.
 
     With `hard_negatives.queries` the subset is the lowest hashes over the training queries of all shards: a larger subset
-    holds the smaller one.
+    holds the smaller one. `labels` are those above 0 of all queries and splits.
     """
-    labels = pl.concat([pl.DataFrame(pl.from_arrow(group)) for group in qrels.row_groups()]).filter(pl.col("relevance") > 0)
     chosen = labels.filter(pl.col("split") == experiment.ingest.train_split)["query_id"].unique().to_list()
     wanted = experiment.hard_negatives.queries
     if wanted is not None:
         chosen = sorted(chosen, key=lambda query: (hash64(experiment.seed, "subset", query), query))[:wanted]
-    kept = queries.filter(pc.is_in(queries.column("query_id"), value_set=pa.array(sorted(chosen), pa.string())))
-    return kept, labels.filter(pl.col("query_id").is_in(kept.column("query_id").to_pylist()))
+    return queries.filter(pc.is_in(queries.column("query_id"), value_set=pa.array(sorted(chosen), pa.string())))
 
 
-def labels_of(labels: pl.DataFrame, corpus: Corpus, *, train_split: str) -> Labels:
-    """The labels by query."""
-    labels = labels.with_columns(pl.Series("row", corpus.rows_of(labels["doc_id"].to_arrow())))
-    train = labels.filter(pl.col("split") == train_split)
-    return Labels(_rows_by_query(train), _rows_by_query(labels.unique(["query_id", "doc_id"], keep="first", maintain_order=True)))
+def labels_above_0(qrels: Stored) -> pl.DataFrame:
+    """Columns of `schemas.QRELS`, all splits."""
+    return pl.concat([pl.DataFrame(pl.from_arrow(group)) for group in qrels.row_groups()]).filter(pl.col("relevance") > 0)
 
 
-def _rows_by_query(labels: pl.DataFrame) -> dict[str, NDArray[np.int64]]:
+def positives_of(labels: pl.DataFrame) -> dict[str, NDArray[np.int64]]:
+    """By query the rows of its labelled positives, best label first, ties by id."""
     ordered = labels.sort(["query_id", "relevance", "doc_id"], descending=[False, True, False])
     grouped = ordered.group_by("query_id", maintain_order=True).agg("row")
     return {query_id: np.array(rows, np.int64) for query_id, rows in zip(grouped["query_id"], grouped["row"].to_list(), strict=True)}
 
 
-def pool_of(
-    rows: NDArray[np.int64], own_rows: NDArray[np.int64], hashes: NDArray[np.int64], *, depth: int, removed: Counter[str]
-) -> NDArray[np.int64]:
-    """Places in a query's ranked list that stay when its labelled passages, and those with exactly their text, are removed.
+def pool_of(rows: NDArray[np.int64], never: Never, *, depth: int, removed: Counter[str]) -> NDArray[np.int64]:
+    """Places in a query's ranked list that stay when what is never its negative is removed.
 
     Args:
         rows: [k] rows of the corpus, best first, -1 after the last.
-        own_rows: the query's labelled rows.
-        hashes: text hashes of the corpus, by row.
+        never: what is removed.
         depth: how many stay at most.
         removed: counts why passages were removed.
     """
-    length = int((rows >= 0).sum())
-    found = rows[:length]
-    labelled = np.isin(found, own_rows)
-    twin = np.isin(hashes[found], hashes[own_rows])  # a labelled passage among them
-    removed["labelled positive"] += int(labelled.sum())
-    removed["text of a positive"] += int((twin & ~labelled).sum())
-    return np.flatnonzero(~twin)[:depth]
+    found = rows[: int((rows >= 0).sum())]
+    barred = np.isin(found, never.rows)
+    removed.update(REASONS[reason] for reason in never.reasons[np.searchsorted(never.rows, found[barred])].tolist())
+    return np.flatnonzero(~barred)[:depth]
 
 
-def room_for_removals(queries: list[str], labels: Labels, hashes: NDArray[np.int64]) -> int:
+def room_for_removals(never: Iterable[Never], positives: Iterable[NDArray[np.int64]]) -> int:
     """Passages to find beyond the depth, so that no pool is short because of what is removed from it."""
-    own = [np.unique(hashes[labels.of_any_split[query]]) for query in queries]
-    wanted, place = np.unique(np.concatenate([np.empty(0, np.int64), *own]), return_inverse=True)
-    at = np.minimum(np.searchsorted(wanted, hashes), max(0, len(wanted) - 1))
-    having = np.bincount(at[wanted[at] == hashes], minlength=len(wanted)) if len(wanted) else np.empty(0, np.int64)
-    bounds = np.concatenate([[0], np.cumsum([len(part) for part in own])]).astype(int)
-    needed = max((int(having[place[start:stop]].sum()) for start, stop in itertools.pairwise(bounds)), default=0)
-    return max(needed, 2 * max((len(labels.positives[query]) for query in queries), default=0))
+    return max(max((len(one.rows) for one in never), default=0), 2 * max(map(len, positives), default=0))
 
 
 def _build(task: Task) -> None:
     experiment, settings = task.experiment, task.experiment.hard_negatives
     corpus = task.workshop.keep("corpus", lambda: Corpus(task.inputs["ingest.corpus"]))
-    shard = task.inputs["ingest.queries"].read(task.shard)
-    queries, frame = training_queries(shard, task.inputs["ingest.qrels"], experiment)
-    labels = labels_of(frame, corpus, train_split=experiment.ingest.train_split)
+    labels = labels_above_0(task.inputs["ingest.qrels"])
+    queries = training_queries(task.inputs["ingest.queries"].read(task.shard), labels, experiment)
     query_ids = queries.column("query_id").to_pylist()
-    k = settings.depth + room_for_removals(query_ids, labels, corpus.hashes)
+    equal = equal_queries(queries, task.inputs["ingest.queries"])
+    labels = labels.filter(pl.col("query_id").is_in({query_id for ids in equal.values() for query_id in ids}))
+    labels = labels.with_columns(pl.Series("row", corpus.rows_of(labels["doc_id"].to_arrow())))
+    positives = positives_of(labels.filter(pl.col("split") == experiment.ingest.train_split))
+    never = never_negatives(queries, equal, labels, corpus, identical=settings.ignore_identical_ids)
+    own = [Own(query_id, positives[query_id], never[query_id]) for query_id in query_ids]
+    k = settings.depth + room_for_removals((one.never for one in own), (one.positives for one in own))
     sources = {source: make_source(source.name, task, queries, corpus) for source in settings.sources}
     searches = [made for made in sources.values() if isinstance(made, StudentSearch)]
     for made in searches:
-        made.watch(np.concatenate([np.empty(0, np.int64), *(labels.positives[query] for query in query_ids)]))
+        made.watch(np.concatenate([np.empty(0, np.int64), *(one.positives for one in own)]))
 
     removed: Counter[str] = Counter()
+    nothing: Counter[str] = Counter()
     with task.writer(task.shard, schemas.POOLS) as writer:
         for first, stop in _pieces(len(query_ids), _RANKED_AT_ONCE // k):
             rankings = {source: made.rank(first, stop, k=k) for source, made in sources.items()}
             for start, end in _pieces(stop - first, min(ROW_GROUP_ROWS, _WRITTEN_AT_ONCE // (k * len(sources)))):
                 part = {source: (rows[start:end], scores[start:end]) for source, (rows, scores) in rankings.items()}
-                writer.write_row_group(
-                    _table(query_ids, first + start, part, sources, labels, corpus, depth=settings.depth, removed=removed)
-                )
+                mine = own[first + start : first + end]
+                table = _table(mine, first + start, part, sources, corpus, depth=settings.depth, removed=removed, nothing=nothing)
+                writer.write_row_group(table)
                 task.report("queries", end - start)
         unknown = sum(made.unknown for made in sources.values() if isinstance(made, RunFile))
-        counts: dict[str, Any] = {"in": len(query_ids), "kept": len(query_ids), "dropped": {}, "removed from pools": dict(removed)}
+        counts: dict[str, Any] = {"in": len(query_ids), "kept": len(query_ids), "dropped": {}, REMOVED: dict(removed)}
+        counts |= {NOTHING: dict(nothing)} if nothing else {}
         if experiment.uses_index:
             hits, total = searches[0].recall(k=settings.depth, queries=experiment.search.recall_queries)
             counts[RECALL] = {"found": hits, "of": total}
@@ -141,43 +139,43 @@ def _pieces(count: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _table(
-    query_ids: list[str],
+    mine: list[Own],
     first: int,
     rankings: dict[Source, Ranking],
     sources: dict[Source, PoolSource],
-    labels: Labels,
     corpus: Corpus,
     *,
     depth: int,
     removed: Counter[str],
+    nothing: Counter[str],
 ) -> pa.Table:
-    """The rows of some queries, from number `first` on."""
-    count = len(next(iter(rankings.values()))[0])
-    mine = query_ids[first : first + count]
+    """The rows of some queries, the first of which has number `first`."""
     rows: list[NDArray[np.int64]] = []
     scores: list[NDArray[np.float32]] = []
     numbers: list[NDArray[np.int8]] = []
     lengths = []
-    for place, query_id in enumerate(mine):
+    for place, query in enumerate(mine):
         before = len(rows)
         for source, (ranked, values) in rankings.items():
-            kept = pool_of(ranked[place], labels.of_any_split[query_id], corpus.hashes, depth=depth, removed=removed)
+            kept = pool_of(ranked[place], query.never, depth=depth, removed=removed)
             rows.append(ranked[place][kept])
             scores.append(values[place][kept])
             numbers.append(np.full(len(kept), source.number, np.int8))
+            nothing.update([source.name] if not len(kept) else [])
         lengths.append(sum(len(part) for part in rows[before:]))
     student = next((made for made in sources.values() if isinstance(made, StudentSearch)), None)
-    positives = [labels.positives[query] for query in mine]
-    bounds = _offsets([len(part) for part in positives])
+    of_student = [student.scores_of(first + place, query.positives) if student else None for place, query in enumerate(mine)]
+    never_ids = [sorted(corpus.ids_of(query.never.rows).to_pylist()) for query in mine]
     columns = [
-        pa.array(mine, pa.string()),
-        pa.ListArray.from_arrays(bounds, corpus.ids_of(np.concatenate(positives))),
-        pa.array(
-            [student.scores_of(first + place, own) if student else None for place, own in enumerate(positives)], pa.list_(pa.float32())
+        pa.array([query.query_id for query in mine], pa.string()),
+        pa.ListArray.from_arrays(
+            _offsets([len(query.positives) for query in mine]), corpus.ids_of(np.concatenate([query.positives for query in mine]))
         ),
+        pa.array(of_student, pa.list_(pa.float32())),
         pa.ListArray.from_arrays(_offsets(lengths), corpus.ids_of(np.concatenate(rows))),
         pa.ListArray.from_arrays(_offsets(lengths), pa.array(np.concatenate(scores))),
         pa.ListArray.from_arrays(_offsets(lengths), pa.array(np.concatenate(numbers))),
+        pa.array(never_ids, pa.list_(pa.string())),
     ]
     return pa.table(columns, schema=schemas.POOLS)
 
@@ -202,18 +200,58 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
         run_file = local_file(settings.run_file or "")
         check_run(run_file, option="hard_negatives.run_file")
         key["run_digest"] = digests.file(run_file)
+    if "bm25" in names and settings.bm25_stopwords != HardNegatives.model_fields["bm25_stopwords"].default:
+        key["bm25_stopwords"] = settings.bm25_stopwords
+    if settings.ignore_identical_ids != "auto":
+        key["ignore_identical_ids"] = settings.ignore_identical_ids
     return key
 
 
-def _remark(counts: dict[str, Any]) -> str:
+def _remark(experiment: Experiment, counts: dict[str, Any]) -> str:
     unknown = counts.get(UNKNOWN, 0)
     lines = (
         [f"{unknown:,} entries of hard_negatives.run_file name passages that are not in the corpus; they are left out"] if unknown else []
     )
+    for name, queries in counts.get(NOTHING, {}).items():
+        more = ", which get their negatives from the other sources" if len(experiment.hard_negatives.sources) > 1 else ""
+        lines.append(f"{_source_words(name, experiment)} has no passage for {queries:,} of {counts['in']:,} queries{more}")
+    if identical := sum(counts[REMOVED].get(reason, 0) for reason in IDENTICAL):
+        lines.append(
+            f"{identical:,} passages that are the query itself, or have its text, are left out of the pools "
+            "(hard_negatives.ignore_identical_ids=false keeps them)"
+        )
     if recall := counts.get(RECALL):
         share = recall["found"] / max(1, recall["of"])
         lines.append(f"search.index found {share:.2%} of the {recall['of']:,} passages that exact search finds for sampled queries")
     return "; ".join(lines)
+
+
+def _source_words(name: str, experiment: Experiment) -> str:
+    return f"hard_negatives.run_file={experiment.hard_negatives.run_file}" if name == "run" else f"hard_negatives.source={name}"
+
+
+def _refuse(experiment: Experiment, stored: Stored) -> None:
+    """A source that finds nothing at all would leave its share of the negatives to the others, or nothing to anyone."""
+    counts = stored.manifest.counts
+    for name, queries in counts.get(NOTHING, {}).items():
+        if queries and queries == counts["in"]:
+            example = next(group.column("query_id")[0].as_py() for group in stored.row_groups(columns=["query_id"]) if group.num_rows)
+            raise UserError(
+                f"{_source_words(name, experiment)} has no passage for any of the {queries:,} training queries, such as {example}"
+                + _hint(name, experiment)
+            )
+
+
+def _hint(name: str, experiment: Experiment) -> str:
+    settings = experiment.hard_negatives
+    if name == "run":
+        entry = next(read_entries(local_file(settings.run_file or "")), None)
+        its_first = f"its first line is of query {entry.query_id}; " if entry else ""
+        return f": {its_first}give a run of these queries, with the ids of queries and passages that are in the collection"
+    if name == "bm25":
+        stop_words = f"stop words aside (hard_negatives.bm25_stopwords={settings.bm25_stopwords})"
+        return f": no passage has a word of theirs, {stop_words}; are queries and passages in one language?"
+    return f": all {settings.depth:,} that it finds for each are positives, or the query itself; raise hard_negatives.depth"
 
 
 def table(experiment: Experiment) -> Table:
@@ -222,6 +260,7 @@ def table(experiment: Experiment) -> Table:
     student = any(source.name == SOURCES[0] for source in experiment.hard_negatives.sources)
     vectors = ("embed.corpus", "embed.queries", *(["index"] if experiment.uses_index else [])) if student else ()
     return Table(
-        stage="pools", name="ranked", version=1, reads=(*base, *vectors), key=_key,
-        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=_remark, uses_device=student,
+        stage="pools", name="ranked", version=2, reads=(*base, *vectors), key=_key,
+        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=partial(_remark, experiment),
+        refuse=partial(_refuse, experiment), uses_device=student,
     )  # fmt: skip

@@ -1,8 +1,11 @@
 """Which training queries are worth another look: those that the teacher gets right and the student does not yet (PROD's step D).
 
-The student's list is the first `depth` passages of its search, positives among them; the teacher ranks that list anew. A ranker's rank
-of p+ is that of the first labelled positive in its list, from 1; equal scores go by passage id. Pools have the positives taken out, and
-what has a positive's text or another split's label: those count as no rivals.
+The student's list is the first `depth` passages of its search, positives among them; the teacher ranks that list anew. p+ is the
+first labelled positive of the student's list; both ranks are of this one passage, from 1, all others of the list above it counted, other
+positives too; equal scores go by passage id. It is the p+ that the query is then trained with: a query is kept for what the student can
+learn of it, which is to put this passage where the teacher has it. (The first positive of each ranker's own order may be two passages; a
+list trained with the one says nothing of the other.) Pools have the positives taken out, and all that is never a negative of the query
+(`pipeline.never_negatives`); positives are put back by their scores, the others count as no rivals.
 
     prod      kept where the student's rank is 2 to 15 and the teacher's is 1
     prod_nq   kept where the teacher's rank is lower than the student's and at most 15 (the variant for Natural Questions)
@@ -33,6 +36,7 @@ class RanksOfPositive:
 
     student: int | None
     teacher: int | None
+    positive: str | None = None  # whose ranks they are
 
     @property
     def bands(self) -> str:
@@ -50,7 +54,7 @@ NO_RANKS = RanksOfPositive(None, None).bands
 
 
 def ranks_of(row: PoolRow, *, logits: Mapping[str, float], positive_logits: Sequence[float], depth: int) -> RanksOfPositive:
-    """The ranks of p+ in the student's list and in the teacher's order of it.
+    """The ranks of p+, the student's first labelled positive, in the student's list and in the teacher's order of it.
 
     Args:
         row: the pool, with the student among its sources.
@@ -59,8 +63,8 @@ def ranks_of(row: PoolRow, *, logits: Mapping[str, float], positive_logits: Sequ
         depth: length of the student's list.
     """
     assert row.positive_scores is not None
-    mine = np.flatnonzero(row.sources == SOURCES.index("student"))
-    ids, scores = [row.ids[place] for place in mine.tolist()], row.scores[mine]
+    by_student = np.flatnonzero(row.sources == SOURCES.index("student"))
+    ids, scores = [row.ids[place] for place in by_student.tolist()], row.scores[by_student]
     positives = sorted(
         zip((-row.positive_scores).tolist(), row.positive_ids, positive_logits, strict=True), key=lambda one: (one[0], one[1])
     )
@@ -68,10 +72,12 @@ def ranks_of(row: PoolRow, *, logits: Mapping[str, float], positive_logits: Sequ
     listed = [place for place, rivals in enumerate(above) if rivals + place < depth]
     if not listed:
         return RanksOfPositive(None, None)
-    rivals = ids[: depth - len(listed)]
-    best, best_id = min((-positives[place][2], positives[place][1]) for place in listed)
-    better = sum((-logits[doc_id], doc_id) < (best, best_id) for doc_id in rivals)
-    return RanksOfPositive(1 + above[0], 1 + better)
+    of_positives = {positives[place][1]: positives[place][2] for place in listed}
+    others = {doc_id: logits[doc_id] for doc_id in ids[: depth - len(listed)]} | of_positives
+    positive = positives[0][1]
+    mine = (-of_positives[positive], positive)
+    better = sum((-logit, doc_id) < mine for doc_id, logit in others.items())
+    return RanksOfPositive(1 + above[0], 1 + better, positive)
 
 
 def _above(score: float, doc_id: str, scores: NDArray[np.float32], ids: Sequence[str]) -> int:
@@ -94,7 +100,7 @@ def why_dropped(ranks: RanksOfPositive, rule: str) -> str | None:
     if rule == "prod" and ranks.student > FAR:
         return f"the student's rank is beyond {FAR}"
     if rule == "prod" and ranks.teacher > 1:
-        return "the teacher is wrong"
+        return "the teacher ranks another passage first"
     if ranks.teacher >= ranks.student:
         return "the teacher is no better"
     if ranks.teacher > FAR:

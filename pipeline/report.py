@@ -124,7 +124,7 @@ def _negatives(found: Findings) -> str:
     parts = [_selection(found)] if found.ranks else []
     if found.dropped:
         counted = escape(", ".join(f"{rule} {count:,}" for rule, count in found.dropped.items()))
-        names = ("query", "passage", "rule", "score", "limit", "best p+")
+        names = ("query", "passage", "rule", "score", "limit", "p+")
         rows = [[escape(getattr(one, name)) for name in ("query", "text", "rule")] + _numbers(one) for one in found.examples]
         intro = f"<p>Dropped by rule: {counted}. {len(rows)} of them, by chance:</p>"
         parts.append(f"<h2>Taken for false negatives</h2>{intro}{html_table(names, rows, numbers=names[3:])}")

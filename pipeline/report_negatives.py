@@ -30,7 +30,7 @@ class Example:
     rule: str
     score: float  # that the rule looked at: the teacher's logit, or the student's score
     limit: float
-    positive: float | None  # the best labelled positive's, of the same kind
+    positive: float | None  # p+'s, of the same kind
 
 
 @dataclass(frozen=True)
@@ -89,46 +89,45 @@ def _ids_without(negatives: Stored, pools: Stored) -> list[str]:
 def _examples(experiment: Experiment, negatives: Stored, pools: Stored) -> list[Example]:
     """One dropped passage of each of some queries, chosen by hash."""
     chosen: list[tuple[int, str, int, dict[str, Any]]] = []
-    columns = ["query_id", "dropped_ids", "dropped_rules", "dropped_scores", "dropped_limits"]
+    columns = ["query_id", "dropped_ids", "dropped_rules", "dropped_scores", "dropped_limits", "positive_ids"]
     for shard in range(len(negatives.paths())):
         for group in negatives.shard_groups(shard, columns=columns):
             for row in group.filter(pc.greater(pc.list_value_length(group.column("dropped_ids")), 0)).to_pylist():
                 one = (hash64(experiment.seed, "dropped", row["query_id"]), row["query_id"], shard, row)
                 chosen = heapq.nsmallest(_EXAMPLES, [*chosen, one], key=lambda item: item[:2])
     picks = []
+    positive_of: dict[str, str] = {}
     for _, query_id, shard, row in chosen:
         place = hash64(experiment.seed, "dropped passage", query_id) % len(row["dropped_ids"])
-        picks.append((query_id, shard, {name: row[name][place] for name in columns[1:]}))
-    best = _best_positives(experiment, pools, {(shard, query_id) for query_id, shard, _ in picks})
+        picks.append((query_id, shard, {name: row[name][place] for name in columns[1:-1]}))
+        positive_of[query_id] = row["positive_ids"][0]
+    scored = _scored_positives(experiment, pools, positive_of, shards={shard for _, shard, _ in picks})
     queries, corpus = complete_tables(experiment, "ingest.queries", "ingest.corpus")
     query_texts = _texts(queries, "query_id", [query_id for query_id, _, _ in picks])
     passages = _texts(corpus, "doc_id", [pick["dropped_ids"] for _, _, pick in picks])
     examples = []
     for query_id, _, pick in picks:
         rule = FalseNegativeRule(pick["dropped_rules"])
-        positive = best[query_id][rule == FalseNegativeRule.STUDENT_MARGIN]
+        positive = scored[query_id][rule == FalseNegativeRule.STUDENT_MARGIN]
         text = passages[pick["dropped_ids"]]
         examples.append(Example(query_texts[query_id], text, rule.name.lower(), pick["dropped_scores"], pick["dropped_limits"], positive))
     return examples
 
 
-def _best_positives(experiment: Experiment, pools: Stored, wanted: set[tuple[int, str]]) -> dict[str, tuple[float | None, float | None]]:
-    """query_id -> (the teacher's logit of its best labelled positive, the student's score of it), None where there is none."""
+def _scored_positives(
+    experiment: Experiment, pools: Stored, positive_of: dict[str, str], *, shards: set[int]
+) -> dict[str, tuple[float | None, float | None]]:
+    """query_id -> (the teacher's logit of its p+, the student's score of it), None where there is none."""
     scored = complete_tables(experiment, "pools.pairs", "pool_scores") if experiment.hard_negatives.uses_pool_scores else None
-    best: dict[str, tuple[float | None, float | None]] = {}
-    for shard in {shard for shard, _ in wanted}:
-        of_student = {
-            row.query_id: None if row.positive_scores is None else float(row.positive_scores.max())
-            for row in read_pools(pools, shard)
-            if (shard, row.query_id) in wanted
-        }
-        of_teacher = {
-            query_id: max(logits.positives)
-            for query_id, logits in (read_logits(scored[0], scored[1], shard) if scored else ())
-            if (shard, query_id) in wanted
-        }
-        best |= {query_id: (of_teacher.get(query_id), score) for query_id, score in of_student.items()}
-    return best
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for shard in shards:
+        rows = {row.query_id: row for row in read_pools(pools, shard) if row.query_id in positive_of}
+        logits = {query_id: of for query_id, of in (read_logits(scored[0], scored[1], shard) if scored else ()) if query_id in rows}
+        for query_id, row in rows.items():
+            place = row.positive_ids.index(positive_of[query_id])
+            by_student = None if row.positive_scores is None else float(row.positive_scores[place])
+            found[query_id] = (logits[query_id].positives[place] if query_id in logits else None, by_student)
+    return found
 
 
 def _texts(table: Stored, id_name: str, ids: list[str]) -> dict[str, str]:

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from data.command import stop_if_asked
-from data.errors import NothingLeft, UserError
+from data.errors import UserError
 from data.manifest import JOURNAL_NAME, Manifest, ShardRecord
 from data.settings import Experiment
 from data.shards import describe, read_footer, shard_name
-from pipeline.plan import Planner, TablePlan, tables_to_run
+from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
 from pipeline.progress import Progress
-from pipeline.progressive import NO_RANKS, RANKS
 from pipeline.runner import OrderRunner, make_runner, preflight
-from pipeline.stage import Preparation
+from pipeline.stage import Preparation, Stored, Table
 from pipeline.work import Done, WorkOrder
 
 _RECORDED_VERSIONS = ("torch", "transformers", "pyarrow", "polars", "faiss-gpu", "ray", "onnxruntime", "tokenizers")
@@ -42,9 +41,9 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
                 missing = plan.waits_for
                 raise UserError(f"{table.label} needs {missing}, which is not complete: run stage={missing.split('.')[0]} first")
             for label, stored in plan.inputs.items():
-                _refuse_empty(stored.manifest, label)
+                _refuse(table_named(experiment, label), stored)
             if plan.complete:
-                _refuse_empty(plan.stored.manifest, table.label)
+                _refuse(table, plan.stored)
                 say(f"{table.label:<16} {'complete':<22} {plan.stored.manifest.rows:>10,} rows")
                 continue
             if plan.stale and runner is None:
@@ -53,7 +52,7 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
             if runner is not None:
                 _build_stale(plan, experiment, runner, say)
             manifest = seal(plan)
-            _refuse_empty(manifest, table.label)
+            _refuse(table, Stored(plan.folder, manifest))
             built += len(plan.stale)
             done = f"built {len(plan.stale)} of {plan.shard_count} shards"
             say(f"{table.label:<16} {done:<22} {manifest.rows:>10,} rows  {_last_seconds(plan):7.1f} s")
@@ -66,15 +65,12 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
     return built
 
 
-def _refuse_empty(manifest: Manifest, label: str) -> None:
-    """A table without rows would leave every later one empty, and the run a success."""
-    if manifest.rows:
-        return
-    counts = manifest.counts
-    if any(bands != NO_RANKS for bands in counts.get(RANKS, {})):
-        why = json.dumps(counts["dropped"])
-        raise NothingLeft(f"hard_negatives.select keeps none of {counts['in']:,} queries, nothing is left to learn: {why}")
-    raise UserError(f"{label} has no rows ({json.dumps(counts)}): do its inputs belong to this collection?")
+def _refuse(table: Table, stored: Stored) -> None:
+    """A table that is of no use, or has no rows, would leave every later one empty or wrong, and the run a success."""
+    if table.refuse:
+        table.refuse(stored)
+    if not stored.manifest.rows:
+        raise UserError(f"{table.label} has no rows ({json.dumps(stored.manifest.counts)}): do its inputs belong to this collection?")
 
 
 def _build_stale(plan: TablePlan, experiment: Experiment, runner: OrderRunner, say: Callable[[str], None]) -> None:

@@ -38,7 +38,7 @@ def simans(doc_ids: Sequence[str], scores: Sequence[float], positive_score: floa
     Args:
         doc_ids: n passages.
         scores: [n] s(q, d) of the student.
-        positive_score: s(q, p+), of the best labelled positive.
+        positive_score: s(q, p+), of the positive that the list is trained with.
         hashed: the source of E.
         a: sharpness.
         b: offset.

@@ -3,7 +3,7 @@
 A row is a query and draw; where the experiment has a curriculum, a draw is an iteration and the lists are those of `curriculum`. Rows are
 shuffled by a hash of seed and query id, and written in small row groups, since a trainer holds several of them at a time. The Arrow
 schema's metadata under `training` says what a trainer must know before it reads a row: schema version, digest of the student's tokenizer,
-teachers, draws.
+teachers, draws. From the pools comes which passages are never negatives of a query, for who takes the batch's other passages as such.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from data import schemas
 from data.digests import DigestCache, canonical_json, hash64
-from data.schemas import SCHEMA_VERSION
+from data.schemas import TRAINING_VERSION
 from data.settings import Experiment
 from data.shards import TRAINING_GROUP_ROWS
-from pipeline.dark_examples import longest_mixed
+from pipeline.reading_lengths import longest_mixed
 from pipeline.stage import Table, Task
 from pipeline.training_rows import Encode, Encoders, read_rows
 from retrieval.cross_encoder import resolve_teacher
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def _metadata(experiment: Experiment, student: StudentSpec, digests: DigestCache) -> dict[str, Any]:
     of_all = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": TRAINING_VERSION,
         "tokenizer": student.tokenizer_digest,
         "teachers": _teachers(experiment, digests),
         "draws": experiment.draws,
@@ -101,7 +101,7 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
 
 
 OF_CURRICULUM = Table(
-    stage="shards", name="", version=1, reads=("curriculum",), key=_key,
+    stage="shards", name="", version=2, reads=("curriculum", "pools.ranked"), key=_key,
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
 )  # fmt: skip
 
@@ -109,4 +109,4 @@ OF_CURRICULUM = Table(
 def table(experiment: Experiment) -> Table:
     """The table of lists with one p+; without a teacher it has no logits to read, and logits and C(q) are no numbers."""
     scores = () if experiment.teacher.backend == "none" else ("teacher_scores", "confidence")
-    return replace(OF_CURRICULUM, version=2, reads=("dark_examples", *scores))
+    return replace(OF_CURRICULUM, version=3, reads=("dark_examples", *scores, "pools.ranked"))

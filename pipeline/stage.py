@@ -134,6 +134,7 @@ class Table:
     uses_device: bool = False  # builds with a model, so it wants the runner's GPU
     pairs: str | None = None  # label of the input whose (query, text) rows the teacher scores
     remark: Callable[[dict[str, Any]], str] | None = None  # from the counts of the finished table: what a user should hear, "" for nothing
+    refuse: Callable[[Stored], None] | None = None  # raises UserError, or NothingLeft, where the finished table is of no use to anyone
 
     @property
     def label(self) -> str:

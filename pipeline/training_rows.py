@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data import schemas
@@ -91,6 +92,7 @@ class TrainingRows:
     passages: Ragged  # tokens of each distinct text
     logits: NDArray[np.float32]  # [C]
     confidences: NDArray[np.float32]  # [n]
+    never_ids: pa.ListArray  # [n]
 
     @property
     def candidate_tokens(self) -> int:
@@ -116,6 +118,7 @@ class TrainingRows:
             of_lists(lists.ids.take(places).combine_chunks()),
             of_lists(pa.array(self.logits[candidates])),
             pa.array(self.confidences[rows]),
+            self.never_ids.take(pa.array(rows)),
         ]
         return pa.table(columns, schema=schemas.TRAINING)
 
@@ -143,8 +146,12 @@ def _encoded(texts: list[str], mixed: NDArray[np.bool_], encoders: Encoders) -> 
 
 
 def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders) -> TrainingRows:
-    """The rows of a shard. Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order; `curriculum` is all
-    three in one. Where there is no teacher, logits and confidences are NaN: whatever used them all the same would say so."""
+    """The rows of a shard.
+
+    Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order; `curriculum` is all three in one.
+    `pools.ranked` has the queries of all lists, and perhaps more. Where there is no teacher, logits and confidences are NaN: whatever used
+    them all the same would say so.
+    """
     candidates = inputs["curriculum" if "curriculum" in inputs else "dark_examples"]
     lists = Lists.read(candidates, shard)
     queries, passages = tokenised(candidates, shard, lists, encoders)
@@ -158,4 +165,13 @@ def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders) -> Trai
         confidences = inputs["confidence"].read(shard, columns=["confidence"]).column("confidence").to_numpy()
     if len(logits) != len(lists.kinds) or len(confidences) != len(lists.draws):
         raise AssertionError("candidates, their logits and confidences lie in one order")
-    return TrainingRows(lists, queries, passages, logits, confidences)
+    return TrainingRows(lists, queries, passages, logits, confidences, _never_ids(inputs["pools.ranked"], shard, lists))
+
+
+def _never_ids(pools: Stored, shard: int, lists: Lists) -> pa.ListArray:
+    """[n] of each list's query the ids of the passages that are never its negatives."""
+    table = pools.read(shard, columns=["query_id", "never_ids"])
+    places = pc.index_in(lists.query_ids, value_set=table.column("query_id").combine_chunks())
+    if places.null_count:
+        raise AssertionError("each list is of a query that has a pool")
+    return table.column("never_ids").take(places).combine_chunks()

@@ -34,7 +34,7 @@ class QueryWork:
     supervised: tuple[Sequenced, ...]  # p+ first, then P-
     distilled: tuple[Sequenced, ...]  # P~
     teacher_logits: NDArray[np.float32]  # of P~
-    own: frozenset[Sequenced | str]  # sequences and ids of all its candidates: never in-batch negatives of this query
+    own: frozenset[Sequenced | str]  # sequences and ids of its candidates, ids of what is never its negative: none an in-batch negative
     labels: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # of P~ where the loss goes by pairs of them, else none
 
     @property
@@ -143,7 +143,7 @@ def _query_work(row: TrainingRow, *, objective: Objective, distilled: bool, supe
         supervised=tuple(sequences[place] for place in _plain_places(row.kinds)) if supervised else (),
         distilled=tuple(sequences[place] for place in places),
         teacher_logits=row.teacher_logits[places],
-        own=frozenset((*sequences, *row.candidate_ids)),
+        own=frozenset((*sequences, *row.candidate_ids, *row.never_ids)),
         labels=labels_of(row.kinds)[places] if objective.distillation == "curriculum" else np.empty(0),
     )
 

@@ -1,4 +1,4 @@
-"""AdamW and its learning rate: linear warm-up, then linear decay to 0 (ADAM, 4.3)."""
+"""AdamW and its learning rate: linear warm-up (ADAM, 4.3), then linear decay to 0 (ours: the paper does not say)."""
 
 from __future__ import annotations
 

@@ -88,6 +88,12 @@ def check_shards(experiment: Experiment, metadata: TrainingMetadata) -> None:
     """Refuse shards of another kind than recipe and loss are about, or that lack the logits it learns from."""
     train, objective = experiment.train, experiment.train.objective
     check_lists(objective, iterations=len(metadata.curriculum), draw=train.draw)
+    if objective.in_batch != "none" and not metadata.has_never_ids:
+        raise UserError(
+            f"train.objective.in_batch={objective.in_batch}: these shards, of schema version {metadata.schema_version}, do not say which "
+            "passages are labelled positives of a query, so its in-batch negatives would have some among them; make the shards anew with "
+            "`prep run config=FILE` (vectors and teacher logits are kept) and give the new folder as shards=DIR"
+        )
     if train.task == "student":
         check_negatives(train.recipe, source=metadata.negatives_source)
     by_logits = "distillation" not in objective.without and (objective.teacher_model is None or "adaptive" not in objective.without)

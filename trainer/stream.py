@@ -31,7 +31,7 @@ from data.curriculum import has_groups, is_list_of_groups
 from data.digests import uniforms
 from data.errors import UserError
 from data.manifest import MANIFEST_NAME, Manifest
-from data.schemas import SCHEMA_VERSION, TRAINING, CandidateKind
+from data.schemas import TRAINING_SCHEMAS, TRAINING_VERSION, CandidateKind
 from data.shards import read_row_groups
 from data.what_lies import refuse_other_table, what_lies
 
@@ -53,6 +53,11 @@ class TrainingMetadata:
     negatives: int  # m
     curriculum: tuple[str, ...] = ()  # K/N_h/N_s of each draw, where the lists are groups
 
+    @property
+    def has_never_ids(self) -> bool:
+        """Whether the rows say which passages are never negatives of their query."""
+        return self.schema_version >= TRAINING_VERSION
+
 
 @dataclass(frozen=True)
 class TrainingRow:
@@ -65,6 +70,7 @@ class TrainingRow:
     candidate_ids: tuple[str, ...]
     teacher_logits: NDArray[np.float32]
     confidence: float
+    never_ids: tuple[str, ...] = ()  # passages that are never its negatives, positives among them; unknown to shards of version 2
 
 
 @dataclass(frozen=True)
@@ -154,10 +160,11 @@ def _read_metadata(path: Path, *, tokenizer: str, remedy: str) -> TrainingMetada
         raise UserError(f"{path} holds no training rows (no {METADATA_KEY.decode()!r} metadata); give shards= the output of stage=shards")
     content: dict[str, Any] = json.loads(raw)
     version = content.get("schema_version")
-    if version != SCHEMA_VERSION or not schema.equals(TRAINING):
+    if version not in TRAINING_SCHEMAS or not schema.equals(TRAINING_SCHEMAS[version]):
+        versions = " and ".join(map(str, TRAINING_SCHEMAS))
         raise UserError(
-            f"{path} has schema version {version}, this trainer reads {SCHEMA_VERSION}: run `prep run stage=shards` with this "
-            "version of the project (teacher logits are kept) and give the new folder"
+            f"{path} has schema version {version}, this trainer reads {versions}: run `prep run config=FILE` with this version of the "
+            "project (vectors and teacher logits are kept) and give the new folder"
         )
     names = {field.name for field in fields(TrainingMetadata)}
     known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in names}
@@ -250,6 +257,7 @@ class _DecodedGroup:
         self._kinds = _Lists(table.column("candidate_kind"))
         self._ids = _Lists(table.column("candidate_id"))
         self._logits = _Lists(table.column("teacher_logits"))
+        self._never = _Lists(table.column("never_ids")) if "never_ids" in table.column_names else None
 
     def row(self, row: int) -> TrainingRow:
         query_id = self._query_ids[row]
@@ -274,6 +282,7 @@ class _DecodedGroup:
             candidate_ids=tuple(ids),
             teacher_logits=logits,
             confidence=float(self._confidence[row]),
+            never_ids=tuple(self._slice(self._never, row).to_pylist()) if self._never else (),
         )
 
     @staticmethod

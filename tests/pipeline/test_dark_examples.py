@@ -18,7 +18,8 @@ from data.logit_store import LogitStore
 from data.schemas import MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.settings import DarkExamples, load
 from data.shards import read_shard
-from pipeline.dark_examples import candidates_of, choose_positive, longest_mixed, mask, mix, share_room
+from pipeline.dark_examples import candidates_of, mask, mix, share_room
+from pipeline.reading_lengths import longest_mixed
 from retrieval.tokenizer import Tokenizer
 
 POSITIVE = "bace difogu ha jekilo muna pe rosa tuveyaze bo cudafe gi"
@@ -158,13 +159,6 @@ def test_more_ratios_keep_the_masks_of_the_others(splitter: Tokenizer) -> None:
     """Prevents: logits paid again for a ratio that was there before."""
     few, more = listed(splitter, m=1, mask_ratios=(0.3,)), listed(splitter, m=1, mask_ratios=(0.15, 0.3))
     assert few[-1].text == more[-1].text
-
-
-def test_choice_of_a_positive() -> None:
-    """Prevents: always the first positive, or another one on every run."""
-    ids = ["a", "b", "c"]
-    chosen = [choose_positive(ids, seed=0, query_id=f"q{n}") for n in range(300)]
-    assert min(Counter(chosen).values()) > 60 and chosen == [choose_positive(ids[::-1], seed=0, query_id=f"q{n}") for n in range(300)]
 
 
 def test_the_teacher_reads_the_exact_text(splitter: Tokenizer) -> None:

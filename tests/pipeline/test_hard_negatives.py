@@ -22,6 +22,7 @@ from pipeline.cli import app
 from pipeline.hard_negatives import Chosen, Logits, choose
 from pipeline.pool_pairs import PoolRow
 from pipeline.report import write_report
+from pipeline.trained_positive import choose_positive
 from retrieval.dual_encoder import DualEncoder
 from retrieval.student_spec import miner_of, resolve_student
 
@@ -81,7 +82,7 @@ def test_mixtures_and_rules(seed: int, sampler: str, m: int) -> None:
     sources = np.repeat(np.array([0, 1], np.int8), [len(listed) for listed in lists])
     scores = np.concatenate([np.sort(chance.normal(size=len(listed)))[::-1] for listed in lists]).astype(np.float32)
     row = PoolRow("q", ["p"], np.array([0.5], np.float32), ids, scores, sources)
-    logits = Logits([0.0, 1.0], {doc_id: float(np.float32(chance.normal())) for doc_id in ids})
+    logits = Logits([1.0], {doc_id: float(np.float32(chance.normal())) for doc_id in ids})
     settings = HardNegatives(
         source="student:3@2-15,bm25:1", first_rank=1, last_rank=10, depth=40, negatives=m, sampler=sampler,
         false_negatives={"teacher_margin": 0.5, "student_margin": 0.1},
@@ -107,6 +108,25 @@ def test_a_passage_of_two_sources_counts_once() -> None:
     assert set(chosen.dropped) == {"a"} and chosen.dropped["a"].limit == 3.0 and chosen.draws == [["b", "c"]]
 
 
+@pytest.mark.parametrize("selected_by", [None, "a", "b", "c"])
+def test_margins_and_simans_go_by_the_positive_that_is_trained(selected_by: str | None) -> None:
+    """Prevents: negatives above the p+ of their own list, since a margin was taken from a better positive that is not trained."""
+    positives, logits, scores = ["a", "b", "c"], [6.0, 2.0, -1.0], np.array([1.0, 4.0, -2.0], np.float32)
+    ids = [f"d{number}" for number in range(40)]
+    falling = np.linspace(5, -5, 40).astype(np.float32)
+    row = PoolRow("q", positives, scores, ids, falling, np.zeros(40, np.int8))
+    of = dict(zip(ids, np.linspace(7, -7, 40).tolist(), strict=True))
+    margins = HardNegatives(depth=40, last_rank=40, negatives=40, false_negatives={"teacher_margin": 1, "student_margin": 0.5})
+    chosen = choose(row, margins, seed=0, logits=Logits(logits, of), selected_by=selected_by)
+    place = positives.index(chosen.positive)
+    assert chosen.positive == (selected_by or choose_positive(positives, seed=0, query_id="q"))
+    student = dict(zip(ids, falling.tolist(), strict=True))
+    assert chosen.draws == [[d for d in ids if of[d] <= logits[place] - 1 and student[d] <= float(scores[place]) - 0.5]]
+    near = HardNegatives(depth=40, last_rank=40, negatives=3, sampler="simans", simans_a=1e6)
+    drawn = choose(row, near, seed=0, selected_by=selected_by).draws[0]
+    assert set(drawn) == set(sorted(ids, key=lambda doc_id: abs(student[doc_id] - float(scores[place])))[:3])
+
+
 def negatives_of(store: Path) -> dict[str, dict[str, Any]]:
     return {row["query_id"]: row for path in sorted(store.glob("hard_negatives/*/*.parquet")) for row in read_shard(path).to_pylist()}
 
@@ -124,6 +144,19 @@ def test_drawn_from_the_pools(finished: Any) -> None:
     for query_id, row in negatives_of(finished.store).items():
         (negatives,) = row["negative_ids"]
         assert set(negatives) <= set(pools[query_id]["ranked_ids"]) and len(set(negatives)) == 3 and row["dropped_ids"] == []
+
+
+def test_rules_that_leave_nothing_are_named(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
+    """Prevents: a hint at the collection where a rule has dropped every passage, and where the rank windows are empty."""
+    config = tiny_experiment(tmp_path, **{"hard_negatives.false_negatives": {"teacher_above": -1000, "teacher_margin": 1}})
+    said = r"none of 14 queries has a negative left; the rules .* dropped teacher_above 280 passages: loosen them"
+    for _ in range(2):
+        with pytest.raises(UserError, match=said):
+            prep_run(config)
+    config = tiny_experiment(tmp_path / "far", **{"hard_negatives.source": "run@20-20", "hard_negatives.run_file": tmp_path / "a.run"})
+    (tmp_path / "a.run").write_text("".join(f"train{number} Q0 d50 1 1.0 x\n" for number in range(14)))
+    with pytest.raises(UserError, match=r"none of 14 queries has a passage in the rank windows .*first_rank"):
+        prep_run(config)
 
 
 def test_a_shard_without_queries(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
@@ -175,7 +208,9 @@ def test_rules_of_the_teacher_end_to_end(ruled: tuple[Path, list[str]]) -> None:
     for query_id, of_query in positives.items():
         own = {doc_id: logit for (query, doc_id), logit in logits.items() if query == query_id}
         cut = float(np.percentile(np.array(list(own.values())), 80))
-        by_margin = {doc_id for doc_id, logit in own.items() if logit > max(of_query) - 0.1}
+        positives = {"train1": ["d1", "d40"]}.get(query_id, [""])
+        trained = of_query[positives.index(choose_positive(positives, seed=0, query_id=query_id))]
+        by_margin = {doc_id for doc_id, logit in own.items() if logit > trained - 0.1}
         by_share = {doc_id for doc_id, logit in own.items() if logit > cut} - by_margin
         dropped["teacher_margin"] += len(by_margin)
         dropped["teacher_percentile"] += len(by_share)

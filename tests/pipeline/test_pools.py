@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.digests import DigestCache
 from data.errors import UserError
 from data.manifest import Manifest, ShardRecord
 from data.schemas import CORPUS, QUERIES, embeddings
 from data.settings import load
 from data.shards import open_shard, read_shard
 from data.trec import write_run
-from pipeline import pool_sources, pools
+from pipeline import never_negatives, pool_sources, pools
 from pipeline.corpus import Corpus
+from pipeline.never_negatives import REASONS, Never
 from pipeline.pool_sources import RunFile, StudentSearch
-from pipeline.pools import Labels, pool_of, room_for_removals
+from pipeline.pools import pool_of, room_for_removals
 from pipeline.stage import Stored
 from retrieval.embedding_table import EmbeddingTable
 from retrieval.search import Searcher
@@ -34,27 +37,25 @@ Prep = Callable[..., list[str]]
 
 
 @given(st.integers(0, 10_000))
-def test_no_positive_and_no_twin_and_as_deep_as_asked(seed: int) -> None:
-    """Prevents: a positive, or a passage of exactly its text under another id, taught to be wrong; a pool that is short because of
-    what was removed from it."""
+def test_what_is_removed_and_as_deep_as_asked(seed: int) -> None:
+    """Prevents: a passage that is never a negative in the pool; a pool that is short because of what was removed from it."""
     chance = np.random.default_rng(seed)
     count = int(chance.integers(2, 60))
-    hashes = chance.integers(0, count, count)  # many twins
-    own = chance.choice(count, size=int(chance.integers(1, min(6, count))), replace=False)
-    labels = Labels({"q": own[:1]}, {"q": own})
+    own = np.sort(chance.choice(count, size=int(chance.integers(1, count)), replace=False))
+    never = Never(own, chance.integers(0, len(REASONS), len(own)).astype(np.int8))
     depth = int(chance.integers(1, 30))
-    k = depth + room_for_removals(["q"], labels, hashes)
+    k = depth + room_for_removals([never], [own[:1]])
     ranked = np.full(max(k, count), -1)
     ranked[:count] = chance.permutation(count)
     removed: Counter[str] = Counter()
-    kept = pool_of(ranked[:k], own, hashes, depth=depth, removed=removed)
-    allowed = [row for row in ranked[:count].tolist() if hashes[row] not in set(hashes[own].tolist())]
-    assert ranked[:k][kept].tolist() == allowed[:depth]
-    within = set(ranked[:k].tolist())
-    assert removed["labelled positive"] == len(set(own.tolist()) & within)
-    assert sum(removed.values()) == sum(hashes[row] in set(hashes[own].tolist()) for row in within if row >= 0)
+    kept = pool_of(ranked[:k], never, depth=depth, removed=removed)
+    assert ranked[:k][kept].tolist() == [row for row in ranked[:count].tolist() if row not in own][:depth]
+    within = {row for row in ranked[:k].tolist() if row >= 0}
+    why = dict(zip(own.tolist(), never.reasons.tolist(), strict=True))
+    assert removed == Counter(REASONS[why[row]] for row in within & why.keys())
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 99))
 def test_ties_go_by_id(values: list[int], seed: int) -> None:
     """Prevents: an order that depends on how the corpus is cut into shards."""
@@ -114,7 +115,12 @@ def checked(rows: dict[str, dict[str, Any]]) -> None:
             ids, scores = [row["ranked_ids"][place] for place in own], [row["ranked_scores"][place] for place in own]
             assert not set(row["positive_ids"]) & set(ids) and len(set(ids)) == len(ids)
             assert scores == sorted(scores, reverse=True)
-    assert "twin" not in rows["train0"]["ranked_ids"] and rows["train1"]["positive_ids"] == ["d1", "d40"]
+        assert not set(row["never_ids"]) & set(row["ranked_ids"]) and set(row["positive_ids"]) <= set(row["never_ids"])
+    assert (
+        rows["train0"]["never_ids"] == ["d0", "twin"]
+        and "twin" not in rows["train0"]["ranked_ids"]
+        and rows["train1"]["positive_ids"] == ["d1", "d40"]
+    )
 
 
 def test_the_student_s_pool(finished: Any) -> None:
@@ -268,3 +274,139 @@ def test_a_subset_of_queries_grows(tmp_path: Path, tiny_experiment: Callable[...
         found.append(rows_of(config))
     assert [len(rows) for rows in found] == [5, 9] and found[0].keys() < found[1].keys()
     assert all(found[1][query] == row for query, row in found[0].items())
+
+
+def pools_counts(config: Path) -> dict[str, Any]:
+    (manifest,) = (config.parent / "store" / "pools").glob("ranked-*/manifest.json")
+    return json.loads(manifest.read_text())["counts"]
+
+
+BY_CHANCE = {"hard_negatives.source": "random", "hard_negatives.depth": 2000, "ingest.query_shards": 3}  # all passages
+
+
+def test_queries_of_one_text_share_what_is_never_a_negative(
+    tmp_path: Path, collection: Path, tiny_experiment: Callable[..., Path], prep_run: Prep
+) -> None:
+    """Prevents: a query taught that the labelled positive of its own text, under another id or in another split, is wrong."""
+    other = shutil.copytree(collection, tmp_path / "collection")
+    lines = [json.loads(line) for line in (other / "queries.jsonl").read_text().splitlines()]
+    text = {line["_id"]: line["text"] for line in lines}
+    text |= {"train3": text["train0"], "test2": f"  {text['train0'].upper()} "}  # case and spaces: in another shard
+    (other / "queries.jsonl").write_text("".join(json.dumps({"_id": key, "text": value}) + "\n" for key, value in text.items()))
+    config = tiny_experiment(tmp_path, **{"ingest.path": other, **BY_CHANCE})
+    prep_run(config, stage="ingest")
+    prep_run(config, stage="pools")
+    rows = rows_of(config)
+    of_test2 = "d20"  # 14 training and 4 dev queries come before it
+    for query_id, own in (("train0", "d0"), ("train3", "d3")):
+        assert rows[query_id]["never_ids"] == sorted({"d0", "twin", "d3", of_test2}) and rows[query_id]["positive_ids"] == [own]
+        assert not set(rows[query_id]["never_ids"]) & set(rows[query_id]["ranked_ids"])
+    assert rows["train1"]["never_ids"] == ["d1", "d40"]
+    assert pools_counts(config)["removed from pools"]["positive of an equal query"] == 4
+
+
+def in_the_corpus(folder: Path, passages: dict[str, dict[str, str]]) -> None:
+    with open(folder / "corpus.jsonl", "a") as file:
+        file.write("".join(json.dumps({"_id": key, **fields}) + "\n" for key, fields in passages.items()))
+
+
+@pytest.mark.parametrize("switch", ["auto", "true", "false"])
+def test_a_query_that_is_a_passage_is_no_negative_of_itself(
+    tmp_path: Path, collection: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, switch: str
+) -> None:
+    """Prevents: a query taught that its own text is wrong (Quora, ArguAna), and a passage left out since two numbers are the same."""
+    other = shutil.copytree(collection, tmp_path / "collection")
+    text = {line["_id"]: line["text"] for line in map(json.loads, (other / "queries.jsonl").read_text().splitlines())}
+    in_the_corpus(
+        other,
+        {
+            "train2": {"title": "", "text": text["train2"]},  # the query
+            "train4": {"title": "ba bo", "text": f"{text['train4']}"},  # with a title, which the query has not
+            "copy4": {"title": "ba bo", "text": f"{text['train4']}"},  # that once more
+            "train6": {"title": "", "text": "something else"},  # the same id by chance
+            "copy8": {"title": "", "text": text["train8"]},  # the text under another id
+        },
+    )
+    config = tiny_experiment(tmp_path, **{"ingest.path": other, **BY_CHANCE})
+    config.write_text(config.read_text().replace("hard_negatives:\n", f"hard_negatives:\n  ignore_identical_ids: {switch}\n"))
+    prep_run(config, stage="ingest")
+    said = prep_run(config, stage="pools")
+    rows = rows_of(config)
+    by_text = {"train2": {"train2"}, "train4": {"train4", "copy4"}, "train6": set(), "train8": {"copy8"}}
+    expected = {"auto": by_text, "true": {**by_text, "train6": {"train6"}}, "false": {key: set() for key in by_text}}[switch]
+    for query_id, gone in expected.items():
+        assert set(rows[query_id]["never_ids"]) - set(rows[query_id]["positive_ids"]) == gone
+        own = {"train2", "train4", "copy4", "train6", "copy8"}
+        assert own & set(rows[query_id]["ranked_ids"]) == own - gone
+    count = sum(map(len, expected.values()))
+    removed = pools_counts(config)["removed from pools"]
+    assert sum(removed.get(reason, 0) for reason in ("the query itself", "text of the query")) == count
+    assert any(f"{count} passages that are the query itself, or have its text, are left out" in line for line in said) == bool(count)
+
+
+def test_plain_numbers_as_ids_cost_no_reading_of_the_corpus(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: the texts of millions of passages read since queries and passages are both numbered from 1."""
+    from pipeline.inspect_query import complete_tables
+
+    (stored,) = complete_tables(load({"config": str(finished.config)}), "ingest.corpus")
+    corpus, read = Corpus(stored), list[int]()
+    texts_of = Corpus.texts_of
+    monkeypatch.setattr(Corpus, "texts_of", lambda self, rows: (read.append(len(rows)), texts_of(self, rows))[1])
+    monkeypatch.setattr(never_negatives, "_PROBED", 5)
+    queries = pa.table([[f"d{number}" for number in range(40)], [f"zu{number}" for number in range(40)]], schema=QUERIES)
+    equal = {query_id: [query_id] for query_id in queries.column("query_id").to_pylist()}
+    none = pl.DataFrame({"query_id": [], "row": []}, schema={"query_id": pl.String, "row": pl.Int64})
+    found = never_negatives.never_negatives(queries, equal, none, corpus, identical="auto")
+    assert read == [5] and not any(len(never.rows) for never in found.values())
+
+
+def test_a_source_that_finds_nothing_is_told(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
+    """Prevents: a mixture whose negatives all come from the other source, without a word; a wrong file that passes for an empty run."""
+    run = tmp_path / "a.run"
+    mixture = {"hard_negatives.source": "random:1,run:1", "hard_negatives.run_file": run}
+    config = tiny_experiment(tmp_path, **mixture)
+    prep_run(config, stage="ingest")
+
+    def refused(content: str, said: str) -> None:
+        run.write_text(content)
+        for source in ("random:1,run:1", "run"):
+            with pytest.raises(UserError, match=said):
+                prep_run(config, stage="pools", **{"hard_negatives.source": source})
+
+    refused(
+        "train00 Q0 d7 1 2 t\n", r"a\.run has no passage for any of the 14 training queries, such as train.*first line is of query train00"
+    )
+    refused("", r"a\.run is empty; expected lines `query_id Q0")
+    refused('{"train0": {"d7": 1.0}}', r"a\.run:1: expected `query_id Q0 doc_id rank score tag`, got '{\"train0\"")
+    refused("".join(f"train{n} Q0 d{n} 1 2 t\n" for n in range(14)), r"a\.run has no passage for any")  # nothing but the positives
+    run.write_text("train3 Q0 d7 1 2 t\n")
+    said = [*prep_run(config, stage="pools"), *prep_run(config, stage="hard_negatives")]
+    assert any("a.run has no passage for 13 of 14 queries, which get their negatives from the other sources" in line for line in said)
+    assert any("negatives that a source had not, taken from the others: run" in line for line in said)
+
+
+def test_bm25_that_finds_nothing_is_told(tmp_path: Path, collection: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
+    """Prevents: BM25's share of the negatives given to the student without a word, where queries and passages have no word in common."""
+    other = shutil.copytree(collection, tmp_path / "collection")
+    lines = [json.loads(line) for line in (other / "queries.jsonl").read_text().splitlines()]
+    (other / "queries.jsonl").write_text("".join(json.dumps({**line, "text": f"слово {line['_id']}"}) + "\n" for line in lines))
+    config = tiny_experiment(tmp_path, **{"ingest.path": other, "hard_negatives.source": "bm25:1,random:1"})
+    prep_run(config, stage="ingest")
+    with pytest.raises(UserError, match=r"source=bm25 has no passage for any of the 14 .*bm25_stopwords=english.*in one language"):
+        prep_run(config, stage="pools")
+
+
+def test_stop_words_belong_to_the_pools_of_bm25(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: another language that is not seen, or pools of other sources made anew for it."""
+
+    def key(**settings: str) -> dict[str, Any]:
+        words = {f"hard_negatives.{name}": value for name, value in settings.items()}
+        return pools._key(load({"config": str(tiny_experiment(tmp_path)), **words}), DigestCache(tmp_path / "none"))
+
+    for source in ("bm25", "random"):
+        assert "bm25_stopwords" not in key(source=source) and "ignore_identical_ids" not in key(source=source)
+        assert key(source=source, ignore_identical_ids="auto", bm25_stopwords="english") == key(source=source)
+        assert (key(source=source, bm25_stopwords="none") != key(source=source)) == (source == "bm25")
+        assert key(source=source, ignore_identical_ids="false") != key(source=source)
+    with pytest.raises(UserError, match=r"hard_negatives\.bm25_stopwords"):
+        key(source="bm25", bm25_stopwords="klingon")

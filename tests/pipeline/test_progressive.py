@@ -28,11 +28,11 @@ FROM_STUDENT = {"hard_negatives.sampler": "top", "dark_examples.reinforced": Fal
 
 
 def plainly(scores: dict[str, float], logits: dict[str, float], positives: set[str], *, depth: int) -> tuple[int | None, int | None]:
-    """The definition: the student's list, the teacher's order of it, the first labelled positive in each."""
+    """The definition: the student's list, the first labelled positive in it, and where the teacher's order of the list has that one."""
     listed = sorted(scores, key=lambda doc_id: (-scores[doc_id], doc_id))[:depth]
     again = sorted(listed, key=lambda doc_id: (-logits[doc_id], doc_id))
-    first = [next((place for place, doc_id in enumerate(order, 1) if doc_id in positives), None) for order in (listed, again)]
-    return first[0], first[1]
+    first = next((doc_id for doc_id in listed if doc_id in positives), None)
+    return (None, None) if first is None else (listed.index(first) + 1, again.index(first) + 1)
 
 
 def kept_plainly(student: int | None, teacher: int | None, rule: str) -> bool:
@@ -45,8 +45,8 @@ def kept_plainly(student: int | None, teacher: int | None, rule: str) -> bool:
 
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 45), st.integers(1, 5), st.integers(2, 60))
 def test_ranks_and_what_is_kept(seed: int, passages: int, depth: int, labels: int, values: int) -> None:
-    """Prevents: a rank off by one, ties that favour p+, a second positive that counts as a rival, a teacher that ranks what the student
-    never found."""
+    """Prevents: a rank off by one, ties that favour p+, two ranks of two positives, a teacher that ranks what the student never
+    found."""
     chance = np.random.default_rng(seed)
     ids = [f"d{number}" for number in chance.permutation(100)[: passages + labels]]
     positives = ids[:labels]
@@ -68,6 +68,23 @@ def test_ranks_and_what_is_kept(seed: int, passages: int, depth: int, labels: in
     assert (found.student, found.teacher) == plainly(scores, logits, set(positives), depth=depth)
     for rule in ("prod", "prod_nq"):
         assert (why_dropped(found, rule) is None) == kept_plainly(found.student, found.teacher, rule)
+
+
+def test_both_ranks_are_of_the_positive_that_is_trained() -> None:
+    """Prevents: a query kept since the student has one positive at rank 2 and the teacher another at rank 1, and trained with a third."""
+
+    def kept(positive_scores: list[float], positive_logits: list[float]) -> RanksOfPositive:
+        pool = [f"d{number}" for number in range(10)]
+        falling = np.linspace(5, 1, 10).astype(np.float32)
+        row = PoolRow("q", ["a", "b", "c"], np.array(positive_scores, np.float32), pool, falling, np.zeros(10, np.int8))
+        logits = {doc_id: 0.0 for doc_id in pool} | {"d0": 3.0}
+        return ranks_of(row, logits=logits, positive_logits=positive_logits, depth=12)
+
+    first_is_b = [0.0, 4.9, 2.0]  # c comes later, a is not in the list
+    right, wrong = kept(first_is_b, [9.0, 5.0, 4.0]), kept(first_is_b, [9.0, 2.0, 5.0])
+    assert (right.positive, right.student, right.teacher) == ("b", 2, 1) and why_dropped(right, "prod") is None
+    assert (wrong.positive, wrong.student, wrong.teacher) == ("b", 2, 3)
+    assert why_dropped(wrong, "prod") == "the teacher ranks another passage first"
 
 
 @given(st.integers(1, 20), st.integers(1, 20))
@@ -101,7 +118,7 @@ def test_a_run_keeps_the_queries_that_its_tables_say(
     def stored(label: str) -> Any:
         return planner.plan(table_named(experiment, label)).stored
 
-    kept, ranks, kept_ranks = set[str](), Counter[str](), Counter[str]()
+    kept, ranks, kept_ranks, qualified = set[str](), Counter[str](), Counter[str](), dict[str, str]()
     pairs = {label: [row for group in stored(label).row_groups() for row in group.to_pylist()] for label in ("pools.pairs", "pool_scores")}
     logit = {
         (pair["query_id"], pair["candidate_id"]): score["logit"]
@@ -116,6 +133,7 @@ def test_a_run_keeps_the_queries_that_its_tables_say(
             ranks[f"{band(student)} / {band(teacher)}"] += 1
             if kept_plainly(student, teacher, rule):
                 kept.add(row["query_id"])
+                qualified[row["query_id"]] = max(sorted(row["positive_ids"]), key=lambda doc_id: scores[doc_id])
                 kept_ranks[f"{band(student)} / {band(teacher)}"] += 1
     counts = stored("hard_negatives").manifest.counts
     assert counts["kept"] == len(kept) == counts["in"] - sum(counts["dropped"].values()) and counts["in"] == 14
@@ -126,7 +144,8 @@ def test_a_run_keeps_the_queries_that_its_tables_say(
     pools = {row["query_id"]: row["ranked_ids"] for group in stored("pools.ranked").row_groups() for row in group.to_pylist()}
     assert all(row["negative_ids"] == [pools[row["query_id"]][:3]] for row in rows)  # the student's hardest, in order
     training = open_training_shards(stored("shards").folder, tokenizer=_metadata(stored("shards").paths()[0])["tokenizer"])
-    assert {row.query_id for row in rows_of_epoch(training, seed=0, epoch=0)} == kept
+    trained = {row.query_id: row.candidate_ids[0] for row in rows_of_epoch(training, seed=0, epoch=0)}
+    assert trained == qualified and trained.keys() == kept
 
     write_report(experiment, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()

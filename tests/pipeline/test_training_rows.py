@@ -18,7 +18,7 @@ from data import shards as data_shards
 from data.digests import hash64
 from data.logit_segment import as_keys
 from data.manifest import Manifest, ShardRecord
-from data.schemas import CANDIDATES, CONFIDENCE, SEPARATOR_MARK, TEACHER_SCORES, TRAINING, CandidateKind
+from data.schemas import CANDIDATES, CONFIDENCE, POOLS, SEPARATOR_MARK, TEACHER_SCORES, TRAINING, CandidateKind
 from data.settings import Experiment, load
 from data.shards import describe, open_footer, open_shard, read_shard
 from pipeline import shards
@@ -68,6 +68,16 @@ def stored(folder: Path, rows: list[Row], schema: pa.Schema) -> Stored:
     return Stored(folder, Manifest("", "", "", {}, [ShardRecord("p", *describe(folder / "p"))], {}))
 
 
+def never_ids(query_id: str) -> list[str]:
+    return [f"{query_id}-{number}" for number in range(int(query_id[1:]) % 3)]
+
+
+def pool_rows(lists: list[list[Row]]) -> list[Row]:
+    """The pools of these queries, in an order of their own, and of one that has no list."""
+    queries = sorted({listed[0]["query_id"] for listed in lists} | {"q100"})
+    return [{**dict.fromkeys(POOLS.names), "query_id": query_id, "never_ids": never_ids(query_id)} for query_id in queries]
+
+
 def made(lists: list[list[Row]], experiment: Experiment, root: Path) -> Path:
     """The shard that the stage makes."""
     rows = [row for listed in lists for row in listed]
@@ -75,6 +85,7 @@ def made(lists: list[list[Row]], experiment: Experiment, root: Path) -> Path:
         "dark_examples": stored(root / "c", rows, CANDIDATES),
         "teacher_scores": stored(root / "t", rows, TEACHER_SCORES),
         "confidence": stored(root / "f", [listed[0] for listed in lists], CONFIDENCE),
+        "pools.ranked": stored(root / "p", pool_rows(lists), POOLS),
     }
     task = Task(
         experiment, shards.table(experiment), root / "out", "f", [0], 1, inputs, Workshop(), report=lambda unit, count: None, warn=print
@@ -102,6 +113,7 @@ def plain(lists: list[list[Row]], experiment: Experiment) -> list[Row]:
             "candidate_id": [row["candidate_id"] for row in listed],
             "teacher_logits": [row["logit"] for row in listed],
             "confidence": listed[0]["confidence"],
+            "never_ids": never_ids(listed[0]["query_id"]),
         }
         for listed in lists
     ]

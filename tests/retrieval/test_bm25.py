@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import random
+from typing import get_args
 
+import bm25s
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.bm25 import Bm25Index
+from data.settings import StopWords
+from retrieval.bm25 import STOP_WORDS, Bm25Index, words_of
 
 Found = list[tuple[list[str], list[float]]]
 
 
-def search(doc_ids: list[str], texts: list[str], queries: list[str], *, k: int, block: int = 7, **options: bool) -> Found:
+def search(doc_ids: list[str], texts: list[str], queries: list[str], *, k: int, block: int = 7, **options: str) -> Found:
     """(ids, scores) of each query, over texts that come in blocks."""
     blocks = [texts[start : start + block] for start in range(0, len(texts), block)]
     rows, scores = Bm25Index(pa.array(doc_ids, pa.large_string()), blocks, **options).search(queries, k=k)
@@ -74,4 +77,51 @@ def test_a_corpus_without_words() -> None:
 
 def test_stop_words_can_be_kept() -> None:
     """Prevents: `the who` cannot be searched for, in a collection where stop words mean something."""
-    assert search(["a", "b"], ["the", "flea"], ["the"], k=1, stop_words=False)[0][0] == ["a"]
+    assert search(["a", "b"], ["the", "flea"], ["the"], k=1, stop_words="none")[0][0] == ["a"]
+
+
+@pytest.mark.parametrize("language", sorted(set(STOP_WORDS) - {"none"}))
+def test_stop_words_of_a_language(language: str) -> None:
+    """Prevents: a language that drops another one's words, or a name in the settings that the index does not know."""
+    word = next(word for word in STOP_WORDS[language] if words_of(word) == [word])
+    for chosen, found in ((language, []), ("none", ["a"])):
+        assert search(["a"], [f"{word} flea"], [word], k=1, stop_words=chosen)[0][0] == found
+
+
+def test_the_settings_name_the_same_languages() -> None:
+    """Prevents: a language that the settings take and the index refuses hours later."""
+    assert set(get_args(StopWords)) == set(STOP_WORDS)
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=0x77F), max_size=60) | st.text(alphabet="aB1 _-.éßжع가می\u200c\n'’", max_size=60))
+def test_scripts_with_spaces_have_the_words_of_bm25s(text: str) -> None:
+    """Prevents: pools of collections in scripts with spaces that move with the rule for the others."""
+    assert words_of(text) == bm25s.tokenize([text], stopwords=None, return_ids=False, show_progress=False)[0]
+
+
+def test_scripts_without_spaces_are_cut_into_pairs() -> None:
+    """Prevents: a whole sentence as one word, which no query has; neighbours in other scripts lost or glued to it."""
+    assert words_of("玫瑰冬天修剪。") == ["玫瑰", "瑰冬", "冬天", "天修", "修剪"]
+    assert words_of("買iPhone手机 in 2024年, the ペン") == ["買", "iphone", "手机", "in", "2024", "年", "the", "ペン"]
+    for texts, query in [
+        (["เครื่องทำความร้อน", "ดอกกุหลาบในสวน"], "กุหลาบ"),  # Thai
+        (["ດອກກຸຫຼາບໃນສວນ", "ເຄື່ອງຮ້ອນ"], "ກຸຫຼາບ"),  # Lao
+        (["ផ្កាកុលាបក្នុងសួន", "ម៉ាស៊ីនកម្តៅ"], "កុលាប"),  # Khmer
+        (["နှင်းဆီပန်းများ", "အပူပေးစက်"], "နှင်းဆီ"),  # Burmese
+        (["冬の庭のバラを剪定する", "暖房の空気を抜く"], "バラの剪定"),  # Japanese
+        (["玫瑰要在冬天修剪", "厨房水壶怎么除垢"], "冬天怎么修剪玫瑰"),  # Chinese
+    ]:
+        best = search(["a", "b"], texts, [query], k=2)[0][0][0]
+        assert best == ("b" if query == "กุหลาบ" else "a")
+
+
+def test_words_whose_vowels_are_marks_stay_whole() -> None:
+    """Prevents: Hindi of which only the letters without a vowel sign are left, and no query finds anything."""
+    assert words_of("गुलाब की छंटाई, सर्दियों में।") == ["गुलाब", "की", "छंटाई", "सर्दियों", "में"]
+    for texts, query in [
+        (["गुलाब की छंटाई", "हीटर से हवा"], "गुलाब"),  # Hindi
+        (["রান্নাঘর পরিষ্কার", "গোলাপ ছাঁটাই"][::-1], "গোলাপ"),  # Bengali
+        (["ரோஜா செடி", "சமையல் அறை"], "ரோஜா"),  # Tamil
+        (["ދިވެހި ބަސް", "ފޮތް"], "ދިވެހި"),  # Dhivehi
+    ]:
+        assert search(["a", "b"], texts, [query], k=2)[0][0] == ["a"]

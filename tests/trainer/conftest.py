@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from data.manifest import Manifest, ShardRecord
-from data.schemas import SCHEMA_VERSION, TRAINING, CandidateKind
+from data.schemas import TRAINING_SCHEMAS, TRAINING_VERSION, CandidateKind
 from data.shards import describe, shard_name
 from retrieval.checkpoint_files import tokenizer_digest
 
@@ -104,6 +104,7 @@ def make_row(generator: np.random.Generator, query_id: str, *, negatives: int = 
         "candidate_id": [f"{query_id}-{draw}-{place}" for place in range(len(kinds))],
         "teacher_logits": generator.normal(size=len(kinds)).astype(np.float32).tolist(),
         "confidence": float(np.float32(-generator.random())),
+        "never_ids": [f"{query_id}-{draw}-0"],
     }
 
 
@@ -114,17 +115,20 @@ def write_shards(
     import pyarrow.parquet as pq
 
     content = {
-        "schema_version": SCHEMA_VERSION, "tokenizer": tokenizer_digest(student) if student else "none", "teachers": ["teacher"],
+        "schema_version": TRAINING_VERSION, "tokenizer": tokenizer_digest(student) if student else "none", "teachers": ["teacher"],
         "draws": 1, "negatives_source": "student", "mask_ratios": [0.15, 0.25], "negatives": 3, **metadata,
     }  # fmt: skip
-    schema = TRAINING.with_metadata({b"training": json.dumps(content).encode()})
+    schema = TRAINING_SCHEMAS.get(content["schema_version"], TRAINING_SCHEMAS[2]).with_metadata({b"training": json.dumps(content).encode()})
     folder.mkdir(parents=True)
     records = []
     for index, shard in enumerate(rows):
         path = folder / shard_name(index, len(rows))
         # write_shard's row groups hold 4096 rows; tests want many small ones
         with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, write_page_checksum=True) as writer:
-            writer.write_table(pa.Table.from_pylist(shard, schema=schema), row_group_size=group_rows)
+            writer.write_table(
+                pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in shard], schema=schema),
+                row_group_size=group_rows,
+            )
         records.append(ShardRecord(path.name, *describe(path)))
     Manifest("shards", "shards", "fingerprint", {}, records, {}).write(folder)
     return folder

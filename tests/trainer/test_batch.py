@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -83,3 +84,16 @@ def test_weights_of_the_sums(rows: list[TrainingRow]) -> None:
     selected = plan_batch(rows, objective=Objective(reduction="selected"), share=Fraction(1, 2))
     assert (selected.supervised_weight, selected.distillation_weight) == (0.01 / 6, 1 / 3)
     assert plan_batch(rows, objective=Objective(without=("adaptive",)), share=Fraction(1, 2)).selected == 6
+
+
+def test_what_is_never_a_negative_is_none_of_the_batch_s(rows: list[TrainingRow]) -> None:
+    """Prevents: another labelled positive of a query, which its own row does not list, taught as its in-batch negative."""
+    other, mine = rows[1], rows[0]
+    positive = other.candidate_ids[0]
+    work = plan_batch([replace(mine, never_ids=(positive, "elsewhere")), other], objective=Objective(in_batch="both"), share=Fraction(1))
+    open_to = {query.query_id: [query.own.isdisjoint(passage.ids) for passage in work.pool] for query in work.queries}
+    of_other = [positive in passage.ids for passage in work.pool]
+    assert sum(of_other) == 1 and not open_to[mine.query_id][of_other.index(True)]
+    assert sum(open_to[mine.query_id]) == 3  # the other query's negatives
+    before = plan_batch([mine, other], objective=Objective(in_batch="both"), share=Fraction(1))
+    assert sum(before.queries[0].own.isdisjoint(passage.ids) for passage in before.pool) == 4

@@ -52,6 +52,36 @@ def test_command_line_wins_over_all(file: Path) -> None:
     assert objective.without == ("reinforced",) and objective.temperature == 2 and objective.include_positive
 
 
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ({"distillation": "margin_mse"}, r"set include_positive=true, or leave distillation out and use recipe=margin_mse"),
+        ({"distillation": "margin_mse", "without": "adaptive,supervised"}, "P~ has no p[+]"),
+        ({"distillation": "margin_mse", "without": "reinforced"}, "P~ has no p[+]"),
+        ({"distillation": "margin_mse", "include_positive": "true", "temperature": "4"}, "temperature=4 has no effect .*margin_mse"),
+        ({"distillation": "curriculum", "without": "supervised", "temperature": "2"}, "temperature=2 has no effect .*curriculum"),
+        (
+            {"supervised_weight": "1", "without": "distillation", "temperature": "0.5"},
+            "temperature=0.5 has no effect .*without=distillation",
+        ),
+    ],
+)
+def test_a_loss_that_is_not_what_it_is_called_is_refused(file: Path, objective: dict[str, str], said: str) -> None:
+    """Prevents: MarginMSE whose margins are to the first negative, since P~ has no p+; a temperature that nothing reads."""
+    with pytest.raises(UserError, match=said):
+        load({"config": str(file), **{f"train.objective.{name}": value for name, value in objective.items()}})
+
+
+def test_margin_mse_in_every_form_that_has_its_positive(file: Path) -> None:
+    """Prevents: a refusal of lists that hold p+, or of a temperature that the term of the student's start reads."""
+    words = {"config": str(file), "train.objective.distillation": "margin_mse", "train.objective.include_positive": "true"}
+    for more in ({}, {"train.objective.without": "noisy"}, {"train.objective.keep_weight": "1", "train.objective.temperature": "4"}):
+        assert load({**words, **more}).train.objective.has_positive
+    assert load({"config": str(file), "recipe": "margin_mse"}).train.objective.has_positive
+    with pytest.raises(UserError, match="temperature=4 has no effect"):
+        load({"config": str(file), "recipe": "margin_mse", "train.objective.temperature": "4"})
+
+
 @pytest.mark.parametrize("without", [ALL[:1], ALL[1:2], ALL[:2], ALL[:3], ALL])
 def test_rows_of_table_3_are_one_override(file: Path, without: tuple[str, ...]) -> None:
     """An ablation that cannot be asked for by name."""

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DamagedShard, UserError
+from data.settings import Experiment
 from retrieval.checkpoint_files import tokenizer_digest
 from trainer import stream
 from trainer.checkpoint import claim_output
+from trainer.recipes import check_shards
 from trainer.stream import TrainingShards, batches, open_training_shards, permutation, rows_of_epoch, windows
 
 Maker = Callable[..., Any]
@@ -141,6 +143,26 @@ def test_other_schema_version_is_refused(tmp_path: Path, shard_writer: Maker, ro
     folder = shard_writer(tmp_path / "old", [[row_maker(np.random.default_rng(0), "q")]], schema_version=0)
     with pytest.raises(UserError, match="schema version 0"):
         open_training_shards(folder, tokenizer="none")
+
+
+def test_shards_of_version_2_serve_without_in_batch_negatives(tmp_path: Path, shard_writer: Maker, row_maker: Maker) -> None:
+    """Prevents: good shards made before refused, and in-batch negatives among which are labelled positives that the shards do not name."""
+    generator = np.random.default_rng(0)
+    rows = [[row_maker(generator, f"q{number}") for number in range(5)]]
+    old, new = (open_training_shards(shard_writer(tmp_path / f"{v}", rows, schema_version=v), tokenizer="none") for v in (2, 3))
+    before, now = ({row.query_id: row for row in rows_of_epoch(found, seed=0, epoch=0)} for found in (old, new))
+    assert [row.never_ids for row in before.values()] == [()] * 5 and all(row.never_ids == (f"{q}-0-0",) for q, row in now.items())
+    same = ("candidate_ids", "kinds", "confidence")
+    assert all(getattr(before[q], name) == getattr(now[q], name) for q in now for name in same)
+    ids = {"store": "s", "ingest": {"path": "p"}, "student": {"model": "m"}, "teacher": {"model": "t"}}
+    for in_batch in ("none", "supervised", "distillation", "both"):
+        experiment = Experiment(**ids, train={"objective": {"in_batch": in_batch}})
+        check_shards(experiment, new.metadata)
+        if in_batch == "none":
+            check_shards(experiment, old.metadata)
+            continue
+        with pytest.raises(UserError, match=rf"in_batch={in_batch}: these shards, of schema version 2, .*`prep run config=FILE`"):
+            check_shards(experiment, old.metadata)
 
 
 def test_folder_without_manifest_is_refused(tmp_path: Path) -> None:
