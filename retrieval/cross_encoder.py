@@ -6,6 +6,7 @@ and in `retrieval.unpadded` (GPUs).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,11 @@ from data.errors import RunFailed, UserError
 from data.settings import Teacher
 from retrieval import precision as precisions
 from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first, token_budget_batches
-from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, weights_digest
+from retrieval.checkpoint_checks import check_teacher
+from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
+from retrieval.graph_checks import INPUTS, check_graph
 from retrieval.model_lengths import check_length
+from retrieval.onnx_graph import GRAPH_NAME, read_graph
 from retrieval.pair_tokens import PairEncoding
 from retrieval.process_memory import settle_memory
 from retrieval.quiet import quiet_transformers
@@ -41,13 +45,18 @@ class TeacherSpec:
 
     def key(self, digests: DigestCache) -> dict[str, Any]:
         """The parts of the logit-store namespace (weights, tokenizer, template, truncation, length, head, precision class)."""
+        graph = read_graph(self.folder) if self.backend == "onnx" else None
+        beside = [self.folder / name for name in graph.external] if graph else []
+        # Without a mask a logit once depended on the padding of its batch.
+        alone = {"batch": "one pair"} if graph and not graph.masks_padding else {}
         return {
-            "weights": weights_digest(self.folder, digests, option="teacher.model"),
+            "weights": weights_digest(self.folder, digests, option="teacher.model", beside=beside),
             "tokenizer": tokenizer_digest(self.folder),
             "template": INPUT_TEMPLATE,
             "max_tokens": self.max_tokens,
             "head": "logit",
             "precision": f"{self.backend}/{precisions.class_of(self.precision) if self.backend == 'torch' else self.precision}",
+            **alone,
         }
 
     def namespace(self, digests: DigestCache) -> str:
@@ -55,19 +64,31 @@ class TeacherSpec:
         return json_digest(self.key(digests))
 
 
-def resolve_teacher(teacher: Teacher, *, device: str) -> TeacherSpec:
-    """Find the teacher's folder and its precision class. Loads no model.
+def teacher_folder(teacher: Teacher) -> Path:
+    """Where the teacher's weights and tokenizer lie, its files checked. Loads no model.
 
-    Raises UserError: no such model, not of this backend, `max_tokens` above what it can read.
+    Raises UserError: no such model, not of this backend, `max_tokens` above what it can read, and all that `check_teacher` and
+    `check_graph` find.
     """
     if teacher.backend == "none":
         raise UserError("teacher.backend=none: there is no teacher; set teacher.backend=torch or onnx")
     folder = resolve_folder(teacher.model, option="teacher.model")
-    needed = "model.onnx" if teacher.backend == "onnx" else "config.json"
-    if not (folder / needed).is_file():
-        other = "torch" if teacher.backend == "onnx" else "onnx"
-        raise UserError(f"teacher.model: {folder} holds no {needed}, which teacher.backend={teacher.backend} needs; try backend={other}?")
-    check_length(teacher.max_tokens, folder, option="teacher.max_tokens")
+    weights = folder if teacher.backend == "onnx" else transformer_folder(folder)
+    needed, other = (GRAPH_NAME, "config.json") if teacher.backend == "onnx" else ("config.json", GRAPH_NAME)
+    if not os.path.lexists(weights / needed) and os.path.lexists(weights / other):
+        remedy = f"teacher.backend={'torch' if teacher.backend == 'onnx' else 'onnx'}"
+        raise UserError(f"teacher.model: {folder} holds no {needed}, which teacher.backend={teacher.backend} needs; try {remedy}?")
+    if teacher.backend == "onnx":
+        check_graph(folder, max_tokens=teacher.max_tokens, option="teacher.model")
+    else:
+        check_teacher(folder, option="teacher.model")
+        check_length(teacher.max_tokens, weights, option="teacher.max_tokens")
+    return weights
+
+
+def resolve_teacher(teacher: Teacher, *, device: str) -> TeacherSpec:
+    """Find the teacher's folder and its precision class. Raises UserError as `teacher_folder` does."""
+    folder = teacher_folder(teacher)
     # An ONNX file has its number format inside it, and its content is in the weights digest.
     precision = "graph" if teacher.backend == "onnx" else precisions.resolve(teacher.precision, device=device)
     return TeacherSpec(folder, teacher.model, teacher.backend, precision, teacher.max_tokens)
@@ -180,35 +201,66 @@ class OnnxCrossEncoder:
     """A folder with model.onnx, under ONNX Runtime (extra `onnx`).
 
     A dynamically quantised graph takes its activation scale from the whole batch, so a logit would depend on its neighbours, by
-    up to 0.1 on int8 MiniLM, and on what happens to be cached. Such a graph gets each pair alone; on a CPU that costs 7 %.
+    up to 0.1 on int8 MiniLM, and on what happens to be cached. Such a graph gets each pair alone; on a CPU that costs 7 %. So does one
+    without attention_mask, to which padding is text. Inputs are cast to what the graph wants; where its batch or length is fixed, batches
+    are filled up to that.
     """
 
     def __init__(self, folder: Path, *, device: str, threads: int, batch_tokens: int) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UserError("teacher.backend=onnx needs ONNX Runtime: pip install 'adam-distillation[onnx]'") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
-        missing = set(providers) - set(onnxruntime.get_available_providers())
-        if missing:
-            raise UserError(f"ONNX Runtime here lacks {', '.join(missing)}: install onnxruntime-gpu, or use runner.device=cpu")
-        self._session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=providers)
-        one_by_one = b"DynamicQuantizeLinear" in (folder / "model.onnx").read_bytes()
-        self.batch_tokens, self.length_multiple = (1 if one_by_one else batch_tokens), 1
+        self._session = _onnx_session(folder, device=device, threads=threads)
+        graph = read_graph(folder)
+        one_by_one = "DynamicQuantizeLinear" in graph.operators or not graph.masks_padding
+        self.batch_tokens, self.length_multiple = (1 if one_by_one else batch_tokens), graph.length or 1
         self.one_thread_each = False  # the session has threads of its own
-        self._inputs = {node.name for node in self._session.get_inputs()}
+        self._kinds = {name: value.kind for name, value in graph.inputs.items()}
+        self._batch = graph.batch
+        self._output = next(iter(graph.outputs))
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n, L] arrays to [n] raw fp32 logits."""
-        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
-        (logits,) = self._session.run(None, {name: array for name, array in inputs.items() if name in self._inputs})[:1]
-        if logits.ndim == 2 and logits.shape[1] != 1:
-            raise UserError(f"teacher.model: the ONNX graph has {logits.shape[1]} outputs; a cross-encoder with one is needed")
-        return logits.reshape(-1).astype(np.float32)
+        arrays = dict(zip(INPUTS, (ids, mask, segments), strict=True))
+        inputs = {name: arrays[name].astype(kind) for name, kind in self._kinds.items()}
+        size = self._batch or len(ids)
+        parts = [self._run({name: array[start : start + size] for name, array in inputs.items()}) for start in range(0, len(ids), size)]
+        return np.concatenate(parts)
+
+    def _run(self, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The logits of at most as many pairs as the graph takes; its last places are filled with the last pair again."""
+        pairs = len(inputs["input_ids"])
+        if self._batch:
+            inputs = {name: array[np.minimum(np.arange(self._batch), pairs - 1)] for name, array in inputs.items()}
+        (logits,) = self._session.run([self._output], inputs)
+        if logits.size != len(inputs["input_ids"]):
+            raise UserError(f"teacher.model: the ONNX graph gives {list(logits.shape)} for {pairs} pairs; one logit a pair is needed")
+        return logits.reshape(-1)[:pairs].astype(np.float32)
+
+
+def check_opens(spec: TeacherSpec, *, device: str) -> None:
+    """Raises UserError where ONNX Runtime is not there, or does not open the graph. Nothing of a torch teacher is opened."""
+    if spec.backend == "onnx":
+        _onnx_session(spec.folder, device=device, threads=1, optimised=False)
+
+
+def _onnx_session(folder: Path, *, device: str, threads: int, optimised: bool = True) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError("teacher.backend=onnx needs ONNX Runtime: pip install 'adam-distillation[onnx]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+    missing = set(providers) - set(onnxruntime.get_available_providers())
+    if missing:
+        raise UserError(f"ONNX Runtime here lacks {', '.join(missing)}: install onnxruntime-gpu, or use runner.device=cpu")
+    try:
+        return onnxruntime.InferenceSession(str(folder / GRAPH_NAME), options, providers=providers)
+    except Exception as error:  # its kinds have no common ancestor but this
+        reason = " ".join(str(error).split())
+        raise UserError(f"teacher.model: ONNX Runtime does not open {folder / GRAPH_NAME}: {reason}") from error
 
 
 Progress = Callable[[int, int, int], None]  # pairs, tokens, tokens with padding

@@ -9,6 +9,7 @@ from typing import Any
 from data.digests import DigestCache, json_digest
 from data.errors import UserError
 from data.settings import Experiment, Student
+from retrieval.checkpoint_checks import check_student
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
 from retrieval.model_lengths import check_length
 from retrieval.sentence_transformers_files import FolderSettings, folder_settings, is_sentence_transformers
@@ -57,8 +58,8 @@ class StudentSpec:
 def resolve_student(student: Student, *, option: str = "student.model") -> StudentSpec:
     """Fill `auto` and `null` from the folder's files. Imports no model code. `option` is for errors.
 
-    Raises UserError: a folder that is not supported (`folder_settings`), a length above the model's positions, prompts that this
-    checkpoint leaves out of its pooling.
+    Raises UserError: a folder that is not supported (`folder_settings`), files that are not whole (`check_student`), a length above the
+    model's positions, prompts that this checkpoint leaves out of its pooling.
     """
     folder = resolve_folder(student.model, option=option)
     own = folder_settings(folder)
@@ -74,6 +75,7 @@ def resolve_student(student: Student, *, option: str = "student.model") -> Stude
         lower_case=own.lower_case,
     )
     _check_prompts(spec, own)
+    check_student(folder, option=option)
     return spec
 
 

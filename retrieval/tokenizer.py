@@ -27,7 +27,7 @@ class Tokenizer:
         self.digest = tokenizer_digest(folder)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged file is told by many kinds, tokenizers' own is Exception itself
             raise UserError(f"no tokenizer can be loaded from {folder}: {error}") from error
         if not self._tokenizer.is_fast:
             raise UserError(f"{folder} has only a slow tokenizer; save a tokenizer.json beside it")
@@ -37,6 +37,11 @@ class Tokenizer:
         if lower_case:
             self.backend.normalizer = _lower_first(self.backend.normalizer)
         self.pad_id = int(self._tokenizer.pad_token_id or 0)
+
+    def role_token(self, role: str) -> str | None:
+        """The token of a role (mask_token, sep_token, ...); None where there is none."""
+        token: str | None = getattr(self._tokenizer, role)
+        return token
 
     def _special(self, mark: str, token: str | None) -> str:
         if token is None:

@@ -20,6 +20,7 @@ from data.digests import DigestCache
 from data.errors import UserError
 from data.schemas import CandidateKind
 from data.settings import Experiment
+from retrieval.checkpoint_checks import check_training_start
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
 from retrieval.dual_encoder import DualEncoder
 from retrieval.model_lengths import check_length
@@ -64,12 +65,14 @@ def task_of(experiment: Experiment, digests: DigestCache) -> Task:
 
 
 def _cross_encoder(experiment: Experiment, digests: DigestCache) -> Task:
-    """Raises UserError: an ONNX teacher, `max_tokens` above what the model reads, prompts in the shards' tokens, a tokenizer whose pairs
-    cannot be put together from stored tokens."""
+    """Raises UserError: an ONNX teacher, what `check_training_start` finds in its files, `max_tokens` above what the model reads, prompts
+    in the shards' tokens, a tokenizer whose pairs cannot be put together from stored tokens."""
     teacher = experiment.teacher
     if teacher.backend == "onnx":
         raise UserError("task=cross_encoder: an ONNX graph cannot be trained; give a transformers folder with teacher.backend=torch")
-    folder = transformer_folder(resolve_folder(teacher.model, option="teacher.model"))
+    source = resolve_folder(teacher.model, option="teacher.model")
+    check_training_start(source, option="teacher.model")
+    folder = transformer_folder(source)
     check_length(teacher.max_tokens, folder, option="teacher.max_tokens")
     spec = resolve_student(experiment.student)
     if spec.query_prefix or spec.passage_prefix:
