@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from data.errors import UserError
 _VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+_UNREAD_TOKENIZER_FILES = ("spm.model", "tokenizer.model", "sentencepiece.model")  # of which a tokenizer.json has to be made first
+_COPIED_TOKENIZER_FILES = (
+    *_TOKENIZER_FILES, *_TOKENIZER_SETTINGS, *_UNREAD_TOKENIZER_FILES, "added_tokens.json", "bpe.codes", "chat_template.jinja",
+)  # fmt: skip
 # transformers applies these on top of tokenizer.json.
 _TOKENIZER_CONFIG_KEYS = (
     "do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "tokenizer_class", "mask_token", "sep_token",
@@ -36,7 +41,7 @@ def resolve_folder(model: str, *, option: str) -> Path:
         raise UserError(f"{option}={model}: no such folder{_near(path)}; give a folder or a hub id like organisation/name")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "model.onnx*", "1_Pooling/*", "2_Normalize/*"]
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "model.onnx*", "1_Pooling/*", "2_Normalize/*"]
     try:
         return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]))
     except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
@@ -53,17 +58,38 @@ def _near(path: Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder, empty where the file does not exist."""
+    content = _read_json(path, nothing={})
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, a JSON object was expected")
+    return content
+
+
+def _read_json(path: Path, *, nothing: Any) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
-    except ValueError as error:
+        return nothing
+    except (ValueError, OSError) as error:
         raise UserError(f"{path} is not readable JSON: {error}") from error
+
+
+def module_list(folder: Path) -> list[dict[str, Any]]:
+    """The modules of a sentence-transformers folder, in order, each with its `type` and `path`; none where there is no modules.json."""
+    path = folder / "modules.json"
+    modules = _read_json(path, nothing=[])
+    if not isinstance(modules, list):
+        raise UserError(f"{path} holds a {type(modules).__name__}, a list of modules was expected")
+    for module in modules:
+        if not isinstance(module, dict) or not all(isinstance(module.get(key), str) for key in ("type", "path")):
+            raise UserError(f"{path}: a module is an object with a type and a path, but one is {json.dumps(module)}")
+        if Path(module["path"]).is_absolute() or ".." in Path(module["path"]).parts:
+            raise UserError(f"{path}: the path of a module lies in the folder, but one is {module['path']!r}")
+    return modules
 
 
 def transformer_folder(folder: Path) -> Path:
     """Where config.json and the weights lie: the folder itself, or its first module (sentence-transformers)."""
-    for module in json.loads((folder / "modules.json").read_text()) if (folder / "modules.json").is_file() else []:
+    for module in module_list(folder):
         if module["type"].rsplit(".", 1)[-1] == "Transformer" and module["path"]:
             return folder / module["path"]
     return folder
@@ -98,6 +124,17 @@ def _tokenizer_digest(folder: Path, stamps: tuple[str, ...]) -> str:
         if path.is_file():
             parts[name] = bytes_digest(path.read_bytes())
     if not parts:
-        raise UserError(f"{folder} holds no tokenizer (tokenizer.json, or a vocabulary file)")
+        unread = [name for name in _UNREAD_TOKENIZER_FILES if (folder / name).is_file()]
+        hint = (
+            f": make a tokenizer.json of its {unread[0]}, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)" if unread else ""
+        )
+        raise UserError(f"{folder} holds no tokenizer (tokenizer.json, or a vocabulary file){hint}")
     config, special = (read_json(folder / name) for name in _TOKENIZER_SETTINGS)
     return json_digest({"files": parts, "config": {key: config.get(key) for key in _TOKENIZER_CONFIG_KEYS}, "special": special})
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """All files of a tokenizer, byte by byte: saved again it could get another digest than training shards carry."""
+    for name in _COPIED_TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

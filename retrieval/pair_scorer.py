@@ -5,7 +5,6 @@ Sequences are one array of numbers each for all that encodes them: a pair's segm
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from data.digests import hash64
 from data.errors import UserError
-from retrieval.dual_encoder import TOKENIZER_FILES
+from retrieval.checkpoint_files import copy_tokenizer
 from retrieval.pair_tokens import PairEncoding
 from retrieval.quiet import quiet_transformers
 
@@ -69,6 +68,4 @@ class PairScorer(nn.Module):
         """Save as a folder that `teacher.model` takes."""
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.save_pretrained(folder, safe_serialization=True)
-        for name in TOKENIZER_FILES:  # copied, not re-saved: the tokenizer's digest must stay what it is
-            if (self.source / name).is_file():
-                shutil.copyfile(self.source / name, folder / name)
+        copy_tokenizer(self.source, folder)
