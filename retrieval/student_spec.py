@@ -10,8 +10,11 @@ from data.digests import DigestCache, json_digest
 from data.errors import UserError
 from data.settings import Experiment, Student
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
+from retrieval.custom_code import check_custom_code, code_key
 from retrieval.model_lengths import check_length
 from retrieval.sentence_transformers_files import FolderSettings, folder_settings, is_sentence_transformers
+
+_NOT_KEYED = ("folder", "lower_case", "trust_remote_code", "option")
 
 EMBEDDING_VERSION = 5  # raised when the same texts, model and precision give other vectors
 
@@ -29,6 +32,8 @@ class StudentSpec:
     query_tokens: int
     passage_tokens: int
     lower_case: bool = False  # lower-cased before the tokenizer's own normalisation
+    trust_remote_code: bool = False
+    option: str = "student.model"  # the setting that names it; for people, never keyed
 
     @property
     def weights_folder(self) -> Path:
@@ -40,11 +45,12 @@ class StudentSpec:
 
         A setting that resolves to the same value so gives the same key, whoever set it.
         """
-        settings = {name: value for name, value in asdict(self).items() if name not in ("folder", "lower_case")}
+        settings = {name: value for name, value in asdict(self).items() if name not in _NOT_KEYED}
         return {
             **settings,
             "weights": weights_digest(self.weights_folder, digests, option="student.model"),
             "tokenizer": self.tokenizer_digest,
+            **code_key(self.weights_folder, trusted=self.trust_remote_code),
         }
 
     @property
@@ -60,7 +66,8 @@ def resolve_student(student: Student, *, option: str = "student.model") -> Stude
     Raises UserError: a folder that is not supported (`folder_settings`), a length above the model's positions, prompts that this
     checkpoint leaves out of its pooling.
     """
-    folder = resolve_folder(student.model, option=option)
+    folder = resolve_folder(student.model, option=option, revision=student.revision, with_code=student.trust_remote_code)
+    check_custom_code(transformer_folder(folder), option=option, trusted=student.trust_remote_code)
     own = folder_settings(folder)
     spec = StudentSpec(
         folder=folder,
@@ -72,6 +79,8 @@ def resolve_student(student: Student, *, option: str = "student.model") -> Stude
         query_tokens=_length(student.query_tokens, own.query_tokens, folder, option="student.query_tokens"),
         passage_tokens=_length(student.passage_tokens, own.passage_tokens, folder, option="student.passage_tokens"),
         lower_case=own.lower_case,
+        trust_remote_code=student.trust_remote_code,
+        option=option,
     )
     _check_prompts(spec, own)
     return spec
