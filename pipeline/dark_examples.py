@@ -22,7 +22,8 @@ from data.digests import DigestCache, hash64, uniforms
 from data.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.settings import DarkExamples, Experiment
 from pipeline.stage import Stored, Table, Task
-from retrieval.checkpoint_files import resolve_folder, tokenizer_digest
+from retrieval.checkpoint_files import tokenizer_digest
+from retrieval.cross_encoder import teacher_folder
 from retrieval.student_spec import resolve_student
 
 _SPECIAL_TOKENS_OF_A_PASSAGE = 2  # [CLS] and the final [SEP]
@@ -186,8 +187,8 @@ def _build(task: Task) -> None:
     settings, longest = experiment.dark_examples, longest_mixed(experiment)
     splitter: Splitter = _Nothing()
     if experiment.teacher.backend != "none":
-        folder = resolve_folder(experiment.teacher.model, option="teacher.model")
-        splitter = task.workshop.keep("teacher tokenizer", lambda: Tokenizer(folder))
+        folder = teacher_folder(experiment.teacher)
+        splitter = task.workshop.keep("teacher tokenizer", lambda: Tokenizer(folder, trusted=experiment.teacher.trust_remote_code))
     rows = task.inputs["hard_negatives"].read(task.shard, columns=["query_id", "positive_ids", "negative_ids"]).to_pylist()
     query_table = task.inputs["ingest.queries"].read(task.shard)
     queries = dict(zip(query_table.column("query_id").to_pylist(), query_table.column("text").to_pylist(), strict=True))
@@ -223,7 +224,7 @@ def _build(task: Task) -> None:
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     has_teacher = experiment.teacher.backend != "none"
-    folder = resolve_folder(experiment.teacher.model, option="teacher.model") if has_teacher else None
+    folder = teacher_folder(experiment.teacher) if has_teacher else None
     key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens", "mask_seed"))
     return {
         **key,

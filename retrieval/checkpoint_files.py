@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,24 +30,40 @@ _TOKENIZER_CONFIG_KEYS = (
 )  # fmt: skip
 
 
-def resolve_folder(model: str, *, option: str) -> Path:
+def resolve_folder(model: str, *, option: str, revision: str | None = None, with_code: bool = False) -> Path:
     """The local folder of a checkpoint: a folder as it is, else a hub id, from the hub's cache or the hub.
 
-    Raises UserError naming the configuration `option` where neither can be had.
+    Args:
+        model: a folder, or a hub id.
+        option: the setting that names it, for errors.
+        revision: of a hub id: a branch, a tag or a commit.
+        with_code: take its Python files too, which may run; the revision must then be a commit.
+
+    Raises UserError where neither a folder nor a hub model can be had, and for a revision that pins nothing.
     """
     path = Path(model).expanduser()
+    section = option.rpartition(".")[0]
     if path.is_dir():
+        if revision is not None:
+            raise UserError(f"{section}.revision={revision}: {path} is a folder, whose content is its own pin; leave the revision out")
         return path.resolve()
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise UserError(f"{option}={model}: no such folder{_near(path)}; give a folder or a hub id like organisation/name")
+    if with_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        found = "no revision" if revision is None else f"revision={revision}"
+        raise UserError(
+            f"{option}={model}: {section}.trust_remote_code=true runs code that others can change on the hub, and {found} does not pin it: "
+            f"set {section}.revision to a commit, 40 hexadecimal digits"
+        )
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "model.onnx*", "1_Pooling/*", "2_Normalize/*"]
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "model.onnx*", *(["*.py"] * with_code)]
     try:
-        return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]))
+        found_at = snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"])
     except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{option}={model}: neither a folder nor a hub model that can be reached ({reason})") from error
+    return Path(found_at)
 
 
 def _near(path: Path) -> str:

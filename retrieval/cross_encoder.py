@@ -20,10 +20,11 @@ from data.settings import Teacher
 from retrieval import precision as precisions
 from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first, token_budget_batches
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, weights_digest
+from retrieval.custom_code import check_custom_code, code_key
 from retrieval.model_lengths import check_length
+from retrieval.model_loading import open_model
 from retrieval.pair_tokens import PairEncoding
 from retrieval.process_memory import settle_memory
-from retrieval.quiet import quiet_transformers
 
 # The input is `[CLS] query [SEP] candidate [SEP]` as the tokenizer's own pair template makes it, the longer part cut first.
 INPUT_TEMPLATE = "pair/longest_first/v1"
@@ -38,6 +39,7 @@ class TeacherSpec:
     backend: str
     precision: str
     max_tokens: int
+    trust_remote_code: bool = False
 
     def key(self, digests: DigestCache) -> dict[str, Any]:
         """The parts of the logit-store namespace (weights, tokenizer, template, truncation, length, head, precision class)."""
@@ -48,11 +50,17 @@ class TeacherSpec:
             "max_tokens": self.max_tokens,
             "head": "logit",
             "precision": f"{self.backend}/{precisions.class_of(self.precision) if self.backend == 'torch' else self.precision}",
+            **code_key(self.folder, trusted=self.trust_remote_code),
         }
 
     def namespace(self, digests: DigestCache) -> str:
         """Digest of `key`: the folder of this teacher's logits in the store."""
         return json_digest(self.key(digests))
+
+
+def teacher_folder(teacher: Teacher) -> Path:
+    """Where the teacher's files lie. Raises UserError where it is not to be had."""
+    return resolve_folder(teacher.model, option="teacher.model", revision=teacher.revision, with_code=teacher.trust_remote_code)
 
 
 def resolve_teacher(teacher: Teacher, *, device: str) -> TeacherSpec:
@@ -62,15 +70,16 @@ def resolve_teacher(teacher: Teacher, *, device: str) -> TeacherSpec:
     """
     if teacher.backend == "none":
         raise UserError("teacher.backend=none: there is no teacher; set teacher.backend=torch or onnx")
-    folder = resolve_folder(teacher.model, option="teacher.model")
+    folder = teacher_folder(teacher)
     needed = "model.onnx" if teacher.backend == "onnx" else "config.json"
     if not (folder / needed).is_file():
         other = "torch" if teacher.backend == "onnx" else "onnx"
         raise UserError(f"teacher.model: {folder} holds no {needed}, which teacher.backend={teacher.backend} needs; try backend={other}?")
+    check_custom_code(folder, option="teacher.model", trusted=teacher.trust_remote_code)
     check_length(teacher.max_tokens, folder, option="teacher.max_tokens")
     # An ONNX file has its number format inside it, and its content is in the weights digest.
     precision = "graph" if teacher.backend == "onnx" else precisions.resolve(teacher.precision, device=device)
-    return TeacherSpec(folder, teacher.model, teacher.backend, precision, teacher.max_tokens)
+    return TeacherSpec(folder, teacher.model, teacher.backend, precision, teacher.max_tokens, teacher.trust_remote_code)
 
 
 class OutOfMemory(Exception):
@@ -103,7 +112,9 @@ def load_cross_encoder(
     batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
     if spec.backend == "onnx":
         return OnnxCrossEncoder(spec.folder, device=device, threads=threads, batch_tokens=batch_tokens)
-    return TorchCrossEncoder(spec.folder, precision=spec.precision, device=device, batch_tokens=batch_tokens, compiled=compiled)
+    return TorchCrossEncoder(
+        spec.folder, precision=spec.precision, device=device, batch_tokens=batch_tokens, compiled=compiled, trusted=spec.trust_remote_code
+    )
 
 
 class TorchCrossEncoder:
@@ -118,13 +129,12 @@ class TorchCrossEncoder:
         batch_tokens: int | None = None,
         compiled: bool = False,
         unpad: bool | None = None,  # None: on GPUs, in low precision
+        trusted: bool = False,  # whether code that comes with the checkpoint may run
     ) -> None:
         import torch
-        from transformers import AutoModelForSequenceClassification
 
         from retrieval import mixed_precision, unpadded
 
-        quiet_transformers()
         self._torch, self._device, self._compiled = torch, device, compiled
         self.batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
         self.length_multiple = 1 if device == "cpu" else 8  # tensor cores want multiples of 8; a CPU only has more padding then (3 %)
@@ -133,11 +143,8 @@ class TorchCrossEncoder:
             raise UserError("teacher.precision=bf16: this GPU would only emulate it; use teacher.precision=fp16")
         if device == "cpu":
             settle_memory()
-        attention = {"attn_implementation": mixed_precision.register_cpu_attention()} if device == "cpu" else {}
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **attention)
-        except ValueError:  # a model whose attention cannot be exchanged
-            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        ways = [{"attn_implementation": mixed_precision.register_cpu_attention()}] if device == "cpu" else []
+        model = open_model("AutoModelForSequenceClassification", folder, option="teacher.model", trusted=trusted, ways=[*ways, {}])
         if model.config.num_labels != 1:
             outputs = model.config.num_labels
             raise UserError(f"teacher.model: {folder} has {outputs} outputs; a cross-encoder with one output (num_labels=1) is needed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from retrieval.checkpoint_files import copy_tokenizer
 from retrieval.encoder_kind import encoder_size
 from retrieval.first_layers import keep_first_layers
-from retrieval.quiet import quiet_transformers
+from retrieval.model_loading import open_model
 from retrieval.student_spec import StudentSpec
 
 
@@ -22,13 +21,12 @@ class DualEncoder(nn.Module):
 
     def __init__(self, spec: StudentSpec, *, attention: str | None = None) -> None:
         super().__init__()
-        quiet_transformers()
         self.spec = spec
         self.source = spec.weights_folder
-        self.backbone = _backbone(self.source, attention)
+        self.backbone = _backbone(spec, attention)
         if spec.layers is not None:
             keep_first_layers(self.backbone, spec.layers)
-        self._token_size = encoder_size(self.backbone, pooling=spec.pooling, option="student.model")
+        self._token_size = encoder_size(self.backbone, pooling=spec.pooling, option=spec.option)
 
     @property
     def size(self) -> int:
@@ -91,19 +89,13 @@ def _prompts(spec: StudentSpec) -> dict[str, Any]:
     return {"prompts": prompts, "default_prompt_name": "document" if shared else None}
 
 
-def _backbone(folder: Path, attention: str | None) -> Any:
+def _backbone(spec: StudentSpec, attention: str | None) -> Any:
     """The encoder in fp32; with transformers' own attention where the model cannot have the one asked for."""
-    from transformers import AutoModel
-
-    given: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
     # A pooler would be trained by nothing and saved for nothing; models without the option ignore it or raise a TypeError.
     ways: list[dict[str, Any]] = [{"add_pooling_layer": False}, {}]
     if attention:
         ways = [{**way, "attn_implementation": attention} for way in ways] + ways
-    for way in ways[:-1]:
-        with contextlib.suppress(TypeError, ValueError):
-            return AutoModel.from_pretrained(folder, **given, **way)
-    return AutoModel.from_pretrained(folder, **given, **ways[-1])
+    return open_model("AutoModel", spec.weights_folder, option=spec.option, trusted=spec.trust_remote_code, ways=ways)
 
 
 def _write_json(path: Path, content: Any) -> None:

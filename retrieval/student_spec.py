@@ -10,9 +10,12 @@ from data.digests import DigestCache, json_digest
 from data.errors import UserError
 from data.settings import Experiment, Student
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
+from retrieval.custom_code import check_custom_code, code_key
 from retrieval.encoder_kind import check_kind
 from retrieval.model_lengths import check_length
 from retrieval.sentence_transformers_files import FolderSettings, folder_settings, has_lost_its_modules, is_sentence_transformers
+
+_NOT_KEYED = ("folder", "lower_case", "trust_remote_code", "option")
 
 EMBEDDING_VERSION = 5  # raised when the same texts, model and precision give other vectors
 
@@ -31,6 +34,8 @@ class StudentSpec:
     passage_tokens: int
     lower_case: bool = False  # lower-cased before the tokenizer's own normalisation
     truncate_dim: int | None = None  # first dimensions that are kept of a vector, before it is normalised; None: all
+    trust_remote_code: bool = False
+    option: str = "student.model"  # the setting that names it; for people, never keyed
 
     @property
     def weights_folder(self) -> Path:
@@ -42,13 +47,14 @@ class StudentSpec:
 
         A setting that resolves to the same value so gives the same key, whoever set it.
         """
-        settings = {name: value for name, value in asdict(self).items() if name not in ("folder", "lower_case")}
+        settings = {name: value for name, value in asdict(self).items() if name not in _NOT_KEYED}
         if self.truncate_dim is None:  # as the keys of stores that are older than the setting
             del settings["truncate_dim"]
         return {
             **settings,
             "weights": weights_digest(self.weights_folder, digests, option="student.model"),
             "tokenizer": self.tokenizer_digest,
+            **code_key(self.weights_folder, trusted=self.trust_remote_code),
         }
 
     @property
@@ -64,7 +70,8 @@ def resolve_student(student: Student, *, option: str = "student.model") -> Stude
     Raises UserError: a folder or a model that is not supported (`folder_settings`, `check_kind`), another pooling than cls or mean, a
     similarity that no inner product is, a length above the model's positions, prompts that this checkpoint leaves out of its pooling.
     """
-    folder = resolve_folder(student.model, option=option)
+    folder = resolve_folder(student.model, option=option, revision=student.revision, with_code=student.trust_remote_code)
+    check_custom_code(transformer_folder(folder), option=option, trusted=student.trust_remote_code)
     own = folder_settings(folder, option=option)
     _check_pooling(student, own, folder, option=option)
     _check_similarity(student, own, folder, option=option)
@@ -79,6 +86,8 @@ def resolve_student(student: Student, *, option: str = "student.model") -> Stude
         passage_tokens=_length(student.passage_tokens, own.passage_tokens, folder, option="student.passage_tokens"),
         lower_case=own.lower_case,
         truncate_dim=own.truncate_dim,
+        trust_remote_code=student.trust_remote_code,
+        option=option,
     )
     check_kind(spec.weights_folder, pooling=spec.pooling, layers=spec.layers, option=option)
     _check_prompts(spec, own, option=option)
@@ -87,7 +96,7 @@ def resolve_student(student: Student, *, option: str = "student.model") -> Stude
 
 def student_notes(student: Student, *, option: str = "student.model") -> list[str]:
     """What a person should know of how a checkpoint's files were read, of which nothing is an error."""
-    folder = resolve_folder(student.model, option=option)
+    folder = resolve_folder(student.model, option=option, revision=student.revision, with_code=student.trust_remote_code)
     own, notes = folder_settings(folder, option=option), list[str]()
     if is_sentence_transformers(folder) and own.similarity is None and not own.normalize and student.normalize is None:
         notes.append(
