@@ -189,7 +189,8 @@ def _build(task: Task) -> None:
     settings, longest = experiment.dark_examples, longest_mixed(experiment)
     splitter: Splitter = _Nothing()
     if experiment.teacher.backend != "none":
-        splitter = task.workshop.keep("teacher tokenizer", lambda: Tokenizer(teacher_folder(experiment.teacher)))
+        folder = teacher_folder(experiment.teacher)
+        splitter = task.workshop.keep("teacher tokenizer", lambda: Tokenizer(folder, trusted=experiment.teacher.trust_remote_code))
     rows = task.inputs["hard_negatives"].read(task.shard, columns=["query_id", "positive_ids", "negative_ids"]).to_pylist()
     query_table = task.inputs["ingest.queries"].read(task.shard)
     queries = dict(zip(query_table.column("query_id").to_pylist(), query_table.column("text").to_pylist(), strict=True))
@@ -243,8 +244,9 @@ def _check_tokenizers(experiment: Experiment, teacher: Path) -> None:
     """Teacher and student both read the marks, the student long after the teacher's logits were paid for."""
     settings = experiment.dark_examples
     asked = {"masked": bool(settings.mask_ratios), "mixed": settings.reinforced}
-    check_marks(teacher, option="teacher.model", **asked)
-    check_marks(resolve_student(experiment.student).weights_folder, option="student.model", **asked)
+    check_marks(teacher, option="teacher.model", trusted=experiment.teacher.trust_remote_code, **asked)
+    student = resolve_student(experiment.student)
+    check_marks(student.weights_folder, option="student.model", trusted=student.trust_remote_code, **asked)
 
 
 TABLE = Table(

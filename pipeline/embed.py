@@ -55,7 +55,7 @@ def _build(task: Task) -> None:
 
     def load() -> TextEncoder:
         batch_tokens = experiment.embed.batch_tokens or DEFAULT_BATCH_TOKENS[device]
-        return TextEncoder(miner_of(experiment), precision=computed, device=device, batch_tokens=batch_tokens)
+        return TextEncoder(miner_of(experiment), precision=computed, device=device, batch_tokens=batch_tokens, option=_option(experiment))
 
     encoder = task.workshop.keep(f"{computed} encoder", load)
     texts = task.inputs[f"ingest.{kind}"].paths()[task.shard]

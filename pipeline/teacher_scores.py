@@ -152,7 +152,8 @@ class Teacher:
     def tokenizer(self) -> PairTokenizer:
         """Of the teacher."""
         if self._tokenizer is None:
-            self._tokenizer = PairTokenizer(self._spec.folder, max_tokens=self._spec.max_tokens)
+            spec = self._spec
+            self._tokenizer = PairTokenizer(spec.folder, max_tokens=spec.max_tokens, trusted=spec.trust_remote_code)
         return self._tokenizer
 
     @property

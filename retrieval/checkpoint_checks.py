@@ -58,7 +58,7 @@ def check_training_start(folder: Path, *, option: str) -> None:
         refuse_templates(folder, option=option)
 
 
-def check_marks(folder: Path, *, option: str, masked: bool, mixed: bool) -> None:
+def check_marks(folder: Path, *, option: str, masked: bool, mixed: bool, trusted: bool = False) -> None:
     """Raises UserError where a tokenizer has no token for the marks of the dark examples asked for.
 
     The tokenizer is loaded, in about three seconds, only where its files do not name the token: its class may have one.
@@ -68,7 +68,7 @@ def check_marks(folder: Path, *, option: str, masked: bool, mixed: bool) -> None
         return
     from retrieval.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer(folder)
+    tokenizer = Tokenizer(folder, trusted=trusted)
     lacking = [role for role in wanted if tokenizer.role_token(role) is None]
     if lacking:
         raise UserError(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,35 +20,54 @@ from data.errors import UserError
 _VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+_UNREAD_TOKENIZER_FILES = ("spm.model", "tokenizer.model", "sentencepiece.model")  # of which a tokenizer.json has to be made first
+_COPIED_TOKENIZER_FILES = (
+    *_TOKENIZER_FILES, *_TOKENIZER_SETTINGS, *_UNREAD_TOKENIZER_FILES, "added_tokens.json", "bpe.codes", "chat_template.jinja",
+)  # fmt: skip
 # transformers applies these on top of tokenizer.json.
 _TOKENIZER_CONFIG_KEYS = (
     "do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "tokenizer_class", "mask_token", "sep_token",
     "cls_token", "pad_token", "unk_token", "bos_token", "eos_token",
 )  # fmt: skip
-_SLOW_FILES = ("spm.model", "tokenizer.model", "sentencepiece.model", "tekken.json")
 _ROLES = ("mask_token", "sep_token", "cls_token", "pad_token", "unk_token", "bos_token", "eos_token")
 _USED_ROLES = _ROLES[:5]  # those of beginning and end are no part of a text for most decoders
 _LFS_START = b"version https://git-lfs.github.com/spec/"
 
 
-def resolve_folder(model: str, *, option: str) -> Path:
+def resolve_folder(model: str, *, option: str, revision: str | None = None, with_code: bool = False) -> Path:
     """The local folder of a checkpoint: a folder as it is, else a hub id, from the hub's cache or the hub.
 
-    Raises UserError naming the configuration `option` where neither can be had.
+    Args:
+        model: a folder, or a hub id.
+        option: the setting that names it, for errors.
+        revision: of a hub id: a branch, a tag or a commit.
+        with_code: take its Python files too, which may run; the revision must then be a commit.
+
+    Raises UserError where neither a folder nor a hub model can be had, and for a revision that pins nothing.
     """
     path = Path(model).expanduser()
+    section = option.rpartition(".")[0]
     if path.is_dir():
+        if revision is not None:
+            raise UserError(f"{section}.revision={revision}: {path} is a folder, whose content is its own pin; leave the revision out")
         return path.resolve()
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise UserError(f"{option}={model}: no such folder{_near(path)}; give a folder or a hub id like organisation/name")
+    if with_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        found = "no revision" if revision is None else f"revision={revision}"
+        raise UserError(
+            f"{option}={model}: {section}.trust_remote_code=true runs code that others can change on the hub, and {found} does not pin it: "
+            f"set {section}.revision to a commit, 40 hexadecimal digits"
+        )
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "model.onnx*", "1_Pooling/*", "2_Normalize/*"]
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "model.onnx*", *(["*.py"] * with_code)]
     try:
-        return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]))
+        found_at = snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"])
     except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{option}={model}: neither a folder nor a hub model that can be reached ({reason})") from error
+    return Path(found_at)
 
 
 def _near(path: Path) -> str:
@@ -75,40 +96,39 @@ def refuse_placeholder(path: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder, empty where the file does not exist."""
-    content = _json_of(path)
-    if content is None:
-        return {}
+    content = _read_json(path, nothing={})
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(content).__name__}")
+        raise UserError(f"{path} holds a {type(content).__name__}, a JSON object was expected")
     return content
 
 
-def _json_of(path: Path) -> Any:
-    """What a JSON file holds; None where it does not exist."""
+def _read_json(path: Path, *, nothing: Any) -> Any:
     try:
         refuse_placeholder(path)
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
+        return nothing
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON: {error}") from error
 
 
-def read_modules(folder: Path) -> list[dict[str, str]]:
-    """The modules of a sentence-transformers folder, each with its `type` and the `path` of its own folder; empty for other folders."""
-    modules = _json_of(folder / "modules.json")
-    if modules is None:
-        return []
-    fields = ("type", "path")
-    listed = isinstance(modules, list) and all(isinstance(module, dict) for module in modules)
-    if not listed or not all(isinstance(module.get(name), str) for module in modules for name in fields):
-        raise UserError(f"{folder / 'modules.json'}: expected a list of modules, each with type and path")
+def module_list(folder: Path) -> list[dict[str, Any]]:
+    """The modules of a sentence-transformers folder, in order, each with its `type` and `path`; none where there is no modules.json."""
+    path = folder / "modules.json"
+    modules = _read_json(path, nothing=[])
+    if not isinstance(modules, list):
+        raise UserError(f"{path} holds a {type(modules).__name__}, a list of modules was expected")
+    for module in modules:
+        if not isinstance(module, dict) or not all(isinstance(module.get(key), str) for key in ("type", "path")):
+            raise UserError(f"{path}: a module is an object with a type and a path, but one is {json.dumps(module)}")
+        if Path(module["path"]).is_absolute() or ".." in Path(module["path"]).parts:
+            raise UserError(f"{path}: the path of a module lies in the folder, but one is {module['path']!r}")
     return modules
 
 
 def transformer_folder(folder: Path) -> Path:
     """Where config.json and the weights lie: the folder itself, or its first module (sentence-transformers)."""
-    for module in read_modules(folder):
+    for module in module_list(folder):
         if module["type"].rsplit(".", 1)[-1] == "Transformer" and module["path"]:
             return folder / module["path"]
     return folder
@@ -176,9 +196,11 @@ def _tokenizer_of(folder: Path, stamps: tuple[str, ...]) -> tuple[str, int]:
         if name == "vocab.txt":
             count = len(content.splitlines())
     if not parts:
-        others = [name for name in _SLOW_FILES if (folder / name).is_file()]
-        found = f"; {others[0]} alone is not read: save it once with transformers' AutoTokenizer, which writes one" if others else ""
-        raise UserError(f"{folder} holds no tokenizer (tokenizer.json, or a vocabulary file){found}")
+        unread = [name for name in _UNREAD_TOKENIZER_FILES if (folder / name).is_file()]
+        hint = (
+            f": make a tokenizer.json of its {unread[0]}, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)" if unread else ""
+        )
+        raise UserError(f"{folder} holds no tokenizer (tokenizer.json, or a vocabulary file){hint}")
     config, special = (read_json(folder / name) for name in _TOKENIZER_SETTINGS)
     digest = json_digest({"files": parts, "config": {key: config.get(key) for key in _TOKENIZER_CONFIG_KEYS}, "special": special})
     return digest, count
@@ -199,3 +221,10 @@ def _count(tables: dict[str, Any], path: Path, *, roles: dict[str, str]) -> int:
         return max([*ids.values(), *plain, *named], default=-1) + 1
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is no tokenizer.json of the tokenizers library ({type(error).__name__}: {error})") from error
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """All files of a tokenizer, byte by byte: saved again it could get another digest than training shards carry."""
+    for name in _COPIED_TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

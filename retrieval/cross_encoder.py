@@ -22,12 +22,13 @@ from retrieval import precision as precisions
 from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first, token_budget_batches
 from retrieval.checkpoint_checks import check_teacher
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
+from retrieval.custom_code import check_custom_code, code_key
 from retrieval.graph_checks import INPUTS, check_graph
 from retrieval.model_lengths import check_length
+from retrieval.model_loading import open_model
 from retrieval.onnx_graph import GRAPH_NAME, read_graph
 from retrieval.pair_tokens import PairEncoding
 from retrieval.process_memory import settle_memory
-from retrieval.quiet import quiet_transformers
 
 # The input is `[CLS] query [SEP] candidate [SEP]` as the tokenizer's own pair template makes it, the longer part cut first.
 INPUT_TEMPLATE = "pair/longest_first/v1"
@@ -42,6 +43,7 @@ class TeacherSpec:
     backend: str
     precision: str
     max_tokens: int
+    trust_remote_code: bool = False
 
     def key(self, digests: DigestCache) -> dict[str, Any]:
         """The parts of the logit-store namespace (weights, tokenizer, template, truncation, length, head, precision class)."""
@@ -57,11 +59,17 @@ class TeacherSpec:
             "head": "logit",
             "precision": f"{self.backend}/{precisions.class_of(self.precision) if self.backend == 'torch' else self.precision}",
             **alone,
+            **code_key(self.folder, trusted=self.trust_remote_code),
         }
 
     def namespace(self, digests: DigestCache) -> str:
         """Digest of `key`: the folder of this teacher's logits in the store."""
         return json_digest(self.key(digests))
+
+
+def teacher_source(teacher: Teacher) -> Path:
+    """The teacher's folder as it was named. Raises UserError where it is not to be had."""
+    return resolve_folder(teacher.model, option="teacher.model", revision=teacher.revision, with_code=teacher.trust_remote_code)
 
 
 def teacher_folder(teacher: Teacher) -> Path:
@@ -72,12 +80,13 @@ def teacher_folder(teacher: Teacher) -> Path:
     """
     if teacher.backend == "none":
         raise UserError("teacher.backend=none: there is no teacher; set teacher.backend=torch or onnx")
-    folder = resolve_folder(teacher.model, option="teacher.model")
+    folder = teacher_source(teacher)
     weights = folder if teacher.backend == "onnx" else transformer_folder(folder)
     needed, other = (GRAPH_NAME, "config.json") if teacher.backend == "onnx" else ("config.json", GRAPH_NAME)
     if not os.path.lexists(weights / needed) and os.path.lexists(weights / other):
         remedy = f"teacher.backend={'torch' if teacher.backend == 'onnx' else 'onnx'}"
         raise UserError(f"teacher.model: {folder} holds no {needed}, which teacher.backend={teacher.backend} needs; try {remedy}?")
+    check_custom_code(weights, option="teacher.model", trusted=teacher.trust_remote_code)
     if teacher.backend == "onnx":
         check_graph(folder, max_tokens=teacher.max_tokens, option="teacher.model")
     else:
@@ -91,7 +100,7 @@ def resolve_teacher(teacher: Teacher, *, device: str) -> TeacherSpec:
     folder = teacher_folder(teacher)
     # An ONNX file has its number format inside it, and its content is in the weights digest.
     precision = "graph" if teacher.backend == "onnx" else precisions.resolve(teacher.precision, device=device)
-    return TeacherSpec(folder, teacher.model, teacher.backend, precision, teacher.max_tokens)
+    return TeacherSpec(folder, teacher.model, teacher.backend, precision, teacher.max_tokens, teacher.trust_remote_code)
 
 
 class OutOfMemory(Exception):
@@ -124,7 +133,9 @@ def load_cross_encoder(
     batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
     if spec.backend == "onnx":
         return OnnxCrossEncoder(spec.folder, device=device, threads=threads, batch_tokens=batch_tokens)
-    return TorchCrossEncoder(spec.folder, precision=spec.precision, device=device, batch_tokens=batch_tokens, compiled=compiled)
+    return TorchCrossEncoder(
+        spec.folder, precision=spec.precision, device=device, batch_tokens=batch_tokens, compiled=compiled, trusted=spec.trust_remote_code
+    )
 
 
 class TorchCrossEncoder:
@@ -139,13 +150,12 @@ class TorchCrossEncoder:
         batch_tokens: int | None = None,
         compiled: bool = False,
         unpad: bool | None = None,  # None: on GPUs, in low precision
+        trusted: bool = False,  # whether code that comes with the checkpoint may run
     ) -> None:
         import torch
-        from transformers import AutoModelForSequenceClassification
 
         from retrieval import mixed_precision, unpadded
 
-        quiet_transformers()
         self._torch, self._device, self._compiled = torch, device, compiled
         self.batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
         self.length_multiple = 1 if device == "cpu" else 8  # tensor cores want multiples of 8; a CPU only has more padding then (3 %)
@@ -154,11 +164,8 @@ class TorchCrossEncoder:
             raise UserError("teacher.precision=bf16: this GPU would only emulate it; use teacher.precision=fp16")
         if device == "cpu":
             settle_memory()
-        attention = {"attn_implementation": mixed_precision.register_cpu_attention()} if device == "cpu" else {}
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **attention)
-        except ValueError:  # a model whose attention cannot be exchanged
-            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        ways = [{"attn_implementation": mixed_precision.register_cpu_attention()}] if device == "cpu" else []
+        model = open_model("AutoModelForSequenceClassification", folder, option="teacher.model", trusted=trusted, ways=[*ways, {}])
         if model.config.num_labels != 1:
             outputs = model.config.num_labels
             raise UserError(f"teacher.model: {folder} has {outputs} outputs; a cross-encoder with one output (num_labels=1) is needed")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import UserError
-from retrieval.checkpoint_files import read_json, read_modules, transformer_folder
+from retrieval.checkpoint_files import module_list, read_json, transformer_folder
 
 ONE_OUTPUT = "a cross-encoder with one output (num_labels=1) is needed"
 _QUERY, _PASSAGE = ("query",), ("document", "passage")
@@ -19,7 +19,7 @@ _QUERY, _PASSAGE = ("query",), ("document", "passage")
 
 def refuse_modules(folder: Path, *, option: str) -> None:
     """A cross-encoder of sentence-transformers is one Transformer; what follows it (LogitScore, Pooling, Dense) makes another score."""
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in read_modules(folder)]
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in module_list(folder)]
     if kinds not in ([], ["Transformer"]):
         raise UserError(
             f"{option}: {folder} is a chain of sentence-transformers modules ({', '.join(kinds)} in its modules.json), of which a teacher "

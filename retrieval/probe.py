@@ -13,7 +13,7 @@ def probe_batch(model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     device = next(model.parameters()).device
     lengths = torch.tensor([64, 3, 17, 40], device=device)
     places = torch.arange(64, device=device)
-    vocabulary = cast(Any, model.config).vocab_size
+    vocabulary = cast(Any, model.config).get_text_config().vocab_size
     ids = (places * 7919 % 1000 + torch.arange(4, device=device)[:, None] * 31) % (vocabulary - 1) + 1
     mask = (places < lengths[:, None]).long()
     return ids * mask, mask, torch.zeros_like(ids)

@@ -18,7 +18,7 @@ from retrieval.dual_encoder import DualEncoder
 from retrieval.process_memory import settle_memory
 from retrieval.side_by_side import side_by_side
 from retrieval.student_spec import resolve_student
-from retrieval.tokenizer import Tokenizer
+from retrieval.tokenizer import tokenizer_of
 
 TokenLists = list[list[int]]
 
@@ -29,10 +29,10 @@ class TextEncoder:
     As for a teacher, low precision means the linear layers alone, and a CPU has its own attention (`retrieval.mixed_precision`).
     """
 
-    def __init__(self, student: Student, *, precision: str, device: str, batch_tokens: int) -> None:
+    def __init__(self, student: Student, *, precision: str, device: str, batch_tokens: int, option: str = "student.model") -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda, but torch sees no GPU here; use device=cpu")
-        self.spec = resolve_student(student)
+        self.spec = resolve_student(student, option=option)
         on_cpu = device == "cpu"
         if on_cpu:
             settle_memory()
@@ -42,7 +42,7 @@ class TextEncoder:
         mixed_precision.apply(model.backbone, precision=precision, check=self._checked, option="embed.precision")
         if not on_cpu and precision != "fp32":
             unpadded.install(model.backbone, check=self._checked)
-        self.tokenizer = Tokenizer(model.source, lower_case=self.spec.lower_case)
+        self.tokenizer = tokenizer_of(self.spec)
 
     @property
     def size(self) -> int:
