@@ -14,14 +14,13 @@ from data.errors import NothingLeft, UserError
 from data.manifest import JOURNAL_NAME, Manifest, ShardRecord
 from data.settings import Experiment
 from data.shards import describe, read_footer, shard_name
+from pipeline.model_preflight import check_models, model_notes
 from pipeline.plan import Planner, TablePlan, tables_to_run
 from pipeline.progress import Progress
 from pipeline.progressive import NO_RANKS, RANKS
 from pipeline.runner import OrderRunner, make_runner, preflight
 from pipeline.stage import Preparation
-from pipeline.wanted_pairs import spec_of
 from pipeline.work import Done, WorkOrder
-from retrieval.cross_encoder import check_opens
 
 _RECORDED_VERSIONS = ("torch", "transformers", "pyarrow", "polars", "faiss-gpu", "ray", "onnxruntime", "tokenizers")
 
@@ -51,8 +50,9 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
                 continue
             if plan.stale and runner is None:
                 preflight(experiment, uses_device=any(later.uses_device for later in selected))
-                if any(later.pairs for later in selected) and not experiment.runner.address:
-                    check_opens(spec_of(experiment), device=experiment.runner.device)
+                check_models(experiment, selected)
+                for note in model_notes(experiment, selected):
+                    say(f"warning: {note}")
                 runner = make_runner(experiment)
             if runner is not None:
                 _build_stale(plan, experiment, runner, say)

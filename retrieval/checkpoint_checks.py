@@ -79,7 +79,7 @@ def check_marks(folder: Path, *, option: str, masked: bool, mixed: bool, trusted
 
 def bare_decoder(folder: Path) -> bool:
     """Whether a teacher is a decoder with a scoring head, many of which were trained on a template that only their model card tells."""
-    return _DECODER_HEAD in tensor_shapes(transformer_folder(folder), option="teacher.model")
+    return _DECODER_HEAD in tensor_shapes(folder, option="teacher.model")
 
 
 def check_token_rows(folder: Path, rows: Any, *, option: str) -> None:
