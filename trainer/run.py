@@ -25,6 +25,7 @@ from trainer.optim import make_optimizer
 from trainer.prefetch import Prefetched
 from trainer.ranks import Ranks
 from trainer.recipes import check_shards
+from trainer.rehearsal import rehearse_saving
 from trainer.selection import selected_share
 from trainer.stream import TrainingShards, batches, open_training_shards
 from trainer.student import computes_on_cpu, open_workers
@@ -116,6 +117,8 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)
     state = resume(output, model=model, optimizer=optimizer, fingerprint=fingerprint)
     ranks.agree(state.step, about="the checkpoint to go on from")
+    if ranks.first and state.step == 0:
+        rehearse_saving(model, output)
     workers = open_workers(model, settings, ranks=ranks)
     return Run(
         experiment=experiment, ranks=ranks, shards=shards, key=key, task=task, model=model, frozen=task.open_frozen(), workers=workers,
