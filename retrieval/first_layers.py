@@ -28,8 +28,10 @@ def keep_first_layers(backbone: Any, layers: int) -> None:
             f"student.layers: {name} has a stack of {len(stack)} modules and {config.num_hidden_layers} layers, so it cannot be cut; "
             "leave student.layers out"
         )
+    if layers < len(stack) and getattr(config, "is_heterogeneous", False):
+        raise UserError(f"student.layers: {name} has layers of different sizes, of which it cannot tell a part; leave student.layers out")
     setattr(owner, attribute, stack[:layers])
-    _cut_tables(config, len(stack), layers)
+    _cut_lists(config, len(stack), layers)
     config.num_hidden_layers = layers
 
 
@@ -42,11 +44,8 @@ def _outermost_stacks(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Mo
             yield module, name, child
 
 
-def _cut_tables(config: Any, count: int, layers: int) -> None:
-    """Lists with an entry for each layer (`layer_types`, `no_rope_layers`), and tables by a layer's number (`per_layer_config`): a
-    configuration of which they do not fit is not saved, or not opened again."""
+def _cut_lists(config: Any, count: int, layers: int) -> None:
+    """Lists with an entry for each layer (`layer_types`, `no_rope_layers`): a configuration whose lists do not fit is not saved."""
     for name, value in list(vars(config).items()):
         if isinstance(value, list | tuple) and len(value) == count and name != "architectures":
             setattr(config, name, value[:layers])
-        elif isinstance(value, dict) and "layer" in name and value and all(str(key).isdecimal() for key in value):
-            setattr(config, name, {key: entry for key, entry in value.items() if int(key) < layers})
