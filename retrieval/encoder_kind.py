@@ -6,13 +6,13 @@ The lists tell the well-known ones before any work. What they do not know is fou
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
 from retrieval.checkpoint_files import read_json
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 # Models of two stacks whose encoder sentence-transformers takes out (its `_ENCODER_ONLY_MODELS`); AutoModel opens both.
 _TWO_STACKS = frozenset(
@@ -80,12 +80,15 @@ def encoder_size(backbone: nn.Module, *, pooling: str, option: str) -> int:
     """
     import torch
 
+    from retrieval.mixed_precision import own_attention
+    from retrieval.probe import text_config
+
     name, device = type(backbone).__name__, next(backbone.parameters()).device
-    vocabulary = cast(Any, backbone.config).get_text_config().vocab_size
+    vocabulary = text_config(backbone).vocab_size
     ids = (vocabulary // 2 + torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=device)) % vocabulary
     try:
-        with torch.no_grad():
-            hidden = getattr(_output(backbone, ids), "last_hidden_state", None)
+        with torch.no_grad(), own_attention(backbone):
+            hidden = getattr(backbone(input_ids=ids, attention_mask=torch.ones_like(ids)), "last_hidden_state", None)
     except Exception as error:  # code of any model
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{option}: {name} does not run on the tokens of a text alone ({reason[0]})") from error
@@ -94,17 +97,3 @@ def encoder_size(backbone: nn.Module, *, pooling: str, option: str) -> int:
     if pooling == "cls" and torch.equal(hidden[0, 0], hidden[1, 0]):
         raise UserError(f"{option}: {name} {_POSITION}; {_mean_pooling(option)}")
     return int(hidden.shape[-1])
-
-
-def _output(backbone: nn.Module, ids: Tensor) -> Any:
-    """By the model's own attention where it asks for what ours cannot do, which is settled later (`mixed_precision.check_attention`)."""
-    given = {"input_ids": ids, "attention_mask": ids.new_ones(ids.shape)}
-    model = cast(Any, backbone)
-    asked = model.config._attn_implementation
-    try:
-        return model(**given)
-    except NotImplementedError:
-        model.config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"
-        return model(**given)
-    finally:
-        model.config._attn_implementation = asked

@@ -15,6 +15,7 @@ from data.settings import Student
 from retrieval.dual_encoder import DualEncoder
 from retrieval.model_lengths import most_positions
 from retrieval.pair_scorer import PairScorer
+from retrieval.probe import text_config
 from retrieval.student_spec import resolve_student
 
 _TOKENS = 256  # of the texts compared: longer than most windows of attention
@@ -71,5 +72,5 @@ def _settings(model: DualEncoder) -> dict[str, object]:
 def _two_texts(model: DualEncoder | PairScorer, folder: Path) -> Tensor:
     """[2, L] token ids that differ from place to place."""
     length = min(_TOKENS, most_positions(folder) or _TOKENS)
-    vocabulary = int(model.backbone.config.get_text_config().vocab_size)
+    vocabulary = int(text_config(model.backbone).vocab_size)
     return torch.arange(2 * length).view(2, length) * 7919 % (vocabulary - 1) + 1

@@ -15,6 +15,7 @@ from data.digests import DigestCache
 from data.errors import UserError
 from data.settings import Experiment
 from retrieval import precision
+from retrieval.probe import pad_id_of
 from trainer.batch import BatchWork, plan_batch, token_count
 from trainer.checkpoint import TrainingState, claim_output, remove_leftovers, resume
 from trainer.dev import DevSet, open_dev_set
@@ -144,7 +145,7 @@ def step_settings(experiment: Experiment, model: Model) -> StepSettings:
         score_scale=settings.score_scale,
         temperature=settings.objective.temperature,
         micro_batch_tokens=settings.micro_batch_tokens,
-        pad_id=int(model.backbone.config.pad_token_id or 0),
+        pad_id=pad_id_of(model.backbone) or 0,
         device=settings.device,
         precision=precision.resolve(settings.precision, device=settings.device),
         distillation=settings.objective.distillation,
