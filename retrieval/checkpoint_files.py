@@ -23,6 +23,7 @@ _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 _UNREAD_TOKENIZER_FILES = ("spm.model", "tokenizer.model", "sentencepiece.model")  # of which a tokenizer.json has to be made first
 _COPIED_TOKENIZER_FILES = (
     *_TOKENIZER_FILES, *_TOKENIZER_SETTINGS, *_UNREAD_TOKENIZER_FILES, "added_tokens.json", "bpe.codes", "chat_template.jinja",
+    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",  # of models that read more than text
 )  # fmt: skip
 # transformers applies these on top of tokenizer.json.
 _TOKENIZER_CONFIG_KEYS = (

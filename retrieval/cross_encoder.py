@@ -155,6 +155,8 @@ class TorchCrossEncoder:
         import torch
 
         from retrieval import mixed_precision, unpadded
+        from retrieval.padding import check_padding
+        from retrieval.probe import pad_id_of
 
         self._torch, self._device, self._compiled = torch, device, compiled
         self.batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
@@ -169,12 +171,15 @@ class TorchCrossEncoder:
         if model.config.num_labels != 1:
             outputs = model.config.num_labels
             raise UserError(f"teacher.model: {folder} has {outputs} outputs; a cross-encoder with one output (num_labels=1) is needed")
+        self.packs = False  # whether batches go through the layers without padding
         self._has_segments = getattr(model.config, "type_vocab_size", 1) > 1
         self._model = model.eval().to(device=device)
         self._forward: Callable[..., Any] = self._model
+        self._pad_id = pad_id_of(self._model) or 0
+        check_padding(self._model, check=self._logits_of, option="teacher.model")
         mixed_precision.apply(self._model, precision=precision, check=self._logits_of, option="teacher.precision", compiled=compiled)
         if unpad if unpad is not None else device == "cuda" and precision != "fp32" and not compiled:
-            unpadded.install(self._model, check=self._logits_of)
+            self.packs = unpadded.install(self._model)
         if compiled:
             self._forward = self._compile()
 
@@ -187,7 +192,7 @@ class TorchCrossEncoder:
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n, L] arrays to [n] raw fp32 logits."""
         torch = self._torch
-        arrays = [ids, mask, segments]
+        arrays = [np.where(mask, ids, self._pad_id), mask, segments]
         if self._compiled and len(ids) == 1:  # a dimension of 1 would be compiled once more, for itself
             arrays = [np.repeat(array, 2, axis=0) for array in arrays]
         try:

@@ -33,6 +33,11 @@ class DualEncoder(nn.Module):
         """D, dimensions of a vector."""
         return min(self._token_size, self.spec.truncate_dim or self._token_size)
 
+    @property
+    def option(self) -> str:
+        """The setting that names it, for errors."""
+        return self.spec.option
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[n, L] token ids and mask to [n, D] fp32 vectors."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state

@@ -80,18 +80,20 @@ def encoder_size(backbone: nn.Module, *, pooling: str, option: str) -> int:
     """
     import torch
 
-    name, model = type(backbone).__name__, backbone
-    config: Any = model.config
-    vocabulary, device = config.get_text_config().vocab_size, next(model.parameters()).device
+    from retrieval.mixed_precision import own_attention
+    from retrieval.probe import text_config
+
+    name, device = type(backbone).__name__, next(backbone.parameters()).device
+    vocabulary = text_config(backbone).vocab_size
     ids = (vocabulary // 2 + torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=device)) % vocabulary
     try:
-        with torch.no_grad():
-            hidden = getattr(model(input_ids=ids, attention_mask=torch.ones_like(ids)), "last_hidden_state", None)
+        with torch.no_grad(), own_attention(backbone):
+            hidden = getattr(backbone(input_ids=ids, attention_mask=torch.ones_like(ids)), "last_hidden_state", None)
     except Exception as error:  # code of any model
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{option}: a {name} does not run on the tokens of a text alone ({reason[0]})") from error
+        raise UserError(f"{option}: {name} does not run on the tokens of a text alone ({reason[0]})") from error
     if hidden is None or hidden.shape[:2] != ids.shape:
-        raise UserError(f"{option}: a {name} gives no vectors of tokens (last_hidden_state), so that there is nothing to pool")
+        raise UserError(f"{option}: {name} gives no vectors of tokens (last_hidden_state), so that there is nothing to pool")
     if pooling == "cls" and torch.equal(hidden[0, 0], hidden[1, 0]):
-        raise UserError(f"{option}: a {name} {_POSITION}; {_mean_pooling(option)}")
+        raise UserError(f"{option}: {name} {_POSITION}; {_mean_pooling(option)}")
     return int(hidden.shape[-1])

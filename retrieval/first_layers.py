@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from data.errors import UserError
+from retrieval.probe import text_config
 
 
 def keep_first_layers(backbone: Any, layers: int) -> None:
@@ -22,12 +23,14 @@ def keep_first_layers(backbone: Any, layers: int) -> None:
     owner, attribute, stack = stacks[0]
     if layers > len(stack):
         raise UserError(f"student.layers={layers}, but the model has {len(stack)} layers")
-    config = backbone.config.get_text_config()
+    config = text_config(backbone)
     if config.num_hidden_layers != len(stack):
         raise UserError(
             f"student.layers: {name} has a stack of {len(stack)} modules and {config.num_hidden_layers} layers, so it cannot be cut; "
             "leave student.layers out"
         )
+    if layers < len(stack) and getattr(config, "is_heterogeneous", False):
+        raise UserError(f"student.layers: {name} has layers of different sizes, of which it cannot tell a part; leave student.layers out")
     setattr(owner, attribute, stack[:layers])
     _cut_lists(config, len(stack), layers)
     config.num_hidden_layers = layers

@@ -123,12 +123,12 @@ class Faults:
     def message(self, kind: str) -> str:
         """What is wrong, with some of the names."""
         parts = [
-            ("lacks {} weights of it", self.missing),
+            ("lacks {} of its weights", self.missing),
             ("has {} in another shape", self.reshaped),
             ("has {} that this class has no place for", self.homeless),
         ]
         told = [f"{words.format(len(names))} ({_some(names)})" for words, names in parts if names]
-        return f"opens as a {kind}, but " + " and ".join(told)
+        return f"opens as a {kind} but " + " and ".join(told)
 
 
 def _some(names: list[str]) -> str:

@@ -32,6 +32,7 @@ class PairScorer(nn.Module):
     """A pair's logit, as a vector of one dimension."""
 
     size = 1
+    option = "teacher.model"  # the setting that names it, for errors
 
     def __init__(self, folder: Path, *, seed: int, trusted: bool = False) -> None:
         """Open a cross-encoder, or an encoder, which gets a new head drawn from the seed.
@@ -44,7 +45,7 @@ class PairScorer(nn.Module):
         self.source = folder
         if not (folder / "config.json").is_file():
             raise UserError(f"teacher.model: {folder} holds no config.json, it is not a transformers checkpoint")
-        config = open_config(folder, option="teacher.model", trusted=trusted)
+        config = open_config(folder, option=self.option, trusted=trusted)
         has_head = any("SequenceClassification" in name for name in config.architectures or [])
         if has_head and config.num_labels != 1:
             raise UserError(
@@ -52,7 +53,7 @@ class PairScorer(nn.Module):
             )
         torch.manual_seed(hash64("head", seed))
         self.backbone: Any = open_model(
-            "AutoModelForSequenceClassification", folder, option="teacher.model", trusted=trusted, new_head=not has_head, num_labels=1
+            "AutoModelForSequenceClassification", folder, option=self.option, trusted=trusted, new_head=not has_head, num_labels=1
         )
         self._has_segments = getattr(config, "type_vocab_size", 1) > 1
 

@@ -15,6 +15,8 @@ from data.settings import Student
 from retrieval import mixed_precision, unpadded
 from retrieval.batching import pad, token_budget_batches
 from retrieval.dual_encoder import DualEncoder
+from retrieval.padding import check_padding
+from retrieval.probe import pad_id_of
 from retrieval.process_memory import settle_memory
 from retrieval.side_by_side import side_by_side
 from retrieval.student_spec import resolve_student
@@ -38,10 +40,10 @@ class TextEncoder:
             settle_memory()
         model = DualEncoder(self.spec, attention=mixed_precision.register_cpu_attention() if on_cpu else None).eval()
         self.model = model.to(device=device)
-        self._device, self._batch_tokens = device, batch_tokens
+        self._device, self._batch_tokens, self._pad_id = device, batch_tokens, pad_id_of(model.backbone) or 0
+        check_padding(model.backbone, check=self._checked, option=option)
         mixed_precision.apply(model.backbone, precision=precision, check=self._checked, option="embed.precision")
-        if not on_cpu and precision != "fp32":
-            unpadded.install(model.backbone, check=self._checked)
+        self.packs = not on_cpu and precision != "fp32" and unpadded.install(model.backbone)  # batches without padding in the layers
         self.tokenizer = tokenizer_of(self.spec)
 
     @property
@@ -71,7 +73,7 @@ class TextEncoder:
 
         @torch.inference_mode()
         def compute(rows: list[int]) -> int:
-            ids, mask = pad([tokens[row] for row in rows], value=self.tokenizer.pad_id)
+            ids, mask = pad([tokens[row] for row in rows], value=self._pad_id)
             vectors[rows] = self.model(ids.to(self._device), mask.to(self._device)).float().cpu().numpy()
             return len(rows)
 
