@@ -25,6 +25,7 @@ from data.negative_sources import SOURCES, Source
 from data.remote import local_file
 from data.settings import Experiment
 from data.shards import ROW_GROUP_ROWS
+from data.trec import read_entries
 from pipeline.corpus import Corpus
 from pipeline.pool_sources import PoolSource, Ranking, RunFile, StudentSearch, make_source
 from pipeline.search_index import searching_key
@@ -202,6 +203,8 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
         run_file = local_file(settings.run_file or "")
         if not run_file.is_file():
             raise UserError(f"hard_negatives.run_file={run_file}: no such file")
+        if next(read_entries(run_file), None) is None:  # reads to the first entry: another format is told before the corpus is embedded
+            raise UserError(f"hard_negatives.run_file={run_file}: it holds no entry")
         key["run_digest"] = digests.file(run_file)
     return key
 

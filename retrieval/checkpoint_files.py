@@ -221,7 +221,9 @@ def _count(tables: dict[str, Any], path: Path, *, roles: dict[str, str]) -> int:
         named = [known.get(token, unknown) for role, token in roles.items() if role in _USED_ROLES]
         return max([*ids.values(), *plain, *named], default=-1) + 1
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(f"{path} is no tokenizer.json of the tokenizers library ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"no tokenizer can be loaded from {path}: it is none of the tokenizers library ({type(error).__name__}: {error})"
+        ) from error
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -129,10 +129,11 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
 
 
 def check_machine(experiment: Experiment) -> None:
-    """Raises UserError where the device asked for is not there."""
+    """Raises UserError where the device asked for is not there, or only emulates the precision asked for."""
     settings = experiment.train
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device=cuda, but torch sees no GPU here; use train.device=cpu")
+    precision.resolve(settings.precision, device=settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
 
