@@ -50,7 +50,7 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
                 continue
             if plan.stale and runner is None:
                 preflight(experiment, uses_device=any(later.uses_device for later in selected))
-                check_models(experiment, selected)
+                check_models(experiment, selected, planner.digests)
                 for note in model_notes(experiment, selected):
                     say(f"warning: {note}")
                 runner = make_runner(experiment)

@@ -40,6 +40,17 @@ def unheard_of(source: Path, target: Path) -> Path:
     return target
 
 
+def without_tensor(source: Path, target: Path, ending: str) -> Path:
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(source, target)
+    tensors = load_file(target / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(ending)}
+    assert len(kept) == len(tensors) - 1
+    save_file(kept, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
 def settings_of(case: str, models: Any, folder: Path) -> dict[str, Any]:
     if case == "labels":
         return {"teacher.model": changed(models.teacher, folder / "model", id2label={"0": "no", "1": "yes"})}
@@ -49,6 +60,13 @@ def settings_of(case: str, models: Any, folder: Path) -> dict[str, Any]:
         return {"teacher.model": without_marks(models.teacher, folder / "model")}
     if case == "tokenizer":
         return {"student.model": unheard_of(models.student, folder / "model")}
+    if case == "teacher's weights":
+        return {"teacher.model": without_tensor(models.teacher, folder / "model", "layer.1.output.dense.weight")}
+    if case == "student's weights":
+        return {
+            "student.model": without_tensor(models.student, folder / "model", "layer.1.output.dense.weight"),
+            "embed.model": models.student,
+        }
     if case == "miner":
         return {"embed.model": changed(models.student, folder / "model", quantization_config={"quant_method": "gptq"})}
     (folder / "run.txt").write_text("query_id,doc_id,score\n")
@@ -63,6 +81,8 @@ def settings_of(case: str, models: Any, folder: Path) -> dict[str, Any]:
         ("teacher's marks", r"teacher\.model: the tokenizer in .* has no mask_token and no sep_token"),
         ("tokenizer", "no tokenizer can be loaded"),
         ("miner", r"embed\.model: .* is quantised .*gptq"),
+        ("teacher's weights", r"teacher\.model: .*lacks 1 of its weights .*layer\.1\.output\.dense\.weight"),
+        ("student's weights", r"student\.model: .*lacks 1 of its weights"),
         ("run", r"run\.txt:1"),
     ],
 )
