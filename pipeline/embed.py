@@ -8,7 +8,7 @@ from data.digests import DigestCache
 from data.settings import Experiment
 from pipeline.stage import Table, Task
 from retrieval import precision
-from retrieval.student_spec import EMBEDDING_VERSION, miner_of, resolve_student
+from retrieval.student_spec import EMBEDDING_VERSION, miner_of, resolve_student, student_notes
 
 
 def _key(experiment: Experiment, digests: DigestCache, kind: str) -> dict[str, Any]:
@@ -69,6 +69,7 @@ def _build(task: Task) -> None:
 CORPUS = Table(
     stage="embed", name="corpus", version=EMBEDDING_VERSION, reads=("ingest.corpus",), key=_corpus_key,
     shard_count=lambda experiment: experiment.ingest.corpus_shards, build=_build, uses_device=True,
+    notes=lambda experiment: student_notes(miner_of(experiment), option=_option(experiment)),
 )  # fmt: skip
 QUERIES = Table(
     stage="embed", name="queries", version=EMBEDDING_VERSION, reads=("ingest.queries",), key=_queries_key,

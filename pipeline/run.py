@@ -86,6 +86,9 @@ def _build_stale(plan: TablePlan, experiment: Experiment, runner: OrderRunner, s
     if missing:
         raise UserError(f"{plan.table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
     plan.folder.mkdir(parents=True, exist_ok=True)
+    if plan.table.notes and plan.stale:
+        for note in plan.table.notes(experiment):
+            say(f"note: {note}")
     if plan.table.prepare and plan.stale:
         settled = (list(plan.stale), runner.ask, runner.workers(), say, plan.table.label, plan.table.pairs)
         plan.table.prepare(Preparation(experiment, plan.folder, plan.inputs, *settled))

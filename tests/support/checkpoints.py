@@ -48,6 +48,11 @@ SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 128,
     "vocab_size": 480,
 }  # fmt: skip
+# EmbeddingGemma 2: vectors of another size than the hidden one, layers of two kinds.
+GEMMA2 = {
+    "num_key_value_heads": 2, "head_dim": 8, "hidden_size_per_layer_input": 8, "embedding_dim": 24, "sliding_window": 16,
+    "global_head_dim": 16, "num_global_key_value_heads": 1, "num_hidden_layers": 6, "eos_token_id": 1, "bos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
 GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 # Architecture -> style of its tokenizer, and what its configuration has besides the sizes.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
