@@ -20,7 +20,7 @@ from data.errors import RunFailed, UserError
 from data.settings import Teacher
 from retrieval import precision as precisions
 from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first, token_budget_batches
-from retrieval.checkpoint_checks import check_teacher
+from retrieval.checkpoint_checks import bare_decoder, check_teacher
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
 from retrieval.custom_code import check_custom_code, code_key
 from retrieval.graph_checks import INPUTS, check_graph
@@ -83,6 +83,12 @@ def teacher_folder(teacher: Teacher) -> Path:
     folder = teacher_source(teacher)
     weights = folder if teacher.backend == "onnx" else transformer_folder(folder)
     needed, other = (GRAPH_NAME, "config.json") if teacher.backend == "onnx" else ("config.json", GRAPH_NAME)
+    if teacher.backend == "onnx" and (others := sorted(path.relative_to(folder) for path in folder.glob("onnx/*.onnx"))):
+        if not os.path.lexists(folder / GRAPH_NAME):
+            raise UserError(
+                f"teacher.model: {folder} holds no {GRAPH_NAME}, but {others[0]}: copy it as {GRAPH_NAME}, with the tokenizer's files and those "
+                "of its external weights, into a folder of its own"
+            )
     if not os.path.lexists(weights / needed) and os.path.lexists(weights / other):
         remedy = f"teacher.backend={'torch' if teacher.backend == 'onnx' else 'onnx'}"
         raise UserError(f"teacher.model: {folder} holds no {needed}, which teacher.backend={teacher.backend} needs; try {remedy}?")
@@ -93,6 +99,16 @@ def teacher_folder(teacher: Teacher) -> Path:
         check_teacher(folder, option="teacher.model")
         check_length(teacher.max_tokens, weights, option="teacher.max_tokens")
     return weights
+
+
+def teacher_notes(teacher: Teacher) -> list[str]:
+    """What a person should know of the teacher's files before it is paid for, of which nothing is an error."""
+    if teacher.backend != "torch" or not bare_decoder(folder := teacher_folder(teacher)):
+        return []
+    return [
+        f"teacher.model: {folder} is a decoder with a scoring head and names no template of query and document, so it reads pairs as its "
+        "tokenizer joins them; where its model card tells of a template or instruction, its logits will mean little"
+    ]
 
 
 def resolve_teacher(teacher: Teacher, *, device: str) -> TeacherSpec:
@@ -113,6 +129,7 @@ class CrossEncoder(Protocol):
     batch_tokens: int  # padding included; halved by `score_pairs` when a batch does not fit on a GPU
     length_multiple: int  # batches are padded to a multiple of it
     one_thread_each: bool  # batches are computed side by side, each by one CPU thread
+    packs: bool  # batches go through the layers without their padding
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n, L] arrays to [n] raw fp32 logits. Raises OutOfMemory."""
@@ -171,7 +188,7 @@ class TorchCrossEncoder:
         if model.config.num_labels != 1:
             outputs = model.config.num_labels
             raise UserError(f"teacher.model: {folder} has {outputs} outputs; a cross-encoder with one output (num_labels=1) is needed")
-        self.packs = False  # whether batches go through the layers without padding
+        self.packs = False
         self._has_segments = getattr(model.config, "type_vocab_size", 1) > 1
         self._model = model.eval().to(device=device)
         self._forward: Callable[..., Any] = self._model
@@ -224,6 +241,7 @@ class OnnxCrossEncoder:
         one_by_one = "DynamicQuantizeLinear" in graph.operators or not graph.masks_padding
         self.batch_tokens, self.length_multiple = (1 if one_by_one else batch_tokens), graph.length or 1
         self.one_thread_each = False  # the session has threads of its own
+        self.packs = False
         self._kinds = {name: value.kind for name, value in graph.inputs.items()}
         self._batch = graph.batch
         self._output = next(iter(graph.outputs))
@@ -247,13 +265,7 @@ class OnnxCrossEncoder:
         return logits.reshape(-1)[:pairs].astype(np.float32)
 
 
-def check_opens(spec: TeacherSpec, *, device: str) -> None:
-    """Raises UserError where ONNX Runtime is not there, or does not open the graph. Nothing of a torch teacher is opened."""
-    if spec.backend == "onnx":
-        _onnx_session(spec.folder, device=device, threads=1, optimised=False)
-
-
-def _onnx_session(folder: Path, *, device: str, threads: int, optimised: bool = True) -> Any:
+def _onnx_session(folder: Path, *, device: str, threads: int) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -262,8 +274,6 @@ def _onnx_session(folder: Path, *, device: str, threads: int, optimised: bool = 
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
     missing = set(providers) - set(onnxruntime.get_available_providers())
     if missing:

@@ -6,12 +6,15 @@ reranker, Spearman's rho 0.18 to what it gives with its template).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import UserError
 from retrieval.checkpoint_files import module_list, read_json, transformer_folder
+from retrieval.folder_file import FolderFile
+from retrieval.transformer_keys import check_arguments, check_truncation_side
 
 ONE_OUTPUT = "a cross-encoder with one output (num_labels=1) is needed"
 _QUERY, _PASSAGE = ("query",), ("document", "passage")
@@ -28,7 +31,7 @@ def refuse_modules(folder: Path, *, option: str) -> None:
 
 
 def refuse_templates(folder: Path, *, option: str) -> None:
-    """Raises UserError for a template of query and document, a prompt, or a cut at the beginning of long texts."""
+    """Raises UserError for a template of query and document, a prompt, a cut on the left, or arguments of sentence-transformers."""
     weights = transformer_folder(folder)
     for place, template in _templates(*dict.fromkeys((folder, weights))):
         if all(any(_has(template, word) for word in words) for words in (_QUERY, _PASSAGE)):
@@ -37,11 +40,19 @@ def refuse_templates(folder: Path, *, option: str) -> None:
                 "of other texts than those it was trained on; choose a teacher that reads plain pairs"
             )
     _refuse_prompt(folder, option=option)
-    if read_json(weights / "tokenizer_config.json").get("truncation_side") == "left":
-        raise UserError(
-            f"{option}: the tokenizer in {weights} cuts long texts at their beginning (truncation_side in its tokenizer_config.json), a "
-            'teacher\'s pairs are cut at their end; write "right" there if that may be'
-        )
+    check_truncation_side(weights, option=option)
+    file = FolderFile.read(weights / "sentence_bert_config.json", option=option)
+    check_arguments(file, weights)
+    if file.content.get("do_lower_case") and not _lowers(weights):
+        raise file.refusal("do_lower_case", "but a teacher's texts are lower-cased by its tokenizer alone, and this one does not")
+
+
+def _lowers(weights: Path) -> bool:
+    """Whether a tokenizer lower-cases texts itself; one without tokenizer.json is BERT's, which does as its own settings say."""
+    if not (weights / "tokenizer.json").is_file():
+        return True
+    normalizer = json.dumps(read_json(weights / "tokenizer.json").get("normalizer"))
+    return '"lowercase": true' in normalizer or '"Lowercase"' in normalizer
 
 
 def _refuse_prompt(folder: Path, *, option: str) -> None:

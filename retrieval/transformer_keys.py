@@ -42,6 +42,13 @@ def check_transformer(file: FolderFile, weights: Path) -> None:
     )
     if file.content.get("query_expansion"):
         raise file.refusal("query_expansion", "which pads queries with mask tokens and is not supported")
+    check_arguments(file, weights)
+    _check_processing(file.part("processing_kwargs"))
+    _check_output(file)
+
+
+def check_arguments(file: FolderFile, weights: Path) -> None:
+    """Raises UserError for what the file would have from_pretrained told and is not read."""
     for pair, harmless, home in _LOADING:
         for name in pair:
             section = file.part(name)
@@ -49,8 +56,6 @@ def check_transformer(file: FolderFile, weights: Path) -> None:
                 _check_loading(section, harmless, weights / home)
             else:
                 section.refuse_others([*harmless, *_FETCHING])
-    _check_processing(file.part("processing_kwargs"))
-    _check_output(file)
 
 
 def named_lengths(file: FolderFile) -> tuple[int | None, int | None]:

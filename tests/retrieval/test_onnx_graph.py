@@ -15,7 +15,7 @@ from support.onnx_graphs import save_graph
 from data.digests import DigestCache, file_digest, json_digest
 from data.errors import UserError
 from data.settings import Teacher
-from retrieval.cross_encoder import OnnxCrossEncoder, TeacherSpec, check_opens, load_cross_encoder, resolve_teacher, score_pairs
+from retrieval.cross_encoder import OnnxCrossEncoder, TeacherSpec, load_cross_encoder, resolve_teacher, score_pairs
 from retrieval.onnx_graph import read_graph
 from retrieval.pair_tokens import PairTokenizer
 
@@ -146,7 +146,7 @@ def test_damage_within_is_told_in_words_or_not_at_all(tmp_path: Path, free: Path
         damaged[int(chance.integers(min(len(whole), 2500)))] = int(chance.integers(256))
         (folder / "model.onnx").write_bytes(damaged)
         try:
-            check_opens(resolved(folder), device="cpu")
+            load_cross_encoder(resolved(folder), device="cpu", threads=1)
         except UserError as error:
             assert "model.onnx" in str(error) or "token" in str(error)
 
@@ -231,11 +231,11 @@ def test_weights_in_subgraphs_and_constants_are_found(models: Any, tmp_path: Pat
     assert sorted(read_graph(folder).external) == ["branch.bin", "constant.bin", "function.bin"]
 
 
-def test_a_missing_runtime_is_told_before_any_work(free: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents: the extra that is not installed, told after mining."""
+def test_a_missing_runtime_is_told_with_the_extra(free: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: an ImportError in place of what to install."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"pip install 'adam-distillation\[onnx\]'"):
-        check_opens(resolved(free), device="cpu")
+        load_cross_encoder(resolved(free), device="cpu", threads=1)
 
 
 def test_a_graph_gives_one_logit_a_pair(models: Any, tmp_path: Path, free: Path) -> None:

@@ -88,9 +88,36 @@ def test_prompts_that_nothing_asks_for_are_passed_over(folder: Path, settings: d
 def test_a_cut_at_the_beginning_is_refused(folder: Path) -> None:
     """Prevents: long pairs that keep other tokens here than where the model was trained."""
     change_json(folder / "tokenizer_config.json", truncation_side="left")
-    with pytest.raises(UserError, match=r"truncation_side.*\"right\""):
+    with pytest.raises(UserError, match=r"cuts long texts on the left.*truncation_side=\"right\""):
         resolved(folder)
     change_json(folder / "tokenizer_config.json", truncation_side="right")
+    resolved(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"config_args": {"hidden_act": "relu"}}, r"config_args\.hidden_act"),
+        ({"tokenizer_args": {"truncation_side": "left"}}, r"tokenizer_args\.truncation_side"),
+        ({"do_lower_case": True}, "do_lower_case"),
+        ({"max_seq_length": 64, "do_lower_case": False, "model_args": {"attn_implementation": "sdpa"}}, None),
+    ],
+)
+def test_arguments_of_sentence_transformers_are_held_or_refused(folder: Path, settings: dict[str, Any], words: str | None) -> None:
+    """Prevents: another activation, or texts in another case, than the folder says that its cross-encoder was trained with."""
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"lowercase": true', '"lowercase": false').replace('"lowercase":true', '"lowercase":false'))
+    write_json(folder / "sentence_bert_config.json", settings)
+    if words is None:
+        resolved(folder)
+        return
+    with pytest.raises(UserError, match=words):
+        resolved(folder)
+
+
+def test_lower_case_that_the_tokenizer_makes_itself_is_held(folder: Path) -> None:
+    """Prevents: an uncased cross-encoder refused for saying so twice."""
+    write_json(folder / "sentence_bert_config.json", {"do_lower_case": True})
     resolved(folder)
 
 

@@ -14,6 +14,7 @@ from support.model_files import change_json
 from data.errors import UserError
 from data.settings import load
 from pipeline.plan import Planner, selected_tables
+from retrieval.cross_encoder import teacher_notes
 from trainer.run import check_machine
 
 Experiments = Callable[..., Path]
@@ -111,22 +112,16 @@ def test_a_plan_of_checked_models_opens_none(finished: Any, monkeypatch: pytest.
     assert all(plan.complete for plan in Planner(experiment).plan_all(selected_tables(experiment, "all")))
 
 
-def test_a_decoder_without_a_template_is_warned_of(
-    models: Any, tmp_path: Path, tiny_experiment: Experiments, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_decoder_without_a_template_is_warned_of(models: Any, tmp_path: Path, tiny_experiment: Experiments) -> None:
     """Prevents: a reranker whose template stands in its model card alone, scored without it and without a word."""
     from safetensors.numpy import load_file, save_file
 
-    from pipeline.model_preflight import model_notes
-
     folder = shutil.copytree(models.teacher, tmp_path / "model")
     experiment = load({"config": str(tiny_experiment(tmp_path / "run", **{"teacher.model": folder}))})
-    tables = selected_tables(experiment, "all")
-    assert not list(model_notes(experiment, tables))
+    assert not teacher_notes(experiment.teacher)
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, "score.weight": tensors["classifier.weight"]}, folder / "model.safetensors")
-    assert "is a decoder with a scoring head and names no template" in "".join(model_notes(experiment, tables))
-    assert not list(model_notes(experiment, selected_tables(experiment, "embed")))
+    assert "is a decoder with a scoring head and names no template" in "".join(teacher_notes(experiment.teacher))
 
 
 def test_a_precision_that_is_emulated_is_told_before_training_opens_anything(
