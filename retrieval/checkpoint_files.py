@@ -121,7 +121,10 @@ def weights_digest(folder: Path, digests: DigestCache, *, option: str) -> str:
         hint = "; its pytorch_model.bin is a pickle, which is not opened: save it again with safe_serialization=True" if pickled else ""
         raise UserError(f"{option}: {folder} holds no weights (*.safetensors, model.onnx){hint}")
     config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _VOLATILE_CONFIG_KEYS}
-    return json_digest({"config": config, "weights": [digests.file(file) for file in files]})
+    try:
+        return json_digest({"config": config, "weights": [digests.file(file) for file in files]})
+    except ValueError as error:
+        raise UserError(f"{option}: {folder / 'config.json'} holds NaN or Infinity, which are no JSON numbers") from error
 
 
 def tokenizer_digest(folder: Path) -> str:
