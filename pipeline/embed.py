@@ -59,6 +59,7 @@ def _build(task: Task) -> None:
 
     encoder = task.workshop.keep(f"{computed} encoder", load)
     texts = task.inputs[f"ingest.{kind}"].paths()[task.shard]
+    task.figures["packed"] = encoder.packs
     schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
     with task.writer(task.shard, schema) as writer:
         for group in embedded_groups(encoder, texts, kind=kind, progress=lambda rows: task.report("texts", rows)):

@@ -14,6 +14,7 @@ from data.errors import NothingLeft, UserError
 from data.manifest import JOURNAL_NAME, Manifest, ShardRecord
 from data.settings import Experiment
 from data.shards import describe, read_footer, shard_name
+from pipeline.opening import open_once
 from pipeline.plan import Planner, TablePlan, tables_to_run
 from pipeline.progress import Progress
 from pipeline.progressive import NO_RANKS, RANKS
@@ -50,6 +51,9 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
             if plan.stale and runner is None:
                 preflight(experiment, uses_device=any(later.uses_device for later in selected))
                 runner = make_runner(experiment)
+                open_once(
+                    experiment, [later for later in selected if not planner.plan(later).complete], digests=planner.digests, runner=runner
+                )
             if runner is not None:
                 _build_stale(plan, experiment, runner, say)
             manifest = seal(plan)

@@ -73,6 +73,8 @@ def _build(task: Task) -> None:
         writer.figures["counts"] = {"in": rows, "kept": rows, "dropped": {}, **figures}
     scored = len(missing) - cached
     task.figures.update({"namespace": namespace, "pairs": len(missing), "cached": cached, "scored": scored})
+    if scored:
+        task.figures["packed"] = teacher.model.packs
 
 
 @dataclass(frozen=True)

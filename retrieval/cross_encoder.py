@@ -92,6 +92,7 @@ class CrossEncoder(Protocol):
     batch_tokens: int  # padding included; halved by `score_pairs` when a batch does not fit on a GPU
     length_multiple: int  # batches are padded to a multiple of it
     one_thread_each: bool  # batches are computed side by side, each by one CPU thread
+    packs: bool  # batches go through the layers without their padding
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n, L] arrays to [n] raw fp32 logits. Raises OutOfMemory."""
@@ -150,7 +151,7 @@ class TorchCrossEncoder:
         if model.config.num_labels != 1:
             outputs = model.config.num_labels
             raise UserError(f"teacher.model: {folder} has {outputs} outputs; a cross-encoder with one output (num_labels=1) is needed")
-        self.packs = False  # whether batches go through the layers without padding
+        self.packs = False
         self._has_segments = getattr(model.config, "type_vocab_size", 1) > 1
         self._model = model.eval().to(device=device)
         self._forward: Callable[..., Any] = self._model
@@ -212,6 +213,7 @@ class OnnxCrossEncoder:
         one_by_one = b"DynamicQuantizeLinear" in (folder / "model.onnx").read_bytes()
         self.batch_tokens, self.length_multiple = (1 if one_by_one else batch_tokens), 1
         self.one_thread_each = False  # the session has threads of its own
+        self.packs = False
         self._inputs = {node.name for node in self._session.get_inputs()}
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from retrieval.probe import agree, probe_batch
 
 ATTENTION = "unpadded"
-_TOLERANCE = 0.1  # of a text's states without the mean of all: between two ways to round in bf16; a wrong attention is off by more
+# Of a text's states without the mean of all. Two ways to round in bf16 differ by 0.01 in all-MiniLM-L6 and by 0.12 in twelve layers of
+# random weights; texts that see each other, by more than 1.
+_TOLERANCE = 0.25
 
 
 @dataclass

@@ -165,3 +165,64 @@ def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], dict[str,
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     save_file({name: tensor.contiguous() for name, tensor in change(tensors).items()}, path, metadata={"format": "pt"})
     return folder
+
+
+OWN_CODE = """
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+
+
+class OwnConfig(PretrainedConfig):
+    model_type = "own"
+
+    def __init__(self, vocab_size=480, hidden_size=32, **more):
+        super().__init__(**more)
+        self.vocab_size, self.hidden_size = vocab_size, hidden_size
+
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+    base_model_prefix = "own"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embeddings = torch.nn.Embedding(config.vocab_size, config.hidden_size)
+        self.dense = torch.nn.Linear(config.hidden_size, config.hidden_size)
+        self.post_init()
+
+    def forward(self, input_ids=None, attention_mask=None, **unused):
+        return BaseModelOutput(last_hidden_state=self.dense(self.embeddings(input_ids)).sin())
+
+
+class OwnForSequenceClassification(PreTrainedModel):
+    config_class = OwnConfig
+    base_model_prefix = "own"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.own = OwnModel(config)
+        self.classifier = torch.nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def forward(self, input_ids=None, attention_mask=None, **unused):
+        states = self.own(input_ids).last_hidden_state * attention_mask[..., None]
+        return SequenceClassifierOutput(logits=self.classifier(states.sum(1)))
+"""
+
+
+def save_own_code(folder: Path, *, head: bool = False, code: str = OWN_CODE, model_type: str = "own") -> Path:
+    """A checkpoint whose architecture is Python code beside its weights (`auto_map`)."""
+    save_tokenizer(folder, "bert")
+    (folder / "modeling_own.py").write_text(code)
+    names = {"AutoConfig": "OwnConfig", "AutoModel": "OwnModel", "AutoModelForSequenceClassification": "OwnForSequenceClassification"}
+    sizes = {"vocab_size": 480, "hidden_size": 32, "num_labels": 1, "pad_token_id": 0}
+    auto_map = {name: f"modeling_own.{own}" for name, own in names.items()}
+    write_json(folder / "config.json", {"model_type": model_type, "auto_map": auto_map, **sizes})
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"embeddings.weight": (480, 32), "dense.weight": (32, 32), "dense.bias": (32,)}
+    if head:
+        shapes = {**{f"own.{name}": shape for name, shape in shapes.items()}, "classifier.weight": (1, 32), "classifier.bias": (1,)}
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
