@@ -41,7 +41,7 @@ class Student(Section):
     trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
     layers: int | None = keyed(None, "keep the first k layers; null keeps all", ge=1)
     pooling: Literal["auto", "cls", "mean"] = keyed("auto", "auto reads a sentence-transformers folder's files, else cls")
-    normalize: bool | None = keyed(None, "vectors of length 1; null reads a sentence-transformers folder's files, else false")
+    normalize: bool | None = keyed(None, "vectors of length 1; null: if a sentence-transformers folder normalises or compares by cosine")
     query_prefix: str = keyed("auto", "text put before every query; auto reads a sentence-transformers folder's prompts, else none")
     passage_prefix: str = keyed("auto", "text put before every passage; auto as above")
     query_tokens: int | None = keyed(32, "longest query in tokens, special ones too (ADAM 4.3); null: as the model's files say", ge=4)

@@ -142,7 +142,10 @@ def weights_digest(folder: Path, digests: DigestCache, *, option: str, beside: S
     if not files:
         raise UserError(no_weights(folder, option=option))
     config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _VOLATILE_CONFIG_KEYS}
-    return json_digest({"config": config, "weights": [digests.file(file) for file in files]})
+    try:
+        return json_digest({"config": config, "weights": [digests.file(file) for file in files]})
+    except ValueError as error:
+        raise UserError(f"{option}: {folder / 'config.json'} holds NaN or Infinity, which are no JSON numbers") from error
 
 
 def no_weights(folder: Path, *, option: str) -> str:

@@ -5,6 +5,7 @@ The lists tell the well-known ones before any work. What they do not know is fou
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ def check_kind(folder: Path, *, pooling: str, layers: int | None, option: str) -
         raise UserError(f"{option}: {folder} holds no config.json, it is not a transformers checkpoint")
     config = read_json(path)
     kind = config.get("model_type")
+    if not isinstance(kind, str | None):
+        raise UserError(f"{option}: {path} says model_type={json.dumps(kind)}, but a name is expected there")
     if kind in _TWO_STACKS:
         raise UserError(f"{option}: {path} names a {kind} model, an encoder with a decoder; give a model that is an encoder alone")
     if kind in _NO_TOKEN_VECTORS:

@@ -243,3 +243,23 @@ def test_unit_vectors_that_are_cut_have_no_inner_product_of_their_own(cased: Pat
     with pytest.raises(UserError, match="with truncate_dim and Normalize"):
         spec_of(folder)
     assert spec_of(folder, normalize=True).normalize
+
+
+def test_a_run_says_how_a_folder_without_a_similarity_was_read(
+    tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Callable[..., list[str]]
+) -> None:
+    """Prevents: a note that no command prints."""
+    file = tiny_experiment(tmp_path)  # its student names none
+    prep_run(file, stage="ingest")
+    notes = [line for line in prep_run(file, stage="embed") if line.startswith("note: ")]
+    assert len(notes) == 1 and "names no similarity" in notes[0]
+    assert not [line for line in prep_run(file, stage="embed") if line.startswith("note: ")]  # nothing is embedded
+
+
+@pytest.mark.parametrize("value", ['{"model_type": [1]}', '{"model_type": "bert", "x": NaN}', "[]", "{", '"x"'])
+def test_a_damaged_configuration_is_told(cased: Path, tmp_path: Path, value: str) -> None:
+    """Prevents: a traceback for a config.json of another shape."""
+    folder = lay_out(tmp_path / "m", cased)
+    (folder / "config.json").write_text(value)
+    with pytest.raises(UserError, match=r"config.json"):
+        spec_of(folder).key(DigestCache(tmp_path / "digests.json"))
