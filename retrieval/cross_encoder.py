@@ -83,12 +83,12 @@ def teacher_folder(teacher: Teacher) -> Path:
     folder = teacher_source(teacher)
     weights = folder if teacher.backend == "onnx" else transformer_folder(folder)
     needed, other = (GRAPH_NAME, "config.json") if teacher.backend == "onnx" else ("config.json", GRAPH_NAME)
-    if teacher.backend == "onnx" and (others := sorted(path.relative_to(folder) for path in folder.glob("onnx/*.onnx"))):
-        if not os.path.lexists(folder / GRAPH_NAME):
-            raise UserError(
-                f"teacher.model: {folder} holds no {GRAPH_NAME}, but {others[0]}: copy it as {GRAPH_NAME}, with the tokenizer's files and those "
-                "of its external weights, into a folder of its own"
-            )
+    exports = sorted(str(path.relative_to(folder)) for path in folder.glob("onnx/*.onnx"))
+    if teacher.backend == "onnx" and exports and not os.path.lexists(folder / GRAPH_NAME):
+        raise UserError(
+            f"teacher.model: {folder} holds no {GRAPH_NAME}, but {exports[0]}: copy it as {GRAPH_NAME}, with its external weights and the "
+            "tokenizer's files, into a folder of its own"
+        )
     if not os.path.lexists(weights / needed) and os.path.lexists(weights / other):
         remedy = f"teacher.backend={'torch' if teacher.backend == 'onnx' else 'onnx'}"
         raise UserError(f"teacher.model: {folder} holds no {needed}, which teacher.backend={teacher.backend} needs; try {remedy}?")

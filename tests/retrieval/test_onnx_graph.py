@@ -91,6 +91,16 @@ def test_what_cannot_be_fed_is_told_from_the_graph(models: Any, tmp_path: Path, 
         resolved(folder)
 
 
+def test_the_hub_s_layout_is_told_what_to_do(tmp_path: Path, free: Path) -> None:
+    """Prevents: "try backend=torch?" said of a folder whose graph lies one level below."""
+    folder = shutil.copytree(free, tmp_path / "model")
+    (folder / "onnx").mkdir()
+    (folder / "model.onnx").rename(folder / "onnx" / "model.onnx")
+    write_json(folder / "config.json", {"model_type": "bert"})
+    with pytest.raises(UserError, match=r"holds no model\.onnx, but onnx/model\.onnx: copy it as model\.onnx"):
+        resolved(folder)
+
+
 def test_the_states_of_an_encoder_are_no_logits(models: Any, tmp_path: Path, free: Path) -> None:
     """Prevents: an embedding model's graph taken for a cross-encoder's."""
     folder = shutil.copytree(free, tmp_path / "model")
