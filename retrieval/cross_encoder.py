@@ -83,7 +83,7 @@ def teacher_folder(teacher: Teacher) -> Path:
     folder = teacher_source(teacher)
     weights = folder if teacher.backend == "onnx" else transformer_folder(folder)
     needed, other = (GRAPH_NAME, "config.json") if teacher.backend == "onnx" else ("config.json", GRAPH_NAME)
-    exports = sorted(str(path.relative_to(folder)) for path in folder.glob("onnx/*.onnx"))
+    exports = [str(path.relative_to(folder)) for pattern in ("*.onnx", "onnx/*.onnx") for path in sorted(folder.glob(pattern))]
     if teacher.backend == "onnx" and exports and not os.path.lexists(folder / GRAPH_NAME):
         raise UserError(
             f"teacher.model: {folder} holds no {GRAPH_NAME}, but {exports[0]}: copy it as {GRAPH_NAME}, with its external weights and the "

@@ -94,10 +94,13 @@ def test_what_cannot_be_fed_is_told_from_the_graph(models: Any, tmp_path: Path, 
 def test_the_hub_s_layout_is_told_what_to_do(tmp_path: Path, free: Path) -> None:
     """Prevents: "try backend=torch?" said of a folder whose graph lies one level below."""
     folder = shutil.copytree(free, tmp_path / "model")
+    write_json(folder / "config.json", {"model_type": "bert"})
     (folder / "onnx").mkdir()
     (folder / "model.onnx").rename(folder / "onnx" / "model.onnx")
-    write_json(folder / "config.json", {"model_type": "bert"})
     with pytest.raises(UserError, match=r"holds no model\.onnx, but onnx/model\.onnx: copy it as model\.onnx"):
+        resolved(folder)
+    (folder / "onnx" / "model.onnx").rename(folder / "model_quantized.onnx")
+    with pytest.raises(UserError, match=r"holds no model\.onnx, but model_quantized\.onnx: copy it"):
         resolved(folder)
 
 
