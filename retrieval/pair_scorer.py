@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data.digests import hash64
-from data.errors import UserError
 from retrieval.checkpoint_files import copy_tokenizer
 from retrieval.model_loading import open_config, open_model
 from retrieval.pair_tokens import PairEncoding
@@ -39,18 +38,12 @@ class PairScorer(nn.Module):
 
         `trusted`: whether code that comes with the checkpoint may run.
 
-        Raises UserError: no transformers checkpoint, one with a head of several outputs, or one that lacks weights but for a whole head.
+        What its files can tell has been checked (`check_training_start`). Raises UserError where weights are missing but for a whole head.
         """
         super().__init__()
         self.source = folder
-        if not (folder / "config.json").is_file():
-            raise UserError(f"teacher.model: {folder} holds no config.json, it is not a transformers checkpoint")
         config = open_config(folder, option=self.option, trusted=trusted)
         has_head = any("SequenceClassification" in name for name in config.architectures or [])
-        if has_head and config.num_labels != 1:
-            raise UserError(
-                f"teacher.model: {folder} has {config.num_labels} outputs; start from one with a single output, or from an encoder"
-            )
         torch.manual_seed(hash64("head", seed))
         self.backbone: Any = open_model(
             "AutoModelForSequenceClassification", folder, option=self.option, trusted=trusted, new_head=not has_head, num_labels=1
