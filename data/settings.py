@@ -42,9 +42,11 @@ class Student(Section):
     """The dual encoder."""
 
     model: str = execution(..., "hub id, transformers folder or sentence-transformers folder (keyed by its content)", path="model")
+    revision: str | None = execution(None, "of a hub id: branch, tag or commit; null: its main branch")
+    trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
     layers: int | None = keyed(None, "keep the first k layers; null keeps all", ge=1)
     pooling: Literal["auto", "cls", "mean"] = keyed("auto", "auto reads a sentence-transformers folder's files, else cls")
-    normalize: bool | None = keyed(None, "vectors of length 1; null reads a sentence-transformers folder's files, else false")
+    normalize: bool | None = keyed(None, "vectors of length 1; null: if a sentence-transformers folder normalises or compares by cosine")
     query_prefix: str = keyed("auto", "text put before every query; auto reads a sentence-transformers folder's prompts, else none")
     passage_prefix: str = keyed("auto", "text put before every passage; auto as above")
     query_tokens: int | None = keyed(32, "longest query in tokens, special ones too (ADAM 4.3); null: as the model's files say", ge=4)
@@ -67,6 +69,8 @@ class Teacher(Section):
     model: str = execution(
         ..., "hub id or folder of a sequence-classification model, or of model.onnx (keyed by its content)", path="model"
     )
+    revision: str | None = execution(None, "of a hub id: branch, tag or commit; null: its main branch")
+    trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
     backend: Literal["torch", "onnx", "none"] = keyed("torch", "torch, ONNX Runtime (extra `onnx`), or none: shards without logits")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
     max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first", ge=16)

@@ -118,7 +118,7 @@ def measure(experiment: Experiment, candidates: str, compiled: bool) -> Speed:
 
         torch.set_num_threads(experiment.runner.threads)
     spec = spec_of(experiment)
-    tokenizer = PairTokenizer(spec.folder, max_tokens=spec.max_tokens)
+    tokenizer = PairTokenizer(spec.folder, max_tokens=spec.max_tokens, trusted=spec.trust_remote_code)
     table = next(iter(read_row_groups(Path(candidates), columns=["query", "text"], groups=[0])))
     texts = list(zip(table.column("query").to_pylist(), table.column("text").to_pylist(), strict=True))
     pairs = tokenizer.encode([texts[row] for row in np.random.default_rng(0).permutation(len(texts))])

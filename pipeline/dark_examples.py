@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,10 @@ from data.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.settings import DarkExamples, Experiment
 from pipeline.reading_lengths import longest_mixed, refuse_mixes_too_long
 from pipeline.stage import Stored, Table, Task
-from retrieval.checkpoint_files import resolve_folder, tokenizer_digest
+from retrieval.checkpoint_checks import check_marks
+from retrieval.checkpoint_files import tokenizer_digest
+from retrieval.cross_encoder import teacher_folder
+from retrieval.student_spec import resolve_student
 
 _SPECIAL_TOKENS_OF_A_PASSAGE = 2  # [CLS] and the final [SEP]
 
@@ -175,8 +179,8 @@ def _build(task: Task) -> None:
     settings, longest = experiment.dark_examples, longest_mixed(experiment)
     splitter: Splitter = _Nothing()
     if experiment.teacher.backend != "none":
-        folder = resolve_folder(experiment.teacher.model, option="teacher.model")
-        splitter = task.workshop.keep("teacher tokenizer", lambda: Tokenizer(folder))
+        folder = teacher_folder(experiment.teacher)
+        splitter = task.workshop.keep("teacher tokenizer", lambda: Tokenizer(folder, trusted=experiment.teacher.trust_remote_code))
     rows = task.inputs["hard_negatives"].read(task.shard, columns=["query_id", "positive_ids", "negative_ids"]).to_pylist()
     query_table = task.inputs["ingest.queries"].read(task.shard)
     queries = dict(zip(query_table.column("query_id").to_pylist(), query_table.column("text").to_pylist(), strict=True))
@@ -211,9 +215,11 @@ def _build(task: Task) -> None:
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     has_teacher = experiment.teacher.backend != "none"
-    folder = resolve_folder(experiment.teacher.model, option="teacher.model") if has_teacher else None
-    if has_teacher and experiment.dark_examples.reinforced:
-        refuse_mixes_too_long(experiment)
+    folder = teacher_folder(experiment.teacher) if has_teacher else None
+    if folder:
+        _check_tokenizers(experiment, folder)
+        if experiment.dark_examples.reinforced:
+            refuse_mixes_too_long(experiment)
     key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens", "mask_seed"))
     return {
         **key,
@@ -223,6 +229,15 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
         "seed": experiment.seed,
         "mask_seed": experiment.seed if experiment.dark_examples.mask_seed is None else experiment.dark_examples.mask_seed,
     }
+
+
+def _check_tokenizers(experiment: Experiment, teacher: Path) -> None:
+    """Teacher and student both read the marks, the student long after the teacher's logits were paid for."""
+    settings = experiment.dark_examples
+    asked = {"masked": bool(settings.mask_ratios), "mixed": settings.reinforced}
+    check_marks(teacher, option="teacher.model", trusted=experiment.teacher.trust_remote_code, **asked)
+    student = resolve_student(experiment.student)
+    check_marks(student.weights_folder, option="student.model", trusted=student.trust_remote_code, **asked)
 
 
 TABLE = Table(

@@ -94,9 +94,9 @@ def _build(task: Task) -> None:
 
 def _tables(queries: DevQueries, corpus: Corpus, rows: NDArray[np.int64], student: StudentSpec) -> Iterator[pa.Table]:
     """Row groups: the queries, then the passages in the given order."""
-    from retrieval.tokenizer import Tokenizer
+    from retrieval.tokenizer import tokenizer_of
 
-    tokenizer = Tokenizer(student.weights_folder, lower_case=student.lower_case)
+    tokenizer = tokenizer_of(student)
 
     def table(role: DevRole, ids: list[str], texts: list[str], *, longest: int, grades: list[dict[str, int]]) -> pa.Table:
         tokens = RaggedBuilder()

@@ -8,7 +8,7 @@ from data.digests import DigestCache
 from data.settings import Experiment
 from pipeline.stage import Table, Task
 from retrieval import precision
-from retrieval.student_spec import EMBEDDING_VERSION, miner_of, resolve_student
+from retrieval.student_spec import EMBEDDING_VERSION, miner_of, resolve_student, student_notes
 
 
 def _key(experiment: Experiment, digests: DigestCache, kind: str) -> dict[str, Any]:
@@ -55,10 +55,11 @@ def _build(task: Task) -> None:
 
     def load() -> TextEncoder:
         batch_tokens = experiment.embed.batch_tokens or DEFAULT_BATCH_TOKENS[device]
-        return TextEncoder(miner_of(experiment), precision=computed, device=device, batch_tokens=batch_tokens)
+        return TextEncoder(miner_of(experiment), precision=computed, device=device, batch_tokens=batch_tokens, option=_option(experiment))
 
     encoder = task.workshop.keep(f"{computed} encoder", load)
     texts = task.inputs[f"ingest.{kind}"].paths()[task.shard]
+    task.figures["packed"] = encoder.packs
     schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
     with task.writer(task.shard, schema) as writer:
         for group in embedded_groups(encoder, texts, kind=kind, progress=lambda rows: task.report("texts", rows)):
@@ -69,6 +70,7 @@ def _build(task: Task) -> None:
 CORPUS = Table(
     stage="embed", name="corpus", version=EMBEDDING_VERSION, reads=("ingest.corpus",), key=_corpus_key,
     shard_count=lambda experiment: experiment.ingest.corpus_shards, build=_build, uses_device=True,
+    notes=lambda experiment: student_notes(miner_of(experiment), option=_option(experiment)),
 )  # fmt: skip
 QUERIES = Table(
     stage="embed", name="queries", version=EMBEDDING_VERSION, reads=("ingest.queries",), key=_queries_key,

@@ -77,7 +77,8 @@ def _mean_tokens(experiment: Experiment, pairs: list[tuple[str, str]]) -> float:
     if not pairs:
         return 0.0
     spec = spec_of(experiment)
-    return float(np.mean([len(pair.ids) for pair in PairTokenizer(spec.folder, max_tokens=spec.max_tokens).encode(pairs)]))
+    tokenizer = PairTokenizer(spec.folder, max_tokens=spec.max_tokens, trusted=spec.trust_remote_code)
+    return float(np.mean([len(pair.ids) for pair in tokenizer.encode(pairs)]))
 
 
 def wall_seconds(speed: Speed, tokens: int, *, workers: int) -> float:

@@ -21,7 +21,7 @@ from pipeline.stage import Stored
 from pipeline.wanted_pairs import spec_of
 from retrieval.pair_tokens import longest_first
 from retrieval.student_spec import resolve_student
-from retrieval.tokenizer import Tokenizer
+from retrieval.tokenizer import Tokenizer, tokenizer_of
 
 _SAMPLED = 2000  # candidates
 _TOLD_ABOVE = 0.01  # share of them; a few queries are always long
@@ -101,7 +101,7 @@ def _sample(candidates: Stored, shards: Sequence[int]) -> tuple[NDArray[np.int8]
 def look(experiment: Experiment, queries: Sequence[str], texts: Sequence[str], *, mixed: bool) -> Looked:
     """Compare, in the tokens of both, what teacher and student read of some candidates, mixed passages or others."""
     spec = spec_of(experiment)
-    teacher = Tokenizer(spec.folder)
+    teacher = Tokenizer(spec.folder, trusted=spec.trust_remote_code)
     added = len(teacher.encode_pairs([("a", "a")], max_tokens=99)[0][0]) - 2 * _tokens(teacher, ["a"])[0]
     whole, of_queries = _tokens(teacher, texts), _tokens(teacher, queries)
     kept = np.array([longest_first(q, n, room=spec.max_tokens - added)[1] for q, n in zip(of_queries, whole, strict=True)])
@@ -118,7 +118,7 @@ def _student_reads(
     """(tokens of each text, how many of them the student reads), in the student's tokens."""
     student = resolve_student(experiment.student)
     same = student.tokenizer_digest == teacher.digest
-    tokenizer = teacher if same else Tokenizer(student.weights_folder, lower_case=student.lower_case)
+    tokenizer = teacher if same else tokenizer_of(student)
     special = len(tokenizer.backend.encode("").ids)
     prefix = len(tokenizer.pieces(student.passage_prefix)) if student.passage_prefix else 0
     room = (longest_mixed(experiment) if mixed else student.passage_tokens) - special - prefix

@@ -14,6 +14,7 @@ from data.errors import UserError
 from data.manifest import JOURNAL_NAME, Manifest, ShardRecord
 from data.settings import Experiment
 from data.shards import describe, read_footer, shard_name
+from pipeline.opening import open_once
 from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
 from pipeline.progress import Progress
 from pipeline.runner import OrderRunner, make_runner, preflight
@@ -49,6 +50,9 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
             if plan.stale and runner is None:
                 preflight(experiment, uses_device=any(later.uses_device for later in selected))
                 runner = make_runner(experiment)
+                open_once(
+                    experiment, [later for later in selected if not planner.plan(later).complete], digests=planner.digests, runner=runner
+                )
             if runner is not None:
                 _build_stale(plan, experiment, runner, say)
             manifest = seal(plan)
@@ -78,6 +82,9 @@ def _build_stale(plan: TablePlan, experiment: Experiment, runner: OrderRunner, s
     if missing:
         raise UserError(f"{plan.table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
     plan.folder.mkdir(parents=True, exist_ok=True)
+    if plan.table.notes and plan.stale:
+        for note in plan.table.notes(experiment):
+            say(f"note: {note}")
     if plan.table.prepare and plan.stale:
         settled = (list(plan.stale), runner.ask, runner.workers(), say, plan.table.label, plan.table.pairs)
         plan.table.prepare(Preparation(experiment, plan.folder, plan.inputs, *settled))

@@ -54,10 +54,10 @@ def _teachers(experiment: Experiment, digests: DigestCache) -> list[str]:
 
 
 def _build(task: Task) -> None:
-    from retrieval.tokenizer import Tokenizer
+    from retrieval.tokenizer import tokenizer_of
 
     experiment, student = task.experiment, resolve_student(task.experiment.student)
-    tokenizer = task.workshop.keep("student tokenizer", lambda: Tokenizer(student.weights_folder, lower_case=student.lower_case))
+    tokenizer = task.workshop.keep("student tokenizer", lambda: tokenizer_of(student))
     rows = read_rows(task.inputs, task.shard, encoders_of(student, tokenizer, mixed_tokens=_longest_mixed(experiment, student)))
     order = _shuffled(rows.lists.query_ids.to_pylist(), rows.lists.draws.tolist(), seed=experiment.seed)
     metadata = canonical_json(_metadata(experiment, student, DigestCache.of_store(experiment.store)))

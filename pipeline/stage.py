@@ -133,6 +133,7 @@ class Table:
     together: bool = False  # all stale shards in one task, for sources that are read in one pass
     uses_device: bool = False  # builds with a model, so it wants the runner's GPU
     pairs: str | None = None  # label of the input whose (query, text) rows the teacher scores
+    notes: Callable[[Experiment], list[str]] | None = None  # what a user should hear before it is built
     remark: Callable[[dict[str, Any]], str] | None = None  # from the counts of the finished table: what a user should hear, "" for nothing
     refuse: Callable[[Stored], None] | None = None  # raises UserError, or NothingLeft, where the finished table is of no use to anyone
 

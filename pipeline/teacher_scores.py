@@ -32,7 +32,7 @@ from pipeline.compile_choice import prepare
 from pipeline.execution import read_choices
 from pipeline.stage import Table, Task
 from pipeline.wanted_pairs import WantedPairs, spec_of, store_of
-from retrieval.cross_encoder import CrossEncoder, Progress, TeacherSpec, load_cross_encoder, score_pairs
+from retrieval.cross_encoder import CrossEncoder, Progress, TeacherSpec, load_cross_encoder, score_pairs, teacher_notes
 from retrieval.overlap import ahead, behind
 from retrieval.pair_tokens import PairEncoding, PairTokenizer
 from retrieval.process_memory import settle_memory
@@ -73,6 +73,8 @@ def _build(task: Task) -> None:
         writer.figures["counts"] = {"in": rows, "kept": rows, "dropped": {}, **figures}
     scored = len(missing) - cached
     task.figures.update({"namespace": namespace, "pairs": len(missing), "cached": cached, "scored": scored})
+    if scored:
+        task.figures["packed"] = teacher.model.packs
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ class Teacher:
     def tokenizer(self) -> PairTokenizer:
         """Of the teacher."""
         if self._tokenizer is None:
-            self._tokenizer = PairTokenizer(self._spec.folder, max_tokens=self._spec.max_tokens)
+            spec = self._spec
+            self._tokenizer = PairTokenizer(spec.folder, max_tokens=spec.max_tokens, trusted=spec.trust_remote_code)
         return self._tokenizer
 
     @property
@@ -183,11 +186,17 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     return {"teacher": spec_of(experiment).key(digests)}
 
 
+def _notes(experiment: Experiment) -> list[str]:
+    return teacher_notes(experiment.teacher)
+
+
 TABLE = Table(
     stage="teacher_scores", name="", version=2, reads=("dark_examples",), key=_key,
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True, pairs="dark_examples",
+    notes=_notes,
 )  # fmt: skip
 OF_POOLS = Table(
     stage="pool_scores", name="", version=1, reads=("pools.pairs",), key=_key,
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True, pairs="pools.pairs",
+    notes=_notes,
 )  # fmt: skip

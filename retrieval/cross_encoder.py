@@ -6,6 +6,7 @@ and in `retrieval.unpadded` (GPUs).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,15 @@ from data.errors import RunFailed, UserError
 from data.settings import Teacher
 from retrieval import precision as precisions
 from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first, token_budget_batches
-from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, weights_digest
+from retrieval.checkpoint_checks import bare_decoder, check_teacher
+from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
+from retrieval.custom_code import check_custom_code, code_key
+from retrieval.graph_checks import INPUTS, check_graph
 from retrieval.model_lengths import check_length
+from retrieval.model_loading import open_model
+from retrieval.onnx_graph import GRAPH_NAME, read_graph
 from retrieval.pair_tokens import PairEncoding
 from retrieval.process_memory import settle_memory
-from retrieval.quiet import quiet_transformers
 
 # The input is `[CLS] query [SEP] candidate [SEP]` as the tokenizer's own pair template makes it, the longer part cut first.
 INPUT_TEMPLATE = "pair/longest_first/v1"
@@ -38,16 +43,23 @@ class TeacherSpec:
     backend: str
     precision: str
     max_tokens: int
+    trust_remote_code: bool = False
 
     def key(self, digests: DigestCache) -> dict[str, Any]:
         """The parts of the logit-store namespace (weights, tokenizer, template, truncation, length, head, precision class)."""
+        graph = read_graph(self.folder) if self.backend == "onnx" else None
+        beside = [self.folder / name for name in graph.external] if graph else []
+        # Without a mask a logit once depended on the padding of its batch.
+        alone = {"batch": "one pair"} if graph and not graph.masks_padding else {}
         return {
-            "weights": weights_digest(self.folder, digests, option="teacher.model"),
+            "weights": weights_digest(self.folder, digests, option="teacher.model", beside=beside),
             "tokenizer": tokenizer_digest(self.folder),
             "template": INPUT_TEMPLATE,
             "max_tokens": self.max_tokens,
             "head": "logit",
             "precision": f"{self.backend}/{precisions.class_of(self.precision) if self.backend == 'torch' else self.precision}",
+            **alone,
+            **code_key(self.folder, trusted=self.trust_remote_code),
         }
 
     def namespace(self, digests: DigestCache) -> str:
@@ -55,22 +67,56 @@ class TeacherSpec:
         return json_digest(self.key(digests))
 
 
-def resolve_teacher(teacher: Teacher, *, device: str) -> TeacherSpec:
-    """Find the teacher's folder and its precision class. Loads no model.
+def teacher_source(teacher: Teacher) -> Path:
+    """The teacher's folder as it was named. Raises UserError where it is not to be had."""
+    return resolve_folder(teacher.model, option="teacher.model", revision=teacher.revision, with_code=teacher.trust_remote_code)
 
-    Raises UserError: no such model, not of this backend, `max_tokens` above what it can read.
+
+def teacher_folder(teacher: Teacher) -> Path:
+    """Where the teacher's weights and tokenizer lie, its files checked. Loads no model.
+
+    Raises UserError: no such model, not of this backend, `max_tokens` above what it can read, and all that `check_teacher` and
+    `check_graph` find.
     """
     if teacher.backend == "none":
         raise UserError("teacher.backend=none: there is no teacher; set teacher.backend=torch or onnx")
-    folder = resolve_folder(teacher.model, option="teacher.model")
-    needed = "model.onnx" if teacher.backend == "onnx" else "config.json"
-    if not (folder / needed).is_file():
-        other = "torch" if teacher.backend == "onnx" else "onnx"
-        raise UserError(f"teacher.model: {folder} holds no {needed}, which teacher.backend={teacher.backend} needs; try backend={other}?")
-    check_length(teacher.max_tokens, folder, option="teacher.max_tokens")
+    folder = teacher_source(teacher)
+    weights = folder if teacher.backend == "onnx" else transformer_folder(folder)
+    needed, other = (GRAPH_NAME, "config.json") if teacher.backend == "onnx" else ("config.json", GRAPH_NAME)
+    exports = [str(path.relative_to(folder)) for pattern in ("*.onnx", "onnx/*.onnx") for path in sorted(folder.glob(pattern))]
+    if teacher.backend == "onnx" and exports and not os.path.lexists(folder / GRAPH_NAME):
+        raise UserError(
+            f"teacher.model: {folder} holds no {GRAPH_NAME}, but {exports[0]}: copy it as {GRAPH_NAME}, with its external weights and the "
+            "tokenizer's files, into a folder of its own"
+        )
+    if not os.path.lexists(weights / needed) and os.path.lexists(weights / other):
+        remedy = f"teacher.backend={'torch' if teacher.backend == 'onnx' else 'onnx'}"
+        raise UserError(f"teacher.model: {folder} holds no {needed}, which teacher.backend={teacher.backend} needs; try {remedy}?")
+    check_custom_code(weights, option="teacher.model", trusted=teacher.trust_remote_code)
+    if teacher.backend == "onnx":
+        check_graph(folder, max_tokens=teacher.max_tokens, option="teacher.model")
+    else:
+        check_teacher(folder, option="teacher.model")
+        check_length(teacher.max_tokens, weights, option="teacher.max_tokens")
+    return weights
+
+
+def teacher_notes(teacher: Teacher) -> list[str]:
+    """What a person should know of the teacher's files before it is paid for, of which nothing is an error."""
+    if teacher.backend != "torch" or not bare_decoder(folder := teacher_folder(teacher)):
+        return []
+    return [
+        f"teacher.model: {folder} is a decoder with a scoring head and names no template of query and document, so it reads pairs as its "
+        "tokenizer joins them; where its model card tells of a template or instruction, its logits will mean little"
+    ]
+
+
+def resolve_teacher(teacher: Teacher, *, device: str) -> TeacherSpec:
+    """Find the teacher's folder and its precision class. Raises UserError as `teacher_folder` does."""
+    folder = teacher_folder(teacher)
     # An ONNX file has its number format inside it, and its content is in the weights digest.
     precision = "graph" if teacher.backend == "onnx" else precisions.resolve(teacher.precision, device=device)
-    return TeacherSpec(folder, teacher.model, teacher.backend, precision, teacher.max_tokens)
+    return TeacherSpec(folder, teacher.model, teacher.backend, precision, teacher.max_tokens, teacher.trust_remote_code)
 
 
 class OutOfMemory(Exception):
@@ -83,6 +129,7 @@ class CrossEncoder(Protocol):
     batch_tokens: int  # padding included; halved by `score_pairs` when a batch does not fit on a GPU
     length_multiple: int  # batches are padded to a multiple of it
     one_thread_each: bool  # batches are computed side by side, each by one CPU thread
+    packs: bool  # batches go through the layers without their padding
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n, L] arrays to [n] raw fp32 logits. Raises OutOfMemory."""
@@ -103,7 +150,9 @@ def load_cross_encoder(
     batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
     if spec.backend == "onnx":
         return OnnxCrossEncoder(spec.folder, device=device, threads=threads, batch_tokens=batch_tokens)
-    return TorchCrossEncoder(spec.folder, precision=spec.precision, device=device, batch_tokens=batch_tokens, compiled=compiled)
+    return TorchCrossEncoder(
+        spec.folder, precision=spec.precision, device=device, batch_tokens=batch_tokens, compiled=compiled, trusted=spec.trust_remote_code
+    )
 
 
 class TorchCrossEncoder:
@@ -118,13 +167,14 @@ class TorchCrossEncoder:
         batch_tokens: int | None = None,
         compiled: bool = False,
         unpad: bool | None = None,  # None: on GPUs, in low precision
+        trusted: bool = False,  # whether code that comes with the checkpoint may run
     ) -> None:
         import torch
-        from transformers import AutoModelForSequenceClassification
 
         from retrieval import mixed_precision, unpadded
+        from retrieval.padding import check_padding
+        from retrieval.probe import pad_id_of
 
-        quiet_transformers()
         self._torch, self._device, self._compiled = torch, device, compiled
         self.batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
         self.length_multiple = 1 if device == "cpu" else 8  # tensor cores want multiples of 8; a CPU only has more padding then (3 %)
@@ -133,20 +183,20 @@ class TorchCrossEncoder:
             raise UserError("teacher.precision=bf16: this GPU would only emulate it; use teacher.precision=fp16")
         if device == "cpu":
             settle_memory()
-        attention = {"attn_implementation": mixed_precision.register_cpu_attention()} if device == "cpu" else {}
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **attention)
-        except ValueError:  # a model whose attention cannot be exchanged
-            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        ways = [{"attn_implementation": mixed_precision.register_cpu_attention()}] if device == "cpu" else []
+        model = open_model("AutoModelForSequenceClassification", folder, option="teacher.model", trusted=trusted, ways=[*ways, {}])
         if model.config.num_labels != 1:
             outputs = model.config.num_labels
             raise UserError(f"teacher.model: {folder} has {outputs} outputs; a cross-encoder with one output (num_labels=1) is needed")
+        self.packs = False
         self._has_segments = getattr(model.config, "type_vocab_size", 1) > 1
         self._model = model.eval().to(device=device)
         self._forward: Callable[..., Any] = self._model
+        self._pad_id = pad_id_of(self._model) or 0
+        check_padding(self._model, check=self._logits_of, option="teacher.model")
         mixed_precision.apply(self._model, precision=precision, check=self._logits_of, option="teacher.precision", compiled=compiled)
         if unpad if unpad is not None else device == "cuda" and precision != "fp32" and not compiled:
-            unpadded.install(self._model, check=self._logits_of)
+            self.packs = unpadded.install(self._model)
         if compiled:
             self._forward = self._compile()
 
@@ -159,7 +209,7 @@ class TorchCrossEncoder:
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n, L] arrays to [n] raw fp32 logits."""
         torch = self._torch
-        arrays = [ids, mask, segments]
+        arrays = [np.where(mask, ids, self._pad_id), mask, segments]
         if self._compiled and len(ids) == 1:  # a dimension of 1 would be compiled once more, for itself
             arrays = [np.repeat(array, 2, axis=0) for array in arrays]
         try:
@@ -180,35 +230,59 @@ class OnnxCrossEncoder:
     """A folder with model.onnx, under ONNX Runtime (extra `onnx`).
 
     A dynamically quantised graph takes its activation scale from the whole batch, so a logit would depend on its neighbours, by
-    up to 0.1 on int8 MiniLM, and on what happens to be cached. Such a graph gets each pair alone; on a CPU that costs 7 %.
+    up to 0.1 on int8 MiniLM, and on what happens to be cached. Such a graph gets each pair alone; on a CPU that costs 7 %. So does one
+    without attention_mask, to which padding is text. Inputs are cast to what the graph wants; where its batch or length is fixed, batches
+    are filled up to that.
     """
 
     def __init__(self, folder: Path, *, device: str, threads: int, batch_tokens: int) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UserError("teacher.backend=onnx needs ONNX Runtime: pip install 'adam-distillation[onnx]'") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
-        missing = set(providers) - set(onnxruntime.get_available_providers())
-        if missing:
-            raise UserError(f"ONNX Runtime here lacks {', '.join(missing)}: install onnxruntime-gpu, or use runner.device=cpu")
-        self._session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=providers)
-        one_by_one = b"DynamicQuantizeLinear" in (folder / "model.onnx").read_bytes()
-        self.batch_tokens, self.length_multiple = (1 if one_by_one else batch_tokens), 1
+        self._session = _onnx_session(folder, device=device, threads=threads)
+        graph = read_graph(folder)
+        one_by_one = "DynamicQuantizeLinear" in graph.operators or not graph.masks_padding
+        self.batch_tokens, self.length_multiple = (1 if one_by_one else batch_tokens), graph.length or 1
         self.one_thread_each = False  # the session has threads of its own
-        self._inputs = {node.name for node in self._session.get_inputs()}
+        self.packs = False
+        self._kinds = {name: value.kind for name, value in graph.inputs.items()}
+        self._batch = graph.batch
+        self._output = next(iter(graph.outputs))
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n, L] arrays to [n] raw fp32 logits."""
-        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
-        (logits,) = self._session.run(None, {name: array for name, array in inputs.items() if name in self._inputs})[:1]
-        if logits.ndim == 2 and logits.shape[1] != 1:
-            raise UserError(f"teacher.model: the ONNX graph has {logits.shape[1]} outputs; a cross-encoder with one is needed")
-        return logits.reshape(-1).astype(np.float32)
+        arrays = dict(zip(INPUTS, (ids, mask, segments), strict=True))
+        inputs = {name: arrays[name].astype(kind) for name, kind in self._kinds.items()}
+        size = self._batch or len(ids)
+        parts = [self._run({name: array[start : start + size] for name, array in inputs.items()}) for start in range(0, len(ids), size)]
+        return np.concatenate(parts)
+
+    def _run(self, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The logits of at most as many pairs as the graph takes; its last places are filled with the last pair again."""
+        pairs = len(inputs["input_ids"])
+        if self._batch:
+            inputs = {name: array[np.minimum(np.arange(self._batch), pairs - 1)] for name, array in inputs.items()}
+        (logits,) = self._session.run([self._output], inputs)
+        if logits.size != len(inputs["input_ids"]):
+            raise UserError(f"teacher.model: the ONNX graph gives {list(logits.shape)} for {pairs} pairs; one logit a pair is needed")
+        return logits.reshape(-1)[:pairs].astype(np.float32)
+
+
+def _onnx_session(folder: Path, *, device: str, threads: int) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError("teacher.backend=onnx needs ONNX Runtime: pip install 'adam-distillation[onnx]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+    missing = set(providers) - set(onnxruntime.get_available_providers())
+    if missing:
+        raise UserError(f"ONNX Runtime here lacks {', '.join(missing)}: install onnxruntime-gpu, or use runner.device=cpu")
+    try:
+        return onnxruntime.InferenceSession(str(folder / GRAPH_NAME), options, providers=providers)
+    except Exception as error:  # its kinds have no common ancestor but this
+        reason = " ".join(str(error).split())
+        raise UserError(f"teacher.model: ONNX Runtime does not open {folder / GRAPH_NAME}: {reason}") from error
 
 
 Progress = Callable[[int, int, int], None]  # pairs, tokens, tokens with padding

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from data.errors import UserError
-from retrieval.quiet import quiet_transformers
+from retrieval.checkpoint_files import copy_tokenizer
+from retrieval.encoder_kind import encoder_size
+from retrieval.first_layers import keep_first_layers
+from retrieval.model_loading import open_model
 from retrieval.student_spec import StudentSpec
-
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
-    "added_tokens.json", "spiece.model", "sentencepiece.bpe.model",
-)  # fmt: skip
 
 
 class DualEncoder(nn.Module):
@@ -26,19 +21,22 @@ class DualEncoder(nn.Module):
 
     def __init__(self, spec: StudentSpec, *, attention: str | None = None) -> None:
         super().__init__()
-        quiet_transformers()
         self.spec = spec
         self.source = spec.weights_folder
-        if not (self.source / "config.json").is_file():
-            raise UserError(f"student.model: {self.source} holds no config.json, it is not a transformers checkpoint")
-        self.backbone = _backbone(self.source, attention)
+        self.backbone = _backbone(spec, attention)
         if spec.layers is not None:
             keep_first_layers(self.backbone, spec.layers)
+        self._token_size = encoder_size(self.backbone, pooling=spec.pooling, option=spec.option)
 
     @property
     def size(self) -> int:
         """D, dimensions of a vector."""
-        return int(self.backbone.config.hidden_size)
+        return min(self._token_size, self.spec.truncate_dim or self._token_size)
+
+    @property
+    def option(self) -> str:
+        """The setting that names it, for errors."""
+        return self.spec.option
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[n, L] token ids and mask to [n, D] fp32 vectors."""
@@ -48,25 +46,25 @@ class DualEncoder(nn.Module):
         else:
             weights = attention_mask.unsqueeze(-1).to(torch.float32)
             vectors = (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+        vectors = vectors[:, : self.size]
         return nn.functional.normalize(vectors, dim=-1) if self.spec.normalize else vectors
 
     def save(self, folder: Path) -> None:
         """Save as a sentence-transformers folder that `SentenceTransformer(folder)` opens; a transformers folder too.
 
         There `encode_query` and `encode_document` give the vectors that queries and passages have here: prompts, lengths, lower-casing.
+        Vectors that are cut to `truncate_dim` and normalised are, there, of length 1 only with `normalize_embeddings=True`: it cuts last.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.save_pretrained(folder, safe_serialization=True)
-        for name in TOKENIZER_FILES:  # copied, not re-saved: the tokenizer's digest must stay what the shards carry
-            if (self.source / name).is_file():
-                shutil.copyfile(self.source / name, folder / name)
+        copy_tokenizer(self.source, folder)
         modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * self.spec.normalize
         listed = [
             {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for place, (path, kind) in enumerate(modules)
         ]
         pooling = {
-            "word_embedding_dimension": self.size,
+            "word_embedding_dimension": self._token_size,
             "pooling_mode_cls_token": self.spec.pooling == "cls",
             "pooling_mode_mean_tokens": self.spec.pooling == "mean",
             "pooling_mode_max_tokens": False,
@@ -76,7 +74,8 @@ class DualEncoder(nn.Module):
         _write_json(folder / "1_Pooling" / "config.json", pooling)
         _write_json(folder / "sentence_bert_config.json", {**_lengths(self.spec), "do_lower_case": self.spec.lower_case})
         similarity = "cosine" if self.spec.normalize else "dot"
-        _write_json(folder / "config_sentence_transformers.json", {**_prompts(self.spec), "similarity_fn_name": similarity})
+        kept = {} if self.spec.truncate_dim is None else {"truncate_dim": self.spec.truncate_dim}
+        _write_json(folder / "config_sentence_transformers.json", {**_prompts(self.spec), "similarity_fn_name": similarity, **kept})
         if self.spec.normalize:
             (folder / "2_Normalize").mkdir(exist_ok=True)
 
@@ -95,35 +94,15 @@ def _prompts(spec: StudentSpec) -> dict[str, Any]:
     return {"prompts": prompts, "default_prompt_name": "document" if shared else None}
 
 
-def _backbone(folder: Path, attention: str | None) -> Any:
+def _backbone(spec: StudentSpec, attention: str | None) -> Any:
     """The encoder in fp32; with transformers' own attention where the model cannot have the one asked for."""
-    from transformers import AutoModel
-
-    given: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
     # A pooler would be trained by nothing and saved for nothing; models without the option ignore it or raise a TypeError.
     ways: list[dict[str, Any]] = [{"add_pooling_layer": False}, {}]
     if attention:
         ways = [{**way, "attn_implementation": attention} for way in ways] + ways
-    for way in ways[:-1]:
-        with contextlib.suppress(TypeError, ValueError):
-            return AutoModel.from_pretrained(folder, **given, **way)
-    return AutoModel.from_pretrained(folder, **given, **ways[-1])
+    return open_model("AutoModel", spec.weights_folder, option=spec.option, trusted=spec.trust_remote_code, ways=ways)
 
 
 def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2))
-
-
-def keep_first_layers(backbone: Any, layers: int) -> None:
-    """Cut the encoder to its first `layers` transformer layers, in place, and tell its configuration so."""
-    for owner in backbone.modules():
-        for name in ("layer", "layers"):
-            stack = getattr(owner, name, None)
-            if isinstance(stack, nn.ModuleList):
-                if layers > len(stack):
-                    raise UserError(f"student.layers={layers}, but the model has {len(stack)} layers")
-                setattr(owner, name, stack[:layers])
-                backbone.config.num_hidden_layers = layers
-                return
-    raise UserError(f"student.layers: no layer stack found in {type(backbone).__name__}")

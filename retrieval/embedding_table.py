@@ -126,4 +126,7 @@ _MUST_AGREE = {"weights", "tokenizer", "layers", "pooling", "normalize"}
 def same_student(queries: EmbeddingTable, corpus: EmbeddingTable) -> bool:
     """False where both manifests name the model they were embedded with, and it is not the same: their scores would mean nothing."""
     both = queries.student_key.keys() & corpus.student_key.keys() & _MUST_AGREE
-    return all(queries.student_key[name] == corpus.student_key[name] for name in both)
+    size = "truncate_dim"  # keyed only where vectors are cut
+    return all(queries.student_key[name] == corpus.student_key[name] for name in both) and (
+        not both or queries.student_key.get(size) == corpus.student_key.get(size)
+    )

@@ -18,7 +18,7 @@ from data.settings import Embed, Student
 from data.shards import describe, open_shard, read_footer, read_row_groups
 from retrieval import precision as precisions
 from retrieval.overlap import ahead
-from retrieval.student_spec import EMBEDDING_VERSION, resolve_student
+from retrieval.student_spec import EMBEDDING_VERSION, resolve_student, student_notes
 from retrieval.text_encoder import TextEncoder, TokenLists
 
 _WINDOW_ROWS = 8192  # texts in work at a time: sorted by length within a window, so that padding is small and memory bounded
@@ -113,7 +113,10 @@ def encode_table(
         if footer is not None and footer.get("fingerprint") != fingerprint:
             raise UserError(f"{out} holds embeddings of other texts or of another model; choose another out=FOLDER")
         if footer is None:
-            encoder = encoder or TextEncoder(student, precision=precision, device=device, batch_tokens=batch_tokens)
+            if encoder is None:
+                for note in student_notes(student):
+                    report(f"note: {note}")
+                encoder = TextEncoder(student, precision=precision, device=device, batch_tokens=batch_tokens)
             started = time.monotonic()
             schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
             with open_shard(out / shard.name, schema, {"fingerprint": fingerprint}) as writer:

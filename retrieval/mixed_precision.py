@@ -7,6 +7,7 @@ work, run in bf16 or fp16, and all between them in fp32: off by 0.006 on average
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from data.errors import UserError
 from retrieval import onednn
 from retrieval.precision import torch_type
-from retrieval.probe import probe_batch
+from retrieval.probe import FP32_NOISE, agree, probe_batch
 
 CPU_ATTENTION = "cpu_attention"
 
@@ -112,7 +113,7 @@ def pack_linear(model: nn.Module, *, check: Check) -> None:
     before = {name: module for name, module in model.named_modules() if name}
     lower_precision(model, torch.float32, pack=True)
     try:
-        same = torch.allclose(check(*probe), expected, rtol=1e-4, atol=1e-4)
+        same = agree(check(*probe), expected, within=FP32_NOISE)
     except Exception:  # code of any model, which may read a layer's weights itself
         same = False
     if not same:
@@ -197,8 +198,7 @@ def packing_agrees(linear: nn.Linear, dtype: torch.dtype, *, gelu: bool = False)
     except (RuntimeError, AttributeError):
         return False
     plain = nn.functional.linear(probe.to(dtype), linear.weight.to(dtype)).float() + bias
-    off = 1e-4 if dtype == torch.float32 else 0.02
-    return bool(torch.allclose(packed.float(), nn.functional.gelu(plain) if gelu else plain, rtol=off, atol=off))
+    return agree(packed, nn.functional.gelu(plain) if gelu else plain, within=FP32_NOISE if dtype == torch.float32 else 0.02)
 
 
 def _probe(linear: nn.Linear) -> Tensor:
@@ -333,7 +333,25 @@ def check_attention(model: nn.Module, *, check: Check) -> None:
         ours = None
     finally:
         ALL_ATTENTION_FUNCTIONS.register(CPU_ATTENTION, _transformers_attention)
-    # A model without sdpa adds the mask to its scores itself, and would get one of true and false.
-    config._attn_implementation = "sdpa" if cast(Any, model)._supports_sdpa else "eager"
-    if calls and ours is not None and torch.allclose(check(*probe), ours, atol=1e-3, rtol=1e-3):
-        config._attn_implementation = CPU_ATTENTION
+    with own_attention(model):
+        same = bool(calls) and ours is not None and agree(ours, check(*probe), within=FP32_NOISE)
+    if not same:
+        config._attn_implementation = _own_attention(model)
+
+
+@contextlib.contextmanager
+def own_attention(model: nn.Module) -> Iterator[None]:
+    """The model with the attention that transformers gives it, for the length of the block."""
+    config: Any = model.config
+    before = config._attn_implementation
+    if before == CPU_ATTENTION:
+        config._attn_implementation = _own_attention(model)
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _own_attention(model: nn.Module) -> str:
+    """A model without sdpa adds the mask to its scores itself, and would get one of true and false."""
+    return "sdpa" if cast(Any, model)._supports_sdpa else "eager"

@@ -9,11 +9,9 @@ from retrieval.checkpoint_files import read_json
 
 # Their position ids begin after the padding id, so `max_position_embeddings` counts padding_idx + 1 places that no token can take
 # (transformers, `create_position_ids_from_input_ids`).
-_POSITIONS_AFTER_PADDING = frozenset(
-    [
-        "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text", "roberta-prelayernorm", "xmod",
-        "ibert",
-    ]
+_POSITIONS_AFTER_PADDING = (
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text", "roberta-prelayernorm", "xmod",
+    "ibert",
 )  # fmt: skip
 _PADDING_ID = 1  # of all of them, where config.json does not say
 
@@ -29,7 +27,7 @@ def most_positions(folder: Path) -> int | None:
         return None
     if config.get("model_type") in _POSITIONS_AFTER_PADDING:
         padding = config.get("pad_token_id")
-        return positions - 1 - (_PADDING_ID if padding is None else padding)
+        return positions - 1 - (padding if isinstance(padding, int) else _PADDING_ID)
     return positions
 
 

@@ -5,7 +5,6 @@ Sequences are one array of numbers each for all that encodes them: a pair's segm
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data.digests import hash64
-from data.errors import UserError
-from retrieval.dual_encoder import TOKENIZER_FILES
+from retrieval.checkpoint_files import copy_tokenizer
+from retrieval.model_loading import open_config, open_model
 from retrieval.pair_tokens import PairEncoding
-from retrieval.quiet import quiet_transformers
 
 _SEGMENT_BIT = 24  # no vocabulary is larger than 2^24
 _ID_BITS = (1 << _SEGMENT_BIT) - 1
@@ -33,28 +31,22 @@ class PairScorer(nn.Module):
     """A pair's logit, as a vector of one dimension."""
 
     size = 1
+    option = "teacher.model"  # the setting that names it, for errors
 
-    def __init__(self, folder: Path, *, seed: int) -> None:
+    def __init__(self, folder: Path, *, seed: int, trusted: bool = False) -> None:
         """Open a cross-encoder, or an encoder, which gets a new head drawn from the seed.
 
-        Raises UserError: no transformers checkpoint, or one with a head of several outputs.
+        `trusted`: whether code that comes with the checkpoint may run.
+
+        What its files can tell has been checked (`check_training_start`). Raises UserError where weights are missing but for a whole head.
         """
         super().__init__()
-        from transformers import AutoConfig, AutoModelForSequenceClassification
-
-        quiet_transformers()
         self.source = folder
-        if not (folder / "config.json").is_file():
-            raise UserError(f"teacher.model: {folder} holds no config.json, it is not a transformers checkpoint")
-        config = AutoConfig.from_pretrained(folder)
+        config = open_config(folder, option=self.option, trusted=trusted)
         has_head = any("SequenceClassification" in name for name in config.architectures or [])
-        if has_head and config.num_labels != 1:
-            raise UserError(
-                f"teacher.model: {folder} has {config.num_labels} outputs; start from one with a single output, or from an encoder"
-            )
         torch.manual_seed(hash64("head", seed))
-        self.backbone: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, dtype=torch.float32, use_safetensors=True
+        self.backbone: Any = open_model(
+            "AutoModelForSequenceClassification", folder, option=self.option, trusted=trusted, new_head=not has_head, num_labels=1
         )
         self._has_segments = getattr(config, "type_vocab_size", 1) > 1
 
@@ -69,6 +61,4 @@ class PairScorer(nn.Module):
         """Save as a folder that `teacher.model` takes."""
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.save_pretrained(folder, safe_serialization=True)
-        for name in TOKENIZER_FILES:  # copied, not re-saved: the tokenizer's digest must stay what it is
-            if (self.source / name).is_file():
-                shutil.copyfile(self.source / name, folder / name)
+        copy_tokenizer(self.source, folder)

@@ -89,8 +89,8 @@ def longest_first(first: int, second: int, *, room: int) -> tuple[int, int]:
 class PairTokenizer:
     """Encodes pairs for one teacher; remembers the ids of texts seen lately."""
 
-    def __init__(self, folder: Path, *, max_tokens: int, kept_tokens: int = _KEPT_TOKENS) -> None:
-        self._tokenizer = Tokenizer(folder)
+    def __init__(self, folder: Path, *, max_tokens: int, kept_tokens: int = _KEPT_TOKENS, trusted: bool = False) -> None:
+        self._tokenizer = Tokenizer(folder, trusted=trusted)
         self._max_tokens, self._kept_tokens = max_tokens, kept_tokens
         self._seen: OrderedDict[bytes, NDArray[np.int32]] = OrderedDict()
         self._seen_tokens = 0
@@ -155,9 +155,9 @@ class PairTokenizer:
 class StoredPairs:
     """Pairs from the stored token ids of two texts, each with the special tokens of a text alone."""
 
-    def __init__(self, folder: Path, *, max_tokens: int) -> None:
+    def __init__(self, folder: Path, *, max_tokens: int, trusted: bool = False) -> None:
         """Raises UserError where the tokenizer's pairs are not two token sequences with something around and between them."""
-        tokenizer = PairTokenizer(folder, max_tokens=max_tokens)
+        tokenizer = PairTokenizer(folder, max_tokens=max_tokens, trusted=trusted)
         alone = tokenizer.backend.encode("a")
         special = np.array(alone.special_tokens_mask, dtype=bool)
         ids = np.array(alone.ids, np.int32)

@@ -48,8 +48,10 @@ def check_same_student(student: Student, corpus: Path) -> None:
     """Raises UserError where the corpus was embedded with another model, pooling or number of layers: the scores would mean nothing."""
     noted, own = _student_key(corpus), resolve_student(student).key(DigestCache(corpus.parent / "digests.json"))
     differing = [name for name in _SHARED if name in noted and noted[name] != own[name]]
+    if noted and noted.get("truncate_dim") != own.get("truncate_dim"):  # keyed only where vectors are cut
+        differing.append("truncate_dim")
     if differing:
-        told = [f"{name}={noted[name]}" for name in differing if name not in ("weights", "tokenizer")]
+        told = [f"{name}={noted.get(name)}" for name in differing if name not in ("weights", "tokenizer")]
         raise UserError(
             f"model={student.model}: {corpus} was embedded with another model (differing: {', '.join(differing)})"
             + (f"; it was {', '.join(told)}" if told else "")

@@ -53,7 +53,7 @@ def rerank(
     query_texts = _all_texts(list(run), queries, id_name="query_id", what="queries")
     cut = {query: entries[:depth] for query, entries in run.items()}
     total, done, started = sum(map(len, cut.values())), 0, time.monotonic()
-    tokenizer = PairTokenizer(spec.folder, max_tokens=spec.max_tokens)
+    tokenizer = PairTokenizer(spec.folder, max_tokens=spec.max_tokens, trusted=spec.trust_remote_code)
     compiled = teacher.compile == "on" and teacher.backend == "torch"
     model = load_cross_encoder(spec, device=device, threads=threads, batch_tokens=teacher.batch_tokens, compiled=compiled)
     logits: dict[str, list[tuple[str, float]]] = {query: [] for query in run}

@@ -9,9 +9,14 @@ from typing import Any
 from data.digests import DigestCache, json_digest
 from data.errors import UserError
 from data.settings import Experiment, Student
+from retrieval.checkpoint_checks import check_student
 from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
+from retrieval.custom_code import check_custom_code, code_key
+from retrieval.encoder_kind import check_kind
 from retrieval.model_lengths import check_length
-from retrieval.sentence_transformers_files import FolderSettings, folder_settings, is_sentence_transformers
+from retrieval.sentence_transformers_files import FolderSettings, folder_settings, has_lost_its_modules, is_sentence_transformers
+
+_NOT_KEYED = ("folder", "lower_case", "trust_remote_code", "option")
 
 EMBEDDING_VERSION = 5  # raised when the same texts, model and precision give other vectors
 
@@ -29,6 +34,9 @@ class StudentSpec:
     query_tokens: int
     passage_tokens: int
     lower_case: bool = False  # lower-cased before the tokenizer's own normalisation
+    truncate_dim: int | None = None  # first dimensions that are kept of a vector, before it is normalised; None: all
+    trust_remote_code: bool = False
+    option: str = "student.model"  # the setting that names it; for people, never keyed
 
     @property
     def weights_folder(self) -> Path:
@@ -40,11 +48,14 @@ class StudentSpec:
 
         A setting that resolves to the same value so gives the same key, whoever set it.
         """
-        settings = {name: value for name, value in asdict(self).items() if name not in ("folder", "lower_case")}
+        settings = {name: value for name, value in asdict(self).items() if name not in _NOT_KEYED}
+        if self.truncate_dim is None:  # as the keys of stores that are older than the setting
+            del settings["truncate_dim"]
         return {
             **settings,
             "weights": weights_digest(self.weights_folder, digests, option="student.model"),
             "tokenizer": self.tokenizer_digest,
+            **code_key(self.weights_folder, trusted=self.trust_remote_code),
         }
 
     @property
@@ -57,11 +68,15 @@ class StudentSpec:
 def resolve_student(student: Student, *, option: str = "student.model") -> StudentSpec:
     """Fill `auto` and `null` from the folder's files. Imports no model code. `option` is for errors.
 
-    Raises UserError: a folder that is not supported (`folder_settings`), a length above the model's positions, prompts that this
-    checkpoint leaves out of its pooling.
+    Raises UserError: a folder or a model that is not supported (`folder_settings`, `check_kind`), another pooling than cls or mean, a
+    similarity that no inner product is, a length above the model's positions, prompts that this checkpoint leaves out of its pooling,
+    files that are not whole (`check_student`).
     """
-    folder = resolve_folder(student.model, option=option)
-    own = folder_settings(folder)
+    folder = resolve_folder(student.model, option=option, revision=student.revision, with_code=student.trust_remote_code)
+    check_custom_code(transformer_folder(folder), option=option, trusted=student.trust_remote_code)
+    own = folder_settings(folder, option=option)
+    _check_pooling(student, own, folder, option=option)
+    _check_similarity(student, own, folder, option=option)
     spec = StudentSpec(
         folder=folder,
         layers=student.layers,
@@ -72,9 +87,28 @@ def resolve_student(student: Student, *, option: str = "student.model") -> Stude
         query_tokens=_length(student.query_tokens, own.query_tokens, folder, option="student.query_tokens"),
         passage_tokens=_length(student.passage_tokens, own.passage_tokens, folder, option="student.passage_tokens"),
         lower_case=own.lower_case,
+        truncate_dim=own.truncate_dim,
+        trust_remote_code=student.trust_remote_code,
+        option=option,
     )
-    _check_prompts(spec, own)
+    check_kind(spec.weights_folder, pooling=spec.pooling, layers=spec.layers, option=option)
+    _check_prompts(spec, own, option=option)
+    check_student(folder, option=option)
     return spec
+
+
+def student_notes(student: Student, *, option: str = "student.model") -> list[str]:
+    """What a person should know of how a checkpoint's files were read, of which nothing is an error."""
+    folder = resolve_folder(student.model, option=option, revision=student.revision, with_code=student.trust_remote_code)
+    own, notes = folder_settings(folder, option=option), list[str]()
+    if is_sentence_transformers(folder) and own.similarity is None and not own.normalize and student.normalize is None:
+        notes.append(
+            f"{folder} names no similarity and normalises nothing: passages are ranked by inner product, where sentence-transformers "
+            "would take cosine; student.normalize=true or false settles it"
+        )
+    if own.unread:
+        notes.append(f"{folder}/config_sentence_transformers.json has keys that are not known here: {', '.join(own.unread)}")
+    return notes
 
 
 def miner_of(experiment: Experiment) -> Student:
@@ -102,10 +136,34 @@ def _length(given: int | None, own: int | None, folder: Path, *, option: str) ->
     return length
 
 
-def _check_prompts(spec: StudentSpec, own: FolderSettings) -> None:
+def _check_pooling(student: Student, own: FolderSettings, folder: Path, *, option: str) -> None:
+    if student.pooling != "auto":
+        return
+    if own.pooling not in ("cls", "mean"):
+        raise UserError(f"{option}: {folder} pools by {own.pooling}; cls and mean are supported (student.pooling=mean takes another one)")
+    if has_lost_its_modules(folder):
+        raise UserError(
+            f"{option}: {folder} has a 1_Pooling folder and no modules.json, which says what to do with it: fetch the whole folder again, "
+            "or say student.pooling=cls or mean, and student.normalize"
+        )
+
+
+def _check_similarity(student: Student, own: FolderSettings, folder: Path, *, option: str) -> None:
+    """Between vectors of length 1 the Euclidean distance orders as the inner product does. Vectors that are cut have another length."""
+    cut = own.normalize and own.truncate_dim is not None
+    fitting = (None, "cosine", *([] if cut else ["dot"]), *(["euclidean"] if own.normalize and not cut else []))
+    if student.normalize is None and own.similarity not in fitting:
+        raise UserError(
+            f"{option}: {folder}/config_sentence_transformers.json says similarity_fn_name={own.similarity}"
+            f"{' with truncate_dim and Normalize' if cut else ''}, and passages are ranked by inner product of whole vectors here; "
+            "student.normalize=true (cosine) or false (inner product) takes that instead"
+        )
+
+
+def _check_prompts(spec: StudentSpec, own: FolderSettings, *, option: str) -> None:
     """Instruction models (`include_prompt: false`) read the prompt but pool the text alone, which our pooling does not."""
     if not own.pools_prompt and (spec.query_prefix or spec.passage_prefix):
         raise UserError(
-            f"student.model: {spec.folder} leaves its prompts out of the pooling (include_prompt: false), which is not supported; "
+            f"{option}: {spec.folder} leaves its prompts out of the pooling (include_prompt: false), which is not supported; "
             "without prompts it can be used: student.query_prefix= student.passage_prefix="
         )

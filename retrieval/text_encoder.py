@@ -15,10 +15,12 @@ from data.settings import Student
 from retrieval import mixed_precision, unpadded
 from retrieval.batching import pad, token_budget_batches
 from retrieval.dual_encoder import DualEncoder
+from retrieval.padding import check_padding
+from retrieval.probe import pad_id_of
 from retrieval.process_memory import settle_memory
 from retrieval.side_by_side import side_by_side
 from retrieval.student_spec import resolve_student
-from retrieval.tokenizer import Tokenizer
+from retrieval.tokenizer import tokenizer_of
 
 TokenLists = list[list[int]]
 
@@ -29,20 +31,20 @@ class TextEncoder:
     As for a teacher, low precision means the linear layers alone, and a CPU has its own attention (`retrieval.mixed_precision`).
     """
 
-    def __init__(self, student: Student, *, precision: str, device: str, batch_tokens: int) -> None:
+    def __init__(self, student: Student, *, precision: str, device: str, batch_tokens: int, option: str = "student.model") -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda, but torch sees no GPU here; use device=cpu")
-        self.spec = resolve_student(student)
+        self.spec = resolve_student(student, option=option)
         on_cpu = device == "cpu"
         if on_cpu:
             settle_memory()
         model = DualEncoder(self.spec, attention=mixed_precision.register_cpu_attention() if on_cpu else None).eval()
         self.model = model.to(device=device)
-        self._device, self._batch_tokens = device, batch_tokens
+        self._device, self._batch_tokens, self._pad_id = device, batch_tokens, pad_id_of(model.backbone) or 0
+        check_padding(model.backbone, check=self._checked, option=option)
         mixed_precision.apply(model.backbone, precision=precision, check=self._checked, option="embed.precision")
-        if not on_cpu and precision != "fp32":
-            unpadded.install(model.backbone, check=self._checked)
-        self.tokenizer = Tokenizer(model.source, lower_case=self.spec.lower_case)
+        self.packs = not on_cpu and precision != "fp32" and unpadded.install(model.backbone)  # batches without padding in the layers
+        self.tokenizer = tokenizer_of(self.spec)
 
     @property
     def size(self) -> int:
@@ -71,7 +73,7 @@ class TextEncoder:
 
         @torch.inference_mode()
         def compute(rows: list[int]) -> int:
-            ids, mask = pad([tokens[row] for row in rows], value=self.tokenizer.pad_id)
+            ids, mask = pad([tokens[row] for row in rows], value=self._pad_id)
             vectors[rows] = self.model(ids.to(self._device), mask.to(self._device)).float().cpu().numpy()
             return len(rows)
 

@@ -11,32 +11,31 @@ from numpy.typing import NDArray
 from data.errors import UserError
 from data.schemas import MASK_MARK, SEPARATOR_MARK
 from retrieval.checkpoint_files import tokenizer_digest
-from retrieval.quiet import quiet_transformers
+from retrieval.model_loading import open_tokenizer
+from retrieval.student_spec import StudentSpec
 
 _ENCODED_AT_ONCE = 512  # texts: an encoding takes a hundred times the memory of its ids
 
 
 class Tokenizer:
-    """A fast tokenizer of a checkpoint folder. `lower_case` lower-cases texts first (sentence-transformers' do_lower_case)."""
+    """A fast tokenizer of a checkpoint folder. `lower_case` lower-cases texts first (sentence-transformers' do_lower_case); `trusted`:
+    whether code that comes with the checkpoint may run."""
 
-    def __init__(self, folder: Path, *, lower_case: bool = False) -> None:
-        from transformers import AutoTokenizer
-
-        quiet_transformers()
+    def __init__(self, folder: Path, *, lower_case: bool = False, trusted: bool = False) -> None:
         self.folder = folder
         self.digest = tokenizer_digest(folder)
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"no tokenizer can be loaded from {folder}: {error}") from error
-        if not self._tokenizer.is_fast:
-            raise UserError(f"{folder} has only a slow tokenizer; save a tokenizer.json beside it")
+        self._tokenizer = open_tokenizer(folder, trusted=trusted)
         self.backend: Any = self._tokenizer.backend_tokenizer
         self.backend.no_padding()
         self.backend.no_truncation()
         if lower_case:
             self.backend.normalizer = _lower_first(self.backend.normalizer)
         self.pad_id = int(self._tokenizer.pad_token_id or 0)
+
+    def role_token(self, role: str) -> str | None:
+        """The token of a role (mask_token, sep_token, ...); None where there is none."""
+        token: str | None = getattr(self._tokenizer, role)
+        return token
 
     def _special(self, mark: str, token: str | None) -> str:
         if token is None:
@@ -96,6 +95,11 @@ class Tokenizer:
             first, _ = spans.get(word, (start, end))
             spans[word] = (first, end)
         return list(spans.values())
+
+
+def tokenizer_of(student: StudentSpec) -> Tokenizer:
+    """A student's own."""
+    return Tokenizer(student.weights_folder, lower_case=student.lower_case, trusted=student.trust_remote_code)
 
 
 def _lower_first(normalizer: Any) -> Any:

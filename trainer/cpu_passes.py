@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrieval.probe import probe_batch
+from retrieval.probe import FP32_NOISE, agree, probe_batch
 from trainer import packing
 from trainer.dropout import CheapDropout
 from trainer.masks import seed_masks
@@ -38,7 +38,7 @@ def _pack_if_it_can(model: Any) -> None:
     padded = _vectors(model, ids, mask)
     undo = packing.pack_layers(getattr(model.backbone, "base_model", model.backbone))  # of a cross-encoder, the model below its head
     try:
-        same = torch.allclose(_vectors(model, ids, mask), padded, rtol=1e-3, atol=1e-4)
+        same = agree(_vectors(model, ids, mask), padded, within=FP32_NOISE)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # NotImplementedError is a RuntimeError
         same = False
     if not same:

@@ -16,6 +16,7 @@ from data.digests import DigestCache
 from data.errors import UserError
 from data.settings import Experiment, Student
 from retrieval.dual_encoder import DualEncoder
+from retrieval.padding import check_padding, results_of
 from retrieval.student_spec import StudentSpec, resolve_student
 
 _TEACHER = "train.objective.teacher_model"
@@ -85,6 +86,8 @@ def open_frozen(experiment: Experiment, student: StudentSpec) -> FrozenEncoders:
     settings, spec = experiment.train, teacher_spec(experiment, student)
 
     def opened(spec: StudentSpec) -> Frozen:
-        return Frozen(DualEncoder(spec).to(settings.device))
+        encoder = DualEncoder(spec).to(settings.device)
+        check_padding(encoder.backbone, check=results_of(encoder), option=encoder.option)
+        return Frozen(encoder)
 
     return FrozenEncoders(opened(spec) if spec else None, opened(student) if settings.objective.keep_weight else None)

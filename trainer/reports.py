@@ -12,6 +12,7 @@ import torch
 
 from data.shards import atomic_write
 from retrieval.dual_encoder import DualEncoder
+from retrieval.student_spec import student_notes
 from trainer.gradients import QueryLosses
 from trainer.metrics import Metrics, last_figures
 from trainer.optim import learning_rate
@@ -114,6 +115,8 @@ def _notes(run: Run) -> Iterator[str]:
         yield f"{run.ranks.size} processes share each batch of {settings.batch_queries} queries"
     if settings.warmup_steps >= steps:
         yield f"train.warmup_steps={settings.warmup_steps} covers all {steps} steps: the peak rate is never reached"
+    if isinstance(run.model, DualEncoder):
+        yield from student_notes(run.experiment.student)
     if isinstance(run.model, DualEncoder) and run.model.spec.normalize and settings.score_scale == 1:
         yield "the student's vectors have length 1 and train.score_scale is 1: scores lie in [-1, 1]; about 20 is usual"
 

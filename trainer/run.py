@@ -15,6 +15,7 @@ from data.digests import DigestCache
 from data.errors import UserError
 from data.settings import Experiment
 from retrieval import precision
+from retrieval.probe import pad_id_of
 from trainer.batch import BatchWork, plan_batch, token_count
 from trainer.checkpoint import TrainingState, claim_output, remove_leftovers, resume
 from trainer.dev import DevSet, open_dev_set
@@ -25,6 +26,7 @@ from trainer.optim import make_optimizer
 from trainer.prefetch import Prefetched
 from trainer.ranks import Ranks
 from trainer.recipes import check_shards
+from trainer.rehearsal import rehearse_saving
 from trainer.selection import selected_share
 from trainer.stream import TrainingShards, batches, open_training_shards
 from trainer.student import computes_on_cpu, open_workers
@@ -118,6 +120,8 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)
     state = resume(output, model=model, optimizer=optimizer, fingerprint=fingerprint)
     ranks.agree(state.step, about="the checkpoint to go on from")
+    if ranks.first and state.step == 0:
+        rehearse_saving(model, output)
     workers = open_workers(model, settings, ranks=ranks)
     return Run(
         experiment=experiment, ranks=ranks, shards=shards, key=key, task=task, model=model, frozen=task.open_frozen(), workers=workers,
@@ -127,10 +131,11 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
 
 
 def check_machine(experiment: Experiment) -> None:
-    """Raises UserError where the device asked for is not there."""
+    """Raises UserError where the device asked for is not there, or only emulates the precision asked for."""
     settings = experiment.train
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device=cuda, but torch sees no GPU here; use train.device=cpu")
+    precision.resolve(settings.precision, device=settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
 
@@ -143,7 +148,7 @@ def step_settings(experiment: Experiment, model: Model) -> StepSettings:
         score_scale=settings.score_scale,
         temperature=settings.objective.temperature,
         micro_batch_tokens=settings.micro_batch_tokens,
-        pad_id=int(model.backbone.config.pad_token_id or 0),
+        pad_id=pad_id_of(model.backbone) or 0,
         device=settings.device,
         precision=precision.resolve(settings.precision, device=settings.device),
         distillation=settings.objective.distillation,

@@ -52,7 +52,8 @@ def stages_of(experiment: Experiment, *, shards_folder: Path) -> list[Stage]:
         start = own.get("start", "last")
         model = list(models.values())[-1] if start == "last" else models[start]
         seed = hash64(experiment.seed, "stage", number) % 2**_SEED_BITS if number else experiment.seed
-        student = experiment.student.model_copy(update={"model": model})
+        given = {} if model == experiment.student.model else {"revision": None}  # a folder is its own pin
+        student = experiment.student.model_copy(update={"model": model, **given})
         own_experiment = experiment.model_copy(update={"train": train, "student": student, "seed": seed})
         folder, followed = Path(own.get("shards", shards_folder)), number + 1 < len(experiment.train.stages)
         stages.append(Stage(Path(train.output).name, own_experiment, folder, followed))

@@ -9,6 +9,7 @@ from torch import nn
 
 from data.settings import Train
 from retrieval.dual_encoder import DualEncoder
+from retrieval.padding import check_padding, results_of
 from retrieval.pair_scorer import PairScorer
 from retrieval.process_memory import settle_memory
 from trainer.cpu_passes import speed_up
@@ -24,7 +25,9 @@ def prepared(make: Callable[[], Model], settings: Train) -> Model:
     """The starting point of a run, which `make` opens, on its device and in train mode."""
     if settings.device == "cpu":
         settle_memory()
-    model = make().to(settings.device).train()
+    model = make().to(settings.device)
+    check_padding(model.backbone, check=results_of(model), option=model.option)
+    model.train()
     freeze_key_biases(model.backbone)
     if isinstance(model, PairScorer):
         freeze_output_bias(model.backbone)

@@ -20,7 +20,10 @@ from data.digests import DigestCache
 from data.errors import UserError
 from data.schemas import CandidateKind
 from data.settings import Experiment
-from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
+from retrieval.checkpoint_checks import check_training_start
+from retrieval.checkpoint_files import tokenizer_digest, transformer_folder, weights_digest
+from retrieval.cross_encoder import teacher_source
+from retrieval.custom_code import check_custom_code, code_key
 from retrieval.dual_encoder import DualEncoder
 from retrieval.model_lengths import check_length
 from retrieval.pair_scorer import PairScorer, packed
@@ -64,12 +67,15 @@ def task_of(experiment: Experiment, digests: DigestCache) -> Task:
 
 
 def _cross_encoder(experiment: Experiment, digests: DigestCache) -> Task:
-    """Raises UserError: an ONNX teacher, `max_tokens` above what the model reads, prompts in the shards' tokens, a tokenizer whose pairs
-    cannot be put together from stored tokens."""
+    """Raises UserError: an ONNX teacher, what `check_training_start` finds in its files, `max_tokens` above what the model reads, prompts
+    in the shards' tokens, a tokenizer whose pairs cannot be put together from stored tokens."""
     teacher = experiment.teacher
     if teacher.backend == "onnx":
         raise UserError("task=cross_encoder: an ONNX graph cannot be trained; give a transformers folder with teacher.backend=torch")
-    folder = transformer_folder(resolve_folder(teacher.model, option="teacher.model"))
+    source, trusted = teacher_source(teacher), teacher.trust_remote_code
+    folder = transformer_folder(source)
+    check_custom_code(folder, option="teacher.model", trusted=trusted)
+    check_training_start(source, option="teacher.model")
     check_length(teacher.max_tokens, folder, option="teacher.max_tokens")
     spec = resolve_student(experiment.student)
     if spec.query_prefix or spec.passage_prefix:
@@ -77,18 +83,19 @@ def _cross_encoder(experiment: Experiment, digests: DigestCache) -> Task:
             "task=cross_encoder: the shards' tokens begin with the student's prompts, which a cross-encoder does not read; "
             "make shards with student.query_prefix= student.passage_prefix= and train with the same"
         )
-    pairs = StoredPairs(folder, max_tokens=teacher.max_tokens)
+    pairs = StoredPairs(folder, max_tokens=teacher.max_tokens, trusted=trusted)
     tokenizer = tokenizer_digest(folder)
     key = {
         "weights": weights_digest(folder, digests, option="teacher.model"),
         "tokenizer": tokenizer,
         "max_tokens": teacher.max_tokens,
+        **code_key(folder, trusted=trusted),
     }
     return Task(
         tokenizer=tokenizer,
         remedy=f"a cross-encoder reads its own tokens: run `prep run stage=shards` with student.model={folder}",
         key={"cross_encoder": key},
-        open=lambda: prepared(lambda: PairScorer(folder, seed=experiment.seed), experiment.train),
+        open=lambda: prepared(lambda: PairScorer(folder, seed=experiment.seed, trusted=trusted), experiment.train),
         open_frozen=FrozenEncoders,
         row=lambda row: as_pairs(row, pairs),
     )

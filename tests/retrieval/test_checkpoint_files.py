@@ -11,7 +11,7 @@ import pytest
 
 from data.digests import DigestCache
 from data.errors import UserError
-from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, weights_digest
+from retrieval.checkpoint_files import copy_tokenizer, resolve_folder, tokenizer_digest, weights_digest
 
 
 @pytest.mark.parametrize(("name", "value"), [("do_lower_case", False), ("mask_token", "[UNK]"), ("tokenizer_class", "Other")])
@@ -63,3 +63,27 @@ def test_a_missing_folder_names_its_neighbours(models: Any) -> None:
     """Prevents: a misspelt path looked up on the hub."""
     with pytest.raises(UserError, match=r"student\.model=.*studnt: no such folder .*student"):
         resolve_folder(str(models.student.parent / "studnt"), option="student.model")
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_a_copied_tokenizer_has_the_digest_of_its_source(models: Any, tmp_path: Path, tables: bool) -> None:
+    """Prevents: a trained student refused on the shards that it was trained on, for a file of its tokenizer left behind."""
+    source = tmp_path / "source"
+    shutil.copytree(models.student, source)
+    if not tables:
+        (source / "tokenizer.json").unlink()
+        (source / "vocab.txt").write_text("[PAD]\n[UNK]\nba\n")
+    extra = ["spm.model", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "added_tokens.json"]
+    for name in extra:
+        (source / name).write_text("{}")
+    (tmp_path / "target").mkdir()
+    copy_tokenizer(source, tmp_path / "target")
+    assert tokenizer_digest(tmp_path / "target") == tokenizer_digest(source)
+    assert all((tmp_path / "target" / name).is_file() for name in extra)
+
+
+def test_a_tokenizer_in_one_sentencepiece_file_is_told_what_to_make_of_it(tmp_path: Path) -> None:
+    """Prevents: "no tokenizer" said of a folder that plainly has one."""
+    (tmp_path / "spm.model").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"holds no tokenizer .*of its spm.model, AutoTokenizer"):
+        tokenizer_digest(tmp_path)

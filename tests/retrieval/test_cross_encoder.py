@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedConfig
 
 from data.errors import RunFailed, UserError
 from retrieval import mixed_precision, onednn, precision, unpadded
@@ -203,7 +203,7 @@ class ReadsItsOwnWeights(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(vocab_size=50, max_position_embeddings=16, _attn_implementation="eager")
+        self.config = PreTrainedConfig(vocab_size=50, attn_implementation="eager")
         self.embedding = torch.nn.Embedding(50, 8)
         self.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"linear": torch.nn.Linear(8, 8)})])
 

@@ -1,0 +1,159 @@
+"""What a text gives does not depend on the texts beside it, for every architecture; a model for which it would is refused."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from numpy.typing import NDArray
+from support.checkpoints import ARCHITECTURES, WORDS, change_json, save, save_tokenizer
+
+from data.errors import UserError
+from data.settings import Student
+from retrieval.cross_encoder import TorchCrossEncoder, score_pairs
+from retrieval.padding import check_padding, results_of
+from retrieval.pair_scorer import PairScorer
+from retrieval.pair_tokens import PairTokenizer
+from retrieval.precision import cpu_computes_bf16
+from retrieval.probe import pad_id_of, probe_batch
+from retrieval.text_encoder import TextEncoder
+
+CHANCE = random.Random(0)
+TEXTS = [" ".join(CHANCE.choices(WORDS, k=count)) for count in (1, 3, 7, 20, 40, 50, 5, 9)]
+PAIRS = [(query, text) for query in TEXTS[:3] for text in TEXTS]
+SOUND = [name for name in ARCHITECTURES if name != "MobileBert"]
+NOISE = {"fp32": 1e-5, "bf16": 0.05}
+PRECISIONS = ["fp32", pytest.param("bf16", marks=pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor has no bf16"))]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
+    """Each checkpoint once."""
+    folder, made = tmp_path_factory.mktemp("checkpoints"), dict[tuple[str, bool], Path]()
+
+    def get(name: str, head: bool) -> Path:
+        if (name, head) not in made:
+            made[name, head] = save(folder / f"{name}-{head}", name, head=head)
+        return made[name, head]
+
+    return get
+
+
+def alone(folder: Path, pairs: list[tuple[str, str]] = PAIRS) -> NDArray[np.float32]:
+    """The reference: transformers as it is, one pair after the other."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    encoded = PairTokenizer(folder, max_tokens=100).encode(pairs)
+    segments = getattr(model.config, "type_vocab_size", 1) > 1
+    with torch.no_grad():
+        return np.array([
+            model(
+                input_ids=torch.tensor(pair.ids[None].astype(np.int64)),
+                **({"token_type_ids": torch.tensor(pair.segments[None].astype(np.int64))} if segments else {}),
+            ).logits.item()
+            for pair in encoded
+        ], np.float32)  # fmt: skip
+
+
+def together(folder: Path, precision: str = "fp32", *, batch_tokens: int = 400, pairs: list[tuple[str, str]] = PAIRS) -> Any:
+    teacher = TorchCrossEncoder(folder, precision=precision, device="cpu", batch_tokens=batch_tokens)
+    tokenizer = PairTokenizer(folder, max_tokens=100)
+    return score_pairs(teacher, tokenizer.encode(pairs), pad_id=tokenizer.pad_id)
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_pair_gives_alone_what_it_gives_in_any_batch(built: Any, name: str) -> None:
+    """Prevents: a logit that depends on its neighbours, on how many are cached, on the batch size: another one in each run."""
+    expected = alone(built(name, True))
+    assert expected.std() > 0.05  # else everything would be equal
+    for batch_tokens in (1, 400):
+        np.testing.assert_allclose(together(built(name, True), batch_tokens=batch_tokens), expected, atol=1e-5)
+
+
+@pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor has no bf16")
+@pytest.mark.parametrize("name", SOUND)
+def test_in_bf16_too(built: Any, name: str) -> None:
+    """Prevents: padding that is seen where masks and sums are rounded."""
+    one_by_one, batches = (together(built(name, True), "bf16", batch_tokens=batch_tokens) for batch_tokens in (1, 400))
+    np.testing.assert_allclose(batches, one_by_one, atol=NOISE["bf16"])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", SOUND)
+def test_a_text_has_alone_the_vector_it_has_in_any_batch(built: Any, name: str, precision: str) -> None:
+    """Prevents: vectors that depend on the shard's other texts, by either pooling."""
+    for pooling in ("mean", "cls") if precision == "fp32" else ("mean",):
+        student = Student(model=str(built(name, False)), pooling=pooling, normalize=True, query_tokens=60, passage_tokens=60)
+        first, second = (
+            TextEncoder(student, precision=precision, device="cpu", batch_tokens=tokens).passages(TEXTS) for tokens in (1, 400)
+        )
+        np.testing.assert_allclose(first, second, atol=NOISE[precision])
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "tokenizer"),
+    [
+        ("Llama", {"pad_token_id": 2}, {}),  # the tokenizer has none; texts end in 2
+        ("Llama", {"pad_token_id": 0}, {"pad_token": "</s>"}),
+        ("Llama", {"pad_token_id": 7}, {"pad_token": "</s>"}),  # a word
+        ("Qwen3", {"pad_token_id": 1}, {}),  # the tokenizer's is 2, texts end in 1
+        ("Gemma", {"pad_token_id": 3}, {"padding_side": "left"}),
+        ("GPT2", {"pad_token_id": 2}, {}),
+        ("Roberta", {}, {"pad_token": "<mask>", "padding_side": "left"}),
+    ],
+)
+def test_config_and_tokenizer_that_name_other_padding(
+    tmp_path: Path, name: str, changed: dict[str, Any], tokenizer: dict[str, Any]
+) -> None:
+    """Prevents: a decoder's head that takes a place of padding for the text's end: 43 of 63 logits off, by up to 5.3, by the batch."""
+    folder = save(tmp_path, name, head=True, **changed)
+    save_tokenizer(folder, ARCHITECTURES[name][0], **tokenizer)
+    pairs = [*PAIRS, ("ba", "be bi </s>"), ("ba", "<unk> </s> </s>")]
+    np.testing.assert_allclose(together(folder, pairs=pairs), alone(folder, pairs), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPTNeoX"])
+def test_a_decoder_without_a_padding_token_is_told_what_to_do(tmp_path: Path, name: str) -> None:
+    """Prevents: a traceback out of the first batch, after all that comes before scoring."""
+    folder = save(tmp_path, name, head=True)
+    change_json(folder / "config.json", pad_token_id=None)
+    with pytest.raises(UserError, match=r"has no pad_token_id: write one into it"):
+        TorchCrossEncoder(folder, precision="fp32", device="cpu")
+    with pytest.raises(UserError, match=r"has no pad_token_id"):
+        scorer = PairScorer(folder, seed=0)
+        check_padding(scorer.backbone, check=results_of(scorer), option="teacher.model")
+
+
+UNSOUND = {
+    "FNet": {"pad_token_id": 0}, "ConvBert": {"embedding_size": 32, "head_ratio": 2, "conv_kernel_size": 3},
+    "T5": {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4, "num_layers": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("name", [*UNSOUND, "MobileBert"])
+def test_a_model_that_reads_its_padding_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, head: bool) -> None:
+    """Prevents: states that mix along the batch's length (Fourier transforms, convolutions, MobileBERT's next token), and heads that want
+    as many end tokens in every text, whose numbers would depend on the batch or break in the middle of it."""
+    monkeypatch.setitem(ARCHITECTURES, name, ("t5" if name == "T5" else "bert", UNSOUND.get(name) or ARCHITECTURES[name][1]))
+    folder = save(tmp_path, name, head=head)
+    with pytest.raises(
+        UserError, match=r"^(student|teacher)\.model: a \w+ (gives a text another result|cannot compute texts of different)"
+    ):
+        if head:
+            TorchCrossEncoder(folder, precision="fp32", device="cpu")
+        else:
+            student = Student(model=str(folder), pooling="mean", query_tokens=60, passage_tokens=60)
+            TextEncoder(student, precision="fp32", device="cpu", batch_tokens=400)
+
+
+def test_the_probe_is_padded_as_the_model_wants_it(built: Any) -> None:
+    """Prevents: checks on batches that a decoder's head reads at places of padding."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(built("Llama", True))
+    ids, mask, _ = probe_batch(model)
+    assert pad_id_of(model) == 2 and bool((ids[mask == 0] == 2).all()) and mask.sum(1).tolist() == [64, 3, 17, 40]
