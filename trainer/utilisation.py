@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
+
+from retrieval.probe import text_config
 
 _SIZE = {"cpu": 1024, "cuda": 8192}
 _SECONDS = 0.3
@@ -20,7 +21,7 @@ _SECONDS = 0.3
 def training_flop(backbone: nn.Module, lengths: Iterable[int]) -> int:
     """Floating-point operations to train on sequences of these lengths once: 6 a weight and token, and attention's 12 L^2 D a layer."""
     linear = sum(module.weight.numel() for module in backbone.modules() if isinstance(module, nn.Linear))
-    config: Any = backbone.config
+    config = text_config(backbone)
     attention = 12 * int(config.num_hidden_layers) * int(config.hidden_size)
     return sum(6 * linear * length + attention * length * length for length in lengths)
 
