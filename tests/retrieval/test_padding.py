@@ -144,7 +144,7 @@ def test_a_model_that_reads_its_padding_is_refused(tmp_path: Path, monkeypatch: 
     folder = save(tmp_path, name, head=head)
     with pytest.raises(
         UserError,
-        match=r"^(student|teacher)\.model: a \w+ (gives a text another result|cannot compute a batch of unlike lengths of different)",
+        match=r"^(student|teacher)\.model: a \w+ (gives a text another result|cannot compute a batch)",
     ):
         if head:
             TorchCrossEncoder(folder, precision="fp32", device="cpu")
