@@ -31,7 +31,7 @@ PER_QUERY = 26  # candidates: p+, m = 10 negatives, 10 mixed, 5 masked (ADAM, se
 class StubTeacher:
     """The shape of a cross-encoder without its arithmetic."""
 
-    batch_tokens, length_multiple, one_thread_each = 16_384, 8, False
+    batch_tokens, length_multiple, one_thread_each, packs = 16_384, 8, False, False
 
     def logits(self, ids: Any, mask: Any, segments: Any) -> Any:
         """[n, L] arrays to [n] numbers that depend on the pair alone."""

@@ -49,7 +49,7 @@ def check_padding(model: Any, *, check: Check, option: str) -> None:
             raise
         except Exception as error:  # code of any model
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"{option}: a {kind} cannot compute texts of different lengths together: {reason}{_remedy(model)}") from error
+            raise UserError(f"{option}: a {kind} cannot compute a batch of texts of several lengths ({reason}){_remedy(model)}") from error
     off = largest_difference(together, alone)
     if not off <= FP32_NOISE:
         raise UserError(

@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.checkpoints import save
 from torch import Tensor, nn
 
 from data.digests import DigestCache
 from data.errors import UserError
-from data.settings import Objective
+from data.settings import Objective, Student, Train
 from retrieval.cross_encoder import TorchCrossEncoder, score_pairs
+from retrieval.dual_encoder import DualEncoder
 from retrieval.pair_scorer import PairScorer
 from retrieval.pair_tokens import StoredPairs
+from retrieval.student_spec import resolve_student
 from trainer import metrics, recipes
 from trainer.batch import plan_batch
 from trainer.gradients import StepSettings, accumulate_gradients
@@ -28,6 +31,7 @@ from trainer.loop import train
 from trainer.micro_batches import cut
 from trainer.ranks import Ranks
 from trainer.stream import TrainingRow, open_training_shards, rows_of_epoch
+from trainer.student import prepared
 from trainer.task import as_pairs, task_of
 from trainer.workers import Workers
 
@@ -263,3 +267,15 @@ def test_settings_that_make_no_objective(experiment_file: Path) -> None:
     assert (objective.temperature, objective.temperature_squared, objective.in_batch) == (4.0, True, "none")
     labels = recipes.load({"config": str(experiment_file), "task": "dual_encoder"}).train.objective
     assert (labels.supervised_weight, labels.in_batch) == (1.0, "supervised") and "distillation" in labels.without
+
+
+@pytest.mark.parametrize("task", ["student", "cross_encoder"])
+def test_a_model_that_reads_its_padding_is_not_trained(tmp_path: Path, task: str) -> None:
+    """Prevents: gradients that depend on how texts are put together, and a result that reads each text otherwise alone."""
+    folder = save(tmp_path, "MobileBert")  # whose first layer reads the next token too: at a text's end, padding
+    student, settings = Student(model=str(folder), query_tokens=16, passage_tokens=16), Train(device="cpu", precision="fp32")
+    with pytest.raises(UserError, match=r"MobileBert\w+ gives a text another result beside longer ones"):
+        if task == "student":
+            prepared(lambda: DualEncoder(resolve_student(student)), settings)
+        else:
+            prepared(lambda: PairScorer(folder, seed=0), settings)
