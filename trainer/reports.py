@@ -15,9 +15,12 @@ from retrieval.dual_encoder import DualEncoder
 from trainer.gradients import QueryLosses
 from trainer.metrics import Metrics, last_figures
 from trainer.optim import learning_rate
+from trainer.output_folder import RESULT_NAME
 from trainer.progress import RunProgress
-from trainer.run import RESULT_NAME, PlannedBatch, Run
+from trainer.run import PlannedBatch, Run
 from trainer.utilisation import measured_flop_rate, training_flop
+
+_LOST = "metrics.jsonl lacks the lines of {lost} steps that the run has done: it was damaged or cut; the training is not"
 
 
 class Reports:
@@ -35,7 +38,7 @@ class Reports:
             self._metrics = Metrics(run.output, step=run.state.step)
             self._progress = RunProgress(steps=run.steps, done=run.state.step)
             self._progress.__enter__()
-            for note in _notes(run):
+            for note in (*_notes(run), *([_LOST.format(lost=self._metrics.lost)] if self._metrics.lost else [])):
                 self.note(note)
         return self
 
