@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
 from types import FrameType
 
 from data.command import heard_signals, stop_if_asked
@@ -13,11 +12,12 @@ from data.command import heard_signals, stop_if_asked
 _ECHO_SECONDS = 1.0  # torchrun sends its processes on what the terminal, or the batch system, has sent them already
 
 
-@dataclass
 class Interruption:
     """Remembers until the step is done that a signal asked to stop. A second one, no echo of the first, ends the process at once."""
 
-    asked: bool = False
+    def __init__(self) -> None:
+        self._signalled: float | None = None  # when
+        self._torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def __enter__(self) -> Interruption:
         self._before = {number: signal.signal(number, self._note) for number in heard_signals()}
@@ -28,9 +28,14 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def asked(self) -> bool:
+        """Whether the run is to stop; also where torchrun is gone, which a signal that it does not know kills without its processes."""
+        return self._signalled is not None or self._torchrun not in (None, os.getppid())
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if not self.asked:
-            self.asked, self._since = True, time.monotonic()
-        elif time.monotonic() - self._since > _ECHO_SECONDS:
+        if self._signalled is None:
+            self._signalled = time.monotonic()
+        elif time.monotonic() - self._signalled > _ECHO_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,9 +98,14 @@ class Ranks:
         except RuntimeError as error:
             stop_if_asked()  # a signal has ended the others, and would end this one when it is back in Python
             raise RunFailed(
-                f"process {self.rank} of {self.size}: another one is gone, or has not come for {_PATIENCE}; "
-                f"what it said itself says why ({str(error).splitlines()[0]}). The last checkpoint is kept: start the same command again"
+                f"process {self.rank} of {self.size}: another one is gone, or has not come for {_PATIENCE.total_seconds() / 60:.0f} min "
+                f"({_in_short(error)}); what it said itself says why. The last checkpoint is kept: start the same command again"
             ) from error
+
+
+def _in_short(error: Exception) -> str:
+    """The first sentence, without gloo's place in its source."""
+    return re.sub(r"^\[[^\]]*\] ", "", (str(error) or type(error).__name__).splitlines()[0]).split(". ")[0]
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -146,7 +152,7 @@ def joined(device: str) -> Iterator[Ranks]:
     except (RuntimeError, ValueError) as error:
         stop_if_asked()
         raise RunFailed(
-            f"process {rank} of {size} has not met the others ({str(error).splitlines()[0]}): start them all with torchrun, and see to it "
+            f"process {rank} of {size} has not met the others ({_in_short(error)}): start them all with torchrun, and see to it "
             "that MASTER_ADDR and MASTER_PORT can be reached from every machine"
         ) from error
     try:

@@ -147,6 +147,20 @@ def test_what_torchrun_sends_on_is_no_second_signal(
         assert interruption.asked and ended == [signal.SIGTERM]
 
 
+def test_processes_that_torchrun_left_behind_stop(
+    tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: SIGUSR1, or a kill, that ends torchrun alone: its processes train on, hold their GPUs, and keep the next start out."""
+    with monkeypatch.context() as context:
+        context.setenv("TORCHELASTIC_RUN_ID", "1")
+        after_step(context, 5, lambda: context.setattr(os, "getppid", lambda: 1))
+        assert start(experiment_file, shards) == 75
+    with monkeypatch.context() as context:  # of any other parent, as a shell under nohup, nothing follows
+        after_step(context, 7, lambda: context.setattr(os, "getppid", lambda: 1))
+        assert start(experiment_file, shards) == 0
+    assert metric_steps(tmp_path / "run") == list(range(1, STEPS + 1))
+
+
 def test_the_second_of_two_runs_is_refused(tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a job that is queued again while its first copy lives, and cuts lines that are being written out of metrics.jsonl."""
     output, told = tmp_path / "run", list[str]()
