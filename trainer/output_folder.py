@@ -26,10 +26,11 @@ from data.manifest import MANIFEST_NAME
 from data.settings import Train
 
 RUN_NAME, RESULT_NAME = "run.json", "result.json"
+RESULT_REMEDY = "delete it and start the same command again: nothing is trained again, the last checkpoint is there"
 _LOCK = "running.json"
 _FILES, _FOLDERS = (RUN_NAME, RESULT_NAME, _LOCK, "metrics.jsonl"), ("checkpoints", "tensorboard", "best")
 _BEAT_SECONDS = 5.0
-_WATCH_SECONDS = 30.0  # some beats, and what a network file system may hold back
+_WATCH_SECONDS = 20.0  # some beats, and what a network file system may hold back
 
 
 def check_output(train: Train, *, shards: Path, store: str) -> None:

@@ -16,13 +16,13 @@ from data.errors import UserError
 from data.settings import Experiment
 from retrieval import precision
 from trainer.batch import BatchWork, plan_batch, token_count
-from trainer.checkpoint import TrainingState, claim_output, remove_leftovers, resume, start_digest
+from trainer.checkpoint import TrainingState, claim_output, read_record, remove_leftovers, resume, start_digest
 from trainer.dev import DevSet, open_dev_set
 from trainer.frozen import FrozenEncoders
 from trainer.gradients import StepSettings
 from trainer.micro_batches import MicroBatches, cut
 from trainer.optim import make_optimizer
-from trainer.output_folder import RESULT_NAME
+from trainer.output_folder import RESULT_NAME, RESULT_REMEDY
 from trainer.prefetch import Prefetched
 from trainer.ranks import Ranks
 from trainer.recipes import check_shards
@@ -110,6 +110,7 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     fingerprint = json_digest(key)
     ranks.agree(fingerprint, about="settings, shards and models")  # the first process has checked the shards and noted the run
     if ranks.any((output / RESULT_NAME).is_file()):
+        read_record(output / RESULT_NAME, remedy=RESULT_REMEDY)
         return None
     model = task.open()
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)

@@ -21,7 +21,7 @@ from data.errors import UserError
 from data.settings import Experiment
 from data.shards import atomic_write
 from trainer.checkpoint import claim_output, read_record, remove_leftovers, whole_folder
-from trainer.output_folder import RESULT_NAME, check_output
+from trainer.output_folder import RESULT_NAME, RESULT_REMEDY, check_output
 from trainer.ranks import Ranks
 
 _SEED_BITS = 31
@@ -107,10 +107,9 @@ def end_chain(experiment: Experiment, stages: list[Stage], *, ranks: Ranks) -> N
 def _summary(stage: Stage) -> dict[str, Any]:
     """Of the stage's result. Raises UserError where it cannot be read."""
     path, task = stage.output / RESULT_NAME, stage.experiment.train.task
-    remedy = "delete it: the stage is not trained again, its last checkpoint is there"
-    result = read_record(path, remedy=remedy)
+    result = read_record(path, remedy=RESULT_REMEDY)
     try:
         kept = {name: result[name] for name in ("steps", "stopped_early", "seconds", task, "best", "fingerprint")}
         return {"name": stage.name, **kept, "dev": result["last_step"].get("dev")}
     except (KeyError, AttributeError) as error:
-        raise UserError(f"{path} is not a run's result ({error!r}); {remedy}") from error
+        raise UserError(f"{path} is not a run's result ({error!r}); {RESULT_REMEDY}") from error

@@ -219,6 +219,20 @@ def test_finished_run_does_nothing(tmp_path: Path, experiment_file: Path, shards
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == STEPS
 
 
+def test_a_damaged_result_is_no_finished_run(tmp_path: Path, experiment_file: Path, shards: Path) -> None:
+    """Prevents: half a file that is taken for the sign of a whole run."""
+    assert start(experiment_file, shards) == 0
+    result = tmp_path / "run" / "result.json"
+    whole = json.loads(result.read_text())
+    for content in ("", '{"steps": 1', "[1]", "null"):
+        result.write_text(content)
+        with pytest.raises(UserError, match=r"result\.json (cannot be read|holds).*delete it"):
+            start(experiment_file, shards)
+    result.unlink()
+    assert start(experiment_file, shards) == 0
+    assert json.loads(result.read_text())["last_step"] == whole["last_step"]
+
+
 def test_other_settings_need_another_folder(
     tmp_path: Path, experiment_file: Path, shards: Path, student: Path, shard_writer: Any, row_maker: Any
 ) -> None:
