@@ -14,6 +14,9 @@ from data.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
 from data.terminal import printable, take_any_text
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+# What terminals and batch systems send before they kill: a closed session HUP; Slurm TERM, or what --signal names; Grid Engine USR1 and
+# USR2 (-notify), and XCPU at a soft limit of CPU time; LSF USR2.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 def is_full_disk(error: BaseException) -> bool:
@@ -31,6 +34,11 @@ def stop_if_asked() -> None:
         raise KeyboardInterrupt
 
 
+def heard_signals() -> list[signal.Signals]:
+    """The stop signals, without those that the parent had ignored: nohup means HUP to be, a shell's `&` INT."""
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Around a command's work. A fault of ours keeps its traceback."""
@@ -41,7 +49,8 @@ def exit_codes() -> Iterator[None]:
 
     take_any_text()
     _asked_to_stop.clear()
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in heard_signals():
+        signal.signal(number, interrupt)
     try:
         yield
     except UserError as error:

@@ -23,9 +23,9 @@ from data.paths import expanded
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, unknown keys forbidden, numbers checked against their bounds."""
+    """A group of settings: frozen, unknown keys forbidden, numbers finite and checked against their bounds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
 
 
 SectionType = TypeVar("SectionType", bound=Section)

@@ -97,10 +97,10 @@ class FalseNegatives(Section):
     scored first, once, whatever the logit store holds already.
     """
 
-    teacher_above: float | None = keyed(None, "drop passages with a teacher logit above this", allow_inf_nan=False)
-    teacher_margin: float | None = keyed(None, "drop those above the logit of the query's p+ minus this", allow_inf_nan=False)
+    teacher_above: float | None = keyed(None, "drop passages with a teacher logit above this")
+    teacher_margin: float | None = keyed(None, "drop those above the logit of the query's p+ minus this")
     teacher_percentile: float | None = keyed(None, "drop those above this percentile of the logits in the query's windows", gt=0, lt=100)
-    student_margin: float | None = keyed(None, "drop those whose student score is above that of p+ minus this", allow_inf_nan=False)
+    student_margin: float | None = keyed(None, "drop those whose student score is above that of p+ minus this")
 
     @property
     def uses_teacher(self) -> bool:
@@ -133,8 +133,8 @@ class HardNegatives(Section):
     draws: int = keyed(1, "independent draws of m negatives; epoch e trains on draw e modulo their number", ge=1, le=100)
     queries: int | None = keyed(None, "training queries used, a seeded subset; null takes all", ge=1)
     sampler: Literal["uniform", "top", "stratified", "simans"] = keyed("uniform", "how they are drawn: see pipeline/samplers.py")
-    simans_a: float = keyed(0.5, "a of SimANS, sharpness around p+ (the default of its authors' code)", ge=0, allow_inf_nan=False)
-    simans_b: float = keyed(0.0, "b of SimANS, added to the score of p+ (the default of its authors' code)", allow_inf_nan=False)
+    simans_a: float = keyed(0.5, "a of SimANS, sharpness around p+ (the default of its authors' code)", ge=0)
+    simans_b: float = keyed(0.0, "b of SimANS, added to the score of p+ (the default of its authors' code)")
     score_pools: bool = keyed(False, "have the teacher score whole pools, also where nothing here asks for it (table pool_scores)")
     ignore_identical_ids: Literal["auto", "true", "false"] = keyed(
         "auto", "a query that is a passage is no negative of itself; auto: where id and text agree, true: where the id does, false: it is"
@@ -247,7 +247,7 @@ class Runner(Section):
     kind: Literal["ray", "local"] = execution("ray", "Ray actors, or this process")
     address: str | None = execution(None, "host:port of a running Ray cluster; null starts a local one")
     workers: int | None = execution(None, "worker actors; null takes as many as fit", ge=1)
-    threads: int = execution(1, "CPU threads of a worker", ge=1)
+    threads: int = execution(1, "CPU threads of a worker", ge=1, le=1024)
     gpus: float = execution(1.0, "GPUs of a worker where device=cuda, fractions allowed", gt=0)
     device: Literal["cpu", "cuda"] = execution("cpu", "where the models run")
     retries: int = execution(2, "how often a shard is tried again after its worker died", ge=0)
@@ -342,8 +342,10 @@ class Train(Section):
     score_scale: float = keyed(1.0, "factor on the inner product; normalised students need about 20", gt=0)
     precision: Literal["auto", "fp32", "bf16"] = keyed("auto", "auto: bf16 autocast where the device computes it, else fp32")
     device: Literal["cpu", "cuda"] = execution("cpu", "where to train; under torchrun each process has its own GPU")
-    threads: int | None = execution(None, "CPU threads; null takes all; 1 is faster where others use the cores", ge=1)
-    workers: int | None = execution(None, "micro-batches at the same time on a CPU, each on its share of the threads; null: up to 4", ge=1)
+    threads: int | None = execution(None, "CPU threads; null takes all; 1 is faster where others use the cores", ge=1, le=1024)
+    workers: int | None = execution(
+        None, "micro-batches at the same time on a CPU, each on its share of the threads; null: up to 4", ge=1, le=1024
+    )
     micro_batch_tokens: int = keyed(4096, "tokens of a forward and backward pass; dropout masks are drawn for each", ge=64)
     compile: bool = execution(False, "torch.compile for the model; changes numbers within rounding; does not pay on a CPU")
     activation_checkpointing: bool = execution(False, "keep a layer's input alone and compute it again on the way back: less memory")

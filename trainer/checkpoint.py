@@ -11,12 +11,13 @@ The order of the rows and the dropout masks are functions of (seed, step), so th
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,11 +30,10 @@ from data.command import is_full_disk
 from data.digests import json_digest
 from data.errors import RunFailed, UserError
 from data.shards import atomic_write
-from data.what_lies import stored_table, what_lies
+from trainer.output_folder import RUN_NAME
 
 _FOLDER = "checkpoints"
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-_RUN = "run.json"
 
 
 class Saveable(Protocol):
@@ -60,19 +60,28 @@ def claim_output(output: Path, *, key: dict[str, Any]) -> str:
 
     Raises UserError where it holds another run, naming what differs.
     """
-    path = output / _RUN
-    if path.is_file():
-        there = json.loads(path.read_text())
+    path = output / RUN_NAME
+    if os.path.lexists(path):
+        there = read_record(path, remedy="choose another train.output=FOLDER, or delete it if the run in it is this one")
         if differences := _differences(there, key):
             raise UserError(
                 "\n".join([f"train.output={output} holds a run with other settings:", *differences, "choose another train.output=FOLDER"])
             )
     else:
-        if stored_table(output) is not None:
-            raise UserError(f"train.output={output} is {what_lies(output)}: choose a folder of its own")
         output.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(key, indent=1, sort_keys=True).encode())
     return json_digest(key)
+
+
+def read_record(path: Path, *, remedy: str) -> dict[str, Any]:
+    """A JSON file of the run's folder. Raises UserError where it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__} where a mapping is expected; {remedy}")
+    return content
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
@@ -118,15 +127,41 @@ def resume(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, 
         return TrainingState(step=0, seconds=0.0, fingerprint=fingerprint)
     newest = found[-1]
     try:
-        state = TrainingState(**json.loads((newest / _STATE).read_text()))
-        tensors, moments = load_file(newest / _MODEL), load_file(newest / _OPTIMIZER)
-    except Exception as error:  # safetensors and json raise many kinds, all of which mean: damaged
-        raise RunFailed(f"checkpoint {newest} cannot be read ({error}); delete it to resume from the one before") from error
+        state = _state(newest)
+        if state.fingerprint == fingerprint:
+            model.load_state_dict(load_file(newest / _MODEL))
+            moments = load_file(newest / _OPTIMIZER)
+            if state.step and not moments:
+                raise ValueError(f"{_OPTIMIZER} lacks the optimizer's moments")
+            _restore_optimizer(model, optimizer, moments)
+    except Exception as error:  # safetensors, json and torch raise many kinds, all of which mean: damaged
+        raise RunFailed(f"checkpoint {newest} cannot be read ({_in_a_line(error)}); delete it to resume from the one before") from error
     if state.fingerprint != fingerprint:
         raise UserError(f"checkpoint {newest} belongs to a run with other settings; choose another train.output=FOLDER")
-    model.load_state_dict(tensors)
-    _restore_optimizer(model, optimizer, moments)
     return state
+
+
+def start_digest(model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState) -> str:
+    """Hex digest of all that the next step depends on: every process of a run must have the same."""
+    digest = hashlib.blake2b(json_digest(asdict(state)).encode(), digest_size=16)
+    for name, tensor in {**model.state_dict(), **_optimizer_tensors(model, optimizer)}.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _state(folder: Path) -> TrainingState:
+    """Raises ValueError, TypeError or OSError where it is not what `save_checkpoint` writes."""
+    content = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    state = TrainingState(**content)
+    numbers = (state.step, state.best_step, state.stale)
+    if not all(type(one) is int and one >= 0 for one in numbers) or not isinstance(state.best, float | None):
+        raise ValueError(f"{_STATE} holds {content}")
+    return replace(state, seconds=float(state.seconds))
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -138,10 +173,16 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Raises KeyError or ValueError for moments that are not of this model."""
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         name, _, moment = key.rpartition("|")
-        optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)
+        parameter = parameters[name]
+        if value.shape not in (parameter.shape, torch.Size([])):
+            raise ValueError(f"{key} has the shape {list(value.shape)}, the parameter {list(parameter.shape)}")
+        optimizer.state[parameter][moment] = value.to(parameter.device)
+        # As in the sitting before: from its first gradient on a parameter is updated in each step, also by moments and decay alone.
+        parameter.grad = torch.zeros_like(parameter)
 
 
 def _complete(output: Path) -> list[Path]:
@@ -160,8 +201,8 @@ def _remove(folder: Path) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that gets its final name when the block ends well, replacing one of that name, else nothing."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():

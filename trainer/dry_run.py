@@ -19,10 +19,10 @@ from data.settings import Experiment
 from trainer.frozen import FrozenEncoders
 from trainer.gradients import StepSettings, accumulate_gradients
 from trainer.micro_batches import MicroBatches
-from trainer.ranks import Ranks
+from trainer.ranks import Ranks, started_processes
 from trainer.recipes import check_shards
 from trainer.run import PlannedBatch, check_machine, epoch_ends, planned_batches, step_settings
-from trainer.stages import stages_of
+from trainer.stages import check_outputs, stages_of
 from trainer.stream import TrainingShards, open_training_shards
 from trainer.student import open_workers
 from trainer.task import Model, Task, task_of
@@ -37,9 +37,10 @@ _STATE_BYTES = 16  # of a trained parameter: weight, gradient and AdamW's two mo
 def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     """Print shapes, memory and time of a run, measured on its own first batch. Returns the exit code."""
     check_machine(experiment)
-    if Ranks.started() > 1:
+    if started_processes() > 1:
         raise UserError("dry_run=true measures one process; start it without torchrun")
     stages = stages_of(experiment, shards_folder=shards_folder)
+    check_outputs(experiment, stages)
     seconds = 0.0
     for stage in stages:
         if stage.name:
@@ -59,7 +60,7 @@ def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, draw=settings.draw)
     check_shards(experiment, shards.metadata)
     model, frozen = task.open(), task.open_frozen()
-    workers = open_workers(model, settings, ranks=Ranks(device=settings.device))
+    workers = open_workers(model, settings)
     ends, steps = epoch_ends(shards, experiment), step_settings(experiment, model)
     first = next(planned_batches(shards, experiment, task, first_step=0))
     rate, utilisation = _tokens_per_second(workers, model, first, settings=steps, frozen=frozen)
@@ -96,7 +97,7 @@ def _tokens_per_second(
         work = replace(batch.work, pool=(), in_batch="none")
         lengths = PlannedBatch(0, 0, replace(work, queries=queries), batch.cut).lengths
         started = time.perf_counter()
-        parts, ranks = MicroBatches([], [], some), Ranks(device=settings.device)
+        parts, ranks = MicroBatches([], [], some), Ranks()
         accumulate_gradients(workers, work, parts, step=0, settings=settings, ranks=ranks, frozen=frozen)
         seconds = time.perf_counter() - started
         if round_ and sum(lengths) / seconds > best[0]:  # the first one warms up

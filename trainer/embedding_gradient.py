@@ -6,25 +6,10 @@ of 384 dimensions, of which a micro-batch touches a few hundred rows. That costs
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-_dense: ContextVar[bool] = ContextVar("dense", default=False)
-
-
-@contextlib.contextmanager
-def dense_gradients() -> Iterator[None]:
-    """Inside, autograd does it its own way: DistributedDataParallel sees a gradient only there."""
-    token = _dense.set(True)
-    try:
-        yield
-    finally:
-        _dense.reset(token)
 
 
 def add_gradient_by_row(embedding: nn.Embedding) -> None:
@@ -38,7 +23,7 @@ def add_gradient_by_row(embedding: nn.Embedding) -> None:
 def _cut_graph(embedding: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
     """Replace the looked-up vectors by a leaf whose gradient goes to the rows they came from."""
     assert isinstance(embedding, nn.Embedding)
-    if not output.requires_grad or _dense.get():
+    if not output.requires_grad:
         return None
     ids: Tensor = inputs[0].flatten()
     weight = embedding.weight

@@ -41,7 +41,9 @@ def dev_figures(model: Model, dev: DevSet, *, settings: StepSettings, ranks: Ran
             )  # fmt: skip
         return ranks.sum(vectors_ND)
 
-    return evaluate(encode, dev)
+    figures = evaluate(encode, dev)
+    # Of the first process: on other machines they could differ in rounding, and so could the best checkpoint and an early stop.
+    return dict(zip(figures, ranks.of_first([*figures.values()]), strict=True))
 
 
 def with_dev(state: TrainingState, figures: dict[str, Any], *, metric: str) -> TrainingState:

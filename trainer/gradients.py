@@ -69,7 +69,7 @@ def accumulate_gradients(
     """Add the gradient of the total loss (ADAM, Eq. 9) to the parameters of the workers' model. Returns each query's losses.
 
     Args:
-        workers: Of [n, L] ids and mask to [n, D] vectors; with several processes their model is what `ranks.wrap` returns.
+        workers: Of [n, L] ids and mask to [n, D] vectors.
         work: The global batch.
         cut: Its micro-batches.
         step: Seeds the dropout.
@@ -115,12 +115,13 @@ class _Step:
             shared_SD = self._shared_vectors().requires_grad_()
         if self._chunks:
             self._frozen_SD = {name: self._shared_vectors(encoder) for name, encoder in self._frozen.items()}
-        self._each(self._my_groups, self._group_sizes, self._go_through_group, shared_SD, last=not self._chunks)
+        self._each(self._my_groups, self._group_sizes, self._go_through_group, shared_SD)
         if kept_SD is not None and shared_SD is not None:
             kept_SD.backward(shared_SD.grad)
         elif shared_SD is not None:
             gradient_SD = self._ranks.sum(torch.zeros_like(shared_SD) if shared_SD.grad is None else shared_SD.grad)
-            self._each(self._my_chunks, self._chunk_sizes, self._go_back_through_chunk, gradient_SD, last=True)
+            self._each(self._my_chunks, self._chunk_sizes, self._go_back_through_chunk, gradient_SD)
+        self._ranks.sum_gradients(self._workers.model)
         return self._by_query(self._ranks.sum(self._losses_3B).tolist())
 
     def _by_query(self, losses: list[list[float]]) -> QueryLosses:
@@ -133,16 +134,9 @@ class _Step:
             )
         )
 
-    def _each(self, mine: list[int], sizes: list[int], go: Pass, shared: Tensor | None, *, last: bool) -> None:
-        """This process's passes of a kind. The last pass of the step's last kind sums the gradients of all processes."""
-
-        def work(encoder: nn.Module, number: int, shared: Tensor | None) -> None:
-            with self._ranks.gradient_pass(encoder, last=last and mine[number] == mine[-1]):
-                go(encoder, mine[number], shared)
-
-        self._workers.each([sizes[number] for number in mine], work, shared)
-        if last and not mine and self._ranks.size > 1:
-            self._go_through_nothing()
+    def _each(self, mine: list[int], sizes: list[int], go: Pass, shared: Tensor | None) -> None:
+        """This process's passes of a kind."""
+        self._workers.each([sizes[number] for number in mine], lambda encoder, number, leaf: go(encoder, mine[number], leaf), shared)
 
     def _keeps_graph(self) -> bool:
         """Whether the shared sequences are few enough to keep their graph until the groups are done, instead of making it again."""
@@ -202,13 +196,6 @@ class _Step:
     def _encode_chunk(self, encoder: nn.Module, number: int) -> Tensor:
         seed_dropout(self._settings.seed, self._step, number)
         return _encode_padded(encoder, self._chunks[number], settings=self._settings)
-
-    def _go_through_nothing(self) -> None:
-        """Go back through one token with a gradient of 0, where this process has no work: the others wait for its part of the sum."""
-        token = np.array([self._settings.pad_id], dtype=np.int32).tobytes()
-        with self._ranks.gradient_pass(self._workers.model, last=True):
-            vector_1D = _encode_padded(self._workers.model, [token], settings=self._settings)
-            torch.autograd.backward(vector_1D, torch.zeros_like(vector_1D))
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int) -> None:

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from dataclasses import dataclass
+import time
 from types import FrameType
 
+from data.command import heard_signals, stop_if_asked
 
-@dataclass
+_ECHO_SECONDS = 1.0  # torchrun sends its processes on what the terminal, or the batch system, has sent them already
+
+
 class Interruption:
-    """Remembers SIGTERM and SIGINT until the step is done; a second one ends the process at once."""
+    """Remembers until the step is done that a signal asked to stop. A second one, no echo of the first, ends the process at once."""
 
-    asked: bool = False
+    def __init__(self) -> None:
+        self._signalled: float | None = None  # when
+        self._torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def __enter__(self) -> Interruption:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {number: signal.signal(number, self._note) for number in heard_signals()}
+        stop_if_asked()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def asked(self) -> bool:
+        """Whether the run is to stop; also where torchrun is gone, which a signal that it does not know kills without its processes."""
+        return self._signalled is not None or self._torchrun not in (None, os.getppid())
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(number, signal.SIG_DFL)
+        if self._signalled is None:
+            self._signalled = time.monotonic()
+        elif time.monotonic() - self._signalled > _ECHO_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

@@ -1,6 +1,6 @@
 """The training run: open what the experiment names, take the steps, save the student.
 
-OUTPUT/run.json  checkpoints/  metrics.jsonl  tensorboard/      while it runs
+OUTPUT/run.json  checkpoints/  metrics.jsonl  tensorboard/      while it runs, and running.json: see `trainer.output_folder`
 OUTPUT/best/                                                    with a dev set: the student of the best evaluation so far
 OUTPUT/student/, or another train.task's name                   at the end: a sentence-transformers folder, or a cross-encoder's
 OUTPUT/result.json                                              written last: the run is finished
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,20 +26,23 @@ from trainer.evaluation import dev_figures, is_due, with_dev
 from trainer.gradients import QueryLosses, accumulate_gradients
 from trainer.interruption import Interruption
 from trainer.optim import learning_rate, set_rate
+from trainer.output_folder import RESULT_NAME, held
 from trainer.ranks import Ranks, joined
 from trainer.reports import Reports, write_result
-from trainer.run import PlannedBatch, Run, open_run
-from trainer.stages import Stage, begin_chain, end_chain, stages_of, tell_begin, tell_end
+from trainer.run import PlannedBatch, Run, check_machine, open_run
+from trainer.stages import Stage, begin_chain, check_outputs, end_chain, stages_of, tell_begin, tell_end
 
 
 def train(experiment: Experiment, *, shards_folder: Path) -> int:
     """Train the model of an experiment on a folder of training shards. Returns the exit code: 0 finished, 75 interrupted."""
+    check_machine(experiment)
     stages = stages_of(experiment, shards_folder=shards_folder)
-    with joined(experiment.train.device) as ranks:
+    check_outputs(experiment, stages)
+    with joined(experiment.train.device) as ranks, _held(Path(experiment.train.output), ranks=ranks) as keep_hold:
         begin_chain(experiment, stages, ranks=ranks)
         for stage in stages:
             tell_begin(stage, ranks=ranks)
-            code = _train(stage, ranks=ranks)
+            code = _train(stage, ranks=ranks, keep_hold=keep_hold)
             if code != EXIT_COMPLETE:
                 return code
             tell_end(stage, ranks=ranks)
@@ -46,7 +50,12 @@ def train(experiment: Experiment, *, shards_folder: Path) -> int:
     return EXIT_COMPLETE
 
 
-def _train(stage: Stage, *, ranks: Ranks) -> int:
+def _held(output: Path, *, ranks: Ranks) -> AbstractContextManager[Callable[[], None]]:
+    """The first process holds the run's folder for all; a finished run, of which nothing is written, is nobody's."""
+    return held(output) if ranks.first and not (output / RESULT_NAME).is_file() else nullcontext(lambda: None)
+
+
+def _train(stage: Stage, *, ranks: Ranks, keep_hold: Callable[[], None]) -> int:
     run = open_run(stage.experiment, shards_folder=stage.shards_folder, ranks=ranks)
     if run is None:
         if ranks.first and not stage.name:
@@ -58,6 +67,7 @@ def _train(stage: Stage, *, ranks: Ranks) -> int:
             losses, norm = take_step(run, batch)
             seconds = time.perf_counter() - started
             run.state = replace(run.state, step=batch.step + 1, seconds=run.state.seconds + seconds)
+            keep_hold()
             reports.step(batch, losses, norm=norm, seconds=seconds, waited=stream.waited, dev=look_at_dev(run))
             interrupted = ranks.any(interruption.asked)
             if checkpoint_is_due(run) or interrupted:
@@ -66,9 +76,11 @@ def _train(stage: Stage, *, ranks: Ranks) -> int:
             if run.stopped_early:
                 break
             if interrupted and run.state.step < run.steps:
+                ranks.wait()  # torchrun ends all processes as soon as one of them has left
                 reports.note(f"interrupted after step {run.state.step} of {run.steps}; start the same command again to go on")
                 return EXIT_INTERRUPTED
     if ranks.first:
+        keep_hold()
         save_model(run.result, model=run.model)
         write_result(run)
     # A signal in the last step stops no run, but what comes after it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -21,8 +22,9 @@ class Metrics:
         from torch.utils.tensorboard import SummaryWriter  # imports slowly
 
         path = output / METRICS_NAME
-        if path.is_file():
-            atomic_write(path, "".join(_lines_up_to(path, step)).encode())
+        kept = _lines_up_to(path, step) if path.is_file() else []
+        self.lost = step - len(kept)  # lines of steps that the run has done
+        atomic_write(path, b"".join(kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
         self._curves = SummaryWriter(str(output / "tensorboard"), purge_step=step + 1)
 
@@ -46,15 +48,12 @@ class Metrics:
         self._curves.close()
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            figures = json.loads(line)
-        except ValueError:
-            break  # cut short by a kill
-        if figures["step"] <= step:
-            kept.append(line)
+def _lines_up_to(path: Path, step: int) -> list[bytes]:
+    kept: list[bytes] = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # cut short by a kill, or damaged
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
     return kept
 
 

@@ -16,9 +16,12 @@ from retrieval.student_spec import student_notes
 from trainer.gradients import QueryLosses
 from trainer.metrics import Metrics, last_figures
 from trainer.optim import learning_rate
+from trainer.output_folder import RESULT_NAME
 from trainer.progress import RunProgress
-from trainer.run import RESULT_NAME, PlannedBatch, Run
+from trainer.run import PlannedBatch, Run
 from trainer.utilisation import measured_flop_rate, training_flop
+
+_LOST = "metrics.jsonl lacks the lines of {lost} steps that the run has done: it was damaged or cut; the training is not"
 
 
 class Reports:
@@ -36,7 +39,7 @@ class Reports:
             self._metrics = Metrics(run.output, step=run.state.step)
             self._progress = RunProgress(steps=run.steps, done=run.state.step)
             self._progress.__enter__()
-            for note in _notes(run):
+            for note in (*_notes(run), *([_LOST.format(lost=self._metrics.lost)] if self._metrics.lost else [])):
                 self.note(note)
         return self
 

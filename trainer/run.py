@@ -11,18 +11,19 @@ from typing import Any
 import torch
 
 from data.config import keyed_values
-from data.digests import DigestCache
+from data.digests import DigestCache, json_digest
 from data.errors import UserError
 from data.settings import Experiment
 from retrieval import precision
 from retrieval.probe import pad_id_of
 from trainer.batch import BatchWork, plan_batch, token_count
-from trainer.checkpoint import TrainingState, claim_output, remove_leftovers, resume
+from trainer.checkpoint import TrainingState, claim_output, read_record, remove_leftovers, resume, start_digest
 from trainer.dev import DevSet, open_dev_set
 from trainer.frozen import FrozenEncoders
 from trainer.gradients import StepSettings
 from trainer.micro_batches import MicroBatches, cut
 from trainer.optim import make_optimizer
+from trainer.output_folder import RESULT_NAME, RESULT_REMEDY
 from trainer.prefetch import Prefetched
 from trainer.ranks import Ranks
 from trainer.recipes import check_shards
@@ -33,7 +34,6 @@ from trainer.student import computes_on_cpu, open_workers
 from trainer.task import Model, Task, task_of
 from trainer.workers import Workers
 
-RESULT_NAME = "result.json"
 _BATCHES_AHEAD = 4
 
 
@@ -101,7 +101,6 @@ class Run:
 def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Run | None:
     """Open all that a run needs; None where it is finished already."""
     settings, output = experiment.train, Path(experiment.train.output)
-    check_machine(experiment)
     task = task_of(experiment, DigestCache(Path(os.devnull)))
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=ranks.first, draw=settings.draw)
     check_shards(experiment, shards.metadata)
@@ -112,17 +111,19 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     if ranks.first:
         claim_output(output, key=key)
         remove_leftovers(output)
-    ranks.wait()  # the first process has checked the shards and noted the run: from here on, all see the same
-    fingerprint = claim_output(output, key=key)
-    if (output / RESULT_NAME).is_file():
+    fingerprint = json_digest(key)
+    ranks.agree(fingerprint, about="settings, shards and models")  # the first process has checked the shards and noted the run
+    if ranks.any((output / RESULT_NAME).is_file()):
+        read_record(output / RESULT_NAME, remedy=RESULT_REMEDY)
         return None
     model = task.open()
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)
     state = resume(output, model=model, optimizer=optimizer, fingerprint=fingerprint)
-    ranks.agree(state.step, about="the checkpoint to go on from")
+    if ranks.size > 1:
+        ranks.agree(start_digest(model, optimizer, state), about="the parameters to start from")
     if ranks.first and state.step == 0:
         rehearse_saving(model, output)
-    workers = open_workers(model, settings, ranks=ranks)
+    workers = open_workers(model, settings)
     return Run(
         experiment=experiment, ranks=ranks, shards=shards, key=key, task=task, model=model, frozen=task.open_frozen(), workers=workers,
         optimizer=optimizer, step_settings=step_settings(experiment, model), epoch_ends=epoch_ends(shards, experiment), dev=dev,

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from data.digests import hash64
+from data.errors import UserError
 from data.settings import Experiment
 from data.shards import atomic_write
-from trainer.checkpoint import claim_output, remove_leftovers, whole_folder
+from trainer.checkpoint import claim_output, read_record, remove_leftovers, whole_folder
+from trainer.output_folder import RESULT_NAME, RESULT_REMEDY, check_output
 from trainer.ranks import Ranks
-from trainer.run import RESULT_NAME
 
 _SEED_BITS = 31
 
@@ -61,6 +62,13 @@ def stages_of(experiment: Experiment, *, shards_folder: Path) -> list[Stage]:
     return stages
 
 
+def check_outputs(experiment: Experiment, stages: list[Stage]) -> None:
+    """Raises UserError where the run, or a stage of it, cannot or must not write: see `check_output`."""
+    for stage in stages:
+        for train in (experiment.train, stage.experiment.train):
+            check_output(train, shards=stage.shards_folder, store=experiment.store)
+
+
 def begin_chain(experiment: Experiment, stages: list[Stage], *, ranks: Ranks) -> None:
     """Claim the run's folder where it has stages. Raises UserError where it holds another run."""
     output = Path(experiment.train.output)
@@ -78,7 +86,7 @@ def tell_begin(stage: Stage, *, ranks: Ranks) -> None:
 
 def tell_end(stage: Stage, *, ranks: Ranks) -> None:
     """Say what the dev set said at the end of a stage."""
-    figures = _result(stage)["last_step"].get("dev") if stage.name and ranks.first else None
+    figures = _summary(stage)["dev"] if stage.name and ranks.first else None
     if figures:
         print(f"stage {stage.name}: dev set {', '.join(f'{name} {value:.4f}' for name, value in figures.items())}", flush=True)
 
@@ -97,12 +105,12 @@ def end_chain(experiment: Experiment, stages: list[Stage], *, ranks: Ranks) -> N
     ranks.wait()
 
 
-def _result(stage: Stage) -> dict[str, Any]:
-    return json.loads((stage.output / RESULT_NAME).read_text())
-
-
 def _summary(stage: Stage) -> dict[str, Any]:
-    result = _result(stage)
-    task = stage.experiment.train.task
-    kept = {name: result[name] for name in ("steps", "stopped_early", "seconds", task, "best", "fingerprint")}
-    return {"name": stage.name, **kept, "dev": result["last_step"].get("dev")}
+    """Of the stage's result. Raises UserError where it cannot be read."""
+    path, task = stage.output / RESULT_NAME, stage.experiment.train.task
+    result = read_record(path, remedy=RESULT_REMEDY)
+    try:
+        kept = {name: result[name] for name in ("steps", "stopped_early", "seconds", task, "best", "fingerprint")}
+        return {"name": stage.name, **kept, "dev": result["last_step"].get("dev")}
+    except (KeyError, AttributeError) as error:
+        raise UserError(f"{path} is not a run's result ({error!r}); {RESULT_REMEDY}") from error

@@ -15,7 +15,6 @@ from retrieval.process_memory import settle_memory
 from trainer.cpu_passes import speed_up
 from trainer.dropout import checkpoint_contexts
 from trainer.embedding_gradient import add_gradient_by_row
-from trainer.ranks import Ranks
 from trainer.workers import Workers
 
 Model = TypeVar("Model", DualEncoder, PairScorer)
@@ -43,12 +42,9 @@ def prepared(make: Callable[[], Model], settings: Train) -> Model:
     return model
 
 
-def open_workers(model: DualEncoder | PairScorer, settings: Train, *, ranks: Ranks) -> Workers:
-    """What computes the model's micro-batches. Several processes have one worker each, whose gradients are summed with the others'."""
-    if not computes_on_cpu(settings):
-        return Workers(ranks.wrap(model))
-    workers = speed_up(model, workers=settings.workers if ranks.size == 1 else 1)
-    return workers if ranks.size == 1 else Workers(ranks.wrap(model))
+def open_workers(model: DualEncoder | PairScorer, settings: Train) -> Workers:
+    """What computes this process's micro-batches of the model."""
+    return speed_up(model, workers=settings.workers) if computes_on_cpu(settings) else Workers(model)
 
 
 def computes_on_cpu(settings: Train) -> bool:

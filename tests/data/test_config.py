@@ -324,3 +324,31 @@ def test_an_unknown_step_is_told(file: Path) -> None:
     file.write_text(MINIMAL + "steps: {first: {train: {epochz: 1}}}")
     with pytest.raises(UserError, match="epochs"):
         load_with(file, step="first")
+
+
+def float_keys(model: type[Section], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of all settings that are numbers with fractions, alone or in a list."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from float_keys(field.annotation, f"{prefix}{name}.")
+        elif "float" in str(field.annotation):
+            yield f"{prefix}{name}"
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999"])
+def test_numbers_are_finite(file: Path, value: str) -> None:
+    """Prevents: train.learning_rate=inf, which makes every parameter NaN, and a threshold of nan, which no number is above or below."""
+    keys = list(float_keys(Experiment))
+    assert {"train.learning_rate", "train.clip_norm", "hard_negatives.simans_a", "dark_examples.mask_ratios", "runner.gpus"} <= set(keys)
+    for key in keys:
+        with pytest.raises(UserError, match=rf"{key}\b.*(finite number|greater than)"):
+            load_with(file, **{key: value})
+    with pytest.raises(UserError, match=r"train\.stages\.a: .*\n.*learning_rate: .*finite number"):
+        load_with(file, **{"train.stages.a.learning_rate": value.lstrip("-")})
+
+
+@pytest.mark.parametrize("key", ["train.threads", "train.workers", "runner.threads"])
+def test_threads_that_no_machine_has_are_refused(file: Path, key: str) -> None:
+    """Prevents: a process that OpenMP ends without a word, or with a segmentation fault, when it is refused the threads."""
+    with pytest.raises(UserError, match=f"{key}: .*less than or equal to 1024"):
+        load_with(file, **{key: "100000"})

@@ -23,7 +23,6 @@ from trainer.metrics import SPEEDS
 TRAINING = """
 import os, sys, traceback
 import torch, transformers, pyarrow.parquet, torch.utils.tensorboard, torch.distributed
-from torch.nn.parallel import DistributedDataParallel
 from transformers import BertModel, BertTokenizerFast
 from pathlib import Path
 from trainer import recipes, utilisation

@@ -14,7 +14,6 @@ from data.errors import DamagedShard, UserError
 from data.settings import Experiment
 from retrieval.checkpoint_files import tokenizer_digest
 from trainer import stream
-from trainer.checkpoint import claim_output
 from trainer.recipes import check_shards
 from trainer.stream import TrainingShards, batches, open_training_shards, permutation, rows_of_epoch, windows
 
@@ -207,13 +206,11 @@ def test_unequal_lists_are_refused(tmp_path: Path, shard_writer: Maker, row_make
 
 
 def test_another_table_is_named(finished: Any, student: Path, tmp_path: Path) -> None:
-    """Prevents: gigabytes read for their digests before a table of vectors is told to be no training rows; a run written into a table."""
+    """Prevents: gigabytes read for their digests before a table of vectors is told to be no training rows."""
     for place, name in (("embed/corpus-*", "embed.corpus"), ("confidence/*", "confidence"), ("ingest/qrels-*", "ingest.qrels")):
         (folder,) = finished.store.glob(place)
         with pytest.raises(UserError, match=f"shards=.* is the stored table {name}; expected training rows"):
             opened(folder, student)
-        with pytest.raises(UserError, match=r"train\.output=.* is the stored table"):
-            claim_output(folder, key={})
     for folder, words in ((finished.store, "a whole store"), (student, "a model's folder"), (tmp_path, "an empty folder")):
         with pytest.raises(UserError, match=rf"shards=.*it is {words}.*without manifest\.json"):
             opened(folder, student)

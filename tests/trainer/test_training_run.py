@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,11 +19,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.command import is_full_disk
+from data.command import STOP_SIGNALS, exit_codes, is_full_disk
 from data.errors import RunFailed, UserError
 from retrieval.student_spec import StudentSpec
 from trainer import loop, metrics, recipes
 from trainer.gradients import QueryLosses
+from trainer.interruption import Interruption
 from trainer.loop import train
 from trainer.workers import Workers
 
@@ -89,7 +91,7 @@ def test_resumed_equals_unbroken(
     assert_same_run(whole, broken)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_interruption_saves_and_says_so(
     tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -104,6 +106,91 @@ def test_interruption_saves_and_says_so(
     whole = tmp_path / "whole"
     assert start(experiment_file, shards, train__output=whole) == 0
     assert_same_run(whole, output)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_interrupted_while_it_opens(experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    """Prevents: a traceback, or a signal's own end, where it comes while shards are checked and the model is loaded, or is lost there."""
+
+    def lost(**_: Any) -> float:
+        with contextlib.suppress(KeyboardInterrupt):  # as in a destructor
+            os.kill(os.getpid(), number)
+        return 1.0
+
+    for where, what in [("trainer.run.task_of", lambda *_: os.kill(os.getpid(), number)), ("trainer.reports.measured_flop_rate", lost)]:
+        with monkeypatch.context() as context, pytest.raises(SystemExit) as ended, exit_codes():
+            context.setattr(where, what)
+            start(experiment_file, shards)
+        assert ended.value.code == 75
+    with exit_codes():
+        assert start(experiment_file, shards) == 0
+
+
+def test_what_torchrun_sends_on_is_no_second_signal(
+    tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: Ctrl-C, or a closed session, under torchrun that ends the processes at once: each gets the signal twice."""
+
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as context:
+        after_step(context, 5, twice)
+        assert start(experiment_file, shards) == 75
+    assert metric_steps(tmp_path / "run") == [1, 2, 3, 4, 5]
+    ended = list[int]()
+    with monkeypatch.context() as context, Interruption() as interruption:
+        context.setattr("trainer.interruption._ECHO_SECONDS", 0.0)
+        context.setattr("trainer.interruption.signal.SIG_DFL", lambda number, _: ended.append(number))
+        twice()
+        assert interruption.asked and ended == [signal.SIGTERM]
+
+
+def test_processes_that_torchrun_left_behind_stop(
+    tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: SIGUSR1, or a kill, that ends torchrun alone: its processes train on, hold their GPUs, and keep the next start out."""
+    with monkeypatch.context() as context:
+        context.setenv("TORCHELASTIC_RUN_ID", "1")
+        after_step(context, 5, lambda: context.setattr(os, "getppid", lambda: 1))
+        assert start(experiment_file, shards) == 75
+    with monkeypatch.context() as context:  # of any other parent, as a shell under nohup, nothing follows
+        after_step(context, 7, lambda: context.setattr(os, "getppid", lambda: 1))
+        assert start(experiment_file, shards) == 0
+    assert metric_steps(tmp_path / "run") == list(range(1, STEPS + 1))
+
+
+def test_the_second_of_two_runs_is_refused(tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a job that is queued again while its first copy lives, and cuts lines that are being written out of metrics.jsonl."""
+    output, told = tmp_path / "run", list[str]()
+
+    def second() -> None:
+        with pytest.raises(UserError, match="another run is writing there") as refused:
+            start(experiment_file, shards)
+        told.append(str(refused.value))
+
+    with monkeypatch.context() as context:
+        after_step(context, 5, second)
+        assert start(experiment_file, shards) == 0
+    assert f"process {os.getpid()} on {os.uname().nodename}" in told[0]
+    assert metric_steps(output) == list(range(1, STEPS + 1)) and not (output / "running.json").exists()
+
+
+def test_lines_that_were_damaged_are_told(
+    tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents: a traceback, and good lines that go with a bad one without a word."""
+    output = tmp_path / "run"
+    with monkeypatch.context() as context:
+        after_step(context, 9, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert start(experiment_file, shards) == 75
+    lines = (output / "metrics.jsonl").read_bytes().splitlines()
+    lines[1:6] = [b"\xff\x00", b"[1]", b'{"step": "4"}', b'{"loss": 1}', b""]
+    (output / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    assert start(experiment_file, shards) == 0
+    assert metric_steps(output) == [1, *range(7, STEPS + 1)]
+    assert "lacks the lines of 5 steps" in capsys.readouterr().err
 
 
 def test_half_a_checkpoint_is_no_checkpoint(tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +217,20 @@ def test_finished_run_does_nothing(tmp_path: Path, experiment_file: Path, shards
     assert start(experiment_file, shards) == 0
     assert "finished" in capsys.readouterr().out and (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == STEPS
+
+
+def test_a_damaged_result_is_no_finished_run(tmp_path: Path, experiment_file: Path, shards: Path) -> None:
+    """Prevents: half a file that is taken for the sign of a whole run."""
+    assert start(experiment_file, shards) == 0
+    result = tmp_path / "run" / "result.json"
+    whole = json.loads(result.read_text())
+    for content in ("", '{"steps": 1', "[1]", "null"):
+        result.write_text(content)
+        with pytest.raises(UserError, match=r"result\.json (cannot be read|holds).*delete it"):
+            start(experiment_file, shards)
+    result.unlink()
+    assert start(experiment_file, shards) == 0
+    assert json.loads(result.read_text())["last_step"] == whole["last_step"]
 
 
 def test_other_settings_need_another_folder(
