@@ -12,6 +12,7 @@ import typer
 from data.command import exit_codes
 from data.config import parse_arguments, unknown_key
 from data.errors import UserError
+from data.outputs import is_html, is_standard_output
 from data.remote import output_file
 from data.settings import Experiment, load
 from pipeline.plan import TablePlan
@@ -152,9 +153,10 @@ def report(words: Words = None) -> None:
         experiment, own = _experiment(words, out="report.html")
         from pipeline.report import write_report
 
-        with output_file(own["out"]) as out:
+        with output_file(own["out"], option="out", kind=is_html) as out:
             write_report(experiment, out)
-        _say(f"wrote {own['out']}")
+        if not is_standard_output(own["out"]):
+            _say(f"wrote {own['out']}")
 
 
 @app.command()
@@ -176,5 +178,5 @@ def _whole_number(name: str, value: str) -> int:
 
 
 def main() -> None:
-    """Console script `prep`."""
+    """The command `prep`; its console script is `pipeline.__main__`."""
     app()

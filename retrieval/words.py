@@ -11,6 +11,7 @@ from typing import TypeVar
 from data import config
 from data.config import Section, parse_arguments, unknown_key
 from data.errors import UserError
+from data.outputs import Kind
 from data.remote import local_file, local_table, output_file, output_table
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -49,13 +50,13 @@ class Words:
         """The value as the local folder of a stored table; one on an object store is copied."""
         return local_table(self.values[key])
 
-    def output_file(self, key: str) -> AbstractContextManager[Path]:
-        """A local path to write; it is put where the value says when the block ends well."""
-        return output_file(self.values[key])
+    def output_file(self, key: str, kind: Kind) -> AbstractContextManager[Path]:
+        """A local path to write; it is put where the value says when the block ends well. A file of another kind is not overwritten."""
+        return output_file(self.values[key], option=key, kind=kind)
 
     def output_table(self, key: str) -> AbstractContextManager[Path]:
         """A local folder to write; it is put where the value says when the block ends well."""
-        return output_table(self.values[key])
+        return output_table(self.values[key], option=key)
 
     def number(self, key: str, *, least: int = 0) -> int:
         """The value as a whole number of at least `least`."""
