@@ -69,8 +69,10 @@ def _build(task: Task) -> None:
 CORPUS = Table(
     stage="embed", name="corpus", version=EMBEDDING_VERSION, reads=("ingest.corpus",), key=_corpus_key,
     shard_count=lambda experiment: experiment.ingest.corpus_shards, build=_build, uses_device=True,
+    rounds_by_device=True,
 )  # fmt: skip
 QUERIES = Table(
     stage="embed", name="queries", version=EMBEDDING_VERSION, reads=("ingest.queries",), key=_queries_key,
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, uses_device=True,
+    rounds_by_device=True,
 )  # fmt: skip

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from data.config import keyed_values
-from data.digests import DigestCache
-from data.errors import UserError
+from data.digests import DigestCache, json_digest
+from data.errors import RunFailed, UserError
 from data.settings import Experiment
 from retrieval import precision
 from trainer.batch import BatchWork, plan_batch, token_count
@@ -100,7 +100,8 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     """Open all that a run needs; None where it is finished already."""
     settings, output = experiment.train, Path(experiment.train.output)
     check_machine(experiment)
-    task = task_of(experiment, DigestCache(Path(os.devnull)))
+    digests = DigestCache(Path(os.devnull))
+    task = task_of(experiment, digests)
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=ranks.first, draw=settings.draw)
     check_shards(experiment, shards.metadata)
     dev = open_dev_set(Path(settings.dev), tokenizer=task.tokenizer) if settings.dev else None
@@ -116,9 +117,11 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)
     state = resume(output, model=model, optimizer=optimizer, fingerprint=fingerprint)
     ranks.agree(state.step, about="the checkpoint to go on from")
-    workers = open_workers(model, settings, ranks=ranks)
+    workers, frozen = open_workers(model, settings, ranks=ranks), task.open_frozen()
+    if json_digest(task_of(experiment, digests).key) != json_digest(task.key):
+        raise RunFailed("the files of a model changed while it was loaded: put the first ones back, or choose another train.output=FOLDER")
     return Run(
-        experiment=experiment, ranks=ranks, shards=shards, key=key, task=task, model=model, frozen=task.open_frozen(), workers=workers,
+        experiment=experiment, ranks=ranks, shards=shards, key=key, task=task, model=model, frozen=frozen, workers=workers,
         optimizer=optimizer, step_settings=step_settings(experiment, model), epoch_ends=epoch_ends(shards, experiment), dev=dev,
         state=state,
     )  # fmt: skip
