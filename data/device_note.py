@@ -12,7 +12,7 @@ from pathlib import Path
 from data.errors import UserError
 from data.shards import atomic_write
 
-_NAME = "device.json"
+NOTE_NAME = "device.json"
 
 
 def settle_device(folder: Path, device: str, *, option: str, begun: bool) -> None:
@@ -27,11 +27,11 @@ def settle_device(folder: Path, device: str, *, option: str, begun: bool) -> Non
             f"or delete its part-*.parquet to begin it anew with {option}={device} (stored logits are not scored again)"
         )
     if noted != device:
-        atomic_write(folder / _NAME, json.dumps({"device": device}).encode())
+        atomic_write(folder / NOTE_NAME, json.dumps({"device": device}).encode())
 
 
 def _noted(folder: Path) -> str | None:
     try:
-        return str(json.loads((folder / _NAME).read_text())["device"])
+        return str(json.loads((folder / NOTE_NAME).read_text())["device"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

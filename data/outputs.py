@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from data.device_note import NOTE_NAME
 from data.errors import RunFailed, UserError
 from data.leftovers import remove_leftovers, temporary_name
 from data.manifest import MANIFEST_NAME
@@ -147,7 +148,7 @@ def local_output_folder(given: str, *, option: str) -> Iterator[Path]:
             names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise _not_writable(folder, given, error, option=option) from error
-    if names and MANIFEST_NAME not in names and not any(name.startswith("part-") for name in names):
+    if names and not any(name in (MANIFEST_NAME, NOTE_NAME) or name.startswith("part-") for name in names):
         raise UserError(f"{option}={given} is a folder with other files ({names[0]}); give a new or an empty one")
     remove_leftovers(folder)
     try:

@@ -167,13 +167,14 @@ def test_a_folder_for_a_table(tmp_path: Path) -> None:
     for name, content in (
         ("table", "manifest.json"),
         ("begun", "part-00000-of-00002.parquet"),
+        ("noted", "device.json"),
         ("hidden", ".DS_Store"),
         ("home", "thesis.tex"),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / content).touch()
     (tmp_path / "empty").mkdir()
-    for name in ("table", "begun", "hidden", "empty"):
+    for name in ("table", "begun", "noted", "hidden", "empty"):
         with local_output_folder(str(tmp_path / name), option="out") as folder:
             assert folder == tmp_path / name
         assert folder.is_dir()
