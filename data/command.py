@@ -1,14 +1,16 @@
-"""How the three commands end: errors for users become a message and an exit code, an interrupt becomes 75."""
+"""How the three commands begin and end: errors for users become a message and an exit code, a signal that asks to stop becomes 75."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 from data.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
 from data.terminal import printable, take_any_text
@@ -17,6 +19,14 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 # What terminals and batch systems send before they kill: a closed session HUP; Slurm TERM, or what --signal names; Grid Engine USR1 and
 # USR2 (-notify), and XCPU at a soft limit of CPU time; LSF USR2.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+# Faults of a path or of what lies under it, not of this program.
+_OF_THE_SYSTEM = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+    errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
+_INTERRUPTED = "interrupted; what is finished is kept, the same command goes on from here"
+
+Handler = Callable[[int, FrameType | None], None]
 
 
 def is_full_disk(error: BaseException) -> bool:
@@ -39,28 +49,79 @@ def heard_signals() -> list[signal.Signals]:
     return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
+def leave_on_signals() -> None:
+    """For the first lines of a command: a signal ends it at once with 75. Nothing is begun yet, and nothing is left behind."""
+    for number in heard_signals():
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    # An exception would be printed by whatever import it arrives in, or be lost there.
+    with contextlib.suppress(OSError):
+        os.write(2, f"{_INTERRUPTED}\n".encode())
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if _asked_to_stop.is_set():
+        _leave(number, frame)  # a second one does not wait for what the first one has still to put in order
+    _asked_to_stop.set()
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _handled(handler: Handler) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in heard_signals()}
+    try:
+        yield
+    finally:
+        for number, one in before.items():
+            signal.signal(number, one)
+
+
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Around a command's work. A fault of ours keeps its traceback."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        _asked_to_stop.set()
-        raise KeyboardInterrupt
-
     take_any_text()
     _asked_to_stop.clear()
-    for number in heard_signals():
-        signal.signal(number, interrupt)
+    try:
+        with _handled(_interrupt), _told():
+            _check_working_directory()
+            yield
+    except KeyboardInterrupt:
+        print(_INTERRUPTED, file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Faults that a user can mend as a sentence and an exit code."""
     try:
         yield
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("interrupted; what is finished is kept, the same command goes on from here", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        message, code = str(error), error.exit_code
     except Exception as error:
-        if not is_full_disk(error):
+        if is_full_disk(error):
+            message = f"no space left on the disk ({error}); free some and start the same command again, it goes on"
+        elif isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+            message = f"{in_words(error)}; see to it that it can be read and written, then start the same command again, it goes on"
+        else:
             raise
-        print(f"error: no space left on the disk ({error}); free some and start the same command again, it goes on", file=sys.stderr)
-        raise SystemExit(EXIT_FAILED) from None
+        code = EXIT_FAILED
+    else:
+        return
+    print(f"error: {printable(message)}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def in_words(error: OSError) -> str:
+    """`PATH: Permission denied`, or what a library said of it."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+
+
+def _check_working_directory() -> None:
+    """Every relative path would fail, somewhere, with no name."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the working directory is gone ({error.strerror}): change to one that is there") from error

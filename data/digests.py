@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.leftovers import temporary_name
+
 _READ_BYTES = 4 << 20
 _SETTLED_NS = 2_000_000_000  # a file changed more lately is not remembered: a second change in the same clock tick would not show
 
@@ -84,12 +86,12 @@ class DigestCache:
         return digest
 
     def save(self) -> None:
-        """Write what was learned; a store that cannot be written is no error here."""
-        if not self._dirty:
+        """Write what was learned; a store that cannot be written is no error here. Only a regular file is replaced."""
+        if not self._dirty or (self._path.exists() and not self._path.is_file()):
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            temporary = temporary_name(self._path)
             temporary.write_text(json.dumps(self._known))
             temporary.replace(self._path)
         except OSError:

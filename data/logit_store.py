@@ -23,11 +23,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data.errors import DamagedShard, RunFailed
+from data.leftovers import remove_leftovers
 from data.logit_lookup import Wanted
 from data.logit_segment import BUCKETS, Keys, Scores, Segment, as_table, by_bucket, check_segment, write_segment
 from data.shards import atomic_write
 
 _FIELDS = ("logits", "token_counts", "truncated")
+_DELETED = ".deleted-"
 _RELIST_SECONDS = 0.05
 _LISTINGS = 20  # how often a lookup starts again because a compaction took its segments away
 Read = TypeVar("Read")
@@ -141,7 +143,7 @@ class LogitStore:
 
     def delete(self) -> None:
         """Remove the namespace; it is gone at once, also where the files take long."""
-        gone = self.folder.with_name(f".deleted-{uuid.uuid4().hex}")
+        gone = self.folder.with_name(f"{_DELETED}{uuid.uuid4().hex}")
         self.folder.rename(gone)
         shutil.rmtree(gone)
 
@@ -172,6 +174,15 @@ def _groups(segments: list[Segment], segment_rows: int) -> Iterator[list[Segment
         group.append(segment)
     if len(group) > 1:
         yield group
+
+
+def clean_store(root: Path) -> None:
+    """Remove what killed processes left: half a segment, half a deletion."""
+    for folder in (root / "teacher_logits").glob("*/"):
+        if folder.name.startswith(_DELETED):
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            remove_leftovers(folder)
 
 
 def namespaces(root: Path) -> list[str]:

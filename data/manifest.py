@@ -93,3 +93,11 @@ class Manifest:
             return Manifest(**{**values, "shards": [ShardRecord(**shard) for shard in values["shards"]]})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedShard(f"{place} is no readable manifest ({error!r}); delete it and run again, no shard is lost") from error
+
+
+def refuse_others(out: Path, fingerprint: str, footers: dict[str, dict[str, Any] | None], *, what: str) -> None:
+    """Raises UserError where the folder holds shards, or the manifest of a table, with another fingerprint."""
+    there = Manifest.read(out)
+    of_others = any(footer is not None and footer.get("fingerprint") != fingerprint for footer in footers.values())
+    if of_others or (there is not None and there.fingerprint != fingerprint):
+        raise UserError(f"{out} holds {what}; choose another out=FOLDER")

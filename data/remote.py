@@ -16,7 +16,6 @@ import os
 import shutil
 import sys
 import threading
-import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -26,14 +25,15 @@ from typing import TypeVar
 
 from data.digests import bytes_digest, json_digest
 from data.errors import DamagedShard, RunFailed, UserError
+from data.leftovers import remove_leftovers
 from data.manifest import MANIFEST_NAME, Manifest
 from data.object_store import Entry, RemotePath, is_remote
+from data.outputs import Kind, is_anything, local_output_file, local_output_folder
 from data.paths import expanded
 from data.shards import atomic_write, whole_or_nothing
 
 CACHE_VARIABLE = "ADAM_REMOTE_CACHE"
 THREADS = 8  # files on their way at once; each holds a block in memory
-_ABANDONED_SECONDS = 24 * 3600  # a temporary file that nobody wrote to for so long is of a killed process
 
 Item = TypeVar("Item")
 
@@ -111,13 +111,16 @@ class RemoteFolder:
 
 
 @contextlib.contextmanager
-def output_file(path: str) -> Iterator[Path]:
+def output_file(path: str, *, option: str = "out", kind: Kind = is_anything) -> Iterator[Path]:
     """A local path to write; when the block ends well, a remote one is put as one object. When it does not, what is there stays.
 
-    Raises UserError before the block where the store cannot be reached.
+    `option` is for errors; a file that is there is overwritten only where it is of the same kind.
+
+    Raises UserError before the block where nothing can be written there, see `data.outputs`, or the store cannot be reached.
     """
     if not is_remote(path):
-        yield Path(path)
+        with local_output_file(path, option=option, kind=kind) as local:
+            yield local
         return
     remote = RemotePath.of(path)
     remote.child(MANIFEST_NAME).read()  # no such bucket, no credentials: better known before the work than after it
@@ -131,16 +134,17 @@ def output_file(path: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def output_table(folder: str) -> Iterator[Path]:
+def output_table(folder: str, *, option: str = "out") -> Iterator[Path]:
     """A local folder to write a stored table to; when the block ends well, a remote one's shards are put, then its manifest.
 
     A table that is complete at the address is fetched first: writing the same one again does nothing, and another one is refused by the
     same rules as in a local folder. Shards without a manifest there do not count, and are overwritten.
 
-    Raises UserError before the block where the store cannot be reached.
+    Raises UserError before the block where nothing can be written there, see `data.outputs`, or the store cannot be reached.
     """
     if not is_remote(folder):
-        yield Path(folder)
+        with local_output_folder(folder, option=option) as place:
+            yield place
         return
     remote = RemotePath.of(folder)
     before, local = remote.child(MANIFEST_NAME).read(), _place("outputs", folder)
@@ -203,7 +207,7 @@ def _fetch(address: str, wanted: Sequence[_Wanted]) -> None:
     if not missing:
         return
     for folder in {one.target.parent for one in missing}:
-        _sweep(folder)
+        remove_leftovers(folder)
     count = "1 file" if len(missing) == 1 else f"{len(missing)} files"
     print(f"copying {count}, {sum(one.bytes for one in missing) / 1e6:,.1f} MB, of {address}", file=sys.stderr, flush=True)
     _in_threads(_copy, missing)
@@ -245,14 +249,6 @@ def _in_threads(work: Callable[[Item, threading.Event], None], items: Sequence[I
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes left."""
-    for path in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                path.unlink()
 
 
 def _fill(folder: Path, source: Path) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-import uuid
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.digests import file_digest
-from data.errors import DamagedShard, RunFailed
+from data.errors import DamagedShard, RunFailed, UserError
+from data.leftovers import temporary_name
 
 ROW_GROUP_ROWS = 4096
 TRAINING_GROUP_ROWS = 512  # of training shards: a trainer holds a window of several row groups, and a row has dozens of passages
@@ -40,9 +41,15 @@ def shard_name(index: int, count: int) -> str:
 
 @contextlib.contextmanager
 def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """A temporary name in the same folder; renamed on success, removed on any failure. A full disk is a clear error."""
+    """A temporary name in the same folder; renamed on success, removed on any failure. A full disk is a clear error.
+
+    A link stays, and what it points to is replaced. Raises UserError where that is a folder, a device or a pipe.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is {kind_of(path)}, where a file is to be written; it is left as it is")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_name(path)
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -58,6 +65,16 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def kind_of(path: Path) -> str:
+    """What stands under a name, links followed: `a folder`, `a device`, `a pipe`; a regular file is `a file`."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        return "a device"
+    return "a file" if stat.S_ISREG(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a socket"
 
 
 def atomic_write(path: Path, content: bytes) -> None:

@@ -12,6 +12,7 @@ import typer
 from data.command import exit_codes
 from data.config import parse_arguments, unknown_key
 from data.errors import UserError
+from data.outputs import is_html, is_standard_output
 from data.paths import expanded
 from data.remote import output_file
 from data.settings import Experiment, load
@@ -161,9 +162,10 @@ def report(words: Words = None) -> None:
         experiment, own = _experiment(words, out="report.html")
         from pipeline.report import write_report
 
-        with output_file(expanded(own["out"], key="out")) as out:
+        with output_file(expanded(own["out"], key="out"), option="out", kind=is_html) as out:
             write_report(experiment, out)
-        _say(f"wrote {own['out']}")
+        if not is_standard_output(own["out"]):
+            _say(f"wrote {own['out']}")
 
 
 @app.command()
@@ -185,5 +187,5 @@ def _whole_number(name: str, value: str) -> int:
 
 
 def main() -> None:
-    """Console script `prep`."""
+    """The command `prep`; its console script is `pipeline.__main__`."""
     app()

@@ -71,8 +71,10 @@ CORPUS = Table(
     stage="embed", name="corpus", version=EMBEDDING_VERSION, reads=("ingest.corpus",), key=_corpus_key,
     shard_count=lambda experiment: experiment.ingest.corpus_shards, build=_build, uses_device=True,
     notes=lambda experiment: student_notes(miner_of(experiment), option=_option(experiment)),
+    rounds_by_device=True,
 )  # fmt: skip
 QUERIES = Table(
     stage="embed", name="queries", version=EMBEDDING_VERSION, reads=("ingest.queries",), key=_queries_key,
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, uses_device=True,
+    rounds_by_device=True,
 )  # fmt: skip

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from data.command import stop_if_asked
+from data.device_note import settle_device
 from data.errors import UserError
+from data.leftovers import remove_leftovers
+from data.logit_store import clean_store
 from data.manifest import JOURNAL_NAME, Manifest, ShardRecord
 from data.settings import Experiment
 from data.shards import describe, read_footer, shard_name
@@ -19,6 +22,7 @@ from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
 from pipeline.progress import Progress
 from pipeline.runner import OrderRunner, make_runner, preflight
 from pipeline.stage import Preparation, Stored, Table
+from pipeline.unchanged import refuse_changed
 from pipeline.work import Done, WorkOrder
 
 _RECORDED_VERSIONS = ("torch", "transformers", "pyarrow", "polars", "faiss-gpu", "ray", "onnxruntime", "tokenizers")
@@ -35,12 +39,13 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
     runner: OrderRunner | None = None
     built = 0
     try:
-        for table in selected:
+        for place, table in enumerate(selected):
             stop_if_asked()
             plan = planner.plan(table)
             if plan.waits_for:
                 missing = plan.waits_for
                 raise UserError(f"{table.label} needs {missing}, which is not complete: run stage={missing.split('.')[0]} first")
+            _remove_leftovers(plan, Path(experiment.store))
             for label, stored in plan.inputs.items():
                 _refuse(table_named(experiment, label), stored)
             if plan.complete:
@@ -48,13 +53,14 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
                 say(f"{table.label:<16} {'complete':<22} {plan.stored.manifest.rows:>10,} rows")
                 continue
             if plan.stale and runner is None:
-                preflight(experiment, uses_device=any(later.uses_device for later in selected))
+                preflight(experiment, uses_device=any(later.uses_device for later in selected[place:]))
                 runner = make_runner(experiment)
                 open_once(
                     experiment, [later for later in selected if not planner.plan(later).complete], digests=planner.digests, runner=runner
                 )
             if runner is not None:
                 _build_stale(plan, experiment, runner, say)
+            refuse_changed(table, plan.full_key["settings"], experiment, planner.digests)
             manifest = seal(plan)
             _refuse(table, Stored(plan.folder, manifest))
             built += len(plan.stale)
@@ -67,6 +73,14 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
             runner.close()
         planner.digests.save()
     return built
+
+
+def _remove_leftovers(plan: TablePlan, store: Path) -> None:
+    """Remove what killed runs have left half written of this table."""
+    for folder in (store, plan.folder, plan.folder / "quarantine"):
+        remove_leftovers(folder)
+    if plan.table.pairs:
+        clean_store(store)
 
 
 def _refuse(table: Table, stored: Stored) -> None:
@@ -85,13 +99,24 @@ def _build_stale(plan: TablePlan, experiment: Experiment, runner: OrderRunner, s
     if plan.table.notes and plan.stale:
         for note in plan.table.notes(experiment):
             say(f"note: {note}")
+    if plan.stale and plan.table.rounds_by_device:
+        settle_device(plan.folder, experiment.runner.device, option="runner.device", begun=len(plan.stale) < plan.shard_count)
     if plan.table.prepare and plan.stale:
         settled = (list(plan.stale), runner.ask, runner.workers(), say, plan.table.label, plan.table.pairs)
         plan.table.prepare(Preparation(experiment, plan.folder, plan.inputs, *settled))
     groups = [tuple(plan.stale)] if plan.table.together else [(shard,) for shard in plan.stale]
     inputs = {label: str(stored.folder.absolute()) for label, stored in plan.inputs.items()}
     orders = [
-        WorkOrder(plan.table.label, str(plan.folder.absolute()), plan.fingerprint, shards, plan.shard_count, inputs)
+        WorkOrder(
+            plan.table.label,
+            str(plan.folder.absolute()),
+            plan.fingerprint,
+            shards,
+            plan.shard_count,
+            inputs,
+            plan.full_key["settings"],
+            plan.table.version,
+        )
         for shards in groups
         if shards
     ]

@@ -7,12 +7,16 @@ fails fails the run, by name. Ray Data is not used: its output names and blocks 
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from data.command import in_words
 from data.errors import RunFailed, UserError
 from data.settings import Experiment, Runner, with_absolute_paths
 from data.what_lies import stored_table, what_lies
@@ -22,6 +26,7 @@ from retrieval import precision
 
 _CONNECT_SECONDS = 5.0
 _POLL_SECONDS = 0.5
+_RAY_NEEDS_BYTES = 16 << 20  # of its temporary folder, for logs and sockets
 
 Report = Callable[[str, int], None]
 
@@ -142,19 +147,24 @@ class RayRunner:
         os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the workers
         import ray
 
-        self._ray = ray
-        common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if self._settings.address:
-            ray.init(address=self._settings.address, **common)
+            where: dict[str, Any] = {"address": self._settings.address}
         else:
             wanted = (self._settings.workers or 1) * self._settings.threads
-            ray.init(num_cpus=max(usable_cpus(), wanted), include_dashboard=False, object_store_memory=100 << 20, **common)
+            where = {"num_cpus": max(usable_cpus(), wanted), "include_dashboard": False, "object_store_memory": 100 << 20}
+        if not (self._settings.address or "").startswith("ray://"):
+            # As if a Ray client had started the job: then workers do not have the driver's working directory first in their path, where a
+            # data.py or rich.py would be imported in place of ours or the library's.
+            where["job_config"] = ray.job_config.JobConfig(_client_job=True)
+        _init(ray, logging_level="ERROR", log_to_driver=False, **where)
+        self._ray = ray
 
     def _worker_count(self) -> int:
         """How many workers fit, or fewer where the settings say so. One too many would wait for ever, with its order."""
-        resources = self._ray.cluster_resources()
-        cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-        fit = workers_that_fit(cpus=cpus, gpus=gpus, threads=self._settings.threads, share=self._gpus)
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+        threads, share = self._settings.threads, self._gpus
+        fit = sum(workers_that_fit(cpus=node.get("CPU", 0), gpus=node.get("GPU", 0), threads=threads, share=share) for node in nodes)
         wanted = self._settings.workers or max(1, fit)
         if wanted > fit:
             needs = f"{self._settings.threads} CPUs" + (f" and {self._gpus:g} GPUs" if self._gpus else "")
@@ -206,15 +216,17 @@ class RayRunner:
                 try:
                     outcome = ray.get(future)
                 except ray.exceptions.RayActorError as error:
+                    if error.actor_init_failed:  # the same again: a package that lacks there, other code
+                        raise RunFailed(f"a worker cannot start: {_last_line(error)}") from error
                     self._actors.remove(actor)
                     tries[_key(order)] = tries.get(_key(order), 0) + 1
                     if tries[_key(order)] > self._settings.retries:
-                        raise RunFailed(f"{order.name}: its worker died {tries[_key(order)]} times ({_first_line(error)})") from error
+                        raise RunFailed(f"{order.name}: its worker died {tries[_key(order)]} times ({_last_line(error)})") from error
                     waiting.append(order)
                     actor = self._new_actor()
                     self._actors.append(actor)
                 except ray.exceptions.RayTaskError as error:
-                    raise RunFailed(f"{order.name} failed:\n{error}") from error
+                    raise _failed(order.name, error) from error
                 else:
                     if isinstance(outcome, UserError):
                         raise outcome
@@ -230,7 +242,7 @@ class RayRunner:
         try:
             answer = self._ray.get(actor.ask.remote(function, *args))
         except self._ray.exceptions.RayError as error:
-            raise RunFailed(f"{function.__name__} failed in a worker:\n{error}") from error
+            raise _failed(f"{function.__name__} in a worker", error) from error
         finally:
             self._ray.kill(actor)
         if isinstance(answer, UserError):
@@ -272,8 +284,36 @@ def _key(order: WorkOrder) -> WorkOrderKey:
     return order.label, order.shards
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _last_line(error: Exception) -> str:
+    """The cause: Ray's own words come first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _failed(what: str, error: Any) -> RunFailed:
+    """A fault of a disk or a path in words, with the host; any other with its traceback."""
+    if isinstance(getattr(error, "cause", None), OSError):
+        return RunFailed(f"{what} failed on {error.ip}: {in_words(error.cause)}; start the same command again when that is mended")
+    return RunFailed(f"{what} failed:\n{error}")
+
+
+def _init(ray: Any, **settings: Any) -> None:
+    """`ray.init`, which puts handlers of its own in the place of ours, and has exceptions of many kinds for what a user can mend."""
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**settings)
+    except SystemExit:  # a signal to Ray's own handler
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free
+        remedy = f"its temporary folder {folder} is full, free some space or set RAY_TMPDIR" if free < _RAY_NEEDS_BYTES else ""
+        raise RunFailed(
+            "; ".join(filter(None, [f"Ray cannot start: {_last_line(error)}", remedy, "runner=local does without it"]))
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
 
 
 class _RayWorker:

@@ -78,6 +78,7 @@ class Task:
     report: Callable[[str, int], None]  # (unit, how many more are done): progress, for people
     warn: Callable[[str], None]  # a line that must be seen
     figures: dict[str, Any] = field(default_factory=dict)  # figures of this execution, for the journal
+    check_unchanged: Callable[[], None] = lambda: None  # raises RunFailed where models or files are not those of the fingerprint any more
 
     @property
     def shard(self) -> int:
@@ -87,10 +88,11 @@ class Task:
 
     @contextlib.contextmanager
     def writer(self, shard: int, schema: pa.Schema) -> Iterator[ShardWriter]:
-        """A writer of one shard, which appears when the block ends well."""
+        """A writer of one shard, which appears when the block ends well, and what it was computed from has not changed."""
         footer = {"stage": self.table.stage, "table": self.table.name, "fingerprint": self.fingerprint, "shard": shard}
         with shards.open_shard(self.folder / shards.shard_name(shard, self.shard_count), schema, footer) as writer:
             yield writer
+            self.check_unchanged()
 
     def write(self, table: pa.Table, counts: dict[str, Any], *, shard: int | None = None) -> None:
         """Write one whole shard with its counts (in, kept, dropped by reason, and figures that repeat exactly)."""
@@ -132,6 +134,7 @@ class Table:
     prepare: Callable[[Preparation], None] | None = None  # runs in the driver before stale shards are built
     together: bool = False  # all stale shards in one task, for sources that are read in one pass
     uses_device: bool = False  # builds with a model, so it wants the runner's GPU
+    rounds_by_device: bool = False  # what it writes differs between kinds of devices, at the level of rounding noise
     pairs: str | None = None  # label of the input whose (query, text) rows the teacher scores
     notes: Callable[[Experiment], list[str]] | None = None  # what a user should hear before it is built
     remark: Callable[[dict[str, Any]], str] | None = None  # from the counts of the finished table: what a user should hear, "" for nothing

@@ -63,6 +63,7 @@ def _build(task: Task) -> None:
             if len(window.new):
                 fresh = teacher.score(window.encoded, progress=partial(_report, task))
                 known.put(window.new, fresh)
+                task.check_unchanged()  # a file that is written over in place may change a model that is mapped from it
                 writes.do(_append_and_write, store, wanted.keys[window.new], fresh, writer, _rows(window, wanted, known))
             else:
                 writes.do(writer.write, _rows(window, wanted, known))
@@ -194,9 +195,11 @@ TABLE = Table(
     stage="teacher_scores", name="", version=2, reads=("dark_examples",), key=_key,
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True, pairs="dark_examples",
     notes=_notes,
+    rounds_by_device=True,
 )  # fmt: skip
 OF_POOLS = Table(
     stage="pool_scores", name="", version=1, reads=("pools.pairs",), key=_key,
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True, pairs="pools.pairs",
     notes=_notes,
+    rounds_by_device=True,
 )  # fmt: skip

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.errors import DamagedShard
+from data.digests import DigestCache
+from data.errors import DamagedShard, RunFailed
 from data.manifest import Manifest
 from data.settings import Experiment
 from pipeline.plan import table_named
 from pipeline.stage import Stored, Task, Workshop
+from pipeline.unchanged import refuse_changed
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class WorkOrder:
     shards: tuple[int, ...]
     shard_count: int
     inputs: dict[str, str]  # label -> folder
+    settings: dict[str, Any]  # the part of the table's key that is of files outside the store, as it was planned
+    version: int  # of the table, in the driver's code
 
     @property
     def name(self) -> str:
@@ -49,11 +54,22 @@ class Worker:
     def __init__(self, experiment_json: str) -> None:
         self._experiment = Experiment.model_validate_json(experiment_json)
         self._workshop = Workshop()
+        self._digests = DigestCache.of_store(self._experiment.store)
         self._limited = False
 
     def build(self, order: WorkOrder, *, report: Callable[[str, int], None]) -> Done:
         """Build the order's shards. Raises UserError and its kinds for what a user can mend."""
         table = table_named(self._experiment, order.label)
+
+        def check_unchanged() -> None:
+            refuse_changed(table, order.settings, self._experiment, self._digests)
+
+        if table.version != order.version:
+            raise RunFailed(
+                f"{order.name}: {platform.node()} has other code than the driver ({table.label} of version {table.version}, not "
+                f"{order.version}), which would write other rows: install the same commit on every host"
+            )
+        check_unchanged()
         if table.uses_device and not self._limited:
             import torch
 
@@ -72,6 +88,7 @@ class Worker:
             workshop=self._workshop,
             report=report,
             warn=warnings.append,
+            check_unchanged=check_unchanged,
         )
         table.build(task)
         return Done(order, time.perf_counter() - started, task.figures, warnings)

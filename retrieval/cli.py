@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ import typer
 
 from data.command import exit_codes
 from data.errors import UserError
+from data.outputs import is_json, is_run, is_standard_output
 from data.readers import shown
 from data.terminal import printable
 from retrieval.words import DEVICES, NOT_GIVEN, PRECISIONS, Words, settings_of, text_among
@@ -25,6 +27,14 @@ Given = Annotated[list[str] | None, typer.Argument(metavar="key=value ...")]
 def _note(line: str) -> None:
     """Progress goes to the error stream: what a program reads is on the other."""
     print(printable(line), file=sys.stderr, flush=True)
+
+
+def _done(line: str, out: str) -> None:
+    """The last line; a note where the run itself is printed."""
+    if is_standard_output(out):
+        _note(line)
+    else:
+        print(line)
 
 
 @app.command()
@@ -88,9 +98,9 @@ def search(words: Given = None) -> None:
         optional = {**_SEARCHING, "qrels": "", "split": "test"}
         given = Words.of(words, required=("corpus", "queries", "out"), optional=optional)
         only = set(_qrels(given)) if given["qrels"] else None
-        with given.output_file("out") as out:
+        with given.output_file("out", is_run) as out:
             searched = _search(given, out, only=only)
-        print(f"{searched:,} queries searched, run in {given['out']}")
+        _done(f"{searched:,} queries searched, run in {given['out']}", given["out"])
 
 
 _SEARCHING = {
@@ -175,13 +185,13 @@ def rerank(words: Given = None) -> None:
 
         threads = _threads(given)
         torch.set_num_threads(threads)
-        with given.output_file("out") as out:
+        with given.output_file("out", is_run) as out:
             ranked = rerank_run(
                 run, teacher, queries=given.table("queries", "query texts"), corpus=given.table("corpus", "corpus texts"), depth=depth,
                 device=device, threads=threads, report=_note,
             )  # fmt: skip
             write_run(out, ranked, tag="reranked")
-        print(f"{len(ranked):,} queries ranked anew, run in {given['out']}")
+        _done(f"{len(ranked):,} queries ranked anew, run in {given['out']}", given["out"])
 
 
 @app.command()
@@ -205,17 +215,18 @@ def evaluate(words: Given = None) -> None:
             raise UserError("say what to evaluate: run=FILE, or corpus=FOLDER queries=FOLDER out=RUN")
         from data.trec import read_run
 
-        if given["run"]:
-            run = read_run(given.file("run"), note=_note)
-        else:
-            with given.output_file("out") as out:
+        with contextlib.ExitStack() as outputs:  # opened before the work, so that one that cannot be written stops it
+            per_query = outputs.enter_context(given.output_file("per_query", is_json)) if given["per_query"] else None
+            if given["run"]:
+                run = read_run(given.file("run"), note=_note)
+            else:
+                out = outputs.enter_context(given.output_file("out", is_run))
                 _search(given, out, only=set(qrels))
                 run = read_run(out)
-        (evaluation,) = _evaluated(qrels, {"run" if given["run"] else "out": run}, given)
-        if given["per_query"]:
-            from data.shards import atomic_write
+            (evaluation,) = _evaluated(qrels, {"run" if given["run"] else "out": run}, given)
+            if per_query is not None:
+                from data.shards import atomic_write
 
-            with given.output_file("per_query") as per_query:
                 atomic_write(per_query, json.dumps(evaluation.per_query(), indent=1, sort_keys=True).encode())
         from retrieval.printing import print_evaluation
 
@@ -299,5 +310,5 @@ def query(words: Given = None) -> None:
 
 
 def main() -> None:
-    """Console script `retrieve`."""
+    """The command `retrieve`; its console script is `retrieval.__main__`."""
     app()

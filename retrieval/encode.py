@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from data.device_note import settle_device
 from data.digests import DigestCache, json_digest
 from data.errors import RunFailed, UserError
-from data.manifest import Manifest, ShardRecord
+from data.manifest import Manifest, ShardRecord, refuse_others
 from data.schemas import embeddings
 from data.settings import Embed, Student
 from data.shards import describe, open_shard, read_footer, read_row_groups
@@ -97,7 +98,8 @@ def encode_table(
         precision = Embed().query_precision
     precision = precisions.resolve(precision, device=device)
     source = _text_table(texts, kind=kind)
-    student_key = resolve_student(student).key(DigestCache(out.parent / "digests.json"))
+    digests = DigestCache(out.parent / "digests.json")
+    student_key = resolve_student(student).key(digests)
     key = {
         "version": EMBEDDING_VERSION,
         "student": student_key,
@@ -108,11 +110,12 @@ def encode_table(
     fingerprint = json_digest(key)
     encoder: TextEncoder | None = None
     records = []
+    footers = {shard.name: read_footer(out / shard.name) for shard in source.shards}
+    refuse_others(out, fingerprint, footers, what="embeddings of other texts or of another model")
+    if None in footers.values():
+        settle_device(out, device, option="device", begun=any(footers.values()))
     for shard in source.shards:
-        footer = read_footer(out / shard.name)
-        if footer is not None and footer.get("fingerprint") != fingerprint:
-            raise UserError(f"{out} holds embeddings of other texts or of another model; choose another out=FOLDER")
-        if footer is None:
+        if footers[shard.name] is None:
             if encoder is None:
                 for note in student_notes(student):
                     report(f"note: {note}")
@@ -122,6 +125,8 @@ def encode_table(
             with open_shard(out / shard.name, schema, {"fingerprint": fingerprint}) as writer:
                 for group in embedded_groups(encoder, texts / shard.name, kind=kind):
                     writer.write(group)
+                if resolve_student(student).key(digests) != student_key:
+                    raise RunFailed(f"the files of model={student.model} changed while {shard.name} was computed; start the command again")
             report(f"{shard.name}: {shard.rows:,} texts, {shard.rows / max(time.monotonic() - started, 1e-9):,.0f} texts/s")
         records.append(ShardRecord(shard.name, *describe(out / shard.name)))
     rows = sum(record.rows for record in records)

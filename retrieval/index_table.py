@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from data.digests import json_digest
 from data.errors import UserError
-from data.manifest import Manifest, ShardRecord
+from data.manifest import Manifest, ShardRecord, refuse_others
 from data.schemas import INDEX
 from data.settings import Search
 from data.shards import describe, open_shard, read_footer, read_row_groups
@@ -54,11 +54,10 @@ def build_index_table(vectors: Path, out: Path, settings: Search, *, report: Cal
     source = EmbeddingTable(vectors, "doc_id").manifest
     key = {"vectors": source.content_digest, **building_key(settings)}
     fingerprint, records = json_digest(key), []
+    footers = {shard.name: read_footer(out / shard.name) for shard in source.shards}
+    refuse_others(out, fingerprint, footers, what="an index of other vectors or of another kind")
     for shard in source.shards:
-        footer = read_footer(out / shard.name)
-        if footer is not None and footer.get("fingerprint") != fingerprint:
-            raise UserError(f"{out} holds an index of other vectors or of another kind; choose another out=FOLDER")
-        if footer is None:
+        if footers[shard.name] is None:
             with open_shard(out / shard.name, INDEX, {"fingerprint": fingerprint}) as writer:
                 for part in index_parts(vectors / shard.name, settings):
                     writer.write_row_group(part)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data.errors import UserError
+from data.digests import DigestCache
+from data.errors import RunFailed, UserError
 from data.settings import Teacher
 from data.trec import Run
 from retrieval.cross_encoder import load_cross_encoder, resolve_teacher, score_pairs
@@ -47,9 +49,10 @@ def rerank(
 
     Raises:
         UserError: a query or passage of the run that its table does not have; whatever `resolve_teacher` refuses.
-        RunFailed: see `score_pairs`.
+        RunFailed: the teacher's files changed meanwhile; see `score_pairs`.
     """
-    spec = resolve_teacher(teacher, device=device)
+    spec, digests = resolve_teacher(teacher, device=device), DigestCache(Path(os.devnull))
+    key = spec.key(digests)
     query_texts = _all_texts(list(run), queries, id_name="query_id", what="queries")
     cut = {query: entries[:depth] for query, entries in run.items()}
     total, done, started = sum(map(len, cut.values())), 0, time.monotonic()
@@ -66,6 +69,8 @@ def rerank(
                 logits[query].append((doc_id, logit))
             done += len(segment)
             report(f"{done:,} of {total:,} pairs, {done / max(time.monotonic() - started, 1e-9):,.0f} pairs/s")
+    if resolve_teacher(teacher, device=device).key(digests) != key:
+        raise RunFailed(f"the files of model={teacher.model} changed while this run was under way; start it again")
     return {query: sorted(entries, key=lambda entry: (-entry[1], entry[0])) for query, entries in logits.items()}
 
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 from data import config
 from data.config import Section, parse_arguments, unknown_key
 from data.errors import UserError
+from data.outputs import Kind as FileKind
 from data.paths import expanded
 from data.remote import local_file, local_table, local_table_or_file, output_file, output_table
 from retrieval.table_kinds import Kind, checked_table
@@ -58,13 +59,13 @@ class Words:
         """The value as the local folder of a stored table, or a single file."""
         return local_table_or_file(self._path(key))
 
-    def output_file(self, key: str) -> AbstractContextManager[Path]:
-        """A local path to write; it is put where the value says when the block ends well."""
-        return output_file(self._path(key))
+    def output_file(self, key: str, kind: FileKind) -> AbstractContextManager[Path]:
+        """A local path to write; it is put where the value says when the block ends well. A file of another kind is not overwritten."""
+        return output_file(self._path(key), option=key, kind=kind)
 
     def output_table(self, key: str) -> AbstractContextManager[Path]:
         """A local folder to write; it is put where the value says when the block ends well."""
-        return output_table(self._path(key))
+        return output_table(self._path(key), option=key)
 
     def number(self, key: str, *, least: int = 0) -> int:
         """The value as a whole number of at least `least`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import trainer.cli
 from data.curriculum import labels_of, ordered_pairs
 from data.errors import UserError
 from data.settings import load
+from pipeline.plan import tables_to_run
 from trainer import dry_run, recipes
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -37,6 +39,20 @@ def test_a_misspelt_key_of_a_later_step_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "prod.yaml").write_text(text.replace("{select: prod,", "{selekt: prod,"))
     with pytest.raises(UserError, match=r"unknown key hard_negatives\.selekt; nearest: hard_negatives\.select"):
         load({"config": str(tmp_path / "prod.yaml"), "step": "w1"})
+
+
+def test_only_the_lines_that_say_so_need_a_gpu() -> None:
+    """Prevents: a job on a CPU node, as the comment allows, that is refused for want of a GPU."""
+    text = (FOLDER / "adam" / "commands.sh").read_text()
+    said = re.search(r"only (.*?) and train need the GPU", text)
+    assert said
+    experiment, built = load({"config": str(FOLDER / "adam" / "msmarco.yaml")}), set[str]()
+    stages = re.findall(r"^prep run \$config stage=(\w+)$", text, re.MULTILINE)
+    for stage in stages:
+        tables = [table for table in tables_to_run(experiment, stage) if table.label not in built]
+        assert any(table.uses_device for table in tables) == (stage in said[1].split(", ")), stage
+        built |= {table.label for table in tables}
+    assert "shards" in built and "pools.ranked" in built
 
 
 def test_a_round_that_the_file_has_not_is_told_before_work() -> None:

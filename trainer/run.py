@@ -12,7 +12,7 @@ import torch
 
 from data.config import keyed_values
 from data.digests import DigestCache, json_digest
-from data.errors import UserError
+from data.errors import RunFailed, UserError
 from data.settings import Experiment
 from retrieval import precision
 from retrieval.probe import pad_id_of
@@ -101,7 +101,8 @@ class Run:
 def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Run | None:
     """Open all that a run needs; None where it is finished already."""
     settings, output = experiment.train, Path(experiment.train.output)
-    task = task_of(experiment, DigestCache(Path(os.devnull)))
+    digests = DigestCache(Path(os.devnull))
+    task = task_of(experiment, digests)
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=ranks.first, draw=settings.draw)
     check_shards(experiment, shards.metadata)
     dev = open_dev_set(Path(settings.dev), tokenizer=task.tokenizer) if settings.dev else None
@@ -123,9 +124,11 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
         ranks.agree(start_digest(model, optimizer, state), about="the parameters to start from")
     if ranks.first and state.step == 0:
         rehearse_saving(model, output)
-    workers = open_workers(model, settings)
+    workers, frozen = open_workers(model, settings), task.open_frozen()
+    if json_digest(task_of(experiment, digests).key) != json_digest(task.key):
+        raise RunFailed("the files of a model changed while it was loaded: put the first ones back, or choose another train.output=FOLDER")
     return Run(
-        experiment=experiment, ranks=ranks, shards=shards, key=key, task=task, model=model, frozen=task.open_frozen(), workers=workers,
+        experiment=experiment, ranks=ranks, shards=shards, key=key, task=task, model=model, frozen=frozen, workers=workers,
         optimizer=optimizer, step_settings=step_settings(experiment, model), epoch_ends=epoch_ends(shards, experiment), dev=dev,
         state=state,
     )  # fmt: skip

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # ADAM on MS MARCO, one machine with a GPU: what a batch job runs. After a kill, start it again: it goes on where it stopped.
-# Each line can be a job of its own; only embed, teacher_scores and train need the GPU. (With a rule of the teacher for false negatives,
-# or sampler=stratified, put stage=pools and stage=pool_scores, which needs the GPU, before stage=hard_negatives.)
+# Each line can be a job of its own; only embed, pools, teacher_scores and train need the GPU. (With a rule of the teacher for false
+# negatives, or sampler=stratified, put stage=pool_scores, which needs the GPU too, before stage=hard_negatives.)
 set -euo pipefail
 config=config=recipes/adam/msmarco.yaml
 
 prep run $config stage=ingest
 prep run $config stage=embed
+prep run $config stage=pools
 prep run $config stage=hard_negatives
 prep run $config stage=dark_examples
 prep run $config stage=teacher_scores

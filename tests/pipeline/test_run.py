@@ -273,6 +273,13 @@ def test_a_stage_without_a_model_needs_no_gpu(tmp_path: Path, tiny_experiment: C
     assert code == 0, output
 
 
+def test_a_finished_search_needs_no_gpu(copied: Any) -> None:
+    """Prevents: stage=hard_negatives on a CPU node, refused for the sake of pools that are complete."""
+    shutil.rmtree(copied.store / "hard_negatives")
+    code, output = prep("run", f"config={copied.config}", "stage=hard_negatives", "runner.device=cuda")
+    assert code == 0 and "pools.ranked     complete" in output and "hard_negatives   built 2 of 2" in output, output
+
+
 def test_precision_on_a_gpu_is_the_same_on_every_machine(
     tmp_path: Path, tiny_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

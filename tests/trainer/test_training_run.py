@@ -354,3 +354,24 @@ def test_help_is_quick_and_faults_have_no_traceback(tmp_path: Path, experiment_f
         done = call(*words)
         assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
         assert done.stdout == "False\n"
+
+
+def test_a_student_exchanged_while_it_is_loaded(
+    tmp_path: Path, experiment_file: Path, shards: Path, student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: a run of other weights than run.json records."""
+    import trainer.run
+
+    folder = shutil.copytree(student, tmp_path / "own")
+    opened = trainer.run.open_workers
+
+    def exchange(*words: Any, **named: Any) -> Any:
+        weights = folder / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        return opened(*words, **named)
+
+    monkeypatch.setattr(trainer.run, "open_workers", exchange)
+    with pytest.raises(RunFailed, match="the files of a model changed while it was loaded"):
+        start(experiment_file, shards, **{"student.model": folder})

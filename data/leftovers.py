@@ -1,0 +1,70 @@
+"""Temporary files: their names say who writes them, so that what a killed process left can be told from what one is writing.
+
+    .part-00000-of-00004.parquet.1f0c9a2b-4711-8d2e6f0a1b3c.tmp      .<final name>.<place>-<process>-<random>.tmp
+
+A place is a boot of a machine and a namespace of process ids in it: there, a process that is gone can be told for certain. A file of
+another place (another host of a network file system, a container, a machine that was started anew) counts as abandoned when nobody wrote
+to it for a day.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import time
+import uuid
+from pathlib import Path
+
+ABANDONED_SECONDS = 24 * 3600
+_WRITER = re.compile(r"\.(?P<place>[0-9a-f]{8})-(?P<process>[0-9]+)-[0-9a-f]+\.tmp$")
+
+
+@functools.cache
+def _place() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        boot = platform.node()
+    return hashlib.blake2b(boot.encode(), digest_size=4).hexdigest()
+
+
+def temporary_name(path: Path) -> Path:
+    """A name of its own beside `path`, hidden, for what shall be `path` when it is whole."""
+    return path.with_name(f".{path.name}.{_place()}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
+
+
+def remove_leftovers(folder: Path, *, of: str = "") -> None:
+    """Remove the temporary files and folders right in `folder` that nobody writes any more; with `of` those of one final name."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in names:
+        if (name.startswith(f".{of}.") if of else name.startswith(".")) and name.endswith(".tmp") and _is_abandoned(folder / name):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+
+
+def _is_abandoned(path: Path) -> bool:
+    writer = _WRITER.search(path.name)
+    if writer and writer["place"] == _place():
+        return not _is_running(int(writer["process"]))
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+    except OSError:
+        return False  # gone
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
