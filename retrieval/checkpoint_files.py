@@ -65,15 +65,19 @@ def resolve_folder(model: str, *, option: str, revision: str | None = None, with
             f"{option}={model}: {section}.trust_remote_code=true runs code that others can change on the hub, and {found} does not pin it: "
             f"set {section}.revision to a commit, 40 hexadecimal digits"
         )
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "model.onnx*", *(["*.py"] * with_code)]
     try:
-        found_at = snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"])
+        return _from_hub(model, revision, with_code)
     except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{option}={model}: neither a folder nor a hub model that can be reached ({reason})") from error
-    return Path(found_at)
+
+
+@functools.cache  # the hub is asked once a process: a model is looked up for every table and before every shard
+def _from_hub(model: str, revision: str | None, with_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "model.onnx*", *(["*.py"] * with_code)]
+    return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]))
 
 
 def _near(path: Path) -> str:
@@ -232,6 +236,15 @@ def _count(tables: dict[str, Any], path: Path, *, roles: dict[str, str]) -> int:
         raise UserError(
             f"no tokenizer can be loaded from {path}: it is none of the tokenizers library ({type(error).__name__}: {error})"
         ) from error
+
+
+def tokenizer_pad_id(folder: Path) -> int:
+    """The id of the token that the tokenizer's files name for padding; 0 where they name none, or one that its tables lack."""
+    name, tables = role_tokens(folder).get("pad_token"), read_json(folder / "tokenizer.json")
+    added: dict[str, int] = {token["content"]: token["id"] for token in tables.get("added_tokens") or []}
+    vocabulary = (tables.get("model") or {}).get("vocab")
+    known: dict[str, int] = {**(vocabulary if isinstance(vocabulary, dict) else {}), **added}
+    return known.get(name or "", 0)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -21,7 +21,7 @@ from data.settings import Teacher
 from retrieval import precision as precisions
 from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first, token_budget_batches
 from retrieval.checkpoint_checks import bare_decoder, check_teacher
-from retrieval.checkpoint_files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
+from retrieval.checkpoint_files import read_json, resolve_folder, tokenizer_digest, tokenizer_pad_id, transformer_folder, weights_digest
 from retrieval.custom_code import check_custom_code, code_key
 from retrieval.graph_checks import INPUTS, check_graph
 from retrieval.model_lengths import check_length
@@ -59,8 +59,17 @@ class TeacherSpec:
             "head": "logit",
             "precision": f"{self.backend}/{precisions.class_of(self.precision) if self.backend == 'torch' else self.precision}",
             **alone,
+            **self._padding_key(),
             **code_key(self.folder, trusted=self.trust_remote_code),
         }
+
+    def _padding_key(self) -> dict[str, Any]:
+        """The padding id of a decoder whose tokenizer names another one: padded with that, its logits once depended on their batch."""
+        if self.backend != "torch" or not bare_decoder(self.folder):
+            return {}
+        config = read_json(self.folder / "config.json")
+        named = {**(config.get("text_config") or {}), **config}.get("pad_token_id")
+        return {} if named == tokenizer_pad_id(self.folder) else {"padding": named}
 
     def namespace(self, digests: DigestCache) -> str:
         """Digest of `key`: the folder of this teacher's logits in the store."""

@@ -14,9 +14,10 @@ import transformers
 from numpy.typing import NDArray
 from support.checkpoints import ARCHITECTURES, WORDS, change_json, save, save_tokenizer
 
+from data.digests import DigestCache
 from data.errors import UserError
-from data.settings import Student
-from retrieval.cross_encoder import TorchCrossEncoder, score_pairs
+from data.settings import Student, Teacher
+from retrieval.cross_encoder import TorchCrossEncoder, resolve_teacher, score_pairs
 from retrieval.padding import check_padding, results_of
 from retrieval.pair_scorer import PairScorer
 from retrieval.pair_tokens import PairTokenizer
@@ -115,6 +116,24 @@ def test_config_and_tokenizer_that_name_other_padding(
     save_tokenizer(folder, ARCHITECTURES[name][0], **tokenizer)
     pairs = [*PAIRS, ("ba", "be bi </s>"), ("ba", "<unk> </s> </s>")]
     np.testing.assert_allclose(together(folder, pairs=pairs), alone(folder, pairs), atol=1e-5)
+
+
+def test_only_logits_of_other_padding_get_a_name_of_their_own(tmp_path: Path) -> None:
+    """Prevents: logits that once depended on their batch, served from a store for ever; and right ones paid for again."""
+
+    def key(folder: Path) -> dict[str, Any]:
+        return resolve_teacher(Teacher(model=str(folder), precision="fp32", max_tokens=64), device="cpu").key(DigestCache(tmp_path / "none"))
+
+    for name, changed, tokenizer, padding in (
+        ("Llama", {"pad_token_id": 2}, {}, 2),
+        ("Llama", {"pad_token_id": 0}, {}, None),  # padded with 0 where the tokenizer names nothing
+        ("Llama", {"pad_token_id": 2}, {"pad_token": "</s>"}, None),
+        ("Llama", {"pad_token_id": 0}, {"pad_token": "</s>"}, 0),
+        ("Bert", {"pad_token_id": 1}, {}, None),  # an encoder's head looks at the first token
+    ):
+        folder = save(tmp_path / f"{name}{changed}{tokenizer}", name, head=True, **changed)
+        save_tokenizer(folder, ARCHITECTURES[name][0], **tokenizer)
+        assert key(folder).get("padding") == padding, (name, changed, tokenizer)
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPTNeoX"])
