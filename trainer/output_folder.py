@@ -30,6 +30,7 @@ RESULT_REMEDY = "delete it and start the same command again: nothing is trained 
 _LOCK = "running.json"
 _FILES, _FOLDERS = (RUN_NAME, RESULT_NAME, _LOCK, "metrics.jsonl"), ("checkpoints", "tensorboard", "best")
 _BEAT_SECONDS = 5.0
+_SETTLE_SECONDS = 0.1
 _WATCH_SECONDS = 20.0  # some beats, and what a network file system may hold back
 
 
@@ -65,8 +66,12 @@ class OutputLock:
 
     def take(self) -> None:
         """Raises UserError where another run lives that writes there."""
-        while not self._made():
+        while True:
+            if self._made():
+                time.sleep(_SETTLE_SECONDS)  # one that was just taking a dead run's file away may have put another's back over this one
             there = _look(self._path)
+            if there is not None and there[0] == self._own:
+                return
             if there is None:
                 continue  # it has just ended
             holder = _holder(there[0])
