@@ -122,7 +122,9 @@ def test_only_logits_of_other_padding_get_a_name_of_their_own(tmp_path: Path) ->
     """Prevents: logits that once depended on their batch, served from a store for ever; and right ones paid for again."""
 
     def key(folder: Path) -> dict[str, Any]:
-        return resolve_teacher(Teacher(model=str(folder), precision="fp32", max_tokens=64), device="cpu").key(DigestCache(tmp_path / "none"))
+        return resolve_teacher(Teacher(model=str(folder), precision="fp32", max_tokens=64), device="cpu").key(
+            DigestCache(tmp_path / "none")
+        )
 
     for name, changed, tokenizer, padding in (
         ("Llama", {"pad_token_id": 2}, {}, 2),
