@@ -84,11 +84,14 @@ def test_in_bf16_too(built: Any, name: str) -> None:
     np.testing.assert_allclose(batches, one_by_one, atol=NOISE["bf16"])
 
 
+DECODERS = ("Qwen2", "Qwen3", "Llama", "Mistral", "Gemma", "Gemma2", "Gemma3Text", "GPTNeoX", "GPT2", "OPT")
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", SOUND)
 def test_a_text_has_alone_the_vector_it_has_in_any_batch(built: Any, name: str, precision: str) -> None:
-    """Prevents: vectors that depend on the shard's other texts, by either pooling."""
-    for pooling in ("mean", "cls") if precision == "fp32" else ("mean",):
+    """Prevents: vectors that depend on the shard's other texts, by either pooling (of decoders by mean, their only one)."""
+    for pooling in ("mean", "cls") if precision == "fp32" and name not in DECODERS else ("mean",):
         student = Student(model=str(built(name, False)), pooling=pooling, normalize=True, query_tokens=60, passage_tokens=60)
         first, second = (
             TextEncoder(student, precision=precision, device="cpu", batch_tokens=tokens).passages(TEXTS) for tokens in (1, 400)
@@ -165,7 +168,7 @@ def test_a_model_that_reads_its_padding_is_refused(tmp_path: Path, monkeypatch: 
     folder = save(tmp_path, name, head=head)
     with pytest.raises(
         UserError,
-        match=r"^(student|teacher)\.model: a \w+ (gives a text another result|cannot compute a batch)",
+        match=r"^(student|teacher)\.model: (a \w+ (gives a text another result|cannot compute a batch)|.* names a t5 model)",
     ):
         if head:
             TorchCrossEncoder(folder, precision="fp32", device="cpu")
