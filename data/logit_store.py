@@ -191,6 +191,9 @@ def namespaces(root: Path) -> list[str]:
 
 
 def namespace_note(root: Path, namespace: str) -> dict[str, Any]:
-    """Name and key of a namespace's teacher, `?` where the note is lost."""
-    note = root / "teacher_logits" / namespace / "namespace.json"
-    return json.loads(note.read_text()) if note.is_file() else {"name": "?", "key": {}}
+    """Name and key of a namespace's teacher, `?` where the note is lost or damaged: it is for people alone."""
+    try:
+        note = json.loads((root / "teacher_logits" / namespace / "namespace.json").read_bytes())
+        return {"name": str(note["name"]), "key": dict(note["key"])}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {"name": "?", "key": {}}

@@ -144,17 +144,21 @@ def _journal(folder: Path, done: Done, *, wall: float) -> None:
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:
-    """The journal's lines; a line cut by a kill is left out."""
-    lines = []
+    """The journal's lines; one that was cut by a kill, or is none, is left out: no byte of a table depends on it."""
     try:
-        for line in (folder / JOURNAL_NAME).read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                continue
+        text = (folder / JOURNAL_NAME).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        pass
-    return lines
+        return []
+    return [line for line in map(_journal_line, text.splitlines()) if line is not None]
+
+
+def _journal_line(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+        figures = [line["seconds"], line["wall"], *(line.get(name, 0) for name in ("pairs", "cached", "scored"))]
+        return line if all(isinstance(figure, int | float) for figure in figures) and isinstance(line.get("namespace", ""), str) else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _last_seconds(plan: TablePlan) -> float:

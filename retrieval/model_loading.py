@@ -7,7 +7,6 @@ its tensors. Code that comes with a checkpoint runs only where it is trusted (`r
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,19 +59,16 @@ def open_model(
     load = getattr(transformers, auto_class).from_pretrained
     always = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": trusted}
     asked = {**always, "output_loading_info": True, "ignore_mismatched_sizes": True, **given}  # mismatched ones are told, all at once
-    loaded = None
-    for way in ways[:-1]:
-        with contextlib.suppress(TypeError, ValueError):
-            loaded = load(folder, **asked, **way)
-            break
-    if loaded is None:
+    for place, way in enumerate(ways, start=1):
         try:
-            loaded = load(folder, **asked, **ways[-1])
+            model, report = load(folder, **asked, **way)
+            break
         except MemoryError:
             raise
         except Exception as error:  # transformers and a checkpoint's own code raise many kinds
+            if place < len(ways) and isinstance(error, TypeError | ValueError):
+                continue
             raise UserError(f"{option}: {folder} cannot be opened by transformers' {auto_class}: {_first_line(error)}") from error
-    model, report = loaded
     faults = faults_of(model, report, new_head=new_head, strict=has_model_code(folder) and not trusted)
     if faults:
         remedy = _remedy(model, faults, report["unexpected_keys"], folder, option=option)

@@ -23,6 +23,7 @@ from data.digests import DigestCache
 from data.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 from data.settings import load
 from pipeline.cli import app
+from pipeline.run import read_journal
 from retrieval.cross_encoder import resolve_teacher
 
 LABELS = (
@@ -429,3 +430,12 @@ def test_an_interrupted_run_goes_on(
     lines = prep_run(config)
     assert all("complete" in line for line in lines[:8]) and "built" in lines[-1]
     assert parquet_files(config.parent / "store") == parquet_files(finished.store)
+
+
+def test_a_damaged_journal_loses_its_damaged_lines_alone(tmp_path: Path) -> None:
+    """Prevents: a table that cannot be sealed, or a report that cannot be made, for a note of seconds."""
+    good = '{"shards": [0], "seconds": 1.5, "wall": 2, "pairs": 3}'
+    bad = ["", "[]", "3", '{"shards": [1], "secon', '{"seconds": 1}', '{"seconds": [], "wall": 2}', good.replace("3", "{}"), "[" * 5000]
+    (tmp_path / "journal.jsonl").write_bytes("\n".join([good, *bad, good]).encode() + b"\n\xff\xfe")
+    assert [line["pairs"] for line in read_journal(tmp_path)] == [3, 3]
+    assert read_journal(tmp_path / "none") == []
