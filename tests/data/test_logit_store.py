@@ -251,10 +251,10 @@ def test_sizes_and_notes(tmp_path: Path) -> None:
         store.append(keys_of(10), scores_of(np.ones(10)))
     assert namespaces(tmp_path) == ["n"] and store.size()[:2] == (10, 2) and store.size()[2] > 0
     assert namespace_note(tmp_path, "n") == {"name": "a teacher", "key": {"weights": "x"}}
+    assert json.loads((store.folder / "namespace.json").read_text())["key"] == {"weights": "x"}
     for damaged in (b"", b"[1]", b'{"name": "x"}', b'{"name": "x", "key": 3}', b"\xff"):
         (tmp_path / "teacher_logits" / "n" / "namespace.json").write_bytes(damaged)
         assert namespace_note(tmp_path, "n") == {"name": "?", "key": {}}
-    assert json.loads((store.folder / "namespace.json").read_text())["key"] == {"weights": "x"}
     assert namespaces(tmp_path / "elsewhere") == []
     store.delete()
     assert namespaces(tmp_path) == [] and not list((tmp_path / "teacher_logits").iterdir())
