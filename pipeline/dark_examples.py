@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from data import schemas
 from data.config import keyed_values
 from data.digests import DigestCache, uniforms
+from data.errors import UserError
 from data.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.settings import DarkExamples, Experiment
 from pipeline.reading_lengths import longest_mixed, refuse_mixes_too_long
@@ -236,7 +237,10 @@ def _check_tokenizers(experiment: Experiment, teacher: Path) -> None:
     settings = experiment.dark_examples
     asked = {"masked": bool(settings.mask_ratios), "mixed": settings.reinforced}
     check_marks(teacher, option="teacher.model", trusted=experiment.teacher.trust_remote_code, **asked)
-    student = resolve_student(experiment.student)
+    try:
+        student = resolve_student(experiment.student)
+    except UserError:
+        return  # scoring does without its files; what needs them says what they lack
     check_marks(student.weights_folder, option="student.model", trusted=student.trust_remote_code, **asked)
 
 
