@@ -23,7 +23,8 @@ from data.digests import DigestCache, uniforms
 from data.errors import UserError
 from data.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.settings import DarkExamples, Experiment
-from pipeline.reading_lengths import longest_mixed, refuse_mixes_too_long
+from pipeline import reading_lengths
+from pipeline.reading_lengths import longest_mixed
 from pipeline.stage import Stored, Table, Task
 from retrieval.checkpoint_checks import check_marks
 from retrieval.checkpoint_files import tokenizer_digest
@@ -219,8 +220,6 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     folder = teacher_folder(experiment.teacher) if has_teacher else None
     if folder:
         _check_tokenizers(experiment, folder)
-        if experiment.dark_examples.reinforced:
-            refuse_mixes_too_long(experiment)
     key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens", "mask_seed"))
     return {
         **key,
@@ -246,5 +245,5 @@ def _check_tokenizers(experiment: Experiment, teacher: Path) -> None:
 
 TABLE = Table(
     stage="dark_examples", name="", version=1, reads=("ingest.corpus", "ingest.queries", "hard_negatives"), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, notes=reading_lengths.notes,
 )  # fmt: skip

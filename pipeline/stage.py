@@ -136,7 +136,7 @@ class Table:
     uses_device: bool = False  # builds with a model, so it wants the runner's GPU
     rounds_by_device: bool = False  # what it writes differs between kinds of devices, at the level of rounding noise
     pairs: str | None = None  # label of the input whose (query, text) rows the teacher scores
-    notes: Callable[[Experiment], list[str]] | None = None  # what a user should hear before it is built
+    notes: Callable[[Experiment], list[str]] | None = None  # what a user should hear before any work
     remark: Callable[[dict[str, Any]], str] | None = None  # from the counts of the finished table: what a user should hear, "" for nothing
     refuse: Callable[[Stored], None] | None = None  # raises UserError, or NothingLeft, where the finished table is of no use to anyone
 
