@@ -160,8 +160,6 @@ class Planner:
                 # An input with a manifest and a shard gone is known well enough to plan on: its bytes will be the same again.
                 if below.manifest is None:
                     return TablePlan(table, waits_for=below.waits_for or label)
-                if below.complete:
-                    self._complete[label] = below.stored
                 inputs[label] = below.stored
             else:
                 inputs[label] = self._complete[label]
@@ -175,7 +173,10 @@ class Planner:
             why = why_new(folder, full_key, table)
             stale = dict.fromkeys(stale, why)
         self.digests.save()
-        return TablePlan(table, None, full_key, fingerprint, folder, count, stale, manifest, inputs)
+        planned = TablePlan(table, None, full_key, fingerprint, folder, count, stale, manifest, inputs)
+        if planned.complete:  # its shards are not looked through again for each table that reads it
+            self._complete[table.label] = planned.stored
+        return planned
 
     def plan_all(self, selected: list[Table]) -> Iterator[TablePlan]:
         """The plans of several tables, in order."""

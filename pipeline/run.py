@@ -55,7 +55,7 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
             if plan.stale and runner is None:
                 preflight(experiment, uses_device=any(later.uses_device for later in selected[place:]))
                 runner = make_runner(experiment)
-                unfinished = [later for later in selected if not planner.plan(later).complete]
+                unfinished = [later for later in selected[place:] if not planner.plan(later).complete]
                 for note in dict.fromkeys(note for later in unfinished if later.notes for note in later.notes(experiment)):
                     say(f"note: {note}")
                 open_once(experiment, unfinished, digests=planner.digests, runner=runner)
