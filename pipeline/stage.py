@@ -7,12 +7,13 @@ queries do not embed the corpus again. A table lies in STORE/<stage>/[<table>-]<
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data import shards
 from data.digests import DigestCache, json_digest
@@ -40,6 +41,14 @@ class Stored:
     def shard_groups(self, shard: int, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The row groups of one shard in order."""
         return shards.read_row_groups(self.paths()[shard], columns=columns)
+
+    def texts_of(self, ids: Collection[str], *, id_name: str) -> dict[str, str]:
+        """id -> text of those ids that the table has; in memory are these and one row group."""
+        wanted, texts = pa.array(sorted(set(ids)), pa.string()), dict[str, str]()
+        for group in self.row_groups(columns=[id_name, "text"]):
+            found = group.filter(pc.is_in(group.column(id_name), value_set=wanted))
+            texts.update(zip(found.column(id_name).to_pylist(), found.column("text").to_pylist(), strict=True))
+        return texts
 
     def row_groups(self, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """All row groups of all shards in order: the bounded way to see every row."""
