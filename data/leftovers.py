@@ -21,7 +21,8 @@ import uuid
 from pathlib import Path
 
 ABANDONED_SECONDS = 24 * 3600
-_WRITER = re.compile(r"\.(?P<place>[0-9a-f]{8})-(?P<process>[0-9]+)-[0-9a-f]+\.tmp$")
+# As `temporary_name` makes them; those of older versions have no place and process.
+_OURS = re.compile(r"\.(?P<final>.+?)\.(?:(?P<place>[0-9a-f]{8})-(?P<process>[0-9]+)-)?[0-9a-f]{12,32}\.tmp")
 
 
 @functools.cache
@@ -45,14 +46,14 @@ def remove_leftovers(folder: Path, *, of: str = "") -> None:
     except OSError:
         return
     for name in names:
-        if (name.startswith(f".{of}.") if of else name.startswith(".")) and name.endswith(".tmp") and _is_abandoned(folder / name):
+        ours = _OURS.fullmatch(name)
+        if ours and of in ("", ours["final"]) and _is_abandoned(folder / name, ours):
             with contextlib.suppress(OSError):
                 shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
 
 
-def _is_abandoned(path: Path) -> bool:
-    writer = _WRITER.search(path.name)
-    if writer and writer["place"] == _place():
+def _is_abandoned(path: Path, writer: re.Match[str]) -> bool:
+    if writer["place"] == _place():
         return not _is_running(int(writer["process"]))
     try:
         return time.time() - path.stat().st_mtime > ABANDONED_SECONDS

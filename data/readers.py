@@ -295,17 +295,13 @@ def _judgement(line: str, *, split: str) -> Judgement:
     if len(words) in (3, 4) and (len(cells) not in (3, 4) or not _INTEGER.fullmatch(cells[-1])):
         cells = words
     if len(cells) not in (3, 4):
-        few = len(cells) < 3 and len(words) < 3
-        raise _Broken("too few columns" if few else "too many columns", f"expected {JUDGEMENT_FORM}, found {_columns(words)}{shown(line)}")
+        few, found = len(cells) < 3 and len(words) < 3, "a run, " if len(words) == 6 else ""
+        raise _Broken("too few columns" if few else "too many columns", f"expected {JUDGEMENT_FORM}, found {found}{shown(line)}")
     query_id, *_, doc_id, label = cells
     try:
         return Judgement(split, _id(query_id), _id(doc_id), _relevance(label))
     except _Broken as broken:
         raise _Broken(broken.reason, f"expected {JUDGEMENT_FORM}, found {shown(line)}") from None
-
-
-def _columns(cells: list[str]) -> str:
-    return "a run, " if len(cells) == 6 else ""
 
 
 def _relevance(value: str) -> int:

@@ -41,8 +41,12 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
     Raises UserError: the file cannot be read, is a gzip that is cut short or damaged, or is no text.
     """
+    limit = MAX_LINE_BYTES + len(b"\r\n")
     with _opened(path) as file:
-        for number, raw in enumerate(iter(functools.partial(_next_line, file), b""), start=1):
+        for number, raw in enumerate(iter(functools.partial(file.readline, limit), b""), start=1):
+            rest = raw
+            while len(rest) == limit and not rest.endswith(b"\n"):
+                rest = file.readline(limit)
             if number == 1:
                 raw = raw.removeprefix(_BYTE_ORDER_MARK)
             yield number, raw.removesuffix(b"\n").removesuffix(b"\r")
@@ -88,12 +92,3 @@ class _CarriageReturns(io.RawIOBase):
         part = self._source.read(len(buffer)).replace(b"\r", b"\n")
         buffer[: len(part)] = part
         return len(part)
-
-
-def _next_line(file: Buffered) -> bytes:
-    """The next line with its end; of one longer than `MAX_LINE_BYTES` just the start, which is longer than that too."""
-    limit = MAX_LINE_BYTES + len(b"\r\n")
-    raw = rest = file.readline(limit)
-    while len(rest) == limit and not rest.endswith(b"\n"):
-        rest = file.readline(limit)
-    return raw

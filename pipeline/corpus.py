@@ -77,14 +77,16 @@ class Corpus:
         """The texts of some rows, each row group that has one of them read once: in memory are these and one row group."""
         wanted, place = np.unique(rows, return_inverse=True)
         parts, first = [pa.array([], pa.large_string())], 0
-        for path in self._stored.paths():
-            bounds = first + np.concatenate([[0], np.cumsum(group_rows(path))]).astype(np.int64)
-            cuts = np.searchsorted(wanted, bounds).tolist()
-            groups = [group for group in range(len(bounds) - 1) if cuts[group + 1] > cuts[group]]
-            for group, table in zip(groups, read_row_groups(path, columns=["text"], groups=groups) if groups else (), strict=True):
-                mine = wanted[cuts[group] : cuts[group + 1]] - bounds[group]
-                parts += table.column("text").take(pa.array(mine)).cast(pa.large_string()).chunks
-            first = int(bounds[-1])
+        for path, shard in zip(self._stored.paths(), self._stored.manifest.shards, strict=True):
+            low, high = np.searchsorted(wanted, [first, first + shard.rows])
+            if high > low:  # a shard without a wanted row is not opened
+                bounds = first + np.concatenate([[0], np.cumsum(group_rows(path))]).astype(np.int64)
+                cuts = np.searchsorted(wanted, bounds).tolist()
+                groups = [group for group in range(len(bounds) - 1) if cuts[group + 1] > cuts[group]]
+                for group, table in zip(groups, read_row_groups(path, columns=["text"], groups=groups), strict=True):
+                    mine = wanted[cuts[group] : cuts[group + 1]] - bounds[group]
+                    parts += table.column("text").take(pa.array(mine)).cast(pa.large_string()).chunks
+            first += shard.rows
         return pa.concat_arrays(parts).take(pa.array(place))
 
     def searcher(self, vectors: Stored, index: Stored | None, experiment: Experiment) -> Searcher:

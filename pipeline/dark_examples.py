@@ -14,16 +14,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data import schemas
 from data.config import keyed_values
 from data.digests import DigestCache, uniforms
+from data.errors import UserError
 from data.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.settings import DarkExamples, Experiment
-from pipeline.reading_lengths import longest_mixed, refuse_mixes_too_long
-from pipeline.stage import Stored, Table, Task
+from pipeline import reading_lengths
+from pipeline.reading_lengths import longest_mixed
+from pipeline.stage import Table, Task
 from retrieval.checkpoint_checks import check_marks
 from retrieval.checkpoint_files import tokenizer_digest
 from retrieval.cross_encoder import teacher_folder
@@ -162,16 +163,6 @@ def candidates_of(
     return listed
 
 
-def _texts_of(doc_ids: set[str], corpus: Stored) -> dict[str, str]:
-    """The texts of some passages, read in bounded memory."""
-    wanted = pa.array(sorted(doc_ids), pa.string())
-    texts: dict[str, str] = {}
-    for group in corpus.row_groups(columns=["doc_id", "text"]):
-        found = group.filter(pc.is_in(group.column("doc_id"), value_set=wanted))
-        texts.update(zip(found.column("doc_id").to_pylist(), found.column("text").to_pylist(), strict=True))
-    return texts
-
-
 def _build(task: Task) -> None:
     from retrieval.tokenizer import Tokenizer
 
@@ -185,7 +176,7 @@ def _build(task: Task) -> None:
     query_table = task.inputs["ingest.queries"].read(task.shard)
     queries = dict(zip(query_table.column("query_id").to_pylist(), query_table.column("text").to_pylist(), strict=True))
     needed = {row["positive_ids"][0] for row in rows} | {doc_id for row in rows for draw in row["negative_ids"] for doc_id in draw}
-    texts = _texts_of(needed, task.inputs["ingest.corpus"])
+    texts = task.inputs["ingest.corpus"].texts_of(needed, id_name="doc_id")
 
     columns: dict[str, list[Any]] = {name: [] for name in schemas.CANDIDATES.names}
     for row in rows:
@@ -218,8 +209,6 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     folder = teacher_folder(experiment.teacher) if has_teacher else None
     if folder:
         _check_tokenizers(experiment, folder)
-        if experiment.dark_examples.reinforced:
-            refuse_mixes_too_long(experiment)
     key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens", "mask_seed"))
     return {
         **key,
@@ -236,11 +225,14 @@ def _check_tokenizers(experiment: Experiment, teacher: Path) -> None:
     settings = experiment.dark_examples
     asked = {"masked": bool(settings.mask_ratios), "mixed": settings.reinforced}
     check_marks(teacher, option="teacher.model", trusted=experiment.teacher.trust_remote_code, **asked)
-    student = resolve_student(experiment.student)
+    try:
+        student = resolve_student(experiment.student)
+    except UserError:
+        return  # scoring does without its files; what needs them says what they lack
     check_marks(student.weights_folder, option="student.model", trusted=student.trust_remote_code, **asked)
 
 
 TABLE = Table(
     stage="dark_examples", name="", version=1, reads=("ingest.corpus", "ingest.queries", "hard_negatives"), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, notes=reading_lengths.notes,
 )  # fmt: skip

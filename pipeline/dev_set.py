@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ from data.shards import ROW_GROUP_ROWS
 from pipeline.corpus import Corpus
 from pipeline.dev_queries import LEAKS, DevQueries, choose_queries
 from pipeline.ingest import check_positives
+from pipeline.pools import labels_above_0
 from pipeline.stage import Stored, Table, Task
 from retrieval.student_spec import StudentSpec, resolve_student
 
@@ -69,8 +69,7 @@ def random_rows(ids: pa.Array, taken: NDArray[np.int64], *, count: int, seed: in
 
 def _build(task: Task) -> None:
     experiment, settings, inputs = task.experiment, task.experiment.dev, task.inputs
-    labels = pl.concat([pl.DataFrame(pl.from_arrow(group)) for group in inputs["ingest.qrels"].row_groups()])
-    queries = choose_queries(inputs["ingest.queries"], labels.filter(pl.col("relevance") > 0), experiment)
+    queries = choose_queries(inputs["ingest.queries"], labels_above_0(inputs["ingest.qrels"]), experiment)
     # Not the corpus of other stages, whose search may go through an approximate index.
     corpus = task.workshop.keep("dev corpus", lambda: Corpus(inputs["ingest.corpus"]))
     positives = corpus.rows_of(pa.array(sorted({doc_id for grades in queries.grades.values() for doc_id in grades}), pa.string()))

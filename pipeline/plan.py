@@ -13,6 +13,7 @@ from data.errors import DamagedShard, UserError
 from data.manifest import MANIFEST_NAME, Manifest
 from data.settings import Experiment
 from data.shards import read_footer, shard_name
+from data.what_lies import stored_table
 from pipeline import (
     confidence,
     curriculum,
@@ -159,8 +160,6 @@ class Planner:
                 # An input with a manifest and a shard gone is known well enough to plan on: its bytes will be the same again.
                 if below.manifest is None:
                     return TablePlan(table, waits_for=below.waits_for or label)
-                if below.complete:
-                    self._complete[label] = below.stored
                 inputs[label] = below.stored
             else:
                 inputs[label] = self._complete[label]
@@ -174,7 +173,10 @@ class Planner:
             why = why_new(folder, full_key, table)
             stale = dict.fromkeys(stale, why)
         self.digests.save()
-        return TablePlan(table, None, full_key, fingerprint, folder, count, stale, manifest, inputs)
+        planned = TablePlan(table, None, full_key, fingerprint, folder, count, stale, manifest, inputs)
+        if planned.complete:  # its shards are not looked through again for each table that reads it
+            self._complete[table.label] = planned.stored
+        return planned
 
     def plan_all(self, selected: list[Table]) -> Iterator[TablePlan]:
         """The plans of several tables, in order."""
@@ -210,19 +212,12 @@ def why_new(folder: Path, full_key: dict[str, Any], table: Table) -> str:
     if not earlier:
         return "never built"
     now = _flat(full_key)
-    keys = [manifest.key for path in earlier if (manifest := _readable(path.parent)) is not None]
+    keys = [manifest.key for path in earlier if (manifest := stored_table(path.parent)) is not None]
     if not keys:
         return "never built"
     changes = [_changes(_flat(key), now) for key in keys]
     changed = min(changes, key=lambda change: (len(change), change))
     return "changed: " + "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
-
-
-def _readable(folder: Path) -> Manifest | None:
-    try:
-        return Manifest.read(folder)
-    except DamagedShard:
-        return None  # it only would have told why
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

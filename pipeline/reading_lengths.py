@@ -1,8 +1,8 @@
 """Whether the teacher reads as much of the candidates as the student does, told before a logit is paid for.
 
 A teacher's logit is of the text that the teacher reads. Where `teacher.max_tokens` has no room for the query and what the student reads
-of a candidate, the teacher cuts its end: of `p+ [SEP] p-` that is p-, so what is left is mostly p+, and on long passages p+ alone. What
-fits no query is refused by the settings (`refuse_mixes_too_long`); the rest depends on the texts, and is looked at in a sample.
+of a candidate, the teacher cuts its end: of `p+ [SEP] p-` that is p-, so what is left is mostly p+, and on long passages p+ alone. That
+the longest mixed passages leave room for no query, the settings tell (`notes`); how many are so long, a sample of the texts (`warnings`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from retrieval.student_spec import resolve_student
 from retrieval.tokenizer import Tokenizer, tokenizer_of
 
 _SAMPLED = 2000  # candidates
+_SAMPLED_SHARDS = 20  # that they come from: a row group has thousands
 _TOLD_ABOVE = 0.01  # share of them; a few queries are always long
 _SHORTEST_PAIR = 2  # tokens that a pair has more than its passage as the student reads it: a query of one, one more special token
 
@@ -44,21 +45,27 @@ def longest_mixed(experiment: Experiment) -> int:
     return given or resolve_student(experiment.student).passage_tokens
 
 
-def refuse_mixes_too_long(experiment: Experiment) -> None:
-    """Raises UserError where mixed passages may be longer than what the teacher reads beside any query at all."""
+def notes(experiment: Experiment) -> list[str]:
+    """What a user should hear before any work where mixed passages may be longer than what the teacher reads beside any query at all.
+
+    No error: passages may be short, whatever the models could read.
+    """
+    if experiment.teacher.backend == "none" or not experiment.dark_examples.reinforced:
+        return []
     longest, room = longest_mixed(experiment), experiment.teacher.max_tokens
-    if longest + _SHORTEST_PAIR > room:
-        origin = "dark_examples.mixed_tokens" if experiment.dark_examples.mixed_tokens else "student.passage_tokens, of mixed passages too"
-        query = experiment.student.query_tokens or 32
-        shorter = f"dark_examples.mixed_tokens={room - query}" if room - query >= 8 else "a smaller dark_examples.mixed_tokens"
-        raise UserError(
-            f"teacher.max_tokens={room} has no room for a query and a mixed passage of {longest} tokens ({origin}): the teacher would cut "
-            f"away of `p+ [SEP] p-` what the student reads; set teacher.max_tokens={longest + query}, or {shorter}"
-        )
+    if longest + _SHORTEST_PAIR <= room:
+        return []
+    origin = "dark_examples.mixed_tokens" if experiment.dark_examples.mixed_tokens else "student.passage_tokens, of mixed passages too"
+    query = experiment.student.query_tokens or 32
+    shorter = f"dark_examples.mixed_tokens={room - query}" if room - query >= 8 else "a smaller dark_examples.mixed_tokens"
+    return [
+        f"teacher.max_tokens={room} has no room for a query and a mixed passage of {longest} tokens ({origin}): of one so long the teacher "
+        f"cuts away of `p+ [SEP] p-` what the student reads; teacher.max_tokens={longest + query}, or {shorter}, leaves it whole"
+    ]
 
 
 def warnings(experiment: Experiment, candidates: Stored, shards: Sequence[int]) -> list[str]:
-    """What a user should hear of the candidates of some shards. Reads a row group of each shard and the tokenizers, no model.
+    """What a user should hear of the candidates of some shards. Reads a row group of some of them and the tokenizers, no model.
 
     Nothing where the student's files are not here: scoring does without them.
     """
@@ -84,8 +91,9 @@ def warnings(experiment: Experiment, candidates: Stored, shards: Sequence[int]) 
 
 
 def _sample(candidates: Stored, shards: Sequence[int]) -> tuple[NDArray[np.int8], list[str], list[str]]:
-    """(kinds, queries, texts) of candidates spread over the first row group of each shard."""
+    """(kinds, queries, texts) of candidates spread over the first row groups of up to `_SAMPLED_SHARDS` shards."""
     kinds, queries, texts = [np.empty(0, np.int8)], list[str](), list[str]()
+    shards = shards[:: -(-len(shards) // _SAMPLED_SHARDS)]
     for shard in shards:
         table = next(read_row_groups(candidates.paths()[shard], columns=["candidate_kind", "query", "text"]), None)
         if table is None:

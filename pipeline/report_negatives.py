@@ -6,7 +6,6 @@ import heapq
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.digests import hash64
@@ -103,8 +102,8 @@ def _examples(experiment: Experiment, negatives: Stored, pools: Stored) -> list[
         positive_of[query_id] = row["positive_ids"][0]
     scored = _scored_positives(experiment, pools, positive_of, shards={shard for _, shard, _ in picks})
     queries, corpus = complete_tables(experiment, "ingest.queries", "ingest.corpus")
-    query_texts = _texts(queries, "query_id", [query_id for query_id, _, _ in picks])
-    passages = _texts(corpus, "doc_id", [pick["dropped_ids"] for _, _, pick in picks])
+    query_texts = queries.texts_of([query_id for query_id, _, _ in picks], id_name="query_id")
+    passages = corpus.texts_of([pick["dropped_ids"] for _, _, pick in picks], id_name="doc_id")
     examples = []
     for query_id, _, pick in picks:
         rule = FalseNegativeRule(pick["dropped_rules"])
@@ -128,11 +127,3 @@ def _scored_positives(
             by_student = None if row.positive_scores is None else float(row.positive_scores[place])
             found[query_id] = (logits[query_id].positives[place] if query_id in logits else None, by_student)
     return found
-
-
-def _texts(table: Stored, id_name: str, ids: list[str]) -> dict[str, str]:
-    wanted, texts = pa.array(sorted(set(ids)), pa.string()), dict[str, str]()
-    for group in table.row_groups(columns=[id_name, "text"]):
-        found = group.filter(pc.is_in(group.column(id_name), value_set=wanted))
-        texts.update(zip(found.column(id_name).to_pylist(), found.column("text").to_pylist(), strict=True))
-    return texts

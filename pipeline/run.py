@@ -55,9 +55,10 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
             if plan.stale and runner is None:
                 preflight(experiment, uses_device=any(later.uses_device for later in selected[place:]))
                 runner = make_runner(experiment)
-                open_once(
-                    experiment, [later for later in selected if not planner.plan(later).complete], digests=planner.digests, runner=runner
-                )
+                unfinished = [later for later in selected[place:] if not planner.plan(later).complete]
+                for note in dict.fromkeys(note for later in unfinished if later.notes for note in later.notes(experiment)):
+                    say(f"note: {note}")
+                open_once(experiment, unfinished, digests=planner.digests, runner=runner)
             if runner is not None:
                 _build_stale(plan, experiment, runner, say)
             refuse_changed(table, plan.full_key["settings"], experiment, planner.digests)
@@ -96,9 +97,6 @@ def _build_stale(plan: TablePlan, experiment: Experiment, runner: OrderRunner, s
     if missing:
         raise UserError(f"{plan.table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
     plan.folder.mkdir(parents=True, exist_ok=True)
-    if plan.table.notes and plan.stale:
-        for note in plan.table.notes(experiment):
-            say(f"note: {note}")
     if plan.stale and plan.table.rounds_by_device:
         settle_device(plan.folder, experiment.runner.device, option="runner.device", begun=len(plan.stale) < plan.shard_count)
     if plan.table.prepare and plan.stale:

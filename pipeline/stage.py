@@ -7,12 +7,13 @@ queries do not embed the corpus again. A table lies in STORE/<stage>/[<table>-]<
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data import shards
 from data.digests import DigestCache, json_digest
@@ -40,6 +41,14 @@ class Stored:
     def shard_groups(self, shard: int, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The row groups of one shard in order."""
         return shards.read_row_groups(self.paths()[shard], columns=columns)
+
+    def texts_of(self, ids: Collection[str], *, id_name: str) -> dict[str, str]:
+        """id -> text of those ids that the table has; in memory are these and one row group."""
+        wanted, texts = pa.array(sorted(set(ids)), pa.string()), dict[str, str]()
+        for group in self.row_groups(columns=[id_name, "text"]):
+            found = group.filter(pc.is_in(group.column(id_name), value_set=wanted))
+            texts.update(zip(found.column(id_name).to_pylist(), found.column("text").to_pylist(), strict=True))
+        return texts
 
     def row_groups(self, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """All row groups of all shards in order: the bounded way to see every row."""
@@ -88,11 +97,15 @@ class Task:
 
     @contextlib.contextmanager
     def writer(self, shard: int, schema: pa.Schema) -> Iterator[ShardWriter]:
-        """A writer of one shard, which appears when the block ends well, and what it was computed from has not changed."""
+        """A writer of one shard, which appears when the block ends well, and what it was computed from has not changed.
+
+        Of several that end together the last one, which ends first, looks for all of them.
+        """
         footer = {"stage": self.table.stage, "table": self.table.name, "fingerprint": self.fingerprint, "shard": shard}
         with shards.open_shard(self.folder / shards.shard_name(shard, self.shard_count), schema, footer) as writer:
             yield writer
-            self.check_unchanged()
+            if shard == self.shards[-1]:
+                self.check_unchanged()
 
     def write(self, table: pa.Table, counts: dict[str, Any], *, shard: int | None = None) -> None:
         """Write one whole shard with its counts (in, kept, dropped by reason, and figures that repeat exactly)."""
@@ -136,7 +149,7 @@ class Table:
     uses_device: bool = False  # builds with a model, so it wants the runner's GPU
     rounds_by_device: bool = False  # what it writes differs between kinds of devices, at the level of rounding noise
     pairs: str | None = None  # label of the input whose (query, text) rows the teacher scores
-    notes: Callable[[Experiment], list[str]] | None = None  # what a user should hear before it is built
+    notes: Callable[[Experiment], list[str]] | None = None  # what a user should hear before any work
     remark: Callable[[dict[str, Any]], str] | None = None  # from the counts of the finished table: what a user should hear, "" for nothing
     refuse: Callable[[Stored], None] | None = None  # raises UserError, or NothingLeft, where the finished table is of no use to anyone
 

@@ -12,7 +12,7 @@ Shards hold different query texts (`ingest` sees to that), so no pair is wanted 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -187,19 +187,9 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     return {"teacher": spec_of(experiment).key(digests)}
 
 
-def _notes(experiment: Experiment) -> list[str]:
-    return teacher_notes(experiment.teacher)
-
-
 TABLE = Table(
     stage="teacher_scores", name="", version=2, reads=("dark_examples",), key=_key,
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True, pairs="dark_examples",
-    notes=_notes,
-    rounds_by_device=True,
+    notes=lambda experiment: teacher_notes(experiment.teacher), rounds_by_device=True,
 )  # fmt: skip
-OF_POOLS = Table(
-    stage="pool_scores", name="", version=1, reads=("pools.pairs",), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True, pairs="pools.pairs",
-    notes=_notes,
-    rounds_by_device=True,
-)  # fmt: skip
+OF_POOLS = replace(TABLE, stage="pool_scores", version=1, reads=("pools.pairs",), pairs="pools.pairs")

@@ -58,13 +58,17 @@ def test_what_a_killed_writer_left_goes(tmp_path: Path, writing: subprocess.Pope
 
 
 def test_other_places_count_by_age(tmp_path: Path) -> None:
-    """Prevents: a file of another host of a network file system, whose processes nobody here can see, taken for a dead one's."""
-    young, old, of_old_versions = (tmp_path / f".part.{name}.tmp" for name in ("0123abcd-1-a1", "0123abcd-2-a2", "0" * 32))
-    for path, age in ((young, 60), (old, leftovers.ABANDONED_SECONDS + 60), (of_old_versions, leftovers.ABANDONED_SECONDS + 60)):
+    """Prevents: a file of another host of a network file system, whose processes nobody here can see, taken for a dead one's; and another
+    program's file taken for one of ours."""
+    young, old, of_old_versions = (
+        tmp_path / f".part.{name}.tmp" for name in ("0123abcd-1-0123456789ab", "0123abcd-2-0123456789ab", "0" * 32)
+    )
+    somebody_elses = tmp_path / ".swap.tmp"
+    for path, age in ((young, 60), *((path, leftovers.ABANDONED_SECONDS + 60) for path in (old, of_old_versions, somebody_elses))):
         path.write_text("half")
         os.utime(path, (time.time() - age,) * 2)
     remove_leftovers(tmp_path)
-    assert list(tmp_path.iterdir()) == [young]
+    assert set(tmp_path.iterdir()) == {young, somebody_elses}
 
 
 def test_only_those_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

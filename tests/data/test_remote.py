@@ -160,13 +160,14 @@ def test_leftovers_of_killed_copies_go(bucket: Any, table: Path, contents: Conte
     """Prevents: a cache that fills with halves of large shards; and a sweep that takes the file of a copy that is under way."""
     address = bucket.upload(table, "t")
     copy = local_table(address)
-    for name, age in ((".old.tmp", 2 * 24 * 3600), (".new.tmp", 60)):
+    old, new = (f".{shard_name(0, 3)}.{digit * 32}.tmp" for digit in "01")
+    for name, age in ((old, 2 * 24 * 3600), (new, 60)):
         (copy / name).touch()
         now = (copy / name).stat().st_mtime
         os.utime(copy / name, (now - age, now - age))
     (copy / shard_name(0, 3)).unlink()
     local_table(address)
-    assert sorted(name for name in contents(copy) if name.endswith(".tmp")) == [".new.tmp"]
+    assert sorted(name for name in contents(copy) if name.endswith(".tmp")) == [new]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])

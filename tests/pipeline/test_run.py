@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 from data.digests import DigestCache
 from data.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 from data.settings import load
+from pipeline import plan
 from pipeline.cli import app
 from pipeline.run import read_journal
 from retrieval.cross_encoder import resolve_teacher
@@ -439,3 +441,17 @@ def test_a_damaged_journal_loses_its_damaged_lines_alone(tmp_path: Path) -> None
     (tmp_path / "journal.jsonl").write_bytes("\n".join([good, *bad, good]).encode() + b"\n\xff\xfe")
     assert [line["pairs"] for line in read_journal(tmp_path)] == [3, 3]
     assert read_journal(tmp_path / "none") == []
+
+
+def test_a_complete_shard_is_looked_at_once(finished: Any, prep_run: Prep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: thousands of shards of a network file system opened again for each table that reads them, before anything is built."""
+    looked: Counter[Path] = Counter()
+    read = plan.read_footer
+
+    def counted(path: Path) -> Any:
+        looked[path] += 1
+        return read(path)
+
+    monkeypatch.setattr(plan, "read_footer", counted)
+    prep_run(finished.config)
+    assert looked.keys() >= set(finished.store.glob("embed/*/part-*")) and set(looked.values()) == {1}

@@ -104,6 +104,15 @@ def test_a_file_that_is_no_run_says_so_whatever_its_queries(tmp_path: Path) -> N
         list(read_entries(tmp_path / "r", {"q"}))
 
 
+def test_lines_of_other_queries_are_passed_over_by_their_beginning(tmp_path: Path) -> None:
+    """Prevents: an id with spaces taken for its first word's, or lines of the queries asked for lost with those of others."""
+    (tmp_path / "r").write_text("x Q0 a 1 1 t\nq\tQ0\ta\t1\t1\tt\nq r\tQ0\tb\t1\t1\tt\n q Q0 c 2 0.5 t\n \n\ny broken\nq r Q0 d 1 1\n")
+    found = {query: [entry.doc_id for entry in read_entries(tmp_path / "r", {query})] for query in ("q r", "x", "z")}
+    assert found == {"q r": ["b"], "x": ["a"], "z": []}
+    (tmp_path / "r").write_text("x Q0 a 1 1 t\nq\tQ0\ta\t1\t1\tt\nq r\tQ0\tb\t1\t1\tt\n q Q0 c 2 0.5 t\n \n\ny broken\n")
+    assert [entry.doc_id for entry in read_entries(tmp_path / "r", {"q"})] == ["a", "c"]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [("", "has no entry"), ("\n\n", "has no entry"), ("qid Q0 docid rank score tag\n", "has no entry"), ("q 0 a 1\n", "r:1: .*qrels?"),

@@ -132,7 +132,7 @@ def test_a_kill_9_leaves_nothing_for_ever(finished: Any, tmp_path: Path, tiny_ex
     # Whatever the kills have left, and what must be found: a quarantine's, a segment's, the digests'.
     for path in ("digests.json", f"teacher_logits/{next((store / 'teacher_logits').iterdir()).name}/x.parquet"):
         left = store / path
-        (left.parent / f".{left.name}.{next_place()}-4194305-abc.tmp").touch()
+        (left.parent / f".{left.name}.{next_place()}-4194305-0123456789ab.tmp").touch()
     shutil.rmtree(store / "teacher_scores")
     process = start(BIN / "prep", "run", f"config={config}")
     output, _ = process.communicate(timeout=120)
