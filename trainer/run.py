@@ -104,7 +104,9 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     digests = DigestCache(Path(os.devnull))
     task = task_of(experiment, digests)
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=ranks.first, draw=settings.draw)
-    check_shards(experiment, shards.metadata)
+    finished = ranks.any(ranks.first and (output / RESULT_NAME).is_file())
+    if not finished:
+        check_shards(experiment, shards.metadata)
     dev = open_dev_set(Path(settings.dev), tokenizer=task.tokenizer) if settings.dev else None
     if dev is not None and dev.own_passages and ranks.first:
         print(f"dev set: {len(dev.own_passages):,} queries are passages themselves; these are left out of their lists, as BEIR does")
@@ -114,8 +116,9 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
         remove_leftovers(output)
     fingerprint = json_digest(key)
     ranks.agree(fingerprint, about="settings, shards and models")  # the first process has checked the shards and noted the run
-    if ranks.any((output / RESULT_NAME).is_file()):
-        read_record(output / RESULT_NAME, remedy=RESULT_REMEDY)
+    if finished:
+        if ranks.first:
+            read_record(output / RESULT_NAME, remedy=RESULT_REMEDY)
         return None
     model = task.open()
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)
