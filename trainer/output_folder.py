@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import RunFailed, UserError
-from data.manifest import MANIFEST_NAME
 from data.settings import Train
+from data.what_lies import stored_table
 
 RUN_NAME, RESULT_NAME = "run.json", "result.json"
 RESULT_REMEDY = "delete it and start the same command again: nothing is trained again, the last checkpoint is there"
@@ -34,21 +34,23 @@ _SETTLE_SECONDS = 0.1
 _WATCH_SECONDS = 20.0  # some beats, and what a network file system may hold back
 
 
-def check_output(train: Train, *, shards: Path, store: str) -> None:
-    """Raises UserError where a run cannot or must not write: no folder, no permission, the shards' folder or another table's, the store."""
-    output = Path(train.output)
+def check_place(output: Path) -> None:
+    """Raises UserError where a run cannot or must not write: no folder, no permission, a table's folder or one in it."""
     setting, other = f"train.output={output}", "choose another train.output=FOLDER"
     there = next(path for path in (output.absolute(), *output.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise UserError(f"{setting}: {there} is no folder; {other}")
-    finished = (output / RESULT_NAME).is_file()
-    if not os.access(there, os.W_OK | os.X_OK) and not finished:
+    if not os.access(there, os.W_OK | os.X_OK) and not (output / RESULT_NAME).is_file():
         raise UserError(f"{setting}: no permission to write in {there}; {other}")
-    own, table, tables = output.resolve(), shards.resolve(), Path(store).resolve()
-    if own == table or table in own.parents or (output / MANIFEST_NAME).exists():
-        raise UserError(f"{setting} is the folder of a table that `prep` made, or lies in one; {other}")
-    if (own == tables or tables in own.parents) and not (output / RUN_NAME).is_file():  # a run that was begun there goes on
-        raise UserError(f"{setting} lies in the store {store}, whose folders are tables of `prep`; {other}")
+    own = output.resolve()
+    table = next((folder for folder in (own, *own.parents) if stored_table(folder)), None)
+    if table and not (output / RUN_NAME).is_file():  # a run that was begun there goes on
+        raise UserError(f"{setting}: {table} is the folder of a table that `prep` made; {other}")
+
+
+def check_names(train: Train) -> None:
+    """Raises UserError where another kind of thing has a name that the run needs in its folder."""
+    output, other = Path(train.output), "choose another train.output=FOLDER"
     for name in (*_FOLDERS, train.task):
         if os.path.lexists(output / name) and not (output / name).is_dir():
             raise UserError(f"{output / name} is no folder, and the run keeps one of that name; {other}")
