@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import RunFailed, UserError
+from data.leftovers import process_start, temporary_name, this_place
 from data.settings import Train
 from data.what_lies import stored_table
 
@@ -109,7 +110,7 @@ class OutputLock:
 
     def _lives(self, holder: dict[str, Any], there: tuple[bytes, int]) -> bool:
         if holder and holder["machine"] == _me()["machine"]:
-            return _process_start(holder["pid"]) == holder["process"]
+            return process_start(holder["pid"]) == holder["process"]
         where = f"process {holder['pid']} on {holder['host']}" if holder else "a run that did not say which"
         print(f"{self._output} was taken by {where}: watching for {_WATCH_SECONDS:.0f} s whether it lives", file=sys.stderr, flush=True)
         end = time.monotonic() + _WATCH_SECONDS
@@ -121,7 +122,7 @@ class OutputLock:
 
     def _remove(self, dead: bytes) -> None:
         # Renamed first: of two that find the same dead run only one may remove its file, and none the other's new one.
-        doomed = self._path.with_name(f".{_LOCK}.{uuid.uuid4().hex}.tmp")
+        doomed = temporary_name(self._path)
         with contextlib.suppress(FileNotFoundError):
             self._path.rename(doomed)
             if (found := _look(doomed)) and found[0] != dead:
@@ -174,20 +175,4 @@ def _holder(content: bytes) -> dict[str, Any]:
 
 
 def _me() -> dict[str, Any]:
-    """This process. `machine` tells a boot of a machine, and a container on it, from any other."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
-    return {"host": parts[0], "machine": " ".join(parts), "pid": os.getpid(), "process": _process_start(os.getpid())}
-
-
-def _process_start(pid: int) -> str | None:
-    """When a process of this machine began, in the kernel's ticks (numbers are used again); None where it is dead."""
-    try:
-        os.kill(pid, 0)
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except ProcessLookupError:
-        return None
-    except OSError:  # another user's, or a system without /proc
-        return ""
-    return None if state in "ZX" else rest[18]
+    return {"host": socket.gethostname(), "machine": this_place(), "pid": os.getpid(), "process": process_start(os.getpid())}

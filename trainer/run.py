@@ -17,7 +17,7 @@ from data.settings import Experiment
 from retrieval import precision
 from retrieval.probe import pad_id_of
 from trainer.batch import BatchWork, plan_batch, token_count
-from trainer.checkpoint import TrainingState, claim_output, read_record, remove_leftovers, resume, start_digest
+from trainer.checkpoint import TrainingState, claim_output, read_record, remove_half_written, resume, start_digest
 from trainer.dev import DevSet, open_dev_set
 from trainer.frozen import FrozenEncoders
 from trainer.gradients import StepSettings
@@ -113,7 +113,7 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     key = _run_key(experiment, shards=shards, task=task, dev=dev)
     if ranks.first:
         claim_output(output, key=key)
-        remove_leftovers(output)
+        remove_half_written(output)
     fingerprint = json_digest(key)
     ranks.agree(fingerprint, about="settings, shards and models")  # the first process has checked the shards and noted the run
     if finished:

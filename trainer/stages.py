@@ -20,7 +20,7 @@ from data.digests import hash64
 from data.errors import UserError
 from data.settings import Experiment
 from data.shards import atomic_write
-from trainer.checkpoint import claim_output, read_record, remove_leftovers, whole_folder
+from trainer.checkpoint import claim_output, read_record, remove_half_written, whole_folder
 from trainer.output_folder import RESULT_NAME, RESULT_REMEDY, check_names, check_place
 from trainer.ranks import Ranks
 
@@ -74,7 +74,7 @@ def begin_chain(experiment: Experiment, stages: list[Stage], *, ranks: Ranks) ->
     output = Path(experiment.train.output)
     if experiment.train.stages and ranks.first:
         claim_output(output, key={"stages": [stage.name for stage in stages]})
-        remove_leftovers(output)
+        remove_half_written(output)
 
 
 def tell_begin(stage: Stage, *, ranks: Ranks) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from data.errors import RunFailed, UserError
+from data.leftovers import process_start
 from data.manifest import Manifest
 from data.settings import Experiment, Train
 from trainer import output_folder
@@ -49,11 +50,11 @@ def test_a_folder_is_held_as_long_as_the_run_lives(tmp_path: Path) -> None:
 def test_a_killed_run_of_this_machine_holds_nothing(tmp_path: Path) -> None:
     """Prevents: a run that cannot go on after kill -9, or waits for a heartbeat that nobody can give: here the kernel knows."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    of_child = {"pid": child.pid, "process": output_folder._process_start(child.pid)}
+    of_child = {"pid": child.pid, "process": process_start(child.pid)}
     with pytest.raises(UserError, match=f"process {child.pid} on"), held(locked_by(tmp_path / "run", **of_child)):
         pass
     child.kill()
-    while output_folder._process_start(child.pid) is not None:  # until it is a zombie, which nobody has waited for
+    while process_start(child.pid) is not None:  # until it is a zombie, which nobody has waited for
         time.sleep(0.01)
     began = time.monotonic()
     with held(locked_by(tmp_path / "run", **of_child)):
