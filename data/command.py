@@ -52,10 +52,11 @@ def heard_signals() -> list[signal.Signals]:
 def leave_on_signals() -> None:
     """For the first lines of a command: a signal ends it at once with 75. Nothing is begun yet, and nothing is left behind."""
     for number in heard_signals():
-        signal.signal(number, _leave)
+        signal.signal(number, leave)
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
+def leave(number: int, frame: FrameType | None) -> NoReturn:
+    """The handler of a signal after which nothing more is put in order."""
     # An exception would be printed by whatever import it arrives in, or be lost there.
     with contextlib.suppress(OSError):
         os.write(2, f"{_INTERRUPTED}\n".encode())
@@ -64,7 +65,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     if _asked_to_stop.is_set():
-        _leave(number, frame)  # a second one does not wait for what the first one has still to put in order
+        leave(number, frame)  # a second one does not wait for what the first one has still to put in order
     _asked_to_stop.set()
     raise KeyboardInterrupt
 

@@ -88,16 +88,23 @@ class OutputLock:
 
     def keep(self) -> None:
         """Raises RunFailed where another run has taken the folder, which took this one for dead."""
-        there = _look(self._path)
-        if not (self._made() if there is None else there[0] == self._own):
+        if not self.beat() and not self._made():
             raise RunFailed(f"train.output={self._output}: another run has taken the folder over; this one ends and writes no more")
-        os.utime(self._path)
+
+    def beat(self) -> bool:
+        """Show that this run lives, where the folder is its own still."""
+        if own := self._is_own():
+            os.utime(self._path)
+        return own
 
     def release(self) -> None:
         """Let others in."""
-        there = _look(self._path)
-        if there is not None and there[0] == self._own:
+        if self._is_own():
             self._path.unlink(missing_ok=True)
+
+    def _is_own(self) -> bool:
+        there = _look(self._path)
+        return there is not None and there[0] == self._own
 
     def _made(self) -> bool:
         try:
@@ -142,8 +149,8 @@ def held(output: Path) -> Iterator[Callable[[], None]]:
 
     def beat() -> None:
         while not ended.wait(_BEAT_SECONDS):
-            with contextlib.suppress(OSError, RunFailed):  # the run itself looks before it writes
-                lock.keep()
+            with contextlib.suppress(OSError):  # the run itself looks before it writes
+                lock.beat()
 
     heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
     heart.start()

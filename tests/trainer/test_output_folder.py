@@ -111,7 +111,7 @@ def test_a_run_that_was_taken_for_dead_writes_no_more(tmp_path: Path) -> None:
 
 def test_of_two_that_find_a_dead_run_one_gets_the_folder(tmp_path: Path) -> None:
     """Prevents: two that take away the same dead lock, one of them the other's new one."""
-    for _ in range(20):
+    for _ in range(8):
         locked_by(tmp_path, process="1")
         start, held_by = threading.Barrier(4), list[int]()
 

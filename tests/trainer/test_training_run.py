@@ -142,7 +142,7 @@ def test_what_torchrun_sends_on_is_no_second_signal(
     ended = list[int]()
     with monkeypatch.context() as context, Interruption() as interruption:
         context.setattr("trainer.interruption._ECHO_SECONDS", 0.0)
-        context.setattr("trainer.interruption.signal.SIG_DFL", lambda number, _: ended.append(number))
+        context.setattr("trainer.interruption.leave", lambda number, _: ended.append(number))
         twice()
         assert interruption.asked and ended == [signal.SIGTERM]
 
