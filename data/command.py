@@ -63,6 +63,28 @@ def leave(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(EXIT_INTERRUPTED)
 
 
+@contextlib.contextmanager
+def left_at_once() -> Iterator[None]:
+    """Around C code that may wait for minutes, in which Python runs no handler: a signal ends the process from another thread."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        for number in os.read(reader, 1):  # none where the block has ended
+            leave(number, None)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        watcher.join()
+        os.close(reader)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     if _asked_to_stop.is_set():
         leave(number, frame)  # a second one does not wait for what the first one has still to put in order
