@@ -52,19 +52,42 @@ def heard_signals() -> list[signal.Signals]:
 def leave_on_signals() -> None:
     """For the first lines of a command: a signal ends it at once with 75. Nothing is begun yet, and nothing is left behind."""
     for number in heard_signals():
-        signal.signal(number, _leave)
+        signal.signal(number, leave)
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
+def leave(number: int, frame: FrameType | None) -> NoReturn:
+    """The handler of a signal after which nothing more is put in order."""
     # An exception would be printed by whatever import it arrives in, or be lost there.
     with contextlib.suppress(OSError):
         os.write(2, f"{_INTERRUPTED}\n".encode())
     os._exit(EXIT_INTERRUPTED)
 
 
+@contextlib.contextmanager
+def left_at_once() -> Iterator[None]:
+    """Around C code that may wait for minutes, in which Python runs no handler: a signal ends the process from another thread."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        for number in os.read(reader, 1):  # none where the block has ended
+            leave(number, None)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        watcher.join()
+        os.close(reader)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     if _asked_to_stop.is_set():
-        _leave(number, frame)  # a second one does not wait for what the first one has still to put in order
+        leave(number, frame)  # a second one does not wait for what the first one has still to put in order
     _asked_to_stop.set()
     raise KeyboardInterrupt
 

@@ -26,7 +26,8 @@ _OURS = re.compile(r"\.(?P<final>.+?)\.(?:(?P<place>[0-9a-f]{8})-(?P<process>[0-
 
 
 @functools.cache
-def _place() -> str:
+def this_place() -> str:
+    """Where this process runs, see above."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -36,36 +37,41 @@ def _place() -> str:
 
 def temporary_name(path: Path) -> Path:
     """A name of its own beside `path`, hidden, for what shall be `path` when it is whole."""
-    return path.with_name(f".{path.name}.{_place()}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
+    return path.with_name(f".{path.name}.{this_place()}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
 
 
-def remove_leftovers(folder: Path, *, of: str = "") -> None:
-    """Remove the temporary files and folders right in `folder` that nobody writes any more; with `of` those of one final name."""
+def remove_leftovers(folder: Path, *, of: str = "", held: bool = False) -> None:
+    """Remove the temporary files and folders right in `folder` that nobody writes any more; with `of` those of one final name.
+
+    `held`: whether all of them are such, since nobody but the caller may write there.
+    """
     try:
         names = os.listdir(folder)
     except OSError:
         return
     for name in names:
         ours = _OURS.fullmatch(name)
-        if ours and of in ("", ours["final"]) and _is_abandoned(folder / name, ours):
+        if ours and of in ("", ours["final"]) and (held or _is_abandoned(folder / name, ours)):
             with contextlib.suppress(OSError):
                 shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
 
 
 def _is_abandoned(path: Path, writer: re.Match[str]) -> bool:
-    if writer["place"] == _place():
-        return not _is_running(int(writer["process"]))
+    if writer["place"] == this_place():
+        return process_start(int(writer["process"])) is None
     try:
         return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
     except OSError:
         return False  # gone
 
 
-def _is_running(process: int) -> bool:
+def process_start(process: int) -> str | None:
+    """When a process of this place began, in the kernel's ticks, since numbers are used again; None where it is dead."""
     try:
         os.kill(process, 0)
+        state, *rest = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # somebody else's
-    return True
+        return None
+    except OSError:  # another user's, or a system without /proc
+        return ""
+    return None if state in "ZX" else rest[18]

@@ -14,6 +14,7 @@ _POSITIONS_AFTER_PADDING = (
     "ibert",
 )  # fmt: skip
 _PADDING_ID = 1  # of all of them, where config.json does not say
+_N_POSITIONS = ("gpt2", "openai-gpt", "gptj", "gpt_bigcode", "codegen", "ctrl")  # their name for it; T5's are relative
 
 
 def most_positions(folder: Path) -> int | None:
@@ -22,7 +23,7 @@ def most_positions(folder: Path) -> int | None:
     A model with relative positions alone (DeBERTa's `position_biased_input: false`) has none.
     """
     config = read_json(folder / "config.json")
-    positions = config.get("max_position_embeddings")
+    positions = config.get("n_positions" if config.get("model_type") in _N_POSITIONS else "max_position_embeddings")
     if not isinstance(positions, int) or positions <= 0 or config.get("position_biased_input") is False:
         return None
     if config.get("model_type") in _POSITIONS_AFTER_PADDING:

@@ -41,7 +41,7 @@ class PairScorer(nn.Module):
         What its files can tell has been checked (`check_training_start`). Raises UserError where weights are missing but for a whole head.
         """
         super().__init__()
-        self.source = folder
+        self.source, self.trusted = folder, trusted
         config = open_config(folder, option=self.option, trusted=trusted)
         has_head = any("SequenceClassification" in name for name in config.architectures or [])
         torch.manual_seed(hash64("head", seed))

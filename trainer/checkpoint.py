@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from data.command import is_full_disk
 from data.digests import json_digest
 from data.errors import RunFailed, UserError
+from data.leftovers import remove_leftovers, temporary_name
 from data.shards import atomic_write
 from trainer.output_folder import RUN_NAME
 
@@ -111,13 +111,10 @@ def save_model(folder: Path, *, model: Saveable) -> None:
         model.save(temporary)
 
 
-def remove_leftovers(output: Path) -> None:
+def remove_half_written(output: Path) -> None:
     """Remove what killed sittings have left half written."""
-    for leftover in (*output.glob(".*.tmp"), *(output / _FOLDER).glob(".*.tmp")):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    for folder in (output, output / _FOLDER):
+        remove_leftovers(folder, held=True)
 
 
 def resume(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> TrainingState:
@@ -192,7 +189,7 @@ def _complete(output: Path) -> list[Path]:
 
 def _remove(folder: Path) -> None:
     # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under a final name.
-    doomed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    doomed = temporary_name(folder)
     folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
@@ -200,7 +197,7 @@ def _remove(folder: Path) -> None:
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that gets its final name when the block ends well, replacing one of that name, else nothing."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_name(path)
     try:
         temporary.mkdir(parents=True)
         yield temporary

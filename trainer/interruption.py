@@ -7,7 +7,7 @@ import signal
 import time
 from types import FrameType
 
-from data.command import heard_signals, stop_if_asked
+from data.command import heard_signals, leave, stop_if_asked
 
 _ECHO_SECONDS = 1.0  # torchrun sends its processes on what the terminal, or the batch system, has sent them already
 
@@ -37,5 +37,4 @@ class Interruption:
         if self._signalled is None:
             self._signalled = time.monotonic()
         elif time.monotonic() - self._signalled > _ECHO_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            leave(number, frame)

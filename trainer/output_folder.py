@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import RunFailed, UserError
-from data.manifest import MANIFEST_NAME
+from data.leftovers import process_start, temporary_name, this_place
 from data.settings import Train
+from data.what_lies import stored_table
 
 RUN_NAME, RESULT_NAME = "run.json", "result.json"
 RESULT_REMEDY = "delete it and start the same command again: nothing is trained again, the last checkpoint is there"
@@ -34,21 +35,23 @@ _SETTLE_SECONDS = 0.1
 _WATCH_SECONDS = 20.0  # some beats, and what a network file system may hold back
 
 
-def check_output(train: Train, *, shards: Path, store: str) -> None:
-    """Raises UserError where a run cannot or must not write: no folder, no permission, the shards' folder or another table's, the store."""
-    output = Path(train.output)
+def check_place(output: Path) -> None:
+    """Raises UserError where a run cannot or must not write: no folder, no permission, a table's folder or one in it."""
     setting, other = f"train.output={output}", "choose another train.output=FOLDER"
     there = next(path for path in (output.absolute(), *output.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise UserError(f"{setting}: {there} is no folder; {other}")
-    finished = (output / RESULT_NAME).is_file()
-    if not os.access(there, os.W_OK | os.X_OK) and not finished:
+    if not os.access(there, os.W_OK | os.X_OK) and not (output / RESULT_NAME).is_file():
         raise UserError(f"{setting}: no permission to write in {there}; {other}")
-    own, table, tables = output.resolve(), shards.resolve(), Path(store).resolve()
-    if own == table or table in own.parents or (output / MANIFEST_NAME).exists():
-        raise UserError(f"{setting} is the folder of a table that `prep` made, or lies in one; {other}")
-    if (own == tables or tables in own.parents) and not (output / RUN_NAME).is_file():  # a run that was begun there goes on
-        raise UserError(f"{setting} lies in the store {store}, whose folders are tables of `prep`; {other}")
+    own = output.resolve()
+    table = next((folder for folder in (own, *own.parents) if stored_table(folder)), None)
+    if table and not (output / RUN_NAME).is_file():  # a run that was begun there goes on
+        raise UserError(f"{setting}: {table} is the folder of a table that `prep` made; {other}")
+
+
+def check_names(train: Train) -> None:
+    """Raises UserError where another kind of thing has a name that the run needs in its folder."""
+    output, other = Path(train.output), "choose another train.output=FOLDER"
     for name in (*_FOLDERS, train.task):
         if os.path.lexists(output / name) and not (output / name).is_dir():
             raise UserError(f"{output / name} is no folder, and the run keeps one of that name; {other}")
@@ -85,16 +88,23 @@ class OutputLock:
 
     def keep(self) -> None:
         """Raises RunFailed where another run has taken the folder, which took this one for dead."""
-        there = _look(self._path)
-        if not (self._made() if there is None else there[0] == self._own):
+        if not self.beat() and not self._made():
             raise RunFailed(f"train.output={self._output}: another run has taken the folder over; this one ends and writes no more")
-        os.utime(self._path)
+
+    def beat(self) -> bool:
+        """Show that this run lives, where the folder is its own still."""
+        if own := self._is_own():
+            os.utime(self._path)
+        return own
 
     def release(self) -> None:
         """Let others in."""
-        there = _look(self._path)
-        if there is not None and there[0] == self._own:
+        if self._is_own():
             self._path.unlink(missing_ok=True)
+
+    def _is_own(self) -> bool:
+        there = _look(self._path)
+        return there is not None and there[0] == self._own
 
     def _made(self) -> bool:
         try:
@@ -107,7 +117,7 @@ class OutputLock:
 
     def _lives(self, holder: dict[str, Any], there: tuple[bytes, int]) -> bool:
         if holder and holder["machine"] == _me()["machine"]:
-            return _process_start(holder["pid"]) == holder["process"]
+            return process_start(holder["pid"]) == holder["process"]
         where = f"process {holder['pid']} on {holder['host']}" if holder else "a run that did not say which"
         print(f"{self._output} was taken by {where}: watching for {_WATCH_SECONDS:.0f} s whether it lives", file=sys.stderr, flush=True)
         end = time.monotonic() + _WATCH_SECONDS
@@ -119,7 +129,7 @@ class OutputLock:
 
     def _remove(self, dead: bytes) -> None:
         # Renamed first: of two that find the same dead run only one may remove its file, and none the other's new one.
-        doomed = self._path.with_name(f".{_LOCK}.{uuid.uuid4().hex}.tmp")
+        doomed = temporary_name(self._path)
         with contextlib.suppress(FileNotFoundError):
             self._path.rename(doomed)
             if (found := _look(doomed)) and found[0] != dead:
@@ -139,8 +149,8 @@ def held(output: Path) -> Iterator[Callable[[], None]]:
 
     def beat() -> None:
         while not ended.wait(_BEAT_SECONDS):
-            with contextlib.suppress(OSError, RunFailed):  # the run itself looks before it writes
-                lock.keep()
+            with contextlib.suppress(OSError):  # the run itself looks before it writes
+                lock.beat()
 
     heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
     heart.start()
@@ -172,20 +182,4 @@ def _holder(content: bytes) -> dict[str, Any]:
 
 
 def _me() -> dict[str, Any]:
-    """This process. `machine` tells a boot of a machine, and a container on it, from any other."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
-    return {"host": parts[0], "machine": " ".join(parts), "pid": os.getpid(), "process": _process_start(os.getpid())}
-
-
-def _process_start(pid: int) -> str | None:
-    """When a process of this machine began, in the kernel's ticks (numbers are used again); None where it is dead."""
-    try:
-        os.kill(pid, 0)
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except ProcessLookupError:
-        return None
-    except OSError:  # another user's, or a system without /proc
-        return ""
-    return None if state in "ZX" else rest[18]
+    return {"host": socket.gethostname(), "machine": this_place(), "pid": os.getpid(), "process": process_start(os.getpid())}

@@ -21,7 +21,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed, nn
 
-from data.command import stop_if_asked
+from data.command import left_at_once, stop_if_asked
 from data.errors import RunFailed, UserError
 from trainer.workers import dealt
 
@@ -148,7 +148,8 @@ def joined(device: str) -> Iterator[Ranks]:
         return
     rank = _number_of("RANK", least=0)
     try:
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
+        with left_at_once():
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         stop_if_asked()
         raise RunFailed(

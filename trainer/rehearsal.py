@@ -60,7 +60,7 @@ def _is_same(model: DualEncoder | PairScorer, folder: Path) -> bool:
 
 def _opened(model: DualEncoder | PairScorer, folder: Path) -> DualEncoder | PairScorer:
     if isinstance(model, PairScorer):
-        return PairScorer(folder, seed=0)
+        return PairScorer(folder, seed=0, trusted=model.trusted)
     trusted = model.spec.trust_remote_code
     return DualEncoder(resolve_student(Student(model=str(folder), query_tokens=None, passage_tokens=None, trust_remote_code=trusted)))
 

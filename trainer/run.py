@@ -17,7 +17,7 @@ from data.settings import Experiment
 from retrieval import precision
 from retrieval.probe import pad_id_of
 from trainer.batch import BatchWork, plan_batch, token_count
-from trainer.checkpoint import TrainingState, claim_output, read_record, remove_leftovers, resume, start_digest
+from trainer.checkpoint import TrainingState, claim_output, read_record, remove_half_written, resume, start_digest
 from trainer.dev import DevSet, open_dev_set
 from trainer.frozen import FrozenEncoders
 from trainer.gradients import StepSettings
@@ -104,18 +104,21 @@ def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Ru
     digests = DigestCache(Path(os.devnull))
     task = task_of(experiment, digests)
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=ranks.first, draw=settings.draw)
-    check_shards(experiment, shards.metadata)
+    finished = ranks.any(ranks.first and (output / RESULT_NAME).is_file())
+    if not finished:
+        check_shards(experiment, shards.metadata)
     dev = open_dev_set(Path(settings.dev), tokenizer=task.tokenizer) if settings.dev else None
     if dev is not None and dev.own_passages and ranks.first:
         print(f"dev set: {len(dev.own_passages):,} queries are passages themselves; these are left out of their lists, as BEIR does")
     key = _run_key(experiment, shards=shards, task=task, dev=dev)
     if ranks.first:
         claim_output(output, key=key)
-        remove_leftovers(output)
+        remove_half_written(output)
     fingerprint = json_digest(key)
     ranks.agree(fingerprint, about="settings, shards and models")  # the first process has checked the shards and noted the run
-    if ranks.any((output / RESULT_NAME).is_file()):
-        read_record(output / RESULT_NAME, remedy=RESULT_REMEDY)
+    if finished:
+        if ranks.first:
+            read_record(output / RESULT_NAME, remedy=RESULT_REMEDY)
         return None
     model = task.open()
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)

@@ -20,8 +20,8 @@ from data.digests import hash64
 from data.errors import UserError
 from data.settings import Experiment
 from data.shards import atomic_write
-from trainer.checkpoint import claim_output, read_record, remove_leftovers, whole_folder
-from trainer.output_folder import RESULT_NAME, RESULT_REMEDY, check_output
+from trainer.checkpoint import claim_output, read_record, remove_half_written, whole_folder
+from trainer.output_folder import RESULT_NAME, RESULT_REMEDY, check_names, check_place
 from trainer.ranks import Ranks
 
 _SEED_BITS = 31
@@ -63,10 +63,10 @@ def stages_of(experiment: Experiment, *, shards_folder: Path) -> list[Stage]:
 
 
 def check_outputs(experiment: Experiment, stages: list[Stage]) -> None:
-    """Raises UserError where the run, or a stage of it, cannot or must not write: see `check_output`."""
-    for stage in stages:
-        for train in (experiment.train, stage.experiment.train):
-            check_output(train, shards=stage.shards_folder, store=experiment.store)
+    """Raises UserError where the run, or a stage of it, cannot or must not write."""
+    check_place(Path(experiment.train.output))
+    for train in (experiment.train, *(stage.experiment.train for stage in stages)):
+        check_names(train)
 
 
 def begin_chain(experiment: Experiment, stages: list[Stage], *, ranks: Ranks) -> None:
@@ -74,7 +74,7 @@ def begin_chain(experiment: Experiment, stages: list[Stage], *, ranks: Ranks) ->
     output = Path(experiment.train.output)
     if experiment.train.stages and ranks.first:
         claim_output(output, key={"stages": [stage.name for stage in stages]})
-        remove_leftovers(output)
+        remove_half_written(output)
 
 
 def tell_begin(stage: Stage, *, ranks: Ranks) -> None:

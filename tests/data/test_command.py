@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from data import command
-from data.command import STOP_SIGNALS, exit_codes, leave_on_signals, stop_if_asked
+from data.command import STOP_SIGNALS, exit_codes, leave_on_signals, left_at_once, stop_if_asked
 from data.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, UserError
 
 
@@ -53,6 +55,22 @@ def test_every_stop_signal_ends_with_75(number: signal.Signals, capsys: pytest.C
             put_in_order.append(True)
     assert ended.value.code == EXIT_INTERRUPTED and put_in_order and "the same command goes on from here" in capsys.readouterr().err
     assert [signal.getsignal(one) for one in STOP_SIGNALS] == before
+
+
+def test_a_signal_is_heard_where_python_is_not() -> None:
+    """Prevents: a process that waits half an hour for others that do not come, and hears no Ctrl-C in the meantime."""
+
+    def wait() -> None:
+        with exit_codes(), left_at_once():
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)  # a minute of C code
+
+    began = time.monotonic()
+    code, said = in_child(wait)
+    assert code == EXIT_INTERRUPTED and "interrupted" in said and time.monotonic() - began < 10
+    with left_at_once():
+        pass
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

@@ -53,7 +53,11 @@ def test_what_a_killed_writer_left_goes(tmp_path: Path, writing: subprocess.Pope
     writing.wait(timeout=30)
     (tmp_path / "manifest.json").write_text("{}")
     (tmp_path / ".hidden").write_text("of somebody else")
+    unsaid = tmp_path / f".part.{'0' * 32}.tmp"  # of whom is not said
+    unsaid.mkdir()
     remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", unsaid.name, "manifest.json"]
+    remove_leftovers(tmp_path, held=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "manifest.json"]
 
 

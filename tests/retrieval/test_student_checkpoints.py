@@ -221,6 +221,10 @@ def test_no_length_is_set_where_no_file_says_one(tmp_path: Path) -> None:
     """Prevents: a limit made up for models with relative positions, and a crash where a checkpoint names no length at all."""
     write_json(tmp_path / "config.json", {"model_type": "deberta-v2", "max_position_embeddings": 512, "position_biased_input": False})
     assert most_positions(tmp_path) is None
+    write_json(tmp_path / "config.json", {"model_type": "t5", "n_positions": 512})
+    assert most_positions(tmp_path) is None
+    write_json(tmp_path / "config.json", {"model_type": "gpt2", "n_positions": 1024})
+    assert most_positions(tmp_path) == 1024
     write_json(tmp_path / "config.json", {"model_type": "other"})
     with pytest.raises(UserError, match=r"student.query_tokens=null: .* name no length"):
         resolve_student(Student(model=str(tmp_path), query_tokens=None))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from data.errors import EXIT_FAILED, EXIT_INTERRUPTED
+from data.leftovers import this_place
 
 BIN = Path(sys.executable).parent
 INTERRUPTED = "interrupted; what is finished is kept, the same command goes on from here"
@@ -132,16 +133,9 @@ def test_a_kill_9_leaves_nothing_for_ever(finished: Any, tmp_path: Path, tiny_ex
     # Whatever the kills have left, and what must be found: a quarantine's, a segment's, the digests'.
     for path in ("digests.json", f"teacher_logits/{next((store / 'teacher_logits').iterdir()).name}/x.parquet"):
         left = store / path
-        (left.parent / f".{left.name}.{next_place()}-4194305-0123456789ab.tmp").touch()
+        (left.parent / f".{left.name}.{this_place()}-4194305-0123456789ab.tmp").touch()
     shutil.rmtree(store / "teacher_scores")
     process = start(BIN / "prep", "run", f"config={config}")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert not list(store.rglob(".*.tmp")) and parquet_files(store) == parquet_files(finished.store)
-
-
-def next_place() -> str:
-    """Of a process of this machine, as temporary names have it."""
-    from data.leftovers import temporary_name
-
-    return temporary_name(Path("x")).name.removeprefix(".x.").split("-")[0]

@@ -54,5 +54,5 @@ def test_the_others_end_with_a_sentence(played: Path, fault: str) -> None:
         assert [path.name for path in sorted((played / fault / "run" / "checkpoints").iterdir())] == ["step-00000002", "step-00000003"]
     if fault == "first_killed":
         assert (played / fault / "run" / "running.json").is_file()
-    elif fault != "first_killed":
+    else:
         assert not (played / fault / "run" / "running.json").exists()

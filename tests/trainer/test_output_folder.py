@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 
 from data.errors import RunFailed, UserError
-from data.settings import Train
+from data.leftovers import process_start
+from data.manifest import Manifest
+from data.settings import Experiment, Train
 from trainer import output_folder
-from trainer.output_folder import check_output, held
+from trainer.output_folder import check_names, check_place, held
+from trainer.stages import check_outputs, stages_of
 
 LOCK = "running.json"
 
@@ -47,11 +50,11 @@ def test_a_folder_is_held_as_long_as_the_run_lives(tmp_path: Path) -> None:
 def test_a_killed_run_of_this_machine_holds_nothing(tmp_path: Path) -> None:
     """Prevents: a run that cannot go on after kill -9, or waits for a heartbeat that nobody can give: here the kernel knows."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    of_child = {"pid": child.pid, "process": output_folder._process_start(child.pid)}
+    of_child = {"pid": child.pid, "process": process_start(child.pid)}
     with pytest.raises(UserError, match=f"process {child.pid} on"), held(locked_by(tmp_path / "run", **of_child)):
         pass
     child.kill()
-    while output_folder._process_start(child.pid) is not None:  # until it is a zombie, which nobody has waited for
+    while process_start(child.pid) is not None:  # until it is a zombie, which nobody has waited for
         time.sleep(0.01)
     began = time.monotonic()
     with held(locked_by(tmp_path / "run", **of_child)):
@@ -108,7 +111,7 @@ def test_a_run_that_was_taken_for_dead_writes_no_more(tmp_path: Path) -> None:
 
 def test_of_two_that_find_a_dead_run_one_gets_the_folder(tmp_path: Path) -> None:
     """Prevents: two that take away the same dead lock, one of them the other's new one."""
-    for _ in range(20):
+    for _ in range(8):
         locked_by(tmp_path, process="1")
         start, held_by = threading.Barrier(4), list[int]()
 
@@ -129,9 +132,9 @@ def test_of_two_that_find_a_dead_run_one_gets_the_folder(tmp_path: Path) -> None
         assert len(held_by) == 1
 
 
-def check(output: Path, **changes: Any) -> None:
-    folders = {"shards": output.parent / "shards", "store": str(output.parent / "store"), **changes}
-    check_output(Train(output=str(output)), **folders)
+def check(output: Path) -> None:
+    check_place(output)
+    check_names(Train(output=str(output)))
 
 
 def test_a_place_where_no_run_can_write_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,21 +164,26 @@ def test_a_place_where_no_run_can_write_is_told_first(tmp_path: Path, monkeypatc
 
 
 def test_tables_are_no_place_for_a_run(tmp_path: Path) -> None:
-    """Prevents: run.json and checkpoints among the files of a table, or of the store."""
-    shards, store = tmp_path / "shards", tmp_path / "store"
-    (store / "pools-1").mkdir(parents=True)
-    shards.mkdir()
-    (shards / "manifest.json").write_text("{}")
-    (tmp_path / "link").symlink_to(shards)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "manifest.json").write_text("{}")
-    for output in (shards, shards / "run", tmp_path / "link", tmp_path / "other"):
-        with pytest.raises(UserError, match="table that `prep` made"):
-            check(output, shards=shards)
-    for output in (store, store / "pools-1", store / "run"):
-        with pytest.raises(UserError, match="lies in the store"):
-            check(output, shards=shards, store=str(store))
-    (store / "run").mkdir()
-    (store / "run" / "run.json").write_text("{}")
-    check(store / "run", shards=shards, store=str(store))  # begun there before, it goes on
-    check(tmp_path, shards=shards, store=str(store))
+    """Prevents: run.json and checkpoints among the files of a table."""
+    table = tmp_path / "store" / "pools" / "1"
+    table.mkdir(parents=True)
+    Manifest("pools", "ranked", "fingerprint", {}, [], {}).write(table)
+    (tmp_path / "link").symlink_to(table)
+    for output in (table, table / "run" / "it", tmp_path / "link"):
+        with pytest.raises(UserError, match=f"{table} is the folder of a table that `prep` made"):
+            check(output)
+    (table / "run").mkdir()
+    (table / "run" / "run.json").write_text("{}")
+    check(table / "run")  # begun there before, it goes on
+    (tmp_path / "manifest.json").write_text("{}")  # not ours
+    for output in (tmp_path / "store" / "run", tmp_path / "store", tmp_path):
+        check(output)
+
+
+def test_a_run_that_was_begun_in_a_table_goes_on_with_its_next_stage(tmp_path: Path) -> None:
+    """Prevents: a chain of stages that stops where its second one would begin."""
+    Manifest("shards", "", "fingerprint", {}, [], {}).write(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    train = Train(output=str(tmp_path), stages={"a": {}, "b": {}})
+    experiment = Experiment(store="s", ingest={"path": "x"}, teacher={"model": "x"}, student={"model": "x"}, train=train)
+    check_outputs(experiment, stages_of(experiment, shards_folder=tmp_path))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.checkpoints import save
+from support.checkpoints import save, save_own_code
 
 from data.errors import RunFailed, UserError
 from data.settings import Student
@@ -67,6 +67,15 @@ def test_a_cross_encoder_with_a_new_head_can_be_saved(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     rehearse_saving(model, tmp_path)
     assert torch.equal(state, torch.get_rng_state())  # whatever is drawn afterwards is what it was
+
+
+def test_cross_encoders_of_every_kind_can_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: trusted code refused once it is saved; texts longer than the model reads."""
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    for folder in (save_own_code(tmp_path / "own", head=True), save(tmp_path / "gpt2", "GPT2", head=True)):
+        rehearse_saving(PairScorer(folder, seed=0, trusted=True), tmp_path)
 
 
 def untold_cut(backbone: Any, layers: int) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from data.command import STOP_SIGNALS, exit_codes, is_full_disk
 from data.errors import RunFailed, UserError
 from retrieval.student_spec import StudentSpec
-from trainer import loop, metrics, recipes
+from trainer import loop, metrics, recipes, run
 from trainer.gradients import QueryLosses
 from trainer.interruption import Interruption
 from trainer.loop import train
@@ -142,7 +142,7 @@ def test_what_torchrun_sends_on_is_no_second_signal(
     ended = list[int]()
     with monkeypatch.context() as context, Interruption() as interruption:
         context.setattr("trainer.interruption._ECHO_SECONDS", 0.0)
-        context.setattr("trainer.interruption.signal.SIG_DFL", lambda number, _: ended.append(number))
+        context.setattr("trainer.interruption.leave", lambda number, _: ended.append(number))
         twice()
         assert interruption.asked and ended == [signal.SIGTERM]
 
@@ -217,6 +217,21 @@ def test_finished_run_does_nothing(tmp_path: Path, experiment_file: Path, shards
     assert start(experiment_file, shards) == 0
     assert "finished" in capsys.readouterr().out and (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == STEPS
+
+
+def test_what_is_refused_today_may_be_finished(
+    tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents: a finished run, or a finished stage of one that goes on, which the checks of a later version stop."""
+
+    def refuse(*_: Any) -> None:
+        raise UserError("not with these shards")
+
+    assert start(experiment_file, shards, train__steps=2) == 0
+    monkeypatch.setattr(run, "check_shards", refuse)
+    assert start(experiment_file, shards, train__steps=2) == 0 and "this run is finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match="not with these"):
+        start(experiment_file, shards, train__output=tmp_path / "another")
 
 
 def test_a_damaged_result_is_no_finished_run(tmp_path: Path, experiment_file: Path, shards: Path) -> None:
