@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.digests import DigestCache, json_digest
-from data.errors import RunFailed, UserError
+from data.errors import RunFailed, UserError, first_line
 from data.settings import Teacher
 from retrieval import precision as precisions
 from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first, token_budget_batches
@@ -101,7 +101,7 @@ def teacher_folder(teacher: Teacher) -> Path:
     if not os.path.lexists(weights / needed) and os.path.lexists(weights / other):
         remedy = f"teacher.backend={'torch' if teacher.backend == 'onnx' else 'onnx'}"
         raise UserError(f"teacher.model: {folder} holds no {needed}, which teacher.backend={teacher.backend} needs; try {remedy}?")
-    check_custom_code(weights, option="teacher.model", trusted=teacher.trust_remote_code)
+    check_custom_code(weights, option="teacher.model", trusted=teacher.trust_remote_code, graph=teacher.backend == "onnx")
     if teacher.backend == "onnx":
         check_graph(folder, max_tokens=teacher.max_tokens, option="teacher.model")
     else:
@@ -225,7 +225,7 @@ class TorchCrossEncoder:
             return self._logits_of(*(torch.from_numpy(array).to(self._device) for array in arrays))[: len(ids)].cpu().numpy()
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            raise OutOfMemory(str(error).splitlines()[0]) from error
+            raise OutOfMemory(first_line(error)) from error
 
     def _logits_of(self, ids: Any, mask: Any, segments: Any) -> Any:
         inputs = {"input_ids": ids, "attention_mask": mask}

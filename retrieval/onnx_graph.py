@@ -226,7 +226,7 @@ def _read_tensor(message: Bytes, graph: OnnxGraph) -> None:
     if name:
         graph.weights[name] = tuple(dims)
     if external:
-        numbers = {key: int(entries.get(key) or 0) if (entries.get(key) or "0").isdigit() else 0 for key in ("offset", "length")}
+        numbers = {key: int(entries.get(key) or 0) if (entries.get(key) or "0").isdecimal() else 0 for key in ("offset", "length")}
         location = entries.get("location", "")
         graph.external[location] = max(graph.external.get(location, 0), numbers["offset"] + numbers["length"])
 

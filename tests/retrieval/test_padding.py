@@ -29,6 +29,7 @@ CHANCE = random.Random(0)
 TEXTS = [" ".join(CHANCE.choices(WORDS, k=count)) for count in (1, 3, 7, 20, 40, 50, 5, 9)]
 PAIRS = [(query, text) for query in TEXTS[:3] for text in TEXTS]
 SOUND = [name for name in ARCHITECTURES if name != "MobileBert"]
+DECODERS = {"Qwen2", "Qwen3", "Llama", "Mistral", "Gemma", "Gemma2", "Gemma3Text", "GPTNeoX", "GPT2", "OPT"}  # refused with cls
 NOISE = {"fp32": 1e-5, "bf16": 0.05}
 PRECISIONS = ["fp32", pytest.param("bf16", marks=pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor has no bf16"))]
 
@@ -88,7 +89,7 @@ def test_in_bf16_too(built: Any, name: str) -> None:
 @pytest.mark.parametrize("name", SOUND)
 def test_a_text_has_alone_the_vector_it_has_in_any_batch(built: Any, name: str, precision: str) -> None:
     """Prevents: vectors that depend on the shard's other texts, by either pooling."""
-    for pooling in ("mean", "cls") if precision == "fp32" else ("mean",):
+    for pooling in ("mean", "cls") if precision == "fp32" and name not in DECODERS else ("mean",):
         student = Student(model=str(built(name, False)), pooling=pooling, normalize=True, query_tokens=60, passage_tokens=60)
         first, second = (
             TextEncoder(student, precision=precision, device="cpu", batch_tokens=tokens).passages(TEXTS) for tokens in (1, 400)
@@ -156,8 +157,9 @@ UNSOUND = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("head", [False, True])
-@pytest.mark.parametrize("name", [*UNSOUND, "MobileBert"])
+@pytest.mark.parametrize(
+    ("name", "head"), [(name, head) for name in [*UNSOUND, "MobileBert"] for head in (False, True) if (name, head) != ("T5", False)]
+)  # T5 as a student is refused by its files
 def test_a_model_that_reads_its_padding_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, head: bool) -> None:
     """Prevents: states that mix along the batch's length (Fourier transforms, convolutions, MobileBERT's next token), and heads that want
     as many end tokens in every text, whose numbers would depend on the batch or break in the middle of it."""
