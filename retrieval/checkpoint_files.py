@@ -175,6 +175,20 @@ def role_tokens(folder: Path) -> dict[str, str]:
     return {role: text for role, text in texts.items() if isinstance(text, str) and text}
 
 
+def gives_segments(folder: Path) -> bool:
+    """Whether a pair's segment ids are for the model: not where the tokenizer's files list what the model is given, and leave them out."""
+    named = read_json(folder / "tokenizer_config.json").get("model_input_names")
+    return not isinstance(named, list) or "token_type_ids" in named
+
+
+def withholds_segments(folder: Path) -> bool:
+    """Whether the tokenizer numbers the segments of a pair, 0 and 1, and its model is given none of them."""
+    if gives_segments(folder):
+        return False
+    around = json.dumps(read_json(folder / "tokenizer.json").get("post_processor"))
+    return '"type_id": 1' in around or '"BertProcessing"' in around
+
+
 def tokenizer_digest(folder: Path) -> str:
     """Digest of what decides the tokens of a text: the tokenizer's tables without its padding and truncation settings."""
     return _tokenizer(folder)[0]

@@ -21,14 +21,23 @@ from data.settings import Teacher
 from retrieval import precision as precisions
 from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first, token_budget_batches
 from retrieval.checkpoint_checks import bare_decoder, check_teacher
-from retrieval.checkpoint_files import read_json, resolve_folder, tokenizer_digest, tokenizer_pad_id, transformer_folder, weights_digest
+from retrieval.checkpoint_files import (
+    read_json,
+    resolve_folder,
+    tokenizer_digest,
+    tokenizer_pad_id,
+    transformer_folder,
+    weights_digest,
+    withholds_segments,
+)
 from retrieval.custom_code import check_custom_code, code_key
 from retrieval.graph_checks import INPUTS, check_graph
 from retrieval.model_lengths import check_length
 from retrieval.model_loading import open_model
-from retrieval.onnx_graph import GRAPH_NAME, read_graph
+from retrieval.onnx_graph import GRAPH_NAME, OnnxGraph, read_graph
 from retrieval.pair_tokens import PairEncoding
 from retrieval.process_memory import settle_memory
+from retrieval.weight_files import tensor_shapes
 
 # The input is `[CLS] query [SEP] candidate [SEP]` as the tokenizer's own pair template makes it, the longer part cut first.
 INPUT_TEMPLATE = "pair/longest_first/v1"
@@ -60,6 +69,7 @@ class TeacherSpec:
             "precision": f"{self.backend}/{precisions.class_of(self.precision) if self.backend == 'torch' else self.precision}",
             **alone,
             **self._padding_key(),
+            **({"segments": "none"} if self._reads_segments(graph) and withholds_segments(self.folder) else {}),
             **code_key(self.folder, trusted=self.trust_remote_code),
         }
 
@@ -70,6 +80,13 @@ class TeacherSpec:
         config = read_json(self.folder / "config.json")
         named = {**(config.get("text_config") or {}), **config}.get("pad_token_id")
         return {} if named == tokenizer_pad_id(self.folder) else {"padding": named}
+
+    def _reads_segments(self, graph: OnnxGraph | None) -> bool:
+        """Whether the model tells segments apart, which it was once given against what its tokenizer's settings say."""
+        if graph:
+            return "token_type_ids" in graph.inputs
+        shapes = tensor_shapes(self.folder, option="teacher.model")
+        return any(name.endswith("token_type_embeddings.weight") and shape[0] > 1 for name, shape in shapes.items())
 
     def namespace(self, digests: DigestCache) -> str:
         """Digest of `key`: the folder of this teacher's logits in the store."""
