@@ -24,6 +24,7 @@ from retrieval.checkpoint_checks import bare_decoder, check_teacher
 from retrieval.checkpoint_files import (
     read_json,
     resolve_folder,
+    text_settings,
     tokenizer_digest,
     tokenizer_pad_id,
     transformer_folder,
@@ -77,8 +78,7 @@ class TeacherSpec:
         """The padding id of a decoder whose tokenizer names another one: padded with that, its logits once depended on their batch."""
         if self.backend != "torch" or not bare_decoder(self.folder):
             return {}
-        config = read_json(self.folder / "config.json")
-        named = {**(config.get("text_config") or {}), **config}.get("pad_token_id")
+        named = text_settings(read_json(self.folder / "config.json")).get("pad_token_id")
         return {} if named == tokenizer_pad_id(self.folder) else {"padding": named}
 
     def _reads_segments(self, graph: OnnxGraph | None) -> bool:

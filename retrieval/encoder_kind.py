@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError, first_line
-from retrieval.checkpoint_files import read_json
+from retrieval.checkpoint_files import read_json, text_settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,8 +63,7 @@ def check_kind(folder: Path, *, pooling: str, layers: int | None, option: str) -
 
 
 def _is_causal(config: dict[str, Any]) -> bool:
-    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
-    said = {**config, **(inner or {})}
+    said = text_settings(config)
     if said.get("is_causal") is False or said.get("use_bidirectional_attention"):
         return False
     return config.get("model_type") in _DECODERS or bool(said.get("is_decoder"))
