@@ -104,11 +104,6 @@ class PairTokenizer:
         """What is put around the ids of two texts; None where the tokenizer encodes every pair."""
         return self._template
 
-    @property
-    def joins_stored_ids(self) -> bool:
-        """Whether pairs are put together from stored ids; else the tokenizer encodes every pair."""
-        return self._template is not None
-
     def _agrees(self) -> bool:
         pairs = [(first, second) for first in _PROBES for second in _PROBES]
         theirs = self._tokenizer.encode_pairs(pairs, max_tokens=self._max_tokens)
