@@ -11,6 +11,13 @@ EXIT_NOTHING_LEFT = 3
 EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: a batch queue may start the same command again
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of other people's code says, in one line; its kind where it says nothing."""
+    said = f"no {error}" if isinstance(error, KeyError) else str(error)
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
 class UserError(Exception):
     """Bad configuration or input. The message says what was found, what was expected and what to change."""
 

@@ -318,7 +318,7 @@ class Objective(Section):
     @field_validator("count_epochs_from", mode="before")
     @classmethod
     def _whole(cls, value: Any) -> Any:
-        return int(value) if isinstance(value, str) and value.isdigit() else value
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 class Train(Section):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data.digests import DigestCache, json_digest
+from data.errors import first_line
 from data.settings import Experiment
 from data.shards import atomic_write, read_row_groups
 from pipeline.wanted_pairs import spec_of
@@ -134,8 +135,7 @@ def measure(experiment: Experiment, candidates: str, compiled: bool) -> Speed:
         try:
             start_up, rate = _rate(load(True), pairs, tokenizer.pad_id)
         except Exception as error:  # no C++ compiler, a model that cannot be traced: many kinds, and scoring goes on without
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            speed = replace(speed, compiled_tokens_per_second=0.0, compile_error=reason)
+            speed = replace(speed, compiled_tokens_per_second=0.0, compile_error=first_line(error))
         else:
             speed = replace(speed, compiled_tokens_per_second=rate, compile_seconds=start_up)
     return speed

@@ -181,7 +181,7 @@ def cache(action: Annotated[str, typer.Argument(help="stats, verify, compact or 
 
 
 def _whole_number(name: str, value: str) -> int:
-    if not value.isdigit():
+    if not value.isdecimal():
         raise UserError(f"{name}={value}: expected a whole number")
     return int(value)
 

@@ -52,7 +52,7 @@ def check_training_start(folder: Path, *, option: str) -> None:
     weights = transformer_folder(folder)
     config, _ = _check_files(weights, option=option)
     _refuse_encoder_decoder(weights, config, option=option)
-    if any("SequenceClassification" in name for name in _architectures(config)):
+    if _is_classifier(config):
         if (labels := _labels(config)) != 1:
             raise UserError(f"{option}: {weights} has {labels} outputs; start from one with a single output, or from an encoder")
         refuse_templates(folder, option=option)
@@ -117,6 +117,15 @@ def _architectures(config: dict[str, Any]) -> list[str]:
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
+def has_head(folder: Path) -> bool:
+    """Whether a transformers folder says that it is a cross-encoder; an encoder gets a new head."""
+    return _is_classifier(read_json(folder / "config.json"))
+
+
+def _is_classifier(config: dict[str, Any]) -> bool:
+    return any("SequenceClassification" in name for name in _architectures(config))
+
+
 def _labels(config: dict[str, Any]) -> int:
     """As transformers counts them: `num_labels`, else the entries of `id2label`, else 2 (`PreTrainedConfig.__post_init__`)."""
     given, names = config.get("num_labels"), config.get("id2label")
@@ -128,7 +137,7 @@ def _labels(config: dict[str, Any]) -> int:
 def _check_head(weights: Path, config: dict[str, Any], shapes: Shapes, *, option: str) -> None:
     _refuse_encoder_decoder(weights, config, option=option)
     own_code = "AutoModelForSequenceClassification" in (config.get("auto_map") or {})
-    if not own_code and (other := _other_model(_architectures(config), shapes)):
+    if not (own_code or _is_classifier(config)) and (other := _other_model(config, shapes)):
         raise UserError(
             f"{option}: {weights} is {other}, not a sequence classifier; {ONE_OUTPUT}. train.task=cross_encoder makes one of an encoder"
         )
@@ -136,11 +145,9 @@ def _check_head(weights: Path, config: dict[str, Any], shapes: Shapes, *, option
         raise UserError(f"{option}: {weights} has {labels} outputs; {ONE_OUTPUT}")
 
 
-def _other_model(architectures: list[str], shapes: Shapes) -> str | None:
+def _other_model(config: dict[str, Any], shapes: Shapes) -> str | None:
     """What a checkpoint is in words, where it is no sequence classifier. One whose class is not said is known by its head."""
-    if any("SequenceClassification" in name for name in architectures):
-        return None
-    name = architectures[0] if architectures else ""
+    name = next(iter(_architectures(config)), "")
     ending = next((ending for ending in _KINDS if name.endswith(ending)), "")
     if ending in ("", "Model") and any(tensor.startswith(_HEADS) for tensor in shapes):
         return None

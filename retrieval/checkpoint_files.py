@@ -5,17 +5,18 @@ A digest is of content, never of a name or path: a model moved elsewhere is the 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.digests import DigestCache, bytes_digest, canonical_json, file_stamp, json_digest
-from data.errors import UserError
+from data.errors import UserError, first_line
 from data.what_lies import stored_table, what_lies
 
 _VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
@@ -151,10 +152,17 @@ def weights_digest(folder: Path, digests: DigestCache, *, option: str, beside: S
     if not files:
         raise UserError(no_weights(folder, option=option))
     config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _VOLATILE_CONFIG_KEYS}
-    try:
+    with _digestible(folder / "config.json"):
         return json_digest({"config": config, "weights": [digests.file(file) for file in files]})
+
+
+@contextlib.contextmanager
+def _digestible(path: Path) -> Iterator[None]:
+    """Raises UserError where the content is none of JSON's, although Python reads it: NaN, Infinity, half a character."""
+    try:
+        yield
     except ValueError as error:
-        raise UserError(f"{option}: {folder / 'config.json'} holds NaN or Infinity, which are no JSON numbers") from error
+        raise UserError(f"{path} holds what is no JSON ({first_line(error)})") from error
 
 
 def no_weights(folder: Path, *, option: str) -> str:
@@ -173,6 +181,20 @@ def role_tokens(folder: Path) -> dict[str, str]:
     named = {role: config.get(role) or special.get(role) for role in _ROLES}
     texts = {role: token.get("content") if isinstance(token, dict) else token for role, token in named.items()}
     return {role: text for role, text in texts.items() if isinstance(text, str) and text}
+
+
+def gives_segments(folder: Path) -> bool:
+    """Whether a pair's segment ids are for the model: not where the tokenizer's files list what the model is given, and leave them out."""
+    named = read_json(folder / "tokenizer_config.json").get("model_input_names")
+    return not isinstance(named, list) or "token_type_ids" in named
+
+
+def withholds_segments(folder: Path) -> bool:
+    """Whether the tokenizer numbers the segments of a pair, 0 and 1, and its model is given none of them."""
+    if gives_segments(folder):
+        return False
+    around = json.dumps(read_json(folder / "tokenizer.json").get("post_processor"))
+    return '"type_id": 1' in around or '"BertProcessing"' in around
 
 
 def tokenizer_digest(folder: Path) -> str:
@@ -201,7 +223,8 @@ def _tokenizer_of(folder: Path, stamps: tuple[str, ...]) -> tuple[str, int]:
         refuse_placeholder(path)
         if name == "tokenizer.json":
             tables = {key: value for key, value in read_json(path).items() if key not in ("padding", "truncation")}
-            parts[name] = bytes_digest(canonical_json(tables).encode())
+            with _digestible(path):
+                parts[name] = bytes_digest(canonical_json(tables).encode())
             count = _count(tables, path, roles=role_tokens(folder))
             break  # vocabulary files beside it are not read
         content = path.read_bytes()
@@ -215,8 +238,15 @@ def _tokenizer_of(folder: Path, stamps: tuple[str, ...]) -> tuple[str, int]:
         )
         raise UserError(f"{folder} holds no tokenizer (tokenizer.json, or a vocabulary file){hint}")
     config, special = (read_json(folder / name) for name in _TOKENIZER_SETTINGS)
-    digest = json_digest({"files": parts, "config": {key: config.get(key) for key in _TOKENIZER_CONFIG_KEYS}, "special": special})
+    with _digestible(folder / _TOKENIZER_SETTINGS[0]):
+        digest = json_digest({"files": parts, "config": {key: config.get(key) for key in _TOKENIZER_CONFIG_KEYS}, "special": special})
     return digest, count
+
+
+def text_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of the part that reads text, which some models keep within `text_config`."""
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else config
 
 
 def _count(tables: dict[str, Any], path: Path, *, roles: dict[str, str]) -> int:

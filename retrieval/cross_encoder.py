@@ -16,19 +16,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.digests import DigestCache, json_digest
-from data.errors import RunFailed, UserError
+from data.errors import RunFailed, UserError, first_line
 from data.settings import Teacher
 from retrieval import precision as precisions
 from retrieval.batching import DEFAULT_BATCH_TOKENS, longest_first, token_budget_batches
 from retrieval.checkpoint_checks import bare_decoder, check_teacher
-from retrieval.checkpoint_files import read_json, resolve_folder, tokenizer_digest, tokenizer_pad_id, transformer_folder, weights_digest
+from retrieval.checkpoint_files import (
+    read_json,
+    resolve_folder,
+    text_settings,
+    tokenizer_digest,
+    tokenizer_pad_id,
+    transformer_folder,
+    weights_digest,
+    withholds_segments,
+)
 from retrieval.custom_code import check_custom_code, code_key
 from retrieval.graph_checks import INPUTS, check_graph
 from retrieval.model_lengths import check_length
 from retrieval.model_loading import open_model
-from retrieval.onnx_graph import GRAPH_NAME, read_graph
+from retrieval.onnx_graph import GRAPH_NAME, OnnxGraph, read_graph
 from retrieval.pair_tokens import PairEncoding
 from retrieval.process_memory import settle_memory
+from retrieval.weight_files import tensor_shapes
 
 # The input is `[CLS] query [SEP] candidate [SEP]` as the tokenizer's own pair template makes it, the longer part cut first.
 INPUT_TEMPLATE = "pair/longest_first/v1"
@@ -60,6 +70,7 @@ class TeacherSpec:
             "precision": f"{self.backend}/{precisions.class_of(self.precision) if self.backend == 'torch' else self.precision}",
             **alone,
             **self._padding_key(),
+            **({"segments": "none"} if self._reads_segments(graph) and withholds_segments(self.folder) else {}),
             **code_key(self.folder, trusted=self.trust_remote_code),
         }
 
@@ -67,9 +78,15 @@ class TeacherSpec:
         """The padding id of a decoder whose tokenizer names another one: padded with that, its logits once depended on their batch."""
         if self.backend != "torch" or not bare_decoder(self.folder):
             return {}
-        config = read_json(self.folder / "config.json")
-        named = {**(config.get("text_config") or {}), **config}.get("pad_token_id")
+        named = text_settings(read_json(self.folder / "config.json")).get("pad_token_id")
         return {} if named == tokenizer_pad_id(self.folder) else {"padding": named}
+
+    def _reads_segments(self, graph: OnnxGraph | None) -> bool:
+        """Whether the model tells segments apart, which it was once given against what its tokenizer's settings say."""
+        if graph:
+            return "token_type_ids" in graph.inputs
+        shapes = tensor_shapes(self.folder, option="teacher.model")
+        return any(name.endswith("token_type_embeddings.weight") and shape[0] > 1 for name, shape in shapes.items())
 
     def namespace(self, digests: DigestCache) -> str:
         """Digest of `key`: the folder of this teacher's logits in the store."""
@@ -101,7 +118,7 @@ def teacher_folder(teacher: Teacher) -> Path:
     if not os.path.lexists(weights / needed) and os.path.lexists(weights / other):
         remedy = f"teacher.backend={'torch' if teacher.backend == 'onnx' else 'onnx'}"
         raise UserError(f"teacher.model: {folder} holds no {needed}, which teacher.backend={teacher.backend} needs; try {remedy}?")
-    check_custom_code(weights, option="teacher.model", trusted=teacher.trust_remote_code)
+    check_custom_code(weights, option="teacher.model", trusted=teacher.trust_remote_code, graph=teacher.backend == "onnx")
     if teacher.backend == "onnx":
         check_graph(folder, max_tokens=teacher.max_tokens, option="teacher.model")
     else:
@@ -225,7 +242,7 @@ class TorchCrossEncoder:
             return self._logits_of(*(torch.from_numpy(array).to(self._device) for array in arrays))[: len(ids)].cpu().numpy()
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            raise OutOfMemory(str(error).splitlines()[0]) from error
+            raise OutOfMemory(first_line(error)) from error
 
     def _logits_of(self, ids: Any, mask: Any, segments: Any) -> Any:
         inputs = {"input_ids": ids, "attention_mask": mask}

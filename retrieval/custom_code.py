@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import runpy
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from retrieval.checkpoint_files import read_json
 _CAN_BE_TRUSTED = ("student.model", "teacher.model")
 
 
-def check_custom_code(folder: Path, *, option: str, trusted: bool) -> None:
+def check_custom_code(folder: Path, *, option: str, trusted: bool, graph: bool = False) -> None:
     """Refuse a checkpoint that only its own code can open, and trusted code that is not all in the folder.
 
     A `model_type` that transformers has a class for is let through untrusted: that class opens it, and must find all of its weights
@@ -28,6 +29,7 @@ def check_custom_code(folder: Path, *, option: str, trusted: bool) -> None:
         folder: where config.json lies.
         option: the setting that names the model, for errors.
         trusted: whether its code may run.
+        graph: the model is an ONNX graph, which needs none of that code; its tokenizer may.
 
     Raises UserError.
     """
@@ -41,7 +43,7 @@ def check_custom_code(folder: Path, *, option: str, trusted: bool) -> None:
             )
         return
     model_type = read_json(folder / "config.json").get("model_type")
-    if _auto_map(folder, "config.json") and model_type not in _native_types():
+    if not graph and has_model_code(folder) and model_type not in _native_types():
         raise UserError(
             f"{option}: {folder} computes by Python code of its own (auto_map in config.json), and transformers has no class for its "
             f"model_type {model_type!r}; {way_to_trust(option)}"
@@ -86,8 +88,10 @@ def _auto_map(folder: Path, name: str) -> dict[str, str]:
     found: Any = read_json(folder / name).get("auto_map") or {}
     if not isinstance(found, dict):  # of tokenizers long ago: [slow, fast]
         found = {"AutoTokenizer": found}
-    flat = {key: value if isinstance(value, str) else next((part for part in reversed(value) if part), "") for key, value in found.items()}
-    return {key: value for key, value in flat.items() if value}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in found.items()}
+    if not all(isinstance(part, str | None) for value in lists.values() for part in value):
+        raise UserError(f"{folder / name} says auto_map={json.dumps(found)}, but names of classes are expected there")
+    return {key: named[-1] for key, value in lists.items() if (named := [part for part in value if part])}
 
 
 @functools.cache

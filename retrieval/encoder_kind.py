@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import UserError
-from retrieval.checkpoint_files import read_json
+from data.errors import UserError, first_line
+from retrieval.checkpoint_files import read_json, text_settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,8 +63,7 @@ def check_kind(folder: Path, *, pooling: str, layers: int | None, option: str) -
 
 
 def _is_causal(config: dict[str, Any]) -> bool:
-    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
-    said = {**config, **(inner or {})}
+    said = text_settings(config)
     if said.get("is_causal") is False or said.get("use_bidirectional_attention"):
         return False
     return config.get("model_type") in _DECODERS or bool(said.get("is_decoder"))
@@ -87,14 +86,13 @@ def encoder_size(backbone: nn.Module, *, pooling: str, option: str) -> int:
     from retrieval.probe import text_config
 
     name, device = type(backbone).__name__, next(backbone.parameters()).device
-    vocabulary = text_config(backbone).vocab_size
-    ids = (vocabulary // 2 + torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=device)) % vocabulary
     try:
+        vocabulary = text_config(backbone).vocab_size
+        ids = (vocabulary // 2 + torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=device)) % vocabulary
         with torch.no_grad(), own_attention(backbone):
             hidden = getattr(backbone(input_ids=ids, attention_mask=torch.ones_like(ids)), "last_hidden_state", None)
     except Exception as error:  # code of any model
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{option}: {name} does not run on the tokens of a text alone ({reason[0]})") from error
+        raise UserError(f"{option}: {name} does not run on the tokens of a text alone ({first_line(error)})") from error
     if hidden is None or hidden.shape[:2] != ids.shape:
         raise UserError(f"{option}: {name} gives no vectors of tokens (last_hidden_state), so that there is nothing to pool")
     if pooling == "cls" and torch.equal(hidden[0, 0], hidden[1, 0]):

@@ -57,8 +57,8 @@ class FolderFile:
         """An object within, empty where there is none."""
         return FolderFile(self.path, self.of_type(key, dict, "an object") or {}, self.option, f"{self.section}{key}.")
 
-    def refuse_others(self, known: Iterable[str], why: str = "a key that is not known here") -> None:
+    def refuse_others(self, known: Iterable[str]) -> None:
         """Raises UserError for the first key that has a value and is none of these."""
         for key in sorted(self.content.keys() - set(known)):
             if self.content[key] is not None:
-                raise self.refusal(key, f"{why}; take it out of a copy of the folder if it means nothing")
+                raise self.refusal(key, "a key that is not known here; take it out of a copy of the folder if it means nothing")

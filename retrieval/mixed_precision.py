@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from data.errors import UserError
+from data.errors import UserError, first_line
 from retrieval import onednn
 from retrieval.precision import torch_type
 from retrieval.probe import FP32_NOISE, agree, probe_batch
@@ -160,7 +160,7 @@ def make_it_run(model: nn.Module, *, check: Check, option: str) -> None:
             check(*probe_batch(model))
             return
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
     raise UserError(f"{type(model).__name__} cannot compute with linear layers in low precision ({reason}): set {option}=fp32")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
+from data.errors import UserError, first_line
 from retrieval.custom_code import has_model_code, way_to_trust
 from retrieval.quiet import quiet_transformers
 
@@ -47,7 +47,7 @@ def open_model(
         option: the setting that names the model, for errors.
         trusted: whether code that comes with the checkpoint may run.
         new_head: the head may be missing, as a whole; it is then drawn from torch's generator.
-        ways: further arguments, the preferred ones first; a way that this class does not know is passed over.
+        ways: further arguments, the preferred ones first; the last one is taken where this class does not know the others.
         given: arguments of every way.
 
     Raises UserError: a folder that cannot be opened; weights that are missing, have another shape, or that the class has no place for.
@@ -59,32 +59,20 @@ def open_model(
     load = getattr(transformers, auto_class).from_pretrained
     always = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": trusted}
     asked = {**always, "output_loading_info": True, "ignore_mismatched_sizes": True, **given}  # mismatched ones are told, all at once
-    for place, way in enumerate(ways, start=1):
+    for number, way in enumerate(ways, 1):
         try:
             model, report = load(folder, **asked, **way)
             break
         except MemoryError:
             raise
         except Exception as error:  # transformers and a checkpoint's own code raise many kinds
-            if place < len(ways) and isinstance(error, TypeError | ValueError):
-                continue
-            raise UserError(f"{option}: {folder} cannot be opened by transformers' {auto_class}: {_first_line(error)}") from error
+            if number == len(ways):
+                raise UserError(f"{option}: {folder} cannot be opened by transformers' {auto_class}: {first_line(error)}") from error
     faults = faults_of(model, report, new_head=new_head, strict=has_model_code(folder) and not trusted)
     if faults:
         remedy = _remedy(model, faults, report["unexpected_keys"], folder, option=option)
         raise UserError(f"{option}: {folder} {faults.message(type(model).__name__)}; {remedy}")
     return model
-
-
-def open_config(folder: Path, *, option: str, trusted: bool = False) -> Any:
-    """The configuration of a folder as transformers completes it. Raises UserError where it cannot be read."""
-    from transformers import AutoConfig
-
-    quiet_transformers()
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
-    except Exception as error:  # as above
-        raise UserError(f"{option}: the config.json of {folder} cannot be opened by transformers: {_first_line(error)}") from error
 
 
 def open_tokenizer(folder: Path, *, trusted: bool = False) -> Any:
@@ -95,14 +83,10 @@ def open_tokenizer(folder: Path, *, trusted: bool = False) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=trusted)
     except Exception as error:  # as above; the tokenizers library raises a plain Exception
-        raise UserError(f"no tokenizer can be loaded from {folder}: {_first_line(error)}") from error
+        raise UserError(f"no tokenizer can be loaded from {folder}: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{folder} has only a slow tokenizer; save a tokenizer.json beside it")
     return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @dataclass(frozen=True)
@@ -151,7 +135,7 @@ def faults_of(model: Any, report: dict[str, Any], *, new_head: bool = False, str
 
 def base_of(model: Any) -> Any:
     """The model below its head; a model without a head is its own base."""
-    return getattr(model, model.base_model_prefix or "base_model", model)
+    return getattr(model, getattr(model, "base_model_prefix", "") or "base_model", model)
 
 
 def _whole_heads(model: Any, missing: set[str]) -> set[str]:

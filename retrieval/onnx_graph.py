@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import mmap
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from data.digests import file_stamp
 from data.errors import UserError
@@ -27,6 +27,7 @@ _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22
 _TENSOR_DIMS, _TENSOR_NAME, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 8, 13, 14
 
 Bytes = memoryview
+Message = dict[int, list[int | Bytes]]  # a field's number -> its values
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,6 @@ class OnnxGraph:
     weights: dict[str, tuple[int, ...]] = field(default_factory=dict)  # shapes
     external: dict[str, int] = field(default_factory=dict)  # file beside the graph -> bytes that it must have
     operators: set[str] = field(default_factory=set)
-
-    @property
-    def external_names(self) -> list[str]:
-        """Files beside the graph that hold weights."""
-        return sorted(self.external)
 
     @property
     def masks_padding(self) -> bool:
@@ -116,18 +112,19 @@ def _graph_of(path: Path, stamp: str) -> OnnxGraph:
     return graph
 
 
-def _fields(message: Bytes) -> Iterator[tuple[int, int | Bytes]]:
-    """Numbers and values of a message's fields; values of a fixed width are passed over."""
-    at, end = 0, len(message)
+def _message(content: Bytes) -> Message:
+    """The fields of a message. Values of a fixed width are passed over."""
+    fields: Message = {}
+    at, end = 0, len(content)
     while at < end:
-        tag, at = _varint(message, at)
+        tag, at = _varint(content, at)
         number, wire = tag >> 3, tag & 7
         if wire == 0:
-            value, at = _varint(message, at)
-            yield number, value
+            value, at = _varint(content, at)
+            fields.setdefault(number, []).append(value)
             continue
         if wire == 2:
-            size, at = _varint(message, at)
+            size, at = _varint(content, at)
         elif wire in (1, 5):
             size = 8 if wire == 1 else 4
         else:
@@ -135,127 +132,106 @@ def _fields(message: Bytes) -> Iterator[tuple[int, int | Bytes]]:
         if at + size > end:
             raise _Damaged
         if wire == 2:
-            with message[at : at + size] as part:
-                yield number, part
+            fields.setdefault(number, []).append(content[at : at + size])
         at += size
+    return fields
 
 
-def _varint(message: Bytes, at: int) -> tuple[int, int]:
+def _varint(content: Bytes, at: int) -> tuple[int, int]:
     value = shift = 0
-    while at < len(message) and shift < 64:
-        byte = message[at]
+    while at < len(content) and shift < 64:
+        byte = content[at]
         value, at, shift = value | (byte & 0x7F) << shift, at + 1, shift + 7
         if byte < 0x80:
             return value, at
     raise _Damaged
 
 
-def _parts(message: Bytes, *numbers: int) -> Iterator[tuple[int, Bytes]]:
-    for number, value in _fields(message):
-        if number in numbers:
-            if isinstance(value, int):
-                raise _Damaged
-            yield number, value
-
-
-def _text(value: int | Bytes) -> str:
-    if isinstance(value, int):
+def _parts(message: Message, *numbers: int) -> list[Bytes]:
+    values = [value for number in numbers for value in message.get(number, [])]
+    if any(isinstance(value, int) for value in values):
         raise _Damaged
-    return bytes(value).decode()
+    return cast(list[Bytes], values)
 
 
-def _read_model(message: Bytes, graph: OnnxGraph) -> bool:
-    found = False
-    for number, part in _parts(message, _MODEL_GRAPH, _MODEL_FUNCTION):
-        if number == _MODEL_GRAPH:
-            found = True
-            _read_graph(part, graph, outermost=True)
-        else:
-            for _, node in _parts(part, _FUNCTION_NODE):
-                _read_node(node, graph)
-    # Older files list their weights among the inputs.
-    graph.inputs = {name: value for name, value in graph.inputs.items() if name not in graph.weights}
-    return found and bool(graph.outputs)
+def _text(message: Message, number: int) -> str:
+    """The last one counts, as for all fields that are no lists."""
+    return bytes((_parts(message, number) or [memoryview(b"")])[-1]).decode()
 
 
-def _read_graph(message: Bytes, graph: OnnxGraph, *, outermost: bool) -> None:
-    numbers = (_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE)
-    for number, part in _parts(message, *numbers):
-        if number == _GRAPH_NODE:
-            _read_node(part, graph)
-        elif number == _GRAPH_INITIALIZER:
-            _read_tensor(part, graph)
-        elif number == _GRAPH_SPARSE:
-            _read_sparse(part, graph)
-        elif outermost:
-            name, value = _read_value(part)
-            (graph.inputs if number == _GRAPH_INPUT else graph.outputs)[name] = value
-
-
-def _read_node(message: Bytes, graph: OnnxGraph) -> None:
-    for number, part in _parts(message, _NODE_OPERATOR, _NODE_ATTRIBUTE):
-        if number == _NODE_OPERATOR:
-            graph.operators.add(_text(part))
+def _numbers(message: Message, number: int) -> list[int]:
+    """Integers, each in a field of its own or all packed into one."""
+    numbers: list[int] = []
+    for value in message.get(number, []):
+        if isinstance(value, int):
+            numbers.append(value)
             continue
-        for inner, value in _parts(part, *_ATTRIBUTE_TENSORS, *_ATTRIBUTE_GRAPHS, *_ATTRIBUTE_SPARSE):
-            if inner in _ATTRIBUTE_TENSORS:
-                _read_tensor(value, graph)
-            elif inner in _ATTRIBUTE_GRAPHS:
-                _read_graph(value, graph, outermost=False)
-            else:
-                _read_sparse(value, graph)
-
-
-def _read_sparse(message: Bytes, graph: OnnxGraph) -> None:
-    for _, tensor in _parts(message, 1, 2):  # values, indices
-        _read_tensor(tensor, graph)
-
-
-def _read_tensor(message: Bytes, graph: OnnxGraph) -> None:
-    name, dims, external, entries = "", list[int](), False, dict[str, str]()
-    for number, value in _fields(message):
-        if number == _TENSOR_DIMS:
-            dims += [value] if isinstance(value, int) else _packed(value)
-        elif number == _TENSOR_NAME:
-            name = _text(value)
-        elif number == _TENSOR_LOCATION:
-            external = value == _EXTERNAL
-        elif number == _TENSOR_EXTERNAL and not isinstance(value, int):
-            pair = {key: _text(text) for key, text in _fields(value)}
-            entries[pair.get(1, "")] = pair.get(2, "")
-    if name:
-        graph.weights[name] = tuple(dims)
-    if external:
-        numbers = {key: int(entries.get(key) or 0) if (entries.get(key) or "0").isdigit() else 0 for key in ("offset", "length")}
-        location = entries.get("location", "")
-        graph.external[location] = max(graph.external.get(location, 0), numbers["offset"] + numbers["length"])
-
-
-def _packed(value: Bytes) -> list[int]:
-    numbers, at = list[int](), 0
-    while at < len(value):
-        number, at = _varint(value, at)
-        numbers.append(number)
+        at = 0
+        while at < len(value):
+            found, at = _varint(value, at)
+            numbers.append(found)
     return numbers
 
 
-def _read_value(message: Bytes) -> tuple[str, Value]:
+def _read_model(content: Bytes, graph: OnnxGraph) -> bool:
+    model = _message(content)
+    for part in _parts(model, _MODEL_GRAPH):
+        outermost = _message(part)
+        _read_graph(outermost, graph)
+        graph.inputs |= map(_read_value, _parts(outermost, _GRAPH_INPUT))
+        graph.outputs |= map(_read_value, _parts(outermost, _GRAPH_OUTPUT))
+    for function in _parts(model, _MODEL_FUNCTION):
+        for node in _parts(_message(function), _FUNCTION_NODE):
+            _read_node(_message(node), graph)
+    # Older files list their weights among the inputs.
+    graph.inputs = {name: value for name, value in graph.inputs.items() if name not in graph.weights}
+    return bool(graph.outputs)
+
+
+def _read_graph(part: Message, graph: OnnxGraph) -> None:
+    """Operators and weights of a graph, which may be one within another."""
+    for node in _parts(part, _GRAPH_NODE):
+        _read_node(_message(node), graph)
+    for tensor in [*_parts(part, _GRAPH_INITIALIZER), *_sparse_tensors(part, _GRAPH_SPARSE)]:
+        _read_tensor(_message(tensor), graph)
+
+
+def _read_node(node: Message, graph: OnnxGraph) -> None:
+    graph.operators.add(_text(node, _NODE_OPERATOR))
+    for attribute in map(_message, _parts(node, _NODE_ATTRIBUTE)):
+        for tensor in [*_parts(attribute, *_ATTRIBUTE_TENSORS), *_sparse_tensors(attribute, *_ATTRIBUTE_SPARSE)]:
+            _read_tensor(_message(tensor), graph)
+        for inner in _parts(attribute, *_ATTRIBUTE_GRAPHS):
+            _read_graph(_message(inner), graph)
+
+
+def _sparse_tensors(message: Message, *numbers: int) -> list[Bytes]:
+    """Values and indices of sparse tensors."""
+    return [tensor for sparse in _parts(message, *numbers) for tensor in _parts(_message(sparse), 1, 2)]
+
+
+def _read_tensor(tensor: Message, graph: OnnxGraph) -> None:
+    if name := _text(tensor, _TENSOR_NAME):
+        graph.weights[name] = tuple(_numbers(tensor, _TENSOR_DIMS))
+    if _numbers(tensor, _TENSOR_LOCATION)[-1:] == [_EXTERNAL]:
+        entries = {_text(entry, 1): _text(entry, 2) for entry in map(_message, _parts(tensor, _TENSOR_EXTERNAL))}
+        end = sum(int(entries[key]) for key in ("offset", "length") if entries.get(key, "").isdecimal())
+        location = entries.get("location", "")
+        graph.external[location] = max(graph.external.get(location, 0), end)
+
+
+def _read_value(part: Bytes) -> tuple[str, Value]:
     """ValueInfoProto: name, and type.tensor_type with element type and shape."""
-    name, kind, dims = "", "", None
-    for number, value in _fields(message):
-        if number == 1:
-            name = _text(value)
-        elif number == 2 and not isinstance(value, int):
-            for _, tensor in _parts(value, 1):
-                for inner, entry in _fields(tensor):
-                    if inner == 1 and isinstance(entry, int):
-                        kind = _TYPES.get(entry, f"type {entry}")
-                    elif inner == 2 and not isinstance(entry, int):
-                        dims = tuple(_dimension(dim) for _, dim in _parts(entry, 1))
-    return name, Value(kind, dims)
+    value, kind, dims = _message(part), "", None
+    for tensor in [_message(tensor) for of_type in _parts(value, 2) for tensor in _parts(_message(of_type), 1)]:
+        for code in _numbers(tensor, 1):
+            kind = _TYPES.get(code, f"type {code}")
+        for shape in _parts(tensor, 2):
+            dims = tuple(_dimension(_message(dim)) for dim in _parts(_message(shape), 1))
+    return _text(value, 1), Value(kind, dims)
 
 
-def _dimension(message: Bytes) -> int | None:
+def _dimension(message: Message) -> int | None:
     """A fixed dimension; exporters write 0 and -1, too, for one that is not."""
-    fixed = [value for number, value in _fields(message) if number == 1 and isinstance(value, int)]
+    fixed = _numbers(message, 1)
     return fixed[0] if fixed and 0 < fixed[0] < 1 << 63 else None

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from data.errors import UserError
+from data.errors import UserError, first_line
 from retrieval.mixed_precision import Check, own_attention
 from retrieval.probe import FP32_NOISE, largest_difference, pad_id_of, probe_batch
 
@@ -38,18 +38,18 @@ def check_padding(model: Any, *, check: Check, option: str) -> None:
 
     Raises UserError.
     """
-    ids, mask, segments = probe_batch(model)
     kind = type(model).__name__
     with own_attention(model):
         try:
+            ids, mask, segments = probe_batch(model)
             together = check(ids, mask, segments)
             rows = enumerate(mask.sum(1).tolist())
             alone = torch.cat([check(*(part[row : row + 1, :length] for part in (ids, mask, segments))) for row, length in rows])
         except MemoryError:
             raise
         except Exception as error:  # code of any model
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"{option}: a {kind} cannot compute a batch of texts of several lengths ({reason}){_remedy(model)}") from error
+            reason = f"cannot compute a batch of texts of several lengths ({first_line(error)})"
+            raise UserError(f"{option}: a {kind} {reason}{_remedy(model)}") from error
     off = largest_difference(together, alone)
     if not off <= FP32_NOISE:
         raise UserError(

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data.digests import hash64
+from retrieval.checkpoint_checks import has_head
 from retrieval.checkpoint_files import copy_tokenizer
-from retrieval.model_loading import open_config, open_model
+from retrieval.model_loading import open_model
 from retrieval.pair_tokens import PairEncoding
 
 _SEGMENT_BIT = 24  # no vocabulary is larger than 2^24
@@ -42,13 +43,11 @@ class PairScorer(nn.Module):
         """
         super().__init__()
         self.source, self.trusted = folder, trusted
-        config = open_config(folder, option=self.option, trusted=trusted)
-        has_head = any("SequenceClassification" in name for name in config.architectures or [])
         torch.manual_seed(hash64("head", seed))
         self.backbone: Any = open_model(
-            "AutoModelForSequenceClassification", folder, option=self.option, trusted=trusted, new_head=not has_head, num_labels=1
+            "AutoModelForSequenceClassification", folder, option=self.option, trusted=trusted, new_head=not has_head(folder), num_labels=1
         )
-        self._has_segments = getattr(config, "type_vocab_size", 1) > 1
+        self._has_segments = getattr(self.backbone.config, "type_vocab_size", 1) > 1
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[n, L] packed pairs and mask to [n, 1] fp32 logits."""

@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +42,10 @@ class PairTemplate:
     segments: tuple[NDArray[np.int32], int, NDArray[np.int32], int, NDArray[np.int32]]
 
     @staticmethod
-    def of(backend: Any) -> PairTemplate | None:
+    def of(tokenizer: Tokenizer) -> PairTemplate | None:
         """Read off an encoded pair; None where the tokenizer does not put the first sequence whole before the second."""
-        encoded = backend.encode("a", "a")
-        owners, ids, types = list(encoded.sequence_ids), np.array(encoded.ids, np.int32), np.array(encoded.type_ids, np.int32)
+        encoded = tokenizer.backend.encode("a", "a")
+        owners, ids, types = list(encoded.sequence_ids), np.array(encoded.ids, np.int32), np.array(tokenizer.segments(encoded), np.int32)
         if 0 not in owners or 1 not in owners:
             return None
         start, stop = owners.index(0), len(owners) - owners[::-1].index(0)
@@ -96,7 +95,7 @@ class PairTokenizer:
         self._seen_tokens = 0
         self.pad_id = self._tokenizer.pad_id
         self.backend = self._tokenizer.backend
-        self._template = PairTemplate.of(self.backend)
+        self._template = PairTemplate.of(self._tokenizer)
         if self._template is not None and not self._agrees():
             self._template = None
 
@@ -104,11 +103,6 @@ class PairTokenizer:
     def template(self) -> PairTemplate | None:
         """What is put around the ids of two texts; None where the tokenizer encodes every pair."""
         return self._template
-
-    @property
-    def joins_stored_ids(self) -> bool:
-        """Whether pairs are put together from stored ids; else the tokenizer encodes every pair."""
-        return self._template is not None
 
     def _agrees(self) -> bool:
         pairs = [(first, second) for first in _PROBES for second in _PROBES]

@@ -149,9 +149,7 @@ def _kind(module_type: str) -> str:
 def _pooling_modes(settings: FolderFile) -> str:
     """`cls`, `mean`, or the names of what is not supported."""
     flags = [key for key in settings.content if key.startswith("pooling_mode_")]
-    settings.refuse_others(
-        [*_POOLING_KEYS, *flags], "a key that is not known here; take it out of a copy of the folder if it means nothing"
-    )
+    settings.refuse_others([*_POOLING_KEYS, *flags])
     mode = settings.of_type("pooling_mode", (str, list), "a mode, or a list of them")  # since 5.x; older files have a flag for each mode
     modes = [mode] if isinstance(mode, str) else list(mode or [])
     modes = modes or [flag.removeprefix("pooling_mode_") for flag in flags if settings.content[flag]] or ["mean"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from data.schemas import MASK_MARK, SEPARATOR_MARK
-from retrieval.checkpoint_files import tokenizer_digest
+from retrieval.checkpoint_files import gives_segments, tokenizer_digest
 from retrieval.model_loading import open_tokenizer
 from retrieval.student_spec import StudentSpec
 
@@ -31,6 +31,7 @@ class Tokenizer:
         if lower_case:
             self.backend.normalizer = _lower_first(self.backend.normalizer)
         self.pad_id = int(self._tokenizer.pad_token_id or 0)
+        self._gives_segments = gives_segments(folder)
 
     def role_token(self, role: str) -> str | None:
         """The token of a role (mask_token, sep_token, ...); None where there is none."""
@@ -70,10 +71,14 @@ class Tokenizer:
             for start in range(0, len(pairs), _ENCODED_AT_ONCE):
                 part = [(query, self.with_special_tokens(text)) for query, text in pairs[start : start + _ENCODED_AT_ONCE]]
                 encodings = self.backend.encode_batch(part)
-                encoded += [(encoding.ids, encoding.type_ids, bool(encoding.overflowing)) for encoding in encodings]
+                encoded += [(encoding.ids, self.segments(encoding), bool(encoding.overflowing)) for encoding in encodings]
             return encoded
         finally:
             self.backend.no_truncation()
+
+    def segments(self, encoding: Any) -> list[int]:
+        """Segment ids of an encoded pair, all 0 where its model is given none."""
+        return encoding.type_ids if self._gives_segments else [0] * len(encoding.ids)
 
     def bare_ids(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Token ids of each text without special tokens, uncut."""

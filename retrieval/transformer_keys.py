@@ -37,9 +37,7 @@ _TRUNCATES = (None, True, "longest_first", "only_first")
 def check_transformer(file: FolderFile, weights: Path) -> None:
     """Raises UserError, naming file and key, for the first one that would change a vector and is not honoured."""
     names = [name for pair, _, _ in _LOADING for name in pair]
-    file.refuse_others(
-        [*_READ, *_HARMLESS, *names], "a key that is not known here; take it out of a copy of the folder if it means nothing"
-    )
+    file.refuse_others([*_READ, *_HARMLESS, *names])
     if file.content.get("query_expansion"):
         raise file.refusal("query_expansion", "which pads queries with mask tokens and is not supported")
     check_arguments(file, weights)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from retrieval.model_loading import base_of
 from retrieval.probe import agree, probe_batch
 
 ATTENTION = "unpadded"
@@ -39,8 +40,7 @@ def install(model: nn.Module) -> bool:
     Returns whether it was done; a model of another kind, one with an attention of its own, an old GPU or another result leaves the padded
     path in place.
     """
-    base: Any = getattr(model, getattr(model, "base_model_prefix", "") or "base_model", model)  # a model without a head is its own base
-    config: Any = model.config
+    base, config = base_of(model), cast(Any, model.config)
     stack = getattr(base, "encoder", None)
     if not isinstance(stack, nn.Module) or not isinstance(layers := getattr(stack, "layer", None), nn.ModuleList):
         return False

@@ -69,7 +69,7 @@ class Words:
 
     def number(self, key: str, *, least: int = 0) -> int:
         """The value as a whole number of at least `least`."""
-        if not self.values[key].isdigit():
+        if not self.values[key].isdecimal():
             raise UserError(f"{key}={self.values[key]}: expected a whole number")
         if int(self.values[key]) < least:
             raise UserError(f"{key}={self.values[key]}: expected at least {least}")

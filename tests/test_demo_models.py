@@ -162,7 +162,7 @@ def test_bf16_on_real_weights_and_texts(demo: Path, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path)
     tokenizer = PairTokenizer(tmp_path, max_tokens=128)
-    assert tokenizer.joins_stored_ids
+    assert tokenizer.template is not None
     pairs = tokenizer.encode([(row["query"], row["text"]) for row in rows_of(demo, "dark_examples")][:160])
     with torch.inference_mode():
         one_by_one = np.array(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data.command import is_full_disk
-from data.errors import RunFailed, UserError
+from data.errors import RunFailed, UserError, first_line
 from data.settings import Student
 from retrieval.dual_encoder import DualEncoder
 from retrieval.model_lengths import most_positions
@@ -35,8 +35,7 @@ def rehearse_saving(model: DualEncoder | PairScorer, output: Path) -> None:
         except Exception as error:  # transformers, safetensors and the model's own code raise many kinds
             if is_full_disk(error):
                 raise RunFailed(f"cannot save the model in {output}: {error}; free some space and start the same command again") from error
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UserError(f"{kind} cannot be saved as a folder that opens again, so it is not trained: {reason}") from error
+            raise UserError(f"{kind} cannot be saved as a folder that opens again, so it is not trained: {first_line(error)}") from error
     if not same:
         raise UserError(f"{kind} gives other vectors once it is saved and opened again, so it is not trained; leave student.layers out")
 

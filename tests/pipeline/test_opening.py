@@ -90,5 +90,5 @@ def test_a_model_is_tried_once(tiny_experiment: Any, prep_run: Prep, models: Any
     next((tmp_path / "store" / "teacher_scores").rglob("*.parquet")).unlink()
     prep_run(experiment)
     assert tried == [["miner"], ["teacher"]]
-    prep_run(experiment, **{"teacher.max_tokens": 48})
+    prep_run(experiment, **{"teacher.max_tokens": 72})
     assert tried[2:] == [["teacher"]]

@@ -42,8 +42,13 @@ def embed(model: Path, corpus: Path, out: Path, **words: Any) -> None:
 def test_a_student_exchanged_after_the_first_shard(models: Any, corpus: Path, tmp_path: Path) -> None:
     """Prevents: an embeddings table of two models' vectors."""
     model = shutil.copytree(models.student, tmp_path / "model")
+
+    def exchange(line: str) -> None:
+        if line.startswith("part-"):
+            flip(model / "model.safetensors")
+
     with pytest.raises(RunFailed, match=r"changed while part-00001-of-00003\.parquet was computed"):
-        embed(model, corpus, tmp_path / "out", report=lambda line: line.startswith("part-") and flip(model / "model.safetensors"))
+        embed(model, corpus, tmp_path / "out", report=exchange)
     assert [path.name for path in (tmp_path / "out").glob("*.parquet")] == ["part-00000-of-00003.parquet"]
     with pytest.raises(UserError, match="holds embeddings of other texts or of another model"):
         embed(model, corpus, tmp_path / "out")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.checkpoints import OWN_CODE, change_json, change_weights, save, save_own_code
+from support.checkpoints import OWN_CODE, change_json, change_weights, save, save_own_code, write_json
+from support.onnx_graphs import save_graph
 from transformers import AutoTokenizer
 
 from data.digests import DigestCache
@@ -19,7 +20,7 @@ from data.settings import Student, Teacher
 from retrieval.checkpoint_files import resolve_folder
 from retrieval.cross_encoder import TeacherSpec, load_cross_encoder, resolve_teacher
 from retrieval.dual_encoder import DualEncoder
-from retrieval.model_loading import open_config, open_model, open_tokenizer
+from retrieval.model_loading import open_model, open_tokenizer
 from retrieval.student_spec import resolve_student
 from retrieval.text_encoder import TextEncoder
 
@@ -61,8 +62,6 @@ def test_own_code_is_refused_in_words_before_anything_is_loaded(tmp_path: Path) 
     for auto in ("AutoModel", "AutoModelForSequenceClassification"):
         with pytest.raises(UserError, match="cannot be opened"):
             open_model(auto, folder, option="teacher.model")
-    with pytest.raises(UserError, match="cannot be opened"):
-        open_config(folder, option="teacher.model")
     assert not ran.exists()
 
 
@@ -123,6 +122,39 @@ def test_a_trusted_student_embeds_and_is_saved_with_its_code(tmp_path: Path) -> 
     assert "code" in key and not {"option", "trust_remote_code"} & set(key)
     with pytest.raises(UserError, match="trust_remote_code"):
         resolve_student(student(tmp_path / "saved"))
+
+
+def test_what_trusted_code_raises_is_a_sentence(tmp_path: Path) -> None:
+    """Prevents: a traceback for a package that the code asks for, and for a configuration without vocab_size."""
+    folder = save_own_code(tmp_path / "imports", code=f"import a_package_that_is_not_here\n{OWN_CODE}")
+    with pytest.raises(UserError, match=r"cannot be opened.*a_package_that_is_not_here"):
+        TextEncoder(student(folder, trust_remote_code=True), precision="fp32", device="cpu", batch_tokens=64)
+    folder = save_own_code(
+        tmp_path / "names", code=OWN_CODE.replace("self.vocab_size,", "self.rows,").replace("config.vocab_size", "config.rows")
+    )
+    change_json(folder / "config.json", vocab_size=None)
+    with pytest.raises(UserError, match=r"student\.model: OwnModel does not run.*vocab_size"):
+        TextEncoder(student(folder, trust_remote_code=True), precision="fp32", device="cpu", batch_tokens=64)
+
+
+@pytest.mark.parametrize("auto_map", [5, [1, 2], {"AutoModel": {}}])
+def test_an_auto_map_of_another_type_is_a_sentence(tmp_path: Path, auto_map: Any) -> None:
+    """Prevents: a traceback for a damaged file."""
+    folder = save_own_code(tmp_path)
+    change_json(folder / "config.json", auto_map=auto_map)
+    with pytest.raises(UserError, match=r"config\.json says auto_map=.*names of classes"):
+        resolve_student(student(folder))
+
+
+def test_a_graph_needs_no_code_of_the_model_s_own(models: Any, tmp_path: Path) -> None:
+    """Prevents: an ONNX teacher refused for code that its export left behind in config.json, and that nothing runs."""
+    folder = save_graph(tmp_path / "graph", models.teacher)
+    write_json(folder / "config.json", {"model_type": "own", "auto_map": {"AutoModel": "modeling_own.OwnModel"}})
+    assert resolve_teacher(teacher(folder, backend="onnx"), device="cpu").folder == folder
+    (folder / "tokenizer.json").rename(folder / "vocab.txt")
+    change_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": "own.Slow"})
+    with pytest.raises(UserError, match=r"auto_map in tokenizer_config\.json"):
+        resolve_teacher(teacher(folder, backend="onnx"), device="cpu")
 
 
 def test_code_of_another_repository_is_refused(tmp_path: Path) -> None:

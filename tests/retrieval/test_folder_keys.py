@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,4 +263,15 @@ def test_a_damaged_configuration_is_told(cased: Path, tmp_path: Path, value: str
     folder = lay_out(tmp_path / "m", cased)
     (folder / "config.json").write_text(value)
     with pytest.raises(UserError, match=r"config.json"):
+        spec_of(folder).key(DigestCache(tmp_path / "digests.json"))
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e400", '"\\ud800"'])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_what_python_takes_for_json_and_is_none_is_told(cased: Path, tmp_path: Path, name: str, value: str) -> None:
+    """Prevents: a traceback from the digest of a damaged file."""
+    folder = lay_out(tmp_path / "m", cased)
+    content = {**json.loads((folder / name).read_text()), "mask_token": "@"}
+    (folder / name).write_text(json.dumps(content).replace('"@"', value))
+    with pytest.raises(UserError, match=rf"{name} holds what is no JSON"):
         spec_of(folder).key(DigestCache(tmp_path / "digests.json"))

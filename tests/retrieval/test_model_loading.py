@@ -236,3 +236,19 @@ def test_a_folder_that_cannot_be_opened_is_a_sentence(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="no tokenizer can be loaded"):
         Tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"hidden_act": "nope"}, {"num_attention_heads": 0}, {"vocab_size": "many"}, {"pad_token_id": 99_999}, {"text_config": 5},
+        {"_attn_implementation": "flash_attention_2"}, {"transformers_weights": 3},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("head", [False, True])
+def test_a_configuration_that_no_class_takes_is_a_sentence(built: Any, tmp_path: Path, head: bool, said: dict[str, Any]) -> None:
+    """Prevents: a traceback for all but two of the kinds of error that transformers raises: the first way of opening let them through."""
+    folder = copied(built("Bert", head), tmp_path / "changed")
+    change_json(folder / "config.json", **said)
+    with pytest.raises(UserError, match=r"^(student|teacher)\.model: .*[^:]$"):
+        opened(folder, head)

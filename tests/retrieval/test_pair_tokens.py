@@ -64,7 +64,7 @@ ANY = st.one_of(WORDS.map(" ".join), st.text(max_size=30))
 def test_is_the_tokenizer_s_own_pair_encoding(folders: dict[str, Path], style: str, pairs: list[tuple[str, str]], max_tokens: int) -> None:
     """Prevents: a wrong special token, segment id or cut, which moves every logit a little and shows nowhere."""
     ours = PairTokenizer(folders[style], max_tokens=max_tokens)
-    assert ours.joins_stored_ids
+    assert ours.template is not None
     theirs = Tokenizer(folders[style]).encode_pairs(pairs, max_tokens=max_tokens)
     assert [(pair.ids.tolist(), pair.segments.tolist(), pair.truncated) for pair in ours.encode(pairs)] == theirs
 
@@ -110,7 +110,7 @@ def test_a_tokenizer_of_another_kind_is_asked_for_every_pair(folders: dict[str, 
     plain = Tokenizer.bare_ids
     monkeypatch.setattr(Tokenizer, "bare_ids", lambda self, texts: [ids[1:] for ids in plain(self, texts)])
     tokenizer = PairTokenizer(folders["bert"], max_tokens=32)
-    assert not tokenizer.joins_stored_ids
+    assert tokenizer.template is None
     (pair,) = tokenizer.encode([("ha bo", "di")])
     assert (pair.ids.tolist(), pair.segments.tolist(), pair.truncated) == Tokenizer(folders["bert"]).encode_pairs(
         [("ha bo", "di")], max_tokens=32

@@ -226,6 +226,7 @@ def test_vectors_of_two_students_are_named(collection: Path, capsys: pytest.Capt
         (["evaluate", "run=a", "qrels={0}"], "is no stored table"),
         (["search", "corpus={0}/corpus", "queries={0}/queries", "out=r"], "expected query_id and embedding"),
         (["search", "corpus=a", "queries=b", "out=r", "depth=many"], "expected a whole number"),
+        (["search", "corpus=a", "queries=b", "out=r", "depth=²"], "expected a whole number"),
         (["compare", "before=a", "after=b", "qrels=c", "permutations=0"], "expected at least 1"),
         (["encode", "model=a", "texts={0}/corpus", "kind=queries", "out=o"], "kind=queries"),
         (["encode", "model=a", "texts={0}/corpus", "kind=passages", "out=o"], "expected corpus or queries"),

@@ -203,7 +203,7 @@ def test_half_a_checkpoint_is_no_checkpoint(tmp_path: Path, experiment_file: Pat
     with monkeypatch.context() as context, pytest.raises(Killed):
         after_step(context, 7, lambda: context.setattr("trainer.checkpoint._optimizer_tensors", kill))
         start(experiment_file, shards)
-    leftover = output / "checkpoints" / f".step-00000008.{"0" * 32}.tmp"
+    leftover = output / "checkpoints" / f".step-00000008.{'0' * 32}.tmp"
     leftover.mkdir()
     assert start(experiment_file, shards) == 0
     assert metric_steps(output) == list(range(1, STEPS + 1)) and not leftover.exists()
