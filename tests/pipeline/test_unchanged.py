@@ -53,7 +53,10 @@ CASES = {
     "embed.queries": ("student", lambda folder: flip(folder / "model.safetensors"), "student.model"),
     "dark_examples": ("teacher", edit_tokenizer, "its model"),
     "shards": ("student", edit_tokenizer, "its model"),
+    "pool_scores": ("teacher", lambda folder: flip(folder / "model.safetensors"), "teacher.model"),
+    "dev": ("student", edit_tokenizer, "its model"),  # its vectors are those of the tables `embed`
 }
+ASKED_FOR: dict[str, dict[str, Any]] = {"pool_scores": {"hard_negatives.score_pools": True}, "dev": {"dev.queries": 3, "dev.depth": 5}}
 
 
 @pytest.mark.parametrize("label", CASES)
@@ -64,7 +67,7 @@ def test_a_model_exchanged_after_the_first_shard(
     """Prevents: a table whose shards are of two models, under the fingerprint of the first."""
     role, exchange, named = CASES[label]
     model = shutil.copytree(getattr(models, role), tmp_path / "model")
-    config = tiny_experiment(tmp_path / "run", **{f"{role}.model": model})
+    config = tiny_experiment(tmp_path / "run", **{f"{role}.model": model}, **ASKED_FOR.get(label, {}))
     after_first_shard(monkeypatch, label, lambda: exchange(model))
     with pytest.raises(RunFailed, match=f"{label}: the files of .*{named}.* changed while this run was under way"):
         prep_run(config)
