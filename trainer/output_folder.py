@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data.command import in_words
 from data.errors import RunFailed, UserError
 from data.leftovers import process_start, temporary_name, this_place
 from data.settings import Train
@@ -143,9 +144,12 @@ def held(output: Path) -> Iterator[Callable[[], None]]:
 
     Yields what to call before each write: it raises RunFailed where another run, which took this one for dead, has the folder now.
     """
-    output.mkdir(parents=True, exist_ok=True)
     lock, ended = OutputLock(output), threading.Event()
-    lock.take()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock.take()
+    except OSError as error:  # what permissions do not tell: a full disk, /proc
+        raise UserError(f"train.output={output} cannot be written ({in_words(error)}); choose another train.output=FOLDER") from error
 
     def beat() -> None:
         while not ended.wait(_BEAT_SECONDS):

@@ -163,6 +163,13 @@ def test_a_place_where_no_run_can_write_is_told_first(tmp_path: Path, monkeypatc
     check(tmp_path / "finished")  # nothing is written there
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc here")
+def test_a_folder_that_cannot_be_made_is_told() -> None:
+    """Prevents: a traceback where permissions allow what the file system does not."""
+    with pytest.raises(UserError, match=r"train\.output=/proc/run cannot be written \(/proc/run: No such file"), held(Path("/proc/run")):
+        pass
+
+
 def test_tables_are_no_place_for_a_run(tmp_path: Path) -> None:
     """Prevents: run.json and checkpoints among the files of a table."""
     table = tmp_path / "store" / "pools" / "1"
