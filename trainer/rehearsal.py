@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.command import is_full_disk
 from data.errors import RunFailed, UserError, first_line
+from data.leftovers import temporary_name
 from data.settings import Student
 from retrieval.dual_encoder import DualEncoder
 from retrieval.model_lengths import most_positions
@@ -28,14 +29,16 @@ def rehearse_saving(model: DualEncoder | PairScorer, output: Path) -> None:
     Raises UserError where it cannot be saved or opened, or gives other vectors then; RunFailed where the disk is full.
     """
     kind = type(model.backbone).__name__
-    with tempfile.TemporaryDirectory(prefix=".saving-", suffix=".tmp", dir=output) as folder:
-        try:
-            model.save(Path(folder))
-            same = _is_same(model, Path(folder))
-        except Exception as error:  # transformers, safetensors and the model's own code raise many kinds
-            if is_full_disk(error):
-                raise RunFailed(f"cannot save the model in {output}: {error}; free some space and start the same command again") from error
-            raise UserError(f"{kind} cannot be saved as a folder that opens again, so it is not trained: {first_line(error)}") from error
+    folder = temporary_name(output / "saving")
+    try:
+        model.save(folder)
+        same = _is_same(model, folder)
+    except Exception as error:  # transformers, safetensors and the model's own code raise many kinds
+        if is_full_disk(error):
+            raise RunFailed(f"cannot save the model in {output}: {error}; free some space and start the same command again") from error
+        raise UserError(f"{kind} cannot be saved as a folder that opens again, so it is not trained: {first_line(error)}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     if not same:
         raise UserError(f"{kind} gives other vectors once it is saved and opened again, so it is not trained; leave student.layers out")
 
