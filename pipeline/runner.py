@@ -217,7 +217,7 @@ class RayRunner:
                     outcome = ray.get(future)
                 except ray.exceptions.RayActorError as error:
                     if error.actor_init_failed:  # the same again: a package that lacks there, other code
-                        raise RunFailed(f"a worker cannot start: {_last_line(error)}") from error
+                        raise _cannot_start(error) from error
                     self._actors.remove(actor)
                     tries[_key(order)] = tries.get(_key(order), 0) + 1
                     if tries[_key(order)] > self._settings.retries:
@@ -242,6 +242,8 @@ class RayRunner:
         try:
             answer = self._ray.get(actor.ask.remote(function, *args))
         except self._ray.exceptions.RayError as error:
+            if getattr(error, "actor_init_failed", False):
+                raise _cannot_start(error) from error
             raise _failed(f"{function.__name__} in a worker", error) from error
         finally:
             self._ray.kill(actor)
@@ -288,6 +290,10 @@ def _last_line(error: Exception) -> str:
     """The cause: Ray's own words come first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+def _cannot_start(error: Exception) -> RunFailed:
+    return RunFailed(f"a worker cannot start: {_last_line(error)}")
 
 
 def _failed(what: str, error: Any) -> RunFailed:

@@ -36,14 +36,18 @@ def fork_server() -> ForkServerContext:
 
 def run_forked(context: ForkServerContext, words: list[str], *, folder: Path, log: Path, timeout: float) -> Ended:
     """Run `prep`, `train` or `retrieve` with the folder as working directory; its output goes through the file `log`."""
+    noted = log.with_suffix(".code")
+    noted.unlink(missing_ok=True)
     process = context.Process(target=_become, args=(words, str(folder), str(log)))
     process.start()
     process.join(timeout)
-    if process.is_alive():
+    in_time = not process.is_alive()
+    if not in_time:
         process.kill()
         process.join()
-        return Ended(None, log.read_text(errors="replace"))
-    return Ended(process.exitcode, log.read_text(errors="replace") if log.exists() else "")
+    # What the process itself noted: the fork server now and then loses a code where several threads start processes.
+    code = int(noted.read_text()) if noted.exists() else process.exitcode
+    return Ended(code if in_time else None, log.read_text(errors="replace") if log.exists() else "")
 
 
 def _become(words: list[str], folder: str, log: str) -> None:
@@ -57,4 +61,8 @@ def _become(words: list[str], folder: str, log: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    importlib.import_module(ENTRIES[words[0]]).main()
+    try:
+        importlib.import_module(ENTRIES[words[0]]).main()
+    except SystemExit as ended:
+        Path(log).with_suffix(".code").write_text(str(ended.code or 0))
+        raise
