@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.checkpoints import save
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,16 @@ def cased(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "do_lower_case": False}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
+    """`built(name, head)`: each checkpoint once; to be copied where it is changed."""
+    folder, made = tmp_path_factory.mktemp("checkpoints"), dict[tuple[str, bool], Path]()
+
+    def get(name: str, head: bool) -> Path:
+        if (name, head) not in made:
+            made[name, head] = save(folder / f"{name}-{head}", name, head=head)
+        return made[name, head]
+
+    return get

@@ -27,19 +27,6 @@ TEXTS = ["ba", "be bi bo", " ".join(["fo gu zaxe ka"] * 8)]
 Damage = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
-    """Each checkpoint once; to be copied where it is changed."""
-    folder, made = tmp_path_factory.mktemp("checkpoints"), dict[tuple[str, bool], Path]()
-
-    def get(name: str, head: bool) -> Path:
-        if (name, head) not in made:
-            made[name, head] = save(folder / f"{name}-{head}", name, head=head)
-        return made[name, head]
-
-    return get
-
-
 def copied(source: Path, folder: Path) -> Path:
     import shutil
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +31,6 @@ SOUND = [name for name in ARCHITECTURES if name != "MobileBert"]
 DECODERS = {"Qwen2", "Qwen3", "Llama", "Mistral", "Gemma", "Gemma2", "Gemma3Text", "GPTNeoX", "GPT2", "OPT"}  # refused with cls
 NOISE = {"fp32": 1e-5, "bf16": 0.05}
 PRECISIONS = ["fp32", pytest.param("bf16", marks=pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor has no bf16"))]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
-    """Each checkpoint once."""
-    folder, made = tmp_path_factory.mktemp("checkpoints"), dict[tuple[str, bool], Path]()
-
-    def get(name: str, head: bool) -> Path:
-        if (name, head) not in made:
-            made[name, head] = save(folder / f"{name}-{head}", name, head=head)
-        return made[name, head]
-
-    return get
 
 
 def alone(folder: Path, pairs: list[tuple[str, str]] = PAIRS) -> NDArray[np.float32]:
