@@ -19,8 +19,8 @@ from statistics import median
 
 import numpy as np
 
-from data.logit_segment import Keys, Scores
-from data.logit_store import LogitStore
+from data.logits.segment import Keys, Scores
+from data.logits.store import LogitStore
 
 
 def filled(root: Path, keys: Keys, segment: int) -> LogitStore:

@@ -75,7 +75,7 @@ def ours(student: Path, collection: Path, work: Path, top: int, threads: int, pr
 
 
 def _experiment(student: Path, collection: Path, work: Path, top: int, threads: int, precision: str) -> Any:
-    from data.settings import Experiment
+    from data.config.settings import Experiment
 
     return Experiment.model_validate(
         {
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.threads:
-        from pipeline.capacity import usable_cpus
+        from pipeline.executors.resources import usable_cpus
 
         arguments.threads = usable_cpus()
     if arguments.side:

@@ -9,7 +9,7 @@
     again   the same with other dropout masks: how far two runs differ by chance. Not with dropout=0, where there are none
     plain   each step: all token sequences of all queries, however often they come, padded to the longest, through the model at once, in
             fp32, with torch's own dropout and attention; the losses written out; one backward pass with all biases in it; AdamW
-            parameter by parameter; batches read when they are asked for. This script's, in place of `trainer.gradients`,
+            parameter by parameter; batches read when they are asked for. This script's, in place of `trainer.steps.gradients`,
             `micro_batches`, `workers`, `packing`, `attention`, `dropout`, `masks`, `embedding_gradient` and `prefetch`
 
 A dropout mask is drawn for each place of a tensor, so with dropout the sides cannot draw the same ones, and differ by chance: see `again`.
@@ -36,12 +36,12 @@ METRIC = "MRR@10"
 
 
 def plain_gradients(workers: Any, work: Any, cut: Any, *, step: int, settings: Any, ranks: Any, frozen: Any) -> Any:
-    """`trainer.gradients.accumulate_gradients` without anything that makes it fast."""
+    """`trainer.steps.gradients.accumulate_gradients` without anything that makes it fast."""
     import numpy as np
     import torch
     from torch.nn import functional
 
-    from trainer.gradients import QueryLosses
+    from trainer.steps.gradients import QueryLosses
 
     if work.pool or settings.distillation != "kl" or frozen.all:
         sys.exit("only for losses without in-batch negatives and frozen encoders, and for distillation=kl")
@@ -76,8 +76,9 @@ def plain_gradients(workers: Any, work: Any, cut: Any, *, step: int, settings: A
 
 def make_plain() -> None:
     """Take out of this process's trainer what makes it fast."""
-    from trainer import loop, run, student
-    from trainer.workers import Workers
+    from trainer import loop, run
+    from trainer.cpu.workers import Workers
+    from trainer.steps import prepare_model as student
 
     whole = run.make_optimizer
 
@@ -156,8 +157,8 @@ def apart(one: Path, other: Path, start: Path) -> tuple[float, float]:
 
 def save_start(words: dict[str, str], folder: Path) -> None:
     """The student that all sides start from."""
-    from retrieval.dual_encoder import DualEncoder
-    from retrieval.student_spec import resolve_student
+    from retrieval.models.dual_encoder import DualEncoder
+    from retrieval.models.student import resolve_student
     from trainer import recipes
 
     settings = {key: value for key, value in words.items() if key not in ("shards", "dev", "steps", "dropout")}

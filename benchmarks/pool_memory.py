@@ -30,7 +30,7 @@ WORDS = np.array([f"word{number}" for number in range(20_000)])
 
 def passages(count: int) -> Iterator[pa.Table]:
     """Row groups of a corpus; words follow Zipf's law."""
-    from data.schemas import CORPUS
+    from data.tables.schemas import CORPUS
 
     chance = np.random.default_rng(0)
     for start in range(0, count, 4096):
@@ -41,7 +41,7 @@ def passages(count: int) -> Iterator[pa.Table]:
 
 def vectors(count: int, size: int, *, id_name: str, name: Callable[[int], str]) -> Iterator[pa.Table]:
     """Row groups of random vectors."""
-    from data.schemas import embeddings
+    from data.tables.schemas import embeddings
 
     chance = np.random.default_rng(1)
     for start in range(0, count, 4096):
@@ -54,8 +54,8 @@ def vectors(count: int, size: int, *, id_name: str, name: Callable[[int], str]) 
 def stored(folder: Path, tables: Iterator[pa.Table]) -> Any:
     """A complete table of one shard."""
     from data.digests import file_digest
-    from data.manifest import Manifest, ShardRecord
-    from data.shards import open_shard
+    from data.tables.manifest import Manifest, ShardRecord
+    from data.tables.shards import open_shard
     from pipeline.stage import Stored
 
     first, path, rows = next(tables), folder / "part.parquet", 0
@@ -70,10 +70,10 @@ def stored(folder: Path, tables: Iterator[pa.Table]) -> Any:
 
 def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
     """Build one shard; peak memory in MB, that before the stage, and seconds."""
-    from data.schemas import QRELS, QUERIES
-    from data.settings import load
-    from pipeline import pools
-    from pipeline.stage import Task, Workshop
+    from data.config.settings import load
+    from data.tables.schemas import QRELS, QUERIES
+    from pipeline.stage import StageContext, WorkerCache
+    from pipeline.stages import pools
 
     count, depth = arguments.queries, arguments.one
     with tempfile.TemporaryDirectory() as folder:
@@ -100,8 +100,10 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
         table = pools.table(experiment)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         started = time.perf_counter()
-        task = Task(experiment, table, root / "out", "f", [0], 1, inputs, Workshop(), report=lambda unit, count: None, warn=print)
-        table.build(task)
+        context = StageContext(
+            experiment, table, root / "out", "f", [0], 1, inputs, WorkerCache(), report=lambda unit, count: None, warn=print
+        )
+        table.build(context)
         seconds = time.perf_counter() - started
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "before": before, "seconds": seconds}
 

@@ -40,7 +40,7 @@ class StubTeacher:
 
 def tables(first: int, rows: int) -> Iterator[pa.Table]:
     """Candidates of `rows` pairs from number `first` on, all different, 40 words each, a row group at a time."""
-    from data.schemas import CANDIDATES
+    from data.tables.schemas import CANDIDATES
 
     words = np.array(["the", "a", "policy", "insurance", "pays", "when", "your", "car", "home", "life", "term", "claim", "agent", "cover"])
     chance = np.random.default_rng(first)
@@ -57,8 +57,8 @@ def tables(first: int, rows: int) -> Iterator[pa.Table]:
 
 def write_candidates(root: Path, pairs: int, shards: int) -> None:
     """The stage's input."""
-    from data.schemas import CANDIDATES
-    from data.shards import open_shard, shard_name
+    from data.tables.schemas import CANDIDATES
+    from data.tables.shards import open_shard, shard_name
 
     for shard in range(shards):
         with open_shard(root / shard_name(shard, shards), CANDIDATES, {}) as writer:
@@ -68,11 +68,11 @@ def write_candidates(root: Path, pairs: int, shards: int) -> None:
 
 def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
     """Build all shards of the stage; peak memory in MB, and seconds."""
-    from data.manifest import Manifest
-    from data.settings import load
-    from data.shards import shard_name
-    from pipeline import teacher_scores
-    from pipeline.stage import Stored, Task, Workshop
+    from data.config.settings import load
+    from data.tables.manifest import Manifest
+    from data.tables.shards import shard_name
+    from pipeline.stage import StageContext, Stored, WorkerCache
+    from pipeline.stages import teacher_scores
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -89,14 +89,14 @@ def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
         teacher_scores.load_cross_encoder = lambda *given, **more: StubTeacher()  # type: ignore[assignment]
         import torch  # noqa: F401  what a real worker holds
 
-        workshop = Workshop()  # a worker's, which keeps the teacher from shard to shard
+        worker_cache = WorkerCache()  # a worker's, which keeps the teacher from shard to shard
         started = time.perf_counter()
         for shard in range(shards):
-            task = Task(
-                experiment, teacher_scores.TABLE, root / "out", "f", [shard], shards, {"dark_examples": stored}, workshop,
+            context = StageContext(
+                experiment, teacher_scores.TABLE, root / "out", "f", [shard], shards, {"dark_examples": stored}, worker_cache,
                 report=lambda unit, count: None, warn=print,
             )  # fmt: skip
-            teacher_scores.TABLE.build(task)
+            teacher_scores.TABLE.build(context)
         seconds = time.perf_counter() - started
         stored_pairs = sum(path_rows(path) for path in (root / "store" / "teacher_logits").glob("*/*.parquet"))
         assert stored_pairs == pairs // shards * shards, f"{stored_pairs} pairs were scored"
@@ -109,7 +109,7 @@ def path_rows(path: Path) -> int:
 
 
 def _record(path: Path) -> Any:
-    from data.manifest import ShardRecord
+    from data.tables.manifest import ShardRecord
 
     return ShardRecord(path.name, 0, 0, "")
 

@@ -40,9 +40,9 @@ def store(folder: Path, rows: int) -> None:
     """A table of embeddings."""
     import pyarrow as pa
 
-    from data.manifest import Manifest, ShardRecord
-    from data.schemas import embeddings
-    from data.shards import open_shard
+    from data.tables.manifest import Manifest, ShardRecord
+    from data.tables.schemas import embeddings
+    from data.tables.shards import open_shard
 
     schema = embeddings(SIZE, id_name="doc_id")
     with open_shard(folder / "part", schema, {}) as writer:
@@ -55,9 +55,9 @@ def store(folder: Path, rows: int) -> None:
 
 def ours(folder: Path, arguments: argparse.Namespace) -> None:
     """`Searcher`, as stage `pools` and `retrieve search` use it."""
-    from retrieval import exact_search
-    from retrieval.embedding_table import EmbeddingTable
-    from retrieval.search import Searcher
+    from retrieval.search import exact as exact_search
+    from retrieval.search.embedding_table import EmbeddingTable
+    from retrieval.search.searcher import Searcher
 
     if arguments.fp32:
         exact_search.cpu_computes_bf16 = lambda: False  # type: ignore[assignment]
@@ -72,7 +72,7 @@ def peer(folder: Path, arguments: argparse.Namespace) -> None:
     """One call of faiss.knn in fp32."""
     import faiss
 
-    from retrieval.embedding_table import EmbeddingTable
+    from retrieval.search.embedding_table import EmbeddingTable
 
     corpus = np.concatenate([vectors.astype(np.float32) for _, vectors in EmbeddingTable(folder, "doc_id")])
     queries = made_up(arguments.queries, seed=3).astype(np.float32)
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.threads:
-        from pipeline.capacity import usable_cpus
+        from pipeline.executors.resources import usable_cpus
 
         arguments.threads = usable_cpus()
     if arguments.side:

@@ -35,7 +35,7 @@ def whole_words(student: Path) -> Any:
 
 def lists(queries: int, candidates: int, tokens: int, words: Any) -> Iterator[tuple[pa.Table, ...]]:
     """(candidates, logits, confidences) of a few queries at a time: p+ and m negatives, m mixed, five masked as in ADAM, section 4.3."""
-    from data.schemas import CANDIDATES, CONFIDENCE, POOLS, TEACHER_SCORES, CandidateKind
+    from data.tables.schemas import CANDIDATES, CONFIDENCE, POOLS, TEACHER_SCORES, CandidateKind
 
     m = max(1, (candidates - 6) // 2)
     masked = candidates - 1 - 2 * m
@@ -66,9 +66,9 @@ def inputs(root: Path, made: Iterator[tuple[pa.Table, ...]]) -> dict[str, Any]:
     """Complete tables of one shard each."""
     from contextlib import ExitStack
 
-    from data.manifest import Manifest, ShardRecord
-    from data.schemas import CANDIDATES, CONFIDENCE, POOLS, TEACHER_SCORES
-    from data.shards import describe, open_shard
+    from data.tables.manifest import Manifest, ShardRecord
+    from data.tables.schemas import CANDIDATES, CONFIDENCE, POOLS, TEACHER_SCORES
+    from data.tables.shards import describe, open_shard
     from pipeline.stage import Stored
 
     schemas = {"dark_examples": CANDIDATES, "teacher_scores": TEACHER_SCORES, "confidence": CONFIDENCE, "pools.ranked": POOLS}
@@ -83,10 +83,10 @@ def inputs(root: Path, made: Iterator[tuple[pa.Table, ...]]) -> dict[str, Any]:
 
 def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
     """Build the shard; peak memory in MB, that before the stage, and seconds."""
-    from data.settings import load
-    from pipeline import shards
-    from pipeline.stage import Task, Workshop
-    from retrieval.tokenizer import Tokenizer
+    from data.config.settings import load
+    from pipeline.stage import StageContext, WorkerCache
+    from pipeline.stages import training_shards as shards
+    from retrieval.models.tokenizer import Tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -102,10 +102,19 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
         Tokenizer(arguments.student).encode([str(words[0])], max_tokens=8)  # a worker has one
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         started = time.perf_counter()
-        task = Task(
-            experiment, shards.table(experiment), root / "out", "f", [0], 1, found, Workshop(), report=lambda unit, count: None, warn=print
+        context = StageContext(
+            experiment,
+            shards.table(experiment),
+            root / "out",
+            "f",
+            [0],
+            1,
+            found,
+            WorkerCache(),
+            report=lambda unit, count: None,
+            warn=print,
         )
-        task.table.build(task)
+        context.table.build(context)
         seconds = time.perf_counter() - started
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "before": before, "seconds": seconds}
 

@@ -40,9 +40,9 @@ def save_student(folder: Path, layers: int) -> None:
 
 def write_shards(folder: Path, queries: int, tokenizer: str) -> None:
     """Training shards of random tokens, about 112 a candidate and at most 128."""
-    from data.manifest import Manifest, ShardRecord
-    from data.schemas import TRAINING, TRAINING_VERSION
-    from data.shards import TRAINING_GROUP_ROWS, describe, open_shard, shard_name
+    from data.tables.manifest import Manifest, ShardRecord
+    from data.tables.schemas import TRAINING, TRAINING_VERSION
+    from data.tables.shards import TRAINING_GROUP_ROWS, describe, open_shard, shard_name
 
     content = {
         "schema_version": TRAINING_VERSION, "tokenizer": tokenizer, "teachers": ["teacher"], "draws": 1, "negatives_source": "student",
@@ -90,7 +90,7 @@ def run(folder: Path, queries: int, steps: int, batch: int, layers: int) -> dict
     """Make shards and train; peak memory in MB, and the share of time spent waiting."""
     import resource
 
-    from retrieval.checkpoint_files import tokenizer_digest
+    from retrieval.checkpoints.files import tokenizer_digest
     from trainer import recipes
     from trainer.loop import train
 

@@ -75,8 +75,8 @@ class Side:
 
 def ours(folder: Path, pairs: Pairs, *, precision: str, compiled: bool) -> Callable[[], list[float]]:
     """This project: tokenise, batch, score."""
-    from retrieval.cross_encoder import TorchCrossEncoder, score_pairs
-    from retrieval.pair_tokens import PairTokenizer
+    from retrieval.teachers.cross_encoder import TorchCrossEncoder, score_pairs
+    from retrieval.teachers.pair_tokens import PairTokenizer
 
     teacher = TorchCrossEncoder(folder, precision=precision, device="cpu", compiled=compiled)
     tokenizer = PairTokenizer(folder, max_tokens=MAX_TOKENS, kept_tokens=0)  # each round tokenises all texts again
@@ -155,7 +155,7 @@ def be_a_side(arguments: argparse.Namespace) -> None:
 
 def flops(folder: Path, pairs: Pairs) -> float:
     """Multiply-adds of all pairs, times 2: linear layers and attention, padding not counted."""
-    from retrieval.pair_tokens import PairTokenizer
+    from retrieval.teachers.pair_tokens import PairTokenizer
 
     config = json.loads((folder / "config.json").read_text())
     size, inner, layers = (config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
@@ -168,8 +168,8 @@ def warm_seconds(folder: Path, pairs: Pairs, logits: list[float]) -> float:
     import numpy as np
 
     from data.digests import pair_key
-    from data.logit_segment import Scores, as_keys
-    from data.logit_store import LogitStore
+    from data.logits.segment import Scores, as_keys
+    from data.logits.store import LogitStore
 
     with tempfile.TemporaryDirectory() as root:
         store, keys = LogitStore(Path(root), "benchmark"), as_keys([pair_key(*pair) for pair in pairs])
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.threads:
-        from pipeline.capacity import usable_cpus
+        from pipeline.executors.resources import usable_cpus
 
         arguments.threads = usable_cpus()
     if arguments.side:

@@ -55,10 +55,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Write the cut student, the lists as texts and as training shards, and print what the lists are like."""
-    from data.settings import Student
-    from retrieval.dual_encoder import DualEncoder
-    from retrieval.student_spec import resolve_student
-    from retrieval.tokenizer import Tokenizer
+    from data.config.settings import Student
+    from retrieval.models.dual_encoder import DualEncoder
+    from retrieval.models.student import resolve_student
+    from retrieval.models.tokenizer import Tokenizer
 
     given = Student(
         model=str(arguments.student), layers=arguments.layers, query_tokens=QUERY_TOKENS, passage_tokens=PASSAGE_TOKENS,
@@ -90,8 +90,8 @@ def epoch_steps(steps: int) -> int:
 
 def candidate_lists(collection: Path, tokenizer: Any) -> Any:
     """Training queries with their lists as text, in the order of the labels, one for each query."""
-    from data.settings import DarkExamples
-    from pipeline.dark_examples import candidates_of
+    from data.config.settings import DarkExamples
+    from pipeline.stages.dark_examples import candidates_of
 
     texts: dict[str, dict[str, str]] = {}
     for name in ("corpus", "queries"):
@@ -120,9 +120,9 @@ def write_shards(folder: Path, lists: list[dict[str, Any]], *, tokenizer: str) -
     """The lists as the stage `shards` writes them."""
     import pyarrow as pa
 
-    from data.manifest import Manifest, ShardRecord
-    from data.schemas import TRAINING, TRAINING_VERSION
-    from data.shards import describe, shard_name, write_shard
+    from data.tables.manifest import Manifest, ShardRecord
+    from data.tables.schemas import TRAINING, TRAINING_VERSION
+    from data.tables.shards import describe, shard_name, write_shard
 
     metadata = {
         "schema_version": TRAINING_VERSION, "tokenizer": tokenizer, "teachers": ["made up"], "draws": 1, "negatives_source": "random",
@@ -170,7 +170,7 @@ class Turns:
 
 
 class Unhurried:
-    """`trainer.prefetch.Prefetched` without its thread, which would read during other sides' turns."""
+    """`trainer.input.prefetch.Prefetched` without its thread, which would read during other sides' turns."""
 
     waited = 0.0
 
@@ -186,8 +186,9 @@ class Unhurried:
 
 def train_ours(arguments: argparse.Namespace, turns: Turns) -> None:
     """`trainer.loop.train`, as the command `train run` calls it; its line of metrics ends a step."""
-    from data.settings import Experiment
-    from trainer import loop, reports, run
+    from data.config.settings import Experiment
+    from trainer import loop, run
+    from trainer.reporting import reports
 
     class MetricsInTurns(reports.Metrics):
         def write(self, figures: dict[str, Any]) -> None:
@@ -326,7 +327,7 @@ class Side:
         return max(step["peak"] for step in self.steps)
 
 
-def take_turns(names: list[str], words: list[str], *, steps: int) -> dict[str, Side]:
+def interleave(names: list[str], words: list[str], *, steps: int) -> dict[str, Side]:
     """Start the sides, and let each take its steps."""
     sides = {name: Side(name, words) for name in names}
     for _ in range(steps):
@@ -370,7 +371,7 @@ def main() -> None:
         SIDES[arguments.side](arguments, Turns())
     else:
         if not arguments.threads:
-            from pipeline.capacity import usable_cpus
+            from pipeline.executors.resources import usable_cpus
 
             arguments.threads = usable_cpus()
         with tempfile.TemporaryDirectory() as work:
@@ -387,9 +388,9 @@ def compare(arguments: argparse.Namespace, work: Path) -> None:
     print(f"26 candidates a query, mean {about['tokens']:.0f} tokens, longest {about['longest']}")
     print(f"{about['parameters'] / 1e6:.1f} M parameters, {about['flops'] / 1e9:.0f} GFLOP a query")
 
-    sides = take_turns([name for name in WITHOUT_EPOCHS if name in arguments.only], words, steps=arguments.steps)
+    sides = interleave([name for name in WITHOUT_EPOCHS if name in arguments.only], words, steps=arguments.steps)
     with_epochs = [name for name in OBJECTIVES if name in arguments.only and name != "ours"]
-    sides |= take_turns(with_epochs, words, steps=epoch_steps(arguments.steps) * EPOCHS)
+    sides |= interleave(with_epochs, words, steps=epoch_steps(arguments.steps) * EPOCHS)
     figures: dict[str, Any] = {"name": "training", "unit": "queries/s"}
     best = median(step["figure"] for step in sides.pop("ceiling").steps) if "ceiling" in sides else None
     if best:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.leftovers import temporary_name
+from data.files.leftovers import temporary_name
 
 _READ_BYTES = 4 << 20
 _SETTLED_NS = 2_000_000_000  # a file changed more lately is not remembered: a second change in the same clock tick would not show

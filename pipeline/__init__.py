@@ -1,1 +1,4 @@
-"""The stages that turn a collection into training shards, and their runner. Knows `data` and `retrieval`."""
+"""The stages that turn a collection into training shards, and what runs them. Knows `data` and `retrieval`.
+
+Not here: models and search (`retrieval`), training (`trainer`).
+"""

@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 from data.command import exit_codes
-from data.config import parse_arguments, unknown_key
+from data.config.fields import parse_arguments, unknown_key
+from data.config.settings import Experiment, load
 from data.errors import UserError
-from data.outputs import is_html, is_standard_output
-from data.paths import expanded
-from data.remote import output_file
-from data.settings import Experiment, load
+from data.files.outputs import is_html, is_standard_output
+from data.files.paths import expanded
+from data.remote.cache import output_file
 from data.terminal import printable
 from pipeline.plan import TablePlan
 
@@ -69,7 +69,7 @@ def plan(words: Words = None) -> None:
                 for shards, reason in _by_reason(planned.stale):
                     _say(f"{'':<16}   {shards}: {reason}")
             if planned.table.pairs and (planned.stale or planned.waits_for):
-                from pipeline.price_words import price_words
+                from pipeline.report.cost import price_words
 
                 for line in price_words(experiment, planned, measuring=own["stage"] != "all", gpus=_whole_number("gpus", own["gpus"])):
                     _say(f"{'':<16} {line}")
@@ -150,7 +150,7 @@ def inspect(words: Words = None) -> None:
     """Show one query: positive, negatives, mixed and masked passages, teacher logits, C(q).  [query=ID] [width=N]"""
     with exit_codes():
         experiment, own = _experiment(words, query="", width="0")
-        from pipeline.inspect_query import show
+        from pipeline.report.inspect import show
 
         show(experiment, query_id=own["query"] or None, width=_whole_number("width", own["width"]))
 
@@ -160,7 +160,7 @@ def report(words: Words = None) -> None:
     """Write one HTML file: score distributions, C(q), counts and times a stage, browsable queries.  [out=FILE]"""
     with exit_codes():
         experiment, own = _experiment(words, out="report.html")
-        from pipeline.report import write_report
+        from pipeline.report.page import write_report
 
         with output_file(expanded(own["out"], key="out"), option="out", kind=is_html) as out:
             write_report(experiment, out)
@@ -172,7 +172,7 @@ def report(words: Words = None) -> None:
 def cache(action: Annotated[str, typer.Argument(help="stats, verify, compact or gc")], words: Words = None) -> None:
     """Look after the store of teacher logits: `prep cache stats|verify|compact|gc config=FILE [namespace=START] [yes=true]`."""
     with exit_codes():
-        from pipeline import cache_care
+        from pipeline import logit_cache as cache_care
 
         if action not in cache_care.ACTIONS:
             raise unknown_key(f"cache {action}", valid=[f"cache {name}" for name in cache_care.ACTIONS])

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data.shards import atomic_write
+from data.tables.shards import atomic_write
 
 _NAME = "execution.json"
 

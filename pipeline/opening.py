@@ -11,20 +11,20 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from data.config.settings import Experiment, Student
 from data.digests import DigestCache, json_digest
-from data.settings import Experiment, Student
-from data.shards import atomic_write
-from pipeline.runner import OrderRunner
+from data.tables.shards import atomic_write
+from pipeline.executors.runner import Executor
+from pipeline.scoring.requested_pairs import spec_of
 from pipeline.stage import Table
-from pipeline.wanted_pairs import spec_of
-from retrieval import precision
-from retrieval.student_spec import miner_of, resolve_student
+from retrieval.compute import precision
+from retrieval.models.student import miner_of, resolve_student
 
 _FILE = "opened_models.json"
 _LIBRARIES = ("torch", "transformers")
 
 
-def open_once(experiment: Experiment, tables: Sequence[Table], *, digests: DigestCache, runner: OrderRunner) -> None:
+def open_once(experiment: Experiment, tables: Sequence[Table], *, digests: DigestCache, runner: Executor) -> None:
     """Open, in a worker, the models of these tables that this store has not seen opened.
 
     Raises UserError: see `TextEncoder`, `load_cross_encoder`.
@@ -75,10 +75,10 @@ def _read(experiment: Experiment) -> set[str]:
 
 def _open(experiment: Experiment, names: Sequence[str]) -> None:
     """Open the models one after the other, as the stages do. Runs in a worker."""
-    from retrieval.batching import DEFAULT_BATCH_TOKENS
-    from retrieval.cross_encoder import load_cross_encoder
-    from retrieval.pair_tokens import PairTokenizer
-    from retrieval.text_encoder import TextEncoder
+    from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
+    from retrieval.encoding.text_encoder import TextEncoder
+    from retrieval.teachers.cross_encoder import load_cross_encoder
+    from retrieval.teachers.pair_tokens import PairTokenizer
 
     device = experiment.runner.device
     for name in names:

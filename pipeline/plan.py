@@ -7,28 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.config import unknown_key
+from data.config.fields import unknown_key
+from data.config.settings import Experiment
 from data.digests import DigestCache
 from data.errors import DamagedShard, UserError
-from data.manifest import MANIFEST_NAME, Manifest
-from data.settings import Experiment
-from data.shards import read_footer, shard_name
-from data.what_lies import stored_table
-from pipeline import (
-    confidence,
-    curriculum,
-    dark_examples,
-    dev_set,
-    embed,
-    hard_negatives,
-    ingest_tables,
-    pool_pairs,
-    pools,
-    search_index,
-    shards,
-    teacher_scores,
-)
+from data.files.what_lies import stored_table
+from data.tables.manifest import MANIFEST_NAME, Manifest
+from data.tables.shards import read_footer, shard_name
+from pipeline.negatives import pool_pairs, search_index
 from pipeline.stage import Stored, Table, fingerprint_of
+from pipeline.stages import cl_drd_lists as curriculum
+from pipeline.stages import confidence, dark_examples, dev_set, embed, hard_negatives, ingest_tables, pools, teacher_scores
+from pipeline.stages import training_shards as shards
 
 STAGES = (
     "ingest", "embed", "index", "pools", "pool_scores", "hard_negatives", "dark_examples", "teacher_scores", "confidence", "curriculum",

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from data.command import stop_if_asked
-from data.device_note import settle_device
+from data.config.settings import Experiment
 from data.errors import UserError
-from data.leftovers import remove_leftovers
-from data.logit_store import clean_store
-from data.manifest import JOURNAL_NAME, Manifest, ShardRecord
-from data.settings import Experiment
-from data.shards import describe, read_footer, shard_name
+from data.files.leftovers import remove_leftovers
+from data.logits.store import clean_store
+from data.tables.device_note import settle_device
+from data.tables.manifest import JOURNAL_NAME, Manifest, ShardRecord
+from data.tables.shards import describe, read_footer, shard_name
+from pipeline.executors.runner import Executor, make_runner, preflight
+from pipeline.executors.worker import ShardTask, TaskResult
 from pipeline.opening import open_once
 from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
 from pipeline.progress import Progress
-from pipeline.runner import OrderRunner, make_runner, preflight
 from pipeline.stage import Preparation, Stored, Table
 from pipeline.unchanged import refuse_changed
-from pipeline.work import Done, WorkOrder
 
 _RECORDED_VERSIONS = ("torch", "transformers", "pyarrow", "polars", "faiss-gpu", "ray", "onnxruntime", "tokenizers")
 
@@ -36,7 +36,7 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
     selected = tables_to_run(experiment, stage)
     planner = Planner(experiment)
     planner.check(selected)
-    runner: OrderRunner | None = None
+    runner: Executor | None = None
     built = 0
     try:
         for place, table in enumerate(selected):
@@ -92,7 +92,7 @@ def _refuse(table: Table, stored: Stored) -> None:
         raise UserError(f"{table.label} has no rows ({json.dumps(stored.manifest.counts)}): do its inputs belong to this collection?")
 
 
-def _build_stale(plan: TablePlan, experiment: Experiment, runner: OrderRunner, say: Callable[[str], None]) -> None:
+def _build_stale(plan: TablePlan, experiment: Experiment, runner: Executor, say: Callable[[str], None]) -> None:
     missing = [label for label, stored in plan.inputs.items() if not all(path.exists() for path in stored.paths())]
     if missing:
         raise UserError(f"{plan.table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
@@ -105,7 +105,7 @@ def _build_stale(plan: TablePlan, experiment: Experiment, runner: OrderRunner, s
     groups = [tuple(plan.stale)] if plan.table.together else [(shard,) for shard in plan.stale]
     inputs = {label: str(stored.folder.absolute()) for label, stored in plan.inputs.items()}
     orders = [
-        WorkOrder(
+        ShardTask(
             plan.table.label,
             str(plan.folder.absolute()),
             plan.fingerprint,
@@ -134,7 +134,7 @@ def _rows_to_read(plan: TablePlan) -> int:
     return sum(inputs[0][shard].rows for shard in plan.stale) if len(inputs) == len(plan.inputs) == 1 else 0
 
 
-def _journal(folder: Path, done: Done, *, wall: float) -> None:
+def _journal(folder: Path, done: TaskResult, *, wall: float) -> None:
     """A line for each finished order: what a run cost here. Kept beside the shards, since it differs between runs."""
     line = {"shards": done.order.shards, "seconds": round(done.seconds, 3), "wall": round(wall, 3), **done.figures}
     with open(folder / JOURNAL_NAME, "a", encoding="utf-8") as file:

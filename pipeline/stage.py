@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data import shards
+from data.config.settings import Experiment
 from data.digests import DigestCache, json_digest
-from data.manifest import Manifest
-from data.schemas import SCHEMA_VERSION
-from data.settings import Experiment
-from data.shards import ShardWriter
+from data.tables import shards
+from data.tables.manifest import Manifest
+from data.tables.schemas import SCHEMA_VERSION
+from data.tables.shards import ShardWriter
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class Stored:
             yield from shards.read_row_groups(path, columns=columns)
 
 
-class Workshop:
+class WorkerCache:
     """What a worker keeps between shards: one thing at a time (a loaded model, an index), by its name."""
 
     def __init__(self) -> None:
         self._name: object = None
         self._thing: Any = None
 
-    def keep(self, name: object, make: Callable[[], Any]) -> Any:
+    def get_or_create(self, name: object, make: Callable[[], Any]) -> Any:
         """The thing of this name, made if it is not the one kept; another one kept before is let go first."""
         if self._name != name:
             self._name, self._thing = None, None
@@ -73,7 +73,7 @@ class Workshop:
 
 
 @dataclass
-class Task:
+class StageContext:
     """Some shards of one table, to be built by one worker."""
 
     experiment: Experiment
@@ -83,7 +83,7 @@ class Task:
     shards: Sequence[int]
     shard_count: int
     inputs: dict[str, Stored]
-    workshop: Workshop
+    worker_cache: WorkerCache
     report: Callable[[str, int], None]  # (unit, how many more are done): progress, for people
     warn: Callable[[str], None]  # a line that must be seen
     figures: dict[str, Any] = field(default_factory=dict)  # figures of this execution, for the journal
@@ -143,7 +143,7 @@ class Table:
     reads: tuple[str, ...]  # labels of the tables it reads
     key: Callable[[Experiment, DigestCache], dict[str, Any]]
     shard_count: Callable[[Experiment], int]
-    build: Callable[[Task], None]
+    build: Callable[[StageContext], None]
     prepare: Callable[[Preparation], None] | None = None  # runs in the driver before stale shards are built
     together: bool = False  # all stale shards in one task, for sources that are read in one pass
     uses_device: bool = False  # builds with a model, so it wants the runner's GPU

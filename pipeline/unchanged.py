@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from data.config.settings import Experiment
 from data.digests import DigestCache, canonical_json
 from data.errors import RunFailed
-from data.settings import Experiment
 from pipeline.stage import Table
 
 # Where a key's first part comes from, for people.

@@ -14,10 +14,10 @@ import typer
 
 from data.command import exit_codes
 from data.errors import UserError
-from data.outputs import is_json, is_run, is_standard_output
-from data.readers import shown
+from data.files.outputs import is_json, is_run, is_standard_output
+from data.formats.readers import shown
 from data.terminal import printable
-from retrieval.words import DEVICES, NOT_GIVEN, PRECISIONS, Words, settings_of, text_among
+from retrieval.cli_args import DEVICES, NOT_GIVEN, PRECISIONS, Words, settings_of, text_among
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
@@ -43,7 +43,7 @@ def encode(words: Given = None) -> None:
 
     model=FOLDER|HUB-ID texts=TABLE-FOLDER kind=corpus|queries out=FOLDER, and any of the student's settings (pooling=, ...).
     """
-    from data.settings import Student
+    from data.config.settings import Student
 
     with exit_codes():
         own = {"precision": "auto", "device": "cpu", "batch_tokens": "", "threads": "0"}
@@ -51,8 +51,8 @@ def encode(words: Given = None) -> None:
         given = Words.of(words, required=("model", "texts", "kind", "out"), optional=optional)
         device, precision = given.one_of("device", DEVICES), given.one_of("precision", PRECISIONS)
         kind = given.one_of("kind", ("corpus", "queries"))
-        from retrieval.batching import DEFAULT_BATCH_TOKENS
-        from retrieval.encode import encode_table
+        from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
+        from retrieval.encoding.encode import encode_table
 
         with given.output_table("out") as out:
             encode_table(
@@ -75,13 +75,13 @@ def index(words: Given = None) -> None:
 
     corpus=FOLDER out=FOLDER kind=ivf|hnsw [lists=] [links=32] [build_width=200]
     """
-    from data.settings import Search
+    from data.config.settings import Search
 
     with exit_codes():
         optional = {name: NOT_GIVEN for name in ("lists", "links", "build_width")}
         given = Words.of(words, required=("corpus", "out", "kind"), optional=optional)
         settings = given.section(Search, index=given.one_of("kind", ("ivf", "hnsw")))
-        from retrieval.index_table import build_index_table
+        from retrieval.search.index_table import build_index_table
 
         with given.output_table("out") as out:
             build_index_table(given.table("corpus", "corpus vectors"), out, settings, report=_note)
@@ -113,11 +113,11 @@ def _threads(given: Words) -> int:
 
 
 def _search(given: Words, out: Path, *, only: set[str] | None) -> int:
-    from data.config import build
-    from data.settings import Search
-    from retrieval.embedding_table import EmbeddingTable, same_student
-    from retrieval.search import Searcher, engines_for
-    from retrieval.search_run import search_to_run
+    from data.config.fields import build
+    from data.config.settings import Search
+    from retrieval.search.embedding_table import EmbeddingTable, same_student
+    from retrieval.search.searcher import Searcher, engines_for
+    from retrieval.search.to_run import search_to_run
 
     depth, memory_gb, device = given.number("depth", least=1), given.positive("memory_gb"), given.one_of("device", DEVICES)
     settings = build(Search, {name: given[name] for name in ("probes", "width") if given[name] != NOT_GIVEN})
@@ -130,7 +130,7 @@ def _search(given: Words, out: Path, *, only: set[str] | None) -> int:
     of_index: dict[str, Any] = {}
     index_folder = given.table("index", "index") if given["index"] else None
     if index_folder:
-        from retrieval.index_table import index_key
+        from retrieval.search.index_table import index_key
 
         of_index = {**index_key(index_folder, corpus), "probes": settings.probes, "width": settings.width}
     threads = _threads(given)
@@ -159,7 +159,7 @@ class _Eta:
 
 
 def _qrels(given: Words) -> Any:
-    from retrieval.qrels import read_qrels
+    from retrieval.evaluation.qrels import read_qrels
 
     return read_qrels(given.table_or_file("qrels"), split=given["split"], note=_note)
 
@@ -170,18 +170,18 @@ def rerank(words: Given = None) -> None:
 
     model=FOLDER|HUB-ID run=RUN queries=TABLE corpus=TABLE out=RUN [depth=50], and any of the teacher's settings (max_tokens=, ...).
     """
-    from data.settings import Teacher
+    from data.config.settings import Teacher
 
     with exit_codes():
         optional = {**settings_of(Teacher, leave_out=("model",)), "depth": "50", "device": "cpu", "threads": "0"}
         given = Words.of(words, required=("model", "run", "queries", "corpus", "out"), optional=optional)
         teacher, device, depth = given.section(Teacher), given.one_of("device", DEVICES), given.number("depth", least=1)
-        from data.trec import read_run, write_run
+        from data.formats.trec import read_run, write_run
 
         run = read_run(given.file("run"), note=_note)
         import torch
 
-        from retrieval.rerank import rerank as rerank_run
+        from retrieval.teachers.rerank import rerank as rerank_run
 
         threads = _threads(given)
         torch.set_num_threads(threads)
@@ -213,7 +213,7 @@ def evaluate(words: Given = None) -> None:
         qrels = _qrels(given)
         if not given["run"] and not all(given[name] for name in searched):
             raise UserError("say what to evaluate: run=FILE, or corpus=FOLDER queries=FOLDER out=RUN")
-        from data.trec import read_run
+        from data.formats.trec import read_run
 
         with contextlib.ExitStack() as outputs:  # opened before the work, so that one that cannot be written stops it
             per_query = outputs.enter_context(given.output_file("per_query", is_json)) if given["per_query"] else None
@@ -225,10 +225,10 @@ def evaluate(words: Given = None) -> None:
                 run = read_run(out)
             (evaluation,) = _evaluated(qrels, {"run" if given["run"] else "out": run}, given)
             if per_query is not None:
-                from data.shards import atomic_write
+                from data.tables.shards import atomic_write
 
                 atomic_write(per_query, json.dumps(evaluation.per_query(), indent=1, sort_keys=True).encode())
-        from retrieval.printing import print_evaluation
+        from retrieval.evaluation.printing import print_evaluation
 
         print_evaluation(evaluation)
 
@@ -241,8 +241,8 @@ def _evaluated(qrels: Any, named: dict[str, Any], given: Words) -> list[Any]:
 
     Raises UserError where a run has none of the judged queries: all zeros would pass for figures.
     """
-    from retrieval.metrics import evaluate as evaluate_run
-    from retrieval.metrics import own_passages
+    from retrieval.evaluation.metrics import evaluate as evaluate_run
+    from retrieval.evaluation.metrics import own_passages
 
     ignore = given.one_of("ignore_identical_ids", ("auto", "true", "false"))
     runs = list(named.values())
@@ -271,9 +271,9 @@ def compare(words: Given = None) -> None:
         optional = {"split": "test", "seed": "0", "permutations": "100000", **_JUDGING}
         given = Words.of(words, required=("before", "after", "qrels"), optional=optional)
         permutations = given.number("permutations", least=1)
-        from data.trec import read_run
-        from retrieval.metrics import compare as compare_runs
-        from retrieval.printing import print_comparison
+        from data.formats.trec import read_run
+        from retrieval.evaluation.metrics import compare as compare_runs
+        from retrieval.evaluation.printing import print_comparison
 
         qrels = _qrels(given)
         before, after = _evaluated(qrels, {name: read_run(given.file(name), note=_note) for name in ("before", "after")}, given)
@@ -286,7 +286,7 @@ def query(words: Given = None) -> None:
 
     "TEXT" or text=TEXT, model=FOLDER|HUB-ID corpus=EMBEDDINGS texts=CORPUS-TABLE [k=10] [width=160], and any of the student's settings.
     """
-    from data.settings import Student
+    from data.config.settings import Student
 
     with exit_codes():
         own = {"k": "10", "width": "160", "precision": "fp32", "device": "cpu", "threads": "0"}
@@ -296,8 +296,8 @@ def query(words: Given = None) -> None:
         k, width = given.number("k", least=1), given.number("width", least=2)
         if not given["text"].strip():
             raise UserError('the query is empty: retrieve query "how long does a claim take" ...')
-        from retrieval.precision import resolve
-        from retrieval.query import find, noted_settings, one_line
+        from retrieval.compute.precision import resolve
+        from retrieval.search.query import find, noted_settings, one_line
 
         corpus = given.table("corpus", "corpus vectors")
         student = given.section(Student, **noted_settings(corpus))

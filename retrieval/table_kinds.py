@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import UserError
-from data.manifest import MANIFEST_NAME, Manifest
-from data.what_lies import table_name, what_lies
+from data.files.what_lies import table_name, what_lies
+from data.tables.manifest import MANIFEST_NAME, Manifest
 
 Kind = Literal["texts", "corpus texts", "query texts", "corpus vectors", "query vectors", "index", "qrels"]
 _KINDS: dict[Kind, tuple[tuple[str, ...], str]] = {  # columns, and what they are

@@ -161,7 +161,7 @@ def prep_run() -> Callable[..., list[str]]:
     """`prep_run(config, stage=..., **overrides)` runs stages in this process; returns the lines that a user would see."""
 
     def run(config: Path, *, stage: str = "all", **overrides: Any) -> list[str]:
-        from data.settings import load
+        from data.config.settings import load
         from pipeline.run import run as run_stages
 
         lines: list[str] = []
@@ -236,7 +236,7 @@ def parquet_files() -> Callable[[Path], dict[str, bytes]]:
 @pytest.fixture
 def count_scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of pairs of each forward pass of a torch teacher in this process."""
-    from retrieval.cross_encoder import TorchCrossEncoder
+    from retrieval.teachers.cross_encoder import TorchCrossEncoder
 
     batches: list[int] = []
     forward = TorchCrossEncoder.logits

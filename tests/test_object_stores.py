@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from data.collection import find_collection
+from data.config.settings import load, with_absolute_paths
 from data.errors import DamagedShard, UserError
-from data.manifest import Manifest
-from data.object_store import RemotePath
-from data.settings import load, with_absolute_paths
+from data.formats.collection import find_collection
+from data.remote.object_store import RemotePath
+from data.tables.manifest import Manifest
 
 ROOT = Path(__file__).parents[1]
 

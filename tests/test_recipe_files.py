@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 
 import pipeline.cli
 import trainer.cli
-from data.curriculum import labels_of, ordered_pairs
+from data.config.settings import load
 from data.errors import UserError
-from data.settings import load
+from data.tables.cl_drd_groups import labels_of, ordered_pairs
 from pipeline.plan import tables_to_run
-from trainer import dry_run, recipes
+from trainer import recipes
+from trainer.reporting import dry_run
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 FILES = sorted(FOLDER.glob("*/*.yaml"))

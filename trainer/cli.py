@@ -14,10 +14,10 @@ if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).reso
 import typer
 
 from data.command import exit_codes
-from data.config import parse_arguments
+from data.config.fields import parse_arguments
 from data.errors import UserError
-from data.paths import expanded
-from data.remote import local_table
+from data.files.paths import expanded
+from data.remote.cache import local_table
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -60,7 +60,7 @@ def _run(words: list[str]) -> int:
     # Threads that spin at every barrier make a step many times slower as soon as another process wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if only_describe == "true":
-        from trainer.dry_run import describe
+        from trainer.reporting.dry_run import describe
 
         return describe(experiment, shards_folder=local_table(shards))
     from trainer.loop import train  # imports torch, which takes seconds: not for --help, nor for a misspelt key

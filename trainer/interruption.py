@@ -12,14 +12,14 @@ from data.command import heard_signals, leave, stop_if_asked
 _ECHO_SECONDS = 1.0  # torchrun sends its processes on what the terminal, or the batch system, has sent them already
 
 
-class Interruption:
+class GracefulShutdown:
     """Remembers until the step is done that a signal asked to stop. A second one, no echo of the first, ends the process at once."""
 
     def __init__(self) -> None:
         self._signalled: float | None = None  # when
         self._torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> GracefulShutdown:
         self._before = {number: signal.signal(number, self._note) for number in heard_signals()}
         stop_if_asked()
         return self

@@ -1,6 +1,6 @@
 """The training run: open what the experiment names, take the steps, save the student.
 
-OUTPUT/run.json  checkpoints/  metrics.jsonl  tensorboard/      while it runs, and running.json: see `trainer.output_folder`
+OUTPUT/run.json  checkpoints/  metrics.jsonl  tensorboard/      while it runs, and running.json: see `trainer.saving.output_folder`
 OUTPUT/best/                                                    with a dev set: the student of the best evaluation so far
 OUTPUT/student/, or another train.task's name                   at the end: a sentence-transformers folder, or a cross-encoder's
 OUTPUT/result.json                                              written last: the run is finished
@@ -19,18 +19,18 @@ from pathlib import Path
 
 import torch
 
+from data.config.settings import Experiment
 from data.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, RunFailed
-from data.settings import Experiment
-from trainer.checkpoint import save_checkpoint, save_model
-from trainer.evaluation import dev_figures, is_due, with_dev
-from trainer.gradients import QueryLosses, accumulate_gradients
-from trainer.interruption import Interruption
-from trainer.optim import learning_rate, set_rate
-from trainer.output_folder import RESULT_NAME, held
-from trainer.ranks import Ranks, joined
-from trainer.reports import Reports, write_result
+from trainer.evaluation.schedule import dev_figures, is_due, with_dev
+from trainer.interruption import GracefulShutdown
+from trainer.reporting.reports import Reports, write_result
 from trainer.run import PlannedBatch, Run, check_machine, open_run
+from trainer.saving.checkpoint import save_checkpoint, save_model
+from trainer.saving.output_folder import RESULT_NAME, held
 from trainer.stages import Stage, begin_chain, check_outputs, end_chain, stages_of, tell_begin, tell_end
+from trainer.steps.distributed import Ranks, joined
+from trainer.steps.gradients import QueryLosses, accumulate_gradients
+from trainer.steps.optim import learning_rate, set_rate
 
 
 def train(experiment: Experiment, *, shards_folder: Path) -> int:
@@ -61,14 +61,14 @@ def _train(stage: Stage, *, ranks: Ranks, keep_hold: Callable[[], None]) -> int:
         if ranks.first and not stage.name:
             print(f"this run is finished: {stage.output}; nothing to do (another train.output=FOLDER trains again)")
         return EXIT_COMPLETE
-    with closing(run.stream()) as stream, Reports(run) as reports, Interruption() as interruption:
+    with closing(run.stream()) as stream, Reports(run) as reports, GracefulShutdown() as interruption:
         for batch in stream:
             started = time.perf_counter()
             losses, norm = take_step(run, batch)
             seconds = time.perf_counter() - started
             run.state = replace(run.state, step=batch.step + 1, seconds=run.state.seconds + seconds)
             keep_hold()
-            reports.step(batch, losses, norm=norm, seconds=seconds, waited=stream.waited, dev=look_at_dev(run))
+            reports.step(batch, losses, norm=norm, seconds=seconds, waited=stream.waited, dev=maybe_evaluate(run))
             interrupted = ranks.any(interruption.asked)
             if checkpoint_is_due(run) or interrupted:
                 reports.sync()
@@ -102,7 +102,7 @@ def take_step(run: Run, batch: PlannedBatch) -> tuple[QueryLosses, float]:
     return losses, norm
 
 
-def look_at_dev(run: Run) -> dict[str, float]:
+def maybe_evaluate(run: Run) -> dict[str, float]:
     """The dev set's figures where an evaluation is due, else none. The best student so far is saved."""
     settings = run.experiment.train
     if run.dev is None or not is_due(run.state.step, settings=settings, epoch_ends=run.epoch_ends):

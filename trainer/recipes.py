@@ -19,10 +19,10 @@ import copy
 import difflib
 from typing import Any
 
-from data import settings
+from data.config import settings
+from data.config.settings import Experiment, Objective
 from data.errors import UserError
-from data.settings import Experiment, Objective
-from trainer.stream import TrainingMetadata
+from trainer.input.stream import TrainingMetadata
 
 _PLAIN_KD = {"include_positive": "true", "without": "reinforced,noisy,adaptive,supervised"}  # L_kd over {p+} and P- (Eq. 3)
 

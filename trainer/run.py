@@ -10,29 +10,29 @@ from typing import Any
 
 import torch
 
-from data.config import keyed_values
+from data.config.fields import keyed_values
+from data.config.settings import Experiment
 from data.digests import DigestCache, json_digest
 from data.errors import RunFailed, UserError
-from data.settings import Experiment
-from retrieval import precision
-from retrieval.probe import pad_id_of
-from trainer.batch import BatchWork, plan_batch, token_count
-from trainer.checkpoint import TrainingState, claim_output, read_record, remove_half_written, resume, start_digest
-from trainer.dev import DevSet, open_dev_set
-from trainer.frozen import FrozenEncoders
-from trainer.gradients import StepSettings
-from trainer.micro_batches import MicroBatches, cut
-from trainer.optim import make_optimizer
-from trainer.output_folder import RESULT_NAME, RESULT_REMEDY
-from trainer.prefetch import Prefetched
-from trainer.ranks import Ranks
+from retrieval.compute import precision
+from retrieval.compute.probe import pad_id_of
+from trainer.cpu.workers import Workers
+from trainer.evaluation.dev_set import DevSet, open_dev_set
+from trainer.input.prefetch import Prefetched
+from trainer.input.stream import TrainingShards, batches, open_training_shards
+from trainer.objective.plan import BatchWork, plan_batch, token_count
+from trainer.objective.selection import selected_share
 from trainer.recipes import check_shards
-from trainer.rehearsal import rehearse_saving
-from trainer.selection import selected_share
-from trainer.stream import TrainingShards, batches, open_training_shards
-from trainer.student import computes_on_cpu, open_workers
+from trainer.saving.checkpoint import TrainingState, claim_output, read_record, remove_half_written, resume, start_digest
+from trainer.saving.output_folder import RESULT_NAME, RESULT_REMEDY
+from trainer.saving.rehearsal import rehearse_saving
+from trainer.steps.distributed import Ranks
+from trainer.steps.gradients import StepSettings
+from trainer.steps.micro_batches import MicroBatches, cut
+from trainer.steps.optim import make_optimizer
+from trainer.steps.prepare_model import computes_on_cpu, open_workers
+from trainer.steps.reference_models import FrozenEncoders
 from trainer.task import Model, Task, task_of
-from trainer.workers import Workers
 
 _BATCHES_AHEAD = 4
 

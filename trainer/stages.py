@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.config.settings import Experiment
 from data.digests import hash64
 from data.errors import UserError
-from data.settings import Experiment
-from data.shards import atomic_write
-from trainer.checkpoint import claim_output, read_record, remove_half_written, whole_folder
-from trainer.output_folder import RESULT_NAME, RESULT_REMEDY, check_names, check_place
-from trainer.ranks import Ranks
+from data.tables.shards import atomic_write
+from trainer.saving.checkpoint import claim_output, read_record, remove_half_written, whole_folder
+from trainer.saving.output_folder import RESULT_NAME, RESULT_REMEDY, check_names, check_place
+from trainer.steps.distributed import Ranks
 
 _SEED_BITS = 31
 

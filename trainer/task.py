@@ -16,22 +16,22 @@ from typing import Any
 
 import numpy as np
 
+from data.config.settings import Experiment
 from data.digests import DigestCache
 from data.errors import UserError
-from data.schemas import CandidateKind
-from data.settings import Experiment
-from retrieval.checkpoint_checks import check_training_start
-from retrieval.checkpoint_files import tokenizer_digest, transformer_folder, weights_digest
-from retrieval.cross_encoder import teacher_source
-from retrieval.custom_code import check_custom_code, code_key
-from retrieval.dual_encoder import DualEncoder
-from retrieval.model_lengths import check_length
-from retrieval.pair_scorer import PairScorer, packed
-from retrieval.pair_tokens import StoredPairs
-from retrieval.student_spec import resolve_student
-from trainer.frozen import FrozenEncoders, open_frozen, teacher_key
-from trainer.stream import REMEDY, TrainingRow
-from trainer.student import prepared
+from data.tables.schemas import CandidateKind
+from retrieval.checkpoints.checks import check_training_start
+from retrieval.checkpoints.custom_code import check_custom_code, code_key
+from retrieval.checkpoints.files import tokenizer_digest, transformer_folder, weights_digest
+from retrieval.checkpoints.model_lengths import check_length
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.student import resolve_student
+from retrieval.teachers.cross_encoder import teacher_source
+from retrieval.teachers.pair_scorer import PairScorer, packed
+from retrieval.teachers.pair_tokens import StoredPairs
+from trainer.input.stream import REMEDY, TrainingRow
+from trainer.steps.prepare_model import prepared
+from trainer.steps.reference_models import FrozenEncoders, open_frozen, teacher_key
 
 Model = DualEncoder | PairScorer
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.metrics import randomisation_test
+from retrieval.evaluation.metrics import randomisation_test
 
 NAMES = {
     "start": "start",

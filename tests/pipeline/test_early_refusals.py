@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from support.model_files import change_json
 
+from data.config.settings import load
 from data.errors import UserError
-from data.settings import load
 from pipeline.plan import Planner, selected_tables
-from retrieval.cross_encoder import teacher_notes
+from retrieval.teachers.cross_encoder import teacher_notes
 from trainer.run import check_machine
 
 Experiments = Callable[..., Path]
@@ -128,6 +128,6 @@ def test_a_precision_that_is_emulated_is_told_before_training_opens_anything(
     tmp_path: Path, tiny_experiment: Experiments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents: all shards verified before the settings are."""
-    monkeypatch.setattr("retrieval.precision.cpu_computes_bf16", lambda: False)
+    monkeypatch.setattr("retrieval.compute.precision.cpu_computes_bf16", lambda: False)
     with pytest.raises(UserError, match="precision=bf16: this processor"):
         check_machine(load({"config": str(tiny_experiment(tmp_path, **{"train.precision": "bf16"}))}))

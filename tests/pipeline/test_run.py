@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from data.config.settings import load
 from data.digests import DigestCache
 from data.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
-from data.settings import load
 from pipeline import plan
 from pipeline.cli import app
 from pipeline.run import read_journal
-from retrieval.cross_encoder import resolve_teacher
+from retrieval.teachers.cross_encoder import resolve_teacher
 
 LABELS = (
     "ingest.corpus", "ingest.queries", "ingest.qrels", "embed.corpus", "embed.queries", "pools.ranked", "hard_negatives", "dark_examples",
@@ -287,8 +287,8 @@ def test_precision_on_a_gpu_is_the_same_on_every_machine(
     tmp_path: Path, tiny_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents: vectors made on the GPU node that the CPU node takes for another model's, since its processor has no bf16."""
-    from pipeline.embed import CORPUS
-    from retrieval import precision
+    from pipeline.stages.embed import CORPUS
+    from retrieval.compute import precision
 
     auto = {"embed.precision": "auto", "teacher.precision": "auto", "runner.device": "cuda"}
     experiment = load({"config": str(tiny_experiment(tmp_path, **auto))})
@@ -301,7 +301,7 @@ def test_precision_on_a_gpu_is_the_same_on_every_machine(
 
 def test_queries_have_a_precision_of_their_own(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
     """Prevents: passages embedded anew because queries are to be read otherwise, or the other way round."""
-    from pipeline.embed import CORPUS, QUERIES
+    from pipeline.stages.embed import CORPUS, QUERIES
 
     def keys(**settings: str) -> tuple[Any, Any]:
         experiment = load({"config": str(tiny_experiment(tmp_path, **{"runner.device": "cuda", **settings}))})
@@ -316,8 +316,8 @@ def test_queries_have_a_precision_of_their_own(tmp_path: Path, tiny_experiment: 
 
 def test_workers_get_the_driver_s_precision(tmp_path: Path, tiny_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a worker on an older processor that fills a bf16 table with fp32 vectors."""
-    from pipeline.runner import with_precisions
-    from retrieval import precision
+    from pipeline.executors.runner import with_precisions
+    from retrieval.compute import precision
 
     experiment = load({"config": str(tiny_experiment(tmp_path, **{"embed.precision": "auto", "teacher.precision": "auto"}))})
     monkeypatch.setattr(precision, "cpu_computes_bf16", lambda: True)

@@ -13,8 +13,8 @@ import pytest
 
 import pipeline.run
 from data.errors import RunFailed, UserError
-from data.logit_store import LogitStore
-from pipeline import ingest_tables
+from data.logits.store import LogitStore
+from pipeline.stages import ingest_tables
 
 Prep = Callable[..., list[str]]
 Files = Callable[[Path], dict[str, bytes]]
@@ -110,7 +110,7 @@ def test_a_teacher_exchanged_while_it_is_loaded(
     copied: Any, models: Any, tmp_path: Path, prep_run: Prep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents: a tokenizer of the old folder with weights of the new one."""
-    from pipeline import teacher_scores
+    from pipeline.stages import teacher_scores
 
     teacher = shutil.copytree(models.teacher, tmp_path / "teacher")
     shutil.rmtree(copied.store / "teacher_scores")
@@ -196,7 +196,7 @@ def test_a_worker_of_other_code_is_refused(copied: Any, prep_run: Prep, monkeypa
     """Prevents: shards of another version's rows under this version's fingerprint, from the one host that was not updated."""
     from dataclasses import replace
 
-    from pipeline import work
+    from pipeline.executors import worker as work
 
     find = work.table_named
     monkeypatch.setattr(work, "table_named", lambda experiment, label: replace(find(experiment, label), version=99))

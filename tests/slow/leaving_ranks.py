@@ -23,7 +23,9 @@ from transformers import BertModel, BertTokenizerFast  # noqa: F401
 
 from data.command import exit_codes
 from data.errors import DamagedShard
-from trainer import loop, ranks, recipes, run, utilisation
+from trainer import loop, recipes, run
+from trainer.reporting import mfu as utilisation
+from trainer.steps import distributed as ranks
 
 PROCESSES, LIMIT_SECONDS = 3, 60
 utilisation._SECONDS = 0.0

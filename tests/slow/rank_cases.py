@@ -23,16 +23,16 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from data.settings import Objective
-from trainer.batch import plan_batch
-from trainer.checkpoint import TrainingState, resume, save_checkpoint, start_digest
-from trainer.embedding_gradient import add_gradient_by_row
-from trainer.frozen import Frozen, FrozenEncoders
-from trainer.gradients import StepSettings, accumulate_gradients
-from trainer.micro_batches import cut
-from trainer.ranks import Ranks, joined
-from trainer.stream import TrainingRow
-from trainer.workers import Workers
+from data.config.settings import Objective
+from trainer.cpu.embedding_gradient import add_gradient_by_row
+from trainer.cpu.workers import Workers
+from trainer.input.stream import TrainingRow
+from trainer.objective.plan import plan_batch
+from trainer.saving.checkpoint import TrainingState, resume, save_checkpoint, start_digest
+from trainer.steps.distributed import Ranks, joined
+from trainer.steps.gradients import StepSettings, accumulate_gradients
+from trainer.steps.micro_batches import cut
+from trainer.steps.reference_models import Frozen, FrozenEncoders
 
 CASE_SECONDS = 60
 WORDS, SIZE, STEPS = 40, 8, 3

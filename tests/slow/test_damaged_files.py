@@ -43,7 +43,7 @@ def workspace(
     prep_run: Callable[..., Any],
 ) -> Workspace:
     """A finished tiny experiment with two steps of training, a run and an index, in one folder and by relative paths."""
-    from data.settings import load
+    from data.config.settings import load
     from pipeline.plan import Planner, tables
 
     folder = tmp_path_factory.mktemp("workspace")

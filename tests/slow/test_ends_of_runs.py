@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from data.errors import EXIT_FAILED, EXIT_INTERRUPTED
-from data.leftovers import this_place
+from data.files.leftovers import this_place
 
 BIN = Path(sys.executable).parent
 INTERRUPTED = "interrupted; what is finished is kept, the same command goes on from here"
@@ -68,7 +68,7 @@ def test_a_signal_in_the_first_half_second(room: str, tmp_path: Path) -> None:
         "            sys.stdin.readline()\n"
         f"sys.meta_path.insert(0, Stop())\nsys.argv = ['x', 'run', 'config=none']\nfrom {room}.__main__ import main\nmain()\n"
     )
-    for name in (f"{room}.cli", "typer", "data.remote"):
+    for name in (f"{room}.cli", "typer", "data.remote.cache"):
         process = subprocess.Popen(
             [sys.executable, "-c", code.replace("NAME", repr(name))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -109,14 +109,14 @@ def test_a_worker_that_cannot_start_is_told_at_once(tmp_path: Path, tiny_experim
     """Prevents: "its worker died 3 times (The actor died because of an error", after three tries and without the cause."""
     (tmp_path / "broken").mkdir()
     # Only in workers. The module of the actor imports these two.
-    code = "import sys\nif 'default_worker' in ' '.join(sys.argv):\n    sys.modules['pipeline.work'] = None\n"
+    code = "import sys\nif 'default_worker' in ' '.join(sys.argv):\n    sys.modules['pipeline.executors.worker'] = None\n"
     (tmp_path / "broken" / "sitecustomize.py").write_text(code + "    sys.modules['pipeline.plan'] = None\n")
     config = tiny_experiment(tmp_path / "run")
     words = (BIN / "prep", "run", f"config={config}", "runner=ray", "runner.workers=1")
     process = start(*words, PYTHONPATH=str(tmp_path / "broken"))
     output, _ = process.communicate(timeout=120)
     assert process.returncode == EXIT_FAILED and "Traceback" not in output, output
-    assert "a worker cannot start: " in output and "pipeline.work" in output.splitlines()[-1], output
+    assert "a worker cannot start: " in output and "pipeline.executors.worker" in output.splitlines()[-1], output
 
 
 def test_a_kill_9_leaves_nothing_for_ever(finished: Any, tmp_path: Path, tiny_experiment: Callable[..., Path], parquet_files: Any) -> None:

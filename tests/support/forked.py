@@ -12,10 +12,11 @@ from pathlib import Path
 
 ENTRIES = {"prep": "pipeline.cli", "train": "trainer.cli", "retrieve": "retrieval.cli"}
 _PRELOADED = [
-    *ENTRIES.values(), "pipeline.run", "pipeline.report", "pipeline.inspect_query", "pipeline.cache_care", "trainer.recipes",
-    "trainer.loop", "trainer.dry_run", "retrieval.encode", "retrieval.index_table", "retrieval.search_run", "retrieval.rerank",
-    "retrieval.query", "retrieval.metrics", "retrieval.printing", "retrieval.text_encoder", "transformers.models.auto.modeling_auto",
-    "rich.console", "transformers.models.bert.modeling_bert", "transformers.models.bert.tokenization_bert",
+    *ENTRIES.values(), "pipeline.run", "pipeline.report.page", "pipeline.report.inspect", "pipeline.logit_cache", "trainer.recipes",
+    "trainer.loop", "trainer.reporting.dry_run", "retrieval.encoding.encode", "retrieval.search.index_table", "retrieval.search.to_run",
+    "retrieval.teachers.rerank", "retrieval.search.query", "retrieval.evaluation.metrics", "retrieval.evaluation.printing",
+    "retrieval.encoding.text_encoder", "transformers.models.auto.modeling_auto", "rich.console", "transformers.models.bert.modeling_bert",
+    "transformers.models.bert.tokenization_bert",
 ]  # fmt: skip
 
 

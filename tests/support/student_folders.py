@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from data.settings import Student
-from retrieval.text_encoder import TextEncoder
+from data.config.settings import Student
+from retrieval.encoding.text_encoder import TextEncoder
 
 TEXTS = ["ba", "Ba BE bi", "", "zu [SEP] zo", "ÉBA be", *(" ".join(["ba", "cedi", "FO gu", "zaxe"][: 1 + n % 4] * n) for n in (3, 9, 30))]
 OLD_NAMES = "sentence_transformers.models.{0}"

@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from trainer import dry_run, recipes, utilisation
+from trainer import recipes
 from trainer.loop import train
-from trainer.utilisation import measured_flop_rate, training_flop
+from trainer.reporting import dry_run
+from trainer.reporting import mfu as utilisation
+from trainer.reporting.mfu import measured_flop_rate, training_flop
 
 
 def start(file: Path, shards: Path, **overrides: Any) -> dict[str, torch.Tensor]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data.config.settings import Objective
 from data.errors import UserError
-from data.settings import Objective
 from trainer.recipes import check_lists, check_negatives, load
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.config.settings import Experiment
 from data.errors import UserError
-from data.settings import Experiment
-from trainer import dry_run, metrics, recipes
+from trainer import recipes
 from trainer.loop import train
+from trainer.reporting import dry_run, metrics
 from trainer.stages import stages_of
 
 WORDS = {"recipe": "cl_drd", "train.stages.easy.draw": "0", "train.stages.easy.epochs": "2", "train.stages.hard.draw": "1"}

@@ -16,24 +16,25 @@ from safetensors.torch import load_file
 from support.checkpoints import save
 from torch import Tensor, nn
 
+from data.config.settings import Objective, Student, Train
 from data.digests import DigestCache
 from data.errors import UserError
-from data.settings import Objective, Student, Train
-from retrieval.cross_encoder import TorchCrossEncoder, score_pairs
-from retrieval.dual_encoder import DualEncoder
-from retrieval.pair_scorer import PairScorer
-from retrieval.pair_tokens import StoredPairs
-from retrieval.student_spec import resolve_student
-from trainer import metrics, recipes
-from trainer.batch import plan_batch
-from trainer.gradients import StepSettings, accumulate_gradients
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.student import resolve_student
+from retrieval.teachers.cross_encoder import TorchCrossEncoder, score_pairs
+from retrieval.teachers.pair_scorer import PairScorer
+from retrieval.teachers.pair_tokens import StoredPairs
+from trainer import recipes
+from trainer.cpu.workers import Workers
+from trainer.input.stream import TrainingRow, open_training_shards, rows_of_epoch
 from trainer.loop import train
-from trainer.micro_batches import cut
-from trainer.ranks import Ranks
-from trainer.stream import TrainingRow, open_training_shards, rows_of_epoch
-from trainer.student import prepared
+from trainer.objective.plan import plan_batch
+from trainer.reporting import metrics
+from trainer.steps.distributed import Ranks
+from trainer.steps.gradients import StepSettings, accumulate_gradients
+from trainer.steps.micro_batches import cut
+from trainer.steps.prepare_model import prepared
 from trainer.task import as_pairs, task_of
-from trainer.workers import Workers
 
 SEPARATOR = 3
 
@@ -59,7 +60,7 @@ def rows(shards: Path, student: Path) -> list[TrainingRow]:
 
 
 def _digest(folder: Path) -> str:
-    from retrieval.checkpoint_files import tokenizer_digest
+    from retrieval.checkpoints.files import tokenizer_digest
 
     return tokenizer_digest(folder)
 

@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 
 from data.command import STOP_SIGNALS, exit_codes, is_full_disk
 from data.errors import RunFailed, UserError
-from retrieval.student_spec import StudentSpec
-from trainer import loop, metrics, recipes, run
-from trainer.gradients import QueryLosses
-from trainer.interruption import Interruption
+from retrieval.models.student import StudentSpec
+from trainer import loop, recipes, run
+from trainer.cpu.workers import Workers
+from trainer.interruption import GracefulShutdown
 from trainer.loop import train
-from trainer.workers import Workers
+from trainer.reporting import metrics
+from trainer.steps.gradients import QueryLosses
 
 STEPS = 18
 
@@ -117,7 +118,10 @@ def test_interrupted_while_it_opens(experiment_file: Path, shards: Path, monkeyp
             os.kill(os.getpid(), number)
         return 1.0
 
-    for where, what in [("trainer.run.task_of", lambda *_: os.kill(os.getpid(), number)), ("trainer.reports.measured_flop_rate", lost)]:
+    for where, what in [
+        ("trainer.run.task_of", lambda *_: os.kill(os.getpid(), number)),
+        ("trainer.reporting.reports.measured_flop_rate", lost),
+    ]:
         with monkeypatch.context() as context, pytest.raises(SystemExit) as ended, exit_codes():
             context.setattr(where, what)
             start(experiment_file, shards)
@@ -140,7 +144,7 @@ def test_what_torchrun_sends_on_is_no_second_signal(
         assert start(experiment_file, shards) == 75
     assert metric_steps(tmp_path / "run") == [1, 2, 3, 4, 5]
     ended = list[int]()
-    with monkeypatch.context() as context, Interruption() as interruption:
+    with monkeypatch.context() as context, GracefulShutdown() as interruption:
         context.setattr("trainer.interruption._ECHO_SECONDS", 0.0)
         context.setattr("trainer.interruption.leave", lambda number, _: ended.append(number))
         twice()
@@ -201,7 +205,7 @@ def test_half_a_checkpoint_is_no_checkpoint(tmp_path: Path, experiment_file: Pat
         raise Killed
 
     with monkeypatch.context() as context, pytest.raises(Killed):
-        after_step(context, 7, lambda: context.setattr("trainer.checkpoint._optimizer_tensors", kill))
+        after_step(context, 7, lambda: context.setattr("trainer.saving.checkpoint._optimizer_tensors", kill))
         start(experiment_file, shards)
     leftover = output / "checkpoints" / f".step-00000008.{'0' * 32}.tmp"
     leftover.mkdir()
@@ -323,9 +327,9 @@ def test_sentence_transformers_opens_the_student(
     """A folder that opens elsewhere with another pooling gives other vectors, and no error."""
     from sentence_transformers import SentenceTransformer
 
-    from retrieval.dual_encoder import DualEncoder
-    from retrieval.student_spec import resolve_student
-    from retrieval.tokenizer import Tokenizer
+    from retrieval.models.dual_encoder import DualEncoder
+    from retrieval.models.student import resolve_student
+    from retrieval.models.tokenizer import Tokenizer
 
     folder = make_student(tmp_path / "student", pooling=pooling, normalize=normalize)
     generator = np.random.default_rng(0)

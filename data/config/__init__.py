@@ -1,0 +1,4 @@
+"""Settings: sections, fields that enter fingerprints, YAML and overrides.
+
+Not here: what a setting does; that is with the stage, model or loss that reads it.
+"""

@@ -1,0 +1,577 @@
+"""Every setting of an experiment, in one place: one YAML file serves `prep`, `train` and `retrieve`.
+
+A field is *keyed* (it changes the bytes, so it enters fingerprints) or *execution* (how fast or where, never what). The whole
+file is checked by every command, so that a misspelt key in any section is found before work begins.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from data.config import fields as config
+from data.config.fields import PathKind, Section, execution, keyed
+from data.config.negative_sources import Source, canonical, parse_sources
+from data.errors import UserError
+from data.files.paths import expanded
+from data.remote.object_store import is_remote
+from data.tables.cl_drd_groups import PAPER_ITERATIONS, GroupSizes, parse_sizes
+
+StopWords = Literal[
+    "english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian", "swedish", "norwegian", "danish", "turkish",
+    "chinese", "korean", "none",
+]  # fmt: skip
+PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
+
+
+class Ingest(Section):
+    """Where the collection lies and how it is cut into shards."""
+
+    path: str = execution(..., "folder of the collection, local or on an object store (s3://bucket/folder)", path="path")
+    format: Literal["auto", "beir", "msmarco"] = keyed("auto", "layout of the folder; auto looks for corpus.jsonl or collection.tsv")
+    train_split: str = keyed("train", "the qrels split whose queries become training queries")
+    corpus_shards: int = keyed(8, "shards of the corpus, fixed here for all stages", ge=1, le=99_999)
+    query_shards: int = keyed(4, "shards of the queries and of all that is made per query", ge=1, le=99_999)
+    max_bad_fraction: float = execution(0.001, "share of broken records above which ingest stops", ge=0, le=1)
+
+
+class Student(Section):
+    """The dual encoder."""
+
+    model: str = execution(..., "hub id, transformers folder or sentence-transformers folder (keyed by its content)", path="model")
+    revision: str | None = execution(None, "of a hub id: branch, tag or commit; null: its main branch")
+    trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
+    layers: int | None = keyed(None, "keep the first k layers; null keeps all", ge=1)
+    pooling: Literal["auto", "cls", "mean"] = keyed("auto", "auto reads a sentence-transformers folder's files, else cls")
+    normalize: bool | None = keyed(None, "vectors of length 1; null: if a sentence-transformers folder normalises or compares by cosine")
+    query_prefix: str = keyed("auto", "text put before every query; auto reads a sentence-transformers folder's prompts, else none")
+    passage_prefix: str = keyed("auto", "text put before every passage; auto as above")
+    query_tokens: int | None = keyed(32, "longest query in tokens, special ones too (ADAM 4.3); null: as the model's files say", ge=4)
+    passage_tokens: int | None = keyed(128, "longest passage in tokens, special ones too (ADAM 4.3); null: as above", ge=8)
+
+    @field_validator("query_prefix", "passage_prefix", mode="before")
+    @classmethod
+    def _auto_prefix(cls, value: Any) -> Any:
+        return "auto" if value is None or value in ("null", "~") else value  # never a prefix that reads `null`
+
+    @field_validator("query_tokens", "passage_tokens", mode="before")
+    @classmethod
+    def _own_length(cls, value: Any) -> Any:
+        return None if value == "auto" else value
+
+
+class Teacher(Section):
+    """The cross-encoder."""
+
+    model: str = execution(
+        ..., "hub id or folder of a sequence-classification model, or of model.onnx (keyed by its content)", path="model"
+    )
+    revision: str | None = execution(None, "of a hub id: branch, tag or commit; null: its main branch")
+    trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
+    backend: Literal["torch", "onnx", "none"] = keyed("torch", "torch, ONNX Runtime (extra `onnx`), or none: shards without logits")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
+    max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first", ge=16)
+    compile: Literal["auto", "on", "off"] = execution("auto", "torch.compile; auto: where a calibration says that the job is long enough")
+    segment_pairs: int = execution(2048, "rows of a window, whose new pairs are one segment; a kill loses at most two windows", ge=1)
+    batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
+
+
+class Embed(Section):
+    """Vectors of corpus and queries, made with the student, or with another dual encoder."""
+
+    model: str | None = execution(
+        None, "what embeds and mines, e.g. a trained student (keyed by its content); null: student.model", path="model"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "of passages; auto: bf16 where the device computes it, else fp32")
+    query_precision: Literal["fp32", "bf16", "fp16"] = keyed("fp32", "queries have few tokens, and their rounding is in all their scores")
+    batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
+
+
+class FalseNegatives(Section):
+    """Which passages of a query's rank windows are taken for unlabelled positives, and never drawn. Null leaves a rule out.
+
+    p+ is the positive that the query's list is trained with, where it has several. A rule of the teacher has all passages of the windows
+    scored first, once, whatever the logit store holds already.
+    """
+
+    teacher_above: float | None = keyed(None, "drop passages with a teacher logit above this")
+    teacher_margin: float | None = keyed(None, "drop those above the logit of the query's p+ minus this")
+    teacher_percentile: float | None = keyed(None, "drop those above this percentile of the logits in the query's windows", gt=0, lt=100)
+    student_margin: float | None = keyed(None, "drop those whose student score is above that of p+ minus this")
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether a rule needs the teacher's logits of the windows."""
+        return not (self.teacher_above is None and self.teacher_margin is None and self.teacher_percentile is None)
+
+
+class Search(Section):
+    """Nearest passages of the queries by the student's vectors. A GPU is used where `runner.device` says so, for exact search."""
+
+    index: Literal["exact", "ivf", "hnsw"] = keyed("exact", "exact, or an approximate index whose recall is then measured")
+    memory_gb: float = execution(4.0, "peak memory of a worker that searches; what does not fit is searched in several passes", gt=0)
+    lists: int | None = keyed(None, "ivf: lists of each shard of the corpus; null takes 4 sqrt(passages of the shard)", ge=1)
+    probes: int = keyed(32, "ivf: lists looked into for a query", ge=1)
+    links: int = keyed(32, "hnsw: edges of a passage in the graph", ge=4, le=128)
+    build_width: int = keyed(200, "hnsw: passages looked at when one is put in (efConstruction)", ge=8)
+    width: int = keyed(256, "hnsw: passages kept in view for a query (efSearch), at least the depth", ge=8)
+    recall_queries: int = keyed(50, "queries of a shard that are searched exactly, too, to measure the recall of ivf and hnsw", ge=1)
+
+
+class HardNegatives(Section):
+    """Which passages a query's negatives are drawn from, and how."""
+
+    source: str = keyed("student", "student, bm25, run or random, or several with weights (and ranks): student:3,bm25:1@1-50")
+    run_file: str | None = execution(None, "the TREC run of source=run, local or s3:// (keyed by its content)", path="path")
+    depth: int = keyed(100, "passages kept of each source's list, positives removed", ge=1, le=10_000)
+    first_rank: int = keyed(1, "negatives are drawn from this rank on, in the list of each source", ge=1)
+    last_rank: int = keyed(100, "and up to this one", ge=1)
+    negatives: int = keyed(10, "m, negatives drawn per query (ADAM 4.3; 15 were best without dark examples)", ge=1)
+    draws: int = keyed(1, "independent draws of m negatives; epoch e trains on draw e modulo their number", ge=1, le=100)
+    queries: int | None = keyed(None, "training queries used, a seeded subset; null takes all", ge=1)
+    sampler: Literal["uniform", "top", "stratified", "simans"] = keyed("uniform", "how they are drawn: see pipeline/negatives/samplers.py")
+    simans_a: float = keyed(0.5, "a of SimANS, sharpness around p+ (the default of its authors' code)", ge=0)
+    simans_b: float = keyed(0.0, "b of SimANS, added to the score of p+ (the default of its authors' code)")
+    score_pools: bool = keyed(False, "have the teacher score whole pools, also where nothing here asks for it (table pool_scores)")
+    ignore_identical_ids: Literal["auto", "true", "false"] = keyed(
+        "auto", "a query that is a passage is no negative of itself; auto: where id and text agree, true: where the id does, false: it is"
+    )
+    bm25_stopwords: StopWords = keyed("english", "words that BM25 leaves out, of a language, or none (see retrieval/search/bm25.py)")
+    select: Literal["none", "prod", "prod_nq"] = keyed("none", "queries that the teacher gets right and the student does not (PROD)")
+    false_negatives: FalseNegatives = FalseNegatives()
+
+    @field_validator("ignore_identical_ids", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return str(value).lower() if isinstance(value, bool | str) else value  # YAML reads true and false as such
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources in the order of the setting."""
+        return parse_sources(self.source, first_rank=self.first_rank, last_rank=self.last_rank)
+
+    @property
+    def source_words(self) -> str:
+        """Names and weights as training shards carry them."""
+        return canonical(self.sources)
+
+    @property
+    def uses_pool_scores(self) -> bool:
+        """Whether queries or negatives are chosen by the teacher's logits."""
+        return self.sampler == "stratified" or self.false_negatives.uses_teacher or self.select != "none"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HardNegatives:
+        names = [source.name for source in self.sources]
+        for source in self.sources:
+            if not 1 <= source.first_rank <= source.last_rank <= self.depth:
+                found = f"{source.first_rank}, {source.last_rank}, {self.depth}"
+                raise ValueError(f"need first_rank <= last_rank <= depth, got {found} for source {source.name}")
+        if "run" in names and not self.run_file:
+            raise ValueError("source=run needs run_file=FILE, a TREC run")
+        if self.sampler == "simans" and names != ["student"]:
+            raise ValueError("sampler=simans goes by the student's scores: it needs source=student alone")
+        if self.sampler in ("top", "stratified") and self.draws > 1:
+            raise ValueError(f"sampler={self.sampler} chooses the same negatives in every draw: set draws=1, or sampler=uniform or simans")
+        if self.false_negatives.student_margin is not None and "student" not in names:
+            raise ValueError("false_negatives.student_margin needs student among the sources")
+        if self.select != "none" and "student" not in names:
+            raise ValueError(f"select={self.select} goes by the student's ranks: it needs student among the sources")
+        return self
+
+
+class DarkExamples(Section):
+    """Reinforced negatives and noisy positives (ADAM 3.2)."""
+
+    reinforced: bool = keyed(True, "make p+ [SEP] p- of every negative (Eq. 5)")
+    mixed_tokens: int | None = keyed(None, "longest mixed passage in tokens; null takes student.passage_tokens", ge=8)
+    mixed_truncation: Literal["longest_first", "right"] = keyed("longest_first", "longest_first keeps both parts; right cuts the end")
+    mask_ratios: tuple[float, ...] = keyed(PAPER_MASK_RATIOS, "one noisy positive for each ratio (Eq. 6)")
+    mask_unit: Literal["piece", "piece_exact", "word"] = keyed("piece", "each WordPiece by chance, an exact count of them, or whole words")
+    mask_seed: int | None = keyed(None, "of the masks alone; null takes `seed`")
+    mask_draws: int = keyed(1, "independent draws of the masks; epoch e trains on draw e modulo their number", ge=1, le=100)
+
+    @field_validator("mask_ratios")
+    @classmethod
+    def _ratios(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(ratios)) != len(ratios) or not all(0 < ratio <= 1 for ratio in ratios):
+            raise ValueError("expected different numbers above 0 and up to 1")
+        return ratios
+
+
+class Curriculum(Section):
+    """Lists in three groups by the teacher's ranking, in place of negatives and dark examples (CL-DRD; Zeng et al., SIGIR 2022).
+
+    The teacher ranks what the student retrieves, labelled positives among it; ranks count from 1. Iteration i is draw i of the shards.
+    """
+
+    enabled: bool = keyed(False, "make these lists the training rows")
+    iterations: tuple[str, ...] = keyed(PAPER_ITERATIONS, "of each the groups' sizes K/N_h/N_s; a draw of the shards each")
+    near_rank: int = keyed(50, "group 2 is drawn from teacher ranks K+1 up to this one", ge=1)
+    retrieved: int = keyed(200, "passages that the student retrieves and the teacher ranks; group 3 is drawn up to this rank", ge=1)
+
+    @property
+    def sizes(self) -> tuple[GroupSizes, ...]:
+        """Of each iteration."""
+        return tuple(parse_sizes(text) for text in self.iterations)
+
+    @model_validator(mode="after")
+    def _windows_hold_them(self) -> Curriculum:
+        if not 1 <= len(self.iterations) <= 100:
+            raise ValueError("need 1 to 100 iterations")
+        for text, size in zip(self.iterations, self.sizes, strict=True):
+            near, far = max(0, self.near_rank - size.top), self.retrieved - max(self.near_rank, size.top)
+            if self.near_rank >= self.retrieved or size.top > self.retrieved or size.near > near or size.far > far:
+                raise ValueError(
+                    f"iteration {text} does not fit near_rank={self.near_rank} and retrieved={self.retrieved}: "
+                    f"ranks K+1..near_rank hold {near} passages, those up to `retrieved` {far} more"
+                )
+        return self
+
+
+class Dev(Section):
+    """Queries and some of the passages, on which a trainer measures the student by search as it goes. None unless asked for."""
+
+    queries: int | None = keyed(None, "dev queries, a seeded subset of those with a label above 0; null or 0 makes no dev set", ge=0)
+    split: str = keyed("dev", "the qrels split that they come from, which must not be the training split")
+    depth: int = keyed(100, "passages of each query's list in the student's exact search, all of which are in the dev set", ge=1, le=10_000)
+    random: int = keyed(0, "further passages, by chance; deeper lists show more for the same time (docs/performance.md)", ge=0)
+
+
+class Runner(Section):
+    """Who does the work. None of it changes a byte of the output, but `threads` may, at the level of rounding noise."""
+
+    kind: Literal["ray", "local"] = execution("ray", "Ray actors, or this process")
+    address: str | None = execution(None, "host:port of a running Ray cluster; null starts a local one")
+    workers: int | None = execution(None, "worker actors; null takes as many as fit", ge=1)
+    threads: int = execution(1, "CPU threads of a worker", ge=1, le=1024)
+    gpus: float = execution(1.0, "GPUs of a worker where device=cuda, fractions allowed", gt=0)
+    device: Literal["cpu", "cuda"] = execution("cpu", "where the models run")
+    retries: int = execution(2, "how often a shard is tried again after its worker died", ge=0)
+
+
+class Objective(Section):
+    """The loss. The defaults are ADAM's letter; recipes are presets of this section."""
+
+    supervised_weight: float = keyed(0.01, "lambda, weight of the supervised loss (ADAM 4.3)", ge=0)
+    distillation_weight: float = keyed(1.0, "weight of the distillation loss (PROD: 0.9)", gt=0)
+    keep_weight: float = keyed(0.0, "weight of KL(start, frozen || student) on the same list (PROD: 1); it keeps from forgetting", ge=0)
+    without: tuple[Literal["reinforced", "noisy", "adaptive", "supervised", "distillation"], ...] = keyed(
+        (), "parts left out, as in ADAM's Table 3"
+    )
+    include_positive: bool = keyed(False, "put p+ into P~ (Eq. 9 leaves it out; a list without dark examples always has it, Eq. 3)")
+    reduction: Literal["batch", "selected"] = keyed("batch", "the KD sum is divided by b, or by the number of selected queries")
+    count_epochs_from: Literal[0, 1] = keyed(0, "t of the first epoch in the selected share 1 - t/(2T) (Eq. 8)")
+    distillation: Literal["kl", "margin_mse", "curriculum"] = keyed("kl", "the KD loss: KL of softmaxes (Eq. 4), MarginMSE, CL-DRD's")
+    temperature: float = keyed(1.0, "T of both softmaxes of a KL", gt=0)
+    temperature_squared: bool = keyed(False, "multiply each KL by T^2 (PROD), so that its gradient does not shrink with T")
+    teacher_model: str | None = execution(
+        None, "a dual encoder as teacher, frozen, instead of the shards' logits (keyed by its content)", path="model"
+    )
+    in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives the batch's other passages join")
+
+    @model_validator(mode="after")
+    def _scored(self) -> Objective:
+        if self.distillation == "margin_mse" and self.in_batch in ("distillation", "both"):
+            raise ValueError("margin_mse needs teacher logits, which in-batch passages have not: set in_batch=none or supervised")
+        if self.distillation != "kl" and self.temperature_squared:
+            raise ValueError(f"{self.distillation} has no temperature: set temperature_squared=false")
+        if self.temperature != 1 and not self.uses_temperature:
+            loss = "without=distillation" if "distillation" in self.without else f"distillation={self.distillation}"
+            raise ValueError(f"temperature={self.temperature:g} has no effect with {loss}, which has no softmax of its own: leave it out")
+        if self.distillation == "margin_mse" and "distillation" not in self.without and not self.has_positive:
+            raise ValueError(
+                "distillation=margin_mse is of margins between p+ and the others, and P~ has no p+ beside dark examples: set "
+                "include_positive=true, or leave distillation out and use recipe=margin_mse, which sets both"
+            )
+        if self.distillation == "curriculum" and self.teacher_model:
+            raise ValueError("distillation=curriculum learns from the shards' labels, not from a teacher_model: leave it out")
+        if "distillation" in self.without and (self.keep_weight or self.teacher_model):
+            raise ValueError("keep_weight and teacher_model are of the distillation's list, which is left out: set one or the other")
+        if "distillation" in self.without and ("supervised" in self.without or not self.supervised_weight):
+            raise ValueError("nothing is left to train: distillation and the supervised loss are both left out")
+        if self.distillation == "curriculum" and (self.in_batch != "none" or self.uses_positive):
+            raise ValueError(
+                "distillation=curriculum is over a list of groups, which has no one p+ and no in-batch negatives: set "
+                "without=supervised and in_batch=none (recipe=cl_drd sets the first; beside it leave distillation out)"
+            )
+        return self
+
+    @property
+    def uses_temperature(self) -> bool:
+        """Whether a KL is among the losses: the distillation's, or the one that keeps the student near its start."""
+        return "distillation" not in self.without and (self.distillation == "kl" or self.keep_weight > 0)
+
+    @property
+    def has_positive(self) -> bool:
+        """Whether P~ holds p+ whatever the lists hold: by the setting, or since no dark example is in it (Eq. 3)."""
+        return self.include_positive or {"reinforced", "noisy"} <= set(self.without)
+
+    @property
+    def uses_positive(self) -> bool:
+        """Whether the supervised loss, which is of one p+ and its negatives, is asked for."""
+        return "supervised" not in self.without and self.supervised_weight > 0
+
+    @field_validator("count_epochs_from", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+class Train(Section):
+    """The trainer."""
+
+    task: Literal["student", "cross_encoder", "dual_encoder"] = keyed(
+        "student", "student: distil; cross_encoder: fine-tune teacher.model; dual_encoder: train student.model by the labels alone"
+    )
+    recipe: str = keyed("adam", "of task=student: adam, hard_kd, rand_kd, margin_mse, cl_drd, prod_dual or prod: a preset of `objective`")
+    output: str = execution("runs/train", "folder of checkpoints, metrics and the student", path="path")
+    objective: Objective = Objective()
+    stages: dict[str, dict[str, Any]] = keyed({}, "runs one after the other: a name each, and what it changes of `train`; see `of_stage`")
+    draw: int | None = keyed(None, "train all epochs on this draw; null: epoch e on draw e modulo the shards' draws", ge=0, le=99)
+    epochs: int = keyed(3, "T, passes over the queries; of the selected shares, too, where `steps` ends the run", ge=1)
+    steps: int | None = keyed(None, "stop after this many steps, in whatever epoch; null: after the last epoch", ge=1)
+    batch_queries: int = keyed(128, "b, queries of a batch (ADAM 4.3)", ge=1)
+    learning_rate: float = keyed(5e-5, "peak (ADAM 4.3)", gt=0)
+    warmup_steps: int = keyed(100, "linear warm-up (ADAM 4.3); the rate then falls linearly to 0 (ours)", ge=0)
+    weight_decay: float = keyed(0.01, "of AdamW; biases and normalisation weights have none", ge=0)
+    clip_norm: float = keyed(1.0, "largest norm of the gradient", gt=0)
+    score_scale: float = keyed(1.0, "factor on the inner product; normalised students need about 20", gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = keyed("auto", "auto: bf16 autocast where the device computes it, else fp32")
+    device: Literal["cpu", "cuda"] = execution("cpu", "where to train; under torchrun each process has its own GPU")
+    threads: int | None = execution(None, "CPU threads; null takes all; 1 is faster where others use the cores", ge=1, le=1024)
+    workers: int | None = execution(
+        None, "micro-batches at the same time on a CPU, each on its share of the threads; null: up to 4", ge=1, le=1024
+    )
+    micro_batch_tokens: int = keyed(4096, "tokens of a forward and backward pass; dropout masks are drawn for each", ge=64)
+    compile: bool = execution(False, "torch.compile for the model; changes numbers within rounding; does not pay on a CPU")
+    activation_checkpointing: bool = execution(False, "keep a layer's input alone and compute it again on the way back: less memory")
+    checkpoint_every: int = execution(200, "steps between checkpoints; the end of an epoch always has one", ge=1)
+    keep_checkpoints: int = execution(2, "newest checkpoints kept", ge=1)
+    dev: str | None = execution(None, "folder of a dev set (`prep path stage=dev`); null evaluates nothing", path="path")
+    evaluate_every: int | None = execution(None, "steps between evaluations on the dev set; null: at the end of each epoch", ge=1)
+    dev_metric: Literal["MRR@10", "nDCG@10", "Recall@100"] = execution("MRR@10", "which of two checkpoints is the better")
+    patience: int | None = keyed(None, "stop after this many evaluations without a better one; null never stops early", ge=1)
+
+    @model_validator(mode="after")
+    def _dev_set(self) -> Train:
+        if self.patience is not None and self.dev is None:
+            raise ValueError("patience needs a dev set: dev=FOLDER (`prep path stage=dev`)")
+        return self
+
+    @field_validator("output")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        return _local_folder(value, "copy OUTPUT/student to the object store when the run is finished")
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _no_stages(cls, value: Any) -> Any:
+        return {} if value in (None, "null", "{}") else value
+
+    @model_validator(mode="after")
+    def _each_stage(self) -> Train:
+        for name in self.stages:
+            self.of_stage(name)
+        return self
+
+    def of_stage(self, name: str) -> Train:
+        """The settings of one stage: these, and over them its own of `stages`.
+
+        A stage may set any key of `train` that is not of the whole run, those of `objective` too. It writes to OUTPUT/<number>-<name>/.
+        Keys of its own are `start`, whose student it starts from (`last`, the default: the one of the stage before; `student`:
+        student.model; or the name of an earlier stage), and `shards`, its folder of training shards where it is not the run's.
+
+        Raises UserError for what no stage may set, and for a value that a run could not have.
+        """
+        where, own, names = f"train.stages.{name}", self.stages[name], list(self.stages)
+        number = names.index(name)
+        if not isinstance(own, dict) or not re.fullmatch(r"[\w.-]+", name) or name in START_WORDS:
+            raise UserError(f"{where}: a stage is a name (letters, digits, - and _; not last or student) with keys of train below it")
+        if whole := [key for key in own if key in _OF_THE_RUN]:
+            raise UserError(f"{where}.{whole[0]} is of the whole run: set train.{whole[0]}")
+        starts = (*START_WORDS, *names[:number])
+        if (start := own.get("start", "last")) not in starts:
+            raise UserError(f"{where}.start={start}: expected {', '.join(starts)}")
+        changed = {key: value for key, value in own.items() if key not in _OF_A_STAGE}
+        values = {**self.model_dump(), **changed, "stages": {}, "output": str(Path(self.output) / f"{number + 1}-{name}")}
+        if isinstance(changed.get("objective"), dict):
+            values["objective"] = {**self.objective.model_dump(), **changed["objective"]}
+        try:
+            return config.build(Train, values)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+
+
+START_WORDS = ("last", "student")
+_OF_A_STAGE = ("start", "shards")
+_OF_THE_RUN = ("stages", "task", "recipe", "output", "device", "threads", "workers")
+
+
+def _local_folder(value: str, instead: str) -> str:
+    """Files that are renamed and written in parts need a file system."""
+    if is_remote(value):
+        raise ValueError(f"expected a folder of this machine or of a network file system; {instead}")
+    return value
+
+
+class Experiment(Section):
+    """An experiment file."""
+
+    store: str = execution(..., "folder of all stage outputs and of the teacher-logit store, shared by experiments", path="path")
+    seed: int = keyed(0, "of every random choice")
+    ingest: Ingest
+    student: Student
+    teacher: Teacher
+    embed: Embed = Embed()
+    search: Search = Search()
+    hard_negatives: HardNegatives = HardNegatives()
+    dark_examples: DarkExamples = DarkExamples()
+    curriculum: Curriculum = Curriculum()
+    dev: Dev = Dev()
+    runner: Runner = Runner()
+    train: Train = Train()
+
+    @model_validator(mode="after")
+    def _teacher(self) -> Experiment:
+        if self.teacher.backend == "none":
+            if self.dark_examples.reinforced or self.dark_examples.mask_ratios:
+                raise ValueError(
+                    "teacher.backend=none makes no dark examples: set dark_examples.reinforced=false dark_examples.mask_ratios=[]"
+                )
+            if self.hard_negatives.score_pools or self.hard_negatives.uses_pool_scores:
+                raise ValueError(
+                    "teacher.backend=none scores no pools: leave out score_pools, select, sampler=stratified, rules of the teacher"
+                )
+        return self
+
+    @field_validator("store")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        return _local_folder(value, "copy finished tables to the object store: `retrieve` and `train run shards=s3://...` read them there")
+
+    @property
+    def uses_index(self) -> bool:
+        """Whether the student's search goes through an approximate index."""
+        return self.search.index != "exact" and any(source.name == "student" for source in self.hard_negatives.sources)
+
+    @property
+    def scores_whole_pools(self) -> bool:
+        """Whether the teacher ranks whole pools, and not the rank windows alone."""
+        return self.hard_negatives.score_pools or self.hard_negatives.select != "none" or self.curriculum.enabled
+
+    @model_validator(mode="after")
+    def _pools_serve_the_curriculum(self) -> Experiment:
+        pools, wanted = self.hard_negatives, self.curriculum.retrieved
+        if not self.curriculum.enabled:
+            return self
+        if self.teacher.backend == "none":
+            raise UserError("curriculum.enabled ranks by the teacher: set teacher.backend=torch or onnx")
+        if pools.select != "none":
+            raise UserError(f"curriculum.enabled takes all queries: leave hard_negatives.select={pools.select} out")
+        if pools.source_words != "student":
+            raise UserError(f"curriculum.enabled ranks what the student retrieves: set hard_negatives.source=student, not {pools.source}")
+        if pools.depth < wanted:
+            raise UserError(
+                f"curriculum.enabled ranks the student's {wanted} best passages, the pools have {pools.depth}: set "
+                f"hard_negatives.depth={wanted} (or a smaller curriculum.retrieved)"
+            )
+        if any(value is not None for value in pools.false_negatives.model_dump().values()):
+            raise UserError("curriculum.enabled draws by ranks alone: leave the rules of hard_negatives.false_negatives unset")
+        for name in self.train.stages:
+            if (draw := self.train.of_stage(name).draw) is not None and draw >= self.draws:
+                raise UserError(f"train.stages.{name}.draw={draw}: curriculum.iterations are draws 0 to {self.draws - 1}")
+        return self
+
+    @property
+    def draws(self) -> int:
+        """Rows of a query in the training shards: epoch e trains on row e modulo draws."""
+        if self.curriculum.enabled:
+            return len(self.curriculum.iterations)
+        return max(self.hard_negatives.draws, self.dark_examples.mask_draws)
+
+
+def with_absolute_paths(experiment: Experiment) -> Experiment:
+    """The same experiment for a process that may work in another folder. A model that is no local folder stays a hub id."""
+
+    def absolute(path: str, key: str, kind: PathKind) -> str:
+        return path if is_remote(path) or (kind == "model" and not Path(path).exists()) else str(Path(path).absolute())
+
+    return Experiment.model_validate(config.map_paths(Experiment, experiment.model_dump(), absolute))
+
+
+SECTION_SHORTHANDS = {"runner": "runner.kind", "recipe": "train.recipe", "task": "train.task", "dev": "train.dev"}
+
+
+def read(words: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The raw values of the file `config=FILE` and the other words with their shorthands spelt out.
+
+    A file may have `steps`: names of settings that go over the rest of the file where `step=NAME` asks for them. So a method of many
+    trainings, each with its own data, teacher and schedule, is one file; without `step` it is the rest alone.
+    """
+    words = dict(words)
+    file, step = words.pop("config", None), words.pop("step", None)
+    if file is None:
+        raise UserError("say which experiment: config=FILE (a YAML file, see recipes/)")
+    values = config.read_yaml(config_file(file))
+    steps = values.pop("steps", {})
+    steps = {name: {} if own in config.NULLS else own for name, own in steps.items()} if isinstance(steps, dict) else steps
+    if not isinstance(steps, dict) or not all(isinstance(own, dict) for own in steps.values()):
+        raise UserError(f"{file}: steps is a mapping of names, each with settings below it")
+    steps = {name: config.without_null_sections(Experiment, own) for name, own in steps.items()}
+    if not values.keys() & Experiment.model_fields.keys():
+        raise UserError(
+            f"{file} is no experiment: it has the keys {', '.join(list(values)[:8]) or 'of nothing'}; expected store, ingest, ..."
+        )
+    values = config.without_null_sections(Experiment, values)
+    for own in steps.values():  # a misspelt key of the last step is told before the first one's days of work
+        config.refuse_unknown(Experiment, own)
+    if step is not None:
+        if step not in steps:
+            raise UserError(f"step={step}: {file} has " + (f"the steps {', '.join(steps)}" if steps else "no steps"))
+        values = config.deep_merge(values, steps[step])
+    return values, {SECTION_SHORTHANDS.get(key, key): value for key, value in words.items()}
+
+
+def step_names(words: dict[str, str]) -> list[str]:
+    """The names of the `steps` of the file `config=FILE`, in its order."""
+    return list(config.read_yaml(config_file(words["config"])).get("steps", {})) if "config" in words else []
+
+
+def config_file(word: str) -> Path:
+    """The file that `config=` names."""
+    return Path(expanded(word, key="config"))
+
+
+def merged(values: dict[str, Any], overrides: dict[str, str]) -> Experiment:
+    """The experiment of raw values and the overrides that win over them. `values` is changed in place."""
+    for key, value in overrides.items():
+        config.set_dotted(values, key, value)
+    return config.build(Experiment, _with_paths(values))
+
+
+def _with_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """`~` and variables replaced in every path, those of the stages of a training too."""
+    values = config.expanded_paths(Experiment, values)
+    train = values.get("train")
+    if not isinstance(train, dict) or not isinstance(train.get("stages"), dict):
+        return values
+    stages = {name: _stage_paths(name, own) if isinstance(own, dict) else own for name, own in train["stages"].items()}
+    return {**values, "train": {**train, "stages": stages}}
+
+
+def _stage_paths(name: str, own: dict[str, Any]) -> dict[str, Any]:
+    prefix = f"train.stages.{name}."
+    shards = {"shards": expanded(own["shards"], key=f"{prefix}shards")} if isinstance(own.get("shards"), str) else {}
+    return {**config.expanded_paths(Train, own, prefix=prefix), **shards}
+
+
+def load(words: dict[str, str]) -> Experiment:
+    """The experiment of `config=FILE` and its overrides; relative paths are taken from the working directory.
+
+    Raises UserError: no `config`, no such file, an unknown key (with the nearest names), a value of the wrong type.
+    """
+    return merged(*read(words))

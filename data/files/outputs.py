@@ -1,0 +1,159 @@
+"""Where a user has something written: looked at before the work, and never replaced unless it is a regular file of the same kind.
+
+A name that is free, or of a regular file, is written whole or not at all. A link stays, and its target is written. A device or a pipe
+(`/dev/stdout`, `/dev/null`, `>(gzip)`) gets the finished bytes as a stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from data.errors import RunFailed, UserError
+from data.files.leftovers import remove_leftovers, temporary_name
+from data.tables.device_note import NOTE_NAME
+from data.tables.manifest import MANIFEST_NAME
+from data.tables.shards import kind_of
+
+_HEAD_BYTES = 4096
+
+# What the first bytes of a file say of whose it is: one that begins otherwise is not overwritten.
+Kind = Callable[[bytes], bool]
+
+
+def is_anything(head: bytes) -> bool:
+    """For files that may hold what they like."""
+    return True
+
+
+def is_run(head: bytes) -> bool:
+    """A TREC run, whole or cut."""
+    return head.split(maxsplit=2)[1:2] == [b"Q0"]
+
+
+def is_json(head: bytes) -> bool:
+    """A JSON object."""
+    return head.startswith(b"{")
+
+
+def is_html(head: bytes) -> bool:
+    """An HTML page."""
+    return head[:14].lower() == b"<!doctype html"
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether a path is a device, a pipe, or a file that this process's output goes to: written through, never replaced."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    if stat.S_ISREG(found.st_mode):  # `out=/dev/stdout > FILE`
+        return _is_descriptor(found, 1) or _is_descriptor(found, 2)
+    return stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode)
+
+
+def is_standard_output(path: str | Path) -> bool:
+    """Whether who reads what is written there reads what this process prints too: then nothing else may be printed."""
+    try:
+        return _is_descriptor(os.stat(path), 1)
+    except OSError:
+        return False
+
+
+def _is_descriptor(found: os.stat_result, number: int) -> bool:
+    try:
+        return os.path.samestat(found, os.fstat(number))
+    except OSError:
+        return False  # closed
+
+
+@contextlib.contextmanager
+def local_output_file(given: str, *, option: str, kind: Kind) -> Iterator[Path]:
+    """A local path to write. Raises UserError before the block where nothing can, or may, be written."""
+    if is_stream(given):
+        with _streamed(given, option=option) as path:
+            yield path
+        return
+    path = Path(os.path.realpath(given))
+    if given.endswith("/") or os.path.isdir(path):
+        raise UserError(f"{option}={given} is a folder; give the name of a file in it")
+    if os.path.exists(path) and not path.is_file():
+        raise UserError(f"{option}={given} is {kind_of(path)}, which is not written to; give the name of a file")
+    _check_writable(path, given, option=option)
+    if path.exists():
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+        if head and not kind(head):
+            raise UserError(
+                f"{option}={given} is a file of another kind (it begins {head[:20]!r}), which is left as it is; choose another name"
+            )
+    remove_leftovers(path.parent, of=path.name)
+    yield path
+
+
+def _check_writable(path: Path, given: str, *, option: str) -> None:
+    """Try out the longest name that will be made. Missing folders are made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial = temporary_name(path)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise _not_writable(path.parent, given, error, option=option) from error
+
+
+def _not_writable(folder: Path, given: str, error: OSError, *, option: str) -> UserError:
+    blocking = next((one for one in (folder, *folder.parents) if os.path.exists(one) and not one.is_dir()), None)
+    why = f"{blocking} is {kind_of(blocking)}, not a folder" if blocking else f"{folder}: {error.strerror}"
+    return UserError(f"{option}={given} cannot be written: {why}; choose another place")
+
+
+@contextlib.contextmanager
+def _streamed(given: str, *, option: str) -> Iterator[Path]:
+    """A file in a temporary folder, whose bytes go to the stream `given` at the end. A pipe is opened at once: somebody must read it."""
+    try:
+        stream = os.open(given, os.O_WRONLY | os.O_APPEND)
+    except OSError as error:
+        raise UserError(f"{option}={given} cannot be written: {error.strerror}; give the name of a file") from error
+    try:
+        with tempfile.TemporaryDirectory(prefix="adam-") as folder:
+            path = Path(folder) / "out"
+            yield path
+            with open(path, "rb") as source, open(stream, "wb", closefd=False) as file:
+                shutil.copyfileobj(source, file)
+    except BrokenPipeError as error:
+        raise RunFailed(f"{option}={given}: who read it has stopped reading") from error
+    finally:
+        os.close(stream)
+
+
+@contextlib.contextmanager
+def local_output_folder(given: str, *, option: str) -> Iterator[Path]:
+    """A local folder for a stored table. One that is not there is made, and goes again where nothing comes to lie in it.
+
+    Raises UserError before the block where it is neither free, nor empty, nor a table's, or cannot be written.
+    """
+    folder = Path(os.path.realpath(given))
+    if os.path.exists(folder) and not folder.is_dir():
+        raise UserError(f"{option}={given} is {kind_of(folder)}; give the name of a folder")
+    is_new = not os.path.exists(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as error:
+        raise _not_writable(folder, given, error, option=option) from error
+    if names and not any(name in (MANIFEST_NAME, NOTE_NAME) or name.startswith("part-") for name in names):
+        raise UserError(f"{option}={given} is a folder with other files ({names[0]}); give a new or an empty one")
+    remove_leftovers(folder)
+    try:
+        yield folder
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()

@@ -1,0 +1,313 @@
+"""From a collection's files to records: JSONL or TSV, and qrels of any form. Which files: `data.formats.collection`.
+
+Files are read a line at a time and never held. A line that is no record becomes a `Fault` with file, line, a short fixed reason and
+what was found and expected; only what concerns a whole file (missing, a gzip cut short, another kind of file) is an exception.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from data.errors import UserError
+from data.files import text_lines
+from data.formats.collection import Collection
+from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
+
+RECORD_CHARS = 500  # of a broken record, kept to look at
+SHOWN_CHARS = 80  # of what a message quotes
+JUDGEMENT_FORM = "`query <tab> passage <tab> label` or TREC's `query 0 passage label`, the label a whole number"
+_QUERY_HEADERS = ("query-id", "query_id", "queryid", "qid", "query", "topic", "topic_id")
+_ID_HEADERS = ("id", "_id", "pid", "qid", "docid", "doc_id", "doc-id", "passage_id", "query_id", "query-id")
+_TEXT_HEADERS = ("text", "passage", "contents", "content", "body", "query", "question", "title", "url")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,10}(\.0*)?", re.ASCII)  # int() alone would take "1_0", and other scripts' digits
+_INT32 = 1 << 31
+
+
+class Passage(NamedTuple):
+    """A passage; its title stands in front of the text."""
+
+    doc_id: str
+    text: str
+
+
+class Query(NamedTuple):
+    """A query."""
+
+    query_id: str
+    text: str
+
+
+class Judgement(NamedTuple):
+    """A line of qrels."""
+
+    split: str
+    query_id: str
+    doc_id: str
+    relevance: int
+
+
+class Fault(NamedTuple):
+    """A line that could not be used. `line` counts from 1; `file` is relative to the collection's folder."""
+
+    file: str
+    line: int
+    reason: str  # one of a few, to count by
+    record: str
+    detail: str = ""  # what was found and what was expected
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}" + (f": {self.detail}" if self.detail else "")
+
+
+class Line(NamedTuple):
+    """A line of a file, without its end."""
+
+    file: str
+    number: int
+    raw: bytes
+
+    def fault(self, reason: str, detail: str = "") -> Fault:
+        """This line as a fault, its text cut to `RECORD_CHARS`."""
+        start = self.raw[: 4 * RECORD_CHARS].decode("utf-8", "replace")  # a character has at most 4 bytes
+        return Fault(self.file, self.number, reason, start[:RECORD_CHARS], detail)
+
+
+Record = TypeVar("Record")
+
+
+class _Broken(Exception):
+    """Why a line is no record: a short reason, and what was found and expected. Never leaves this module."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+def read_corpus(collection: Collection) -> Iterator[tuple[Line, Passage | Fault]]:
+    """Every line of the corpus with its passage, or with what is wrong with it."""
+    return _texts(collection.corpus, collection, parse=_beir_passage if collection.format == "beir" else _msmarco_passage)
+
+
+def read_queries(collection: Collection) -> Iterator[tuple[Line, Query | Fault]]:
+    """Every line of the query files, file after file."""
+    for path in collection.queries:
+        yield from _texts(path, collection, parse=_beir_query if collection.format == "beir" else _msmarco_query)
+
+
+def read_qrels(collection: Collection, *, split: str) -> Iterator[tuple[Line, Judgement | Fault]]:
+    """Every line of a split's qrels but its header."""
+    path = collection.qrels[split]
+    return read_judgements(path, name=collection.name(path), split=split)
+
+
+def read_judgements(path: Path, *, name: str, split: str) -> Iterator[tuple[Line, Judgement | Fault]]:
+    """Every line of a file of qrels but its header, in BEIR's form, MS MARCO's or TREC's. `name` is what faults call the file."""
+    return _records(_without_header(_lines(path, name=name)), parse=functools.partial(_judgement, split=split))
+
+
+def _texts(path: Path, collection: Collection, *, parse: Callable[[str], Record]) -> Iterator[tuple[Line, Record | Fault]]:
+    lines = _records(_lines(path, name=collection.name(path)), parse=parse)
+    for line, record in lines:
+        yield line, (_first_line(path, line, collection.format) if line.number == 1 else None) or record
+
+
+def _first_line(path: Path, line: Line, format: str) -> Fault | None:
+    """What the first line says of the whole file, where that is another one than expected."""
+    if format == "beir":
+        is_array = line.raw.lstrip().startswith(b"[")
+        words = "the file is a JSON array; expected an object a line (JSONL), as jq -c '.[]' writes it"
+        return line.fault("not a JSON object" if line.raw.rstrip().endswith(b"]") else "not JSON", words) if is_array else None
+    cells = [cell.strip().strip('"').lower() for cell in line.raw.decode("utf-8", "replace").split("\t")]
+    expected = "expected `id <tab> text` in every line, without header and quotes"
+    if len(cells) > 1 and cells[0] in _ID_HEADERS and cells[1] in _TEXT_HEADERS:
+        if len(cells) == 2:
+            return line.fault("header line", expected)
+        raise UserError(f"{path}:1: its first line is a header of {len(cells)} columns ({', '.join(cells)}); {expected}")
+    if len(cells) == 4 and re.match("https?://", cells[1]):
+        raise UserError(f"{path}:1: found 4 columns with an address in the second, as MS MARCO's documents have them; {expected}")
+    return None
+
+
+def _records(lines: Iterator[Line], *, parse: Callable[[str], Record]) -> Iterator[tuple[Line, Record | Fault]]:
+    for line in lines:
+        try:
+            record = parse(_decoded(line.raw))
+        except _Broken as broken:
+            yield line, line.fault(broken.reason, broken.detail)
+        else:
+            yield line, record
+
+
+def _lines(path: Path, *, name: str) -> Iterator[Line]:
+    """The file's lines, numbered from 1. Empty ones at the end are not records and are left out."""
+    empty = 0
+    for number, raw in text_lines.numbered_lines(path):
+        if raw.isspace() or not raw:
+            empty += 1
+            continue
+        for before in range(number - empty, number):
+            yield Line(name, before, b"")
+        empty = 0
+        yield Line(name, number, raw)
+
+
+def _without_header(lines: Iterator[Line]) -> Iterator[Line]:
+    # Only a first line that looks like a header is left out: a file without one must not lose its first judgement.
+    for line in lines:
+        if line.number > 1 or not is_header(line.raw.decode("utf-8", "replace").split()):
+            yield line
+
+
+def is_header(cells: list[str]) -> bool:
+    """Whether the first line of qrels or of a run names its columns: the query's first, and no label at its end."""
+    return bool(cells) and cells[0].strip('"#').lower() in _QUERY_HEADERS and not _INTEGER.fullmatch(cells[-1])
+
+
+def _decoded(raw: bytes) -> str:
+    if not raw:
+        raise _Broken("empty line")
+    if len(raw) > text_lines.MAX_LINE_BYTES:
+        raise _Broken("line too long", f"more than {text_lines.MAX_LINE_BYTES:,} bytes without an end of line")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = raw[error.start]
+        raise _Broken(
+            "bad UTF-8", f"byte {byte:#x} at {error.start + 1}: save the file as UTF-8 (is it Latin-1 or Windows-1252?)"
+        ) from None
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: escaped, and cut."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return repr(text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…")
+
+
+def _beir_passage(line: str) -> Passage:
+    fields = _object(line)
+    doc_id, text, title = _json_id(fields), _json_text(fields), fields.get("title")
+    if title is None:
+        return Passage(doc_id, _text(text))
+    if not isinstance(title, str):
+        raise _Broken("title is not a string", f"found {shown(title)}")
+    return Passage(doc_id, _text(f"{title.strip()} {text.strip()}"))
+
+
+def _beir_query(line: str) -> Query:
+    fields = _object(line)
+    return Query(_json_id(fields), _text(_json_text(fields)))
+
+
+def _object(line: str) -> dict[str, object]:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
+        raise _Broken("not JSON", f"expected {_OBJECT_FORM}, found {shown(line)}") from None
+    if not isinstance(fields, dict):
+        raise _Broken("not a JSON object", f"expected {_OBJECT_FORM}, found {shown(line)}")
+    return fields
+
+
+_OBJECT_FORM = '{"_id": ..., "text": ...}'
+
+
+def _json_id(fields: Mapping[str, object]) -> str:
+    value = fields.get("_id")
+    if value is None:
+        raise _Broken("no id", _keys(fields))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise _Broken("id is not a string", f"found {shown(value)}; expected a string or a whole number")
+    return _id(value)
+
+
+def _json_text(fields: Mapping[str, object]) -> str:
+    # A list here would later be read as single characters, by anything that iterates over it.
+    value = fields.get("text")
+    if value is None:
+        raise _Broken("no text", _keys(fields))
+    if not isinstance(value, str):
+        raise _Broken("text is not a string", f"found {shown(value)}")
+    return value
+
+
+def _keys(fields: Mapping[str, object]) -> str:
+    """The keys that a record has, beside those that are expected."""
+    return f"it has {shown(', '.join(fields)) if fields else 'no key'}; expected _id and text"
+
+
+def _id(value: str) -> str:
+    identifier = value.strip()
+    if not identifier:
+        raise _Broken("empty id")
+    return _encodable(identifier)
+
+
+def _text(value: str) -> str:
+    text = value.strip()
+    if not text:
+        raise _Broken("empty text")
+    if MASK_MARK in text or SEPARATOR_MARK in text:
+        raise _Broken("reserved mark in text")
+    return _encodable(text)
+
+
+def _encodable(text: str) -> str:
+    # JSON can spell half a surrogate pair, which no file can hold as UTF-8.
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _Broken("lone surrogate") from None
+    return text
+
+
+def _msmarco_passage(line: str) -> Passage:
+    return Passage(*_id_and_text(line))
+
+
+def _msmarco_query(line: str) -> Query:
+    return Query(*_id_and_text(line))
+
+
+def _id_and_text(line: str) -> tuple[str, str]:
+    identifier, tab, text = line.partition("\t")
+    if not tab:
+        raise _Broken("too few columns", f"expected `id <tab> text`, found {shown(line)}")
+    return _id(identifier), _text(text)
+
+
+def _judgement(line: str, *, split: str) -> Judgement:
+    """A judgement of (query, passage, label), or of TREC's four columns, whose second one says nothing.
+
+    Columns are those between tabs, so that ids may hold spaces; where these are no judgement, those between any white space.
+    """
+    cells = [cell.strip() for cell in line.split("\t")]
+    while len(cells) > 3 and not cells[-1]:
+        cells.pop()
+    words = line.split()
+    if len(words) in (3, 4) and (len(cells) not in (3, 4) or not _INTEGER.fullmatch(cells[-1])):
+        cells = words
+    if len(cells) not in (3, 4):
+        few, found = len(cells) < 3 and len(words) < 3, "a run, " if len(words) == 6 else ""
+        raise _Broken("too few columns" if few else "too many columns", f"expected {JUDGEMENT_FORM}, found {found}{shown(line)}")
+    query_id, *_, doc_id, label = cells
+    try:
+        return Judgement(split, _id(query_id), _id(doc_id), _relevance(label))
+    except _Broken as broken:
+        raise _Broken(broken.reason, f"expected {JUDGEMENT_FORM}, found {shown(line)}") from None
+
+
+def _relevance(value: str) -> int:
+    if not _INTEGER.fullmatch(value):
+        raise _Broken("relevance is not an integer")
+    number = int(value.partition(".")[0])
+    if not -_INT32 <= number < _INT32:
+        raise _Broken("relevance is not an integer")
+    return number

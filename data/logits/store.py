@@ -1,0 +1,199 @@
+"""The teacher-logit store: every logit ever paid for, by content, shared by all runs.
+
+    STORE/teacher_logits/<namespace>/
+        namespace.json             the teacher's key, and its name for people
+        <random>.parquet           segments (`data.logits.segment`): append-only, whole or not at all, no locks
+        <random>.parquet.damaged   segments that failed a checksum, set aside: their pairs count as never scored
+
+A lookup reads every segment once, a row group at a time: its memory is that of one row group, which is a segment as the scoring stage
+writes it or a bucket of a compacted one, and 21 bytes for each pair asked for. Where two writers scored one pair the smaller logit
+counts: every reader agrees.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from data.errors import DamagedShard, RunFailed
+from data.files.leftovers import remove_leftovers
+from data.logits.lookup import Wanted
+from data.logits.segment import BUCKETS, Keys, Scores, Segment, as_table, by_bucket, check_segment, write_segment
+from data.tables.shards import atomic_write
+
+_FIELDS = ("logits", "token_counts", "truncated")
+_DELETED = ".deleted-"
+_RELIST_SECONDS = 0.05
+_LISTINGS = 20  # how often a lookup starts again because a compaction took its segments away
+Read = TypeVar("Read")
+
+
+class LogitStore:
+    """The logits of one teacher (one namespace)."""
+
+    def __init__(self, root: Path, namespace: str, *, warn: Callable[[str], None] = lambda line: None) -> None:
+        self.folder = root / "teacher_logits" / namespace
+        self._warn = warn
+
+    def describe(self, *, key: dict[str, Any], name: str) -> None:
+        """Leave a note of whose logits these are, once."""
+        path = self.folder / "namespace.json"
+        if not path.exists():
+            atomic_write(path, json.dumps({"name": name, "key": key}, indent=1).encode())
+
+    def segment_paths(self) -> list[Path]:
+        """The segments that exist now."""
+        return sorted(self.folder.glob("[!.]*.parquet"))
+
+    def lookup(self, keys: Keys) -> Scores:
+        """What is known of the pairs. A damaged segment is set aside with a warning, and its pairs are unknown."""
+        return self._read_steadily(lambda: self._look_up(keys))
+
+    def _read_steadily(self, read: Callable[[], Read]) -> Read:
+        """Read from a listing of the segments, and anew where a compaction took one away, or a damaged one was set aside."""
+        for _ in range(_LISTINGS):
+            try:
+                return read()
+            except FileNotFoundError:
+                time.sleep(_RELIST_SECONDS)  # what took its place is in the next listing
+            except DamagedShard as error:
+                self._set_aside(error)
+        raise RunFailed(f"{self.folder} changes faster than it can be read; is something deleting its segments?")
+
+    def _look_up(self, keys: Keys) -> Scores:
+        wanted = Wanted(keys)
+        for path in self.segment_paths():
+            segment = Segment.open(path)
+            for buckets in filter(wanted.overlaps, segment.parts()):
+                wanted.meet(*segment.read(buckets))
+        return wanted.found
+
+    def _set_aside(self, error: DamagedShard) -> None:
+        if error.path is None:  # the disk or the network, not the segment
+            raise error
+        path = error.path
+        try:
+            path.replace(path.with_name(f"{path.name}.damaged"))
+        except FileNotFoundError:
+            return  # another job was first
+        except OSError as fault:
+            raise RunFailed(f"{path} is damaged and cannot be set aside ({fault.strerror}); rename or delete it") from error
+        self._warn(f"{path} is damaged and set aside as {path.name}.damaged; its pairs will be scored again")
+
+    def append(self, keys: Keys, scores: Scores) -> Path:
+        """Store scored pairs as a new segment, whole or not at all. Keys must differ, and logits be finite."""
+        if not np.isfinite(scores.logits).all():
+            raise AssertionError("a segment holds real logits")
+        order = np.lexsort((keys[:, 1], keys[:, 0]))
+        path = self.folder / f"{uuid.uuid4().hex}.parquet"
+        write_segment(path, by_bucket(as_table(keys[order], scores.take(order))), rows=len(keys))
+        return path
+
+    def verify(self) -> list[str]:
+        """Read every page of every segment; what is damaged is set aside. Returns one line for each of those."""
+        faults = []
+        for path in self.segment_paths():
+            try:
+                check_segment(path)
+            except FileNotFoundError:
+                continue
+            except DamagedShard as error:
+                self._set_aside(error)
+                faults.append(str(error))
+        return faults
+
+    def compact(self, *, segment_rows: int = 1 << 22) -> tuple[int, int]:
+        """Merge segments of fewer than `segment_rows` pairs while readers read and writers append. Returns numbers before and after.
+
+        A merged segment appears before its parts go, so a pair is never missing. Where another compaction takes parts away, it is left
+        to go on alone. Memory: a bucket of a merged segment.
+        """
+        segments = self._read_steadily(self._open_segments)
+        for group in _groups([segment for segment in segments if segment.rows < segment_rows], segment_rows):
+            merged = (as_table(*_stored(group, range(bucket, bucket + 1))) for bucket in range(BUCKETS))
+            try:
+                write_segment(self.folder / f"{uuid.uuid4().hex}.parquet", merged, rows=sum(segment.rows for segment in group))
+            except FileNotFoundError:
+                break
+            except DamagedShard as error:
+                self._set_aside(error)
+                continue
+            for segment in group:
+                segment.path.unlink(missing_ok=True)
+        return len(segments), len(self.segment_paths())
+
+    def _open_segments(self) -> list[Segment]:
+        return [Segment.open(path) for path in self.segment_paths()]
+
+    def size(self) -> tuple[int, int, int]:
+        """Distinct pairs, segments, bytes."""
+        return self._read_steadily(self._size)
+
+    def _size(self) -> tuple[int, int, int]:
+        segments = self._open_segments()
+        pairs = sum(len(_stored(segments, range(bucket, bucket + 1))[0]) for bucket in range(BUCKETS))
+        return pairs, len(segments), sum(segment.path.stat().st_size for segment in segments)
+
+    def delete(self) -> None:
+        """Remove the namespace; it is gone at once, also where the files take long."""
+        gone = self.folder.with_name(f"{_DELETED}{uuid.uuid4().hex}")
+        self.folder.rename(gone)
+        shutil.rmtree(gone)
+
+
+def _stored(segments: list[Segment], buckets: range) -> tuple[Keys, Scores]:
+    """The stored pairs of some buckets in key order, each once."""
+    parts = [segment.read(buckets) for segment in segments]
+    keys = np.concatenate([np.empty((0, 2), dtype=np.uint64), *(keys for keys, _ in parts)])
+    scores = Scores(
+        *(np.concatenate([getattr(part, name) for part in [Scores.unknown(0), *(scores for _, scores in parts)]]) for name in _FIELDS)
+    )
+    order = np.argsort(keys[:, 0])
+    if (np.diff(keys[order, 0]) == 0).any():  # a pair written twice, or two keys with one half in common
+        order = np.lexsort((scores.logits, keys[:, 1], keys[:, 0]))
+        again = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
+        order = order[np.concatenate([[True], ~again])]
+    return keys[order], scores.take(order)
+
+
+def _groups(segments: list[Segment], segment_rows: int) -> Iterator[list[Segment]]:
+    """Segments to be merged with each other: two or more, up to `segment_rows` rows together."""
+    group: list[Segment] = []
+    for segment in segments:
+        if group and sum(one.rows for one in group) + segment.rows > segment_rows:
+            if len(group) > 1:
+                yield group
+            group = []
+        group.append(segment)
+    if len(group) > 1:
+        yield group
+
+
+def clean_store(root: Path) -> None:
+    """Remove what killed processes left: half a segment, half a deletion."""
+    for folder in (root / "teacher_logits").glob("*/"):
+        if folder.name.startswith(_DELETED):
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            remove_leftovers(folder)
+
+
+def namespaces(root: Path) -> list[str]:
+    """The namespaces of the store."""
+    return sorted(folder.name for folder in (root / "teacher_logits").glob("[!.]*/"))
+
+
+def namespace_note(root: Path, namespace: str) -> dict[str, Any]:
+    """Name and key of a namespace's teacher, `?` where the note is lost or damaged: it is for people alone."""
+    try:
+        note = json.loads((root / "teacher_logits" / namespace / "namespace.json").read_bytes())
+        return {"name": str(note["name"]), "key": dict(note["key"])}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {"name": "?", "key": {}}

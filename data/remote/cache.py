@@ -1,0 +1,263 @@
+"""Paths that may be on an object store: inputs are copied to a cache once and read as local files, outputs are put when they are finished.
+
+    CACHE/inputs/s3/bucket/key/<digest>/...    copies, by what they hold: an object that changed has another folder
+    CACHE/outputs/s3/bucket/key...             what is being written; a killed command goes on from there
+
+CACHE is the environment variable ADAM_REMOTE_CACHE, else adam-distillation/remote in the user's cache folder. A copy appears under its
+name whole or not at all, so several processes need no lock. Nothing is ever moved on the store. Copies are never deleted: delete what you
+like while no command runs. A local path goes through every function here unchanged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TypeVar
+
+from data.digests import bytes_digest, json_digest
+from data.errors import DamagedShard, RunFailed, UserError
+from data.files.leftovers import remove_leftovers
+from data.files.outputs import Kind, is_anything, local_output_file, local_output_folder
+from data.files.paths import expanded
+from data.remote.object_store import Entry, RemotePath, is_remote
+from data.tables.manifest import MANIFEST_NAME, Manifest
+from data.tables.shards import atomic_path, atomic_write
+
+CACHE_VARIABLE = "ADAM_REMOTE_CACHE"
+THREADS = 8  # files on their way at once; each holds a block in memory
+
+Item = TypeVar("Item")
+
+
+def cache_folder() -> Path:
+    """Where copies and unfinished outputs lie."""
+    if given := os.environ.get(CACHE_VARIABLE):
+        return Path(expanded(given, key=CACHE_VARIABLE)).absolute()
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # the XDG specification has relative ones ignored
+    return (base if base.is_absolute() else Path.home() / ".cache") / "adam-distillation" / "remote"
+
+
+def local_file(path: str) -> Path:
+    """A file as a local one.
+
+    Raises UserError: no such object, or the store cannot be reached.
+    """
+    if not is_remote(path):
+        return Path(path)
+    remote = RemotePath.of(path)
+    entry = remote.entry()
+    target = _place("inputs", path) / _digest_of({entry.name: entry}) / entry.name
+    _fetch(path, [_Wanted(remote, target, entry.bytes, version=entry.version)])
+    return target
+
+
+def local_table(folder: str) -> Path:
+    """A stored table (a folder of shards with manifest.json) as a local one. Each shard's digest is verified while it is copied.
+
+    The copy is named after the manifest, which names every shard's content; a shard that is there with the right size is not read again.
+
+    Raises:
+        UserError: no manifest there, or the store cannot be reached.
+        DamagedShard: an object is not the shard that the manifest records.
+    """
+    if not is_remote(folder):
+        return Path(folder)
+    remote = RemotePath.of(folder)
+    content = remote.child(MANIFEST_NAME).read()
+    if content is None:
+        raise UserError(f"{folder} is no stored table: it has no {MANIFEST_NAME} (is its stage complete, and was all of it copied there?)")
+    return _local_table(remote, content)
+
+
+def local_table_or_file(path: str) -> Path:
+    """A stored table, or a single file, as a local one."""
+    if not is_remote(path):
+        return Path(path)
+    remote = RemotePath.of(path)
+    content = remote.child(MANIFEST_NAME).read()
+    return local_file(path) if content is None else _local_table(remote, content)
+
+
+class RemoteFolder:
+    """A folder of which some files are wanted, by name: those are copied, the rest is not touched."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        self._remote = RemotePath.of(self.address)
+        self._known: dict[str, Entry] = {}  # by the name relative to the folder
+
+    def names(self, below: str = "") -> list[str] | None:
+        """Names of what lies in the folder, or in its folder `below`; those of folders end in a slash. None: no such folder."""
+        entries = (self._remote.child(below) if below else self._remote).entries()
+        self._known |= {f"{below}/{entry.name}" if below else entry.name: entry for entry in entries or []}
+        return None if entries is None else [entry.name + "/" * entry.is_folder for entry in entries]
+
+    def local(self, names: Sequence[str]) -> Path:
+        """A local folder that holds these files, which `names` listed before, under the same names."""
+        wanted = {name: self._known[name] for name in sorted(names)}
+        target = _place("inputs", self.address) / _digest_of(wanted)
+        found = [_Wanted(self._remote.child(name), target / name, entry.bytes, version=entry.version) for name, entry in wanted.items()]
+        _fetch(self.address, found)
+        return target
+
+
+@contextlib.contextmanager
+def output_file(path: str, *, option: str = "out", kind: Kind = is_anything) -> Iterator[Path]:
+    """A local path to write; when the block ends well, a remote one is put as one object. When it does not, what is there stays.
+
+    `option` is for errors; a file that is there is overwritten only where it is of the same kind.
+
+    Raises UserError before the block where nothing can be written there, see `data.files.outputs`, or the store cannot be reached.
+    """
+    if not is_remote(path):
+        with local_output_file(path, option=option, kind=kind) as local:
+            yield local
+        return
+    remote = RemotePath.of(path)
+    remote.child(MANIFEST_NAME).read()  # no such bucket, no credentials: better known before the work than after it
+    local = _place("outputs", path)
+    yield local
+    try:
+        remote.put(local)
+    except UserError as error:
+        raise type(error)(f"{error}; the finished file is {local}") from error
+    local.unlink()
+
+
+@contextlib.contextmanager
+def output_table(folder: str, *, option: str = "out") -> Iterator[Path]:
+    """A local folder to write a stored table to; when the block ends well, a remote one's shards are put, then its manifest.
+
+    A table that is complete at the address is fetched first: writing the same one again does nothing, and another one is refused by the
+    same rules as in a local folder. Shards without a manifest there do not count, and are overwritten.
+
+    Raises UserError before the block where nothing can be written there, see `data.files.outputs`, or the store cannot be reached.
+    """
+    if not is_remote(folder):
+        with local_output_folder(folder, option=option) as place:
+            yield place
+        return
+    remote = RemotePath.of(folder)
+    before, local = remote.child(MANIFEST_NAME).read(), _place("outputs", folder)
+    if before is not None:
+        _fill(local, _local_table(remote, before))
+    yield local
+    content = (local / MANIFEST_NAME).read_bytes()
+    names = [shard.name for shard in Manifest.parse(content, place=str(local)).shards]
+    if content != before:
+        _in_threads(lambda name, _: remote.child(name).put(local / name), names)
+        remote.child(MANIFEST_NAME).put(local / MANIFEST_NAME)
+    kept = _place("inputs", folder) / bytes_digest(content)  # so that the next command here need not fetch it
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in (*names, MANIFEST_NAME):
+        os.replace(local / name, kept / name)
+    shutil.rmtree(local)
+
+
+def _place(kind: str, address: str) -> Path:
+    """The folder of an address in the cache: CACHE/<kind>/s3/bucket/key."""
+    scheme, _, path = address.rstrip("/").partition("://")
+    parts = [urllib.parse.quote(part, safe=" =+@,") for part in path.split("/") if part]
+    return cache_folder().joinpath(kind, scheme, *(part.replace(".", "%2E") if part in (".", "..") else part for part in parts))
+
+
+def _digest_of(entries: dict[str, Entry]) -> str:
+    return json_digest([[name, entry.bytes, entry.version] for name, entry in sorted(entries.items())])
+
+
+def _local_table(remote: RemotePath, content: bytes) -> Path:
+    manifest = Manifest.parse(content, place=f"{remote.address}/{MANIFEST_NAME}")
+    for shard in manifest.shards:
+        if PurePath(shard.name).name != shard.name or shard.name in ("", "..", MANIFEST_NAME):  # it must not name a file elsewhere
+            raise DamagedShard(f"{remote.address}/{MANIFEST_NAME} names a shard {shard.name!r}, which is no file's name")
+    target = _place("inputs", remote.address) / bytes_digest(content)
+    shards = [_Wanted(remote.child(shard.name), target / shard.name, shard.bytes, digest=shard.digest) for shard in manifest.shards]
+    _fetch(remote.address, shards)
+    if not (target / MANIFEST_NAME).is_file():  # last: a folder that has it has all shards
+        atomic_write(target / MANIFEST_NAME, content)
+    return target
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """An object, the file that it becomes, and what is known of its content."""
+
+    remote: RemotePath
+    target: Path
+    bytes: int
+    digest: str = ""  # of a manifest
+    version: str = ""  # of a listing
+
+    def is_there(self) -> bool:
+        """Whether a file of this name and size was copied before, see `_copy`. Without digest and version its name says too little."""
+        return bool(self.digest or self.version) and self.target.is_file() and self.target.stat().st_size == self.bytes
+
+
+def _fetch(address: str, wanted: Sequence[_Wanted]) -> None:
+    missing = [one for one in wanted if not one.is_there()]
+    if not missing:
+        return
+    for folder in {one.target.parent for one in missing}:
+        remove_leftovers(folder)
+    count = "1 file" if len(missing) == 1 else f"{len(missing)} files"
+    print(f"copying {count}, {sum(one.bytes for one in missing) / 1e6:,.1f} MB, of {address}", file=sys.stderr, flush=True)
+    _in_threads(_copy, missing)
+
+
+def _copy(wanted: _Wanted, stop: threading.Event) -> None:
+    """Raises DamagedShard where the bytes are not the wanted ones; nothing is left then."""
+    digest, size = hashlib.blake2b(digest_size=16), 0
+    with atomic_path(wanted.target) as temporary, open(temporary, "wb") as file:
+        for block in wanted.remote.blocks():
+            if stop.is_set():
+                raise RunFailed("stopped")  # never seen: what made it stop is
+            file.write(block)
+            digest.update(block)
+            size += len(block)
+        if size != wanted.bytes or wanted.digest not in ("", digest.hexdigest()):
+            raise _not_the_wanted(wanted, size)
+
+
+def _not_the_wanted(wanted: _Wanted, size: int) -> Exception:
+    if not wanted.digest:
+        found = f"{wanted.remote.address} has {size} bytes, {wanted.bytes} were listed"
+        return RunFailed(f"{found}: it was replaced; start the same command again")
+    return DamagedShard(
+        f"{wanted.remote.address} is not the file that {MANIFEST_NAME} records ({wanted.bytes} bytes, digest {wanted.digest}; found {size} "
+        "bytes): it is damaged or was replaced; put the table there anew"
+    )
+
+
+def _in_threads(work: Callable[[Item, threading.Event], None], items: Sequence[Item]) -> None:
+    """Run `work` on all items. The first failure, or an interrupt, stops the others, which are waited for: nothing is left behind."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(THREADS) as pool:
+        futures = [pool.submit(work, item, stop) for item in items]
+        try:
+            for done in as_completed(futures):
+                done.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _fill(folder: Path, source: Path) -> None:
+    """The files of `source` in `folder`, where it lacks them; as hard links, since shards are never changed in place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if not (folder / path.name).exists():
+            with atomic_path(folder / path.name) as temporary:
+                try:
+                    os.link(path, temporary)
+                except OSError:  # no hard links here
+                    shutil.copyfile(path, temporary)

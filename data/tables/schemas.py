@@ -1,0 +1,164 @@
+"""The tables on disk: one Arrow schema a table, the candidate kinds, and the neutral marks inside dark examples.
+
+Training shards and dev sets are all that `pipeline` and `trainer` share. A column that changes raises the `version` of its table, so that
+this one and what is made from it is made anew; `SCHEMA_VERSION` is in every fingerprint, that of the embeddings too.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 2
+TRAINING_VERSION = 3  # of training shards alone: raised with any of their columns; see TRAINING_SCHEMAS
+
+
+class CandidateKind(IntEnum):
+    """What a candidate of a query is. The numbers are stored in `candidate_kind`."""
+
+    POSITIVE = 0
+    NEGATIVE = 1
+    REINFORCED_NEGATIVE = 2  # p+ [SEP] p-   (ADAM, Eq. 5)
+    NOISY_POSITIVE = 3  # p+ with masked tokens   (ADAM, Eq. 6)
+    TOP = 4  # group 1: the labelled positives, then the teacher's best   (CL-DRD; labels in data/tables/cl_drd_groups.py)
+    NEAR = 5  # group 2: passages of middle rank
+    FAR = 6  # group 3: the other passages
+
+
+# A list has either kinds of the one or of the other.
+ADAM_KINDS = (CandidateKind.POSITIVE, CandidateKind.NEGATIVE, CandidateKind.REINFORCED_NEGATIVE, CandidateKind.NOISY_POSITIVE)
+GROUPS = (CandidateKind.TOP, CandidateKind.NEAR, CandidateKind.FAR)
+
+
+class FalseNegativeRule(IntEnum):
+    """Why a passage was taken for a false negative, in the order in which the rules are tried. Stored in `dropped_rules`."""
+
+    TEACHER_ABOVE = 0
+    TEACHER_MARGIN = 1
+    TEACHER_PERCENTILE = 2
+    STUDENT_MARGIN = 3
+
+
+class DevRole(IntEnum):
+    """What a row of a dev set is. The numbers are stored in `role`."""
+
+    QUERY = 0
+    PASSAGE = 1
+
+
+# Dark examples are stored as text in which these marks stand for the special tokens, so that teacher and student may have
+# different tokenizers: each replaces the marks by its own mask and separator token. A passage that holds a mark is quarantined.
+MASK_MARK = "⟦MASK⟧"
+SEPARATOR_MARK = "⟦SEP⟧"
+
+CORPUS = pa.schema([("doc_id", pa.string()), ("text", pa.string()), ("text_hash", pa.int64())])
+QUERIES = pa.schema([("query_id", pa.string()), ("text", pa.string())])
+QRELS = pa.schema([("split", pa.string()), ("query_id", pa.string()), ("doc_id", pa.string()), ("relevance", pa.int32())])
+QUARANTINE = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("record", pa.string())])
+
+INDEX = pa.schema([("rows", pa.int64()), ("part", pa.large_binary())])  # of one shard of vectors: how many, and bytes of its faiss index
+
+
+def embeddings(size: int, *, id_name: str) -> pa.Schema:
+    """Rows of fp16 vectors of `size` dimensions, in the row order of the text shard they were made from."""
+    return pa.schema([(id_name, pa.string()), ("embedding", pa.list_(pa.float16(), size))])
+
+
+POOLS = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("positive_ids", pa.list_(pa.string())),  # labelled in the training split, best label first, ties by id
+        ("positive_scores", pa.list_(pa.float32())),  # the student's scores of these, null where it is no source
+        # The pool after removals: the list of each source, best first, one after the other. A passage may stand in several.
+        ("ranked_ids", pa.list_(pa.string())),
+        ("ranked_scores", pa.list_(pa.float32())),  # each source's own
+        ("ranked_sources", pa.list_(pa.int8())),  # places in data.negative_sources.SOURCES
+        ("never_ids", pa.list_(pa.string())),  # what was removed wherever it was ranked, and all that is never a negative; by id
+    ]
+)
+
+HARD_NEGATIVES = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("positive_ids", pa.list_(pa.string())),  # p+ of the query's list first, then the others as in POOLS
+        ("negative_ids", pa.list_(pa.list_(pa.string()))),  # [draws][m]
+        # Taken for false negatives: passages of the rank windows, the first rule that dropped each, the score that it looked at,
+        # and the limit that was exceeded.
+        ("dropped_ids", pa.list_(pa.string())),
+        ("dropped_rules", pa.list_(pa.int8())),  # FalseNegativeRule
+        ("dropped_scores", pa.list_(pa.float32())),
+        ("dropped_limits", pa.list_(pa.float32())),
+    ]
+)
+
+CANDIDATES = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("draw", pa.int8()),
+        ("position", pa.int32()),  # place in the query's list, from 0
+        ("candidate_kind", pa.int8()),
+        ("candidate_id", pa.string()),
+        ("query", pa.string()),
+        ("text", pa.string()),
+    ]
+)
+
+TEACHER_SCORES = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("draw", pa.int8()),
+        ("position", pa.int32()),
+        ("logit", pa.float32()),
+        ("token_count", pa.int32()),  # of the pair, after truncation, special tokens included
+        ("truncated", pa.bool_()),
+    ]
+)
+
+# The lists of a curriculum: each draw is one iteration, each list its groups in order, with what the teacher and the labels say of them.
+CURRICULUM = pa.schema(
+    [
+        *CANDIDATES,
+        ("logit", pa.float32()),  # the teacher's, raw
+        ("confidence", pa.float32()),  # the list's C(q), nats: its first labelled positive among it and all that carry no label
+    ]
+)
+
+CONFIDENCE = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("draw", pa.int8()),
+        ("confidence", pa.float32()),  # C(q), nats, at most 0 (ADAM, Eq. 7)
+        ("positive_logit", pa.float32()),
+        ("negative_mean", pa.float32()),
+        ("negative_max", pa.float32()),
+        ("positive_rank", pa.int16()),  # of p+ among {p+} and P-, from 1; a tie counts against p+
+        ("label_entropy", pa.float32()),  # nats, of the teacher's softmax over P~ without p+
+    ]
+)
+
+TRAINING = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("draw", pa.int8()),
+        ("query_tokens", pa.list_(pa.int32())),
+        ("candidate_tokens", pa.list_(pa.list_(pa.int32()))),
+        ("candidate_kind", pa.list_(pa.int8())),
+        ("candidate_id", pa.list_(pa.string())),
+        ("teacher_logits", pa.list_(pa.float32())),
+        ("confidence", pa.float32()),
+        ("never_ids", pa.list_(pa.string())),  # passages that are never negatives of the query, so none of the batch's for it; as in POOLS
+    ]
+)
+# What a trainer reads, by version. Shards of version 2 do not say which passages are never negatives.
+TRAINING_SCHEMAS = {2: pa.schema([field for field in TRAINING if field.name != "never_ids"]), TRAINING_VERSION: TRAINING}
+
+DEV = pa.schema(
+    [
+        ("role", pa.int8()),  # DevRole: first the queries, by id, then the passages, by id
+        ("id", pa.string()),  # query_id or doc_id
+        ("tokens", pa.list_(pa.int32())),  # the student's
+        ("judged_ids", pa.list_(pa.string())),  # of a query: its labelled positives, all of them among the passages; of a passage: none
+        ("grades", pa.list_(pa.int32())),  # their labels, above 0
+    ]
+)

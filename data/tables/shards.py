@@ -1,0 +1,267 @@
+"""Parquet shards: written whole or not at all, read one row group at a time, the checksums of footer and pages verified.
+
+A shard is complete iff its final name exists and its footer carries the table's fingerprint. The footer holds nothing that
+differs between two runs (no times, no worker names), so the same rows give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.digests import file_digest
+from data.errors import DamagedShard, RunFailed, UserError
+from data.files.leftovers import temporary_name
+
+ROW_GROUP_ROWS = 4096
+TRAINING_GROUP_ROWS = 512  # of training shards: a trainer holds a window of several row groups, and a row has dozens of passages
+_FOOTER_KEY = b"shard"
+# Parquet has checksums for pages but none for its footer, where a flipped bit makes other types or rows. So the footer carries its
+# own, taken with zeros in its place. A Parquet file without one (from elsewhere) is read unchecked.
+_SEAL_KEY = b"footer_blake2b"
+_SEAL = re.compile(rb"(?<=footer:)[0-9a-f]{32}")
+_NO_SEAL = b"0" * 32
+
+
+def shard_name(index: int, count: int) -> str:
+    """`part-00017-of-00064.parquet`."""
+    return f"part-{index:05d}-of-{count:05d}.parquet"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name in the same folder; renamed on success, removed on any failure. A full disk is a clear error.
+
+    A link stays, and what it points to is replaced. Raises UserError where that is a folder, a device or a pipe.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is {kind_of(path)}, where a file is to be written; it is left as it is")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunFailed(
+                f"no space left while writing {path} ({error.strerror}); free some space and start the same command again: "
+                "all shards finished so far are kept"
+            ) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def kind_of(path: Path) -> str:
+    """What stands under a name, links followed: `a folder`, `a device`, `a pipe`; a regular file is `a file`."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        return "a device"
+    return "a file" if stat.S_ISREG(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a socket"
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a small file whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+class ShardWriter:
+    """Collects tables and writes them in row groups of `ROW_GROUP_ROWS`. Use `open_shard`, which makes it appear whole."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.figures: dict[str, Any] = {}  # deterministic figures for the footer; set before the shard is closed
+        self.rows = 0
+        self._path, self._schema = path, schema
+        self._pending = schema.empty_table()
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pq.ParquetWriter(
+            self._file, schema, compression="zstd", compression_level=3, use_dictionary=False, write_page_checksum=True
+        )
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows; whole row groups go to the disk at once, so memory is bounded by one of them."""
+        self.rows += table.num_rows
+        self._pending = pa.concat_tables([self._pending, table.cast(self._schema)])
+        while self._pending.num_rows >= ROW_GROUP_ROWS:
+            self._writer.write_table(self._pending.slice(0, ROW_GROUP_ROWS))
+            self._pending = self._pending.slice(ROW_GROUP_ROWS)
+
+    def write_row_group(self, table: pa.Table) -> None:
+        """Append rows as one row group of their own."""
+        self.rows += table.num_rows
+        self._writer.write_table(table.cast(self._schema), row_group_size=max(1, table.num_rows))
+
+    def close(self, footer: dict[str, Any]) -> None:
+        """Write the remaining rows and the footer."""
+        if self._pending.num_rows:
+            self._writer.write_table(self._pending)
+        figures = json.dumps({**footer, **self.figures}, sort_keys=True)
+        self._writer.add_key_value_metadata({_FOOTER_KEY: figures, _SEAL_KEY: b"footer:" + _NO_SEAL})
+        self._writer.close()
+        self._file.close()
+        start, _, seal = _footer_seal(self._path)
+        with open(self._path, "rb+") as file:
+            file.seek(start)
+            file.write(seal)
+
+    def abort(self) -> None:
+        """Close the file as it is: left open, a deleted one would keep its blocks of a full disk."""
+        self._writer.is_open = False  # else it would write a footer when it is collected
+        self._file.close()
+
+
+def _footer_seal(path: Path) -> tuple[int, bytes, bytes]:
+    """(place in the file, seal that stands there, seal that belongs there) of a footer; a file without one has two empty seals."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        length = min(int.from_bytes(file.read(4), "little") + 8, size)
+        file.seek(size - length)
+        footer = file.read(length)
+    found = list(_SEAL.finditer(footer))
+    if not found:
+        return 0, b"", b""
+    start, stop = found[-1].span()
+    digest = hashlib.blake2b(footer[:start] + _NO_SEAL + footer[stop:], digest_size=16)
+    return size - length + start, found[-1].group(), digest.hexdigest().encode()
+
+
+def _check_footer(path: Path) -> None:
+    _, stands, belongs = _footer_seal(path)
+    if stands != belongs:
+        raise OSError("its footer does not have the checksum that it records")
+
+
+@contextlib.contextmanager
+def open_shard(path: Path, schema: pa.Schema, footer: dict[str, Any]) -> Iterator[ShardWriter]:
+    """A writer whose shard gets its final name when the block ends well, and leaves nothing behind when it does not."""
+    with atomic_path(path) as temporary:
+        writer = ShardWriter(temporary, schema)
+        try:
+            yield writer
+            writer.close(footer)
+        finally:
+            writer.abort()
+
+
+def write_shard(path: Path, table: pa.Table, footer: dict[str, Any]) -> None:
+    """Write one whole shard from a table in memory."""
+    with open_shard(path, table.schema, footer) as writer:
+        writer.write(table)
+
+
+def _damaged(path: Path, error: Exception) -> DamagedShard:
+    return DamagedShard(
+        f"{path} cannot be read: {error}. It is cut short or damaged; delete it and start the same `prep run` again: "
+        "only this shard is built anew",
+        path=None if isinstance(error, OSError) and error.errno is not None else path,  # an errno is the disk's or the network's fault
+    )
+
+
+def _missing_or_damaged(path: Path, error: Exception) -> DamagedShard:
+    if isinstance(error, FileNotFoundError):
+        return DamagedShard(f"{path} is missing; start the same `prep run` again: only this shard is built anew")
+    return _damaged(path, error)
+
+
+def _gone_or_damaged(path: Path, error: Exception) -> Exception:
+    """A network file system calls a file that another machine deleted stale."""
+    gone = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESTALE)
+    return FileNotFoundError(errno.ENOENT, "gone", str(path)) if gone else _damaged(path, error)
+
+
+def open_footer(path: Path) -> tuple[pq.FileMetaData, dict[str, Any]]:
+    """A shard's Parquet metadata and the figures of its footer, the checksum verified.
+
+    Raises FileNotFoundError where the file is gone, DamagedShard where it is cut short, damaged, or no shard of this project.
+    """
+    try:
+        _check_footer(path)
+        metadata = pq.read_metadata(path)
+        figures = json.loads((metadata.metadata or {}).get(_FOOTER_KEY, b"null"))
+        if not isinstance(figures, dict):
+            raise ValueError("its footer has no figures, so it was not written here")
+        return metadata, figures
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _gone_or_damaged(path, error) from error
+
+
+def read_footer(path: Path) -> dict[str, Any] | None:
+    """The footer's figures, None where the file does not exist. Raises DamagedShard as `open_footer` does."""
+    try:
+        return open_footer(path)[1]
+    except FileNotFoundError:
+        return None
+
+
+def read_row_groups(path: Path, *, columns: list[str] | None = None, groups: Sequence[int] | None = None) -> Iterator[pa.Table]:
+    """The shard's row groups (all, or those of the given numbers) in order, page checksums verified.
+
+    Raises DamagedShard, naming the file and the remedy.
+    """
+    try:
+        _check_footer(path)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups) if groups is None else groups:
+                yield file.read_row_group(group, columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise _missing_or_damaged(path, error) from error
+
+
+def group_rows(path: Path) -> list[int]:
+    """Rows of each row group of a shard. Raises DamagedShard as `read_row_groups` does."""
+    try:
+        _check_footer(path)
+        metadata = pq.read_metadata(path)
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    except (pa.ArrowException, OSError) as error:
+        raise _missing_or_damaged(path, error) from error
+
+
+def read_groups(path: Path, groups: Sequence[int], metadata: pq.FileMetaData) -> pa.Table:
+    """Some row groups as one table in memory, page checksums verified. `metadata` is what `open_footer` gave: a file that is
+    read part by part has its footer parsed once.
+
+    Raises FileNotFoundError where the file is gone, DamagedShard where it cannot be read.
+    """
+    try:
+        with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
+            return file.read_row_groups(groups, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise _gone_or_damaged(path, error) from error
+
+
+def read_shard(path: Path, *, columns: list[str] | None = None) -> pa.Table:
+    """The whole shard in memory, checksums verified."""
+    groups = list(read_row_groups(path, columns=columns))
+    if groups:
+        return pa.concat_tables(groups)
+    schema = pq.read_schema(path)
+    return (pa.schema([schema.field(name) for name in columns]) if columns else schema).empty_table()
+
+
+def describe(path: Path) -> tuple[int, int, str]:
+    """Rows, bytes and content digest of a finished shard."""
+    try:
+        _check_footer(path)
+        return pq.read_metadata(path).num_rows, path.stat().st_size, file_digest(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error

@@ -1,0 +1,90 @@
+"""`prep cache`: what the teacher-logit store holds, whether it is whole, and how it is kept small."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from data.config.fields import unknown_key
+from data.errors import RunFailed, UserError
+from data.logits.store import LogitStore, namespace_note, namespaces
+from pipeline.run import read_journal
+
+Say = Callable[[str], None]
+
+
+def stats(root: Path, namespace: str, yes: bool, say: Say) -> None:
+    """For each teacher: distinct pairs, segments, bytes, and how many of the pairs that runs of this store asked for were there already."""
+    asked = _asked(root)
+    for name in _chosen(root, namespace):
+        pairs, segments, size = LogitStore(root, name, warn=say).size()
+        wanted, hits = asked[name, "pairs"], asked[name, "cached"]
+        rate = f"{hits / wanted:6.1%} of {wanted:,} asked" if wanted else "never asked"
+        note = namespace_note(root, name)
+        precision = note["key"].get("precision", "?")
+        say(f"{name[:12]}  {pairs:>11,} pairs  {segments:>5} segments  {size / 1e6:8.1f} MB  hits {rate}  {note['name']} ({precision})")
+
+
+def _asked(root: Path) -> Counter[tuple[str, str]]:
+    """Pairs that finished shards wanted, and found, by namespace: from the journals of all tables of teacher scores of the store."""
+    total: Counter[tuple[str, str]] = Counter()
+    for folder in [*(root / "teacher_scores").glob("*/"), *(root / "pool_scores").glob("*/")]:
+        for line in read_journal(folder):
+            for figure in ("pairs", "cached"):
+                total[line.get("namespace", ""), figure] += line.get(figure, 0)
+    return total
+
+
+def verify(root: Path, namespace: str, yes: bool, say: Say) -> None:
+    """Read every page. Damaged segments are named and set aside, so that the next run scores their pairs again. Fails if there are any."""
+    damaged = 0
+    for name in _chosen(root, namespace):
+        store = LogitStore(root, name, warn=say)
+        faults = store.verify()
+        damaged += len(faults)
+        say(f"{name[:12]}  {len(store.segment_paths())} segments whole, {len(faults)} damaged")
+    if damaged:
+        raise RunFailed(f"{damaged} segments are damaged and set aside; the next `prep run` scores their pairs again, and only those")
+
+
+def compact(root: Path, namespace: str, yes: bool, say: Say) -> None:
+    """Merge small segments, while other jobs read and write."""
+    for name in _chosen(root, namespace):
+        before, after = LogitStore(root, name, warn=say).compact()
+        say(f"{name[:12]}  {before} segments -> {after}")
+
+
+def gc(root: Path, namespace: str, yes: bool, say: Say) -> None:
+    """Delete the logits of one teacher, after asking."""
+    if not namespace:
+        raise UserError("say whose logits to delete: namespace=START, as `prep cache stats` shows it")
+    chosen = _chosen(root, namespace)
+    if len(chosen) > 1:
+        raise UserError(f"namespace={namespace} is the start of {len(chosen)} namespaces; give more of it: {', '.join(chosen)}")
+    store = LogitStore(root, chosen[0], warn=say)
+    pairs, _, size = store.size()
+    question = f"delete {pairs:,} logits ({size / 1e6:.1f} MB) of {namespace_note(root, chosen[0])['name']}?"
+    if not yes and not _agreed(question):
+        raise UserError(f"nothing deleted: {question} answer yes, or give yes=true")
+    store.delete()
+    say(f"{chosen[0][:12]}  deleted, {pairs:,} pairs")
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        return False
+    return input(f"{question} [yes/no] ").strip().lower() == "yes"
+
+
+def _chosen(root: Path, start: str) -> list[str]:
+    """The namespaces that begin with `start`."""
+    every = namespaces(root)
+    chosen = [name for name in every if name.startswith(start)]
+    if start and not chosen:
+        raise unknown_key(f"namespace={start}", valid=[f"namespace={name[:12]}" for name in every])
+    return chosen
+
+
+ACTIONS: dict[str, Callable[[Path, str, bool, Say], None]] = {"stats": stats, "verify": verify, "compact": compact, "gc": gc}

@@ -1,0 +1,114 @@
+"""How m negatives are drawn from a query's rank windows: each sampler puts a window in order of preference, the sources take turns.
+
+    uniform      the lowest hashes of (seed, query, draw, passage)
+    top          the best ranks
+    simans       by chance, p(d) in proportion to exp(-a (s(q,d) - s(q,p+) - b)^2), without replacement
+    stratified   over the teacher's scores: see `stratified`
+
+Each is a pure function of the seed, the ids and the scores. With uniform, top and simans a larger m keeps the smaller sample, and what was
+scored for it; with stratified the strata move with m.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from data.digests import hash64_after
+
+SeededHash = Callable[[str], int]  # of a passage id
+
+
+def seeded(seed: int, purpose: str, query_id: str, draw: int) -> SeededHash:
+    """The hash of a passage id for one purpose, query and draw."""
+    return hash64_after(seed, purpose, query_id, draw)
+
+
+def uniform(doc_ids: Sequence[str], hashed: SeededHash) -> list[str]:
+    """In the order of the hashes."""
+    return sorted(doc_ids, key=lambda doc_id: (hashed(doc_id), doc_id))
+
+
+def simans(doc_ids: Sequence[str], scores: Sequence[float], positive_score: float, hashed: SeededHash, *, a: float, b: float) -> list[str]:
+    """SimANS (Zhou et al., EMNLP 2022, https://arxiv.org/abs/2210.11773), as a seeded order.
+
+    Drawing one passage after the other, each in proportion to the weights w of those that are left, gives the order of E / w with
+    independent exponential E (Efraimidis and Spirakis, 2006). Taken as logarithms, since w may be below the smallest number.
+
+    Args:
+        doc_ids: n passages.
+        scores: [n] s(q, d) of the student.
+        positive_score: s(q, p+), of the positive that the list is trained with.
+        hashed: the source of E.
+        a: sharpness.
+        b: offset.
+    """
+
+    def log_key(doc_id: str, score: float) -> float:
+        uniform_number = ((hashed(doc_id) >> 11) + 0.5) * 2.0**-53  # in (0, 1)
+        return math.log(-math.log1p(-uniform_number)) + a * (score - positive_score - b) ** 2
+
+    keys = {doc_id: log_key(doc_id, float(score)) for doc_id, score in zip(doc_ids, scores, strict=True)}
+    return sorted(doc_ids, key=lambda doc_id: (keys[doc_id], doc_id))
+
+
+def stratified(doc_ids: Sequence[str], logits: Sequence[float], count: int, hashed: SeededHash) -> list[str]:
+    """Passages spread evenly over the quantiles of the teacher's scores, from the highest to the lowest, then the others by hash.
+
+    After Jang et al., "Beyond Hard Negatives" (SIGIR 2026, https://arxiv.org/abs/2604.04734): negatives that cover the whole spectrum of
+    the teacher's scores uniformly, so that their distribution is that of the pool. [our reading of the abstract] Target j of `count` is
+    the quantile 1 - j / (count - 1) of the logits (the median where one is wanted), linear between ranks; it takes the passage
+    nearest to it that is not taken yet, the lower hash where two are as near.
+    """
+    hashes = {doc_id: hashed(doc_id) for doc_id in doc_ids}
+    left = {doc_id: float(logit) for doc_id, logit in zip(doc_ids, logits, strict=True)}
+    ordered, chosen = sorted(left.values()), []
+    for place in range(count := min(count, len(doc_ids))):
+        target = _between(ordered, *((count - 1 - place, count - 1) if count > 1 else (1, 2)))
+        nearest = min(left, key=lambda doc_id: (abs(left[doc_id] - target), hashes[doc_id], doc_id))
+        chosen.append(nearest)
+        del left[nearest]
+    return [*chosen, *sorted(left, key=lambda doc_id: (hashes[doc_id], doc_id))]
+
+
+def _between(ordered: list[float], part: int, parts: int) -> float:
+    """The quantile part / parts of sorted values, linear between ranks. In whole numbers, so that a target halfway is exactly halfway."""
+    rank, rest = divmod(part * (len(ordered) - 1), parts)
+    return ordered[rank] + rest / parts * (ordered[min(rank + 1, len(ordered) - 1)] - ordered[rank])
+
+
+def turns(weights: Sequence[int], count: int) -> list[int]:
+    """Whose turn it is, `count` times: each goes to the source that is furthest behind its share, the first of equals.
+
+    The turns of a smaller count are the first ones of a larger.
+    """
+    taken, listed = [0] * len(weights), []
+    for number in range(1, count + 1):
+        deficits = [weight * number - sum(weights) * have for weight, have in zip(weights, taken, strict=True)]
+        listed.append(deficits.index(max(deficits)))
+        taken[listed[-1]] += 1
+    return listed
+
+
+def interleave(preferences: Sequence[Sequence[str]], whose: Sequence[int]) -> tuple[list[str], list[int]]:
+    """The passages that the sources take, none twice, and how often each was made up for because it had none left.
+
+    A turn that its source cannot use goes to the first of the others that has a passage left.
+    """
+    following = [iter(listed) for listed in preferences]
+    chosen: dict[str, None] = {}
+    made_up = [0] * len(preferences)
+
+    def next_of(source: int) -> str | None:
+        return next((doc_id for doc_id in following[source] if doc_id not in chosen), None)
+
+    for source in whose:
+        doc_id = next_of(source)
+        for other in range(len(preferences)):
+            if doc_id is None and other != source:
+                doc_id = next_of(other)
+                made_up[source] += doc_id is not None
+        if doc_id is None:
+            break
+        chosen[doc_id] = None
+    return list(chosen), made_up

@@ -1,0 +1,180 @@
+"""Where ranked lists come from: the student's exact search, BM25, a TREC run, or chance. All give arrays of rows of the corpus.
+
+A ranking is (rows [n, k] int64, scores [n, k] fp32) of n queries, best first, equal scores by passage id; where a list is shorter, rows
+are -1. A source is made once for a shard of queries and asked for them a piece at a time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data.digests import hash64
+from data.errors import UserError
+from data.formats.trec import read_entries
+from data.remote.cache import local_file
+from pipeline.negatives.corpus import Corpus
+from pipeline.stage import StageContext, Stored
+from retrieval.search.tie_break import ties_by_id
+
+if TYPE_CHECKING:
+    from retrieval.search.searcher import Searcher
+
+Ranking = tuple[NDArray[np.int64], NDArray[np.float32]]
+_ENTRIES_AT_ONCE = 1 << 18  # entries of a run file held as text
+
+
+class PoolSource(Protocol):
+    """Ranks passages for the queries of a shard."""
+
+    def rank(self, first: int, stop: int, *, k: int) -> Ranking:
+        """The k best passages of the shard's queries first..stop-1."""
+
+
+class StudentSearch:
+    """Exact search over the stored vectors, which a worker keeps from shard to shard where its memory allows it."""
+
+    def __init__(self, queries: pa.Table, vectors: Stored, shard: int, searcher: Searcher, corpus: Corpus) -> None:
+        from retrieval.search.embedding_table import embedding_matrix
+
+        stored = vectors.read(shard)
+        mine = stored.filter(pc.is_in(stored.column("query_id"), value_set=queries.column("query_id").combine_chunks()))
+        if mine.column("query_id").to_pylist() != queries.column("query_id").to_pylist():
+            raise AssertionError("vectors lie in the order of their texts")
+        self._queries, self._searcher, self._corpus = embedding_matrix(mine), searcher, corpus
+        self._watched, self._watched_vectors = np.empty(0, np.int64), np.empty((0, 0), np.float64)
+
+    def watch(self, rows: NDArray[np.int64]) -> None:
+        """Fetch the vectors of these rows: of the labelled positives, for `scores_of`."""
+        self._watched = np.unique(rows)
+        self._watched_vectors = self._searcher.vectors_of(self._watched).astype(np.float64)
+
+    def rank(self, first: int, stop: int, *, k: int) -> Ranking:
+        """Raises UserError where the vectors of queries and corpus differ in size, or the search does not fit into its memory."""
+        from retrieval.search.searcher import rows_by_id
+
+        k = min(k, len(self._corpus))
+        rows, scores = np.empty((stop - first, k), np.int64), np.empty((stop - first, k), np.float32)
+        for found in self._searcher.search(self._queries[first:stop], k=k):
+            part = slice(found.first, found.first + len(found.rows))
+            rows[part], scores[part] = rows_by_id(found.scores, found.rows, self._corpus.ids), found.scores
+        return rows, scores
+
+    def recall(self, *, k: int, queries: int) -> tuple[int, int]:
+        """(found, there are) of the exact k best of some queries, spread over the shard."""
+        return self._searcher.sampled_recall(self._queries, k=k, queries_sampled=queries)
+
+    def scores_of(self, place: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[n] the student's scores of watched rows for the query at `place`: in float64, rounded to fp32, as in the search."""
+        vectors = self._watched_vectors[np.searchsorted(self._watched, rows)]
+        return (vectors @ self._queries[place].astype(np.float64)).astype(np.float32)
+
+
+class Bm25Search:
+    """BM25 over all passages; those without a common word are in no list."""
+
+    def __init__(self, texts: list[str], corpus: Corpus, *, stop_words: str) -> None:
+        self._texts, self._corpus, self._stop_words = texts, corpus, stop_words
+
+    def rank(self, first: int, stop: int, *, k: int) -> Ranking:
+        """Builds the index with the first piece."""
+        return self._corpus.bm25(stop_words=self._stop_words).search(self._texts[first:stop], k=k)
+
+
+class RunFile:
+    """A TREC run from anywhere. Entries of passages that the corpus does not hold are counted in `unknown`, and left out."""
+
+    def __init__(self, path: Path, query_ids: list[str], corpus: Corpus) -> None:
+        """Raises UserError: a bad line, a passage that a query lists twice, no passage of the corpus among the entries of these queries."""
+        place_of = {query_id: place for place, query_id in enumerate(query_ids)}
+        lines, places, rows, scores = _known_entries(path, place_of, corpus)
+        self.unknown = int((rows < 0).sum())
+        if len(rows) and self.unknown == len(rows):
+            raise UserError(
+                f"{path} lists no passage of this corpus for its queries, such as {query_ids[int(places[0])]}: is it of another?"
+            )
+        known = rows >= 0
+        lines, places, rows, scores = lines[known], places[known], rows[known], scores[known]
+        self._refuse_repeats(path, lines, places, rows, query_ids, corpus)
+        order = np.lexsort((-scores, places))
+        self._rows, self._scores = rows[order], scores[order]
+        self._bounds = np.searchsorted(places[order], np.arange(len(query_ids) + 1))
+        self._corpus = corpus
+
+    @staticmethod
+    def _refuse_repeats(
+        path: Path, lines: NDArray[np.int64], places: NDArray[np.int64], rows: NDArray[np.int64], query_ids: list[str], corpus: Corpus
+    ) -> None:
+        order = np.lexsort((lines, rows, places))
+        again = np.flatnonzero((np.diff(places[order]) == 0) & (np.diff(rows[order]) == 0)) + 1
+        if len(again):
+            entry = order[again[np.argmin(lines[order[again]])]]
+            doc_id = corpus.ids_of(rows[entry : entry + 1])[0]
+            raise UserError(f"{path}:{lines[entry]}: query {query_ids[int(places[entry])]} lists passage {doc_id} a second time")
+
+    def rank(self, first: int, stop: int, *, k: int) -> Ranking:
+        """As in trec_eval the score decides the order and the rank field is not read."""
+        k = min(k, int(np.diff(self._bounds[first : stop + 1]).max(initial=1)))
+        rows, scores = np.full((stop - first, k), -1, np.int64), np.full((stop - first, k), -np.inf, np.float32)
+        for place in range(first, stop):
+            part = slice(self._bounds[place], self._bounds[place + 1])
+            found = ties_by_id(self._rows[part], self._scores[part], self._corpus.ids)[:k]
+            rows[place - first, : len(found)], scores[place - first, : len(found)] = found, self._scores[part][:k]
+        return rows, scores
+
+
+def _known_entries(
+    path: Path, place_of: dict[str, int], corpus: Corpus
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """(line, place of the query, row or -1, score) of each entry of these queries. As text only a part of them is in memory."""
+    parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
+    waiting: list[tuple[int, int, str, float]] = []
+
+    def settle() -> None:
+        lines, places, ids, scores = zip(*waiting, strict=True)
+        parts.append((np.array(lines), np.array(places), corpus.rows_of(pa.array(ids, pa.large_string())), np.array(scores, np.float64)))
+        waiting.clear()
+
+    for entry in read_entries(path, place_of):
+        waiting.append((entry.line, place_of[entry.query_id], entry.doc_id, entry.score))
+        if len(waiting) == _ENTRIES_AT_ONCE:
+            settle()
+    if waiting:
+        settle()
+    none = np.empty(0, np.int64)
+    lines, places, rows, scores = zip((none, none, none, np.empty(0)), *parts, strict=True)
+    return np.concatenate(lines), np.concatenate(places), np.concatenate(rows), np.concatenate(scores)
+
+
+class AtRandom:
+    """Passages by chance, a pure function of seed, query and place in the list; all have score 0."""
+
+    def __init__(self, query_ids: list[str], corpus: Corpus, *, seed: int) -> None:
+        self._query_ids, self._size, self._seed = query_ids, len(corpus), seed
+
+    def rank(self, first: int, stop: int, *, k: int) -> Ranking:
+        """Fewer than k where the corpus is hardly larger."""
+        rows, scores = np.full((stop - first, min(k, self._size)), -1, np.int64), np.zeros((stop - first, min(k, self._size)), np.float32)
+        for place in range(first, stop):
+            drawn = (hash64(self._seed, "random", self._query_ids[place], number) % self._size for number in range(2 * k + 10))
+            distinct = list(dict.fromkeys(drawn))[:k]
+            rows[place - first, : len(distinct)] = distinct
+        return rows, scores
+
+
+def make_source(name: str, context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
+    """The source of this name for the queries of the task's shard. Reads what it needs, and no more."""
+    settings, query_ids = context.experiment.hard_negatives, queries.column("query_id").to_pylist()
+    if name == "student":
+        searcher = corpus.searcher(context.inputs["embed.corpus"], context.inputs.get("index"), context.experiment)
+        return StudentSearch(queries, context.inputs["embed.queries"], context.shard, searcher, corpus)
+    if name == "bm25":
+        return Bm25Search(queries.column("text").to_pylist(), corpus, stop_words=settings.bm25_stopwords)
+    if name == "run":
+        return RunFile(local_file(settings.run_file or ""), query_ids, corpus)
+    return AtRandom(query_ids, corpus, seed=context.experiment.seed)

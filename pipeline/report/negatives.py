@@ -1,0 +1,129 @@
+"""What the report tells of the negatives: a sample of what was taken for false negatives, and the queries that are short of negatives."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from data.config.settings import Experiment
+from data.digests import hash64
+from data.tables.schemas import FalseNegativeRule
+from pipeline.negatives.pool_pairs import read_pools
+from pipeline.negatives.query_selection import KEPT_RANKS, RANKS
+from pipeline.report.inspect import complete_tables
+from pipeline.stage import Stored
+from pipeline.stages.hard_negatives import SHORT, read_logits
+
+_EXAMPLES, _NAMED = 20, 20
+
+
+@dataclass(frozen=True)
+class Example:
+    """A passage that a rule dropped."""
+
+    query: str
+    text: str
+    rule: str
+    score: float  # that the rule looked at: the teacher's logit, or the student's score
+    limit: float
+    positive: float | None  # p+'s, of the same kind
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Of all shards of `hard_negatives`."""
+
+    dropped: dict[str, int]  # by rule
+    examples: list[Example]
+    short: int
+    short_ids: list[str]
+    without: int
+    without_ids: list[str]
+    ranks: dict[str, int]  # how many queries have p+ at which ranks, where they were selected by it
+    kept_ranks: dict[str, int]  # those that were selected
+    unselected: dict[str, int]  # by reason
+
+
+def negatives_findings(experiment: Experiment) -> Findings:
+    """Read what `hard_negatives` wrote. Raises UserError where it is not complete."""
+    negatives, pools = complete_tables(experiment, "hard_negatives", "pools.ranked")
+    counts = negatives.manifest.counts
+    dropped = counts.get("false negatives", {})
+    short, without = counts.get(SHORT, 0), counts["dropped"].get("no negatives", 0)
+    return Findings(
+        dropped,
+        _examples(experiment, negatives, pools) if dropped else [],
+        short,
+        _short_ids(negatives, experiment.hard_negatives.negatives) if short else [],
+        without,
+        _ids_without(negatives, pools) if without and RANKS not in counts else [],
+        counts.get(RANKS, {}),
+        counts.get(KEPT_RANKS, {}),
+        {reason: count for reason, count in counts["dropped"].items() if reason != "no negatives"},
+    )
+
+
+def _short_ids(negatives: Stored, m: int) -> list[str]:
+    found: list[str] = []
+    for group in negatives.row_groups(columns=["query_id", "negative_ids"]):
+        first = pc.list_element(group.column("negative_ids"), 0)
+        found += group.column("query_id").filter(pc.less(pc.list_value_length(first), m)).to_pylist()
+        if len(found) >= _NAMED:
+            break
+    return found[:_NAMED]
+
+
+def _ids_without(negatives: Stored, pools: Stored) -> list[str]:
+    found: list[str] = []
+    for shard in range(len(pools.paths())):
+        kept = negatives.read(shard, columns=["query_id"]).column("query_id").combine_chunks()
+        every = pools.read(shard, columns=["query_id"]).column("query_id")
+        found += every.filter(pc.invert(pc.is_in(every, value_set=kept))).to_pylist()
+    return found[:_NAMED]
+
+
+def _examples(experiment: Experiment, negatives: Stored, pools: Stored) -> list[Example]:
+    """One dropped passage of each of some queries, chosen by hash."""
+    chosen: list[tuple[int, str, int, dict[str, Any]]] = []
+    columns = ["query_id", "dropped_ids", "dropped_rules", "dropped_scores", "dropped_limits", "positive_ids"]
+    for shard in range(len(negatives.paths())):
+        for group in negatives.shard_groups(shard, columns=columns):
+            for row in group.filter(pc.greater(pc.list_value_length(group.column("dropped_ids")), 0)).to_pylist():
+                one = (hash64(experiment.seed, "dropped", row["query_id"]), row["query_id"], shard, row)
+                chosen = heapq.nsmallest(_EXAMPLES, [*chosen, one], key=lambda item: item[:2])
+    picks = []
+    positive_of: dict[str, str] = {}
+    for _, query_id, shard, row in chosen:
+        place = hash64(experiment.seed, "dropped passage", query_id) % len(row["dropped_ids"])
+        picks.append((query_id, shard, {name: row[name][place] for name in columns[1:-1]}))
+        positive_of[query_id] = row["positive_ids"][0]
+    scored = _scored_positives(experiment, pools, positive_of, shards={shard for _, shard, _ in picks})
+    queries, corpus = complete_tables(experiment, "ingest.queries", "ingest.corpus")
+    query_texts = queries.texts_of([query_id for query_id, _, _ in picks], id_name="query_id")
+    passages = corpus.texts_of([pick["dropped_ids"] for _, _, pick in picks], id_name="doc_id")
+    examples = []
+    for query_id, _, pick in picks:
+        rule = FalseNegativeRule(pick["dropped_rules"])
+        positive = scored[query_id][rule == FalseNegativeRule.STUDENT_MARGIN]
+        text = passages[pick["dropped_ids"]]
+        examples.append(Example(query_texts[query_id], text, rule.name.lower(), pick["dropped_scores"], pick["dropped_limits"], positive))
+    return examples
+
+
+def _scored_positives(
+    experiment: Experiment, pools: Stored, positive_of: dict[str, str], *, shards: set[int]
+) -> dict[str, tuple[float | None, float | None]]:
+    """query_id -> (the teacher's logit of its p+, the student's score of it), None where there is none."""
+    scored = complete_tables(experiment, "pools.pairs", "pool_scores") if experiment.hard_negatives.uses_pool_scores else None
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for shard in shards:
+        rows = {row.query_id: row for row in read_pools(pools, shard) if row.query_id in positive_of}
+        logits = {query_id: of for query_id, of in (read_logits(scored[0], scored[1], shard) if scored else ()) if query_id in rows}
+        for query_id, row in rows.items():
+            place = row.positive_ids.index(positive_of[query_id])
+            by_student = None if row.positive_scores is None else float(row.positive_scores[place])
+            found[query_id] = (logits[query_id].positives[place] if query_id in logits else None, by_student)
+    return found

@@ -1,0 +1,139 @@
+"""Whether the teacher reads as much of the candidates as the student does, told before a logit is paid for.
+
+A teacher's logit is of the text that the teacher reads. Where `teacher.max_tokens` has no room for the query and what the student reads
+of a candidate, the teacher cuts its end: of `p+ [SEP] p-` that is p-, so what is left is mostly p+, and on long passages p+ alone. That
+the longest mixed passages leave room for no query, the settings tell (`notes`); how many are so long, a sample of the texts (`warnings`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.config.settings import Experiment
+from data.errors import UserError
+from data.tables.schemas import SEPARATOR_MARK, CandidateKind
+from data.tables.shards import read_row_groups
+from pipeline.scoring.requested_pairs import spec_of
+from pipeline.stage import Stored
+from retrieval.models.student import resolve_student
+from retrieval.models.tokenizer import Tokenizer, tokenizer_of
+from retrieval.teachers.pair_tokens import longest_first
+
+_SAMPLED = 2000  # candidates
+_SAMPLED_SHARDS = 20  # that they come from: a row group has thousands
+_TOLD_ABOVE = 0.01  # share of them; a few queries are always long
+_SHORTEST_PAIR = 2  # tokens that a pair has more than its passage as the student reads it: a query of one, one more special token
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a sample of one kind of candidates shows."""
+
+    candidates: int
+    cut: int  # of which the teacher reads less than the student
+    without_negative: int  # of these mixed passages of which it reads nothing of p-
+    needed: int  # teacher.max_tokens at which none would be cut
+
+
+def longest_mixed(experiment: Experiment) -> int:
+    """Longest mixed passage in tokens. The student's files are read only where its length comes from them."""
+    given = experiment.dark_examples.mixed_tokens or experiment.student.passage_tokens
+    return given or resolve_student(experiment.student).passage_tokens
+
+
+def notes(experiment: Experiment) -> list[str]:
+    """What a user should hear before any work where mixed passages may be longer than what the teacher reads beside any query at all.
+
+    No error: passages may be short, whatever the models could read.
+    """
+    if experiment.teacher.backend == "none" or not experiment.dark_examples.reinforced:
+        return []
+    longest, room = longest_mixed(experiment), experiment.teacher.max_tokens
+    if longest + _SHORTEST_PAIR <= room:
+        return []
+    origin = "dark_examples.mixed_tokens" if experiment.dark_examples.mixed_tokens else "student.passage_tokens, of mixed passages too"
+    query = experiment.student.query_tokens or 32
+    shorter = f"dark_examples.mixed_tokens={room - query}" if room - query >= 8 else "a smaller dark_examples.mixed_tokens"
+    return [
+        f"teacher.max_tokens={room} has no room for a query and a mixed passage of {longest} tokens ({origin}): of one so long the teacher "
+        f"cuts away of `p+ [SEP] p-` what the student reads; teacher.max_tokens={longest + query}, or {shorter}, leaves it whole"
+    ]
+
+
+def warnings(experiment: Experiment, candidates: Stored, shards: Sequence[int]) -> list[str]:
+    """What a user should hear of the candidates of some shards. Reads a row group of some of them and the tokenizers, no model.
+
+    Nothing where the student's files are not here: scoring does without them.
+    """
+    try:
+        resolve_student(experiment.student)
+    except UserError:
+        return []
+    kinds, queries, texts = _sample(candidates, shards)
+    mixed = kinds == CandidateKind.REINFORCED_NEGATIVE
+    lines = []
+    for name, places in (("mixed passages (p+ [SEP] p-)", np.flatnonzero(mixed)), ("passages", np.flatnonzero(~mixed))):
+        if not len(places):
+            continue
+        mine = [queries[place] for place in places], [texts[place] for place in places]
+        looked = look(experiment, *mine, mixed=name != "passages")
+        if looked.cut > _TOLD_ABOVE * looked.candidates:
+            lost = f", and nothing of p- of {looked.without_negative:,}" if looked.without_negative else ""
+            lines.append(
+                f"the teacher reads less than the student of {looked.cut:,} of {looked.candidates:,} {name} looked at{lost}: "
+                f"teacher.max_tokens={experiment.teacher.max_tokens} cuts them; {looked.needed} would cut none"
+            )
+    return lines
+
+
+def _sample(candidates: Stored, shards: Sequence[int]) -> tuple[NDArray[np.int8], list[str], list[str]]:
+    """(kinds, queries, texts) of candidates spread over the first row groups of up to `_SAMPLED_SHARDS` shards."""
+    kinds, queries, texts = [np.empty(0, np.int8)], list[str](), list[str]()
+    shards = shards[:: -(-len(shards) // _SAMPLED_SHARDS)]
+    for shard in shards:
+        table = next(read_row_groups(candidates.paths()[shard], columns=["candidate_kind", "query", "text"]), None)
+        if table is None:
+            continue
+        rows = np.unique(np.linspace(0, table.num_rows - 1, -(-_SAMPLED // len(shards))).astype(int))
+        table = table.take(rows)
+        kinds.append(table.column("candidate_kind").to_numpy())
+        queries += table.column("query").to_pylist()
+        texts += table.column("text").to_pylist()
+    return np.concatenate(kinds), queries, texts
+
+
+def look(experiment: Experiment, queries: Sequence[str], texts: Sequence[str], *, mixed: bool) -> Looked:
+    """Compare, in the tokens of both, what teacher and student read of some candidates, mixed passages or others."""
+    spec = spec_of(experiment)
+    teacher = Tokenizer(spec.folder, trusted=spec.trust_remote_code)
+    added = len(teacher.encode_pairs([("a", "a")], max_tokens=99)[0][0]) - 2 * _tokens(teacher, ["a"])[0]
+    whole, of_queries = _tokens(teacher, texts), _tokens(teacher, queries)
+    kept = np.array([longest_first(q, n, room=spec.max_tokens - added)[1] for q, n in zip(of_queries, whole, strict=True)])
+    of_student, read = _student_reads(experiment, teacher, texts, mixed=mixed)
+    less = (kept < whole) & (kept * of_student < read * whole)
+    wanted = of_queries + np.ceil(read / np.maximum(of_student, 1) * whole).astype(int) + added
+    before = _tokens(teacher, [text.partition(SEPARATOR_MARK)[0] for text in texts]) if mixed else kept
+    return Looked(len(texts), int(less.sum()), int((less & mixed & (kept <= before + 1)).sum()), int(wanted.max(initial=0)))
+
+
+def _student_reads(
+    experiment: Experiment, teacher: Tokenizer, texts: Sequence[str], *, mixed: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(tokens of each text, how many of them the student reads), in the student's tokens."""
+    student = resolve_student(experiment.student)
+    same = student.tokenizer_digest == teacher.digest
+    tokenizer = teacher if same else tokenizer_of(student)
+    special = len(tokenizer.backend.encode("").ids)
+    prefix = len(tokenizer.pieces(student.passage_prefix)) if student.passage_prefix else 0
+    room = (longest_mixed(experiment) if mixed else student.passage_tokens) - special - prefix
+    whole = _tokens(tokenizer, texts)
+    return whole, np.minimum(whole, room)
+
+
+def _tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.int64]:
+    """How many tokens each text has, special ones around it left out."""
+    return np.array([len(ids) for ids in tokenizer.bare_ids([tokenizer.with_special_tokens(text) for text in texts])], np.int64)

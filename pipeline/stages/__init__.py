@@ -1,0 +1,4 @@
+"""The stages: one file each, with its row builder beside it.
+
+Not here: how shards are run (`executors`) and in which order (`plan.py`).
+"""

@@ -1,0 +1,266 @@
+"""Stage `pools`, table `ranked`: for each training query its labelled positives and a ranked pool from each source, without them.
+
+What is never a negative of the query is removed: see `pipeline.negatives.never_negatives`. Nothing here depends on how many negatives are
+drawn, how, or on the teacher: the search is done once for all that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data.config.negative_sources import SOURCES, Source
+from data.config.settings import Experiment, HardNegatives
+from data.digests import DigestCache, hash64
+from data.errors import UserError
+from data.formats.trec import check_run, read_entries
+from data.remote.cache import local_file
+from data.tables import schemas
+from data.tables.shards import ROW_GROUP_ROWS
+from pipeline.negatives.corpus import Corpus
+from pipeline.negatives.equal_queries import equal_queries
+from pipeline.negatives.never_negatives import IDENTICAL, REASONS, Never, never_negatives
+from pipeline.negatives.search_index import searching_key
+from pipeline.negatives.sources import PoolSource, Ranking, RunFile, StudentSearch, make_source
+from pipeline.stage import StageContext, Stored, Table
+
+_RANKED_AT_ONCE = 1 << 23  # entries of a ranking in memory, about 40 bytes each while they are sorted
+_WRITTEN_AT_ONCE = 1 << 20  # entries of a row group
+REMOVED = "removed from pools"
+NOTHING = "queries for which a source has no passage"
+UNKNOWN = "entries of the run of unknown passages"
+RECALL = "recall of the index on sampled queries"
+
+
+@dataclass(frozen=True)
+class Own:
+    """What belongs to one query before anything is ranked."""
+
+    query_id: str
+    positives: NDArray[np.int64]  # rows of the training split's, best label first, ties by id
+    never: Never
+
+
+def training_queries(queries: pa.Table, labels: pl.DataFrame, experiment: Experiment) -> pa.Table:
+    """The queries of a shard that are trained on.
+
+    With `hard_negatives.queries` the subset is the lowest hashes over the training queries of all shards: a larger subset
+    holds the smaller one. `labels` are those above 0 of all queries and splits.
+    """
+    chosen = labels.filter(pl.col("split") == experiment.ingest.train_split)["query_id"].unique().to_list()
+    wanted = experiment.hard_negatives.queries
+    if wanted is not None:
+        chosen = sorted(chosen, key=lambda query: (hash64(experiment.seed, "subset", query), query))[:wanted]
+    return queries.filter(pc.is_in(queries.column("query_id"), value_set=pa.array(sorted(chosen), pa.string())))
+
+
+def labels_above_0(qrels: Stored) -> pl.DataFrame:
+    """Columns of `schemas.QRELS`, all splits."""
+    return pl.concat([pl.DataFrame(pl.from_arrow(group)) for group in qrels.row_groups()]).filter(pl.col("relevance") > 0)
+
+
+def positives_of(labels: pl.DataFrame) -> dict[str, NDArray[np.int64]]:
+    """By query the rows of its labelled positives, best label first, ties by id."""
+    ordered = labels.sort(["query_id", "relevance", "doc_id"], descending=[False, True, False])
+    grouped = ordered.group_by("query_id", maintain_order=True).agg("row")
+    return {query_id: np.array(rows, np.int64) for query_id, rows in zip(grouped["query_id"], grouped["row"].to_list(), strict=True)}
+
+
+def pool_of(rows: NDArray[np.int64], never: Never, *, depth: int, removed: Counter[str]) -> NDArray[np.int64]:
+    """Places in a query's ranked list that stay when what is never its negative is removed.
+
+    Args:
+        rows: [k] rows of the corpus, best first, -1 after the last.
+        never: what is removed.
+        depth: how many stay at most.
+        removed: counts why passages were removed.
+    """
+    found = rows[: int((rows >= 0).sum())]
+    barred = np.isin(found, never.rows)
+    removed.update(REASONS[reason] for reason in never.reasons[np.searchsorted(never.rows, found[barred])].tolist())
+    return np.flatnonzero(~barred)[:depth]
+
+
+def room_for_removals(never: Iterable[Never], positives: Iterable[NDArray[np.int64]]) -> int:
+    """Passages to find beyond the depth, so that no pool is short because of what is removed from it."""
+    return max(max((len(one.rows) for one in never), default=0), 2 * max(map(len, positives), default=0))
+
+
+def _build(context: StageContext) -> None:
+    experiment, settings = context.experiment, context.experiment.hard_negatives
+    corpus = context.worker_cache.get_or_create("corpus", lambda: Corpus(context.inputs["ingest.corpus"]))
+    labels = labels_above_0(context.inputs["ingest.qrels"])
+    queries = training_queries(context.inputs["ingest.queries"].read(context.shard), labels, experiment)
+    query_ids = queries.column("query_id").to_pylist()
+    equal = equal_queries(queries, context.inputs["ingest.queries"])
+    labels = labels.filter(pl.col("query_id").is_in({query_id for ids in equal.values() for query_id in ids}))
+    labels = labels.with_columns(pl.Series("row", corpus.rows_of(labels["doc_id"].to_arrow())))
+    positives = positives_of(labels.filter(pl.col("split") == experiment.ingest.train_split))
+    never = never_negatives(queries, equal, labels, corpus, identical=settings.ignore_identical_ids)
+    own = [Own(query_id, positives[query_id], never[query_id]) for query_id in query_ids]
+    k = settings.depth + room_for_removals((one.never for one in own), (one.positives for one in own))
+    sources = {source: make_source(source.name, context, queries, corpus) for source in settings.sources}
+    searches = [made for made in sources.values() if isinstance(made, StudentSearch)]
+    for made in searches:
+        made.watch(np.concatenate([np.empty(0, np.int64), *(one.positives for one in own)]))
+
+    removed: Counter[str] = Counter()
+    nothing: Counter[str] = Counter()
+    with context.writer(context.shard, schemas.POOLS) as writer:
+        for first, stop in _pieces(len(query_ids), _RANKED_AT_ONCE // k):
+            rankings = {source: made.rank(first, stop, k=k) for source, made in sources.items()}
+            for start, end in _pieces(stop - first, min(ROW_GROUP_ROWS, _WRITTEN_AT_ONCE // (k * len(sources)))):
+                part = {source: (rows[start:end], scores[start:end]) for source, (rows, scores) in rankings.items()}
+                mine = own[first + start : first + end]
+                table = _table(mine, first + start, part, sources, corpus, depth=settings.depth, removed=removed, nothing=nothing)
+                writer.write_row_group(table)
+                context.report("queries", end - start)
+        unknown = sum(made.unknown for made in sources.values() if isinstance(made, RunFile))
+        counts: dict[str, Any] = {"in": len(query_ids), "kept": len(query_ids), "dropped": {}, REMOVED: dict(removed)}
+        counts |= {NOTHING: dict(nothing)} if nothing else {}
+        if experiment.uses_index:
+            hits, total = searches[0].recall(k=settings.depth, queries=experiment.search.recall_queries)
+            counts[RECALL] = {"found": hits, "of": total}
+        writer.figures["counts"] = {**counts, UNKNOWN: unknown} if "run" in [source.name for source in sources] else counts
+
+
+def _pieces(count: int, size: int) -> Iterator[tuple[int, int]]:
+    size = max(1, size)
+    return ((start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _table(
+    mine: list[Own],
+    first: int,
+    rankings: dict[Source, Ranking],
+    sources: dict[Source, PoolSource],
+    corpus: Corpus,
+    *,
+    depth: int,
+    removed: Counter[str],
+    nothing: Counter[str],
+) -> pa.Table:
+    """The rows of some queries, the first of which has number `first`."""
+    rows: list[NDArray[np.int64]] = []
+    scores: list[NDArray[np.float32]] = []
+    numbers: list[NDArray[np.int8]] = []
+    lengths = []
+    for place, query in enumerate(mine):
+        before = len(rows)
+        for source, (ranked, values) in rankings.items():
+            kept = pool_of(ranked[place], query.never, depth=depth, removed=removed)
+            rows.append(ranked[place][kept])
+            scores.append(values[place][kept])
+            numbers.append(np.full(len(kept), source.number, np.int8))
+            nothing.update([source.name] if not len(kept) else [])
+        lengths.append(sum(len(part) for part in rows[before:]))
+    student = next((made for made in sources.values() if isinstance(made, StudentSearch)), None)
+    of_student = [student.scores_of(first + place, query.positives) if student else None for place, query in enumerate(mine)]
+    never_ids = [sorted(corpus.ids_of(query.never.rows).to_pylist()) for query in mine]
+    columns = [
+        pa.array([query.query_id for query in mine], pa.string()),
+        pa.ListArray.from_arrays(
+            _offsets([len(query.positives) for query in mine]), corpus.ids_of(np.concatenate([query.positives for query in mine]))
+        ),
+        pa.array(of_student, pa.list_(pa.float32())),
+        pa.ListArray.from_arrays(_offsets(lengths), corpus.ids_of(np.concatenate(rows))),
+        pa.ListArray.from_arrays(_offsets(lengths), pa.array(np.concatenate(scores))),
+        pa.ListArray.from_arrays(_offsets(lengths), pa.array(np.concatenate(numbers))),
+        pa.array(never_ids, pa.list_(pa.string())),
+    ]
+    return pa.table(columns, schema=schemas.POOLS)
+
+
+def _offsets(lengths: list[int]) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+
+
+def window_places(numbers: NDArray[np.int8], source: Source) -> NDArray[np.int64]:
+    """Places in a pool (its `ranked_sources`) that lie in the source's rank window, best first."""
+    return np.flatnonzero(numbers == source.number)[source.first_rank - 1 : source.last_rank]
+
+
+def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+    settings = experiment.hard_negatives
+    names = [source.name for source in settings.sources]
+    key: dict[str, Any] = {"sources": names, "depth": settings.depth, "queries": settings.queries, "split": experiment.ingest.train_split}
+    key |= searching_key(experiment) if "student" in names else {}
+    if "random" in names or settings.queries is not None:
+        key["seed"] = experiment.seed
+    if "run" in names:
+        run_file = local_file(settings.run_file or "")
+        check_run(run_file, option="hard_negatives.run_file")
+        key["run_digest"] = digests.file(run_file)
+    if "bm25" in names and settings.bm25_stopwords != HardNegatives.model_fields["bm25_stopwords"].default:
+        key["bm25_stopwords"] = settings.bm25_stopwords
+    if settings.ignore_identical_ids != "auto":
+        key["ignore_identical_ids"] = settings.ignore_identical_ids
+    return key
+
+
+def _remark(experiment: Experiment, counts: dict[str, Any]) -> str:
+    unknown = counts.get(UNKNOWN, 0)
+    lines = (
+        [f"{unknown:,} entries of hard_negatives.run_file name passages that are not in the corpus; they are left out"] if unknown else []
+    )
+    for name, queries in counts.get(NOTHING, {}).items():
+        more = ", which get their negatives from the other sources" if len(experiment.hard_negatives.sources) > 1 else ""
+        lines.append(f"{_source_words(name, experiment)} has no passage for {queries:,} of {counts['in']:,} queries{more}")
+    if identical := sum(counts[REMOVED].get(reason, 0) for reason in IDENTICAL):
+        lines.append(
+            f"{identical:,} passages that are the query itself, or have its text, are left out of the pools "
+            "(hard_negatives.ignore_identical_ids=false keeps them)"
+        )
+    if recall := counts.get(RECALL):
+        share = recall["found"] / max(1, recall["of"])
+        lines.append(f"search.index found {share:.2%} of the {recall['of']:,} passages that exact search finds for sampled queries")
+    return "; ".join(lines)
+
+
+def _source_words(name: str, experiment: Experiment) -> str:
+    return f"hard_negatives.run_file={experiment.hard_negatives.run_file}" if name == "run" else f"hard_negatives.source={name}"
+
+
+def _refuse(experiment: Experiment, stored: Stored) -> None:
+    """A source that finds nothing at all would leave its share of the negatives to the others, or nothing to anyone."""
+    counts = stored.manifest.counts
+    for name, queries in counts.get(NOTHING, {}).items():
+        if queries and queries == counts["in"]:
+            example = next(group.column("query_id")[0].as_py() for group in stored.row_groups(columns=["query_id"]) if group.num_rows)
+            raise UserError(
+                f"{_source_words(name, experiment)} has no passage for any of the {queries:,} training queries, such as {example}"
+                + _hint(name, experiment)
+            )
+
+
+def _hint(name: str, experiment: Experiment) -> str:
+    settings = experiment.hard_negatives
+    if name == "run":
+        entry = next(read_entries(local_file(settings.run_file or "")), None)
+        its_first = f"its first line is of query {entry.query_id}; " if entry else ""
+        return f": {its_first}give a run of these queries, with the ids of queries and passages that are in the collection"
+    if name == "bm25":
+        stop_words = f"stop words aside (hard_negatives.bm25_stopwords={settings.bm25_stopwords})"
+        return f": no passage has a word of theirs, {stop_words}; are queries and passages in one language?"
+    return f": all {settings.depth:,} that it finds for each are positives, or the query itself; raise hard_negatives.depth"
+
+
+def table(experiment: Experiment) -> Table:
+    """The table for the sources of an experiment: only the student's search needs embeddings."""
+    base = ("ingest.corpus", "ingest.queries", "ingest.qrels")
+    student = any(source.name == SOURCES[0] for source in experiment.hard_negatives.sources)
+    vectors = ("embed.corpus", "embed.queries", *(["index"] if experiment.uses_index else [])) if student else ()
+    return Table(
+        stage="pools", name="ranked", version=2, reads=(*base, *vectors), key=_key,
+        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=partial(_remark, experiment),
+        refuse=partial(_refuse, experiment), uses_device=student,
+    )  # fmt: skip

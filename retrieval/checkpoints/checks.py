@@ -1,0 +1,161 @@
+"""What the files of a transformers checkpoint tell about whether it can be used, told before any work. No model is loaded, no torch
+imported.
+
+    student    whole weights | not quantised | a token table that has all of the tokenizer's ids
+    teacher    as a student | one output | a plain pair as input (`retrieval.teachers.plain_pairs`)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+from retrieval.checkpoints.files import read_json, role_tokens, token_count, transformer_folder
+from retrieval.checkpoints.weight_files import Shapes, refuse_adapter, tensor_shapes, token_rows
+from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_modules, refuse_templates
+
+_KINDS = {  # by how their classes end in config.json
+    "ForCausalLM": "a causal language model",
+    "LMHeadModel": "a causal language model",
+    "ForConditionalGeneration": "a sequence-to-sequence language model",
+    "ForMaskedLM": "a masked language model",
+    "ForPreTraining": "a pre-trained encoder without a head",
+    "ForTokenClassification": "a classifier of tokens",
+    "ForQuestionAnswering": "a reader that marks answers",
+    "Model": "an encoder without a head",
+}
+_HEADS = ("classifier.", "score.", "classification_head.", "logits_proj.", "sequence_summary.", "head.")
+_DECODER_HEAD = "score.weight"  # transformers' GenericForSequenceClassification and its forerunners
+_WITHOUT = {"mask_token": "dark_examples.mask_ratios=[]", "sep_token": "dark_examples.reinforced=false"}
+
+
+def check_student(folder: Path, *, option: str) -> None:
+    """Raises UserError where the folder holds no transformers checkpoint that can be opened whole."""
+    _check_files(transformer_folder(folder), option=option)
+
+
+def check_teacher(folder: Path, *, option: str) -> None:
+    """Raises UserError where the folder holds no cross-encoder with one output that reads plain pairs."""
+    refuse_modules(folder, option=option)
+    weights = transformer_folder(folder)
+    config, shapes = _check_files(weights, option=option)
+    _check_head(weights, config, shapes, option=option)
+    refuse_templates(folder, option=option)
+
+
+def check_training_start(folder: Path, *, option: str) -> None:
+    """Raises UserError where no cross-encoder can start from the folder: it holds one, or an encoder, which gets a new head.
+
+    What an encoder's files say of templates and prompts is about another task.
+    """
+    weights = transformer_folder(folder)
+    config, _ = _check_files(weights, option=option)
+    _refuse_encoder_decoder(weights, config, option=option)
+    if _is_classifier(config):
+        if (labels := _labels(config)) != 1:
+            raise UserError(f"{option}: {weights} has {labels} outputs; start from one with a single output, or from an encoder")
+        refuse_templates(folder, option=option)
+
+
+def check_marks(folder: Path, *, option: str, masked: bool, mixed: bool, trusted: bool = False) -> None:
+    """Raises UserError where a tokenizer has no token for the marks of the dark examples asked for.
+
+    The tokenizer is loaded, in about three seconds, only where its files do not name the token: its class may have one.
+    """
+    wanted = [role for role, asked in (("mask_token", masked), ("sep_token", mixed)) if asked]
+    if role_tokens(folder).keys() >= set(wanted):
+        return
+    from retrieval.models.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(folder, trusted=trusted)
+    lacking = [role for role in wanted if tokenizer.role_token(role) is None]
+    if lacking:
+        raise UserError(
+            f"{option}: the tokenizer in {folder} has no {' and no '.join(lacking)}, which the dark examples asked for need; take another "
+            f"model, or leave these examples out: {' '.join(_WITHOUT[role] for role in lacking)}"
+        )
+
+
+def bare_decoder(folder: Path) -> bool:
+    """Whether a teacher is a decoder with a scoring head, many of which were trained on a template that only their model card tells."""
+    return _DECODER_HEAD in tensor_shapes(folder, option="teacher.model")
+
+
+def check_token_rows(folder: Path, rows: Any, *, option: str) -> None:
+    """Raises UserError where the tokenizer has ids beyond the `rows` of the model's token table."""
+    count = token_count(folder)
+    if isinstance(rows, int) and count > rows:
+        raise UserError(
+            f"{option}: the tokenizer in {folder} has ids up to {count - 1:,}, the model has embeddings for {rows:,} tokens; "
+            "give the tokenizer that belongs to the model, or enlarge the model (resize_token_embeddings) and train the new rows"
+        )
+
+
+def _check_files(weights: Path, *, option: str) -> tuple[dict[str, Any], Shapes]:
+    """Weights, configuration and tokenizer of a transformers folder. Returns the configuration and the shapes of all tensors."""
+    refuse_adapter(weights, option=option)
+    config = read_json(weights / "config.json")
+    if not (weights / "config.json").is_file():
+        raise UserError(f"{option}: {weights} holds no config.json, it is not a transformers checkpoint")
+    if not (config.get("model_type") or config.get("auto_map")):
+        raise UserError(f"{option}: {weights / 'config.json'} names no model_type, so it is not a transformers checkpoint")
+    for key in ("quantization_config", "compression_config"):
+        if settings := config.get(key):
+            method = (settings.get("quant_method") if isinstance(settings, dict) else None) or "bitsandbytes"
+            raise UserError(
+                f"{option}: {weights} is quantised ({key} in its config.json: {method}), which is not supported; give the model as it was "
+                "before, in fp32, bf16 or fp16"
+            )
+    shapes = tensor_shapes(weights, option=option)
+    check_token_rows(weights, token_rows(shapes) or config.get("vocab_size"), option=option)
+    return config, shapes
+
+
+def _architectures(config: dict[str, Any]) -> list[str]:
+    named = config.get("architectures")
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+
+
+def has_head(folder: Path) -> bool:
+    """Whether a transformers folder says that it is a cross-encoder; an encoder gets a new head."""
+    return _is_classifier(read_json(folder / "config.json"))
+
+
+def _is_classifier(config: dict[str, Any]) -> bool:
+    return any("SequenceClassification" in name for name in _architectures(config))
+
+
+def _labels(config: dict[str, Any]) -> int:
+    """As transformers counts them: `num_labels`, else the entries of `id2label`, else 2 (`PreTrainedConfig.__post_init__`)."""
+    given, names = config.get("num_labels"), config.get("id2label")
+    if isinstance(given, int):
+        return given
+    return len(names) if isinstance(names, dict) else 2
+
+
+def _check_head(weights: Path, config: dict[str, Any], shapes: Shapes, *, option: str) -> None:
+    _refuse_encoder_decoder(weights, config, option=option)
+    own_code = "AutoModelForSequenceClassification" in (config.get("auto_map") or {})
+    if not (own_code or _is_classifier(config)) and (other := _other_model(config, shapes)):
+        raise UserError(
+            f"{option}: {weights} is {other}, not a sequence classifier; {ONE_OUTPUT}. train.task=cross_encoder makes one of an encoder"
+        )
+    if (labels := _labels(config)) != 1:
+        raise UserError(f"{option}: {weights} has {labels} outputs; {ONE_OUTPUT}")
+
+
+def _other_model(config: dict[str, Any], shapes: Shapes) -> str | None:
+    """What a checkpoint is in words, where it is no sequence classifier. One whose class is not said is known by its head."""
+    name = next(iter(_architectures(config)), "")
+    ending = next((ending for ending in _KINDS if name.endswith(ending)), "")
+    if ending in ("", "Model") and any(tensor.startswith(_HEADS) for tensor in shapes):
+        return None
+    return f"{_KINDS[ending or 'Model']} ({name})" if name else _KINDS["Model"]
+
+
+def _refuse_encoder_decoder(weights: Path, config: dict[str, Any], *, option: str) -> None:
+    """Their heads read the state at the end token, which a batch of ours need not have (T5, BART)."""
+    if config.get("is_encoder_decoder"):
+        name = next(iter(_architectures(config)), config.get("model_type"))
+        raise UserError(f"{option}: {weights} is an encoder with a decoder ({name}), which is not supported; {ONE_OUTPUT}")

@@ -1,0 +1,284 @@
+"""Where a model's files lie, and the digests of their content. Reads no weights into memory and imports no torch.
+
+A digest is of content, never of a name or path: a model moved elsewhere is the same model, new weights under the old path are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.digests import DigestCache, bytes_digest, canonical_json, file_stamp, json_digest
+from data.errors import UserError, first_line
+from data.files.what_lies import stored_table, what_lies
+
+_VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+_UNREAD_TOKENIZER_FILES = ("spm.model", "tokenizer.model", "sentencepiece.model")  # of which a tokenizer.json has to be made first
+_COPIED_TOKENIZER_FILES = (
+    *_TOKENIZER_FILES, *_TOKENIZER_SETTINGS, *_UNREAD_TOKENIZER_FILES, "added_tokens.json", "bpe.codes", "chat_template.jinja",
+    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",  # of models that read more than text
+)  # fmt: skip
+# transformers applies these on top of tokenizer.json.
+_TOKENIZER_CONFIG_KEYS = (
+    "do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "tokenizer_class", "mask_token", "sep_token",
+    "cls_token", "pad_token", "unk_token", "bos_token", "eos_token",
+)  # fmt: skip
+_ROLES = ("mask_token", "sep_token", "cls_token", "pad_token", "unk_token", "bos_token", "eos_token")
+_USED_ROLES = _ROLES[:5]  # those of beginning and end are no part of a text for most decoders
+_LFS_START = b"version https://git-lfs.github.com/spec/"
+
+
+def resolve_folder(model: str, *, option: str, revision: str | None = None, with_code: bool = False) -> Path:
+    """The local folder of a checkpoint: a folder as it is, else a hub id, from the hub's cache or the hub.
+
+    Args:
+        model: a folder, or a hub id.
+        option: the setting that names it, for errors.
+        revision: of a hub id: a branch, a tag or a commit.
+        with_code: take its Python files too, which may run; the revision must then be a commit.
+
+    Raises UserError where neither a folder nor a hub model can be had, and for a revision that pins nothing.
+    """
+    path = Path(model).expanduser()
+    section = option.rpartition(".")[0]
+    if path.is_dir():
+        if stored_table(path) is not None:
+            raise UserError(f"{option}={model} is {what_lies(path)}; expected a model's folder or a hub id")
+        if revision is not None:
+            raise UserError(f"{section}.revision={revision}: {path} is a folder, whose content is its own pin; leave the revision out")
+        return path.resolve()
+    if path.is_file():
+        raise UserError(f"{option}={model} is a file; expected a model's folder: is it {path.parent}?")
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise UserError(f"{option}={model}: no such folder{_near(path)}; give a folder or a hub id like organisation/name")
+    if with_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        found = "no revision" if revision is None else f"revision={revision}"
+        raise UserError(
+            f"{option}={model}: {section}.trust_remote_code=true runs code that others can change on the hub, and {found} does not pin it: "
+            f"set {section}.revision to a commit, 40 hexadecimal digits"
+        )
+    try:
+        return _from_hub(model, revision, with_code)
+    except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{option}={model}: neither a folder nor a hub model that can be reached ({reason})") from error
+
+
+@functools.cache  # the hub is asked once a process: a model is looked up for every table and before every shard
+def _from_hub(model: str, revision: str | None, with_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "model.onnx*", *(["*.py"] * with_code)]
+    return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]))
+
+
+def _near(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    near = difflib.get_close_matches(path.name, [found.name for found in path.parent.iterdir() if found.is_dir()], n=3)
+    return f" (in {path.parent} there is {', '.join(near)})" if near else ""
+
+
+def refuse_placeholder(path: Path) -> None:
+    """Raises UserError where something else lies in a file's place: a git-lfs pointer, nothing, a link whose target is gone."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(_LFS_START))
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise UserError(f"{path} is a link to a file that is gone ({path.readlink()}): fetch the model again") from error
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    if start == _LFS_START:
+        raise UserError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its repository, or download the file")
+    if not start:
+        raise UserError(f"{path} is empty (0 bytes): fetch the file again")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model folder, empty where the file does not exist."""
+    content = _read_json(path, nothing={})
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, a JSON object was expected")
+    return content
+
+
+def _read_json(path: Path, *, nothing: Any) -> Any:
+    try:
+        refuse_placeholder(path)
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return nothing
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON: {error}") from error
+
+
+def module_list(folder: Path) -> list[dict[str, Any]]:
+    """The modules of a sentence-transformers folder, in order, each with its `type` and `path`; none where there is no modules.json."""
+    path = folder / "modules.json"
+    modules = _read_json(path, nothing=[])
+    if not isinstance(modules, list):
+        raise UserError(f"{path} holds a {type(modules).__name__}, a list of modules was expected")
+    for module in modules:
+        if not isinstance(module, dict) or not all(isinstance(module.get(key), str) for key in ("type", "path")):
+            raise UserError(f"{path}: a module is an object with a type and a path, but one is {json.dumps(module)}")
+        if Path(module["path"]).is_absolute() or ".." in Path(module["path"]).parts:
+            raise UserError(f"{path}: the path of a module lies in the folder, but one is {module['path']!r}")
+    return modules
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Where config.json and the weights lie: the folder itself, or its first module (sentence-transformers)."""
+    for module in module_list(folder):
+        if module["type"].rsplit(".", 1)[-1] == "Transformer" and module["path"]:
+            return folder / module["path"]
+    return folder
+
+
+def weights_digest(folder: Path, digests: DigestCache, *, option: str, beside: Sequence[Path] = ()) -> str:
+    """Digest of the weight files and of the configuration without its volatile keys. `beside`: weights under any other name."""
+    patterns = ("*.safetensors", "*.onnx", "*.onnx_data", "*.onnx.data")
+    files = sorted({*beside, *(file for pattern in patterns for file in folder.glob(pattern))})
+    if not files:
+        raise UserError(no_weights(folder, option=option))
+    config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _VOLATILE_CONFIG_KEYS}
+    with _digestible(folder / "config.json"):
+        return json_digest({"config": config, "weights": [digests.file(file) for file in files]})
+
+
+@contextlib.contextmanager
+def _digestible(path: Path) -> Iterator[None]:
+    """Raises UserError where the content is none of JSON's, although Python reads it: NaN, Infinity, half a character."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{path} holds what is no JSON ({first_line(error)})") from error
+
+
+def no_weights(folder: Path, *, option: str) -> str:
+    """In words: a folder has none that are read. A hub model's pickles are not even downloaded, so the remedy is always named."""
+    pickles = sorted(path.name for pattern in ("*.bin", "*.bin.index.json", "*.pt", "*.pth") for path in folder.glob(pattern))
+    found = f"; {pickles[0]} is a pickle" if pickles else ""
+    return (
+        f"{option}: {folder} holds no weights (*.safetensors, model.onnx){found}. Pickles (pytorch_model.bin) are not opened: "
+        "load the model once with transformers and save it again with safe_serialization=True"
+    )
+
+
+def role_tokens(folder: Path) -> dict[str, str]:
+    """What the tokenizer's files name as pad_token, mask_token, ..."""
+    config, special = (read_json(folder / name) for name in _TOKENIZER_SETTINGS)
+    named = {role: config.get(role) or special.get(role) for role in _ROLES}
+    texts = {role: token.get("content") if isinstance(token, dict) else token for role, token in named.items()}
+    return {role: text for role, text in texts.items() if isinstance(text, str) and text}
+
+
+def gives_segments(folder: Path) -> bool:
+    """Whether a pair's segment ids are for the model: not where the tokenizer's files list what the model is given, and leave them out."""
+    named = read_json(folder / "tokenizer_config.json").get("model_input_names")
+    return not isinstance(named, list) or "token_type_ids" in named
+
+
+def withholds_segments(folder: Path) -> bool:
+    """Whether the tokenizer numbers the segments of a pair, 0 and 1, and its model is given none of them."""
+    if gives_segments(folder):
+        return False
+    around = json.dumps(read_json(folder / "tokenizer.json").get("post_processor"))
+    return '"type_id": 1' in around or '"BertProcessing"' in around
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Digest of what decides the tokens of a text: the tokenizer's tables without its padding and truncation settings."""
+    return _tokenizer(folder)[0]
+
+
+def token_count(folder: Path) -> int:
+    """One more than the largest id that a text can be given: rows that an embedding table must have; 0 where it cannot be told."""
+    return _tokenizer(folder)[1]
+
+
+def _tokenizer(folder: Path) -> tuple[str, int]:
+    files = [folder / name for name in (*_TOKENIZER_FILES, *_TOKENIZER_SETTINGS)]
+    return _tokenizer_of(folder, tuple(file_stamp(path) for path in files if path.is_file()))
+
+
+@functools.lru_cache(maxsize=16)  # every table that a model makes asks for it, and writing large tables as canonical JSON takes 0.1 s
+def _tokenizer_of(folder: Path, stamps: tuple[str, ...]) -> tuple[str, int]:
+    parts: dict[str, str] = {}
+    count = 0
+    for name in _TOKENIZER_FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        refuse_placeholder(path)
+        if name == "tokenizer.json":
+            tables = {key: value for key, value in read_json(path).items() if key not in ("padding", "truncation")}
+            with _digestible(path):
+                parts[name] = bytes_digest(canonical_json(tables).encode())
+            count = _count(tables, path, roles=role_tokens(folder))
+            break  # vocabulary files beside it are not read
+        content = path.read_bytes()
+        parts[name] = bytes_digest(content)
+        if name == "vocab.txt":
+            count = len(content.splitlines())
+    if not parts:
+        unread = [name for name in _UNREAD_TOKENIZER_FILES if (folder / name).is_file()]
+        hint = (
+            f": make a tokenizer.json of its {unread[0]}, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)" if unread else ""
+        )
+        raise UserError(f"{folder} holds no tokenizer (tokenizer.json, or a vocabulary file){hint}")
+    config, special = (read_json(folder / name) for name in _TOKENIZER_SETTINGS)
+    with _digestible(folder / _TOKENIZER_SETTINGS[0]):
+        digest = json_digest({"files": parts, "config": {key: config.get(key) for key in _TOKENIZER_CONFIG_KEYS}, "special": special})
+    return digest, count
+
+
+def text_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of the part that reads text, which some models keep within `text_config`."""
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else config
+
+
+def _count(tables: dict[str, Any], path: Path, *, roles: dict[str, str]) -> int:
+    """Ids of the vocabulary, of added tokens that a plain text can hold, and of those that the tokenizer itself puts in.
+
+    A special token beyond the table that has no role is left out: Gemma's tokenizer has one of images, its text models have no row for it.
+    """
+    try:
+        vocabulary, added = tables["model"]["vocab"], {token["content"]: token for token in tables.get("added_tokens") or []}
+        ids = dict(vocabulary) if isinstance(vocabulary, dict) else {entry[0]: place for place, entry in enumerate(vocabulary)}
+        plain = [token["id"] for token in added.values() if not token.get("special")]
+        known = ids | {content: token["id"] for content, token in added.items()}
+        unknown = max(known.values(), default=-1) + 1  # where transformers puts a token that the tables lack
+        named = [known.get(token, unknown) for role, token in roles.items() if role in _USED_ROLES]
+        return max([*ids.values(), *plain, *named], default=-1) + 1
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"no tokenizer can be loaded from {path}: it is none of the tokenizers library ({type(error).__name__}: {error})"
+        ) from error
+
+
+def tokenizer_pad_id(folder: Path) -> int:
+    """The id of the token that the tokenizer's files name for padding; 0 where they name none, or one that its tables lack."""
+    name, tables = role_tokens(folder).get("pad_token"), read_json(folder / "tokenizer.json")
+    added: dict[str, int] = {token["content"]: token["id"] for token in tables.get("added_tokens") or []}
+    vocabulary = (tables.get("model") or {}).get("vocab")
+    known: dict[str, int] = {**(vocabulary if isinstance(vocabulary, dict) else {}), **added}
+    return known.get(name or "", 0)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """All files of a tokenizer, byte by byte: saved again it could get another digest than training shards carry."""
+    for name in _COPIED_TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

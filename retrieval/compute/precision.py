@@ -1,0 +1,48 @@
+"""Which number format a device computes in. Decided without importing torch, so that a plan stays cheap."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@functools.cache
+def cpu_computes_bf16() -> bool:
+    """Whether this processor has bf16 instructions. Where they are emulated, bf16 is about 100 times slower than fp32."""
+    if platform.system() != "Linux":
+        return False
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def resolve(precision: str, *, device: str) -> str:
+    """`auto` to bf16 or fp32, and a refusal of what the device only emulates. Returns fp32, bf16 or fp16."""
+    if precision == "auto":
+        return "bf16" if device == "cuda" or cpu_computes_bf16() else "fp32"
+    if precision == "bf16" and device == "cpu" and not cpu_computes_bf16():
+        raise UserError("precision=bf16: this processor has no AVX512-BF16 and would emulate it about 100 times slower; use fp32 or auto")
+    if precision == "fp16" and device == "cpu":
+        raise UserError("precision=fp16 is for GPUs (device=cuda); on a CPU use bf16, fp32 or auto")
+    return precision
+
+
+def class_of(precision: str) -> str:
+    """What fingerprints hold: low precision means the linear layers (`retrieval.compute.mixed_precision`). How a graph is compiled or a
+    batch is packed rounds differently within the same class."""
+    return precision if precision == "fp32" else f"{precision}-linear"
+
+
+def torch_type(precision: str) -> torch.dtype:
+    """The torch type of fp32, bf16 or fp16, for those who compute: this imports torch."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -1,0 +1,144 @@
+"""Stored tables of texts to stored tables of vectors. The stage `embed` and `retrieve encode` are this one code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from data.config.settings import Embed, Student
+from data.digests import DigestCache, json_digest
+from data.errors import RunFailed, UserError
+from data.tables.device_note import settle_device
+from data.tables.manifest import Manifest, ShardRecord, refuse_others
+from data.tables.schemas import embeddings
+from data.tables.shards import describe, open_shard, read_footer, read_row_groups
+from retrieval.compute import precision as precisions
+from retrieval.compute.prefetch import ahead
+from retrieval.encoding.text_encoder import TextEncoder, TokenLists
+from retrieval.models.student import EMBEDDING_VERSION, resolve_student, student_notes
+
+_WINDOW_ROWS = 8192  # texts in work at a time: sorted by length within a window, so that padding is small and memory bounded
+
+
+def embedded_groups(
+    encoder: TextEncoder, texts: Path, *, kind: str, progress: Callable[[int], None] = lambda rows: None
+) -> Iterator[pa.Table]:
+    """A CORPUS or QUERIES shard to fp16 vectors (schema `embeddings`), in its row order, a window at a time.
+
+    The next window is tokenised while one is computed. `kind` is corpus or queries.
+
+    Raises RunFailed where a vector is not finite in fp16 (above 65,504, or a checkpoint with broken weights): searched, it would
+    rank first or nowhere without a word.
+    """
+    id_name, tokens_of = ("doc_id", encoder.passage_tokens) if kind == "corpus" else ("query_id", encoder.query_tokens)
+
+    def windows() -> Iterator[tuple[pa.ChunkedArray, TokenLists]]:
+        waiting: list[pa.Table] = []
+        for group in read_row_groups(texts, columns=[id_name, "text"]):
+            waiting.append(group)
+            if sum(table.num_rows for table in waiting) >= _WINDOW_ROWS:
+                yield _tokenised(waiting)
+                waiting = []
+        if waiting:
+            yield _tokenised(waiting)
+
+    def _tokenised(groups: list[pa.Table]) -> tuple[pa.ChunkedArray, TokenLists]:
+        table = pa.concat_tables(groups)
+        return table.column(id_name), tokens_of(table.column("text").to_pylist())
+
+    schema = embeddings(encoder.size, id_name=id_name)
+    for ids, tokens in ahead(windows()):
+        with np.errstate(over="ignore"):  # an overflow is found below, by name
+            vectors = encoder.vectors(tokens, progress=progress).astype(np.float16)
+        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(broken):
+            first = ids[int(broken[0])].as_py()
+            raise RunFailed(
+                f"{len(broken)} vectors are not finite in fp16, the first of {id_name} {first}: check the weights, or set normalize=true"
+            )
+        yield pa.table([ids, pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), encoder.size)], schema=schema)
+
+
+def encode_table(
+    student: Student,
+    texts: Path,
+    out: Path,
+    *,
+    kind: str,
+    precision: str,
+    device: str,
+    batch_tokens: int,
+    threads: int = 0,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Embed a stored table shard by shard into the folder `out`; shards that are complete there are kept, the manifest comes last.
+
+    Args:
+        student: the encoder.
+        texts: a stored table of schema CORPUS or QUERIES.
+        out: the folder of the embeddings table.
+        kind: corpus or queries.
+        precision: fp32, bf16, fp16 or auto, which is fp32 for queries and for passages bf16 where the device computes it.
+        device: cpu or cuda.
+        batch_tokens: tokens of a batch, padding included.
+        threads: CPU threads; 0 takes all.
+        report: is told of every finished shard, one line each.
+
+    Raises:
+        UserError: `texts` is no such table, or `out` holds the embeddings of other texts or of another model.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if precision == "auto" and kind == "queries":
+        precision = Embed().query_precision
+    precision = precisions.resolve(precision, device=device)
+    source = _text_table(texts, kind=kind)
+    digests = DigestCache(out.parent / "digests.json")
+    student_key = resolve_student(student).key(digests)
+    key = {
+        "version": EMBEDDING_VERSION,
+        "student": student_key,
+        "precision": precisions.class_of(precision),
+        "kind": kind,
+        "texts": source.content_digest,
+    }
+    fingerprint = json_digest(key)
+    encoder: TextEncoder | None = None
+    records = []
+    footers = {shard.name: read_footer(out / shard.name) for shard in source.shards}
+    refuse_others(out, fingerprint, footers, what="embeddings of other texts or of another model")
+    if None in footers.values():
+        settle_device(out, device, option="device", begun=any(footers.values()))
+    for shard in source.shards:
+        if footers[shard.name] is None:
+            if encoder is None:
+                for note in student_notes(student):
+                    report(f"note: {note}")
+                encoder = TextEncoder(student, precision=precision, device=device, batch_tokens=batch_tokens)
+            started = time.monotonic()
+            schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
+            with open_shard(out / shard.name, schema, {"fingerprint": fingerprint}) as writer:
+                for group in embedded_groups(encoder, texts / shard.name, kind=kind):
+                    writer.write(group)
+                if resolve_student(student).key(digests) != student_key:
+                    raise RunFailed(f"the files of model={student.model} changed while {shard.name} was computed; start the command again")
+            report(f"{shard.name}: {shard.rows:,} texts, {shard.rows / max(time.monotonic() - started, 1e-9):,.0f} texts/s")
+        records.append(ShardRecord(shard.name, *describe(out / shard.name)))
+    rows = sum(record.rows for record in records)
+    Manifest("embed", kind, fingerprint, key, records, {"in": rows, "kept": rows, "dropped": {}}).write(out)
+
+
+def _text_table(texts: Path, *, kind: str) -> Manifest:
+    if kind not in ("corpus", "queries"):
+        raise UserError(f"kind={kind}: expected corpus or queries")
+    source = Manifest.read(texts)
+    if source is None:
+        raise UserError(f"texts={texts} is no stored table: it has no manifest.json (see `prep path stage=ingest`)")
+    if source.table not in ("", kind):  # else passages would be cut and prefixed like queries, or the other way round
+        raise UserError(f"texts={texts} is the table {source.table} of {source.stage}, but kind={kind}")
+    return source

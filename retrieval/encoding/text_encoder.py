@@ -1,0 +1,87 @@
+"""A student ready to encode: texts to vectors, in batches of like length under a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.config.settings import Student
+from data.errors import UserError
+from retrieval.compute import mixed_precision, unpadded
+from retrieval.compute.allocator import tune_allocator
+from retrieval.compute.batching import pad, token_budget_batches
+from retrieval.compute.parallel_batches import side_by_side
+from retrieval.compute.probe import pad_id_of
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.padding import check_padding
+from retrieval.models.student import resolve_student
+from retrieval.models.tokenizer import tokenizer_of
+
+TokenLists = list[list[int]]
+
+
+class TextEncoder:
+    """The student's weights in the chosen precision on the chosen device, in eval mode.
+
+    As for a teacher, low precision means the linear layers alone, and a CPU has its own attention (`retrieval.compute.mixed_precision`).
+    """
+
+    def __init__(self, student: Student, *, precision: str, device: str, batch_tokens: int, option: str = "student.model") -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("device=cuda, but torch sees no GPU here; use device=cpu")
+        self.spec = resolve_student(student, option=option)
+        on_cpu = device == "cpu"
+        if on_cpu:
+            tune_allocator()
+        model = DualEncoder(self.spec, attention=mixed_precision.register_cpu_attention() if on_cpu else None).eval()
+        self.model = model.to(device=device)
+        self._device, self._batch_tokens, self._pad_id = device, batch_tokens, pad_id_of(model.backbone) or 0
+        check_padding(model.backbone, check=self._checked, option=option)
+        mixed_precision.apply(model.backbone, precision=precision, check=self._checked, option="embed.precision")
+        self.packs = not on_cpu and precision != "fp32" and unpadded.install(model.backbone)  # batches without padding in the layers
+        self.tokenizer = tokenizer_of(self.spec)
+
+    @property
+    def size(self) -> int:
+        """D, dimensions of a vector."""
+        return self.model.size
+
+    def query_tokens(self, texts: list[str]) -> TokenLists:
+        """Token ids of queries, prefix and special tokens included."""
+        return self.tokenizer.encode([self.spec.query_prefix + text for text in texts], max_tokens=self.spec.query_tokens)
+
+    def passage_tokens(self, texts: list[str]) -> TokenLists:
+        """Token ids of passages, prefix and special tokens included."""
+        return self.tokenizer.encode([self.spec.passage_prefix + text for text in texts], max_tokens=self.spec.passage_tokens)
+
+    def queries(self, texts: list[str]) -> NDArray[np.float32]:
+        """[n, D] fp32 vectors of queries."""
+        return self.vectors(self.query_tokens(texts))
+
+    def passages(self, texts: list[str]) -> NDArray[np.float32]:
+        """[n, D] fp32 vectors of passages."""
+        return self.vectors(self.passage_tokens(texts))
+
+    def vectors(self, tokens: TokenLists, *, progress: Callable[[int], None] = lambda rows: None) -> NDArray[np.float32]:
+        """[n, D] fp32 vectors of tokenised texts; `progress` is told how many more are done."""
+        vectors = np.empty((len(tokens), self.size), dtype=np.float32)
+
+        @torch.inference_mode()
+        def compute(rows: list[int]) -> int:
+            ids, mask = pad([tokens[row] for row in rows], value=self._pad_id)
+            vectors[rows] = self.model(ids.to(self._device), mask.to(self._device)).float().cpu().numpy()
+            return len(rows)
+
+        batches = token_budget_batches([len(ids) for ids in tokens], budget=self._batch_tokens)
+        for done in side_by_side(compute, batches) if self._device == "cpu" else map(compute, batches):
+            progress(done)
+        return vectors
+
+    @torch.inference_mode()
+    def _checked(self, ids: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
+        return cast(Tensor, self.model(ids, mask))

@@ -1,0 +1,162 @@
+"""Retrieval metrics through ir-measures, every judged query counted, and the paired randomisation test between two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+
+import ir_measures
+import numpy as np
+from ir_measures import RR, R, nDCG
+from numpy.typing import NDArray
+
+from data.formats.trec import Run
+
+Qrels = Mapping[str, Mapping[str, int]]  # query_id -> doc_id -> relevance
+
+_EXACT_UP_TO = 16  # queries that differ: up to 2^16 sign patterns are enumerated
+_PATTERNS_AT_ONCE = 1024
+
+
+def measures(relevant_from: int = 1) -> dict[str, object]:
+    """The project's metrics by name. `relevant_from`: the lowest label that is relevant where a metric is binary (2 for TREC DL)."""
+    return {
+        "MRR@10": RR(rel=relevant_from) @ 10,
+        "nDCG@10": nDCG @ 10,
+        "Recall@50": R(rel=relevant_from) @ 50,
+        "Recall@100": R(rel=relevant_from) @ 100,
+        "Recall@1000": R(rel=relevant_from) @ 1000,
+    }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of a run: `values[name]` is [n] in the order of `query_ids`."""
+
+    query_ids: tuple[str, ...]
+    values: dict[str, NDArray[np.float64]]
+    without_results: int  # judged queries that the run has nothing for: they count with 0
+    depth: int  # passages of the run's longest list: a recall at a deeper cutoff is understated
+    unjudged: int  # queries of the run without a label above 0: they are left out
+    own_hits: int = 0  # judged queries that have a hit with their own id
+    own_left_out: int = 0  # of these, whose hit was left out
+
+    def mean(self, name: str) -> float:
+        """The mean over all judged queries."""
+        return float(self.values[name].mean())
+
+    def per_query(self) -> dict[str, dict[str, float]]:
+        """query_id -> metric -> value."""
+        return {query: {name: float(values[row]) for name, values in self.values.items()} for row, query in enumerate(self.query_ids)}
+
+
+def own_passages(qrels: Qrels, runs: Sequence[Run]) -> bool:
+    """Whether hits with a query's own id are the query itself as a passage (Quora, ArguAna), which BEIR's evaluator leaves out.
+
+    A query finds itself first. Where ids are mere numbers, a passage that happens to have the query's stands anywhere in its list; and a
+    passage that a query is labelled with is not the query.
+    """
+    if any(labels.get(query, 0) > 0 for query, labels in qrels.items()):
+        return False
+    at_first = [run[query][0][0] == query for run in runs for query in qrels if _has_own(run, query)]
+    return 2 * sum(at_first) > len(at_first)
+
+
+def _has_own(run: Run, query: str) -> bool:
+    return any(doc == query for doc, _ in run.get(query, ()))
+
+
+def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1, without_own: Container[str] = ()) -> Evaluation:
+    """Every query with a label above 0 counts, with 0 where the run has nothing for it.
+
+    Of the queries in `without_own` a hit with the query's own id is left out, see `own_passages`.
+
+    With `relevant_from` 2 a query that has only labels of 1 still counts, as in trec_eval -l 2: nDCG grades it, the others give 0. The
+    run's own order is judged: its scores are replaced by falling ranks, since the tools behind break ties in their own ways.
+
+    Raises:
+        ValueError: `relevant_from` is below 1, or no query has such a label.
+    """
+    if relevant_from < 1:
+        raise ValueError(f"relevant_from must be at least 1, got {relevant_from}: a label of 0 says not relevant")
+    judged = sorted(query for query, labels in qrels.items() if any(label > 0 for label in labels.values()))
+    if not any(label >= relevant_from for query in judged for label in qrels[query].values()):
+        raise ValueError(f"no query has a label of {relevant_from} or more")
+    place = {query: row for row, query in enumerate(judged)}
+    ranked = {query: {doc: float(-rank) for rank, (doc, _) in enumerate(run[query])} for query in judged if run.get(query)}
+    own = [query for query in ranked if query in ranked[query]]
+    left_out = [query for query in own if query in without_own]
+    for query in left_out:
+        del ranked[query][query]
+    ranked = {query: entries for query, entries in ranked.items() if entries}
+    named = measures(relevant_from)
+    values = {name: np.zeros(len(judged)) for name in named}
+    name_of = {str(measure): name for name, measure in named.items()}
+    kept_qrels = {query: dict(qrels[query]) for query in ranked}
+    if ranked:
+        for metric in ir_measures.iter_calc(list(named.values()), kept_qrels, ranked):
+            values[name_of[str(metric.measure)]][place[metric.query_id]] = metric.value
+    return Evaluation(
+        query_ids=tuple(judged),
+        values=values,
+        without_results=len(judged) - len(ranked),
+        depth=max(map(len, ranked.values()), default=0),
+        unjudged=len(set(run) - set(judged)),
+        own_hits=len(own),
+        own_left_out=len(left_out),
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs over the same queries by one metric. `p_value` is two-sided."""
+
+    metric: str
+    before: float
+    after: float
+    p_value: float
+    wins: int
+    losses: int
+    ties: int
+
+
+def compare(before: Evaluation, after: Evaluation, *, seed: int = 0, permutations: int = 100_000) -> list[Comparison]:
+    """Each metric side by side, with a paired randomisation test over the queries (Smucker et al., CIKM 2007).
+
+    Raises ValueError where the two evaluations are of different queries, or `permutations` is below 1.
+    """
+    if permutations < 1:
+        raise ValueError(f"permutations must be at least 1, got {permutations}")
+    if before.query_ids != after.query_ids:
+        raise ValueError("the two runs were judged on different queries")
+    compared = []
+    for name in before.values:
+        differences = after.values[name] - before.values[name]
+        p_value = randomisation_test(differences, seed=seed, permutations=permutations)
+        wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+        compared.append(Comparison(name, before.mean(name), after.mean(name), p_value, wins, losses, len(differences) - wins - losses))
+    return compared
+
+
+def randomisation_test(differences: Sequence[float] | NDArray[np.float64], *, seed: int = 0, permutations: int = 100_000) -> float:
+    """Two-sided p-value that differences [n] of paired values are this far from 0 by chance.
+
+    Under the null hypothesis each sign is as likely as the other. All sign patterns are counted where at most 16 differences
+    are not 0; else `permutations` random ones, the observed pattern counted among them.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    values = values[values != 0]
+    if not len(values):
+        return 1.0
+    # Sums of the same numbers with other signs differ in the last digits: without the margin, patterns that tie would not be counted.
+    observed = abs(values.sum()) - 1e-12 * np.abs(values).sum()
+    if len(values) <= _EXACT_UP_TO:
+        bits = (np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1
+        return float((np.abs((2.0 * bits - 1.0) @ values) >= observed).mean())
+    generator = np.random.Generator(np.random.Philox(seed))
+    as_far = 0
+    for start in range(0, permutations, _PATTERNS_AT_ONCE):
+        shape = (min(_PATTERNS_AT_ONCE, permutations - start), len(values))
+        signs = 2.0 * generator.integers(0, 2, shape, dtype=np.int8) - 1.0
+        as_far += int((np.abs(signs @ values) >= observed).sum())
+    return (as_far + 1) / (permutations + 1)

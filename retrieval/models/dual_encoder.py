@@ -1,0 +1,108 @@
+"""The student: a transformers encoder with cls or mean pooling, opened from and saved as common checkpoint folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retrieval.checkpoints.encoder_kind import encoder_size
+from retrieval.checkpoints.files import copy_tokenizer
+from retrieval.models.first_layers import keep_first_layers
+from retrieval.models.loading import open_model
+from retrieval.models.student import StudentSpec
+
+
+class DualEncoder(nn.Module):
+    """Enc(text) -> vector of D dimensions; one encoder for queries and passages."""
+
+    def __init__(self, spec: StudentSpec, *, attention: str | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.source = spec.weights_folder
+        self.backbone = _backbone(spec, attention)
+        if spec.layers is not None:
+            keep_first_layers(self.backbone, spec.layers)
+        self._token_size = encoder_size(self.backbone, pooling=spec.pooling, option=spec.option)
+
+    @property
+    def size(self) -> int:
+        """D, dimensions of a vector."""
+        return min(self._token_size, self.spec.truncate_dim or self._token_size)
+
+    @property
+    def option(self) -> str:
+        """The setting that names it, for errors."""
+        return self.spec.option
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[n, L] token ids and mask to [n, D] fp32 vectors."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.spec.pooling == "cls":
+            vectors = hidden[:, 0].float()
+        else:
+            weights = attention_mask.unsqueeze(-1).to(torch.float32)
+            vectors = (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+        vectors = vectors[:, : self.size]
+        return nn.functional.normalize(vectors, dim=-1) if self.spec.normalize else vectors
+
+    def save(self, folder: Path) -> None:
+        """Save as a sentence-transformers folder that `SentenceTransformer(folder)` opens; a transformers folder too.
+
+        There `encode_query` and `encode_document` give the vectors that queries and passages have here: prompts, lengths, lower-casing.
+        Vectors that are cut to `truncate_dim` and normalised are, there, of length 1 only with `normalize_embeddings=True`: it cuts last.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backbone.save_pretrained(folder, safe_serialization=True)
+        copy_tokenizer(self.source, folder)
+        modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * self.spec.normalize
+        listed = [
+            {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for place, (path, kind) in enumerate(modules)
+        ]
+        pooling = {
+            "word_embedding_dimension": self._token_size,
+            "pooling_mode_cls_token": self.spec.pooling == "cls",
+            "pooling_mode_mean_tokens": self.spec.pooling == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        }
+        _write_json(folder / "modules.json", listed)
+        _write_json(folder / "1_Pooling" / "config.json", pooling)
+        _write_json(folder / "sentence_bert_config.json", {**_lengths(self.spec), "do_lower_case": self.spec.lower_case})
+        similarity = "cosine" if self.spec.normalize else "dot"
+        kept = {} if self.spec.truncate_dim is None else {"truncate_dim": self.spec.truncate_dim}
+        _write_json(folder / "config_sentence_transformers.json", {**_prompts(self.spec), "similarity_fn_name": similarity, **kept})
+        if self.spec.normalize:
+            (folder / "2_Normalize").mkdir(exist_ok=True)
+
+
+def _lengths(spec: StudentSpec) -> dict[str, int]:
+    """A plain `encode` reads as far as the longer of the two; the shorter one is a key that sentence-transformers knows from 6.0 on."""
+    lengths = {"query_length": spec.query_tokens, "document_length": spec.passage_tokens}
+    longest = max(lengths.values())
+    return {"max_seq_length": longest, **{name: length for name, length in lengths.items() if length < longest}}
+
+
+def _prompts(spec: StudentSpec) -> dict[str, Any]:
+    """A plain `encode` has a prompt only where queries and passages share one."""
+    prompts = {"query": spec.query_prefix, "document": spec.passage_prefix}
+    shared = spec.query_prefix == spec.passage_prefix != ""
+    return {"prompts": prompts, "default_prompt_name": "document" if shared else None}
+
+
+def _backbone(spec: StudentSpec, attention: str | None) -> Any:
+    """The encoder in fp32; with transformers' own attention where the model cannot have the one asked for."""
+    # A pooler would be trained by nothing and saved for nothing; models without the option ignore it or raise a TypeError.
+    ways: list[dict[str, Any]] = [{"add_pooling_layer": False}, {}]
+    if attention:
+        ways = [{**way, "attn_implementation": attention} for way in ways] + ways
+    return open_model("AutoModel", spec.weights_folder, option=spec.option, trusted=spec.trust_remote_code, ways=ways)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2))

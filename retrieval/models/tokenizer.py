@@ -1,0 +1,114 @@
+"""Text to tokens, for students and teachers alike, with the neutral marks of dark examples replaced by their special tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import UserError
+from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
+from retrieval.checkpoints.files import gives_segments, tokenizer_digest
+from retrieval.models.loading import open_tokenizer
+from retrieval.models.student import StudentSpec
+
+_ENCODED_AT_ONCE = 512  # texts: an encoding takes a hundred times the memory of its ids
+
+
+class Tokenizer:
+    """A fast tokenizer of a checkpoint folder. `lower_case` lower-cases texts first (sentence-transformers' do_lower_case); `trusted`:
+    whether code that comes with the checkpoint may run."""
+
+    def __init__(self, folder: Path, *, lower_case: bool = False, trusted: bool = False) -> None:
+        self.folder = folder
+        self.digest = tokenizer_digest(folder)
+        self._tokenizer = open_tokenizer(folder, trusted=trusted)
+        self.backend: Any = self._tokenizer.backend_tokenizer
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        if lower_case:
+            self.backend.normalizer = _lower_first(self.backend.normalizer)
+        self.pad_id = int(self._tokenizer.pad_token_id or 0)
+        self._gives_segments = gives_segments(folder)
+
+    def role_token(self, role: str) -> str | None:
+        """The token of a role (mask_token, sep_token, ...); None where there is none."""
+        token: str | None = getattr(self._tokenizer, role)
+        return token
+
+    def _special(self, mark: str, token: str | None) -> str:
+        if token is None:
+            raise UserError(f"the tokenizer in {self.folder} has no token for {mark}: leave these dark examples out")
+        return token
+
+    def with_special_tokens(self, text: str) -> str:
+        """The text with mask and separator marks replaced by this tokenizer's own tokens."""
+        if MASK_MARK in text:
+            text = text.replace(MASK_MARK, self._special(MASK_MARK, self._tokenizer.mask_token))
+        if SEPARATOR_MARK in text:
+            text = text.replace(SEPARATOR_MARK, self._special(SEPARATOR_MARK, self._tokenizer.sep_token))
+        return text
+
+    def encode(self, texts: list[str], *, max_tokens: int) -> list[list[int]]:
+        """Token ids of each text with special tokens, cut on the right to `max_tokens`."""
+        self.backend.enable_truncation(max_tokens)
+        try:
+            ids: list[list[int]] = []
+            for start in range(0, len(texts), _ENCODED_AT_ONCE):
+                part = [self.with_special_tokens(text) for text in texts[start : start + _ENCODED_AT_ONCE]]
+                ids += [encoding.ids for encoding in self.backend.encode_batch_fast(part)]
+            return ids
+        finally:
+            self.backend.no_truncation()
+
+    def encode_pairs(self, pairs: list[tuple[str, str]], *, max_tokens: int) -> list[tuple[list[int], list[int], bool]]:
+        """Token ids, segment ids, whether cut: each (query, candidate) as the tokenizer itself encodes pairs, the longer cut first."""
+        self.backend.enable_truncation(max_tokens, strategy="longest_first")
+        try:
+            encoded: list[tuple[list[int], list[int], bool]] = []
+            for start in range(0, len(pairs), _ENCODED_AT_ONCE):
+                part = [(query, self.with_special_tokens(text)) for query, text in pairs[start : start + _ENCODED_AT_ONCE]]
+                encodings = self.backend.encode_batch(part)
+                encoded += [(encoding.ids, self.segments(encoding), bool(encoding.overflowing)) for encoding in encodings]
+            return encoded
+        finally:
+            self.backend.no_truncation()
+
+    def segments(self, encoding: Any) -> list[int]:
+        """Segment ids of an encoded pair, all 0 where its model is given none."""
+        return encoding.type_ids if self._gives_segments else [0] * len(encoding.ids)
+
+    def bare_ids(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        """Token ids of each text without special tokens, uncut."""
+        ids: list[NDArray[np.int32]] = []
+        for start in range(0, len(texts), _ENCODED_AT_ONCE):
+            encodings = self.backend.encode_batch_fast(texts[start : start + _ENCODED_AT_ONCE], add_special_tokens=False)
+            ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return ids
+
+    def pieces(self, text: str) -> list[tuple[int, int]]:
+        """Character spans (start, end) of the text's tokens, special tokens left out."""
+        return self.backend.encode(text, add_special_tokens=False).offsets
+
+    def words(self, text: str) -> list[tuple[int, int]]:
+        """Character spans of the text's words, as the tokenizer splits them before cutting words into pieces."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        spans: dict[int, tuple[int, int]] = {}
+        for word, (start, end) in zip(encoding.word_ids, encoding.offsets, strict=True):
+            first, _ = spans.get(word, (start, end))
+            spans[word] = (first, end)
+        return list(spans.values())
+
+
+def tokenizer_of(student: StudentSpec) -> Tokenizer:
+    """A student's own."""
+    return Tokenizer(student.weights_folder, lower_case=student.lower_case, trusted=student.trust_remote_code)
+
+
+def _lower_first(normalizer: Any) -> Any:
+    """Lower-casing before a tokenizer's own normaliser, where sentence-transformers puts it; marks stay, special tokens are found first."""
+    from tokenizers import normalizers
+
+    return normalizers.Sequence([normalizers.Lowercase(), *([] if normalizer is None else [normalizer])])

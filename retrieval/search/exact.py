@@ -1,0 +1,272 @@
+"""Exact inner-product search: the k best passages of every query, bit for bit the same however it was computed.
+
+A fast product (bf16 or fp32, `retrieval.search.matmul`) picks somewhat more than k candidates a query, in one pass over the corpus, with a
+running best (`retrieval.search.streaming_topk`). Their scores are then computed in float64 and rounded to fp32. The result is proved: no
+passage that was left out can score as high as the k-th, given the bound on the fast product's error. A query whose proof fails (many equal
+or nearly equal scores at the cut) is searched again more carefully, in the end in float64. So neither block sizes nor threads, workers,
+processors or devices change the result, and identical vectors have identical scores.
+
+Memory is a block of passages in the product's format, a tile of scores a thread, and a few dozen bytes a candidate, whatever the size of
+the corpus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from retrieval.compute.precision import cpu_computes_bf16
+from retrieval.search.matmul import FloatProduct, LowProduct, Product, Vectors
+from retrieval.search.streaming_topk import StreamingTopK
+
+BLOCK_ROWS = 8192
+# Queries and passages of a tile: bf16 scores of 4 MiB stay in a cache. The first one is wide, since of its scores every query takes many.
+_TILE, _FIRST_TILE = (1024, 2048), (256, BLOCK_ROWS)
+_RESCORED_BYTES = 8 << 20  # of passages in float64 at a time: they should stay in a core's share of the last-level cache
+_ABSENT = -1
+
+TILE_BYTES = _TILE[0] * _TILE[1] * 12  # of a thread: products in fp32, their keys and comparisons
+
+Scores = NDArray[np.float32]
+Rows = NDArray[np.int64]
+SomeRows = NDArray[np.signedinteger[Any]]  # int32 where memory counts
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Rows that may be among the k best."""
+
+    rows: SomeRows  # [n, m], -1 where absent, in no order
+    left_out: NDArray[np.float64]  # [n]: no passage that is not in `rows` has an exact score above it; -inf where nothing was left out
+
+
+Engine = Callable[[Vectors, Iterable[tuple[int, Vectors]], int], Candidates]  # (queries, blocks, how many) -> candidates
+
+
+def exact_search(
+    queries: NDArray[np.float32],
+    blocks: Iterable[tuple[int, Vectors]],
+    *,
+    k: int,
+    threads: int = 1,
+    engines: Sequence[tuple[Engine, int]] | None = None,
+) -> tuple[Scores, Rows]:
+    """The k best passages of each query by inner product.
+
+    Args:
+        queries: [n, D].
+        blocks: (number of the first row, [b, D] vectors) of the corpus, rows ascending, any b; read more than once.
+        k: how many; fewer come back where the corpus is smaller.
+        threads: CPU threads.
+        engines: what to find candidates with, and how many, one after the other while queries are unproved; None takes what suits the
+            processor. Last comes float64 in any case.
+
+    Returns:
+        (scores [n, k] fp32, rows [n, k]), best first, equal scores by row, at the cut too; -inf and -1 where the corpus ran out.
+
+    Raises:
+        ValueError: k is below 1, or a block's vectors have another size than the queries'.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if iter(blocks) is blocks:
+        raise ValueError("blocks must be readable more than once: give a list or an object with __iter__, not a generator")
+    scores, rows = np.full((len(queries), k), -np.inf, dtype=np.float32), np.full((len(queries), k), _ABSENT, dtype=np.int64)
+    chosen = engines if engines is not None else cpu_engines(k, threads=threads)
+    unproved = np.arange(len(queries))
+    with _torch_threads(threads):
+        for engine, wanted in chosen:
+            left = []
+            for some in _split(unproved, largest=len(queries) * chosen[0][1] // wanted):
+                found = engine(queries[some], _checked(blocks, queries.shape[1]), wanted)
+                scores[some], rows[some] = best_of(queries[some], blocks, found.rows, k=k)
+                proved = np.isneginf(found.left_out) | (scores[some, -1] > found.left_out.astype(np.float32))
+                left.append(some[~proved])
+            unproved = np.concatenate(left) if left else unproved
+        for some in _split(unproved, largest=len(queries)):
+            found_rows = sure_candidates(queries[some], _checked(blocks, queries.shape[1]), k=k)
+            scores[some], rows[some] = best_of(queries[some], blocks, found_rows, k=k)
+    return scores, rows
+
+
+def _split(places: Rows, *, largest: int) -> list[Rows]:
+    """Parts of at most so many: a wider margin for fewer queries takes no more memory than the first one for all."""
+    return [places[start : start + largest] for start in range(0, len(places), max(1, largest))]
+
+
+def best_of(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows, *, k: int) -> tuple[Scores, Rows]:
+    """The k best of each query's candidate rows [n, m] by exact score, equal scores by row: ([n, k], [n, k])."""
+    rows = np.sort(rows, axis=1)  # absent ones come first
+    scores = exact_scores(queries, blocks, rows)
+    order = _falling_order(scores)[:, :k]  # rows rise, so equal scores stay by row
+    best_scores, best_rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    if short := k - best_rows.shape[1]:
+        pad = ((0, 0), (0, max(0, short)))
+        best_scores, best_rows = np.pad(best_scores, pad, constant_values=-np.inf), np.pad(best_rows, pad, constant_values=_ABSENT)
+    return best_scores, best_rows
+
+
+def _falling_order(scores: Scores) -> Rows:
+    """[n, m] places of the scores from the highest to the lowest, equal ones by place: a stable argsort, six times as fast.
+
+    The bits of an fp32 number, read as an integer, rise with it where it is positive and fall where it is negative. Above them goes
+    nothing, below them the place, and one sort of integers orders both.
+    """
+    bits = (scores + np.float32(0)).view(np.int32)  # -0.0 becomes 0.0, its equal
+    rising = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(np.int64)
+    keys = (~rising << 32) | np.arange(scores.shape[1])
+    keys.sort(axis=1)
+    return keys & 0xFFFFFFFF
+
+
+def exact_scores(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows) -> Scores:
+    """[n, m] inner products of each query with its own rows [n, m] (rising, -1 where absent, which gives -inf), in float64, rounded."""
+    scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+    flat_scores, flat_rows = scores.reshape(-1), rows.reshape(-1)
+    exact_queries = torch.from_numpy(np.asarray(queries, dtype=np.float64))
+    step = max(1, _RESCORED_BYTES // (8 * queries.shape[1]))
+    order, bounds = _by_cell(flat_rows, step)
+    for first_row, vectors in _in_cells(blocks, step):
+        cell = first_row // step
+        entries = order[bounds[cell] : bounds[cell + 1]] if cell + 1 < len(bounds) else order[:0]
+        columns = flat_rows[entries] - first_row
+        if len(vectors) < step:  # a part of its cell
+            here = (columns >= 0) & (columns < len(vectors))
+            entries, columns = entries[here], columns[here]
+        if len(entries):
+            of_query = np.bincount(entries // rows.shape[1], minlength=len(rows))
+            flat_scores[entries] = _sampled_products(exact_queries, vectors, of_query, columns)
+    return scores
+
+
+def _by_cell(rows: SomeRows, step: int) -> tuple[Rows, Rows]:
+    """Places of rows [e] grouped by the cell of `step` rows that each lies in, and where each cell begins; absent rows left out."""
+    cells = rows // step + 1  # absent: 0
+    kind = np.uint16 if cells.max(initial=0) < 1 << 16 else np.int32  # numpy sorts 16 bits by counting
+    order = np.argsort(cells.astype(kind), kind="stable")
+    return order, np.cumsum(np.bincount(cells, minlength=1))
+
+
+def _in_cells(blocks: Iterable[tuple[int, Vectors]], step: int) -> Iterator[tuple[int, Vectors]]:
+    """The same vectors, cut where a multiple of `step` rows begins."""
+    for first_row, vectors in blocks:
+        cuts = [0, *range(step - first_row % step, len(vectors), step), len(vectors)]
+        for start, end in itertools.pairwise(cuts):
+            yield first_row + start, vectors[start:end]
+
+
+def _sampled_products(queries: torch.Tensor, vectors: Vectors, of_query: Rows, columns: SomeRows) -> Scores:
+    """Products of (query, column) pairs, query by query, of which each query has `of_query` [n], as one sparse sampled product."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+        pattern = torch.sparse_csr_tensor(
+            torch.from_numpy(np.concatenate([[0], np.cumsum(of_query)])),
+            torch.from_numpy(columns.astype(np.int64)),
+            torch.from_numpy(np.zeros(len(columns))),
+            (len(queries), len(vectors)),
+            check_invariants=False,
+        )
+        passages = torch.from_numpy(np.array(vectors)).double()
+        return torch.sparse.sampled_addmm(pattern, queries, passages.t(), beta=0.0).values().numpy().astype(np.float32)
+
+
+def margin(k: int, rows: int) -> int:
+    """Candidates beyond k of the first, fastest engine. The more passages, the closer their scores lie at the cut: with this nearly all
+    queries are proved at once from 5 thousand to 3 million passages, and candidates cost little beside a second pass."""
+    return round(max(64, k // 2) * max(1.0, math.log2(max(1, rows) / 131_072)))
+
+
+def cpu_engines(k: int, *, threads: int, rows: int = 0) -> list[tuple[Engine, int]]:
+    """Fast to sure, for a corpus of about so many rows. A bf16 product wants a wider margin; what it leaves unproved gets one wider
+    still, then fp32."""
+    single = heap_engine(FloatProduct(np.float32), threads=threads)
+    if not cpu_computes_bf16():
+        return [(single, k + 32)]
+    low = heap_engine(LowProduct(), threads=threads)
+    first = margin(k, rows)
+    return [(low, k + first), (low, k + 3 * first + 256), (single, k + 64)]
+
+
+def heap_engine(product: Product, *, threads: int) -> Engine:
+    """Candidates by a running best over all blocks, on a CPU."""
+
+    def engine(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], wanted: int) -> Candidates:
+        prepared, slack = product.prepare(queries)
+        best = StreamingTopK(len(queries), wanted, product.bits)
+        seen = 0
+        with _workers(threads) as each:
+            for first_row, vectors in in_blocks(blocks, BLOCK_ROWS):
+                block, seen = product.block(vectors, slack), first_row + len(vectors)
+                tile = _TILE if first_row else _FIRST_TILE
+
+                def offer(start: int, block: object = block, row: int = first_row, tile: tuple[int, int] = tile) -> None:
+                    for products in product.tiles(prepared[start : start + tile[0]], block, tile[1]):
+                        best.offer(start, products, row)
+                        row += tile[1]
+
+                each(offer, range(0, len(queries), tile[0]))
+            each(lambda start: best.cut(start, min(start + _TILE[0], len(queries))), range(0, len(queries), _TILE[0]))
+        left_out = slack.above(best.left_out()) if seen > wanted else np.full(len(queries), -np.inf)
+        return Candidates(best.rows(), left_out)
+
+    return engine
+
+
+def sure_candidates(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], *, k: int) -> SomeRows:
+    """The k best rows [n, k] in float64 rounded to fp32, equal scores by row at the cut: slow and certain."""
+    return heap_engine(FloatProduct(np.float64), threads=1)(queries, blocks, k).rows
+
+
+def in_blocks(blocks: Iterable[tuple[int, Vectors]], rows: int) -> Iterator[tuple[int, Vectors]]:
+    """The same vectors in blocks of at most `rows` rows."""
+    for first_row, vectors in blocks:
+        for start in range(0, len(vectors), rows):
+            yield first_row + start, vectors[start : start + rows]
+
+
+def _checked(blocks: Iterable[tuple[int, Vectors]], size: int) -> Iterator[tuple[int, Vectors]]:
+    for first_row, vectors in blocks:
+        if vectors.shape[1] != size:
+            raise ValueError(f"queries have {size} dimensions, the corpus has {vectors.shape[1]}")
+        yield first_row, vectors
+
+
+Each = Callable[[Callable[[int], None], Iterable[int]], None]
+
+
+@contextlib.contextmanager
+def _workers(threads: int) -> Iterator[Each]:
+    """Something that runs a function on every item, on so many threads; each of them computes alone (two threads that share a product
+    and then a heap would wait for each other twice)."""
+
+    def be_alone() -> None:
+        torch.set_num_threads(1)  # of the calling thread
+
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads, initializer=be_alone) as pool:
+
+        def each(function: Callable[[int], None], items: Iterable[int]) -> None:
+            for done in [pool.submit(function, item) for item in items]:
+                done.result()
+
+        yield each
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

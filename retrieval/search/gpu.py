@@ -1,0 +1,99 @@
+"""Candidates of an exact search on a GPU: fp16 blocks of the corpus stream through it, with a running best of each query.
+
+The products are TF32, which holds fp16 values exactly, with fp32 sums; `torch.topk` has no limit of 2,048 as faiss has on GPUs. Scores and
+proof are then made on the CPU as for every other engine (`retrieval.search.exact`), so a GPU finds the same passages with the same scores.
+Blocks stay on the GPU from one group of queries to the next as long as they fit into half of its memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from retrieval.search.exact import Candidates, Engine, Vectors, in_blocks
+from retrieval.search.matmul import Slack, largest_norm, norms_of
+
+_BLOCK_ROWS = 65_536  # of the corpus; with 4,096 queries a tile of scores is 1 GiB
+_TILE_QUERIES = 4096
+# Tensor cores cut what they add to a few bits more than fp32 has: eight units in the last place of each sum are allowed for.
+_UNIT = 8 * 2.0**-24
+
+
+class DeviceEngine:
+    """An engine of `exact_search` on a torch device."""
+
+    def __init__(self, device: str) -> None:
+        self._device = torch.device(device)
+        self._kept: dict[int, torch.Tensor] = {}
+
+    def __call__(self, queries: Vectors, blocks: Iterable[tuple[int, Vectors]], wanted: int) -> Candidates:
+        """See `exact_search`."""
+        low = np.array(queries, dtype=np.float16)
+        norms = norms_of(queries)
+        lost = norms_of(np.asarray(queries, np.float64) - low.astype(np.float64))  # nothing, where they come from a stored table
+        slack = Slack(of_norm=lost + 2 * queries.shape[1] * _UNIT * norms, of_residual=np.zeros(len(queries)), relative=2.0**-20)
+        scores = torch.full((len(queries), wanted), -torch.inf, device=self._device)
+        rows = torch.full((len(queries), wanted), -1, dtype=torch.int64, device=self._device)
+        on_device, seen = torch.from_numpy(low).to(self._device), 0
+        with torch.inference_mode(), _tf32():
+            for first_row, vectors in gathered(blocks, _BLOCK_ROWS):
+                slack.largest_norm = max(slack.largest_norm, largest_norm(vectors))
+                passages, seen = self._on_device(first_row, vectors).float(), first_row + len(vectors)
+                for start in range(0, len(queries), _TILE_QUERIES):
+                    part = slice(start, start + _TILE_QUERIES)
+                    tile = on_device[part].float() @ passages.T
+                    best, columns = torch.topk(tile, min(wanted, tile.shape[1]), dim=1, sorted=False)
+                    best, columns = torch.cat([scores[part], best], dim=1), torch.cat([rows[part], columns + first_row], dim=1)
+                    scores[part], kept = torch.topk(best, wanted, dim=1, sorted=False)
+                    rows[part] = columns.gather(1, kept)
+        worst = scores.min(dim=1).values.double().cpu().numpy()
+        return Candidates(rows.cpu().numpy(), slack.above(worst) if seen > wanted else np.full(len(queries), -np.inf))
+
+    def _on_device(self, first_row: int, vectors: Vectors) -> torch.Tensor:
+        kept = self._kept.get(first_row)
+        if kept is None:
+            kept = torch.from_numpy(np.array(vectors)).to(self._device)
+            if self._has_room(kept):
+                self._kept[first_row] = kept
+        return kept
+
+    def _has_room(self, block: torch.Tensor) -> bool:
+        if self._device.type != "cuda":
+            return False
+        free, total = torch.cuda.mem_get_info(self._device)
+        held = sum(tensor.nbytes for tensor in self._kept.values())
+        return held + block.nbytes <= total // 2 and free > total // 4
+
+
+def gathered(blocks: Iterable[tuple[int, Vectors]], rows: int) -> Iterator[tuple[int, Vectors]]:
+    """The same vectors in blocks of exactly `rows` rows, but for the last: a GPU wants large ones, a file has small ones."""
+    waiting: list[Vectors] = []
+    first, count = 0, 0
+    for _, vectors in in_blocks(blocks, rows):
+        waiting.append(vectors)
+        count += len(vectors)
+        while count >= rows:
+            joined = np.concatenate(waiting)
+            yield first, joined[:rows]
+            waiting, first, count = [joined[rows:]], first + rows, count - rows
+    if count:
+        yield first, np.concatenate(waiting)
+
+
+@contextlib.contextmanager
+def _tf32() -> Iterator[None]:
+    """TF32 for fp32 products on GPUs, for the time being."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def gpu_ladder(engine: Engine, k: int) -> Sequence[tuple[Engine, int]]:
+    """How many candidates to ask for, first and where the proof fails."""
+    return [(engine, k + 64), (engine, 2 * k + 512)]

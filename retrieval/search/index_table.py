@@ -1,0 +1,117 @@
+"""An approximate index of a corpus as a stored table: one faiss index for each shard of vectors, so that each is built alone.
+
+IVF and HNSW are for corpora whose exact search takes too long. What they find is scored exactly, so scores never depend on the index; how
+much they miss is measured against exact search on a sample of the queries (`Searcher.recall`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data.config.settings import Search
+from data.digests import json_digest
+from data.errors import UserError
+from data.tables.manifest import Manifest, ShardRecord, refuse_others
+from data.tables.schemas import INDEX
+from data.tables.shards import describe, open_shard, read_footer, read_row_groups
+from retrieval.search.embedding_table import EmbeddingTable, embedding_matrix, table_paths
+from retrieval.search.exact import Candidates, Engine, Vectors
+from retrieval.search.faiss_index import build_index, open_index, search_index
+
+_PART_BYTES = 16 << 20
+_OF_BUILDING = {"ivf": ("index", "lists"), "hnsw": ("index", "links", "build_width")}
+
+
+def building_key(settings: Search) -> dict[str, Any]:
+    """The settings that decide an index's bytes."""
+    return {name: getattr(settings, name) for name in _OF_BUILDING[settings.index]}
+
+
+def index_parts(vectors: Path, settings: Search) -> Iterator[pa.Table]:
+    """A shard of embeddings to the rows of its index (schema `INDEX`): a faiss index as bytes, in parts; none for no vectors."""
+    groups = [embedding_matrix(group) for group in read_row_groups(vectors, columns=["embedding"])]
+    rows = sum(map(len, groups))
+    if not rows:
+        return
+    content = build_index(
+        np.concatenate(groups), kind=settings.index, lists=settings.lists, links=settings.links, build_width=settings.build_width
+    )
+    for start in range(0, len(content), _PART_BYTES):
+        yield pa.table([[rows], [content[start : start + _PART_BYTES]]], schema=INDEX)
+
+
+def build_index_table(vectors: Path, out: Path, settings: Search, *, report: Callable[[str], None] = lambda line: None) -> None:
+    """Index a stored table of embeddings shard by shard into the folder `out`; shards that are complete there are kept, the manifest
+    comes last.
+
+    Raises UserError: `vectors` is no such table, or `out` holds the index of other vectors or of another kind.
+    """
+    source = EmbeddingTable(vectors, "doc_id").manifest
+    key = {"vectors": source.content_digest, **building_key(settings)}
+    fingerprint, records = json_digest(key), []
+    footers = {shard.name: read_footer(out / shard.name) for shard in source.shards}
+    refuse_others(out, fingerprint, footers, what="an index of other vectors or of another kind")
+    for shard in source.shards:
+        if footers[shard.name] is None:
+            with open_shard(out / shard.name, INDEX, {"fingerprint": fingerprint}) as writer:
+                for part in index_parts(vectors / shard.name, settings):
+                    writer.write_row_group(part)
+            report(f"{shard.name}: {shard.rows:,} vectors")
+        records.append(ShardRecord(shard.name, *describe(out / shard.name)))
+    Manifest("index", "", fingerprint, key, records, {"in": source.rows, "kept": source.rows, "dropped": {}}).write(out)
+
+
+def index_key(folder: Path, corpus: EmbeddingTable) -> dict[str, Any]:
+    """What an index in `folder` is the index of. Raises UserError where there is none, or it is of other vectors."""
+    manifest = Manifest.read(folder)
+    if manifest is None or manifest.stage != "index":
+        raise UserError(f"index={folder} holds no index: make one with `retrieve index`")
+    own = manifest.key.get("vectors") or manifest.key.get("inputs", {}).get("embed.corpus")  # of `retrieve index`, of `prep`
+    if own != corpus.manifest.content_digest:
+        raise UserError(f"index={folder} is of other vectors than corpus={corpus.folder}")
+    return {"index": manifest.content_digest}
+
+
+class IndexEngine:
+    """An engine of `exact_search` that takes what the indexes find for the truth: nothing is proved."""
+
+    def __init__(self, folder: Path, settings: Search, *, threads: int) -> None:
+        self._paths, self._settings, self._threads = table_paths(folder), settings, threads
+
+    def __call__(self, queries: Vectors, blocks: Iterable[tuple[int, Vectors]], wanted: int) -> Candidates:
+        """The candidates of all shards' indexes, one index in memory at a time."""
+        rows = np.full((len(queries), wanted), -1, dtype=np.int64)
+        scores = np.full((len(queries), wanted), -np.inf, dtype=np.float32)
+        first_row = 0
+        for path in self._paths:
+            count, content = _content(path)
+            if not count:
+                continue
+            index = open_index(content, probes=self._settings.probes, width=self._settings.width)
+            found_scores, found = search_index(index, queries, min(wanted, count), threads=self._threads)
+            found_rows = np.where(found >= 0, found + first_row, -1)
+            all_scores = np.concatenate([scores, np.where(found >= 0, found_scores, -np.inf)], axis=1)
+            all_rows = np.concatenate([rows, found_rows], axis=1)
+            best = np.argsort(-all_scores, axis=1, kind="stable")[:, :wanted]
+            scores, rows = np.take_along_axis(all_scores, best, axis=1), np.take_along_axis(all_rows, best, axis=1)
+            first_row += count
+        return Candidates(rows, np.full(len(queries), -np.inf))
+
+
+def _content(path: Path) -> tuple[int, bytes]:
+    """(vectors of the shard, bytes of its index)."""
+    rows, parts = 0, []
+    for group in read_row_groups(path):
+        rows = group.column("rows")[0].as_py() if group.num_rows else 0
+        parts += [part.as_py() for part in group.column("part")]
+    return rows, b"".join(parts)
+
+
+def index_ladder(engine: Engine, k: int) -> list[tuple[Engine, int]]:
+    """A few more candidates than asked for, since the index ranks by rounded scores."""
+    return [(engine, k + 16)]

@@ -1,0 +1,204 @@
+"""Search over stored embeddings within a given memory: as many queries at a time as it holds, for each group one look at the corpus."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data.config.settings import Search
+from data.errors import UserError
+from retrieval.compute.allocator import tune_allocator
+from retrieval.search.embedding_table import EmbeddingTable
+from retrieval.search.exact import BLOCK_ROWS, TILE_BYTES, Engine, Rows, Scores, Vectors, cpu_engines, exact_search, margin
+from retrieval.search.tie_break import ties_by_id
+
+GROUP_QUERIES = 256  # searched at a time, or a multiple: with fewer the corpus would be read more than it is computed with
+_MOST_QUERIES = 16_384  # at a time: beyond it reading costs nothing beside computing, and a kill would lose more
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How a search fits into its memory."""
+
+    queries_at_once: int
+    resident: bool  # the corpus is kept in memory, not read anew for each group and pass
+    bytes: int  # what it will take at most, beyond what the process has already
+
+
+def plan_search(*, queries: int, rows: int, size: int, k: int, memory: int, threads: int) -> SearchPlan:
+    """Fit a search into `memory` bytes beyond what the process holds.
+
+    Args:
+        queries: how many there are.
+        rows: N, passages.
+        size: D.
+        k: passages a query.
+        memory: bytes.
+        threads: each has a tile of scores.
+
+    Raises:
+        UserError: not even a few queries fit, naming the memory that they need.
+    """
+    fixed = BLOCK_ROWS * size * 24 + threads * TILE_BYTES + (64 << 20)
+    # Vectors in three formats; for each candidate its places in a list, row, score and sort key; for each result its row and score.
+    each = size * 14 + (k + margin(k, rows)) * 72 + k * 24
+    least = fixed + min(queries, GROUP_QUERIES) * each
+    if memory < least:
+        raise UserError(
+            f"memory_gb leaves {max(0, memory) / 1e9:.2f} GB for the search, which needs {least / 1e9:.2f} GB at k={k:,} and {size} "
+            f"dimensions: set it {(least - memory) / 1e9 + 0.01:.2f} GB higher, or ask for fewer passages"
+        )
+    corpus = rows * size * 2
+    resident = corpus <= (memory - least) * 3 // 4  # the rest is for more queries at a time
+    at_once = min(_MOST_QUERIES, (memory - fixed - corpus * resident) // each)
+    at_once = max(1, queries if at_once >= queries else at_once // GROUP_QUERIES * GROUP_QUERIES)
+    return SearchPlan(at_once, resident, fixed + corpus * resident + at_once * each)
+
+
+def memory_left(memory_gb: float) -> int:
+    """Bytes between what this process holds now and the given GB."""
+    return int(memory_gb * 1e9) - resident_bytes()
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+    except (OSError, ValueError):  # not Linux: the peak so far
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+Engines = Callable[[int], Sequence[tuple[Engine, int]]]  # k -> what `exact_search` tries, and how many candidates it asks for
+
+
+def engines_for(settings: Search, index: Path | None, *, device: str, threads: int) -> Engines | None:
+    """What searches: the approximate index in the folder `index`, a GPU, or (None) what suits the processor."""
+    if index is not None:
+        from retrieval.search.index_table import IndexEngine, index_ladder
+
+        by_index = IndexEngine(index, settings, threads=threads)
+        return lambda k: index_ladder(by_index, k)
+    if device == "cuda":
+        from retrieval.search.gpu import DeviceEngine, gpu_ladder
+
+        on_gpu = DeviceEngine(device)
+        return lambda k: gpu_ladder(on_gpu, k)
+    return None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The results of some of the queries: those from number `first` on."""
+
+    first: int
+    scores: Scores  # [n, k], best first, equal scores by row
+    rows: Rows  # [n, k], -1 where the corpus ran out
+
+
+class Searcher:
+    """A corpus ready to be searched, by queries in any number of calls.
+
+    Args:
+        corpus: its vectors.
+        memory_gb: peak memory of the process.
+        threads: CPU threads.
+        engines: k -> the engines of `exact_search`; None takes what suits the processor.
+    """
+
+    def __init__(
+        self,
+        corpus: EmbeddingTable,
+        *,
+        memory_gb: float,
+        threads: int = 1,
+        engines: Engines | None = None,
+    ) -> None:
+        tune_allocator()  # tiles of scores are made and freed all the time
+        self.corpus, self._memory_gb, self._threads, self._engines = corpus, memory_gb, threads, engines
+        self._matrix: NDArray[np.float16] | None = None
+
+    def search(self, queries: Vectors, *, k: int) -> Iterator[Found]:
+        """The k best passages of each query [n, D], some queries at a time: a multiple of `GROUP_QUERIES`, but for the last ones.
+
+        Raises UserError: the memory is too small, or the vectors have different sizes.
+        """
+        if len(queries) and self.corpus.rows and queries.shape[1] != self.corpus.size:
+            raise UserError(
+                f"{self.corpus.folder} cannot be searched with these queries: "
+                f"queries have {queries.shape[1]} dimensions, the corpus has {self.corpus.size}"
+            )
+        kept = 0 if self._matrix is None else self._matrix.nbytes
+        plan = plan_search(
+            queries=len(queries), rows=self.corpus.rows, size=queries.shape[1], k=k,
+            memory=memory_left(self._memory_gb) + kept, threads=self._threads,
+        )  # fmt: skip
+        if plan.resident and self._matrix is None and self.corpus.rows:
+            self._matrix = self.corpus.matrix(threads=self._threads)
+        by_default = cpu_engines(k, threads=self._threads, rows=self.corpus.rows)
+        engines = by_default if self._engines is None else self._engines(k)
+        blocks: Iterable[tuple[int, Vectors]] = self.corpus if self._matrix is None else [(0, self._matrix)]
+        for start in range(0, len(queries), plan.queries_at_once):
+            group = queries[start : start + plan.queries_at_once]
+            yield Found(start, *exact_search(group, blocks, k=k, threads=self._threads, engines=engines))
+
+    def recall(self, queries: Vectors, found: Rows, *, k: int) -> tuple[int, int]:
+        """(how many of the exact k best are among `found` [n, k], how many there are): what an approximate index misses, measured."""
+        exact = Searcher(self.corpus, memory_gb=self._memory_gb, threads=self._threads)
+        exact._matrix = self._matrix
+        hits = total = 0
+        for part in exact.search(queries, k=k):
+            for mine, theirs in zip(found[part.first : part.first + len(part.rows)], part.rows, strict=True):
+                wanted = theirs[theirs >= 0]
+                hits, total = hits + len(np.intersect1d(mine, wanted)), total + len(wanted)
+        return hits, total
+
+    def sampled_recall(self, queries: Vectors, *, k: int, queries_sampled: int) -> tuple[int, int]:
+        """As `recall`, on some of the queries, spread evenly."""
+        asked = np.unique(np.linspace(0, len(queries) - 1, min(queries_sampled, len(queries))).astype(np.int64))
+        found = [part.rows for part in self.search(queries[asked], k=k)]
+        return self.recall(queries[asked], np.concatenate(found), k=k) if found else (0, 0)
+
+    def vectors_of(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """[n, D] vectors of some rows; read from the files where the corpus is not in memory."""
+        if self._matrix is not None:
+            return self._matrix[rows]
+        found = np.empty((len(rows), self.corpus.size), dtype=np.float16)
+        for first_row, vectors in self.corpus if len(rows) else ():
+            here = (rows >= first_row) & (rows < first_row + len(vectors))
+            found[here] = vectors[rows[here] - first_row]
+        return found
+
+
+def ranked(found_scores: Scores, found_rows: Rows, ids: pa.ChunkedArray) -> list[tuple[list[str], list[float]]]:
+    """Each query's (doc_ids, scores), best first, ties by doc_id; absent entries are left out.
+
+    Args:
+        found_scores: [n, k] as `exact_search` returns them, falling.
+        found_rows: [n, k] rows of the corpus, -1 where absent.
+        ids: of the whole corpus, by row.
+    """
+    rows = rows_by_id(found_scores, found_rows, ids)
+    there = rows >= 0
+    names = ids.take(pa.array(rows[there])).to_pylist()
+    ends = np.cumsum(there.sum(axis=1)).tolist()
+    return [
+        (names[start:end], scores[: end - start].tolist()) for start, end, scores in zip([0, *ends[:-1]], ends, found_scores, strict=True)
+    ]
+
+
+def rows_by_id(scores: Scores, rows: Rows, ids: pa.ChunkedArray | pa.Array) -> Rows:
+    """Rows [n, k] with each run of equal scores in the order of their ids."""
+    ties = (rows[:, 1:] >= 0) & (scores[:, 1:] == scores[:, :-1])
+    ordered = rows.copy()
+    for place in np.flatnonzero(ties.any(axis=1)).tolist():
+        length = int((rows[place] >= 0).sum())
+        ordered[place, :length] = ties_by_id(rows[place, :length], scores[place, :length], ids)
+    return ordered

@@ -1,0 +1,61 @@
+"""The Ray runner's decisions, without Ray."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from data.config.settings import load
+from data.errors import RunFailed, UserError
+from pipeline.executors.runner import RayRunner, _failed, _init
+
+
+def runner_on(nodes: list[dict[str, float]], config: Path, **settings: Any) -> RayRunner:
+    runner = RayRunner(load({"config": str(config), **{f"runner.{name}": str(value) for name, value in settings.items()}}))
+    dead = {"Alive": False, "Resources": {"CPU": 64.0}}
+    runner._ray = SimpleNamespace(nodes=lambda: [dead, *({"Alive": True, "Resources": node} for node in nodes)])
+    return runner
+
+
+@pytest.mark.parametrize(("cpus", "threads", "fit"), [((3, 3, 3), 2, 3), ((8, 8, 8), 4, 6), ((1, 1), 2, 0), ((0, 5), 2, 2)])
+def test_workers_are_counted_node_by_node(
+    cpus: tuple[int, ...], threads: int, fit: int, tmp_path: Path, tiny_experiment: Callable[..., Path]
+) -> None:
+    """Prevents: one worker more than any node has room for, whose order waits for ever. Nine CPUs in threes hold three of 2, not four."""
+    runner = runner_on([{"CPU": float(count)} for count in cpus], tiny_experiment(tmp_path), threads=threads)
+    if fit:
+        assert runner._worker_count() == fit
+    else:
+        with pytest.raises(UserError, match="enough for 0"):
+            runner._worker_count()
+    with pytest.raises(UserError, match=f"Ray has {sum(cpus)} CPUs and 0 GPUs, enough for {fit}"):
+        runner_on([{"CPU": float(count)} for count in cpus], tiny_experiment(tmp_path), threads=threads, workers=fit + 1)._worker_count()
+
+
+def test_ray_s_handlers_do_not_stay() -> None:
+    """Prevents: SIGTERM that ends `prep run` with 1 and no word, since `ray.init` puts its own handler in the place of ours."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def init(**settings: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if settings:
+            raise settings["error"]
+
+    _init(SimpleNamespace(init=init))
+    assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(KeyboardInterrupt):  # what Ray's handler makes of a signal while it starts
+        _init(SimpleNamespace(init=init), error=SystemExit(15))
+    with pytest.raises(RunFailed, match=r"^Ray cannot start: the cause; .*runner=local does without it$"):
+        _init(SimpleNamespace(init=init), error=ConnectionError("first words\n\nthe cause\n"))
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_fault_of_a_worker_s_disk_is_a_sentence() -> None:
+    """Prevents: a traceback for a store that is read-only on one host, which is not named."""
+    error = SimpleNamespace(cause=PermissionError(13, "Permission denied", "/store/x"), ip="10.0.0.7")
+    assert str(_failed("embed, shard 1", error)).startswith("embed, shard 1 failed on 10.0.0.7: /store/x: Permission denied; ")

@@ -1,0 +1,129 @@
+"""Samplers: pure functions of seed and ids; each against a plain reading of its rule."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chi2
+
+from data.digests import hash64
+from pipeline.negatives.samplers import interleave, seeded, simans, stratified, turns, uniform
+
+IDS = [f"d{number}" for number in range(30)]
+POOL = [f"d{number}" for number in range(60)]
+WEIGHTS = st.lists(st.integers(1, 9), min_size=1, max_size=4)
+
+
+def test_the_uniform_sample_is_pinned() -> None:
+    """Prevents: another hash or order, after which every stored sample, and the logits paid for it, would be of no use."""
+    chosen = uniform(POOL, seeded(0, "negatives", "q", 0))[:5]
+    assert chosen == ["d35", "d23", "d4", "d27", "d38"]
+    assert chosen == sorted(POOL, key=lambda doc_id: hash64(0, "negatives", "q", 0, doc_id))[:5]
+
+
+@given(WEIGHTS, st.integers(0, 60))
+def test_turns_keep_the_shares_and_grow(weights: list[int], count: int) -> None:
+    """Prevents: a mixture off by more than one turn from its shares, or a larger m that takes from a source what a smaller gave it."""
+    listed = turns(weights, count)
+    assert listed == turns(weights, count + 7)[:count]
+    for source, weight in enumerate(weights):
+        assert abs(listed.count(source) - count * weight / sum(weights)) <= len(weights) - 1 + 1e-9
+
+
+@given(WEIGHTS, st.data(), st.integers(0, 20), st.integers(0, 20))
+def test_sources_take_turns_without_repeats_and_help_each_other(weights: list[int], data: st.DataObject, one: int, other: int) -> None:
+    """Prevents: a passage drawn twice, fewer negatives than the windows hold, or a larger m that drops one of the smaller."""
+    lists = st.lists(st.sampled_from(IDS), max_size=12, unique=True)
+    windows = [data.draw(lists) for _ in weights]
+    small, large = sorted((one, other))
+    few, _ = interleave(windows, turns(weights, small))
+    many, made_up = interleave(windows, turns(weights, large))
+    there = set().union(*windows)
+    assert len(many) == len(set(many)) == min(large, len(there)) and many[: len(few)] == few and set(many) <= there
+    alone = [set(window).difference(*(w for n, w in enumerate(windows) if n != place)) for place, window in enumerate(windows)]
+    for place, own in enumerate(alone):
+        if len(own) >= large:
+            assert not made_up[place], "a source with enough passages of its own needs no help"
+
+
+def test_what_others_gave_is_counted() -> None:
+    """Prevents: a mixture asked for that is not the mixture trained on, and nobody hears of it."""
+    chosen, made_up = interleave([["a"], ["b", "c", "d", "e"], ["f"]], turns([2, 1, 1], 6))
+    assert chosen == ["a", "b", "f", "c", "d", "e"] and made_up == [2, 0, 0]
+    assert interleave([["a"], ["a", "b"]], [0, 1]) == (["a", "b"], [0, 0]), "drawn once, the next source goes on to its next"
+
+
+def inclusion(weights: list[float], count: int) -> list[float]:
+    """The chance that each is among `count` drawn one after the other in proportion to the weights: all orders added up."""
+    chances = [0.0] * len(weights)
+    for order in itertools.permutations(range(len(weights)), count):
+        left, chance = sum(weights), 1.0
+        for place in order:
+            chance *= weights[place] / left
+            left -= weights[place]
+        for place in order:
+            chances[place] += chance
+    return chances
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.5, 0.0), (3.0, -0.4)])
+def test_simans_draws_by_its_formula(a: float, b: float) -> None:
+    """Prevents: a sign of a or b the wrong way round, or keys that favour the best ranked."""
+    ids, scores, positive = IDS[:5], [3.1, 2.6, 2.2, 1.4, 0.3], 2.4
+    weights = [math.exp(-a * (score - positive - b) ** 2) for score in scores]
+    rounds, count = 4000, 2
+    drawn: Counter[str] = Counter()
+    firsts: Counter[str] = Counter()
+    for seed in range(rounds):
+        order = simans(ids, scores, positive, seeded(seed, "negatives", "q", 0), a=a, b=b)
+        drawn.update(order[:count])
+        firsts.update(order[:1])
+    expected = np.array([weight / sum(weights) for weight in weights]) * rounds
+    found = np.array([firsts[doc_id] for doc_id in ids])
+    assert ((found - expected) ** 2 / expected).sum() < chi2.ppf(0.9999, df=len(ids) - 1)
+    for doc_id, chance in zip(ids, inclusion(weights, count), strict=True):
+        assert abs(drawn[doc_id] / rounds - chance) < 4.5 * math.sqrt(chance * (1 - chance) / rounds)
+
+
+def test_simans_with_scores_far_off() -> None:
+    """Prevents: weights that are all 0 in floating point, so that the order is that of the ids."""
+    scores = [-200.0, -100.0, -150.0]
+    assert simans(IDS[:3], scores, 0.0, seeded(0, "negatives", "q", 0), a=1.0, b=0.0) == ["d1", "d2", "d0"]
+
+
+def plainly_stratified(logits: dict[str, float], count: int, hashes: dict[str, int]) -> list[str]:
+    """The rule word by word: targets by linear interpolation of the sorted logits, the nearest that is left."""
+    ordered = sorted(logits.values())
+    left, chosen = dict(logits), []
+    for place in range(count):
+        level = 1 - place / (count - 1) if count > 1 else 0.5
+        position = level * (len(ordered) - 1)
+        low = min(math.floor(position), len(ordered) - 1)
+        high = min(low + 1, len(ordered) - 1)
+        target = ordered[low] + (position - low) * (ordered[high] - ordered[low])
+        best = min(left, key=lambda doc_id: (round(abs(left[doc_id] - target), 9), hashes[doc_id]))
+        chosen.append(best)
+        del left[best]
+    return chosen
+
+
+@given(st.lists(st.integers(-40, 40), min_size=1, max_size=25), st.integers(1, 12), st.integers(0, 3))
+def test_stratified_by_a_plain_reading(values: list[int], count: int, seed: int) -> None:
+    """Prevents: quantiles of the wrong end or by rank alone, a passage taken twice, ties by where they stand."""
+    ids = IDS[: len(values)]
+    logits = {doc_id: value / 4 for doc_id, value in zip(ids, values, strict=True)}
+    hashed = seeded(seed, "negatives", "q", 0)
+    order = stratified(ids, [logits[doc_id] for doc_id in ids], count, hashed)
+    assert sorted(order) == sorted(ids)
+    count = min(count, len(ids))
+    hashes = {doc_id: hashed(doc_id) for doc_id in ids}
+    expected = plainly_stratified(logits, count, hashes)
+    assert [logits[doc_id] for doc_id in order[:count]] == [logits[doc_id] for doc_id in expected] and order[:count] == expected
+    if count > 1:
+        assert logits[order[0]] == max(logits.values()) and logits[order[count - 1]] == min(logits.values())

@@ -1,0 +1,186 @@
+"""The price before the bill: pairs, tokens, hours, and whether compiling pays."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from data.config.settings import load
+from data.tables.shards import read_shard
+from pipeline.cli import app
+from pipeline.execution import read_choices
+from pipeline.executors.resources import workers_that_fit
+from pipeline.progress import Progress, duration
+from pipeline.scoring import calibration, compile_choice
+from pipeline.scoring.calibration import Speed, keep_speed, kept_gpu_speeds, kept_speed
+from pipeline.scoring.cost import at_most, price, wall_seconds
+from pipeline.stage import Stored
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "SECONDS", 0.2)
+
+
+def plan(config: Path, *words: str) -> str:
+    result = CliRunner().invoke(app, ["plan", f"config={config}", "stage=teacher_scores", *words], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def candidates_of(store: Path) -> Stored:
+    from data.tables.manifest import Manifest
+
+    (folder,) = store.glob("dark_examples/*/")
+    manifest = Manifest.read(folder)
+    assert manifest
+    return Stored(folder, manifest)
+
+
+def test_the_price_is_what_the_run_then_pays(copied: Any, prep_run: Any, count_scored: list[int]) -> None:
+    """Prevents: a plan that promises less, or frightens with more, than is paid."""
+    experiment = load({"config": str(copied.config)})
+    shutil.rmtree(copied.store / "teacher_scores")
+    assert price(experiment, candidates_of(copied.store), [0, 1]).to_score == 0
+    shutil.rmtree(copied.store / "teacher_logits")
+    cost = price(experiment, candidates_of(copied.store), [0, 1])
+    assert (cost.wanted, cost.cached) == (168, 0) and cost.distinct == cost.to_score
+    prep_run(copied.config)
+    scores = [row for path in sorted(copied.store.glob("teacher_scores/*/*.parquet")) for row in read_shard(path).to_pylist()]
+    assert sum(count_scored) == cost.to_score
+    assert abs(cost.tokens / sum(row["token_count"] for row in scores) * 168 / cost.distinct - 1) < 0.05
+
+
+def test_the_plan_measures_once_and_tells_hours(copied: Any) -> None:
+    """Prevents: a bill that is known only when it has been paid; ten seconds lost at every plan."""
+    shutil.rmtree(copied.store / "teacher_scores")
+    shutil.rmtree(copied.store / "teacher_logits")
+    output = plan(copied.config, "gpus=4")
+    assert "168 pairs" in output and "0 cached" in output and "tokens/s a worker" in output and "on this machine (1 workers" in output
+    assert "on 4 GPUs: not known" in output
+    kept = (copied.store / "calibration.json").read_text()
+    assert plan(copied.config) == output.replace(next(line for line in output.splitlines(True) if "4 GPUs" in line), "")
+    assert (copied.store / "calibration.json").read_text() == kept
+    experiment = load({"config": str(copied.config)})
+    assert kept_speed(experiment) and not kept_gpu_speeds(experiment)
+    other = load({"config": str(copied.config), "runner.threads": "2"})
+    assert kept_speed(other) is None, "another number of threads is another speed"
+
+
+def test_gpu_hours_from_a_measurement_elsewhere(copied: Any) -> None:
+    """Prevents: a question for N GPUs that only a machine with N GPUs can answer; a promise that GPUs without a shard help."""
+    experiment = load({"config": str(copied.config), "runner.device": "cuda"})
+    keep_speed(experiment, Speed("Some GPU", 100.0))
+    shutil.rmtree(copied.store / "teacher_scores")
+    shutil.rmtree(copied.store / "teacher_logits")
+    output = plan(copied.config, "gpus=4")
+    assert "on 4 x Some GPU" in output
+    assert plan(copied.config, "gpus=2") == output.replace("on 4 x", "on 2 x"), "two shards keep two GPUs busy, not four"
+    assert plan(copied.config, "gpus=1") != output.replace("on 4 x", "on 1 x")
+
+
+def test_no_price_in_hours_without_the_device(copied: Any) -> None:
+    """Prevents: a login node without a GPU that tells nothing, or loads the model into a traceback."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    shutil.rmtree(copied.store / "teacher_scores")
+    shutil.rmtree(copied.store / "teacher_logits")
+    output = plan(copied.config, "runner.device=cuda")
+    assert "168 pairs" in output and "hours: not known" in output
+
+
+def test_before_the_candidates_are_known(tmp_path: Path, tiny_experiment: Any, prep_run: Any) -> None:
+    """Prevents: no price at all until embedding and mining are paid."""
+    config = tiny_experiment(tmp_path)
+    prep_run(config, stage="ingest")
+    assert "at most 168 pairs" in plan(config)  # 14 training queries
+    experiment = load({"config": str(config), "hard_negatives.queries": "5", "dark_examples.mask_draws": "2"})
+    assert at_most(experiment, 24) == 5 * 2 * 12
+
+
+def test_hours_and_the_choice_to_compile() -> None:
+    """Prevents: half a minute of compilation for ten seconds of work, or none for a night's."""
+    speed = Speed("cpu", 1000.0, compiled_tokens_per_second=2000.0, compile_seconds=30.0)
+    assert not speed.compiling_pays(59_000) and speed.compiling_pays(61_000)
+    assert wall_seconds(speed, 7_200_000, workers=2) == pytest.approx(30 + 1800)
+    assert wall_seconds(Speed("cpu", 1000.0), 7_200_000, workers=2) == pytest.approx(3600)
+    assert not Speed("cpu", 1000.0).compiling_pays(1e12)
+
+
+@pytest.mark.parametrize(("compiled_rate", "expected"), [(1e9, True), (1.0, False)])
+def test_the_stage_takes_what_the_calibration_says(
+    copied: Any, prep_run: Any, monkeypatch: pytest.MonkeyPatch, compiled_rate: float, expected: bool
+) -> None:
+    """Prevents: a measured choice that is not followed, or that changes in the middle of a table."""
+    from pipeline.stages import teacher_scores
+
+    asked: list[bool] = []
+    built: list[bool] = []
+    load_plain = teacher_scores.load_cross_encoder
+
+    def measured(experiment: Any, candidates: str, compiled: bool) -> Speed:
+        asked.append(compiled)
+        return Speed("here", 1.0, compiled_rate if compiled else None, 1.0)
+
+    def loaded(*given: Any, compiled: bool, **more: Any) -> Any:
+        built.append(compiled)
+        return load_plain(*given, compiled=False, **more)
+
+    monkeypatch.setattr(compile_choice, "_WORTH_MEASURING", 10)
+    monkeypatch.setattr(compile_choice, "measure", measured)
+    monkeypatch.setattr(teacher_scores, "load_cross_encoder", loaded)
+    for name in ("teacher_scores", "teacher_logits"):
+        shutil.rmtree(copied.store / name)
+    lines = prep_run(copied.config)
+    assert asked == [False, True] and built == [expected] and any("compiled too, once" in line for line in lines)
+    (folder,) = copied.store.glob("teacher_scores/*/")
+    choices = read_choices(folder)
+    assert choices and choices.compiled == expected and "calibration" in choices.why
+    next(iter(folder.glob("*.parquet"))).unlink()
+    shutil.rmtree(copied.store / "teacher_logits")
+    monkeypatch.setattr(compile_choice, "_WORTH_MEASURING", 10**9)
+    prep_run(copied.config)
+    assert built == [expected] * 2 and len(asked) == 2, "a table goes on as it began"
+    assert json.loads((folder / "execution.json").read_text())["compiled"] == expected
+    for content in ("", "[]", '{"compiled": true}'):
+        (folder / "execution.json").write_text(content)
+        assert read_choices(folder) is None, "half a choice is none"
+
+
+SHARES = st.sampled_from(["0", "0.05", "0.1", "0.25", "0.3", "0.4", "0.5", "0.6", "0.7", "0.9", "1", "2", "3"])
+
+
+@given(cpus=st.integers(0, 40), gpus=st.integers(0, 5), threads=st.integers(1, 6), share=SHARES)
+def test_as_many_workers_as_can_be_placed(cpus: int, gpus: int, threads: int, share: str) -> None:
+    """Prevents: a worker that waits for ever for a share of a GPU put together from the rests of two, or a GPU left idle."""
+    need, room, placed = Fraction(share), [Fraction(1)] * gpus, 0
+    while (placed + 1) * threads <= cpus:  # one worker after the other, on the first GPUs that have room
+        hosts = [gpu for gpu, left in enumerate(room) if left >= min(need, 1)][: max(1, int(need))] if need else []
+        if len(hosts) < (max(1, int(need)) if need else 0):
+            break
+        for gpu in hosts:
+            room[gpu] -= min(need, 1)
+        placed += 1
+    assert workers_that_fit(cpus=cpus, gpus=gpus, threads=threads, share=float(share)) == placed
+
+
+def test_progress_tells_rates_padding_hits_and_time_left() -> None:
+    """Prevents: hours of silence, or an estimate that counts what was cached as work."""
+    progress = Progress("teacher_scores", shards=4, rows=1000)
+    for unit, count in (("cached", 40), ("pairs", 100), ("tokens", 9000), ("padded tokens", 10_000), ("rows", 250)):
+        progress.advance(unit, count)
+    text = progress.figures(10.0)
+    progress.advance("cached rows", 600)  # which were no work: of 400 rows 250 are done
+    assert "about 6 s left" in progress.figures(10.0)
+    assert text == "100 pairs (10/s), 9,000 tokens (900/s), 10.0% padding, 40 cached, about 30 s left"
+    assert [duration(seconds) for seconds in (45, 600, 12_000)] == ["45 s", "10 min", "3.3 h"]

@@ -1,0 +1,93 @@
+"""Ray does the same work: the same bytes with any number of workers, and after a worker was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="workers are found through /proc")
+
+
+def parent_of(process: int) -> int:
+    """0 where the process has ended."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
+def is_below(process: int, ancestor: int) -> bool:
+    while process > 1 and process != ancestor:
+        process = parent_of(process)
+    return process == ancestor
+
+
+def ray_workers(ancestor: int) -> list[int]:
+    """Our own actors among the machine's processes, by Ray's title of them."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                title = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if title.startswith(b"ray::_RayWorker") and is_below(int(entry.name), ancestor):
+                found.append(int(entry.name))
+    return found
+
+
+def start(config: Path, *, workers: int) -> subprocess.Popen[str]:
+    script = Path(sys.executable).parent / "prep"
+    words = [script, "run", f"config={config}", "runner=ray", f"runner.workers={workers}"]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill_a_worker(process: subprocess.Popen[str], *, when: Callable[[], bool]) -> bool:
+    """SIGKILL one of the run's actors as soon as `when` holds. False where the run ended before."""
+    deadline = time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < deadline:
+        if when() and (workers := ray_workers(process.pid)):
+            os.kill(workers[0], signal.SIGKILL)
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_two_workers_give_the_bytes_of_one_process(finished: Any, ray_run: Any, parquet_files: Callable[[Path], dict[str, bytes]]) -> None:
+    """Prevents: output that hangs on how many workers there were, or on which of them was first."""
+    assert ray_run.files == parquet_files(finished.store)
+
+
+def test_a_killed_worker_is_replaced(
+    finished: Any, tmp_path: Path, tiny_experiment: Callable[..., Path], parquet_files: Callable[[Path], dict[str, bytes]]
+) -> None:
+    """Prevents: a run that hangs, fails, or ends in other bytes because its only worker was killed once."""
+    process = start(tiny_experiment(tmp_path), workers=1)
+    killed = kill_a_worker(process, when=lambda: (tmp_path / "store" / "embed").exists())
+    output, _ = process.communicate(timeout=120)
+    assert killed and process.returncode == 0, output
+    assert parquet_files(tmp_path / "store") == parquet_files(finished.store)
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
+def test_a_question_to_a_worker_when_all_cpus_are_held(finished: Any) -> None:
+    """Prevents: a calibration that waits for ever for CPUs which the workers of an earlier stage hold."""
+    from data.config.settings import load
+    from pipeline.executors.runner import RayRunner
+    from pipeline.scoring.calibration import kept_speed
+
+    runner = RayRunner(load({"config": str(finished.config), "runner": "ray"}))
+    try:
+        runner._actors = [runner._new_actor() for _ in range(runner.workers())]
+        assert runner.ask(kept_speed) is None
+        assert runner._actors == []
+    finally:
+        runner.close()

@@ -1,0 +1,128 @@
+"""Trainings by one and by several processes: the same run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainer.reporting.metrics import SPEEDS
+
+TRAINING = """
+import os, sys, traceback
+import torch, transformers, pyarrow.parquet, torch.utils.tensorboard, torch.distributed
+from transformers import BertModel, BertTokenizerFast
+from pathlib import Path
+from trainer import recipes
+from trainer.reporting import mfu as utilisation
+from trainer.loop import train
+utilisation._SECONDS = 0.0
+
+def work(words):
+    torch.set_num_threads(1)
+    size, port, shards, *words = words
+    children = []
+    for rank in range(int(size)):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        os.environ.update(RANK=str(rank), WORLD_SIZE=size, LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        try:
+            os._exit(train(recipes.load(dict(word.split("=", 1) for word in words)), shards_folder=Path(shards)))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+@pytest.fixture(scope="module")
+def zygote(start_zygote: Callable[[str], Any]) -> Any:
+    return start_zygote(TRAINING)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def lines_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("what", ["none", "both", "prod", "prod_dual", "cross_encoder"])
+def test_any_number_of_processes_ends_in_the_same_parameters(
+    tmp_path: Path, experiment_file: Path, shards: Path, cross_encoder: Path, zygote: Any, what: str
+) -> None:
+    """Prevents: a result that depends on how many GPUs there were: dropout, selection or weights by rank, a gradient averaged twice, a
+    frozen encoder's vectors that only one process has."""
+    runs = {}
+    student = _student_of(experiment_file)
+    words_of = {
+        "none": ["train.objective.in_batch=none"],
+        "both": ["train.objective.in_batch=both"],
+        "prod": ["recipe=prod"],
+        "prod_dual": ["recipe=prod_dual", f"train.objective.teacher_model={student}", "train.objective.keep_weight=1"],
+        "cross_encoder": ["task=cross_encoder", f"teacher.model={cross_encoder}", "teacher.max_tokens=60"],
+    }
+    for size in (1, 2, 4) if what in ("none", "both") else (1, 2):
+        output = tmp_path / f"of{size}"
+        words = [f"config={experiment_file}", f"train.output={output}", "train.epochs=4", "train.learning_rate=1e-3"]
+        words += words_of[what]
+        zygote.begin(tmp_path / "log", size, free_port(), shards, *words)
+        assert zygote.end() == 0
+        runs[size] = load_file(output / ("cross_encoder" if what == "cross_encoder" else "student") / "model.safetensors")
+        lines = lines_of(output)
+        assert [line["step"] for line in lines] == list(range(1, 25))
+        for found, expected in zip(lines, lines_of(tmp_path / "of1"), strict=True):
+            for name in expected.keys() - set(SPEEDS):
+                assert found[name] == pytest.approx(expected[name], rel=1e-5), name
+    for size in sorted(runs.keys() - {1}):
+        differences = {name: float((runs[size][name] - expected).norm()) for name, expected in runs[1].items()}
+        assert math.hypot(*differences.values()) <= 1e-6 * math.hypot(*(float(value.norm()) for value in runs[1].values()))
+        for name, expected in runs[1].items():  # biases that began at 0 are all made of steps, whose last digits AdamW magnifies
+            assert differences[name] <= 1e-5 * float(expected.norm()), name
+    start = load_file((cross_encoder if what == "cross_encoder" else Path(student)) / "model.safetensors")
+    assert any(not torch.allclose(start[name], value, rtol=1e-2) for name, value in runs[1].items() if name in start)
+
+
+def _student_of(experiment_file: Path) -> str:
+    return experiment_file.read_text().split("student: {model: ")[1].split("}")[0]
+
+
+def test_torchrun_is_interrupted_and_goes_on_with_another_number(tmp_path: Path, experiment_file: Path, shards: Path, zygote: Any) -> None:
+    """Prevents: ranks that stop after different steps, and a checkpoint that only the same number of processes can use."""
+    output = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [f"config={experiment_file}", f"train.output={output}", "train.epochs=40"]
+    runner = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m", "trainer.cli"]
+    log = open(tmp_path / "torchrun", "w+")  # noqa: SIM115 - read below
+    process = subprocess.Popen([*runner, "run", f"shards={shards}", *words], env=environment, stdout=log, stderr=log)
+    deadline = time.monotonic() + 120
+    while not (output / "metrics.jsonl").is_file() or len(lines_of(output)) < 5:
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "torchrun").read_text()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    said = (tmp_path / "torchrun").read_text()
+    done = [line["step"] for line in lines_of(output)]
+    assert done == list(range(1, len(done) + 1)) and len(done) < 240, said
+    newest = sorted(path.name for path in (output / "checkpoints").glob("step-*"))[-1]
+    assert newest == f"step-{len(done):08d}" and f"interrupted after step {len(done)} of 240" in said, said
+    zygote.begin(tmp_path / "log", 1, free_port(), shards, *words)
+    assert zygote.end() == 0
+    assert [line["step"] for line in lines_of(output)] == list(range(1, 241))

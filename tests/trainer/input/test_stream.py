@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.config.settings import Experiment
+from data.errors import DamagedShard, UserError
+from retrieval.checkpoints.files import tokenizer_digest
+from trainer.input import stream
+from trainer.input.stream import TrainingShards, batches, open_training_shards, permutation, rows_of_epoch, windows
+from trainer.recipes import check_shards
+
+Maker = Callable[..., Any]
+
+
+def opened(folder: Path, student: Path) -> TrainingShards:
+    return open_training_shards(folder, tokenizer=tokenizer_digest(student))
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=30), st.integers(0, 2**40), st.integers(0, 9))
+def test_order_is_a_bijection(group_rows: list[int], seed: int, epoch: int) -> None:
+    """A row seen twice, or never, in an epoch."""
+    seen = []
+    for place, window in enumerate(windows(group_rows, "digest", seed, epoch)):
+        assert len(window) <= stream.WINDOW_GROUPS
+        rows = [(group, row) for group in window for row in range(group_rows[group])]
+        seen += [rows[position] for position in permutation(len(rows), "rows", place, "digest", seed, epoch)]
+    assert sorted(seen) == [(group, row) for group, count in enumerate(group_rows) for row in range(count)]
+
+
+def test_order_is_fixed_for_ever() -> None:
+    """An order that changes with a library breaks resume and every comparison: these numbers may never change."""
+    assert permutation(8, "rows", 0, "digest", 1, 2).tolist() == permutation(8, "rows", 0, "digest", 1, 2).tolist()
+    assert permutation(8, "rows", 0, "digest", 1, 2).tolist() == GOLDEN
+    assert permutation(8, "rows", 0, "digest", 1, 3).tolist() != GOLDEN
+
+
+GOLDEN = [6, 4, 1, 5, 7, 2, 3, 0]
+
+
+def test_rows_come_whole_and_once(shards: Path, student: Path, row_maker: Maker) -> None:
+    """Candidates of one query under the name of another: offsets that are off by a row."""
+    found = opened(shards, student)
+    generator = np.random.default_rng(1)
+    expected = {f"q{number:02d}": row_maker(generator, f"q{number:02d}") for number in range(22)}
+    orders = []
+    for epoch in range(2):
+        rows = list(rows_of_epoch(found, seed=3, epoch=epoch))
+        orders.append([row.query_id for row in rows])
+        assert sorted(orders[-1]) == sorted(expected)
+        for row in rows:
+            wanted = expected[row.query_id]
+            assert row.query_tokens.tolist() == wanted["query_tokens"]
+            assert [candidate.tolist() for candidate in row.candidate_tokens] == wanted["candidate_tokens"]
+            assert list(row.kinds) == wanted["candidate_kind"] and list(row.candidate_ids) == wanted["candidate_id"]
+            assert row.teacher_logits.tolist() == wanted["teacher_logits"] and row.confidence == wanted["confidence"]
+    assert orders[0] != orders[1] and orders[0] != sorted(orders[0])
+    assert orders[0] == [row.query_id for row in rows_of_epoch(opened(shards, student), seed=3, epoch=0)]
+    assert orders[0] != [row.query_id for row in rows_of_epoch(found, seed=4, epoch=0)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(first_step=st.integers(0, 20), batch_queries=st.integers(1, 9))
+def test_resume_is_one_integer(tmp_path_factory: Any, first_step: int, batch_queries: int) -> None:
+    """A resumed run that repeats or loses rows, at any step and batch size, over window and epoch bounds."""
+    found = SHARDS_OF_TWO_DRAWS(tmp_path_factory)
+    everything = [(b.step, b.epoch, [row.query_id for row in b.rows]) for b in run(found, batch_queries, 0)]
+    resumed = [(b.step, b.epoch, [row.query_id for row in b.rows]) for b in run(found, batch_queries, first_step)]
+    assert resumed == everything[first_step:]
+    assert [step for step, _, _ in everything] == list(range(len(everything)))
+
+
+def run(found: TrainingShards, batch_queries: int, first_step: int) -> Any:
+    return batches(found, seed=5, epochs=3, batch_queries=batch_queries, first_step=first_step)
+
+
+_CACHE: dict[str, TrainingShards] = {}
+
+
+def SHARDS_OF_TWO_DRAWS(tmp_path_factory: Any) -> TrainingShards:
+    if "found" not in _CACHE:
+        folder = tmp_path_factory.mktemp("draws") / "shards"
+        WRITERS["write"](folder, [[WRITERS["row"](np.random.default_rng(n), f"q{n:02d}", draw=d) for n in range(21) for d in (0, 1)]])
+        _CACHE["found"] = open_training_shards(folder, tokenizer="none")
+    return _CACHE["found"]
+
+
+WRITERS: dict[str, Maker] = {}
+
+
+@pytest.fixture(autouse=True)
+def _writers(shard_writer: Maker, row_maker: Maker) -> None:
+    def write(folder: Path, rows: Any) -> Path:
+        return shard_writer(folder, rows, draws=2, group_rows=3)
+
+    WRITERS.update(write=write, row=row_maker)
+
+
+def test_epoch_uses_its_own_draw(tmp_path_factory: Any) -> None:
+    """All draws in every epoch would multiply its length; one draw for ever would waste the others."""
+    found = SHARDS_OF_TWO_DRAWS(tmp_path_factory)
+    for epoch in range(4):
+        rows = list(rows_of_epoch(found, seed=0, epoch=epoch))
+        assert len({row.query_id for row in rows}) == len(rows) == found.epoch_rows(epoch) == 21
+        assert {row.candidate_ids[0].split("-")[1] for row in rows} == {str(epoch % 2)}
+
+
+def test_only_needed_row_groups_are_decoded(tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resume that decodes all that it skips takes hours; a stream that holds all row groups runs out of memory."""
+    found = SHARDS_OF_TWO_DRAWS(tmp_path_factory)
+    decoded: list[int] = []
+    original = stream._DecodedGroup.__init__
+
+    def counted(self: Any, group: Any, *, draw: int) -> None:
+        decoded.append(group.index)
+        original(self, group, draw=draw)
+
+    monkeypatch.setattr(stream._DecodedGroup, "__init__", counted)
+    rows = rows_of_epoch(found, seed=0, epoch=0)
+    next(rows)
+    assert len(decoded) == stream.WINDOW_GROUPS < len(found.groups)
+    decoded.clear()
+    list(rows_of_epoch(found, seed=0, epoch=0, skip=20))
+    assert len(decoded) <= stream.WINDOW_GROUPS
+
+
+def test_another_tokenizer_is_refused(shards: Path) -> None:
+    """Tokens of another vocabulary are valid numbers: the student would train on noise."""
+    with pytest.raises(UserError, match="tokenizer"):
+        open_training_shards(shards, tokenizer="other")
+
+
+def test_other_schema_version_is_refused(tmp_path: Path, shard_writer: Maker, row_maker: Maker) -> None:
+    """Columns that changed their meaning."""
+    folder = shard_writer(tmp_path / "old", [[row_maker(np.random.default_rng(0), "q")]], schema_version=0)
+    with pytest.raises(UserError, match="schema version 0"):
+        open_training_shards(folder, tokenizer="none")
+
+
+def test_shards_of_version_2_serve_without_in_batch_negatives(tmp_path: Path, shard_writer: Maker, row_maker: Maker) -> None:
+    """Prevents: good shards made before refused, and in-batch negatives among which are labelled positives that the shards do not name."""
+    generator = np.random.default_rng(0)
+    rows = [[row_maker(generator, f"q{number}") for number in range(5)]]
+    old, new = (open_training_shards(shard_writer(tmp_path / f"{v}", rows, schema_version=v), tokenizer="none") for v in (2, 3))
+    before, now = ({row.query_id: row for row in rows_of_epoch(found, seed=0, epoch=0)} for found in (old, new))
+    assert [row.never_ids for row in before.values()] == [()] * 5 and all(row.never_ids == (f"{q}-0-0",) for q, row in now.items())
+    same = ("candidate_ids", "kinds", "confidence")
+    assert all(getattr(before[q], name) == getattr(now[q], name) for q in now for name in same)
+    ids = {"store": "s", "ingest": {"path": "p"}, "student": {"model": "m"}, "teacher": {"model": "t"}}
+    for in_batch in ("none", "supervised", "distillation", "both"):
+        experiment = Experiment(**ids, train={"objective": {"in_batch": in_batch}})
+        check_shards(experiment, new.metadata)
+        if in_batch == "none":
+            check_shards(experiment, old.metadata)
+            continue
+        with pytest.raises(UserError, match=rf"in_batch={in_batch}: these shards, of schema version 2, .*`prep run config=FILE`"):
+            check_shards(experiment, old.metadata)
+
+
+def test_folder_without_manifest_is_refused(tmp_path: Path) -> None:
+    """A half-made folder is no folder."""
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        open_training_shards(tmp_path, tokenizer="none")
+
+
+def test_missing_shard_is_refused(shards: Path, student: Path) -> None:
+    """Training on what is left would be training on less, in silence."""
+    (shards / "part-00001-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match="part-00001-of-00002"):
+        opened(shards, student)
+
+
+def test_cut_short_shard_is_refused(shards: Path, student: Path) -> None:
+    """A copy that stopped early."""
+    path = shards / "part-00000-of-00002.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DamagedShard, match="part-00000-of-00002"):
+        opened(shards, student)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.01, 0.2, 0.5, 0.8, 0.95, 0.999])
+def test_flipped_byte_is_refused(shards: Path, student: Path, place: float) -> None:
+    """By default a flipped byte is read as another number, a logit or a token."""
+    path = shards / "part-00000-of-00002.parquet"
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedShard, match="part-00000-of-00002"):
+        opened(shards, student)
+
+
+def test_unequal_lists_are_refused(tmp_path: Path, shard_writer: Maker, row_maker: Maker) -> None:
+    """Logits that are one short would pair each candidate with its neighbour's."""
+    row = row_maker(np.random.default_rng(0), "q7")
+    row["teacher_logits"] = row["teacher_logits"][:-1]
+    found = open_training_shards(shard_writer(tmp_path / "uneven", [[row]]), tokenizer="none")
+    with pytest.raises(UserError, match="q7"):
+        list(itertools.chain(rows_of_epoch(found, seed=0, epoch=0)))
+
+
+def test_another_table_is_named(finished: Any, student: Path, tmp_path: Path) -> None:
+    """Prevents: gigabytes read for their digests before a table of vectors is told to be no training rows."""
+    for place, name in (("embed/corpus-*", "embed.corpus"), ("confidence/*", "confidence"), ("ingest/qrels-*", "ingest.qrels")):
+        (folder,) = finished.store.glob(place)
+        with pytest.raises(UserError, match=f"shards=.* is the stored table {name}; expected training rows"):
+            opened(folder, student)
+    for folder, words in ((finished.store, "a whole store"), (student, "a model's folder"), (tmp_path, "an empty folder")):
+        with pytest.raises(UserError, match=rf"shards=.*it is {words}.*without manifest\.json"):
+            opened(folder, student)

@@ -1,0 +1,54 @@
+"""The dev set during a run: when it is looked at, which checkpoint is the best, and when to stop early."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.config.settings import Train
+from trainer.evaluation.dev_set import DevSet, encode_all, evaluate
+from trainer.saving.checkpoint import TrainingState
+from trainer.steps.distributed import Ranks
+from trainer.steps.gradients import StepSettings
+from trainer.task import Model
+
+
+def is_due(done: int, *, settings: Train, epoch_ends: list[int]) -> bool:
+    """Whether the dev set is looked at after `done` steps: every so many, and at the end of the run."""
+    if settings.dev is None:
+        return False
+    if settings.evaluate_every is None:
+        return done in epoch_ends
+    return done % settings.evaluate_every == 0 or done == epoch_ends[-1]
+
+
+def dev_figures(model: Model, dev: DevSet, *, settings: StepSettings, ranks: Ranks) -> dict[str, float]:
+    """MRR@10, nDCG@10 and Recall@100 by exact search. Each process encodes a share; all get the same figures."""
+
+    def encode(sequences: Sequence[NDArray[np.int32]]) -> Tensor:
+        mine = range(ranks.rank, len(sequences), ranks.size)
+        vectors_ND = torch.zeros(len(sequences), model.size, device=settings.device)
+        if mine:
+            vectors_ND[torch.tensor(mine)] = encode_all(
+                model, [sequences[row] for row in mine], budget_tokens=settings.micro_batch_tokens, pad_id=settings.pad_id,
+                device=settings.device, precision=settings.precision,
+            )  # fmt: skip
+        return ranks.sum(vectors_ND)
+
+    figures = evaluate(encode, dev)
+    # Of the first process: on other machines they could differ in rounding, and so could the best checkpoint and an early stop.
+    return dict(zip(figures, ranks.of_first([*figures.values()]), strict=True))
+
+
+def with_dev(state: TrainingState, figures: dict[str, Any], *, metric: str) -> TrainingState:
+    """The state after an evaluation; of equals the earlier checkpoint stays the best."""
+    value = float(figures[metric])
+    if state.best is None or value > state.best:
+        return replace(state, best=value, best_step=state.step, stale=0)
+    return replace(state, stale=state.stale + 1)

@@ -1,0 +1,143 @@
+"""What a run tells: a line and curves for every step, notes and progress for people, and the result at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from data.tables.shards import atomic_write
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.student import student_notes
+from trainer.reporting.metrics import Metrics, last_figures
+from trainer.reporting.mfu import measured_flop_rate, training_flop
+from trainer.reporting.progress import RunProgress
+from trainer.run import PlannedBatch, Run
+from trainer.saving.output_folder import RESULT_NAME
+from trainer.steps.gradients import QueryLosses
+from trainer.steps.optim import learning_rate
+
+_LOST = "metrics.jsonl lacks the lines of {lost} steps that the run has done: it was damaged or cut; the training is not"
+
+
+class Reports:
+    """A context in which the steps of a run are reported; only the first process says anything."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._waited = 0.0
+
+    def __enter__(self) -> Reports:
+        run = self._run
+        if run.ranks.first:
+            rate = measured_flop_rate(device=run.step_settings.device, precision=run.step_settings.precision)
+            self._flop_rate = rate * run.ranks.size
+            self._metrics = Metrics(run.output, step=run.state.step)
+            self._progress = RunProgress(steps=run.steps, done=run.state.step)
+            self._progress.__enter__()
+            for note in (*_notes(run), *([_LOST.format(lost=self._metrics.lost)] if self._metrics.lost else [])):
+                self.note(note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._run.ranks.first:
+            self._progress.__exit__(kind, error, trace)
+            self._metrics.close()
+
+    def note(self, message: str) -> None:
+        """A line that stays."""
+        if self._run.ranks.first:
+            self._progress.note(message)
+
+    def step(self, batch: PlannedBatch, losses: QueryLosses, *, norm: float, seconds: float, waited: float, dev: dict[str, float]) -> None:
+        """Report a finished step.
+
+        Args:
+            batch: Its global batch.
+            losses: Of each query.
+            norm: Of the gradient, before it is clipped.
+            seconds: That the step took, without waiting for its data.
+            waited: Seconds that all steps of this sitting have waited for data.
+            dev: Figures on the dev set, where they were due.
+        """
+        if not self._run.ranks.first:
+            return
+        lengths = batch.lengths
+        waited, self._waited = waited - self._waited, waited
+        figures = {
+            **_figures(self._run, batch, losses, norm=norm),
+            "tokens": sum(lengths),
+            "seconds": round(seconds, 4),
+            "waited": round(waited, 6),
+            "queries_per_second": round(len(batch.work.queries) / seconds, 3),
+            "tokens_per_second": round(sum(lengths) / seconds, 1),
+            "utilisation": round(training_flop(self._run.model.backbone, lengths) / seconds / self._flop_rate, 4),
+            **({"dev": dev} if dev else {}),
+        }
+        self._metrics.write(figures)
+        self._progress.step(figures)
+        if dev:
+            words = ", ".join(f"{name} {value:.4f}" for name, value in dev.items())
+            self.note(f"dev set after step {figures['step']}: {words} (best at step {self._run.state.best_step})")
+
+    def sync(self) -> None:
+        """Have all lines on the disk: called before a checkpoint, which relies on them."""
+        if self._run.ranks.first:
+            self._metrics.sync()
+
+
+def _figures(run: Run, batch: PlannedBatch, losses: QueryLosses, *, norm: float) -> dict[str, Any]:
+    """One line of metrics.jsonl. Steps and epochs count from 1; losses are means over the queries, or pairs, that have them, nats."""
+    settings, work = run.experiment.train, batch.work
+    supervised, distillation, kept = (math.fsum(part.values()) for part in (losses.supervised, losses.distillation, losses.kept))
+    return {
+        "step": batch.step + 1,
+        "epoch": batch.epoch + 1,
+        "loss": work.supervised_weight * supervised + work.distillation_weight * distillation + work.keep_weight * kept,
+        "supervised": supervised / max(1, len(losses.supervised)),
+        "distillation": distillation / max(1, work.terms),
+        **({"kept": kept / len(losses.kept)} if losses.kept else {}),
+        "queries": len(work.queries),
+        "selected": work.selected,
+        "share": work.selected / len(work.queries),
+        "learning_rate": learning_rate(batch.step, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=run.steps),
+        "gradient_norm": norm,
+    }
+
+
+def _notes(run: Run) -> Iterator[str]:
+    """What a person should know before the first step, of which nothing is an error."""
+    settings, steps = run.experiment.train, run.steps
+    if run.state.step:
+        yield f"resumes after step {run.state.step} of {steps}"
+    if run.ranks.size > 1:
+        yield f"{run.ranks.size} processes share each batch of {settings.batch_queries} queries"
+    if settings.warmup_steps >= steps:
+        yield f"train.warmup_steps={settings.warmup_steps} covers all {steps} steps: the peak rate is never reached"
+    if isinstance(run.model, DualEncoder):
+        yield from student_notes(run.experiment.student)
+    if isinstance(run.model, DualEncoder) and run.model.spec.normalize and settings.score_scale == 1:
+        yield "the student's vectors have length 1 and train.score_scale is 1: scores lie in [-1, 1]; about 20 is usual"
+
+
+def write_result(run: Run) -> None:
+    """Write what says that the run is finished, and tell a person."""
+    state = run.state
+    content = {
+        "steps": state.step,
+        "stopped_early": run.stopped_early,
+        "seconds": round(state.seconds, 3),
+        run.experiment.train.task: str(run.result),
+        "best": {"step": state.best_step, run.experiment.train.dev_metric: state.best} if run.dev else None,
+        "fingerprint": state.fingerprint,
+        "last_step": last_figures(run.output),
+        "key": run.key,
+        "versions": {"torch": torch.__version__},
+    }
+    atomic_write(run.output / RESULT_NAME, json.dumps(content, indent=1, sort_keys=True).encode())
+    early = f", no better on the dev set since step {state.best_step}" if run.stopped_early else ""
+    print(f"{run.experiment.train.task} saved in {run.result} after {state.step} steps, {state.seconds:.0f} s of training{early}")

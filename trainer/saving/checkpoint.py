@@ -1,0 +1,215 @@
+"""Where a run stands, on disk: enough that a killed and resumed run ends in the same parameters as an unbroken one.
+
+    OUTPUT/run.json                               the settings that matter and the digests of shards and student
+    OUTPUT/checkpoints/step-00000200/             appears whole or not at all (temporary folder, fsync, rename)
+        model.safetensors  optimizer.safetensors  parameters; AdamW's moments, by parameter name
+        state.json                                step, seconds, fingerprint of run.json's content
+
+The order of the rows and the dropout masks are functions of (seed, step), so the step is all of the stream's and the generators' state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from data.command import is_full_disk
+from data.digests import json_digest
+from data.errors import RunFailed, UserError
+from data.files.leftovers import remove_leftovers, temporary_name
+from data.tables.shards import atomic_write
+from trainer.saving.output_folder import RUN_NAME
+
+_FOLDER = "checkpoints"
+_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+class Saveable(Protocol):
+    """A model that writes its own folder."""
+
+    def save(self, folder: Path) -> None:
+        """Write it."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """How far a run is: steps done, seconds spent on them in all sittings, the run it belongs to, and what the dev set said."""
+
+    step: int
+    seconds: float
+    fingerprint: str
+    best: float | None = None  # of the dev metric
+    best_step: int = 0
+    stale: int = 0  # evaluations since the best one
+
+
+def claim_output(output: Path, *, key: dict[str, Any]) -> str:
+    """Note in the folder which run it holds. Returns the run's fingerprint.
+
+    Raises UserError where it holds another run, naming what differs.
+    """
+    path = output / RUN_NAME
+    if os.path.lexists(path):
+        there = read_record(path, remedy="choose another train.output=FOLDER, or delete it if the run in it is this one")
+        if differences := _differences(there, key):
+            raise UserError(
+                "\n".join([f"train.output={output} holds a run with other settings:", *differences, "choose another train.output=FOLDER"])
+            )
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(key, indent=1, sort_keys=True).encode())
+    return json_digest(key)
+
+
+def read_record(path: Path, *, remedy: str) -> dict[str, Any]:
+    """A JSON file of the run's folder. Raises UserError where it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__} where a mapping is expected; {remedy}")
+    return content
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
+    lines: list[str] = []
+    for name in sorted({*there, *here}):
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += _differences(old, new, f"{prefix}{name}.")
+        elif json.dumps(old) != json.dumps(new):  # as JSON: a tuple and a list are the same
+            lines.append(f"  {prefix}{name}: {json.dumps(old)} there, {json.dumps(new)} now")
+    return lines
+
+
+def save_checkpoint(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int) -> None:
+    """Write a checkpoint, whole or not at all, then remove all but the newest `keep`."""
+    with whole_folder(output / _FOLDER / f"step-{state.step:08d}") as folder:
+        save_file({name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}, folder / _MODEL)
+        save_file(_optimizer_tensors(model, optimizer), folder / _OPTIMIZER)
+        (folder / _STATE).write_text(json.dumps(asdict(state)))
+    for old in _complete(output)[:-keep]:
+        _remove(old)
+
+
+def save_model(folder: Path, *, model: Saveable) -> None:
+    """Save a student as a sentence-transformers folder, a cross-encoder as a transformers folder, whole or not at all."""
+    with whole_folder(folder) as temporary:
+        model.save(temporary)
+
+
+def remove_half_written(output: Path) -> None:
+    """Remove what killed sittings have left half written."""
+    for folder in (output, output / _FOLDER):
+        remove_leftovers(folder, held=True)
+
+
+def resume(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> TrainingState:
+    """Load the newest complete checkpoint into model and optimizer; step 0 where there is none."""
+    found = _complete(output)
+    if not found:
+        return TrainingState(step=0, seconds=0.0, fingerprint=fingerprint)
+    newest = found[-1]
+    try:
+        state = _state(newest)
+        if state.fingerprint == fingerprint:
+            model.load_state_dict(load_file(newest / _MODEL))
+            moments = load_file(newest / _OPTIMIZER)
+            if state.step and not moments:
+                raise ValueError(f"{_OPTIMIZER} lacks the optimizer's moments")
+            _restore_optimizer(model, optimizer, moments)
+    except Exception as error:  # safetensors, json and torch raise many kinds, all of which mean: damaged
+        raise RunFailed(f"checkpoint {newest} cannot be read ({_in_a_line(error)}); delete it to resume from the one before") from error
+    if state.fingerprint != fingerprint:
+        raise UserError(f"checkpoint {newest} belongs to a run with other settings; choose another train.output=FOLDER")
+    return state
+
+
+def start_digest(model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState) -> str:
+    """Hex digest of all that the next step depends on: every process of a run must have the same."""
+    digest = hashlib.blake2b(json_digest(asdict(state)).encode(), digest_size=16)
+    for name, tensor in {**model.state_dict(), **_optimizer_tensors(model, optimizer)}.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _state(folder: Path) -> TrainingState:
+    """Raises ValueError, TypeError or OSError where it is not what `save_checkpoint` writes."""
+    content = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    state = TrainingState(**content)
+    numbers = (state.step, state.best_step, state.stale)
+    if not all(type(one) is int and one >= 0 for one in numbers) or not isinstance(state.best, float | None):
+        raise ValueError(f"{_STATE} holds {content}")
+    return replace(state, seconds=float(state.seconds))
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        for moment, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}|{moment}"] = value.detach().contiguous()
+    return tensors
+
+
+def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Raises KeyError or ValueError for moments that are not of this model."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, _, moment = key.rpartition("|")
+        parameter = parameters[name]
+        if value.shape not in (parameter.shape, torch.Size([])):
+            raise ValueError(f"{key} has the shape {list(value.shape)}, the parameter {list(parameter.shape)}")
+        optimizer.state[parameter][moment] = value.to(parameter.device)
+        # As in the sitting before: from its first gradient on a parameter is updated in each step, also by moments and decay alone.
+        parameter.grad = torch.zeros_like(parameter)
+
+
+def _complete(output: Path) -> list[Path]:
+    """Checkpoints in order of their step; a name that is final is complete."""
+    return sorted((output / _FOLDER).glob("step-*"))
+
+
+def _remove(folder: Path) -> None:
+    # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under a final name.
+    doomed = temporary_name(folder)
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that gets its final name when the block ends well, replacing one of that name, else nothing."""
+    temporary = temporary_name(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as opened:
+                    os.fsync(opened.fileno())
+        if path.exists():
+            _remove(path)
+        temporary.rename(path)
+    except (OSError, SafetensorError) as error:
+        remedy = "free some space" if is_full_disk(error) else "see to it that it can be written"
+        raise RunFailed(f"cannot write {path}: {error}; {remedy} and start the same command again, it resumes") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,180 @@
+"""The processes of a run: who takes which share of a step, and what they tell each other. One process needs none of it.
+
+Started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK. What a step computes does not depend on the number of processes: they
+take whole micro-batches of the one global batch, and sum their gradients once, after the last.
+
+All processes must meet in the same sums in the same order, or they wait for each other for ever. So what is summed is a function of the
+global batch and of the model, never of a process's own share. A process that fails leaves; the others learn of it where they meet next,
+and end with a sentence. They meet over gloo, which notices a process that is gone at once; before sums of nccl on GPUs too, which does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed, nn
+
+from data.command import left_at_once, stop_if_asked
+from data.errors import RunFailed, UserError
+from trainer.cpu.workers import lpt_schedule
+
+_PATIENCE = timedelta(minutes=30)  # with a process that lives and does not come: it checks all shards, or saves to a slow disk
+_BUCKET_ELEMENTS = 16 << 20  # of gradients in one sum: 64 MiB in fp32 beside the gradients themselves
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `size` of them."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes, prints and evaluates for all."""
+        return self.rank == 0
+
+    def mine(self, costs: Sequence[int]) -> list[int]:
+        """Which pieces of work this process takes, in their order: each goes to the process with the least so far, the costly first.
+
+        Args:
+            costs: Of each piece, in tokens.
+        """
+        return sorted(lpt_schedule(costs, self.size)[self.rank])
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of all processes' tensors, in place. Raises RunFailed where a process is gone, as all that follows does."""
+        if self.size > 1:
+            with self._together():
+                if tensor.is_cuda:
+                    distributed.all_reduce(torch.zeros(1))
+                distributed.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Give each process the sum of all processes' gradients. A parameter of which no process has a gradient keeps none."""
+        if self.size == 1:
+            return
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        having = self.sum(torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)).tolist()
+        for bucket in _buckets([_gradient(parameter) for parameter, count in zip(parameters, having, strict=True) if count]):
+            if len(bucket) == 1 and bucket[0].is_contiguous():  # word embeddings can be large: not twice
+                self.sum(bucket[0])
+                continue
+            summed = self.sum(torch.cat([gradient.flatten() for gradient in bucket]))
+            for gradient, part in zip(bucket, summed.split([gradient.numel() for gradient in bucket]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def any(self, asked: bool) -> bool:
+        """Whether it is so in any process: all of them get the same answer."""
+        return bool(self.sum(torch.tensor([asked], dtype=torch.int32)).item())
+
+    def of_first(self, numbers: Sequence[float]) -> list[float]:
+        """The first process's numbers, in all of them."""
+        return self.sum(torch.tensor(numbers, dtype=torch.float64) * self.first).tolist()
+
+    def agree(self, digest: str, *, about: str) -> None:
+        """Raises UserError where processes hold different hex digests."""
+        numbers = torch.zeros(self.size, dtype=torch.int64)
+        numbers[self.rank] = int(digest[:15], 16)
+        if len(set(self.sum(numbers).tolist())) > 1:
+            raise UserError(f"the processes do not agree on {about}: give all of them the same command and folders that every machine sees")
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.any(False)
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            stop_if_asked()  # a signal has ended the others, and would end this one when it is back in Python
+            raise RunFailed(
+                f"process {self.rank} of {self.size}: another one is gone, or has not come for {_PATIENCE.total_seconds() / 60:.0f} min "
+                f"({_in_short(error)}); what it said itself says why. The last checkpoint is kept: start the same command again"
+            ) from error
+
+
+def _in_short(error: Exception) -> str:
+    """The first sentence, without gloo's place in its source."""
+    return re.sub(r"^\[[^\]]*\] ", "", (str(error) or type(error).__name__).splitlines()[0]).split(". ")[0]
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """The parameter's gradient, zeros where it has none yet."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """In their order, some together: a message each would take longer than the numbers in it."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        if bucket and sum(one.numel() for one in bucket) + gradient.numel() > _BUCKET_ELEMENTS:
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
+
+
+def started_processes() -> int:
+    """How many processes torchrun started; 1 without it. Raises UserError where the environment does not say it in a number."""
+    return _number_of("WORLD_SIZE", least=1)
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """The processes that torchrun started; this one alone where it did not.
+
+    Raises:
+        UserError: the environment is not torchrun's, or there are more processes than GPUs.
+        RunFailed: the others do not come.
+    """
+    size = started_processes()
+    if device == "cuda" and torch.cuda.is_available():
+        torch.cuda.set_device(_own_gpu())
+    if size == 1:
+        yield Ranks()
+        return
+    rank = _number_of("RANK", least=0)
+    try:
+        with left_at_once():
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        stop_if_asked()
+        raise RunFailed(
+            f"process {rank} of {size} has not met the others ({_in_short(error)}): start them all with torchrun, and see to it "
+            "that MASTER_ADDR and MASTER_PORT can be reached from every machine"
+        ) from error
+    try:
+        yield Ranks(distributed.get_rank(), size)
+    finally:
+        # gloo's threads free their last piece of work only with Python's lock, which destroying the group would hold for ever.
+        time.sleep(0.1)
+        distributed.destroy_process_group()
+
+
+def _number_of(name: str, *, least: int) -> int:
+    text = os.environ.get(name, str(least))
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(
+            f"{name}={text} in the environment: expected a number from {least} on, as torchrun sets it; unset it to train alone"
+        )
+    return int(text)
+
+
+def _own_gpu() -> int:
+    place, gpus = _number_of("LOCAL_RANK", least=0), torch.cuda.device_count()
+    if place >= gpus:
+        raise UserError(f"process {place} of this machine has no GPU: torch sees {gpus}; start torchrun with --nproc-per-node={gpus}")
+    return place

@@ -1,0 +1,114 @@
+"""How a global batch is cut into micro-batches: groups of whole queries under a token budget, and what several groups need.
+
+    queries that share passages -> together, as far as the budget goes -> groups of nearly equal size
+    a sequence that more than one group needs -> `shared`, encoded once before the groups, in chunks
+
+With in-batch negatives every query needs every passage: all sequences are shared, and a group is only a share of the loss.
+
+The cut is a function of the batch and the budget, not of the number of processes; they take whole groups and chunks. So the numbers of
+a step, dropout masks included, are the same for any number of processes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retrieval.compute.batching import token_budget_batches
+from trainer.objective.plan import BatchWork, QueryWork, Sequenced, token_count
+
+_PROCESSES = 8  # groups come in a multiple of it (fewer: in a power of two), so that 2, 4 or 8 processes get equal shares
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """The pieces of a step. Queries go by their place in the batch, shared sequences by their place in `shared`."""
+
+    shared: list[Sequenced]
+    chunks: list[list[int]]  # of `shared`, like lengths together
+    groups: list[list[int]]  # of the queries that have anything to encode
+
+    def own(self, queries: Sequence[QueryWork]) -> list[Sequenced]:
+        """The sequences of a group's queries that no other group needs, each once."""
+        shared = set(self.shared)
+        return [sequence for sequence in _distinct(queries) if sequence not in shared]
+
+
+def cut(work: BatchWork, *, budget: int) -> MicroBatches:
+    """Cut a batch.
+
+    Args:
+        work: What its queries need.
+        budget: Tokens of a micro-batch, without padding. A single query with more is a group alone.
+    """
+    active = [place for place, query in enumerate(work.queries) if query.sequences]
+    if work.pool:
+        groups = [active[start::_PROCESSES] for start in range(min(_PROCESSES, len(active)))]
+        shared = _distinct([work.queries[place] for place in active])
+        shared = list(dict.fromkeys([*shared, *(passage.sequence for passage in work.pool)]))
+    else:
+        groups = _groups(work.queries, active, budget=budget)
+        needed = Counter(sequence for group in groups for sequence in _distinct([work.queries[place] for place in group]))
+        shared = [sequence for sequence, count in needed.items() if count > 1]
+    chunks = token_budget_batches([token_count(sequence) for sequence in shared], budget=budget)
+    return MicroBatches(shared, chunks, groups)
+
+
+def _distinct(queries: Sequence[QueryWork]) -> list[Sequenced]:
+    return list(dict.fromkeys(sequence for query in queries for sequence in query.sequences))
+
+
+def tokens_of(queries: Sequence[QueryWork]) -> int:
+    """Tokens of these queries' distinct sequences."""
+    return sum(map(token_count, _distinct(queries)))
+
+
+def _groups(queries: Sequence[QueryWork], active: Sequence[int], *, budget: int) -> list[list[int]]:
+    """Queries in groups of nearly equal tokens, at most `budget` of them; those that share passages together where they fit."""
+    items: list[tuple[int, list[int]]] = []
+    for relatives in _relatives(queries, active):
+        together = tokens_of([queries[place] for place in relatives])
+        if together <= budget:
+            items.append((together, relatives))
+        else:
+            items += [(queries[place].tokens, [place]) for place in relatives]
+    items.sort(key=lambda item: (-item[0], item[1]))
+    count = _rounded(-(-sum(tokens for tokens, _ in items) // budget)) if items else 0
+    while True:
+        groups: list[list[int]] = [[] for _ in range(count)]
+        loads, sizes = [0] * count, [0] * count
+        for tokens, places in items:
+            lightest = loads.index(min(loads))
+            loads[lightest] += tokens
+            sizes[lightest] += 1
+            groups[lightest] += places
+        if all(load <= budget or size == 1 for load, size in zip(loads, sizes, strict=True)):
+            return [sorted(group) for group in groups if group]
+        count = _rounded(count + 1)
+
+
+def _rounded(count: int) -> int:
+    """Up to a power of two, above `_PROCESSES` to a multiple of it."""
+    return -(-count // _PROCESSES) * _PROCESSES if count > _PROCESSES else 1 << (count - 1).bit_length()
+
+
+def _relatives(queries: Sequence[QueryWork], active: Sequence[int]) -> list[list[int]]:
+    """Queries that share a sequence, or share one with a query that does: connected components."""
+    parent = {place: place for place in active}
+
+    def root(place: int) -> int:
+        while parent[place] != place:
+            parent[place] = parent[parent[place]]
+            place = parent[place]
+        return place
+
+    first_user: dict[Sequenced, int] = {}
+    for place in active:
+        for sequence in queries[place].sequences:
+            other = first_user.setdefault(sequence, place)
+            parent[root(place)] = root(other)
+    found: dict[int, list[int]] = {}
+    for place in active:
+        found.setdefault(root(place), []).append(place)
+    return list(found.values())
