@@ -1,0 +1,87 @@
+"""Choices that a setting names: a built-in by its name, anyone's own by its import path.
+
+    train.objective.distillation=kl                    registered here
+    train.objective.distillation=mylab.losses:rank_net   imported when it is first asked for
+
+A plug-in is a Python object in a module that this process can import. Its `version` (0 where it has none) is raised by its author when
+what it computes changes: qualified name and version enter the fingerprint.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
+
+from data.errors import UserError
+
+Thing = TypeVar("Thing")
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def is_import_path(name: str) -> bool:
+    """Whether a name is `package.module:object`."""
+    return _IMPORT_PATH.fullmatch(name) is not None
+
+
+def check_name(name: str, names: Iterable[str], *, kind: str) -> str:
+    """The name, if it is one of `names` or an import path. Raises ValueError with the nearest otherwise; imports nothing."""
+    listed = list(names)
+    if name in listed or is_import_path(name):
+        return name
+    near = difflib.get_close_matches(name, listed, n=2, cutoff=0.3)
+    hint = f"nearest: {', '.join(near)}" if near else f"there are {', '.join(listed)}"
+    raise ValueError(f"no {kind} {name!r}; {hint}; or give your own as package.module:object")
+
+
+def plugin_key(name: str, thing: Any) -> dict[str, Any]:
+    """What a fingerprint holds of a plug-in, empty for a built-in: `{"plugin": "mylab.losses:rank_net", "version": 2}`."""
+    return {"plugin": name, "version": getattr(thing, "version", 0)} if is_import_path(name) else {}
+
+
+class Registry(Generic[Thing]):
+    """The built-ins of one kind, and the door for others."""
+
+    def __init__(self, kind: str, built_in: dict[str, Thing]) -> None:
+        """`kind`, for errors: `loss`, `sampler`, `source`, `teacher`."""
+        self.kind = kind
+        self._things = dict(built_in)
+
+    def names(self) -> list[str]:
+        """The built-ins, in the order of their registration."""
+        return list(self._things)
+
+    def get(self, name: str, *, setting: str) -> Thing:
+        """The thing of this name. Raises UserError: an unknown name, with the nearest; a module or an object that is not there."""
+        if name in self._things:
+            return self._things[name]
+        try:
+            check_name(name, self._things, kind=self.kind)
+        except ValueError as error:
+            raise UserError(f"{setting}={name}: {error}") from None
+        return import_object(name, setting=setting)
+
+    def key(self, name: str, *, setting: str) -> dict[str, Any]:
+        """What a fingerprint holds beside the setting itself; empty for a built-in, so that its fingerprints stay."""
+        return plugin_key(name, self.get(name, setting=setting))
+
+
+def import_object(name: str, *, setting: str) -> Any:
+    """The object of `package.module:object`. Raises UserError where the module cannot be imported, or has no such object."""
+    module_name, _, path = name.partition(":")
+    try:
+        thing: Any = importlib.import_module(module_name)
+    except Exception as error:  # whatever a module of others does while it is imported
+        if isinstance(error, ModuleNotFoundError) and module_name.split(".")[0] == (error.name or "").split(".")[0]:
+            why = f"no module {module_name} here: install it, or put its folder on PYTHONPATH"
+        else:
+            why = f"importing {module_name} ends in {type(error).__name__}: {error}"
+        raise UserError(f"{setting}={name}: {why}") from error
+    for part in path.split("."):
+        if not hasattr(thing, part):
+            near = difflib.get_close_matches(part, dir(thing), n=2)
+            raise UserError(f"{setting}={name}: {module_name} has no {part}" + (f"; nearest: {', '.join(near)}" if near else ""))
+        thing = getattr(thing, part)
+    return thing
