@@ -72,8 +72,12 @@ def load(words: dict[str, str]) -> Experiment:
 
 
 def _check(experiment: Experiment) -> None:
-    """Raises UserError for what a recipe or a task cannot do without, or with."""
+    """Raises UserError for what a recipe, a task or a loss cannot do without, or with."""
     train, objective = experiment.train, experiment.train.objective
+    try:
+        objective.check_loss()
+    except ValueError as error:
+        raise UserError(f"train.objective: {error}") from error
     if train.task == "student" and train.recipe == "prod_dual" and objective.teacher_model is None:
         raise UserError("recipe=prod_dual distils a dual encoder: give its folder as train.objective.teacher_model=FOLDER")
     if train.task == "cross_encoder" and ("distillation" not in objective.without or objective.in_batch != "none"):
@@ -96,8 +100,8 @@ def check_shards(experiment: Experiment, metadata: TrainingMetadata) -> None:
         )
     if train.task == "student":
         check_negatives(train.recipe, source=metadata.negatives_source)
-    by_logits = "distillation" not in objective.without and (objective.teacher_model is None or "adaptive" not in objective.without)
-    if by_logits and not metadata.teachers:
+    from_shards = objective.loss_traits.learns_from == "logits" and objective.teacher_model is None
+    if "distillation" not in objective.without and (from_shards or "adaptive" not in objective.without) and not metadata.teachers:
         raise UserError(
             "these shards have no teacher logits (teacher.backend=none): make others with a teacher, or train without: task=dual_encoder, "
             "task=cross_encoder, or train.objective.teacher_model=FOLDER with recipe=prod_dual"
@@ -113,12 +117,13 @@ def check_lists(objective: Objective, *, iterations: int, draw: int | None) -> N
         draw: `train.draw`, the iteration to train on.
     """
     groups = iterations > 0
-    if objective.distillation == "curriculum" and not groups:
+    by_labels = objective.loss_traits.learns_from == "labels"
+    if by_labels and not groups:
         raise UserError(
-            "recipe=cl_drd (train.objective.distillation=curriculum) trains on lists in groups, which these shards have not: make others "
-            "with `prep run config=FILE curriculum.enabled=true` and give their folder as shards=DIR"
+            f"train.objective.distillation={objective.distillation} (recipe=cl_drd: curriculum) trains on lists in groups, which these "
+            "shards have not: make others with `prep run config=FILE curriculum.enabled=true` and give their folder as shards=DIR"
         )
-    if objective.distillation == "curriculum" and iterations > 1 and draw is None:
+    if by_labels and iterations > 1 and draw is None:
         raise UserError(
             f"these shards hold {iterations} iterations of a curriculum, and each wants a training of its own that starts from the last "
             "one's student: name them in train.stages, as recipes/cl_drd does, or train one of them with train.draw=0"

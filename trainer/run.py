@@ -20,6 +20,7 @@ from trainer.cpu.workers import Workers
 from trainer.evaluation.dev_set import DevSet, open_dev_set
 from trainer.input.prefetch import Prefetched
 from trainer.input.stream import TrainingShards, batches, open_training_shards
+from trainer.objective.losses import DISTILLATION_LOSSES
 from trainer.objective.plan import BatchWork, plan_batch, token_count
 from trainer.objective.selection import selected_share
 from trainer.recipes import check_shards
@@ -35,6 +36,7 @@ from trainer.steps.reference_models import FrozenEncoders
 from trainer.task import Model, Task, task_of
 
 _BATCHES_AHEAD = 4
+_LOSS = "train.objective.distillation"
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def _run_key(experiment: Experiment, *, shards: TrainingShards, task: Task, dev:
             **early_stop,
             "precision": precision.resolve(settings.precision, device=settings.device),
             "device": settings.device,  # its generator draws other dropout masks
-            "objective": keyed_values(settings.objective),
+            "objective": {**keyed_values(settings.objective), **DISTILLATION_LOSSES.key(settings.objective.distillation, setting=_LOSS)},
         },
         **task.key,
         "seed": experiment.seed,

@@ -15,6 +15,8 @@ from pydantic import field_validator, model_validator
 from data.config import fields as config
 from data.config.fields import PathKind, Section, execution, keyed
 from data.config.negative_sources import Source, canonical, parse_sources
+from data.config.registry import check_name
+from data.config.traits import LOSSES, SAMPLERS, LossTraits, SamplerTraits, traits_of
 from data.errors import UserError
 from data.files.paths import expanded
 from data.remote.object_store import is_remote
@@ -124,7 +126,9 @@ class Search(Section):
 class HardNegatives(Section):
     """Which passages a query's negatives are drawn from, and how."""
 
-    source: str = keyed("student", "student, bm25, run or random, or several with weights (and ranks): student:3,bm25:1@1-50")
+    source: str = keyed(
+        "student", "student, bm25, run, random or package.module:function, or several with weights and ranks: student:3,bm25:1@1-50"
+    )
     run_file: str | None = execution(None, "the TREC run of source=run, local or s3:// (keyed by its content)", path="path")
     depth: int = keyed(100, "passages kept of each source's list, positives removed", ge=1, le=10_000)
     first_rank: int = keyed(1, "negatives are drawn from this rank on, in the list of each source", ge=1)
@@ -132,7 +136,7 @@ class HardNegatives(Section):
     negatives: int = keyed(10, "m, negatives drawn per query (ADAM 4.3; 15 were best without dark examples)", ge=1)
     draws: int = keyed(1, "independent draws of m negatives; epoch e trains on draw e modulo their number", ge=1, le=100)
     queries: int | None = keyed(None, "training queries used, a seeded subset; null takes all", ge=1)
-    sampler: Literal["uniform", "top", "stratified", "simans"] = keyed("uniform", "how they are drawn: see pipeline/negatives/samplers.py")
+    sampler: str = keyed("uniform", "how they are drawn: uniform, top, stratified, simans (pipeline/negatives/samplers.py), or your own")
     simans_a: float = keyed(0.5, "a of SimANS, sharpness around p+ (the default of its authors' code)", ge=0)
     simans_b: float = keyed(0.0, "b of SimANS, added to the score of p+ (the default of its authors' code)")
     score_pools: bool = keyed(False, "have the teacher score whole pools, also where nothing here asks for it (table pool_scores)")
@@ -148,6 +152,16 @@ class HardNegatives(Section):
     def _switch(cls, value: Any) -> Any:
         return str(value).lower() if isinstance(value, bool | str) else value  # YAML reads true and false as such
 
+    @field_validator("sampler")
+    @classmethod
+    def _known_sampler(cls, value: str) -> str:
+        return check_name(value, SAMPLERS, kind="sampler")
+
+    @property
+    def sampler_traits(self) -> SamplerTraits:
+        """What the sampler goes by. Imports a plug-in."""
+        return traits_of(self.sampler, SAMPLERS, setting="hard_negatives.sampler")
+
     @property
     def sources(self) -> tuple[Source, ...]:
         """The sources in the order of the setting."""
@@ -161,7 +175,14 @@ class HardNegatives(Section):
     @property
     def uses_pool_scores(self) -> bool:
         """Whether queries or negatives are chosen by the teacher's logits."""
-        return self.sampler == "stratified" or self.false_negatives.uses_teacher or self.select != "none"
+        return self.false_negatives.uses_teacher or self.select != "none" or "teacher_logits" in self.sampler_traits.needs
+
+    def check_sampler(self) -> None:
+        """Raises ValueError where the sampler does not get what it needs. Imports a plug-in: for commands that draw."""
+        if "student_scores" in self.sampler_traits.needs and [source.name for source in self.sources] != ["student"]:
+            raise ValueError(f"sampler={self.sampler} goes by the student's scores: it needs source=student alone")
+        if self.draws > 1 and not self.sampler_traits.draws_differ:
+            raise ValueError(f"sampler={self.sampler} chooses the same negatives in every draw: set draws=1, or sampler=uniform or simans")
 
     @model_validator(mode="after")
     def _consistent(self) -> HardNegatives:
@@ -172,10 +193,8 @@ class HardNegatives(Section):
                 raise ValueError(f"need first_rank <= last_rank <= depth, got {found} for source {source.name}")
         if "run" in names and not self.run_file:
             raise ValueError("source=run needs run_file=FILE, a TREC run")
-        if self.sampler == "simans" and names != ["student"]:
-            raise ValueError("sampler=simans goes by the student's scores: it needs source=student alone")
-        if self.sampler in ("top", "stratified") and self.draws > 1:
-            raise ValueError(f"sampler={self.sampler} chooses the same negatives in every draw: set draws=1, or sampler=uniform or simans")
+        if self.sampler in SAMPLERS:
+            self.check_sampler()
         if self.false_negatives.student_margin is not None and "student" not in names:
             raise ValueError("false_negatives.student_margin needs student among the sources")
         if self.select != "none" and "student" not in names:
@@ -265,7 +284,7 @@ class Objective(Section):
     include_positive: bool = keyed(False, "put p+ into P~ (Eq. 9 leaves it out; a list without dark examples always has it, Eq. 3)")
     reduction: Literal["batch", "selected"] = keyed("batch", "the KD sum is divided by b, or by the number of selected queries")
     count_epochs_from: Literal[0, 1] = keyed(0, "t of the first epoch in the selected share 1 - t/(2T) (Eq. 8)")
-    distillation: Literal["kl", "margin_mse", "curriculum"] = keyed("kl", "the KD loss: KL of softmaxes (Eq. 4), MarginMSE, CL-DRD's")
+    distillation: str = keyed("kl", "the KD loss: kl (of softmaxes, Eq. 4), margin_mse, curriculum (CL-DRD's), or your own")
     temperature: float = keyed(1.0, "T of both softmaxes of a KL", gt=0)
     temperature_squared: bool = keyed(False, "multiply each KL by T^2 (PROD), so that its gradient does not shrink with T")
     teacher_model: str | None = execution(
@@ -273,37 +292,55 @@ class Objective(Section):
     )
     in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives the batch's other passages join")
 
+    @field_validator("distillation")
+    @classmethod
+    def _known_loss(cls, value: str) -> str:
+        return check_name(value, LOSSES, kind="loss")
+
+    @property
+    def loss_traits(self) -> LossTraits:
+        """What the distillation loss goes by. Imports a plug-in."""
+        return traits_of(self.distillation, LOSSES, setting="train.objective.distillation")
+
     @model_validator(mode="after")
-    def _scored(self) -> Objective:
-        if self.distillation == "margin_mse" and self.in_batch in ("distillation", "both"):
-            raise ValueError("margin_mse needs teacher logits, which in-batch passages have not: set in_batch=none or supervised")
-        if self.distillation != "kl" and self.temperature_squared:
-            raise ValueError(f"{self.distillation} has no temperature: set temperature_squared=false")
-        if self.temperature != 1 and not self.uses_temperature:
-            loss = "without=distillation" if "distillation" in self.without else f"distillation={self.distillation}"
-            raise ValueError(f"temperature={self.temperature:g} has no effect with {loss}, which has no softmax of its own: leave it out")
-        if self.distillation == "margin_mse" and "distillation" not in self.without and not self.has_positive:
-            raise ValueError(
-                "distillation=margin_mse is of margins between p+ and the others, and P~ has no p+ beside dark examples: set "
-                "include_positive=true, or leave distillation out and use recipe=margin_mse, which sets both"
-            )
-        if self.distillation == "curriculum" and self.teacher_model:
-            raise ValueError("distillation=curriculum learns from the shards' labels, not from a teacher_model: leave it out")
+    def _consistent(self) -> Objective:
+        if self.distillation in LOSSES:
+            self.check_loss()
         if "distillation" in self.without and (self.keep_weight or self.teacher_model):
             raise ValueError("keep_weight and teacher_model are of the distillation's list, which is left out: set one or the other")
         if "distillation" in self.without and ("supervised" in self.without or not self.supervised_weight):
             raise ValueError("nothing is left to train: distillation and the supervised loss are both left out")
-        if self.distillation == "curriculum" and (self.in_batch != "none" or self.uses_positive):
+        return self
+
+    def check_loss(self) -> None:
+        """Raises ValueError where the other settings do not give the loss what it needs. Imports a plug-in: for commands that train."""
+        name, loss, by_labels = self.distillation, self.loss_traits, self.loss_traits.learns_from == "labels"
+        if not by_labels and not loss.takes_unscored and self.in_batch in ("distillation", "both"):
+            raise ValueError(f"{name} needs teacher logits, which in-batch passages have not: set in_batch=none or supervised")
+        if not loss.uses_temperature and self.temperature_squared:
+            raise ValueError(f"{name} has no temperature: set temperature_squared=false")
+        if self.temperature != 1 and not self.uses_temperature:
+            without = "without=distillation" if "distillation" in self.without else f"distillation={name}"
             raise ValueError(
-                "distillation=curriculum is over a list of groups, which has no one p+ and no in-batch negatives: set "
+                f"temperature={self.temperature:g} has no effect with {without}, which has no softmax of its own: leave it out"
+            )
+        if loss.needs_positive and "distillation" not in self.without and not self.has_positive:
+            raise ValueError(
+                f"distillation={name} is of margins between p+ and the others, and P~ has no p+ beside dark examples: set "
+                "include_positive=true, or leave distillation out and use recipe=margin_mse, which sets both"
+            )
+        if by_labels and self.teacher_model:
+            raise ValueError(f"distillation={name} learns from the shards' labels, not from a teacher_model: leave it out")
+        if by_labels and (self.in_batch != "none" or self.uses_positive):
+            raise ValueError(
+                f"distillation={name} is over a list of labels, which has no one p+ and no in-batch negatives: set "
                 "without=supervised and in_batch=none (recipe=cl_drd sets the first; beside it leave distillation out)"
             )
-        return self
 
     @property
     def uses_temperature(self) -> bool:
-        """Whether a KL is among the losses: the distillation's, or the one that keeps the student near its start."""
-        return "distillation" not in self.without and (self.distillation == "kl" or self.keep_weight > 0)
+        """Whether a loss with a temperature is asked for: the distillation's, or the KL that keeps the student near its start."""
+        return "distillation" not in self.without and (self.loss_traits.uses_temperature or self.keep_weight > 0)
 
     @property
     def has_positive(self) -> bool:
@@ -444,7 +481,7 @@ class Experiment(Section):
                 )
             if self.hard_negatives.score_pools or self.hard_negatives.uses_pool_scores:
                 raise ValueError(
-                    "teacher.backend=none scores no pools: leave out score_pools, select, sampler=stratified, rules of the teacher"
+                    "teacher.backend=none scores no pools: leave out score_pools, select, rules of the teacher, a sampler by its logits"
                 )
         return self
 

@@ -73,7 +73,7 @@ POOLS = pa.schema(
         # The pool after removals: the list of each source, best first, one after the other. A passage may stand in several.
         ("ranked_ids", pa.list_(pa.string())),
         ("ranked_scores", pa.list_(pa.float32())),  # each source's own
-        ("ranked_sources", pa.list_(pa.int8())),  # places in data.negative_sources.SOURCES
+        ("ranked_sources", pa.list_(pa.int8())),  # `Source.number` of data.config.negative_sources
         ("never_ids", pa.list_(pa.string())),  # what was removed wherever it was ranked, and all that is never a negative; by id
     ]
 )

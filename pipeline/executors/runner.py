@@ -20,6 +20,7 @@ from data.command import in_words
 from data.config.settings import Experiment, Runner, with_absolute_paths
 from data.errors import RunFailed, UserError
 from data.files.what_lies import stored_table, what_lies
+from pipeline.executors.plugins import find_plugins, plugin_folders
 from pipeline.executors.resources import usable_cpus, workers_that_fit
 from pipeline.executors.worker import ShardTask, TaskResult, Worker
 from retrieval.compute import precision
@@ -192,7 +193,7 @@ class RayRunner:
             max_restarts=0,  # a dead one is replaced here, where its order is known
             max_concurrency=2,  # one builds, one answers how far it is
         )(_RayWorker)
-        return remote.remote(self._experiment.model_dump_json())
+        return remote.remote(self._experiment.model_dump_json(), plugin_folders(self._experiment))
 
     def run(self, orders: Sequence[ShardTask], *, uses_device: bool, report: Report) -> Iterator[TaskResult]:
         """Build the orders on all actors; yields each as it finishes."""
@@ -325,7 +326,8 @@ def _init(ray: Any, **settings: Any) -> None:
 class _RayWorker:
     """The actor: a `Worker` that counts its progress until it is asked for it."""
 
-    def __init__(self, experiment_json: str) -> None:
+    def __init__(self, experiment_json: str, plugins: dict[str, str]) -> None:
+        find_plugins(plugins)
         self._worker = Worker(experiment_json)
         self._progress: dict[str, int] = {}
 

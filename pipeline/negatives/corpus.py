@@ -89,6 +89,11 @@ class Corpus:
             first += shard.rows
         return pa.concat_arrays(parts).take(pa.array(place))
 
+    def passages(self) -> Iterator[tuple[list[str], list[str]]]:
+        """(ids, texts) of all passages, some thousands at a time: in memory is one row group."""
+        for group in self._stored.row_groups(columns=["doc_id", "text"]):
+            yield group.column("doc_id").to_pylist(), group.column("text").to_pylist()
+
     def searcher(self, vectors: Stored, index: Stored | None, experiment: Experiment) -> Searcher:
         """The search over the corpus's vectors, kept with what it holds of them."""
         if self._searcher is None:
@@ -106,8 +111,7 @@ class Corpus:
         if self._bm25 is None:
             from retrieval.search.bm25 import Bm25Index
 
-            texts = (group.column("text").to_pylist() for group in self._stored.row_groups(columns=["text"]))
-            self._bm25 = Bm25Index(self.ids, texts, stop_words=stop_words)
+            self._bm25 = Bm25Index(self.ids, (texts for _, texts in self.passages()), stop_words=stop_words)
         return self._bm25
 
 

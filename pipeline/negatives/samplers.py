@@ -5,6 +5,9 @@
     simans       by chance, p(d) in proportion to exp(-a (s(q,d) - s(q,p+) - b)^2), without replacement
     stratified   over the teacher's scores: see `stratified`
 
+`SAMPLERS` has them under these names; `hard_negatives.sampler` may also be the import path of one of your own. Each is called with a
+`Window` and returns its passages, the preferred first; what else it asks of the settings is in `data.config.traits`.
+
 Each is a pure function of the seed, the ids and the scores. With uniform, top and simans a larger m keeps the smaller sample, and what was
 scored for it; with stratified the strata move with m.
 """
@@ -13,10 +16,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from data.config.registry import Registry, is_import_path
+from data.config.settings import HardNegatives
 from data.digests import hash64_after
+from data.errors import UserError
 
 SeededHash = Callable[[str], int]  # of a passage id
+_SETTING = "hard_negatives.sampler"
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a sampler is given of a query: the rank window of one source, without what is taken for false negatives."""
+
+    query_id: str
+    doc_ids: list[str]  # n passages, best rank first
+    count: int  # how many of them will be taken, where nothing stands in the way
+    hashed: SeededHash  # all chance comes from it: another one for each seed, query and draw
+    settings: HardNegatives
+    student_scores: Sequence[float] = ()  # [n] where the sampler's `needs` has them
+    positive_score: float = math.nan  # the student's score of p+; nan where the student is no source
+    teacher_logits: Sequence[float] = ()  # [n] where the sampler's `needs` has them
+    positive_logit: float = math.nan  # the teacher's logit of p+; nan where nothing needs it
+
+
+Sampler = Callable[[Window], Sequence[str]]
 
 
 def seeded(seed: int, purpose: str, query_id: str, draw: int) -> SeededHash:
@@ -75,6 +101,41 @@ def _between(ordered: list[float], part: int, parts: int) -> float:
     """The quantile part / parts of sorted values, linear between ranks. In whole numbers, so that a target halfway is exactly halfway."""
     rank, rest = divmod(part * (len(ordered) - 1), parts)
     return ordered[rank] + rest / parts * (ordered[min(rank + 1, len(ordered) - 1)] - ordered[rank])
+
+
+SAMPLERS: Registry[Sampler] = Registry(
+    "sampler",
+    {
+        "uniform": lambda window: uniform(window.doc_ids, window.hashed),
+        "top": lambda window: window.doc_ids,
+        "simans": lambda window: simans(
+            window.doc_ids, window.student_scores, window.positive_score, window.hashed,
+            a=window.settings.simans_a, b=window.settings.simans_b,
+        ),
+        "stratified": lambda window: stratified(window.doc_ids, window.teacher_logits, window.count, window.hashed),
+    },
+)  # fmt: skip
+
+
+def sampler_key(settings: HardNegatives) -> dict[str, object]:
+    """What a fingerprint holds of a sampler of one's own. Raises UserError where it is not there, or lacks what it needs."""
+    try:
+        settings.check_sampler()
+    except ValueError as error:
+        raise UserError(f"hard_negatives: {error}") from error
+    return SAMPLERS.key(settings.sampler, setting=_SETTING)
+
+
+def preferred(window: Window) -> Sequence[str]:
+    """A window's passages in the order of preference of its settings' sampler. One of your own may leave some out.
+
+    Raises UserError where it returns anything else than passages of the window, each once.
+    """
+    name = window.settings.sampler
+    listed = SAMPLERS.get(name, setting=_SETTING)(window)
+    if is_import_path(name) and (not set(listed) <= set(window.doc_ids) or len(set(listed)) < len(listed)):
+        raise UserError(f"{_SETTING}={name}: of query {window.query_id} it returned other ids than those of its window, each once")
+    return listed
 
 
 def turns(weights: Sequence[int], count: int) -> list[int]:

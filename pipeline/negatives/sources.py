@@ -1,19 +1,22 @@
-"""Where ranked lists come from: the student's exact search, BM25, a TREC run, or chance. All give arrays of rows of the corpus.
+"""Where ranked lists come from: the student's exact search, BM25, a TREC run, chance, or a function of your own.
 
 A ranking is (rows [n, k] int64, scores [n, k] fp32) of n queries, best first, equal scores by passage id; where a list is shorter, rows
-are -1. A source is made once for a shard of queries and asked for them a piece at a time.
+are -1. A source is made once for a shard of queries and asked for them a piece at a time, in order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data.config.registry import Registry, is_import_path
 from data.digests import hash64
 from data.errors import UserError
 from data.formats.trec import read_entries
@@ -167,14 +170,81 @@ class AtRandom:
         return rows, scores
 
 
+@dataclass(frozen=True)
+class SourceRequest:
+    """What a source of your own is given: a shard of queries, and the passages to rank for them."""
+
+    query_ids: list[str]
+    query_texts: list[str]
+    corpus: Corpus  # the same one for all shards of a worker, so that `functools.cache` keeps what is made of it
+    depth: int  # passages of a list that are looked at
+    seed: int
+
+
+Ranked = Sequence[str] | Sequence[tuple[str, float]]  # ids of passages, best first; or with scores
+OwnSource = Callable[[SourceRequest], Iterable[Ranked]]
+
+
+class ListsOf:
+    """The lists that a function of your own gives, one for each query in their order; they are asked for as they are needed."""
+
+    def __init__(self, name: str, queries: pa.Table, corpus: Corpus, *, seed: int) -> None:
+        self._what, self._source = f"hard_negatives.source={name}", SOURCES.get(name, setting=_SETTING)
+        self._query_ids, self._texts = (queries.column(column).to_pylist() for column in ("query_id", "text"))
+        self._corpus, self._seed = corpus, seed
+        self._lists: Iterator[Ranked] | None = None
+
+    def rank(self, first: int, stop: int, *, k: int) -> Ranking:
+        """Raises UserError: another number of lists than of queries, a passage that the corpus has not, or a list has twice."""
+        if self._lists is None:
+            self._lists = iter(self._source(SourceRequest(self._query_ids, self._texts, self._corpus, k, self._seed)))
+        rows, scores = np.full((stop - first, k), -1, np.int64), np.zeros((stop - first, k), np.float32)
+        for place, query_id in enumerate(self._query_ids[first:stop]):
+            ranked = next(self._lists, None)
+            if ranked is None:
+                raise UserError(f"{self._what} gave {first + place} lists for {len(self._query_ids)} queries")
+            pairs = [(one, 0.0) if isinstance(one, str) else one for one in ranked[:k]]
+            ids = [doc_id for doc_id, _ in pairs]
+            found = self._corpus.rows_of(pa.array(ids, pa.large_string()))
+            if (found < 0).any() or len(set(ids)) < len(ids):
+                wrong = next(doc_id for doc_id, row in zip(ids, found, strict=True) if row < 0 or ids.count(doc_id) > 1)
+                raise UserError(f"{self._what} lists passage {wrong} for query {query_id}, which is not in the corpus, or is listed twice")
+            rows[place, : len(ids)], scores[place, : len(ids)] = found, [score for _, score in pairs]
+        if stop == len(self._query_ids) and next(self._lists, None) is not None:
+            raise UserError(f"{self._what} gave more lists than the {stop} queries")
+        return rows, scores
+
+
+def _student(context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
+    searcher = corpus.searcher(context.inputs["embed.corpus"], context.inputs.get("index"), context.experiment)
+    return StudentSearch(queries, context.inputs["embed.queries"], context.shard, searcher, corpus)
+
+
+def _bm25(context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
+    return Bm25Search(queries.column("text").to_pylist(), corpus, stop_words=context.experiment.hard_negatives.bm25_stopwords)
+
+
+def _run(context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
+    run_file = local_file(context.experiment.hard_negatives.run_file or "")
+    return RunFile(run_file, queries.column("query_id").to_pylist(), corpus)
+
+
+def _random(context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
+    return AtRandom(queries.column("query_id").to_pylist(), corpus, seed=context.experiment.seed)
+
+
+_SETTING = "hard_negatives.source"
+# A built-in makes a `PoolSource` of (context, queries, corpus); one of your own is an `OwnSource`.
+SOURCES: Registry[Callable[..., Any]] = Registry("source", {"student": _student, "bm25": _bm25, "run": _run, "random": _random})
+
+
+def plugin_keys(names: Sequence[str]) -> list[dict[str, Any]]:
+    """What a fingerprint holds of the sources of one's own. Raises UserError where one is not there."""
+    return [SOURCES.key(name, setting=_SETTING) for name in names if is_import_path(name)]
+
+
 def make_source(name: str, context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
     """The source of this name for the queries of the task's shard. Reads what it needs, and no more."""
-    settings, query_ids = context.experiment.hard_negatives, queries.column("query_id").to_pylist()
-    if name == "student":
-        searcher = corpus.searcher(context.inputs["embed.corpus"], context.inputs.get("index"), context.experiment)
-        return StudentSearch(queries, context.inputs["embed.queries"], context.shard, searcher, corpus)
-    if name == "bm25":
-        return Bm25Search(queries.column("text").to_pylist(), corpus, stop_words=settings.bm25_stopwords)
-    if name == "run":
-        return RunFile(local_file(settings.run_file or ""), query_ids, corpus)
-    return AtRandom(query_ids, corpus, seed=context.experiment.seed)
+    if is_import_path(name):
+        return ListsOf(name, queries, corpus, seed=context.experiment.seed)
+    return SOURCES.get(name, setting=_SETTING)(context, queries, corpus)

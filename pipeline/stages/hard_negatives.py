@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from data.config.fields import keyed_values
 from data.config.negative_sources import SOURCES
+from data.config.registry import is_import_path
 from data.config.settings import Experiment, HardNegatives
 from data.digests import DigestCache
 from data.errors import NothingLeft, UserError
@@ -30,7 +31,7 @@ from data.tables.schemas import CandidateKind
 from pipeline.negatives.false_negatives import Dropped, false_negatives
 from pipeline.negatives.pool_pairs import PoolRow, read_pools
 from pipeline.negatives.query_selection import KEPT_RANKS, NO_RANKS, RANKS, ranks_of, why_dropped
-from pipeline.negatives.samplers import interleave, seeded, simans, stratified, turns, uniform
+from pipeline.negatives.samplers import Window, interleave, preferred, sampler_key, seeded, turns
 from pipeline.negatives.trained_positive import choose_positive, first
 from pipeline.stage import StageContext, Stored, Table
 from pipeline.stages.pools import window_places
@@ -79,11 +80,12 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
     by_student = np.flatnonzero(row.sources == SOURCES.index("student"))
     student = dict(zip([row.ids[place] for place in by_student.tolist()], row.scores[by_student].tolist(), strict=True))
     of = logits.of if logits else {}
+    positive_logit = logits.positives[place] if logits else math.nan
     dropped = false_negatives(
         list(dict.fromkeys(doc_id for window in windows for doc_id in window)),
         settings.false_negatives,
         logits=of,
-        positive_logit=logits.positives[place] if logits else math.nan,
+        positive_logit=positive_logit,
         scores=student,
         positive_score=positive_score,
     )
@@ -91,16 +93,22 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
     whose = turns([source.weight for source in sources], settings.negatives)
     made_up: Counter[str] = Counter()
 
-    def prefer(window: list[str], count: int, draw: int) -> list[str]:
-        if settings.sampler == "top":
-            return window
-        hashed = seeded(seed, "negatives", row.query_id, draw)
-        if settings.sampler == "stratified":
-            return stratified(window, [of[doc_id] for doc_id in window], count, hashed)
-        if settings.sampler == "simans":
-            scores = [student[doc_id] for doc_id in window]
-            return simans(window, scores, positive_score, hashed, a=settings.simans_a, b=settings.simans_b)
-        return uniform(window, hashed)
+    needs = settings.sampler_traits.needs
+
+    def prefer(window: list[str], count: int, draw: int) -> Sequence[str]:
+        return preferred(
+            Window(
+                query_id=row.query_id,
+                doc_ids=window,
+                count=count,
+                hashed=seeded(seed, "negatives", row.query_id, draw),
+                settings=settings,
+                student_scores=[student[doc_id] for doc_id in window] if "student_scores" in needs else (),
+                positive_score=positive_score,
+                teacher_logits=[of[doc_id] for doc_id in window] if "teacher_logits" in needs else (),
+                positive_logit=positive_logit,
+            )
+        )
 
     draws = []
     for draw in range(settings.draws):
@@ -244,12 +252,13 @@ def _refuse(stored: Stored) -> None:
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     settings = experiment.hard_negatives
-    unused = () if settings.sampler == "simans" else ("simans_a", "simans_b")
+    unused = () if settings.sampler == "simans" or is_import_path(settings.sampler) else ("simans_a", "simans_b")
     own = ("source", "depth", "first_rank", "last_rank", "queries", "score_pools", "select", *_OF_THE_POOLS)
     selection = {"select": settings.select, "depth": settings.depth} if settings.select != "none" else {}
     return {
         **keyed_values(settings, leave_out=(*own, *unused)),
         **selection,
+        **sampler_key(settings),
         "sources": [[source.name, source.weight, source.first_rank, source.last_rank] for source in settings.sources],
         "false_negatives": keyed_values(settings.false_negatives),
         "seed": experiment.seed,

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.config.negative_sources import SOURCES, Source
+from data.config.registry import is_import_path
 from data.config.settings import Experiment, HardNegatives
 from data.digests import DigestCache, hash64
 from data.errors import UserError
@@ -30,7 +31,7 @@ from pipeline.negatives.corpus import Corpus
 from pipeline.negatives.equal_queries import equal_queries
 from pipeline.negatives.never_negatives import IDENTICAL, REASONS, Never, never_negatives
 from pipeline.negatives.search_index import searching_key
-from pipeline.negatives.sources import PoolSource, Ranking, RunFile, StudentSearch, make_source
+from pipeline.negatives.sources import PoolSource, Ranking, RunFile, StudentSearch, make_source, plugin_keys
 from pipeline.stage import StageContext, Stored, Table
 
 _RANKED_AT_ONCE = 1 << 23  # entries of a ranking in memory, about 40 bytes each while they are sorted
@@ -194,7 +195,9 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     names = [source.name for source in settings.sources]
     key: dict[str, Any] = {"sources": names, "depth": settings.depth, "queries": settings.queries, "split": experiment.ingest.train_split}
     key |= searching_key(experiment) if "student" in names else {}
-    if "random" in names or settings.queries is not None:
+    plugins = plugin_keys(names)
+    key |= {"plugins": plugins} if plugins else {}
+    if "random" in names or plugins or settings.queries is not None:
         key["seed"] = experiment.seed
     if "run" in names:
         run_file = local_file(settings.run_file or "")
@@ -251,6 +254,8 @@ def _hint(name: str, experiment: Experiment) -> str:
     if name == "bm25":
         stop_words = f"stop words aside (hard_negatives.bm25_stopwords={settings.bm25_stopwords})"
         return f": no passage has a word of theirs, {stop_words}; are queries and passages in one language?"
+    if is_import_path(name):
+        return ": its lists are empty, or hold nothing but positives and the query itself"
     return f": all {settings.depth:,} that it finds for each are positives, or the query itself; raise hard_negatives.depth"
 
 

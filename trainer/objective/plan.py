@@ -35,7 +35,8 @@ class QueryWork:
     distilled: tuple[Sequenced, ...]  # P~
     teacher_logits: NDArray[np.float32]  # of P~
     own: frozenset[Sequenced | str]  # sequences and ids of its candidates, ids of what is never its negative: none an in-batch negative
-    labels: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # of P~ where the loss goes by pairs of them, else none
+    labels: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # of P~ where the loss learns from them, else none
+    by_pairs: bool = False  # whether the loss is averaged over pairs of different labels
 
     @property
     def sequences(self) -> list[Sequenced]:
@@ -47,7 +48,7 @@ class QueryWork:
     @property
     def terms(self) -> int:
         """How many terms its distillation loss adds up: 1, or one for each pair of different labels."""
-        return ordered_pairs(self.labels) if len(self.labels) else int(bool(self.distilled))
+        return ordered_pairs(self.labels) if self.by_pairs else int(bool(self.distilled))
 
     @property
     def tokens(self) -> int:
@@ -117,7 +118,8 @@ def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Frac
     )
     factor = objective.temperature**2 if objective.temperature_squared else 1.0
     per_query = sum(selected) if objective.reduction == "selected" else len(rows)
-    terms = max(1, sum(query.terms for query in queries)) if objective.distillation == "curriculum" else per_query
+    by_pairs = objective.loss_traits.averages_over == "pairs"
+    terms = max(1, sum(query.terms for query in queries)) if by_pairs else per_query
     in_batch = objective.in_batch
     if supervised_weight == 0:
         in_batch = "distillation" if in_batch in ("distillation", "both") else "none"
@@ -137,6 +139,7 @@ def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Frac
 def _query_work(row: TrainingRow, *, objective: Objective, distilled: bool, supervised: bool) -> QueryWork:
     sequences = [_sequence(tokens) for tokens in row.candidate_tokens]
     places = distilled_places(row.kinds, objective=objective) if distilled else []
+    loss = objective.loss_traits
     return QueryWork(
         query_id=row.query_id,
         query=_sequence(row.query_tokens),
@@ -144,7 +147,8 @@ def _query_work(row: TrainingRow, *, objective: Objective, distilled: bool, supe
         distilled=tuple(sequences[place] for place in places),
         teacher_logits=row.teacher_logits[places],
         own=frozenset((*sequences, *row.candidate_ids, *row.never_ids)),
-        labels=labels_of(row.kinds)[places] if objective.distillation == "curriculum" else np.empty(0),
+        labels=labels_of(row.kinds)[places] if loss.learns_from == "labels" else np.empty(0),
+        by_pairs=loss.averages_over == "pairs",
     )
 
 

@@ -15,9 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.objective.losses import curriculum_loss, distillation_loss, margin_mse_loss, supervised_loss
+from data.config.traits import LOSSES as TRAITS
+from data.config.traits import traits_of
+from data.errors import UserError
+from trainer.objective.losses import DISTILLATION_LOSSES, distillation_loss, supervised_loss
 from trainer.objective.plan import BatchWork, PoolPassage, QueryWork, Sequenced
 
+_LOSS = "train.objective.distillation"
 LOSSES = ("supervised", "distillation", "kept")
 
 
@@ -46,8 +50,10 @@ def total_loss(
         frozen: Those of `teacher`, in place of the shards' logits, and of the student's `start`, where there are such.
         queries: Of the group.
         work: The global batch.
-        distillation: kl, margin_mse or curriculum.
-        temperature: Of the KL.
+        distillation: A name of `DISTILLATION_LOSSES`, or an import path.
+        temperature: Of the softmaxes.
+
+    Raises UserError where a loss of one's own returns anything but one number for each query.
     """
     supervised = [query for query in queries if query.supervised]
     distilled = [query for query in queries if query.distilled]
@@ -59,14 +65,15 @@ def total_loss(
         lists = [query.distilled for query in distilled]
         scores_BK, mask_BK = student.listed(distilled, lists, work, loss="distillation")
         beside = {name: scores.listed(distilled, lists, work, loss="distillation")[0] for name, scores in frozen.items()}
-        if distillation == "curriculum":
-            distillation_B = curriculum_loss(scores_BK, _padded([query.labels for query in distilled], like_BK=scores_BK), mask_BK)
+        if traits_of(distillation, TRAITS, setting=_LOSS).learns_from == "labels":
+            targets_BK = _padded([query.labels for query in distilled], like_BK=scores_BK)
         else:
-            logits_BK = beside["teacher"] if "teacher" in beside else _logits(distilled, like_BK=scores_BK)
-            if distillation == "margin_mse":
-                distillation_B = margin_mse_loss(scores_BK, logits_BK, mask_BK)
-            else:
-                distillation_B = distillation_loss(scores_BK, logits_BK, mask_BK, temperature)
+            targets_BK = beside["teacher"] if "teacher" in beside else _logits(distilled, like_BK=scores_BK)
+        loss = DISTILLATION_LOSSES.get(distillation, setting=_LOSS)
+        targets_BK = targets_BK.masked_fill(~mask_BK, 0.0)  # no infinity on padding, which times a gradient of 0 is no number
+        distillation_B = loss(scores_BK, targets_BK, mask_BK, temperature=temperature).double()
+        if (shape := tuple(distillation_B.shape)) != (len(distilled),):
+            raise UserError(f"{_LOSS}={distillation}: it returned {shape}; expected ({len(distilled)},), a loss for each query")
         if "start" in beside:
             kept_B = distillation_loss(scores_BK, beside["start"], mask_BK, temperature)
     total = work.supervised_weight * supervised_B.sum() + work.distillation_weight * distillation_B.sum() + work.keep_weight * kept_B.sum()

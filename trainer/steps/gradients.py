@@ -53,7 +53,7 @@ class StepSettings:
     pad_id: int
     device: str
     precision: str  # fp32 or bf16
-    distillation: str = "kl"  # or margin_mse, or curriculum
+    distillation: str = "kl"  # `train.objective.distillation`
     cheap_dropout: bool = True  # on a CPU
 
 
