@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from support.plugins import plugin_folder  # noqa: F401
 
 from data.command import STOP_SIGNALS
 

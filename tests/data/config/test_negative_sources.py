@@ -34,9 +34,29 @@ def test_decimals_and_ranks() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "name", "weight", "ranks"),
+    [("a.b:c", "a.b:c", 1, (1, 100)), ("a:c", "a:c", 1, (1, 100)), ("a:c:2", "a:c", 2, (1, 100)), ("a:C.d:1/2@3-9", "a:C.d", 1, (3, 9)),
+     ("a:c@3-9", "a:c", 1, (3, 9))],
+)  # fmt: skip
+def test_an_import_path_stands_where_a_name_does(text: str, name: str, weight: int, ranks: tuple[int, int]) -> None:
+    """Prevents: the object of a path taken for a weight, or the weight for a part of the path."""
+    student, own = parsed(f"student:1,{text}")
+    assert (own.name, (own.first_rank, own.last_rank)) == (name, ranks)
+    assert own.weight / student.weight == (0.5 if "1/2" in text else weight)
+    assert parsed(canonical((student, own)))[1].name == name
+
+
+def test_numbers_on_disk() -> None:
+    """Prevents: a pool whose numbers mean other sources when a built-in is added, or two plug-ins with one number."""
+    named = parsed("a:b,random,student,a:c,bm25,run")
+    assert [source.number for source in named] == [64, 3, 0, 65, 1, 2]
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [("studnt", "nearest: student"), ("student,bm52", "nearest: bm25"), ("student:0,bm25", "above 0"), ("student:-1", "above 0"),
      ("student:x", "above 0"), ("student,student", "twice"), ("", "NAME:WEIGHT"), ("student:1:2", "NAME:WEIGHT"), ("bm25@5", "NAME:WEIGHT"),
+     ("a:b,student,a:b", "names a:b twice"), ("a:b:c", "above 0"), ("a:b:1:2", "NAME:WEIGHT"), ("a.b", "package.module:object"),
      ("student:nan", "above 0"), ("student:inf", "above 0"), ("student:1/0", "above 0")],
 )  # fmt: skip
 def test_bad_words_are_told(text: str, words: str) -> None:

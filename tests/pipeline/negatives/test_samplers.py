@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
+from data.config.settings import HardNegatives
 from data.digests import hash64
-from pipeline.negatives.samplers import interleave, seeded, simans, stratified, turns, uniform
+from data.errors import UserError
+from pipeline.negatives.samplers import Window, interleave, preferred, seeded, simans, stratified, turns, uniform
 
 IDS = [f"d{number}" for number in range(30)]
 POOL = [f"d{number}" for number in range(60)]
@@ -127,3 +131,24 @@ def test_stratified_by_a_plain_reading(values: list[int], count: int, seed: int)
     assert [logits[doc_id] for doc_id in order[:count]] == [logits[doc_id] for doc_id in expected] and order[:count] == expected
     if count > 1:
         assert logits[order[0]] == max(logits.values()) and logits[order[count - 1]] == min(logits.values())
+
+
+OWN = """
+def some(window): return window.doc_ids[:2]
+def another(window): return ["d9"]
+def twice(window): return ["d1", "d1"]
+"""
+
+
+def test_a_sampler_of_ones_own_is_taken_at_its_word_and_no_further(plugin_folder: Callable[..., Path]) -> None:
+    """Prevents: passages of nowhere, or one taken twice, that are dropped without a word, so that a query has fewer negatives."""
+    plugin_folder({"mylab/own.py": OWN})
+
+    def order(name: str) -> list[str]:
+        settings = HardNegatives(sampler=f"mylab.own:{name}")
+        return list(preferred(Window("q", ["d0", "d1", "d2"], 2, seeded(0, "negatives", "q", 0), settings)))
+
+    assert order("some") == ["d0", "d1"]
+    for name in ("another", "twice"):
+        with pytest.raises(UserError, match=f"mylab.own:{name}: of query q it returned other ids"):
+            order(name)
