@@ -126,9 +126,7 @@ class Search(Section):
 class HardNegatives(Section):
     """Which passages a query's negatives are drawn from, and how."""
 
-    source: str = keyed(
-        "student", "student, bm25, run, random or package.module:function, or several with weights and ranks: student:3,bm25:1@1-50"
-    )
+    source: str = keyed("student", "student, bm25, run, random or your own; or several with weights (and ranks): student:3,bm25:1@1-50")
     run_file: str | None = execution(None, "the TREC run of source=run, local or s3:// (keyed by its content)", path="path")
     depth: int = keyed(100, "passages kept of each source's list, positives removed", ge=1, le=10_000)
     first_rank: int = keyed(1, "negatives are drawn from this rank on, in the list of each source", ge=1)
@@ -326,7 +324,7 @@ class Objective(Section):
             )
         if loss.needs_positive and "distillation" not in self.without and not self.has_positive:
             raise ValueError(
-                f"distillation={name} is of margins between p+ and the others, and P~ has no p+ beside dark examples: set "
+                f"distillation={name} compares p+ with the others, and P~ has no p+ beside dark examples: set "
                 "include_positive=true, or leave distillation out and use recipe=margin_mse, which sets both"
             )
         if by_labels and self.teacher_model:

@@ -7,8 +7,8 @@ rows in arrays; ids are looked up when rows of a table are written.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from retrieval.search.searcher import Searcher
 
 _HASHED_AT_ONCE = 1 << 16
+Made = TypeVar("Made")
 
 
 class Corpus:
@@ -40,6 +41,7 @@ class Corpus:
         self._stored = stored
         self._searcher: Searcher | None = None
         self._bm25: Bm25Index | None = None
+        self._made: dict[Callable[[Corpus], Any], Any] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -93,6 +95,13 @@ class Corpus:
         """(ids, texts) of all passages, some thousands at a time: in memory is one row group."""
         for group in self._stored.row_groups(columns=["doc_id", "text"]):
             yield group.column("doc_id").to_pylist(), group.column("text").to_pylist()
+
+    def once(self, make: Callable[[Corpus], Made]) -> Made:
+        """`make(corpus)`, made once and kept as long as the corpus: a source's own index."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        made: Made = self._made[make]
+        return made
 
     def searcher(self, vectors: Stored, index: Stored | None, experiment: Experiment) -> Searcher:
         """The search over the corpus's vectors, kept with what it holds of them."""

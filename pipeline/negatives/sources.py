@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -176,12 +177,12 @@ class SourceRequest:
 
     query_ids: list[str]
     query_texts: list[str]
-    corpus: Corpus  # the same one for all shards of a worker, so that `functools.cache` keeps what is made of it
-    depth: int  # passages of a list that are looked at
+    corpus: Corpus  # the same for all shards of a worker; `corpus.once(make)` keeps what is made of it
+    depth: int  # passages of a list that are looked at; shards have different ones
     seed: int
 
 
-Ranked = Sequence[str] | Sequence[tuple[str, float]]  # ids of passages, best first; or with scores
+Ranked = Iterable[str] | Iterable[tuple[str, float]]  # ids of passages, best first; or with scores
 OwnSource = Callable[[SourceRequest], Iterable[Ranked]]
 
 
@@ -203,7 +204,7 @@ class ListsOf:
             ranked = next(self._lists, None)
             if ranked is None:
                 raise UserError(f"{self._what} gave {first + place} lists for {len(self._query_ids)} queries")
-            pairs = [(one, 0.0) if isinstance(one, str) else one for one in ranked[:k]]
+            pairs = [(one, 0.0) if isinstance(one, str) else one for one in islice(ranked, k)]
             ids = [doc_id for doc_id, _ in pairs]
             found = self._corpus.rows_of(pa.array(ids, pa.large_string()))
             if (found < 0).any() or len(set(ids)) < len(ids):
