@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import yaml
+from support.extending import FILES, SETTINGS
 
 from data.config.settings import HardNegatives, Teacher
 from data.tables.manifest import Manifest
@@ -21,10 +20,6 @@ from pipeline.negatives.samplers import Window, preferred, seeded
 from pipeline.negatives.sources import ListsOf
 from pipeline.stage import Stored
 from trainer.objective.losses import DISTILLATION_LOSSES
-
-PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
-FILES = dict(re.findall(r"```python\n# (mylab/\w+\.py)\n(.*?)```", PAGE, flags=re.DOTALL))
-SETTINGS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)]
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -37,7 +32,6 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def overrides() -> dict[str, str]:
     """All settings of the page."""
-
     return {name: value for block in SETTINGS for name, value in flat(block).items()}
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
 from data.config import fields as config
 from data.config.fields import PathKind, Section, execution, keyed
@@ -26,6 +26,8 @@ StopWords = Literal[
     "english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian", "swedish", "norwegian", "danish", "turkish",
     "chinese", "korean", "none",
 ]  # fmt: skip
+SamplerName = Annotated[str, AfterValidator(lambda name: check_name(name, SAMPLERS, kind="sampler"))]
+LossName = Annotated[str, AfterValidator(lambda name: check_name(name, LOSSES, kind="loss"))]
 PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 
 
@@ -134,7 +136,7 @@ class HardNegatives(Section):
     negatives: int = keyed(10, "m, negatives drawn per query (ADAM 4.3; 15 were best without dark examples)", ge=1)
     draws: int = keyed(1, "independent draws of m negatives; epoch e trains on draw e modulo their number", ge=1, le=100)
     queries: int | None = keyed(None, "training queries used, a seeded subset; null takes all", ge=1)
-    sampler: str = keyed("uniform", "how they are drawn: uniform, top, stratified, simans (pipeline/negatives/samplers.py), or your own")
+    sampler: SamplerName = keyed("uniform", "uniform, top, stratified, simans (see pipeline/negatives/samplers.py), or your own")
     simans_a: float = keyed(0.5, "a of SimANS, sharpness around p+ (the default of its authors' code)", ge=0)
     simans_b: float = keyed(0.0, "b of SimANS, added to the score of p+ (the default of its authors' code)")
     score_pools: bool = keyed(False, "have the teacher score whole pools, also where nothing here asks for it (table pool_scores)")
@@ -149,11 +151,6 @@ class HardNegatives(Section):
     @classmethod
     def _switch(cls, value: Any) -> Any:
         return str(value).lower() if isinstance(value, bool | str) else value  # YAML reads true and false as such
-
-    @field_validator("sampler")
-    @classmethod
-    def _known_sampler(cls, value: str) -> str:
-        return check_name(value, SAMPLERS, kind="sampler")
 
     @property
     def sampler_traits(self) -> SamplerTraits:
@@ -282,18 +279,13 @@ class Objective(Section):
     include_positive: bool = keyed(False, "put p+ into P~ (Eq. 9 leaves it out; a list without dark examples always has it, Eq. 3)")
     reduction: Literal["batch", "selected"] = keyed("batch", "the KD sum is divided by b, or by the number of selected queries")
     count_epochs_from: Literal[0, 1] = keyed(0, "t of the first epoch in the selected share 1 - t/(2T) (Eq. 8)")
-    distillation: str = keyed("kl", "the KD loss: kl (of softmaxes, Eq. 4), margin_mse, curriculum (CL-DRD's), or your own")
+    distillation: LossName = keyed("kl", "the KD loss: kl (of softmaxes, Eq. 4), margin_mse, curriculum (CL-DRD's), or your own")
     temperature: float = keyed(1.0, "T of both softmaxes of a KL", gt=0)
     temperature_squared: bool = keyed(False, "multiply each KL by T^2 (PROD), so that its gradient does not shrink with T")
     teacher_model: str | None = execution(
         None, "a dual encoder as teacher, frozen, instead of the shards' logits (keyed by its content)", path="model"
     )
     in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives the batch's other passages join")
-
-    @field_validator("distillation")
-    @classmethod
-    def _known_loss(cls, value: str) -> str:
-        return check_name(value, LOSSES, kind="loss")
 
     @property
     def loss_traits(self) -> LossTraits:

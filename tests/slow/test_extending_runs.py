@@ -13,12 +13,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from support.extending import FILES, SETTINGS
 
 from data.errors import RunFailed
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
-FILES = dict(re.findall(r"```python\n# (mylab/\w+\.py)\n(.*?)```", PAGE, flags=re.DOTALL))
-SETTINGS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)]
 TEACHERS = importlib.util.find_spec("retrieval.teachers.base") is not None
 
 
