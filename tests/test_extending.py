@@ -17,7 +17,7 @@ from data.config.settings import HardNegatives, Teacher
 from data.tables.manifest import Manifest
 from pipeline.negatives.corpus import Corpus
 from pipeline.negatives.samplers import Window, preferred, seeded
-from pipeline.negatives.sources import ListsOf
+from pipeline.negatives.sources import PluginSource
 from pipeline.stage import Stored
 from trainer.objective.losses import DISTILLATION_LOSSES
 
@@ -72,7 +72,7 @@ def test_the_source(plugin_folder: Callable[..., Path], finished: Any) -> None:
     texts = {doc_id: text for ids, texts in corpus.passages() for doc_id, text in zip(ids, texts, strict=True)}
     assert len(texts) == len(corpus)
     queries = pa.table({"query_id": ["q1", "q2"], "text": [texts["d1"], "nothing of it"]})
-    rows, scores = ListsOf("mylab.sources:rarest_word", queries, corpus, seed=0).rank(0, 2, k=5)
+    rows, scores = PluginSource("mylab.sources:rarest_word", queries, corpus, seed=0).rank(0, 2, k=5)
     listed = corpus.ids_of(rows[0][rows[0] >= 0]).to_pylist()
     holders = [[doc_id for doc_id, text in texts.items() if word in text.split()] for word in texts["d1"].split()]
     assert listed in holders and len(listed) == min(map(len, holders)) and (rows[1] == -1).all() and not scores.any()

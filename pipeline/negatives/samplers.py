@@ -15,7 +15,7 @@ scored for it; with stratified the strata move with m.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from data.config.registry import Registry, is_import_path
@@ -42,7 +42,7 @@ class Window:
     positive_logit: float = math.nan  # the teacher's logit of p+; nan where nothing needs it
 
 
-Sampler = Callable[[Window], Sequence[str]]
+Sampler = Callable[[Window], Iterable[str]]
 
 
 def seeded(seed: int, purpose: str, query_id: str, draw: int) -> SeededHash:
@@ -126,13 +126,13 @@ def sampler_key(settings: HardNegatives) -> dict[str, object]:
     return SAMPLERS.key(settings.sampler, setting=_SETTING)
 
 
-def preferred(window: Window) -> Sequence[str]:
+def preferred(window: Window) -> list[str]:
     """A window's passages in the order of preference of its settings' sampler. One of your own may leave some out.
 
     Raises UserError where it returns anything else than passages of the window, each once.
     """
     name = window.settings.sampler
-    listed = SAMPLERS.get(name, setting=_SETTING)(window)
+    listed = list(SAMPLERS.get(name, setting=_SETTING)(window))
     if is_import_path(name) and (not set(listed) <= set(window.doc_ids) or len(set(listed)) < len(listed)):
         raise UserError(f"{_SETTING}={name}: of query {window.query_id} it returned other ids than those of its window, each once")
     return listed

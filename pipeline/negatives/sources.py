@@ -186,7 +186,7 @@ Ranked = Iterable[str] | Iterable[tuple[str, float]]  # ids of passages, best fi
 OwnSource = Callable[[SourceRequest], Iterable[Ranked]]
 
 
-class ListsOf:
+class PluginSource:
     """The lists that a function of your own gives, one for each query in their order; they are asked for as they are needed."""
 
     def __init__(self, name: str, queries: pa.Table, corpus: Corpus, *, seed: int) -> None:
@@ -247,5 +247,5 @@ def plugin_keys(names: Sequence[str]) -> list[dict[str, Any]]:
 def make_source(name: str, context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
     """The source of this name for the queries of the task's shard. Reads what it needs, and no more."""
     if is_import_path(name):
-        return ListsOf(name, queries, corpus, seed=context.experiment.seed)
+        return PluginSource(name, queries, corpus, seed=context.experiment.seed)
     return SOURCES.get(name, setting=_SETTING)(context, queries, corpus)

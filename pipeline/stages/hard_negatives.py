@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +95,7 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
 
     needs = settings.sampler_traits.needs
 
-    def prefer(window: list[str], count: int, draw: int) -> Sequence[str]:
+    def prefer(window: list[str], count: int, draw: int) -> list[str]:
         return preferred(
             Window(
                 query_id=row.query_id,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from data.errors import UserError
-from pipeline.negatives.sources import ListsOf
+from pipeline.negatives.sources import PluginSource
 
 OWN = """
 asked = []
@@ -37,7 +37,7 @@ class Corpus:
 @pytest.fixture
 def own(plugin_folder: Callable[..., Path]) -> Callable[[str], Any]:
     plugin_folder({"mylab/own.py": OWN})
-    return lambda name: ListsOf(f"mylab.own:{name}", QUERIES, Corpus(), seed=7)  # type: ignore[arg-type]
+    return lambda name: PluginSource(f"mylab.own:{name}", QUERIES, Corpus(), seed=7)  # type: ignore[arg-type]
 
 
 def test_lists_are_asked_for_a_piece_at_a_time(own: Callable[[str], Any]) -> None:
