@@ -1,11 +1,12 @@
 """The training rows of a shard of queries, in arrays: what is held for all of them, and the table of some of them.
 
 Texts are read twice, a row group at a time: first to find which are the same, then to tokenise each distinct one once. Held for the whole
-shard are the tokens of distinct texts, and for each candidate its kind, id, logit and the number of its text.
+shard are the tokens of distinct texts, and for each candidate its kind, id, logit, label and the number of its text.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from data.digests import pair_key
 from data.logits.segment import as_keys
 from data.tables import schemas
+from data.tables.cl_drd_groups import labels_of
 from data.tables.ragged import Ragged, RaggedBuilder, bounds_of, spans
 from data.tables.schemas import CandidateKind
 from pipeline.scoring.dedup import first_occurrence
@@ -48,29 +50,22 @@ class Lists:
 
     @staticmethod
     def read(candidates: Stored, shard: int) -> Lists:
-        """All but the texts, a row group at a time."""
-        columns = ["query_id", "draw", "position", "candidate_kind", "candidate_id", "text"]
-        query_ids, ids = [pa.array([], pa.string())], [pa.array([], pa.string())]
-        draws, kinds, starts, keys = [np.empty(0, np.int8)], [np.empty(0, np.int8)], [np.empty(0, np.int64)], [as_keys([])]
-        rows = 0
-        for table in candidates.shard_groups(shard, columns=columns):
-            begin = _begin(table)
-            query_ids += table.column("query_id").take(pa.array(begin)).chunks
-            draws.append(table.column("draw").to_numpy()[begin])
-            starts.append(begin + rows)
-            kinds.append(table.column("candidate_kind").to_numpy())
-            ids += table.column("candidate_id").chunks
-            keys.append(as_keys(_text_keys(table)))
-            rows += table.num_rows
-        first, texts = first_occurrence(np.concatenate(keys))
-        bounds = np.concatenate([*starts, [rows]]).astype(np.int64)
-        chunked = (pa.chunked_array(parts, pa.string()) for parts in (query_ids, ids))
-        return Lists(next(chunked), np.concatenate(draws), bounds, np.concatenate(kinds), next(chunked), texts, first)
+        """A column at a time; of the texts, a row group at a time, only their keys."""
+
+        def column(name: str) -> pa.ChunkedArray:
+            return candidates.read(shard, columns=[name]).column(name)
+
+        keys = [as_keys(_text_keys(group)) for group in candidates.shard_groups(shard, columns=["candidate_kind", "text"])]
+        first, texts = first_occurrence(np.concatenate([as_keys([]), *keys]))
+        begin = _begin(column("position"))
+        bounds = np.append(begin, len(texts)).astype(np.int64)
+        query_ids, draws = column("query_id").take(pa.array(begin)), column("draw").to_numpy()[begin]
+        return Lists(query_ids, draws, bounds, column("candidate_kind").to_numpy(), column("candidate_id"), texts, first)
 
 
-def _begin(table: pa.Table) -> NDArray[np.int64]:
+def _begin(positions: pa.ChunkedArray) -> NDArray[np.int64]:
     """Rows at which a list begins; it may go on in the next row group."""
-    return np.flatnonzero(table.column("position").to_numpy() == 0)
+    return np.flatnonzero(positions.to_numpy() == 0)
 
 
 def _is_mixed(table: pa.Table) -> NDArray[np.bool_]:
@@ -93,6 +88,7 @@ class TrainingRows:
     logits: NDArray[np.float32]  # [C]
     confidences: NDArray[np.float32]  # [n]
     never_ids: pa.ListArray  # [n]
+    labels: NDArray[np.float32] | None = None  # [C], where the lists carry some
 
     @property
     def candidate_tokens(self) -> int:
@@ -100,35 +96,37 @@ class TrainingRows:
         return int(self.passages.lengths[self.lists.texts].sum())
 
     def table(self, rows: NDArray[np.int64]) -> pa.Table:
-        """Some lists as rows of `schemas.TRAINING`, in the order asked for."""
+        """Some lists in the order asked for, of schema `TRAINING`, with labels `LABELLED_TRAINING`."""
         lists = self.lists
         lengths = np.diff(lists.bounds)[rows]
         candidates = spans(lists.bounds[rows], lengths)
-        offsets, places = pa.array(bounds_of(lengths).astype(np.int32)), pa.array(candidates)
+        offsets, chosen = pa.array(bounds_of(lengths).astype(np.int32)), pa.array(rows)
 
         def of_lists(values: pa.Array) -> pa.Array:
             return pa.ListArray.from_arrays(offsets, values)
 
         columns = [
-            lists.query_ids.take(pa.array(rows)),
+            lists.query_ids.take(chosen),
             pa.array(lists.draws[rows]),
             self.queries.take(rows).arrow(),
             of_lists(self.passages.take(lists.texts[candidates]).arrow()),
             of_lists(pa.array(lists.kinds[candidates])),
-            of_lists(lists.ids.take(places).combine_chunks()),
+            of_lists(lists.ids.take(pa.array(candidates)).combine_chunks()),
             of_lists(pa.array(self.logits[candidates])),
             pa.array(self.confidences[rows]),
-            self.never_ids.take(pa.array(rows)),
+            self.never_ids.take(chosen),
         ]
-        return pa.table(columns, schema=schemas.TRAINING)
+        if self.labels is None:
+            return pa.table(columns, schema=schemas.TRAINING)
+        return pa.table([*columns, of_lists(pa.array(self.labels[candidates]))], schema=schemas.LABELLED_TRAINING)
 
 
-def tokenised(candidates: Stored, shard: int, lists: Lists, encoders: Encoders) -> tuple[Ragged, Ragged]:
+def _tokenised(candidates: Stored, shard: int, lists: Lists, encoders: Encoders) -> tuple[Ragged, Ragged]:
     """(tokens of each list's query, tokens of each distinct text by its number), a row group of texts at a time."""
     queries, passages = RaggedBuilder(), RaggedBuilder()
     before = 0
     for table in candidates.shard_groups(shard, columns=["position", "candidate_kind", "query", "text"]):
-        queries.extend(encoders.query(table.column("query").take(pa.array(_begin(table))).to_pylist()))
+        queries.extend(encoders.query(table.column("query").take(pa.array(_begin(table.column("position")))).to_pylist()))
         low, high = np.searchsorted(lists.first, [before, before + table.num_rows])
         new = lists.first[low:high] - before
         passages.extend(_encoded(table.column("text").take(pa.array(new)).to_pylist(), _is_mixed(table)[new], encoders))
@@ -152,20 +150,24 @@ def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders) -> Trai
     `pools.ranked` has the queries of all lists, and perhaps more. Where there is no teacher, logits and confidences are NaN: whatever used
     them all the same would say so.
     """
-    candidates = inputs["curriculum" if "curriculum" in inputs else "dark_examples"]
+
+    def column(label: str, name: str) -> NDArray[np.float32]:
+        return inputs[label].read(shard, columns=[name]).column(name).to_numpy()
+
+    candidates, labels = inputs["curriculum" if "curriculum" in inputs else "dark_examples"], None
     lists = Lists.read(candidates, shard)
-    queries, passages = tokenised(candidates, shard, lists, encoders)
     if "curriculum" in inputs:
-        scores = candidates.read(shard, columns=["logit", "confidence"])
-        logits, confidences = scores.column("logit").to_numpy(), scores.column("confidence").to_numpy()[lists.bounds[:-1]]
-    elif "teacher_scores" not in inputs:
-        logits, confidences = (np.full(len(numbers), np.nan, np.float32) for numbers in (lists.kinds, lists.draws))
+        logits, confidences = column("curriculum", "logit"), column("curriculum", "confidence")[lists.bounds[:-1]]
+        graded = [labels_of(lists.kinds[start:stop].tolist()) for start, stop in itertools.pairwise(lists.bounds.tolist())]
+        labels = np.concatenate([np.empty(0), *graded]).astype(np.float32)
+    elif "teacher_scores" in inputs:
+        logits, confidences = column("teacher_scores", "logit"), column("confidence", "confidence")
     else:
-        logits = inputs["teacher_scores"].read(shard, columns=["logit"]).column("logit").to_numpy()
-        confidences = inputs["confidence"].read(shard, columns=["confidence"]).column("confidence").to_numpy()
+        logits, confidences = (np.full(len(numbers), np.nan, np.float32) for numbers in (lists.kinds, lists.draws))
     if len(logits) != len(lists.kinds) or len(confidences) != len(lists.draws):
         raise AssertionError("candidates, their logits and confidences lie in one order")
-    return TrainingRows(lists, queries, passages, logits, confidences, _never_ids(inputs["pools.ranked"], shard, lists))
+    queries, passages = _tokenised(candidates, shard, lists, encoders)
+    return TrainingRows(lists, queries, passages, logits, confidences, _never_ids(inputs["pools.ranked"], shard, lists), labels)
 
 
 def _never_ids(pools: Stored, shard: int, lists: Lists) -> pa.ListArray:
