@@ -47,7 +47,7 @@ class Corpus:
     @functools.cached_property
     def _index(self) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
         """(hashes of all ids, sorted; the row of each)."""
-        hashes = np.concatenate([np.empty(0, np.uint64), *(hash_ids(part) for part in _slices(self.ids))])
+        hashes = np.concatenate([np.empty(0, np.uint64), *(hash_ids(part) for part in slices(self.ids))])
         order = np.argsort(hashes, kind="stable")
         return hashes[order], order.astype(np.int32)
 
@@ -116,5 +116,6 @@ def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
     return pl.Series("id", pl.from_arrow(ids)).hash(0).to_numpy()
 
 
-def _slices(ids: pa.Array) -> Iterator[pa.Array]:
+def slices(ids: pa.Array) -> Iterator[pa.Array]:
+    """Pieces of the ids, so that few of them are Python objects at a time."""
     return (ids.slice(start, _HASHED_AT_ONCE) for start in range(0, len(ids), _HASHED_AT_ONCE))

@@ -65,9 +65,7 @@ def ranks_of(row: PoolRow, *, logits: Mapping[str, float], positive_logits: Sequ
     assert row.positive_scores is not None
     by_student = np.flatnonzero(row.sources == SOURCES.index("student"))
     ids, scores = [row.ids[place] for place in by_student.tolist()], row.scores[by_student]
-    positives = sorted(
-        zip((-row.positive_scores).tolist(), row.positive_ids, positive_logits, strict=True), key=lambda one: (one[0], one[1])
-    )
+    positives = sorted(zip((-row.positive_scores).tolist(), row.positive_ids, positive_logits, strict=True))
     above = [_above(-score, doc_id, scores, ids) for score, doc_id, _ in positives]
     listed = [place for place, rivals in enumerate(above) if rivals + place < depth]
     if not listed:
@@ -89,9 +87,7 @@ def _above(score: float, doc_id: str, scores: NDArray[np.float32], ids: Sequence
 def why_dropped(ranks: RanksOfPositive, rule: str) -> str | None:
     """Why a query is left out, None where it is kept.
 
-    Args:
-        ranks: of its p+.
-        rule: prod or prod_nq.
+    `rule` is prod or prod_nq.
     """
     if ranks.student is None or ranks.teacher is None:
         return "p+ is not in the student's list"

@@ -8,11 +8,10 @@ A passage's shard is a hash of its id, a query's shard a hash of its text, so ne
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,7 +21,7 @@ from data.errors import UserError
 from data.formats.collection import Collection
 from data.formats.readers import Fault, Judgement, Line, read_corpus, read_qrels, read_queries, shown
 from data.tables.schemas import QUARANTINE
-from data.tables.shards import read_row_groups, table_of
+from data.tables.shards import ShardWriter, read_row_groups, table_of
 
 MAX_QUARANTINED = 100_000  # broken records kept to look at; all are counted
 _FIRST_FAULTS = 10
@@ -30,14 +29,7 @@ _JUDGED_TWICE = "duplicate judgement"
 _SHOWN_IDS = 3
 
 
-class Sink(Protocol):
-    """What takes a shard's rows: a `ShardWriter`."""
-
-    def add(self, row: Sequence[Any], /) -> None:
-        """Append a row."""
-
-
-Sinks = Sequence[Sink | None]  # of each shard; None where it is complete already. The report does not depend on them
+Sinks = Sequence[ShardWriter | None]  # of each shard; None where it is complete already. The report does not depend on them
 
 
 class IngestReport:
@@ -216,33 +208,26 @@ def check_splits(collection: Collection, *, settings: Ingest) -> None:
             f"splits found: {', '.join(collection.qrels)}"
         )
     for split in collection.qrels:
-        if split == settings.train_split:
-            check_positives(collection, split=split, setting="ingest.train_split")
-        else:
-            _without_judgement(collection, split=split, least=-math.inf)
+        check_judgements(collection, split=split, setting="ingest.train_split" if split == settings.train_split else None)
 
 
-def check_positives(collection: Collection, *, split: str, setting: str) -> None:
-    """Raises UserError, naming the setting, where a split has no label above 0. Cheap, as above."""
-    if (report := _without_judgement(collection, split=split, least=1)) is not None:
-        judged = f"{collection.qrels[split]} has no label above 0 among its {report.kept:,} judgements"
-        broken = f"; the other lines are broken: {report.said}" if report.bad else ""
-        raise UserError(f"{judged}: split {split!r} ({setting}) has no positive{broken}")
-
-
-def _without_judgement(collection: Collection, *, split: str, least: float) -> IngestReport | None:
-    """What was read of a split without a judgement of `least` or more; None where it has one. Raises UserError where none can be read."""
+def check_judgements(collection: Collection, *, split: str, setting: str | None) -> None:
+    """Raises UserError where no judgement of a split can be read; with a setting, which is named, where it has no label above 0."""
     report = IngestReport()
     for _, judgement in read_qrels(collection, split=split):
         if isinstance(judgement, Fault):
             report.broken(judgement)
-        elif judgement.relevance >= least:
-            return None
+        elif setting is None or judgement.relevance > 0:
+            return
         else:
             report.kept += 1
+    file = collection.qrels[split]
     if not report.kept:
-        raise UserError(f"{collection.qrels[split]} holds no judgement: {report.said if report.bad else 'it is empty, or a header alone'}")
-    return report
+        raise UserError(f"{file} holds no judgement: {report.said if report.bad else 'it is empty, or a header alone'}")
+    broken = f"; the other lines are broken: {report.said}" if report.bad else ""
+    raise UserError(
+        f"{file} has no label above 0 among its {report.kept:,} judgements: split {split!r} ({setting}) has no positive{broken}"
+    )
 
 
 def check_bad_fraction(report: IngestReport, *, settings: Ingest, quarantine: Path) -> None:

@@ -53,7 +53,7 @@ def _build(context: StageContext) -> None:
     experiment, student = context.experiment, resolve_student(context.experiment.student)
     tokenizer = context.worker_cache.get_or_create("student tokenizer", lambda: tokenizer_of(student))
     rows = read_rows(context.inputs, context.shard, _encoders(student, tokenizer, mixed_tokens=_longest_mixed(experiment, student)))
-    order = _shuffled(rows.lists.query_ids.to_pylist(), rows.lists.draws.tolist(), seed=experiment.seed)
+    order = _shuffled(rows.query_ids.to_pylist(), rows.draws.tolist(), seed=experiment.seed)
     metadata = canonical_json(_metadata(experiment, student, DigestCache.of_store(experiment.store)))
     schema = TRAINING if rows.labels is None else LABELLED_TRAINING
     with context.writer(context.shard, schema.with_metadata({"training": metadata})) as writer:
