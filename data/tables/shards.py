@@ -203,10 +203,10 @@ def _reading(path: Path, *, gone: bool = False) -> Iterator[None]:
         if code in (errno.ENOENT, errno.ESTALE):
             if gone:
                 raise FileNotFoundError(errno.ENOENT, "gone", str(path)) from error
-            raise DamagedShard(f"{path} is missing; start the same `prep run` again: only this shard is built anew") from error
+            raise DamagedShard(f"{path} is missing; start the same `prep run` again: only this shard is built again") from error
         raise DamagedShard(
             f"{path} cannot be read: {error}. It is cut short or damaged; delete it and start the same `prep run` again: "
-            "only this shard is built anew",
+            "only this shard is built again",
             path=None if code is not None else path,  # an errno is the disk's or the network's fault
         ) from error
 

@@ -103,9 +103,9 @@ def _first_reasons(found: list[NDArray[np.int64]]) -> Never:
     return Never(rows, reasons[order][first])
 
 
-def _rows_with(wanted: NDArray[np.int64], hashes: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
-    """Looks up the rows of the corpus that have one of some text hashes, all of them among the wanted ones: one pass over the corpus."""
-    distinct = np.unique(wanted)
+def _rows_with(requested: NDArray[np.int64], hashes: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
+    """Looks up the rows of the corpus that have one of some text hashes, all of them among the requested ones: one pass over the corpus."""
+    distinct = np.unique(requested)
     place = np.searchsorted(distinct, hashes)
     rows = np.flatnonzero(distinct[np.minimum(place, len(distinct) - 1)] == hashes) if len(distinct) else _NONE
     rows = rows[np.argsort(hashes[rows], kind="stable")]

@@ -60,14 +60,8 @@ def draw_groups(
 ) -> Groups:
     """The groups of one list, a pure function of the arguments. The teacher's order within each; shorter where ranks run out.
 
-    Args:
-        ranking: the teacher's, from `teacher_ranking`.
-        positives: all labelled positives, retrieved or not; none is in group 2 or 3.
-        sizes: K, N_h and N_s.
-        near_rank: the last rank of group 2.
-        query_id: with seed and iteration what the draw depends on.
-        seed: see there.
-        iteration: from 0.
+    `ranking` is `teacher_ranking`'s; none of the positives, retrieved or not, is in group 2 or 3; `sizes` are K, N_h and N_s; `near_rank`
+    is the last rank of group 2; iterations count from 0.
     """
     labelled, hashed = set(positives), seeded(seed, "curriculum", query_id, iteration)
 

@@ -79,15 +79,10 @@ def _cut(text: str, spans: Spans, keep: int) -> str:
 
 
 def mask(text: str, ratio: float, *, splitter: Splitter, unit: str, seed_parts: tuple[object, ...]) -> str:
-    """MASK_ratio(text): tokens replaced by the mask mark (Eq. 6).
+    """MASK_ratio(text), of p+: tokens replaced by the mask mark, by a ratio m_r in (0, 1] (Eq. 6). The draw is a function of `seed_parts`.
 
-    Args:
-        text: p+.
-        ratio: m_r in (0, 1].
-        splitter: gives the units.
-        unit: `piece` masks each piece with probability m_r; `piece_exact` masks round(m_r * pieces) of them; `word` masks each
-            word with probability m_r, one mark a piece as in whole-word masking.
-        seed_parts: what the draw is a pure function of.
+    `piece` masks each piece with probability m_r; `piece_exact` masks round(m_r * pieces) of them; `word` masks each word with probability
+    m_r, one mark a piece as in whole-word masking.
     """
     pieces = splitter.pieces(text)
     if unit == "word":

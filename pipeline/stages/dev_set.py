@@ -56,13 +56,9 @@ class DevQueries:
 def choose_queries(queries: Stored, labels: pl.DataFrame, experiment: Experiment) -> DevQueries:
     """Those of the lowest hashes among the queries that the training split does not have: a larger subset holds the smaller one.
 
-    Args:
-        queries: the table `ingest.queries`.
-        labels: of all splits, above 0.
-        experiment: for `dev`, the training split and the seed.
+    `queries` is the table `ingest.queries`, `labels` are of all splits, above 0.
 
-    Raises:
-        UserError: the split has no label above 0, or no query that the training split does not have.
+    Raises UserError: the split has no label above 0, or no query that the training split does not have.
     """
     settings, train_split = experiment.dev, experiment.ingest.train_split
     mine = labels.filter(pl.col("split") == settings.split)
@@ -98,9 +94,9 @@ def vectors_of(query_ids: list[str], embedded: Stored) -> NDArray[np.float16]:
     """[n, D] stored vectors of some queries, in the order asked for."""
     from retrieval.search.embedding_table import embedding_matrix
 
-    wanted = pa.array(query_ids, pa.string())
-    found = pa.concat_tables(group.filter(pc.is_in(group.column("query_id"), value_set=wanted)) for group in embedded.row_groups())
-    return embedding_matrix(found.take(pc.index_in(wanted, value_set=found.column("query_id").combine_chunks())))
+    requested = pa.array(query_ids, pa.string())
+    found = pa.concat_tables(group.filter(pc.is_in(group.column("query_id"), value_set=requested)) for group in embedded.row_groups())
+    return embedding_matrix(found.take(pc.index_in(requested, value_set=found.column("query_id").combine_chunks())))
 
 
 def found_rows(searcher: Searcher, queries: NDArray[np.float16], *, depth: int) -> NDArray[np.int64]:

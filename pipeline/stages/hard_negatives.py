@@ -71,12 +71,8 @@ def choose_positive(positive_ids: Sequence[str], *, seed: int, query_id: str) ->
 def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits | None = None, selected_by: str | None = None) -> Chosen:
     """p+ and the negatives of one query. Fewer than m where its windows hold fewer that no rule drops.
 
-    Args:
-        row: its pool.
-        settings: what to draw.
-        seed: of the draws and of p+.
-        logits: the teacher's, where a rule or the sampler goes by them.
-        selected_by: the positive by whose ranks the query was selected, if it was.
+    `logits` are the teacher's, where a rule or the sampler goes by them; `selected_by` is the positive by whose ranks the query was
+    selected, if it was.
     """
     sources = settings.sources
     positive = selected_by or choose_positive(row.positive_ids, seed=seed, query_id=row.query_id)

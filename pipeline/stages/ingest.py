@@ -93,7 +93,8 @@ def ingest_corpus(collection: Collection, sinks: Sinks) -> IngestReport:
             report.kept += 1
             if (sink := sinks[id_hash % len(sinks)]) is not None:
                 sink.add((*passage, text_hash(passage.text)))
-    return _nonempty(report, files=[collection.corpus])
+    _refuse_empty(report, [collection.corpus])
+    return report
 
 
 def ingest_queries(collection: Collection, sinks: Sinks) -> IngestReport:
@@ -126,13 +127,14 @@ def ingest_queries(collection: Collection, sinks: Sinks) -> IngestReport:
         else:
             report.broken(line.fault("duplicate id"))
     if strangers and not report.kept:
+        files = ", ".join(map(str, collection.queries))
         asked, known = (", ".join(map(shown, ids)) for ids in (strangers, sorted(judged)[:_SHOWN_IDS]))
         raise UserError(
-            f"none of the {report.dropped['unjudged']:,} queries in {_names(collection.queries)} is judged in any qrels file: do they "
-            f"belong together? Ids of queries are {asked}, of judgements {known}"
-            + (f"; the other queries are broken: {report.said}" if report.bad else "")
+            f"none of the {report.dropped['unjudged']:,} queries in {files} is judged in any qrels file: do they belong together? Ids of "
+            f"queries are {asked}, of judgements {known}" + (f"; the other queries are broken: {report.said}" if report.bad else "")
         )
-    return _nonempty(report, files=collection.queries)
+    _refuse_empty(report, collection.queries)
+    return report
 
 
 def ingest_qrels(
@@ -140,21 +142,15 @@ def ingest_qrels(
 ) -> IngestReport:
     """Judgements of known queries and passages to the one shard, sorted by (split, query_id, doc_id). Relevance 0 is kept.
 
-    Args:
-        collection: The files.
-        sinks: Of the one shard.
-        settings: For the training split.
-        corpus: The finished corpus shards.
-        queries: The finished query shards.
+    `settings` is for the training split; `corpus` and `queries` are finished shards.
 
-    Raises:
-        UserError: What `check_splits` refuses, or a qrels file has no judgement of a known query and passage.
+    Raises UserError: what `check_splits` refuses, or a qrels file has no judgement of a known query and passage.
     """
     check_splits(collection, settings=settings)
     # The files are read twice, so that memory holds the judged ids and the kept rows, never all ids of the corpus.
     query_ids, doc_ids = _judged_ids(collection)
-    query_ids = _known_ids(queries, column="query_id", wanted=query_ids)
-    doc_ids = _known_ids(corpus, column="doc_id", wanted=doc_ids)
+    query_ids = _known_ids(queries, column="query_id", requested=query_ids)
+    doc_ids = _known_ids(corpus, column="doc_id", requested=doc_ids)
     report = IngestReport()
     relevance: dict[tuple[str, str, str], tuple[int, int]] = {}  # (label, line)
     for split in collection.qrels:
@@ -245,10 +241,10 @@ def check_bad_fraction(report: IngestReport, *, settings: Ingest, quarantine: Pa
         )
 
 
-def _known_ids(shards: Iterable[Path], *, column: str, wanted: set[str]) -> set[str]:
-    """Those of the wanted ids that stand in a column of finished shards, read one row group at a time."""
+def _known_ids(shards: Iterable[Path], *, column: str, requested: set[str]) -> set[str]:
+    """Those of the requested ids that stand in a column of finished shards, read one row group at a time."""
     groups = (group for shard in shards for group in read_row_groups(shard, columns=[column]))
-    return {identifier for group in groups for identifier in group.column(column).to_pylist() if identifier in wanted}
+    return {identifier for group in groups for identifier in group.column(column).to_pylist() if identifier in requested}
 
 
 def _judged_ids(collection: Collection) -> tuple[set[str], set[str]]:
@@ -262,12 +258,7 @@ def _judged_ids(collection: Collection) -> tuple[set[str], set[str]]:
     return query_ids, doc_ids
 
 
-def _nonempty(report: IngestReport, *, files: Sequence[Path]) -> IngestReport:
+def _refuse_empty(report: IngestReport, files: Sequence[Path]) -> None:
     # Where all records are broken, the check of their share has the better message.
     if not report.kept and not report.bad:
-        raise UserError(f"{_names(files)} holds no record")
-    return report
-
-
-def _names(files: Sequence[Path]) -> str:
-    return ", ".join(map(str, files))
+        raise UserError(f"{', '.join(map(str, files))} holds no record")

@@ -58,9 +58,8 @@ def training_queries(queries: pa.Table, labels: pl.DataFrame, experiment: Experi
     holds the smaller one. `labels` are those above 0 of all queries and splits.
     """
     chosen = labels.filter(pl.col("split") == experiment.ingest.train_split)["query_id"].unique().to_list()
-    wanted = experiment.hard_negatives.queries
-    if wanted is not None:
-        chosen = sorted(chosen, key=lambda query: (hash64(experiment.seed, "subset", query), query))[:wanted]
+    if (limit := experiment.hard_negatives.queries) is not None:
+        chosen = sorted(chosen, key=lambda query: (hash64(experiment.seed, "subset", query), query))[:limit]
     return queries.filter(pc.is_in(queries.column("query_id"), value_set=pa.array(sorted(chosen), pa.string())))
 
 
@@ -70,13 +69,9 @@ def labels_above_0(qrels: Stored) -> pl.DataFrame:
 
 
 def pool_of(rows: NDArray[np.int64], never: Never, *, depth: int, removed: Counter[str]) -> NDArray[np.int64]:
-    """Places in a query's ranked list that stay when what is never its negative is removed.
+    """Places in a query's ranked list that stay when what is never its negative is removed, at most `depth`; counts why in `removed`.
 
-    Args:
-        rows: [k] rows of the corpus, best first, -1 after the last.
-        never: what is removed.
-        depth: how many stay at most.
-        removed: counts why passages were removed.
+    `rows` [k] are rows of the corpus, best first, -1 after the last.
     """
     found = rows[: int((rows >= 0).sum())]
     barred = np.isin(found, never.rows)
