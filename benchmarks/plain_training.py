@@ -43,7 +43,7 @@ def plain_gradients(workers: Any, work: Any, cut: Any, *, step: int, settings: A
 
     from trainer.steps.gradients import QueryLosses
 
-    if work.pool or settings.distillation != "kl" or frozen.all:
+    if work.in_batch or settings.distillation != "kl" or frozen.all:
         sys.exit("only for losses without in-batch negatives and frozen encoders, and for distillation=kl")
     torch.manual_seed(settings.seed + step)
     model, every, parts = workers.model, list[Any](), list[tuple[Any, list[Any], int]]()

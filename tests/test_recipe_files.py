@@ -18,9 +18,10 @@ import pipeline.cli
 import trainer.cli
 from data.config.settings import load
 from data.errors import UserError
-from data.tables.cl_drd_groups import labels_of, ordered_pairs
+from data.tables.cl_drd_groups import labels_of
 from pipeline.plan import tables_to_run
 from trainer import recipes
+from trainer.objective.losses import ordered_pairs
 from trainer.reporting import dry_run
 
 FOLDER = Path(__file__).parent.parent / "recipes"

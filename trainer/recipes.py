@@ -91,7 +91,7 @@ def _check(experiment: Experiment) -> None:
 def check_shards(experiment: Experiment, metadata: TrainingMetadata) -> None:
     """Refuse shards of another kind than recipe and loss are about, or that lack the logits it learns from."""
     train, objective = experiment.train, experiment.train.objective
-    check_lists(objective, iterations=len(metadata.curriculum), draw=train.draw)
+    check_lists(objective, labelled=metadata.has_labels, iterations=len(metadata.curriculum), draw=train.draw)
     if objective.in_batch != "none" and not metadata.has_never_ids:
         raise UserError(
             f"train.objective.in_batch={objective.in_batch}: these shards, of schema version {metadata.schema_version}, do not say which "
@@ -108,29 +108,29 @@ def check_shards(experiment: Experiment, metadata: TrainingMetadata) -> None:
         )
 
 
-def check_lists(objective: Objective, *, iterations: int, draw: int | None) -> None:
+def check_lists(objective: Objective, *, labelled: bool, iterations: int, draw: int | None) -> None:
     """Refuse shards whose lists are not of the kind that the loss is over.
 
     Args:
         objective: The loss.
-        iterations: Of the curriculum whose groups the lists are, as the shards' metadata say; 0 where they are of another kind.
+        labelled: Whether the lists carry labels.
+        iterations: Of the curriculum that the lists are of, as the shards' metadata say; 0 where they are of none.
         draw: `train.draw`, the iteration to train on.
     """
-    groups = iterations > 0
     by_labels = objective.loss_traits.learns_from == "labels"
-    if by_labels and not groups:
+    if by_labels and not labelled:
         raise UserError(
-            f"train.objective.distillation={objective.distillation} (recipe=cl_drd: curriculum) trains on lists in groups, which these "
-            "shards have not: make others with `prep run config=FILE curriculum.enabled=true` and give their folder as shards=DIR"
+            f"train.objective.distillation={objective.distillation} (recipe=cl_drd: curriculum) learns from labels, which these shards "
+            "have not: make others with `prep run config=FILE curriculum.enabled=true` and give their folder as shards=DIR"
         )
     if by_labels and iterations > 1 and draw is None:
         raise UserError(
             f"these shards hold {iterations} iterations of a curriculum, and each wants a training of its own that starts from the last "
             "one's student: name them in train.stages, as recipes/cl_drd does, or train one of them with train.draw=0"
         )
-    if groups and (objective.uses_positive or objective.in_batch != "none"):
+    if labelled and (objective.uses_positive or objective.in_batch != "none"):
         raise UserError(
-            "these shards hold the lists of a curriculum, which have no one p+ for a supervised loss and no in-batch negatives: use "
+            "these shards hold lists with labels, which have no one p+ for a supervised loss and no in-batch negatives: use "
             "recipe=cl_drd, or set train.objective.without=supervised train.objective.in_batch=none"
         )
 

@@ -51,7 +51,8 @@ class PlannedBatch:
     @property
     def lengths(self) -> list[int]:
         """Tokens of each sequence that the step encodes."""
-        sequences = {sequence for query in self.work.queries for sequence in query.sequences} | {one.sequence for one in self.work.pool}
+        sequences = {sequence for query in self.work.queries for sequence in query.sequences}
+        sequences |= {passage.sequence for passage in self.work.in_batch_passages}
         return [token_count(sequence) for sequence in sequences]
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data.tables.ragged import bounds_of
 from data.tables.shards import group_rows, read_row_groups
 from pipeline.stage import Stored
 
@@ -49,7 +50,7 @@ class Corpus:
     @functools.cached_property
     def _index(self) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
         """(hashes of all ids, sorted; the row of each)."""
-        hashes = np.concatenate([np.empty(0, np.uint64), *(hash_ids(part) for part in _slices(self.ids))])
+        hashes = np.concatenate([np.empty(0, np.uint64), *(hash_ids(part) for part in slices(self.ids))])
         order = np.argsort(hashes, kind="stable")
         return hashes[order], order.astype(np.int32)
 
@@ -77,18 +78,18 @@ class Corpus:
 
     def texts_of(self, rows: NDArray[np.int64]) -> pa.Array:
         """The texts of some rows, each row group that has one of them read once: in memory are these and one row group."""
-        wanted, place = np.unique(rows, return_inverse=True)
+        requested, place = np.unique(rows, return_inverse=True)
         parts, first = [pa.array([], pa.large_string())], 0
         for path, shard in zip(self._stored.paths(), self._stored.manifest.shards, strict=True):
-            low, high = np.searchsorted(wanted, [first, first + shard.rows])
-            if high > low:  # a shard without a wanted row is not opened
-                bounds = first + np.concatenate([[0], np.cumsum(group_rows(path))]).astype(np.int64)
-                cuts = np.searchsorted(wanted, bounds).tolist()
-                groups = [group for group in range(len(bounds) - 1) if cuts[group + 1] > cuts[group]]
-                for group, table in zip(groups, read_row_groups(path, columns=["text"], groups=groups), strict=True):
-                    mine = wanted[cuts[group] : cuts[group + 1]] - bounds[group]
-                    parts += table.column("text").take(pa.array(mine)).cast(pa.large_string()).chunks
+            mine = requested[slice(*np.searchsorted(requested, [first, first + shard.rows]))] - first
             first += shard.rows
+            if not len(mine):  # a shard without a requested row is not opened
+                continue
+            bounds = bounds_of(np.array(group_rows(path)))
+            groups = np.unique(np.searchsorted(bounds, mine, side="right") - 1).tolist()
+            for group, table in zip(groups, read_row_groups(path, columns=["text"], groups=groups), strict=True):
+                rows_of_group = mine[slice(*np.searchsorted(mine, bounds[group : group + 2]))] - bounds[group]
+                parts += table.column("text").take(pa.array(rows_of_group)).cast(pa.large_string()).chunks
         return pa.concat_arrays(parts).take(pa.array(place))
 
     def passages(self) -> Iterator[tuple[list[str], list[str]]]:
@@ -129,5 +130,6 @@ def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
     return pl.Series("id", pl.from_arrow(ids)).hash(0).to_numpy()
 
 
-def _slices(ids: pa.Array) -> Iterator[pa.Array]:
+def slices(ids: pa.Array) -> Iterator[pa.Array]:
+    """Pieces of the ids, so that few of them are Python objects at a time."""
     return (ids.slice(start, _HASHED_AT_ONCE) for start in range(0, len(ids), _HASHED_AT_ONCE))

@@ -1,4 +1,4 @@
-"""How m negatives are drawn from a query's rank windows: each sampler puts a window in order of preference, the sources take turns.
+"""How m negatives are drawn from a query's rank windows: each sampler puts a window in order of preference, then a weighted round robin.
 
     uniform      the lowest hashes of (seed, query, draw, passage)
     top          the best ranks
@@ -138,7 +138,7 @@ def preferred(window: Window) -> list[str]:
     return listed
 
 
-def turns(weights: Sequence[int], count: int) -> list[int]:
+def round_robin(weights: Sequence[int], count: int) -> list[int]:
     """Whose turn it is, `count` times: each goes to the source that is furthest behind its share, the first of equals.
 
     The turns of a smaller count are the first ones of a larger.
@@ -151,25 +151,21 @@ def turns(weights: Sequence[int], count: int) -> list[int]:
     return listed
 
 
-def interleave(preferences: Sequence[Sequence[str]], whose: Sequence[int]) -> tuple[list[str], list[int]]:
-    """The passages that the sources take, none twice, and how often each was made up for because it had none left.
+def interleave(preferences: Sequence[Sequence[str]], turns: Sequence[int]) -> tuple[list[str], list[int]]:
+    """The passages that the sources take, none twice, and how often each was backfilled by another because it had none left.
 
     A turn that its source cannot use goes to the first of the others that has a passage left.
     """
     following = [iter(listed) for listed in preferences]
     chosen: dict[str, None] = {}
-    made_up = [0] * len(preferences)
-
-    def next_of(source: int) -> str | None:
-        return next((doc_id for doc_id in following[source] if doc_id not in chosen), None)
-
-    for source in whose:
-        doc_id = next_of(source)
-        for other in range(len(preferences)):
-            if doc_id is None and other != source:
-                doc_id = next_of(other)
-                made_up[source] += doc_id is not None
-        if doc_id is None:
+    backfilled = [0] * len(preferences)
+    for source in turns:
+        for taker in (source, *(other for other in range(len(preferences)) if other != source)):
+            doc_id = next((doc_id for doc_id in following[taker] if doc_id not in chosen), None)
+            if doc_id is not None:
+                chosen[doc_id] = None
+                backfilled[source] += taker != source
+                break
+        else:
             break
-        chosen[doc_id] = None
-    return list(chosen), made_up
+    return list(chosen), backfilled

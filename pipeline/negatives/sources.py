@@ -6,13 +6,14 @@ are -1. A source is made once for a shard of queries and asked for them a piece 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -95,31 +96,20 @@ class RunFile:
 
     def __init__(self, path: Path, query_ids: list[str], corpus: Corpus) -> None:
         """Raises UserError: a bad line, a passage that a query lists twice, no passage of the corpus among the entries of these queries."""
-        place_of = {query_id: place for place, query_id in enumerate(query_ids)}
-        lines, places, rows, scores = _known_entries(path, place_of, corpus)
-        self.unknown = int((rows < 0).sum())
-        if len(rows) and self.unknown == len(rows):
-            raise UserError(
-                f"{path} lists no passage of this corpus for its queries, such as {query_ids[int(places[0])]}: is it of another?"
-            )
-        known = rows >= 0
-        lines, places, rows, scores = lines[known], places[known], rows[known], scores[known]
-        self._refuse_repeats(path, lines, places, rows, query_ids, corpus)
-        order = np.lexsort((-scores, places))
-        self._rows, self._scores = rows[order], scores[order]
-        self._bounds = np.searchsorted(places[order], np.arange(len(query_ids) + 1))
+        entries = _entries(path, {query_id: place for place, query_id in enumerate(query_ids)}, corpus)
+        known = entries.filter(pl.col("row") >= 0)
+        self.unknown = len(entries) - len(known)
+        if len(entries) and not len(known):
+            example = query_ids[entries["place"][0]]
+            raise UserError(f"{path} lists no passage of this corpus for its queries, such as {example}: is it of another?")
+        if len(again := known.filter(pl.struct("place", "row").is_first_distinct().not_())):
+            line, place, row, _ = again.row(0)
+            doc_id = corpus.ids_of(np.array([row]))[0]
+            raise UserError(f"{path}:{line}: query {query_ids[place]} lists passage {doc_id} a second time")
+        known = known.sort(["place", "score"], descending=[False, True], maintain_order=True)
+        self._rows, self._scores = known["row"].to_numpy(), known["score"].to_numpy()
+        self._bounds = np.searchsorted(known["place"].to_numpy(), np.arange(len(query_ids) + 1))
         self._corpus = corpus
-
-    @staticmethod
-    def _refuse_repeats(
-        path: Path, lines: NDArray[np.int64], places: NDArray[np.int64], rows: NDArray[np.int64], query_ids: list[str], corpus: Corpus
-    ) -> None:
-        order = np.lexsort((lines, rows, places))
-        again = np.flatnonzero((np.diff(places[order]) == 0) & (np.diff(rows[order]) == 0)) + 1
-        if len(again):
-            entry = order[again[np.argmin(lines[order[again]])]]
-            doc_id = corpus.ids_of(rows[entry : entry + 1])[0]
-            raise UserError(f"{path}:{lines[entry]}: query {query_ids[int(places[entry])]} lists passage {doc_id} a second time")
 
     def rank(self, first: int, stop: int, *, k: int) -> Ranking:
         """As in trec_eval the score decides the order and the rank field is not read."""
@@ -132,27 +122,16 @@ class RunFile:
         return rows, scores
 
 
-def _known_entries(
-    path: Path, place_of: dict[str, int], corpus: Corpus
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def _entries(path: Path, place_of: dict[str, int], corpus: Corpus) -> pl.DataFrame:
     """(line, place of the query, row or -1, score) of each entry of these queries. As text only a part of them is in memory."""
-    parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
-    waiting: list[tuple[int, int, str, float]] = []
-
-    def settle() -> None:
-        lines, places, ids, scores = zip(*waiting, strict=True)
-        parts.append((np.array(lines), np.array(places), corpus.rows_of(pa.array(ids, pa.large_string())), np.array(scores, np.float64)))
-        waiting.clear()
-
-    for entry in read_entries(path, place_of):
-        waiting.append((entry.line, place_of[entry.query_id], entry.doc_id, entry.score))
-        if len(waiting) == _ENTRIES_AT_ONCE:
-            settle()
-    if waiting:
-        settle()
-    none = np.empty(0, np.int64)
-    lines, places, rows, scores = zip((none, none, none, np.empty(0)), *parts, strict=True)
-    return np.concatenate(lines), np.concatenate(places), np.concatenate(rows), np.concatenate(scores)
+    names = ("line", "place", "row", "score")
+    parts = [pl.DataFrame(schema=dict(zip(names, (pl.Int64, pl.Int64, pl.Int64, pl.Float64), strict=True)))]
+    entries = read_entries(path, place_of)
+    while some := list(itertools.islice(entries, _ENTRIES_AT_ONCE)):
+        rows = corpus.rows_of(pa.array([entry.doc_id for entry in some], pa.large_string()))
+        columns = ([entry.line for entry in some], [place_of[entry.query_id] for entry in some], rows, [entry.score for entry in some])
+        parts.append(pl.DataFrame(dict(zip(names, columns, strict=True)), schema=parts[0].schema))
+    return pl.concat(parts)
 
 
 class AtRandom:
@@ -204,7 +183,7 @@ class PluginSource:
             ranked = next(self._lists, None)
             if ranked is None:
                 raise UserError(f"{self._what} gave {first + place} lists for {len(self._query_ids)} queries")
-            pairs = [(one, 0.0) if isinstance(one, str) else one for one in islice(ranked, k)]
+            pairs = [(one, 0.0) if isinstance(one, str) else one for one in itertools.islice(ranked, k)]
             ids = [doc_id for doc_id, _ in pairs]
             found = self._corpus.rows_of(pa.array(ids, pa.large_string()))
             if (found < 0).any() or len(set(ids)) < len(ids):

@@ -15,7 +15,7 @@ from pipeline.negatives.pool_pairs import read_pools
 from pipeline.negatives.query_selection import KEPT_RANKS, RANKS
 from pipeline.report.inspect import complete_tables
 from pipeline.stage import Stored
-from pipeline.stages.hard_negatives import SHORT, read_logits
+from pipeline.stages.hard_negatives import UNDERFILLED, read_logits
 
 _EXAMPLES, _NAMED = 20, 20
 
@@ -52,7 +52,7 @@ def negatives_findings(experiment: Experiment) -> Findings:
     negatives, pools = complete_tables(experiment, "hard_negatives", "pools.ranked")
     counts = negatives.manifest.counts
     dropped = counts.get("false negatives", {})
-    short, without = counts.get(SHORT, 0), counts["dropped"].get("no negatives", 0)
+    short, without = counts.get(UNDERFILLED, 0), counts["dropped"].get("no negatives", 0)
     return Findings(
         dropped,
         _examples(experiment, negatives, pools) if dropped else [],

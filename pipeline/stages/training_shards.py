@@ -1,9 +1,10 @@
 """Stage `shards`: the self-contained training rows: the student's tokens, the kinds, the teacher's logits and C(q).
 
-A row is a query and draw; where the experiment has a curriculum, a draw is an iteration and the lists are those of `curriculum`. Rows are
-shuffled by a hash of seed and query id, and written in small row groups, since a trainer holds several of them at a time. The Arrow
-schema's metadata under `training` says what a trainer must know before it reads a row: schema version, digest of the student's tokenizer,
-teachers, draws. From the pools comes which passages are never negatives of a query, for who takes the batch's other passages as such.
+A row is a query and draw; where the experiment has a curriculum, a draw is an iteration, and the lists are those of `curriculum`, with
+their labels. Rows are shuffled by a hash of seed and query id, and written in small row groups, since a trainer holds several of them at a
+time. The Arrow schema's metadata under `training` says what a trainer must know before it reads a row: schema version, digest of the
+student's tokenizer, teachers, draws. From the pools comes which passages are never negatives of a query, for who takes the batch's other
+passages as such.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from numpy.typing import NDArray
 
 from data.config.settings import Experiment
 from data.digests import DigestCache, canonical_json, hash64
-from data.tables import schemas
-from data.tables.schemas import TRAINING_VERSION
+from data.tables.schemas import LABELLED_TRAINING, LABELLED_VERSION, TRAINING, TRAINING_VERSION
 from data.tables.shards import TRAINING_GROUP_ROWS
 from pipeline.scoring.reading_lengths import longest_mixed
 from pipeline.stage import StageContext, Table
@@ -31,26 +31,20 @@ if TYPE_CHECKING:
 
 
 def _metadata(experiment: Experiment, student: StudentSpec, digests: DigestCache) -> dict[str, Any]:
+    teachers = []
+    if experiment.teacher.backend != "none":
+        teachers = [resolve_teacher(experiment.teacher, device=experiment.runner.device).namespace(digests)]
     of_all = {
-        "schema_version": TRAINING_VERSION,
         "tokenizer": student.tokenizer_digest,
-        "teachers": _teachers(experiment, digests),
+        "teachers": teachers,
         "draws": experiment.draws,
         "negatives_source": experiment.hard_negatives.source_words,
     }
     if experiment.curriculum.enabled:
-        return {**of_all, "negatives": 0, "mask_ratios": [], "curriculum": list(experiment.curriculum.iterations)}
-    return {
-        **of_all,
-        "negatives": experiment.hard_negatives.negatives,
-        "mask_ratios": list(experiment.dark_examples.mask_ratios),
-    }
-
-
-def _teachers(experiment: Experiment, digests: DigestCache) -> list[str]:
-    if experiment.teacher.backend == "none":
-        return []
-    return [resolve_teacher(experiment.teacher, device=experiment.runner.device).namespace(digests)]
+        iterations = list(experiment.curriculum.iterations)
+        return {**of_all, "schema_version": LABELLED_VERSION, "negatives": 0, "mask_ratios": [], "curriculum": iterations}
+    negatives, ratios = experiment.hard_negatives.negatives, list(experiment.dark_examples.mask_ratios)
+    return {**of_all, "schema_version": TRAINING_VERSION, "negatives": negatives, "mask_ratios": ratios}
 
 
 def _build(context: StageContext) -> None:
@@ -58,10 +52,11 @@ def _build(context: StageContext) -> None:
 
     experiment, student = context.experiment, resolve_student(context.experiment.student)
     tokenizer = context.worker_cache.get_or_create("student tokenizer", lambda: tokenizer_of(student))
-    rows = read_rows(context.inputs, context.shard, encoders_of(student, tokenizer, mixed_tokens=_longest_mixed(experiment, student)))
-    order = _shuffled(rows.lists.query_ids.to_pylist(), rows.lists.draws.tolist(), seed=experiment.seed)
+    rows = read_rows(context.inputs, context.shard, _encoders(student, tokenizer, mixed_tokens=_longest_mixed(experiment, student)))
+    order = _shuffled(rows.query_ids.to_pylist(), rows.draws.tolist(), seed=experiment.seed)
     metadata = canonical_json(_metadata(experiment, student, DigestCache.of_store(experiment.store)))
-    with context.writer(context.shard, schemas.TRAINING.with_metadata({"training": metadata})) as writer:
+    schema = TRAINING if rows.labels is None else LABELLED_TRAINING
+    with context.writer(context.shard, schema.with_metadata({"training": metadata})) as writer:
         for start in range(0, len(order), TRAINING_GROUP_ROWS):
             part = order[start : start + TRAINING_GROUP_ROWS]
             writer.write_row_group(rows.table(part))
@@ -75,7 +70,7 @@ def _longest_mixed(experiment: Experiment, student: StudentSpec) -> int:
     return student.passage_tokens if experiment.curriculum.enabled else longest_mixed(experiment)
 
 
-def encoders_of(student: StudentSpec, tokenizer: Tokenizer, *, mixed_tokens: int) -> Encoders:
+def _encoders(student: StudentSpec, tokenizer: Tokenizer, *, mixed_tokens: int) -> Encoders:
     """How the student reads queries, passages and mixed passages."""
 
     def encoder(prefix: str, max_tokens: int) -> Encode:
@@ -101,7 +96,7 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
 
 
 OF_CURRICULUM = Table(
-    stage="shards", name="", version=2, reads=("curriculum", "pools.ranked"), key=_key,
+    stage="shards", name="", version=3, reads=("curriculum", "pools.ranked"), key=_key,
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
 )  # fmt: skip
 
@@ -109,4 +104,4 @@ OF_CURRICULUM = Table(
 def table(experiment: Experiment) -> Table:
     """The table of lists with one p+; without a teacher it has no logits to read, and logits and C(q) are no numbers."""
     scores = () if experiment.teacher.backend == "none" else ("teacher_scores", "confidence")
-    return replace(OF_CURRICULUM, version=3, reads=("dark_examples", *scores, "pools.ranked"))
+    return replace(OF_CURRICULUM, reads=("dark_examples", *scores, "pools.ranked"))

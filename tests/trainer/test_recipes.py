@@ -145,18 +145,20 @@ def test_the_ladder_holds_the_paper_s_values() -> None:
 
 
 def test_lists_must_be_those_of_the_loss(file: Path) -> None:
-    """A supervised loss over a list that has no one p+, or groups that are none."""
+    """Prevents: a supervised loss over a list that has no one p+, or a loss of labels over lists that have none."""
     curriculum = load({"config": str(file), "recipe": "cl_drd"}).train.objective
     assert curriculum.distillation == "curriculum" and curriculum.without == ALL
-    check_lists(curriculum, iterations=3, draw=0)
-    check_lists(curriculum, iterations=1, draw=None)
+    check_lists(curriculum, labelled=True, iterations=3, draw=0)
+    check_lists(curriculum, labelled=True, iterations=1, draw=None)
+    check_lists(curriculum, labelled=True, iterations=0, draw=None)  # labels of someone else
     with pytest.raises(UserError, match=r"3 iterations.*train\.stages"):
-        check_lists(curriculum, iterations=3, draw=None)
+        check_lists(curriculum, labelled=True, iterations=3, draw=None)
     with pytest.raises(UserError, match=r"curriculum\.enabled=true"):
-        check_lists(curriculum, iterations=0, draw=0)
+        check_lists(curriculum, labelled=False, iterations=0, draw=0)
     with pytest.raises(UserError, match="recipe=cl_drd"):
-        check_lists(Objective(), iterations=3, draw=0)
-    check_lists(load({"config": str(file), "recipe": "hard_kd"}).train.objective, iterations=3, draw=None)  # KL over the list
+        check_lists(Objective(), labelled=True, iterations=3, draw=0)
+    kl_over_the_list = load({"config": str(file), "recipe": "hard_kd"}).train.objective
+    check_lists(kl_over_the_list, labelled=True, iterations=3, draw=None)
     for words in ({"train.objective.without": "noisy"}, {"train.objective.in_batch": "distillation"}):
         with pytest.raises(UserError, match="curriculum"):
             load({"config": str(file), "recipe": "cl_drd", **words})

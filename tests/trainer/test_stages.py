@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from data.config.settings import Experiment
 from data.errors import UserError
+from data.tables.cl_drd_groups import labels_of
 from trainer import recipes
 from trainer.loop import train
 from trainer.reporting import dry_run, metrics
@@ -28,7 +29,8 @@ STEPS = {"1-easy": 6, "2-hard": 3}
 
 def make_list(generator: np.random.Generator, row_maker: Callable[..., dict[str, Any]], query_id: str, draw: int) -> dict[str, Any]:
     row = row_maker(generator, query_id, negatives=5, dark=False, draw=draw)
-    return {**row, "candidate_kind": [4, 5, 5, 6, 6, 6] if draw == 0 else [4, 4, 4, 5, 6, 6]}
+    kinds = [4, 5, 5, 6, 6, 6] if draw == 0 else [4, 4, 4, 5, 6, 6]
+    return {**row, "candidate_kind": kinds, "labels": labels_of(kinds).tolist()}
 
 
 @pytest.fixture
@@ -173,7 +175,7 @@ def test_dry_run_sums_the_stages(
 
 
 def test_lists_of_the_other_kind_are_refused(experiment_file: Path, lists: Path, shards: Path) -> None:
-    """Prevents: labels made up for lists that have none, or a traceback in the middle of the first step."""
+    """Prevents: labels invented for lists that have none, or a traceback in the middle of the first step."""
     with pytest.raises(UserError, match=r"curriculum\.enabled=true"):
         train(experiment_of(experiment_file), shards_folder=shards)
     with pytest.raises(UserError, match="recipe=cl_drd"):
@@ -184,7 +186,7 @@ def test_lists_of_the_other_kind_are_refused(experiment_file: Path, lists: Path,
 
 def test_the_loss_falls(tmp_path: Path, experiment_file: Path, lists: Path) -> None:
     """Prevents: a sign or an order of labels by which the student learns the reverse."""
-    words = {"recipe": "cl_drd", "train.draw": "0", "train.epochs": "16", "train.learning_rate": "0.003"}
+    words = {"recipe": "cl_drd", "train.draw": "0", "train.epochs": "16", "train.learning_rate": "0.001"}
     assert train(recipes.load({"config": str(experiment_file), **words}), shards_folder=lists) == 0
     losses = [line["distillation"] for line in lines_of(tmp_path / "run")]
     assert np.mean(losses[-6:]) < 0.7 * np.mean(losses[:6])

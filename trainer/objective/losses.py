@@ -13,8 +13,11 @@ Shapes: B queries, K candidates of a query, N negatives of a query.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -118,6 +121,12 @@ def curriculum_loss(student_scores_BK: Tensor, labels_BK: Tensor, mask_BK: Tenso
     margins_BKK = student_BK.unsqueeze(2) - student_BK.unsqueeze(1)
     # -logsigmoid is softplus of the negative without softplus's threshold, beyond which it drops e^-20 and its gradient.
     return (-functional.logsigmoid(margins_BKK) * weights_BKK).masked_fill(~pairs_BKK, 0.0).sum((1, 2))
+
+
+def ordered_pairs(labels_K: NDArray[np.floating[Any]]) -> int:
+    """The terms of `curriculum_loss`: how many pairs (i, j) of a list have y_i > y_j."""
+    _, same = np.unique(labels_K, return_counts=True)
+    return (len(labels_K) ** 2 - int((same**2).sum())) // 2
 
 
 Loss = Callable[..., Tensor]

@@ -94,7 +94,7 @@ def _tokens_per_second(
     for round_ in range(1 + len(groups)):
         some = groups[round_ % len(groups)]
         queries = tuple(batch.work.queries[place] for group in some for place in group)
-        work = replace(batch.work, pool=(), in_batch="none")
+        work = replace(batch.work, in_batch_passages=(), in_batch=())
         lengths = PlannedBatch(0, 0, replace(work, queries=queries), batch.cut).lengths
         started = time.perf_counter()
         parts, ranks = MicroBatches([], [], some), Ranks()
@@ -105,7 +105,7 @@ def _tokens_per_second(
         if round_ and time.perf_counter() - began > _MEASURED_SECONDS:
             break
     # With in-batch negatives every sequence is encoded twice: once for its vector, once for its gradient.
-    return (best[0] * 0.75, best[1] * 0.75) if batch.work.pool else best
+    return (best[0] * 0.75, best[1] * 0.75) if batch.work.in_batch else best
 
 
 def _sampled(shards: TrainingShards, experiment: Experiment, task: Task, *, start: int, end: int) -> tuple[float, float]:

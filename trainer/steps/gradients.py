@@ -34,7 +34,7 @@ from trainer.cpu.masks import seed_masks
 from trainer.cpu.packing import packs
 from trainer.cpu.workers import Workers
 from trainer.objective.plan import BatchWork, QueryWork, Sequenced, token_count
-from trainer.objective.total import LOSSES, QueryLosses, Scores, asked_of, total_loss
+from trainer.objective.total import LOSSES, GroupScores, QueryLosses, asked_of, total_loss
 from trainer.steps.distributed import Ranks
 from trainer.steps.micro_batches import MicroBatches, tokens_of
 from trainer.steps.reference_models import FrozenEncoders
@@ -171,10 +171,10 @@ class _Step:
         own = self._cut.own(queries)
         sequences = [*own, *self._cut.shared]
 
-        def scores(encoder: nn.Module, shared_SD: Tensor | None) -> Scores:
+        def scores(encoder: nn.Module, shared_SD: Tensor | None) -> GroupScores:
             parts = [encode(encoder, own, settings=self._settings)] if own else []
             vectors_ND = torch.cat(parts if shared_SD is None else [*parts, shared_SD])
-            return Scores(vectors_ND, sequences, scale=self._settings.score_scale)
+            return GroupScores(vectors_ND, sequences, scale=self._settings.score_scale)
 
         seed_dropout(self._settings.seed, self._step, len(self._chunks) + group)
         student = scores(encoder, shared_SD)

@@ -43,10 +43,10 @@ def cut(work: BatchWork, *, budget: int) -> MicroBatches:
         budget: Tokens of a micro-batch, without padding. A single query with more is a group alone.
     """
     active = [place for place, query in enumerate(work.queries) if query.sequences]
-    if work.pool:
+    if work.in_batch_passages:
         groups = [active[start::_PROCESSES] for start in range(min(_PROCESSES, len(active)))]
         shared = _distinct([work.queries[place] for place in active])
-        shared = list(dict.fromkeys([*shared, *(passage.sequence for passage in work.pool)]))
+        shared = list(dict.fromkeys([*shared, *(passage.sequence for passage in work.in_batch_passages)]))
     else:
         groups = _groups(work.queries, active, budget=budget)
         needed = Counter(sequence for group in groups for sequence in _distinct([work.queries[place] for place in group]))

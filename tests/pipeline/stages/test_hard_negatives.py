@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,8 @@ from data.errors import UserError
 from data.tables.shards import read_shard
 from pipeline.cli import app
 from pipeline.negatives.pool_pairs import PoolRow
-from pipeline.negatives.trained_positive import choose_positive
 from pipeline.report.page import write_report
-from pipeline.stages.hard_negatives import Chosen, Logits, choose
+from pipeline.stages.hard_negatives import Chosen, Logits, choose, choose_positive
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import miner_of, resolve_student
 
@@ -106,6 +106,13 @@ def test_a_passage_of_two_sources_counts_once() -> None:
     settings = HardNegatives(source="bm25,random", false_negatives={"teacher_percentile": 50})
     chosen = choose(row, settings, seed=0, logits=Logits([9.0], logits))
     assert set(chosen.dropped) == {"a"} and chosen.dropped["a"].limit == 3.0 and chosen.draws == [["b", "c"]]
+
+
+def test_choice_of_a_positive() -> None:
+    """Prevents: always the first positive, or another one on every run."""
+    ids = ["a", "b", "c"]
+    chosen = [choose_positive(ids, seed=0, query_id=f"q{n}") for n in range(300)]
+    assert min(Counter(chosen).values()) > 60 and chosen == [choose_positive(ids[::-1], seed=0, query_id=f"q{n}") for n in range(300)]
 
 
 @pytest.mark.parametrize("selected_by", [None, "a", "b", "c"])

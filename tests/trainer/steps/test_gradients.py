@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from data.config.settings import Objective, Student
+from data.tables.cl_drd_groups import labels_of
 from data.tables.schemas import CandidateKind
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
@@ -277,7 +278,7 @@ def test_prod_s_objective_in_micro_batches(
     losses = accumulate(model, work, settings=settings(micro_batch_tokens=budget, temperature=4.0), frozen=frozen)
     found = gradient_of(model)
     monkeypatch.undo()
-    needed = {sequence for query in work.queries for sequence in query.sequences} | {one.sequence for one in work.pool}
+    needed = {sequence for query in work.queries for sequence in query.sequences} | {one.sequence for one in work.in_batch_passages}
     for encoder in frozen.all.values():
         assert sorted(read[encoder]) == sorted(needed)  # each once
         assert all(parameter.grad is None for parameter in encoder.parameters())
@@ -327,7 +328,7 @@ def curriculum_rows(rows: list[TrainingRow], *, shared: bool) -> list[TrainingRo
         made.append(
             replace(
                 row, kinds=tuple(kinds), candidate_tokens=tokens, candidate_ids=row.candidate_ids[:count],
-                teacher_logits=row.teacher_logits[:count],
+                teacher_logits=row.teacher_logits[:count], labels=labels_of(kinds).astype(np.float32),
             )
         )  # fmt: skip
     return made
