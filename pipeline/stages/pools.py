@@ -224,7 +224,7 @@ def _refuse(experiment: Experiment, stored: Stored) -> None:
     """A source that finds nothing at all would leave its share of the negatives to the others, or nothing to anyone."""
     counts, settings = stored.manifest.counts, experiment.hard_negatives
     for name, queries in counts.get(NOTHING, {}).items():
-        if queries < counts["in"]:
+        if not queries or queries < counts["in"]:
             continue
         example = next(group.column("query_id")[0].as_py() for group in stored.row_groups(columns=["query_id"]) if group.num_rows)
         hint = f"all {settings.depth:,} that it finds for each are positives, or the query itself; raise hard_negatives.depth"
