@@ -28,7 +28,7 @@ from trainer.run import PlannedBatch, Run, check_machine, open_run
 from trainer.saving.checkpoint import save_checkpoint, save_model
 from trainer.saving.output_folder import RESULT_NAME, held
 from trainer.stages import Stage, begin_chain, check_outputs, end_chain, stages_of, tell_begin, tell_end
-from trainer.steps.distributed import Ranks, joined
+from trainer.steps.distributed import Distributed, joined
 from trainer.steps.gradients import QueryLosses, accumulate_gradients
 from trainer.steps.optim import learning_rate, set_rate
 
@@ -38,27 +38,27 @@ def train(experiment: Experiment, *, shards_folder: Path) -> int:
     check_machine(experiment)
     stages = stages_of(experiment, shards_folder=shards_folder)
     check_outputs(experiment, stages)
-    with joined(experiment.train.device) as ranks, _held(Path(experiment.train.output), ranks=ranks) as keep_hold:
-        begin_chain(experiment, stages, ranks=ranks)
+    with joined(experiment.train.device) as processes, _held(Path(experiment.train.output), processes=processes) as keep_hold:
+        begin_chain(experiment, stages, processes=processes)
         for stage in stages:
-            tell_begin(stage, ranks=ranks)
-            code = _train(stage, ranks=ranks, keep_hold=keep_hold)
+            tell_begin(stage, processes=processes)
+            code = _train(stage, processes=processes, keep_hold=keep_hold)
             if code != EXIT_COMPLETE:
                 return code
-            tell_end(stage, ranks=ranks)
-        end_chain(experiment, stages, ranks=ranks)
+            tell_end(stage, processes=processes)
+        end_chain(experiment, stages, processes=processes)
     return EXIT_COMPLETE
 
 
-def _held(output: Path, *, ranks: Ranks) -> AbstractContextManager[Callable[[], None]]:
+def _held(output: Path, *, processes: Distributed) -> AbstractContextManager[Callable[[], None]]:
     """The first process holds the run's folder for all; a finished run, of which nothing is written, is nobody's."""
-    return held(output) if ranks.first and not (output / RESULT_NAME).is_file() else nullcontext(lambda: None)
+    return held(output) if processes.first and not (output / RESULT_NAME).is_file() else nullcontext(lambda: None)
 
 
-def _train(stage: Stage, *, ranks: Ranks, keep_hold: Callable[[], None]) -> int:
-    run = open_run(stage.experiment, shards_folder=stage.shards_folder, ranks=ranks)
+def _train(stage: Stage, *, processes: Distributed, keep_hold: Callable[[], None]) -> int:
+    run = open_run(stage.experiment, shards_folder=stage.shards_folder, processes=processes)
     if run is None:
-        if ranks.first and not stage.name:
+        if processes.first and not stage.name:
             print(f"this run is finished: {stage.output}; nothing to do (another train.output=FOLDER trains again)")
         return EXIT_COMPLETE
     with closing(run.stream()) as stream, Reports(run) as reports, GracefulShutdown() as interruption:
@@ -69,22 +69,22 @@ def _train(stage: Stage, *, ranks: Ranks, keep_hold: Callable[[], None]) -> int:
             run.state = replace(run.state, step=batch.step + 1, seconds=run.state.seconds + seconds)
             keep_hold()
             reports.step(batch, losses, norm=norm, seconds=seconds, waited=stream.waited, dev=maybe_evaluate(run))
-            interrupted = ranks.any(interruption.asked)
+            interrupted = processes.any(interruption.asked)
             if checkpoint_is_due(run) or interrupted:
                 reports.sync()
                 save(run)
             if run.stopped_early:
                 break
             if interrupted and run.state.step < run.steps:
-                ranks.wait()  # torchrun ends all processes as soon as one of them has left
+                processes.wait()  # torchrun ends all processes as soon as one of them has left
                 reports.note(f"interrupted after step {run.state.step} of {run.steps}; start the same command again to go on")
                 return EXIT_INTERRUPTED
-    if ranks.first:
+    if processes.first:
         keep_hold()
         save_model(run.result, model=run.model)
         write_result(run)
     # A signal in the last step stops no run, but what comes after it.
-    return EXIT_INTERRUPTED if ranks.any(interruption.asked) and stage.followed else EXIT_COMPLETE
+    return EXIT_INTERRUPTED if processes.any(interruption.asked) and stage.followed else EXIT_COMPLETE
 
 
 def take_step(run: Run, batch: PlannedBatch) -> tuple[QueryLosses, float]:
@@ -94,7 +94,7 @@ def take_step(run: Run, batch: PlannedBatch) -> tuple[QueryLosses, float]:
     set_rate(run.optimizer, rate)
     run.optimizer.zero_grad(set_to_none=False)
     losses = accumulate_gradients(
-        run.workers, batch.work, batch.cut, step=batch.step, settings=run.step_settings, ranks=run.ranks, frozen=run.frozen
+        run.backend, batch.work, batch.cut, step=batch.step, settings=run.step_settings, processes=run.processes, references=run.references
     )
     norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip_norm))
     stop_unless_finite(losses, norm=norm, batch=batch)
@@ -107,9 +107,9 @@ def maybe_evaluate(run: Run) -> dict[str, float]:
     settings = run.experiment.train
     if run.dev is None or not is_due(run.state.step, settings=settings, epoch_ends=run.epoch_ends):
         return {}
-    figures = dev_figures(run.model, run.dev, settings=run.step_settings, ranks=run.ranks)
+    figures = dev_figures(run.model, run.dev, settings=run.step_settings, processes=run.processes)
     run.state = with_dev(run.state, figures, metric=settings.dev_metric)
-    if run.state.best_step == run.state.step and run.ranks.first:
+    if run.state.best_step == run.state.step and run.processes.first:
         save_model(run.output / "best", model=run.model)
     return figures
 
@@ -122,7 +122,7 @@ def checkpoint_is_due(run: Run) -> bool:
 
 def save(run: Run) -> None:
     """A checkpoint, written by the first process for all."""
-    if run.ranks.first:
+    if run.processes.first:
         keep = run.experiment.train.keep_checkpoints
         save_checkpoint(run.output, model=run.model, optimizer=run.optimizer, state=run.state, keep=keep)
 

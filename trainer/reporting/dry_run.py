@@ -16,18 +16,17 @@ import torch
 from data.config.settings import Experiment
 from data.digests import DigestCache
 from data.errors import EXIT_COMPLETE, UserError
-from trainer.cpu.workers import Workers
 from trainer.input.stream import TrainingShards, open_training_shards
 from trainer.recipes import check_shards
 from trainer.reporting.mfu import measured_flop_rate, training_flop
-from trainer.run import PlannedBatch, check_machine, epoch_ends, planned_batches, step_settings
+from trainer.run import PlannedBatch, check_machine, epoch_ends, open_backend, planned_batches, step_settings
 from trainer.stages import check_outputs, stages_of
-from trainer.steps.distributed import Ranks, started_processes
+from trainer.steps.backend import Backend
+from trainer.steps.distributed import Distributed, started_processes
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import MicroBatches
-from trainer.steps.prepare_model import open_workers
-from trainer.steps.reference_models import FrozenEncoders
-from trainer.task import Model, Task, task_of
+from trainer.steps.reference_models import ReferenceModels
+from trainer.task import Task, task_of
 
 _SAMPLED_BATCHES = 20  # of each epoch, for the tokens of a step
 _MEASURED_SECONDS = 10.0
@@ -59,11 +58,11 @@ def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
     task = task_of(experiment, DigestCache(Path(os.devnull)))
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, draw=settings.draw)
     check_shards(experiment, shards.metadata)
-    model, frozen = task.open(), task.open_frozen()
-    workers = open_workers(model, settings)
+    model, references = task.open(), task.open_references()
+    backend = open_backend(model, settings)
     ends, steps = epoch_ends(shards, experiment), step_settings(experiment, model)
     first = next(planned_batches(shards, experiment, task, first_step=0))
-    rate, utilisation = _tokens_per_second(workers, model, first, settings=steps, frozen=frozen)
+    rate, mfu = _tokens_per_second(backend, first, settings=steps, references=references)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
     print(f"{settings.task:<12} {model.source}: {trained:,} trained parameters, {steps.precision} on {steps.device}")
@@ -77,17 +76,17 @@ def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
         seconds += (end - start) * tokens / rate
         print(f"epoch {epoch + 1:<6} {end - start:,} steps, {selected:.0%} of queries selected, about {tokens:,.0f} tokens a step")
     print(f"memory       {_memory(trained, device=steps.device)}")
-    print(f"speed        {rate:,.0f} tokens/s ({utilisation:.0%} of this device's measured matrix products)")
+    print(f"speed        {rate:,.0f} tokens/s ({mfu:.0%} of this device's measured matrix products)")
     print(f"time         about {_duration(seconds)} on this machine, without evaluation on a dev set and checkpoints")
     return seconds
 
 
 def _tokens_per_second(
-    workers: Workers, model: Model, batch: PlannedBatch, *, settings: StepSettings, frozen: FrozenEncoders
+    backend: Backend, batch: PlannedBatch, *, settings: StepSettings, references: ReferenceModels
 ) -> tuple[float, float]:
-    """Tokens a second and model FLOP utilisation of forward and backward passes, from as many groups of a batch as ten seconds allow."""
+    """Tokens a second and model FLOP mfu of forward and backward passes, from as many groups of a batch as ten seconds allow."""
     best, began, cut = (0.0, 0.0), time.perf_counter(), batch.cut.groups
-    groups = [cut[start : start + workers.count] for start in range(0, len(cut), workers.count)]
+    groups = [cut[start : start + backend.at_once] for start in range(0, len(cut), backend.at_once)]
     if not groups:
         raise UserError("the first batch has nothing to encode: no loss is asked for")
     peak = measured_flop_rate(device=settings.device, precision=settings.precision)
@@ -97,11 +96,11 @@ def _tokens_per_second(
         work = replace(batch.work, pool=(), in_batch="none")
         lengths = PlannedBatch(0, 0, replace(work, queries=queries), batch.cut).lengths
         started = time.perf_counter()
-        parts, ranks = MicroBatches([], [], some), Ranks()
-        accumulate_gradients(workers, work, parts, step=0, settings=settings, ranks=ranks, frozen=frozen)
+        parts, processes = MicroBatches([], [], some), Distributed()
+        accumulate_gradients(backend, work, parts, step=0, settings=settings, processes=processes, references=references)
         seconds = time.perf_counter() - started
         if round_ and sum(lengths) / seconds > best[0]:  # the first one warms up
-            best = sum(lengths) / seconds, training_flop(model.backbone, lengths) / seconds / peak
+            best = sum(lengths) / seconds, training_flop(backend.model.backbone, lengths) / seconds / peak
         if round_ and time.perf_counter() - began > _MEASURED_SECONDS:
             break
     # With in-batch negatives every sequence is encoded twice: once for its vector, once for its gradient.

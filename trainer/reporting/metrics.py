@@ -11,7 +11,7 @@ from typing import Any
 from data.tables.shards import atomic_write
 
 METRICS_NAME = "metrics.jsonl"
-SPEEDS = ("seconds", "waited", "queries_per_second", "tokens_per_second", "utilisation")  # all else repeats when a run is repeated
+SPEEDS = ("seconds", "waited", "queries_per_second", "tokens_per_second", "mfu")  # all else repeats when a run is repeated
 _CURVES = ("loss", "supervised", "distillation", "kept", "share", "learning_rate", "gradient_norm", *SPEEDS)
 
 

@@ -33,9 +33,9 @@ class Reports:
 
     def __enter__(self) -> Reports:
         run = self._run
-        if run.ranks.first:
+        if run.processes.first:
             rate = measured_flop_rate(device=run.step_settings.device, precision=run.step_settings.precision)
-            self._flop_rate = rate * run.ranks.size
+            self._flop_rate = rate * run.processes.size
             self._metrics = Metrics(run.output, step=run.state.step)
             self._progress = RunProgress(steps=run.steps, done=run.state.step)
             self._progress.__enter__()
@@ -44,13 +44,13 @@ class Reports:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._run.ranks.first:
+        if self._run.processes.first:
             self._progress.__exit__(kind, error, trace)
             self._metrics.close()
 
     def note(self, message: str) -> None:
         """A line that stays."""
-        if self._run.ranks.first:
+        if self._run.processes.first:
             self._progress.note(message)
 
     def step(self, batch: PlannedBatch, losses: QueryLosses, *, norm: float, seconds: float, waited: float, dev: dict[str, float]) -> None:
@@ -64,7 +64,7 @@ class Reports:
             waited: Seconds that all steps of this sitting have waited for data.
             dev: Figures on the dev set, where they were due.
         """
-        if not self._run.ranks.first:
+        if not self._run.processes.first:
             return
         lengths = batch.lengths
         waited, self._waited = waited - self._waited, waited
@@ -75,7 +75,7 @@ class Reports:
             "waited": round(waited, 6),
             "queries_per_second": round(len(batch.work.queries) / seconds, 3),
             "tokens_per_second": round(sum(lengths) / seconds, 1),
-            "utilisation": round(training_flop(self._run.model.backbone, lengths) / seconds / self._flop_rate, 4),
+            "mfu": round(training_flop(self._run.model.backbone, lengths) / seconds / self._flop_rate, 4),
             **({"dev": dev} if dev else {}),
         }
         self._metrics.write(figures)
@@ -86,7 +86,7 @@ class Reports:
 
     def sync(self) -> None:
         """Have all lines on the disk: called before a checkpoint, which relies on them."""
-        if self._run.ranks.first:
+        if self._run.processes.first:
             self._metrics.sync()
 
 
@@ -114,8 +114,8 @@ def _notes(run: Run) -> Iterator[str]:
     settings, steps = run.experiment.train, run.steps
     if run.state.step:
         yield f"resumes after step {run.state.step} of {steps}"
-    if run.ranks.size > 1:
-        yield f"{run.ranks.size} processes share each batch of {settings.batch_queries} queries"
+    if run.processes.size > 1:
+        yield f"{run.processes.size} processes share each batch of {settings.batch_queries} queries"
     if settings.warmup_steps >= steps:
         yield f"train.warmup_steps={settings.warmup_steps} covers all {steps} steps: the peak rate is never reached"
     if isinstance(run.model, DualEncoder):

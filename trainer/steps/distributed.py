@@ -23,14 +23,14 @@ from torch import Tensor, distributed, nn
 
 from data.command import left_at_once, stop_if_asked
 from data.errors import RunFailed, UserError
-from trainer.cpu.workers import lpt_schedule
+from retrieval.compute.batching import lpt_schedule
 
 _PATIENCE = timedelta(minutes=30)  # with a process that lives and does not come: it checks all shards, or saves to a slow disk
 _BUCKET_ELEMENTS = 16 << 20  # of gradients in one sum: 64 MiB in fp32 beside the gradients themselves
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Distributed:
     """This process among `size` of them."""
 
     rank: int = 0
@@ -133,7 +133,7 @@ def started_processes() -> int:
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def joined(device: str) -> Iterator[Distributed]:
     """The processes that torchrun started; this one alone where it did not.
 
     Raises:
@@ -144,7 +144,7 @@ def joined(device: str) -> Iterator[Ranks]:
     if device == "cuda" and torch.cuda.is_available():
         torch.cuda.set_device(_own_gpu())
     if size == 1:
-        yield Ranks()
+        yield Distributed()
         return
     rank = _number_of("RANK", least=0)
     try:
@@ -157,7 +157,7 @@ def joined(device: str) -> Iterator[Ranks]:
             "that MASTER_ADDR and MASTER_PORT can be reached from every machine"
         ) from error
     try:
-        yield Ranks(distributed.get_rank(), size)
+        yield Distributed(distributed.get_rank(), size)
     finally:
         # gloo's threads free their last piece of work only with Python's lock, which destroying the group would hold for ever.
         time.sleep(0.1)
