@@ -26,7 +26,8 @@ from trainer.interruption import GracefulShutdown
 from trainer.reporting.reports import Reports, write_result
 from trainer.run import PlannedBatch, Run, check_machine, open_run
 from trainer.saving.checkpoint import save_checkpoint, save_model
-from trainer.saving.output_folder import RESULT_NAME, held
+from trainer.saving.folder_lock import held
+from trainer.saving.output_folder import RESULT_NAME
 from trainer.stages import Stage, begin_chain, check_outputs, end_chain, stages_of, tell_begin, tell_end
 from trainer.steps.distributed import Distributed, joined
 from trainer.steps.gradients import QueryLosses, accumulate_gradients
