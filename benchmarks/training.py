@@ -7,7 +7,7 @@ peer. Each query has 26 candidates, as ADAM's lists do: its positive, 10 passage
 positives; cut at 128 tokens; the teacher's logits are made up, since no cost depends on them. All sides train the first `--layers`
 layers of the same weights, with the dropout of the model's configuration, on the same lists:
 
-    ours        `trainer.loop.train` on training shards of these lists, KL over all 26 (without the supervised loss)
+    ours        `trainer.loop.take_step` on training shards of these lists, KL over all 26 (without the supervised loss)
     peer        SentenceTransformerTrainer with DistillKLDivLoss on the texts, its defaults (fp32)
     peer bf16   the same with bf16=True
     everything  ours, T = 3 epochs, every query distilled
@@ -18,9 +18,9 @@ layers of the same weights, with the dropout of the model's configuration, on th
     ceiling     linear layers alone at the shapes of the model's, bf16
 
 Each side is a process of its own; they take turns, step by step, first those without epochs, then those with, and a waiting side computes
-nothing. A step's time is from when it may begin to its end, with reading or tokenising its batch; ours reads ahead in a thread when it is
-not measured, but here within its step. The first step of each side, in which models and data are opened, is left out. Ratios are medians
-over the rounds; with epochs, of each epoch, and then of the epochs' mean times.
+nothing. A step's time is from when it may begin to its end, with reading or tokenising its batch, which `train run` does ahead. The first
+step of each side, in which models and data are opened, is left out. Ratios are medians over the rounds; with epochs, of each epoch, and
+then of the epochs' mean times.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -116,13 +116,13 @@ def candidate_lists(collection: Path, tokenizer: Any) -> Any:
                 }  # fmt: skip
 
 
-def write_shards(folder: Path, lists: list[dict[str, Any]], *, tokenizer: str) -> None:
-    """The lists as the stage `shards` writes them."""
+def write_shards(folder: Path, lists: list[dict[str, Any]], *, tokenizer: str, copies: int = 1) -> None:
+    """The lists as the stage `shards` writes them, each copy of all of them a shard."""
     import pyarrow as pa
 
     from data.tables.manifest import Manifest, ShardRecord
     from data.tables.schemas import TRAINING, TRAINING_VERSION
-    from data.tables.shards import describe, shard_name, write_shard
+    from data.tables.shards import TRAINING_GROUP_ROWS, describe, open_shard, shard_name
 
     metadata = {
         "schema_version": TRAINING_VERSION, "tokenizer": tokenizer, "teachers": ["made up"], "draws": 1, "negatives_source": "random",
@@ -136,10 +136,13 @@ def write_shards(folder: Path, lists: list[dict[str, Any]], *, tokenizer: str) -
         }
         for one in lists
     ]  # fmt: skip
-    schema = TRAINING.with_metadata({b"training": json.dumps(metadata).encode()})
-    path = folder / shard_name(0, 1)
-    write_shard(path, pa.Table.from_pylist(rows, schema=schema), {"fingerprint": "made up"})
-    Manifest("shards", "", "made up", {}, [ShardRecord(path.name, *describe(path))], {}).write(folder)
+    table = pa.Table.from_pylist(rows, schema=TRAINING.with_metadata({b"training": json.dumps(metadata).encode()}))
+    paths = [folder / shard_name(copy, copies) for copy in range(copies)]
+    for path in paths:
+        with open_shard(path, table.schema, {"fingerprint": "made up"}) as writer:
+            for start in range(0, len(table), TRAINING_GROUP_ROWS):
+                writer.write_row_group(table.slice(start, TRAINING_GROUP_ROWS))
+    Manifest("shards", "", "made up", {}, [ShardRecord(path.name, *describe(path)) for path in paths], {}).write(folder)
 
 
 def flops(backbone: Any, lists: list[dict[str, Any]]) -> float:
@@ -169,50 +172,33 @@ class Turns:
         print(json.dumps({"seconds": seconds, "peak": peak, "figure": figure, "tokens": tokens}), flush=True)
 
 
-class Unhurried:
-    """`trainer.input.prefetch.Prefetched` without its thread, which would read during other sides' turns."""
-
-    waited = 0.0
-
-    def __init__(self, make: Callable[[], Iterator[Any]], *, ahead: int) -> None:
-        self._make = make
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._make()
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
 def train_ours(arguments: argparse.Namespace, turns: Turns) -> None:
-    """`trainer.loop.train`, as the command `train run` calls it; its line of metrics ends a step."""
+    """The steps of `train run`."""
     from data.config.settings import Experiment
-    from trainer import loop, run
-    from trainer.reporting import reports
+    from trainer.loop import take_step
+    from trainer.run import check_machine, open_run, planned_batches
+    from trainer.steps.distributed import Distributed
 
-    class MetricsInTurns(reports.Metrics):
-        def write(self, figures: dict[str, Any]) -> None:
-            super().write(figures)
-            turns.end(figures["distillation"], tokens=figures["tokens"])
-            turns.begin()
-
-    reports.Metrics = MetricsInTurns  # type: ignore[misc]
-    run.Prefetched = Unhurried  # type: ignore[assignment,misc]
-    side = arguments.side
+    whole = arguments.side == "ours"
     experiment = Experiment.model_validate(
         {
             "store": "unused", "ingest": {"path": "unused"}, "teacher": {"model": "unused"},
             "student": {"model": str(arguments.work / "student"), "query_tokens": None, "passage_tokens": None},
             "train": {
-                "output": str(arguments.work / f"run-{side}"), "epochs": 1 if side == "ours" else EPOCHS, "warmup_steps": 0,
-                "batch_queries": arguments.batch, "objective": OBJECTIVES[side], "precision": arguments.precision,
-                "threads": arguments.threads, "workers": arguments.workers or None,
-                "micro_batch_tokens": arguments.micro_batch_tokens,
+                "output": str(arguments.work / f"run-{arguments.side}"), "epochs": 1 if whole else EPOCHS, "warmup_steps": 0,
+                "batch_queries": arguments.batch, "objective": OBJECTIVES[arguments.side], "precision": arguments.precision,
+                "threads": arguments.threads, "workers": arguments.workers, "micro_batch_tokens": arguments.micro_batch_tokens,
             },
         }
     )  # fmt: skip
     turns.begin()
-    loop.train(experiment, shards_folder=arguments.work / ("whole" if side == "ours" else "epochs"))
+    check_machine(experiment)
+    run = open_run(experiment, shards_folder=arguments.work / ("whole" if whole else "epochs"), processes=Distributed())
+    assert run
+    for batch in planned_batches(run.shards, experiment, run.task, first_step=0):
+        losses, _ = take_step(run, batch)
+        turns.end(sum(losses.distillation.values()) / max(1, batch.work.terms), tokens=sum(batch.lengths))
+        turns.begin()
 
 
 def train_peer(arguments: argparse.Namespace, turns: Turns) -> None:
@@ -276,60 +262,50 @@ SIDES: dict[str, Callable[[argparse.Namespace, Turns], None]] = {
     "ceiling": ceiling, "peer": train_peer, "peer bf16": train_peer, **{name: train_ours for name in OBJECTIVES},
 }  # fmt: skip
 WITHOUT_EPOCHS = ("ceiling", "ours", "peer", "peer bf16")
-
-
-def epochs_of(name: str) -> int:
-    """Of a side's run."""
-    return 1 if name in WITHOUT_EPOCHS else EPOCHS
+RATIOS = {
+    "ratio": ("ours", "peer"), "bf16_ratio": ("ours", "peer bf16"), "shares_ratio": ("KL shares", "everything"),
+    "shares_from_1_ratio": ("KL from 1", "everything"), "adam_ratio": ("ADAM", "everything"),
+    "adam_from_1_ratio": ("ADAM from 1", "everything"),
+}  # fmt: skip
 
 
 class Side:
     """One competitor in a process of its own."""
 
-    def __init__(self, name: str, words: list[str]) -> None:
-        self.name, self.steps = name, list[dict[str, float]]()
+    def __init__(self, name: str, work: Path) -> None:
+        self.name, self.epochs = name, 1 if name in WITHOUT_EPOCHS else EPOCHS
+        self.steps: list[dict[str, float]] = []
         self._process = subprocess.Popen(
-            [*words, "--side", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [*child(work), "--side", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
 
     def step(self) -> None:
         """Let it take a step."""
         assert self._process.stdin and self._process.stdout
         print(file=self._process.stdin, flush=True)
-        for line in self._process.stdout:
-            if line.startswith("{"):  # peers print more than that
-                break
-        else:
+        line = next((line for line in self._process.stdout if line.startswith("{")), None)  # peers print more than that
+        if line is None:
             sys.exit(f"{self.name} ended; run it alone to see why: --side {self.name!r}")
         self.steps.append(json.loads(line))
         print(f"{self.name}: step {len(self.steps)}, {self.steps[-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
+        self._process.communicate()
 
-    @property
-    def seconds(self) -> list[float]:
+    def values(self, key: str) -> list[float]:
         """Of each step."""
-        return [step["seconds"] for step in self.steps]
-
-    @property
-    def tokens(self) -> float:
-        """Of all steps."""
-        return sum(step["tokens"] for step in self.steps)
-
-    @property
-    def peak(self) -> float:
-        """GB."""
-        return max(step["peak"] for step in self.steps)
+        return [step[key] for step in self.steps]
 
 
-def interleave(names: list[str], words: list[str], *, steps: int) -> dict[str, Side]:
+def child(work: Path) -> list[str]:
+    """The command of a process of this benchmark."""
+    return [sys.executable, __file__, *sys.argv[1:], "--work", str(work)]
+
+
+def interleave(names: list[str], work: Path, *, steps: int) -> dict[str, Side]:
     """Start the sides, and let each take its steps."""
-    sides = {name: Side(name, words) for name in names}
+    sides = {name: Side(name, work) for name in names}
     for _ in range(steps):
         for side in sides.values():
             side.step()
@@ -344,11 +320,6 @@ def typical(values: list[float], *, epochs: int) -> float:
     return mean(median(values[max(1, epoch * steps) : (epoch + 1) * steps]) for epoch in range(epochs))
 
 
-def times_faster(side: Side, other: Side, *, epochs: int) -> float:
-    """How many times as fast one side is as another, by the ratios of the steps of one round."""
-    return 1 / typical([own / others for own, others in zip(side.seconds, other.seconds, strict=True)], epochs=epochs)
-
-
 def main() -> None:
     """Take turns, then print a table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -358,61 +329,55 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="queries of a step")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--precision", default="auto", help="of our sides")
-    parser.add_argument("--threads", type=int, default=0, help="of each side; default all")
-    parser.add_argument("--workers", type=int, default=0, help="of our sides: `train.workers`; default as many as it takes by itself")
+    parser.add_argument("--threads", type=int, help="of each side; default all")
+    parser.add_argument("--workers", type=int, help="of our sides: `train.workers`; default as many as it takes by itself")
     parser.add_argument("--micro_batch_tokens", type=int, default=4096, help="of our sides: `train.micro_batch_tokens`")
     parser.add_argument("--only", nargs="*", choices=SIDES, default=list(SIDES), help="these sides alone")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=[*SIDES, "prepare"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if not arguments.threads:
+        from pipeline.executors.resources import usable_cpus
+
+        arguments.threads = usable_cpus()
     if arguments.side == "prepare":
         prepare(arguments)
     elif arguments.side:
         SIDES[arguments.side](arguments, Turns())
     else:
-        if not arguments.threads:
-            from pipeline.executors.resources import usable_cpus
-
-            arguments.threads = usable_cpus()
         with tempfile.TemporaryDirectory() as work:
             compare(arguments, Path(work))
 
 
 def compare(arguments: argparse.Namespace, work: Path) -> None:
     """Run the sides and print their figures."""
-    words = [sys.executable, __file__, str(arguments.student), str(arguments.collection), "--work", str(work)]
-    for name in ("steps", "batch", "layers", "precision", "threads", "workers", "micro_batch_tokens"):
-        words += [f"--{name}", str(getattr(arguments, name))]
-    prepared = subprocess.run([*words, "--side", "prepare"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    prepared = subprocess.run([*child(work), "--side", "prepare"], stdout=subprocess.PIPE, text=True, check=True).stdout
     about = json.loads(prepared.splitlines()[-1])
     print(f"26 candidates a query, mean {about['tokens']:.0f} tokens, longest {about['longest']}")
     print(f"{about['parameters'] / 1e6:.1f} M parameters, {about['flops'] / 1e9:.0f} GFLOP a query")
 
-    sides = interleave([name for name in WITHOUT_EPOCHS if name in arguments.only], words, steps=arguments.steps)
+    sides = interleave([name for name in WITHOUT_EPOCHS if name in arguments.only], work, steps=arguments.steps)
     with_epochs = [name for name in OBJECTIVES if name in arguments.only and name != "ours"]
-    sides |= interleave(with_epochs, words, steps=epoch_steps(arguments.steps) * EPOCHS)
+    sides |= interleave(with_epochs, work, steps=epoch_steps(arguments.steps) * EPOCHS)
     figures: dict[str, Any] = {"name": "training", "unit": "queries/s"}
-    best = median(step["figure"] for step in sides.pop("ceiling").steps) if "ceiling" in sides else None
+    best = median(sides.pop("ceiling").values("figure")) if "ceiling" in sides else None
     if best:
         print(f"ceiling     {best / 1e9:7.0f} GFLOP/s in bf16")
-    rate: dict[str, float] = {}
     for name, side in sides.items():
-        rate[name] = arguments.batch / typical(side.seconds, epochs=epochs_of(name))
-        key, loss = name.replace(" ", "_"), mean(step["figure"] for step in side.steps)
-        share = f", {rate[name] * about['flops'] / best:.2f} of the ceiling" if best and name in WITHOUT_EPOCHS else ""
-        print(f"{name:11} {rate[name]:6.2f} queries/s{share}, peak {side.peak:5.2f} GB, mean loss {loss:.3f}")
-        figures |= {key: round(rate[name], 3), f"{key}_gb": round(side.peak, 3), f"{key}_loss": round(loss, 4)}
-    for name, over, under in (
-        ("ratio", "ours", "peer"), ("bf16_ratio", "ours", "peer bf16"), ("shares_ratio", "KL shares", "everything"),
-        ("shares_from_1_ratio", "KL from 1", "everything"), ("adam_ratio", "ADAM", "everything"),
-        ("adam_from_1_ratio", "ADAM from 1", "everything"),
-    ):  # fmt: skip
-        if over in rate and under in rate:
-            figures[name] = round(times_faster(sides[over], sides[under], epochs=epochs_of(over)), 3)
-            print(f"{over:11} {figures[name]:.2f} times as fast as {under}", end="")
-            print(f", with {sides[over].tokens / sides[under].tokens:.3f} of its tokens" if under == "everything" else "")
-    if "ours" in rate and "peer" in rate:
-        figures["memory_ratio"] = round(sides["ours"].peak / sides["peer"].peak, 3)
+        rate = arguments.batch / typical(side.values("seconds"), epochs=side.epochs)
+        peak, loss = max(side.values("peak")), mean(side.values("figure"))
+        share = f", {rate * about['flops'] / best:.2f} of the ceiling" if best and name in WITHOUT_EPOCHS else ""
+        print(f"{name:11} {rate:6.2f} queries/s{share}, peak {peak:5.2f} GB, mean loss {loss:.3f}")
+        key = name.replace(" ", "_")
+        figures |= {key: round(rate, 3), f"{key}_gb": round(peak, 3), f"{key}_loss": round(loss, 4)}
+    for ratio, (over, under) in RATIOS.items():
+        if over in sides and under in sides:
+            pairs = zip(sides[over].values("seconds"), sides[under].values("seconds"), strict=True)  # of the steps of one round
+            figures[ratio] = round(1 / typical([own / others for own, others in pairs], epochs=sides[over].epochs), 3)
+            tokens = f", with {sum(sides[over].values('tokens')) / sum(sides[under].values('tokens')):.3f} of its tokens"
+            print(f"{over:11} {figures[ratio]:.2f} times as fast as {under}{tokens if under == 'everything' else ''}")
+    if "ours" in sides and "peer" in sides:
+        figures["memory_ratio"] = round(max(sides["ours"].values("peak")) / max(sides["peer"].values("peak")), 3)
     print(json.dumps(figures))
 
 

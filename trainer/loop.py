@@ -25,13 +25,13 @@ from trainer.evaluation.schedule import dev_figures, is_due, with_dev
 from trainer.interruption import GracefulShutdown
 from trainer.reporting.reports import Reports, write_result
 from trainer.run import PlannedBatch, Run, check_machine, open_run
-from trainer.saving.checkpoint import save_checkpoint, save_model
+from trainer.saving.checkpoint import save_checkpoint, whole_folder
 from trainer.saving.folder_lock import held
 from trainer.saving.output_folder import RESULT_NAME
 from trainer.stages import Stage, begin_chain, check_outputs, end_chain, stages_of, tell_begin, tell_end
 from trainer.steps.distributed import Distributed, joined
 from trainer.steps.gradients import QueryLosses, accumulate_gradients
-from trainer.steps.optim import learning_rate, set_rate
+from trainer.steps.optim import learning_rate
 
 
 def train(experiment: Experiment, *, shards_folder: Path) -> int:
@@ -71,9 +71,10 @@ def _train(stage: Stage, *, processes: Distributed, keep_hold: Callable[[], None
             keep_hold()
             reports.step(batch, losses, norm=norm, seconds=seconds, waited=stream.waited, dev=maybe_evaluate(run))
             interrupted = processes.any(interruption.asked)
-            if checkpoint_is_due(run) or interrupted:
+            if processes.first and (interrupted or checkpoint_is_due(run)):
                 reports.sync()
-                save(run)
+                keep = run.experiment.train.keep_checkpoints
+                save_checkpoint(run.output, model=run.model, optimizer=run.optimizer, state=run.state, keep=keep)
             if run.stopped_early:
                 break
             if interrupted and run.state.step < run.steps:
@@ -82,7 +83,7 @@ def _train(stage: Stage, *, processes: Distributed, keep_hold: Callable[[], None
                 return EXIT_INTERRUPTED
     if processes.first:
         keep_hold()
-        save_model(run.result, model=run.model)
+        save_model(run, run.result)
         write_result(run)
     # A signal in the last step stops no run, but what comes after it.
     return EXIT_INTERRUPTED if processes.any(interruption.asked) and stage.followed else EXIT_COMPLETE
@@ -92,7 +93,8 @@ def take_step(run: Run, batch: PlannedBatch) -> tuple[QueryLosses, float]:
     """One step of the optimizer on the global batch. Returns each query's losses and the gradient's norm."""
     settings = run.experiment.train
     rate = learning_rate(batch.step, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=run.steps)
-    set_rate(run.optimizer, rate)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
     run.optimizer.zero_grad(set_to_none=False)
     losses = accumulate_gradients(
         run.backend, batch.work, batch.cut, step=batch.step, settings=run.step_settings, processes=run.processes, references=run.references
@@ -111,7 +113,7 @@ def maybe_evaluate(run: Run) -> dict[str, float]:
     figures = dev_figures(run.model, run.dev, settings=run.step_settings, processes=run.processes)
     run.state = with_dev(run.state, figures, metric=settings.dev_metric)
     if run.state.best_step == run.state.step and run.processes.first:
-        save_model(run.output / "best", model=run.model)
+        save_model(run, run.output / "best")
     return figures
 
 
@@ -121,11 +123,10 @@ def checkpoint_is_due(run: Run) -> bool:
     return step % run.experiment.train.checkpoint_every == 0 or step in run.epoch_ends or run.stopped_early
 
 
-def save(run: Run) -> None:
-    """A checkpoint, written by the first process for all."""
-    if run.processes.first:
-        keep = run.experiment.train.keep_checkpoints
-        save_checkpoint(run.output, model=run.model, optimizer=run.optimizer, state=run.state, keep=keep)
+def save_model(run: Run, folder: Path) -> None:
+    """A sentence-transformers folder of a student, a transformers folder of a cross-encoder, whole or not at all."""
+    with whole_folder(folder) as temporary:
+        run.model.save(temporary)
 
 
 def stop_unless_finite(losses: QueryLosses, *, norm: float, batch: PlannedBatch) -> None:

@@ -27,28 +27,18 @@ class _Stream(threading.local):
     state: tuple[int, int] = (0, 0)  # key, masks drawn since it was set
 
 
-_stream = _Stream()
+mask_stream = _Stream()
 
 
 def seed_masks(key: int) -> None:
-    """Begin this thread's stream anew. The key is at least 0."""
-    _stream.state = key, 0
-
-
-def stream_state() -> tuple[int, int]:
-    """Where this thread's stream stands, for `set_stream_state`."""
-    return _stream.state
-
-
-def set_stream_state(state: tuple[int, int]) -> None:
-    """Go on from there."""
-    _stream.state = state
+    """Begin this thread's stream again. The key is at least 0."""
+    mask_stream.state = key, 0
 
 
 def keep_mask(shape: torch.Size, *, p: float) -> Tensor:
     """The thread's next mask: int16, 0 with probability p, and else -1."""
-    key, drawn = _stream.state
-    _stream.state = key, drawn + 1
+    key, drawn = mask_stream.state
+    mask_stream.state = key, drawn + 1
     count = shape.numel()
     # SFC64 takes a third of the time of torch's Mersenne twister; the stream of a bit generator is the same in every numpy version.
     words = np.random.SFC64([key, drawn]).random_raw((count + 3) // 4)

@@ -67,7 +67,8 @@ def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
 
     print(f"{settings.task:<12} {model.source}: {trained:,} trained parameters, {steps.precision} on {steps.device}")
     print(f"shards       {shards_folder}: {shards.epoch_rows(0):,} queries, {shards.metadata.draws} draws")
-    print(f"run          {_preset(experiment)}, {len(ends)} epochs, {ends[-1]:,} steps of {settings.batch_queries} queries")
+    what = f"recipe {settings.recipe}" if settings.task == "student" else f"task {settings.task}"
+    print(f"run          {what}, {len(ends)} epochs, {ends[-1]:,} steps of {settings.batch_queries} queries")
     print(f"first batch  {_shapes(first)}")
     seconds = 0.0
     for epoch, end in enumerate(ends):
@@ -84,7 +85,7 @@ def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
 def _tokens_per_second(
     backend: Backend, batch: PlannedBatch, *, settings: StepSettings, references: ReferenceModels
 ) -> tuple[float, float]:
-    """Tokens a second and model FLOP mfu of forward and backward passes, from as many groups of a batch as ten seconds allow."""
+    """Tokens a second and model FLOP utilisation of forward and backward passes, from as many groups of a batch as ten seconds allow."""
     best, began, cut = (0.0, 0.0), time.perf_counter(), batch.cut.groups
     groups = [cut[start : start + backend.at_once] for start in range(0, len(cut), backend.at_once)]
     if not groups:
@@ -131,11 +132,6 @@ def _memory(trained: int, *, device: str) -> str:
     else:
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return f"about {(used + moments) / 1e9:.1f} GB at its peak ({trained * _STATE_BYTES / 1e9:.2f} GB of it weights, gradients and moments)"
-
-
-def _preset(experiment: Experiment) -> str:
-    train = experiment.train
-    return f"recipe {train.recipe}" if train.task == "student" else f"task {train.task}"
 
 
 def _duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from data.command import left_at_once, stop_if_asked
-from data.errors import RunFailed, UserError
+from data.errors import RunFailed, UserError, first_line
 from retrieval.compute.batching import lpt_schedule
 
 _PATIENCE = timedelta(minutes=30)  # with a process that lives and does not come: it checks all shards, or saves to a slow disk
@@ -51,11 +51,18 @@ class Distributed:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all processes' tensors, in place. Raises RunFailed where a process is gone, as all that follows does."""
-        if self.size > 1:
-            with self._together():
-                if tensor.is_cuda:
-                    distributed.all_reduce(torch.zeros(1))
-                distributed.all_reduce(tensor)
+        if self.size == 1:
+            return tensor
+        try:
+            if tensor.is_cuda:
+                distributed.all_reduce(torch.zeros(1))
+            distributed.all_reduce(tensor)
+        except RuntimeError as error:
+            stop_if_asked()  # a signal has ended the others, and would end this one when it is back in Python
+            raise RunFailed(
+                f"process {self.rank} of {self.size}: another one is gone, or has not come for {_PATIENCE.total_seconds() / 60:.0f} min "
+                f"({_in_short(error)}); what it said itself says why. The last checkpoint is kept: start the same command again"
+            ) from error
         return tensor
 
     def sum_gradients(self, model: nn.Module) -> None:
@@ -67,10 +74,10 @@ class Distributed:
         for bucket in _buckets([_gradient(parameter) for parameter, count in zip(parameters, having, strict=True) if count]):
             if len(bucket) == 1 and bucket[0].is_contiguous():  # word embeddings can be large: not twice
                 self.sum(bucket[0])
-                continue
-            summed = self.sum(torch.cat([gradient.flatten() for gradient in bucket]))
-            for gradient, part in zip(bucket, summed.split([gradient.numel() for gradient in bucket]), strict=True):
-                gradient.copy_(part.view_as(gradient))
+            else:
+                summed = self.sum(torch.cat([gradient.flatten() for gradient in bucket]))
+                for gradient, part in zip(bucket, summed.split([gradient.numel() for gradient in bucket]), strict=True):
+                    gradient.copy_(part.view_as(gradient))
 
     def any(self, asked: bool) -> bool:
         """Whether it is so in any process: all of them get the same answer."""
@@ -91,21 +98,10 @@ class Distributed:
         """Until all processes are here."""
         self.any(False)
 
-    @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            stop_if_asked()  # a signal has ended the others, and would end this one when it is back in Python
-            raise RunFailed(
-                f"process {self.rank} of {self.size}: another one is gone, or has not come for {_PATIENCE.total_seconds() / 60:.0f} min "
-                f"({_in_short(error)}); what it said itself says why. The last checkpoint is kept: start the same command again"
-            ) from error
-
 
 def _in_short(error: Exception) -> str:
     """The first sentence, without gloo's place in its source."""
-    return re.sub(r"^\[[^\]]*\] ", "", (str(error) or type(error).__name__).splitlines()[0]).split(". ")[0]
+    return re.sub(r"^\[[^\]]*\] ", "", first_line(error)).split(". ")[0]
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -142,7 +138,10 @@ def joined(device: str) -> Iterator[Distributed]:
     """
     size = started_processes()
     if device == "cuda" and torch.cuda.is_available():
-        torch.cuda.set_device(_own_gpu())
+        place, gpus = _number_of("LOCAL_RANK", least=0), torch.cuda.device_count()
+        if place >= gpus:
+            raise UserError(f"process {place} of this machine has no GPU: torch sees {gpus}; start torchrun with --nproc-per-node={gpus}")
+        torch.cuda.set_device(place)
     if size == 1:
         yield Distributed()
         return
@@ -171,10 +170,3 @@ def _number_of(name: str, *, least: int) -> int:
             f"{name}={text} in the environment: expected a number from {least} on, as torchrun sets it; unset it to train alone"
         )
     return int(text)
-
-
-def _own_gpu() -> int:
-    place, gpus = _number_of("LOCAL_RANK", least=0), torch.cuda.device_count()
-    if place >= gpus:
-        raise UserError(f"process {place} of this machine has no GPU: torch sees {gpus}; start torchrun with --nproc-per-node={gpus}")
-    return place

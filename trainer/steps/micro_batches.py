@@ -89,20 +89,13 @@ def _rounded(count: int) -> int:
 
 def _relatives(queries: Sequence[QueryWork], active: Sequence[int]) -> list[list[int]]:
     """Queries that share a sequence, or share one with a query that does: connected components."""
-    parent = {place: place for place in active}
-
-    def root(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = parent[parent[place]]
-            place = parent[place]
-        return place
-
-    first_user: dict[Sequenced, int] = {}
+    found: list[tuple[list[int], set[Sequenced]]] = []
     for place in active:
-        for sequence in queries[place].sequences:
-            other = first_user.setdefault(sequence, place)
-            parent[root(place)] = root(other)
-    found: dict[int, list[int]] = {}
-    for place in active:
-        found.setdefault(root(place), []).append(place)
-    return list(found.values())
+        places, sequences, others = [place], set(queries[place].sequences), []
+        for component in found:
+            if sequences.isdisjoint(component[1]):
+                others.append(component)
+            else:
+                places, sequences = places + component[0], sequences | component[1]
+        found = [*others, (sorted(places), sequences)]
+    return [places for places, _ in found]
