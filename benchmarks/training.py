@@ -28,13 +28,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import random
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -53,8 +54,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def prepare(arguments: argparse.Namespace) -> None:
-    """Write the cut student, the lists as texts and as training shards, and print what the lists are like."""
+def prepare(arguments: argparse.Namespace) -> dict[str, float]:
+    """Write the cut student, the lists as texts and as training shards. Returns what the lists are like."""
     from data.config.settings import Student
     from retrieval.models.dual_encoder import DualEncoder
     from retrieval.models.student import resolve_student
@@ -79,8 +80,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         write_shards(arguments.work / name, lists[:count], tokenizer=tokenizer.digest)
     lengths = [len(tokens) for one in lists for tokens in one["tokens"]]
     parameters = sum(parameter.numel() for parameter in student.parameters())
-    about = {"tokens": mean(lengths), "longest": max(lengths), "flops": flops(student.backbone, lists), "parameters": parameters}
-    print(json.dumps(about))
+    return {"tokens": mean(lengths), "longest": max(lengths), "flops": flops(student.backbone, lists), "parameters": parameters}
 
 
 def epoch_steps(steps: int) -> int:
@@ -154,14 +154,16 @@ def flops(backbone: Any, lists: list[dict[str, Any]]) -> float:
 
 
 class Turns:
-    """A side's own clock: a step begins when a line comes in, and its seconds go out."""
+    """A side's own clock: a step begins when something comes in, and its figures go out."""
 
-    def __init__(self) -> None:
-        self._started = 0.0
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._started = pipe, 0.0
 
     def begin(self) -> None:
         """Wait for the next turn; end where there is none."""
-        if not sys.stdin.readline():
+        try:
+            self._pipe.recv()
+        except EOFError:
             sys.exit(0)
         self._started = time.perf_counter()
 
@@ -169,24 +171,24 @@ class Turns:
         """Report the step, a figure that belongs to it, and the tokens that it encoded."""
         seconds = time.perf_counter() - self._started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(json.dumps({"seconds": seconds, "peak": peak, "figure": figure, "tokens": tokens}), flush=True)
+        self._pipe.send({"seconds": seconds, "peak": peak, "figure": figure, "tokens": tokens})
 
 
-def train_ours(arguments: argparse.Namespace, turns: Turns) -> None:
+def train_ours(side: str, arguments: argparse.Namespace, turns: Turns) -> None:
     """The steps of `train run`."""
     from data.config.settings import Experiment
     from trainer.loop import take_step
     from trainer.run import check_machine, open_run, planned_batches
     from trainer.steps.distributed import Distributed
 
-    whole = arguments.side == "ours"
+    whole = side == "ours"
     experiment = Experiment.model_validate(
         {
             "store": "unused", "ingest": {"path": "unused"}, "teacher": {"model": "unused"},
             "student": {"model": str(arguments.work / "student"), "query_tokens": None, "passage_tokens": None},
             "train": {
-                "output": str(arguments.work / f"run-{arguments.side}"), "epochs": 1 if whole else EPOCHS, "warmup_steps": 0,
-                "batch_queries": arguments.batch, "objective": OBJECTIVES[arguments.side], "precision": arguments.precision,
+                "output": str(arguments.work / f"run-{side}"), "epochs": 1 if whole else EPOCHS, "warmup_steps": 0,
+                "batch_queries": arguments.batch, "objective": OBJECTIVES[side], "precision": arguments.precision,
                 "threads": arguments.threads, "workers": arguments.workers, "micro_batch_tokens": arguments.micro_batch_tokens,
             },
         }
@@ -201,7 +203,7 @@ def train_ours(arguments: argparse.Namespace, turns: Turns) -> None:
         turns.begin()
 
 
-def train_peer(arguments: argparse.Namespace, turns: Turns) -> None:
+def train_peer(side: str, arguments: argparse.Namespace, turns: Turns) -> None:
     """SentenceTransformerTrainer with its defaults: AdamW, fused; no evaluation, no saving, no reports."""
     import torch
     from datasets import Dataset
@@ -228,8 +230,8 @@ def train_peer(arguments: argparse.Namespace, turns: Turns) -> None:
             turns.begin()
 
     settings = SentenceTransformerTrainingArguments(
-        output_dir=str(arguments.work / arguments.side), per_device_train_batch_size=arguments.batch, num_train_epochs=1, use_cpu=True,
-        bf16=arguments.side == "peer bf16", save_strategy="no", eval_strategy="no", logging_strategy="no", report_to="none",
+        output_dir=str(arguments.work / side), per_device_train_batch_size=arguments.batch, num_train_epochs=1, use_cpu=True,
+        bf16=side == "peer bf16", save_strategy="no", eval_strategy="no", logging_strategy="no", report_to="none",
         disable_tqdm=True,
     )  # fmt: skip
     trainer = SentenceTransformerTrainer(model=model, args=settings, train_dataset=data, loss=Loss(model), callbacks=[InTurns()])
@@ -237,7 +239,7 @@ def train_peer(arguments: argparse.Namespace, turns: Turns) -> None:
     trainer.train()
 
 
-def ceiling(arguments: argparse.Namespace, turns: Turns) -> None:
+def ceiling(side: str, arguments: argparse.Namespace, turns: Turns) -> None:
     """FLOP/s of torch.nn.functional.linear at the shapes of the model's layers, bf16, 2,048 rows; for a second each time."""
     import torch
 
@@ -258,9 +260,10 @@ def ceiling(arguments: argparse.Namespace, turns: Turns) -> None:
         turns.end(sum(2 * 2048 * i * o for i, o in shapes) / median(times))
 
 
-SIDES: dict[str, Callable[[argparse.Namespace, Turns], None]] = {
+SIDES: dict[str, Callable[[str, argparse.Namespace, Turns], None]] = {
     "ceiling": ceiling, "peer": train_peer, "peer bf16": train_peer, **{name: train_ours for name in OBJECTIVES},
 }  # fmt: skip
+SPAWN = multiprocessing.get_context("spawn")
 WITHOUT_EPOCHS = ("ceiling", "ours", "peer", "peer bf16")
 RATIOS = {
     "ratio": ("ours", "peer"), "bf16_ratio": ("ours", "peer bf16"), "shares_ratio": ("KL shares", "everything"),
@@ -272,45 +275,38 @@ RATIOS = {
 class Side:
     """One competitor in a process of its own."""
 
-    def __init__(self, name: str, work: Path) -> None:
+    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
         self.name, self.epochs = name, 1 if name in WITHOUT_EPOCHS else EPOCHS
         self.steps: list[dict[str, float]] = []
-        self._process = subprocess.Popen(
-            [*child(work), "--side", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        self.pipe, theirs = multiprocessing.Pipe()
+        SPAWN.Process(target=play, args=(name, arguments, theirs), daemon=True).start()
+        theirs.close()
 
     def step(self) -> None:
         """Let it take a step."""
-        assert self._process.stdin and self._process.stdout
-        print(file=self._process.stdin, flush=True)
-        line = next((line for line in self._process.stdout if line.startswith("{")), None)  # peers print more than that
-        if line is None:
-            sys.exit(f"{self.name} ended; run it alone to see why: --side {self.name!r}")
-        self.steps.append(json.loads(line))
+        self.pipe.send(None)
+        self.steps.append(self.pipe.recv())
         print(f"{self.name}: step {len(self.steps)}, {self.steps[-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
 
     def values(self, key: str) -> list[float]:
         """Of each step."""
         return [step[key] for step in self.steps]
 
 
-def child(work: Path) -> list[str]:
-    """The command of a process of this benchmark."""
-    return [sys.executable, __file__, *sys.argv[1:], "--work", str(work)]
+def play(name: str, arguments: argparse.Namespace, pipe: Connection) -> None:
+    """The process of a side."""
+    sys.stdout = sys.stderr  # peers print
+    SIDES[name](name, arguments, Turns(pipe))
 
 
-def interleave(names: list[str], work: Path, *, steps: int) -> dict[str, Side]:
+def interleave(names: list[str], arguments: argparse.Namespace, *, steps: int) -> dict[str, Side]:
     """Start the sides, and let each take its steps."""
-    sides = {name: Side(name, work) for name in names}
+    sides = {name: Side(name, arguments) for name in names}
     for _ in range(steps):
         for side in sides.values():
             side.step()
     for side in sides.values():
-        side.close()
+        side.pipe.close()
     return sides
 
 
@@ -333,32 +329,26 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="of our sides: `train.workers`; default as many as it takes by itself")
     parser.add_argument("--micro_batch_tokens", type=int, default=4096, help="of our sides: `train.micro_batch_tokens`")
     parser.add_argument("--only", nargs="*", choices=SIDES, default=list(SIDES), help="these sides alone")
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--side", choices=[*SIDES, "prepare"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.threads:
         from pipeline.executors.resources import usable_cpus
 
         arguments.threads = usable_cpus()
-    if arguments.side == "prepare":
-        prepare(arguments)
-    elif arguments.side:
-        SIDES[arguments.side](arguments, Turns())
-    else:
-        with tempfile.TemporaryDirectory() as work:
-            compare(arguments, Path(work))
+    with tempfile.TemporaryDirectory() as work:
+        arguments.work = Path(work)
+        compare(arguments)
 
 
-def compare(arguments: argparse.Namespace, work: Path) -> None:
+def compare(arguments: argparse.Namespace) -> None:
     """Run the sides and print their figures."""
-    prepared = subprocess.run([*child(work), "--side", "prepare"], stdout=subprocess.PIPE, text=True, check=True).stdout
-    about = json.loads(prepared.splitlines()[-1])
+    with SPAWN.Pool(1) as pool:
+        about = pool.apply(prepare, (arguments,))
     print(f"26 candidates a query, mean {about['tokens']:.0f} tokens, longest {about['longest']}")
     print(f"{about['parameters'] / 1e6:.1f} M parameters, {about['flops'] / 1e9:.0f} GFLOP a query")
 
-    sides = interleave([name for name in WITHOUT_EPOCHS if name in arguments.only], work, steps=arguments.steps)
+    sides = interleave([name for name in WITHOUT_EPOCHS if name in arguments.only], arguments, steps=arguments.steps)
     with_epochs = [name for name in OBJECTIVES if name in arguments.only and name != "ours"]
-    sides |= interleave(with_epochs, work, steps=epoch_steps(arguments.steps) * EPOCHS)
+    sides |= interleave(with_epochs, arguments, steps=epoch_steps(arguments.steps) * EPOCHS)
     figures: dict[str, Any] = {"name": "training", "unit": "queries/s"}
     best = median(sides.pop("ceiling").values("figure")) if "ceiling" in sides else None
     if best:

@@ -195,8 +195,7 @@ def planned_batches(shards: TrainingShards, experiment: Experiment, task: Task, 
 
 def _run_key(experiment: Experiment, *, shards: TrainingShards, task: Task, dev: DevSet | None) -> dict[str, Any]:
     """All that decides the trained parameters: two runs that differ in it must not share an output folder."""
-    settings = experiment.train
-    early_stop: dict[str, Any] = {}
+    settings, early_stop = experiment.train, dict[str, Any]()
     if settings.patience is not None and dev is not None:
         early_stop = {"dev": dev.digest, "dev_metric": settings.dev_metric, "evaluate_every": settings.evaluate_every}
     return {

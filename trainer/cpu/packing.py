@@ -4,10 +4,9 @@ Lists of passages padded to the longest are a sixth padding where queries and pa
 each layer's attention see padding, the last in buckets of sequences of like length; and since buckets are small whatever the batch, a
 micro-batch needs one pass, one cast of the weights and one gradient of each.
 
-The stack of a BERT-like model (its `encoder`) is told to, its parameters and their names stay as they are. It does so only
-inside `trainer.cpu.dropout.CpuTrainingMode`, which sends attention here, and only where a trial gives the padded way's vectors
-(`trainer.cpu.fast_path`).
-`retrieval.compute.unpadded` is the same idea for GPUs, without gradients.
+The stack of a BERT-like model (its `encoder`) gets another `forward`; its parameters and their names stay as they are. It packs only
+inside `trainer.cpu.dropout.CpuTrainingMode`, which sends attention here. `retrieval.compute.unpadded` is the same idea for GPUs, without
+gradients.
 
 Shapes: n sequences of at most L tokens, T real tokens of all of them, h heads, d dimensions a head, H = h d.
 """
@@ -66,12 +65,11 @@ def make_pack(mask_NL: Tensor) -> Pack:
     """Buckets of sequences by length, the longest first. The mask is 1 on the first tokens of each sequence, and else 0."""
     longest = mask_NL.shape[1]
     lengths = mask_NL.sum(1)
-    buckets, order, start = [], [], 0
+    buckets: list[Bucket] = []
+    order: list[int] = []
     for rows in token_budget_batches(lengths.tolist(), budget=_BUCKET_TOKENS):
-        own = lengths[rows]
-        buckets.append(_bucket(own, start))
+        buckets.append(_bucket(lengths[rows], buckets[-1].stop if buckets else 0))
         order += rows
-        start = buckets[-1].stop
     rows_N = torch.tensor(order)
     real = torch.arange(longest) < lengths[rows_N, None]
     return Pack((rows_N[:, None] * longest + torch.arange(longest))[real], tuple(buckets))

@@ -1,7 +1,7 @@
 """The dev set as a trainer reads it, and the student's metrics on it by exact search.
 
     DIR/manifest.json                  names, rows, bytes and digests of the shards
-    DIR/part-00000-of-00001.parquet    rows of `data.tables.schemas.DEV`; schema metadata "dev": see `DevMetadata`
+    DIR/part-00000-of-00001.parquet    rows of `data.tables.schemas.DEV`; metadata "dev": schema_version, tokenizer, split, depth, random
 
 Passages are searched by `retrieval.search.exact`; equal scores go by passage id, since passages are in the order of their ids.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from retrieval.evaluation.metrics import Qrels
 from retrieval.evaluation.metrics import evaluate as evaluate_run
 from retrieval.search.exact import exact_search
 from retrieval.search.matmul import Vectors
+from trainer.steps.gradients import StepSettings
 
 METADATA_KEY = b"dev"
 METRICS = ("MRR@10", "nDCG@10", "Recall@100")
@@ -44,22 +45,10 @@ Encode = Callable[[Sequences], Vectors]  # n sequences to [n, D] vectors
 
 
 @dataclass(frozen=True)
-class DevMetadata:
-    """What the schema metadata says of how the dev set was made."""
-
-    schema_version: int
-    tokenizer: str  # digest of the student's tokenizer
-    split: str  # of the qrels
-    depth: int  # passages of each query's list in the first student's search
-    random: int  # further passages by chance
-
-
-@dataclass(frozen=True)
 class DevSet:
     """Queries, passages and judgements. Passages are in the order of their ids."""
 
     digest: str
-    metadata: DevMetadata
     query_ids: tuple[str, ...]
     queries: Ragged  # tokens
     doc_ids: tuple[str, ...]
@@ -99,16 +88,15 @@ def open_dev_set(folder: Path, *, tokenizer: str) -> DevSet:
         found = f"it is {what_lies(folder)}, without {MANIFEST_NAME}"
         raise UserError(f"dev={folder}: {found}; give the output folder of `prep run stage=dev` (see `prep path`)")
     refuse_other_table(folder, manifest, metadata=METADATA_KEY, option="dev", expected="a dev set, the output of stage=dev")
-    metadata: DevMetadata | None = None
     groups = [DEV.empty_table()]
     for shard in manifest.shards:
         shard.check(folder)
-        metadata = _read_metadata(folder / shard.name, tokenizer=tokenizer)
+        _check_schema(folder / shard.name, tokenizer=tokenizer)
         groups += read_row_groups(folder / shard.name)
     table = pa.concat_tables(groups)
     roles = table.column("role").to_numpy()
     queries, passages = (table.take(np.flatnonzero(roles == role)) for role in (DevRole.QUERY, DevRole.PASSAGE))
-    if metadata is None or not len(queries) or not len(passages):
+    if not len(queries) or not len(passages):
         raise UserError(f"dev={folder}: no queries or no passages in it; make the dev set again")
     query_ids, doc_ids = queries.column("id").to_pylist(), passages.column("id").to_pylist()
     if any(first >= second for first, second in itertools.pairwise(doc_ids)):
@@ -116,7 +104,6 @@ def open_dev_set(folder: Path, *, tokenizer: str) -> DevSet:
     judged = zip(queries.column("judged_ids").to_pylist(), queries.column("grades").to_pylist(), strict=True)
     return DevSet(
         digest=manifest.content_digest,
-        metadata=metadata,
         query_ids=tuple(query_ids),
         queries=Ragged.of_column(queries.column("tokens")),
         doc_ids=tuple(doc_ids),
@@ -125,25 +112,23 @@ def open_dev_set(folder: Path, *, tokenizer: str) -> DevSet:
     )
 
 
-def _read_metadata(path: Path, *, tokenizer: str) -> DevMetadata:
+def _check_schema(path: Path, *, tokenizer: str) -> None:
     schema = pq.read_schema(path)
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise UserError(f"{path} holds no dev set (no {METADATA_KEY.decode()!r} metadata); give dev= the output of stage=dev")
-    content: dict[str, Any] = json.loads(raw)
-    version = content.get("schema_version")
+    content = json.loads(raw)
+    version, own = content.get("schema_version"), content.get("tokenizer")
     if version != SCHEMA_VERSION or not schema.equals(DEV):
         raise UserError(
             f"{path} has schema version {version}, this trainer reads {SCHEMA_VERSION}: run `prep run stage=dev` with this version of the "
             "project and give the new folder"
         )
-    metadata = DevMetadata(**{field.name: content[field.name] for field in fields(DevMetadata)})
-    if metadata.tokenizer != tokenizer:
+    if own != tokenizer:
         raise UserError(
-            f"{path} holds tokens of another tokenizer ({metadata.tokenizer}) than that of student.model ({tokenizer}): run "
-            "`prep run stage=dev` with this student.model"
+            f"{path} holds tokens of another tokenizer ({own}) than that of student.model ({tokenizer}): run `prep run stage=dev` with "
+            "this student.model"
         )
-    return metadata
 
 
 def evaluate(encode: Encode, dev: DevSet, *, depth: int = 100) -> dict[str, float]:
@@ -183,24 +168,20 @@ def _finite(vectors: Vectors, *, what: str) -> Vectors:
     return vectors
 
 
-def encode_all(model: Any, sequences: Sequences, *, budget_tokens: int, pad_id: int, device: str, precision: str) -> NDArray[np.float32]:
-    """[n, D] vectors of token sequences by a model in training, in eval mode and without gradients, as `retrieval.encoding` makes them.
+def encode_all(model: Any, sequences: Sequences, *, settings: StepSettings) -> NDArray[np.float32]:
+    """[n, D] vectors of token sequences by a student in training, in eval mode and without gradients.
 
-    Args:
-        model: a student; afterwards its modules are in the modes they were in.
-        sequences: token ids.
-        budget_tokens: of a batch, padding included.
-        pad_id: the token of padding.
-        device: where the model is: cpu or cuda.
-        precision: fp32, or bf16 for autocast as in training.
+    Its modules are in the modes they were in afterwards. Precision and tokens of a batch are those of the training.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()
+    device, low = settings.device, settings.precision == "bf16"
     try:
         # Not inference_mode: what a model caches in there (rotary angles, say) cannot be used by a later training step. One autocast for
         # all batches: weights are cast once, and forgotten at its end.
-        with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            return encode_tokens(model, sequences, size=model.size, batch_tokens=budget_tokens, pad_id=pad_id, device=device)
+        with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=low):
+            budget, pad_id = settings.micro_batch_tokens, settings.pad_id
+            return encode_tokens(model, sequences, size=model.size, batch_tokens=budget, pad_id=pad_id, device=device)
     finally:
         for module in training:
             module.training = True

@@ -31,10 +31,7 @@ def dev_figures(model: Model, dev: DevSet, *, settings: StepSettings, processes:
 
     def encode(sequences: Sequences) -> NDArray[np.float32]:
         vectors_ND, mine = np.zeros((len(sequences), model.size), np.float32), slice(processes.rank, None, processes.size)
-        vectors_ND[mine] = encode_all(
-            model, sequences[mine], budget_tokens=settings.micro_batch_tokens, pad_id=settings.pad_id,
-            device=settings.device, precision=settings.precision,
-        )  # fmt: skip
+        vectors_ND[mine] = encode_all(model, sequences[mine], settings=settings)
         processes.sum(torch.from_numpy(vectors_ND))  # in place
         return vectors_ND
 

@@ -20,13 +20,14 @@ from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
+from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors
 
 from data.command import left_at_once, stop_if_asked
 from data.errors import RunFailed, UserError, first_line
 from retrieval.compute.batching import lpt_schedule
 
 _PATIENCE = timedelta(minutes=30)  # with a process that lives and does not come: it checks all shards, or saves to a slow disk
-_BUCKET_ELEMENTS = 16 << 20  # of gradients in one sum: 64 MiB in fp32 beside the gradients themselves
+_BUCKET_BYTES = 64 << 20  # of gradients in one sum, beside the gradients themselves
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,11 @@ class Distributed:
             return
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         having = self.sum(torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)).tolist()
-        for bucket in _buckets([_gradient(parameter) for parameter, count in zip(parameters, having, strict=True) if count]):
-            if len(bucket) == 1 and bucket[0].is_contiguous():  # word embeddings can be large: not twice
-                self.sum(bucket[0])
-            else:
-                summed = self.sum(torch.cat([gradient.flatten() for gradient in bucket]))
-                for gradient, part in zip(bucket, summed.split([gradient.numel() for gradient in bucket]), strict=True):
-                    gradient.copy_(part.view_as(gradient))
+        gradients = [_gradient(parameter) for parameter, count in zip(parameters, having, strict=True) if count]
+        for bucket in _take_tensors(gradients, _BUCKET_BYTES):  # in their order; a message each would take longer than the numbers in it
+            summed = self.sum(_flatten_dense_tensors(bucket))  # of one tensor (word embeddings can be large) no copy
+            for gradient, part in zip(bucket, _unflatten_dense_tensors(summed, bucket), strict=True):
+                gradient.copy_(part)
 
     def any(self, asked: bool) -> bool:
         """Whether it is so in any process: all of them get the same answer."""
@@ -109,18 +108,6 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
-
-
-def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """In their order, some together: a message each would take longer than the numbers in it."""
-    bucket: list[Tensor] = []
-    for gradient in gradients:
-        if bucket and sum(one.numel() for one in bucket) + gradient.numel() > _BUCKET_ELEMENTS:
-            yield bucket
-            bucket = []
-        bucket.append(gradient)
-    if bucket:
-        yield bucket
 
 
 def started_processes() -> int:

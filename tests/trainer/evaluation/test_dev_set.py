@@ -27,7 +27,8 @@ from data.tables.shards import describe, open_shard
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
 from trainer.evaluation import dev_set as dev
-from trainer.evaluation.dev_set import DevMetadata, DevSet, encode_all, evaluate, open_dev_set, search
+from trainer.evaluation.dev_set import DevSet, encode_all, evaluate, open_dev_set, search
+from trainer.steps.gradients import StepSettings
 
 METADATA = {"schema_version": SCHEMA_VERSION, "tokenizer": "none", "split": "dev", "depth": 3, "random": 2}
 QUERIES = {"q0": ([2, 7, 3], {"d1": 1}), "q1": ([2, 8, 9, 3], {"d1": 2, "d3": 1})}
@@ -49,9 +50,8 @@ def write_dev_set(folder: Path, passages: dict[str, list[int]] = PASSAGES, *, gr
 
 @pytest.mark.parametrize("group", [1, 3, 9])
 def test_read_whole(tmp_path: Path, group: int) -> None:
-    """Prevents: tokens or labels under the id of a neighbour, and a word of the metadata that is read over."""
+    """Prevents: tokens or labels under the id of a neighbour."""
     found = open_dev_set(write_dev_set(tmp_path / "dev", group=group), tokenizer="none")
-    assert found.metadata == DevMetadata(SCHEMA_VERSION, "none", "dev", 3, 2)
     assert found.query_ids == tuple(QUERIES) and found.doc_ids == tuple(PASSAGES)
     assert found.queries.arrow().to_pylist() == [tokens for tokens, _ in QUERIES.values()]
     assert found.passages.arrow().to_pylist() == list(PASSAGES.values())
@@ -138,7 +138,7 @@ def test_search_and_metrics_as_plain_float64(
     for query in query_ids:
         judged = chance.choice(doc_ids, int(chance.integers(1, min(5, count) + 1)), replace=False)
         qrels[query] = {str(doc_id): int(chance.integers(1, 4)) for doc_id in judged}
-    found = DevSet("", DevMetadata(**METADATA), query_ids, ragged(asked, 0), tuple(doc_ids), ragged(count, 1000), qrels)
+    found = DevSet("", query_ids, ragged(asked, 0), tuple(doc_ids), ragged(count, 1000), qrels)
 
     expected: dict[str, list[tuple[str, float]]] = {}
     for place, query in enumerate(query_ids):
@@ -163,6 +163,10 @@ def test_ruined_weights_are_no_metric(tmp_path: Path, wrong: float) -> None:
         evaluate(lambda given_: np.ones((len(given_), 2), np.float32), opened(tmp_path / "again"), depth=0)
 
 
+def step_settings(budget: int, precision: str) -> StepSettings:
+    return StepSettings(0, 1.0, 1.0, micro_batch_tokens=budget, pad_id=0, device="cpu", precision=precision)
+
+
 @pytest.fixture
 def model(student: Path) -> DualEncoder:
     return DualEncoder(resolve_student(Student(model=str(student)))).train()
@@ -177,7 +181,7 @@ def sequences(count: int) -> list[NDArray[np.int32]]:
 def test_encode_all_is_each_alone(model: DualEncoder, budget: int) -> None:
     """Prevents: vectors in the order of lengths instead of texts, padding that is read, dropout in an evaluation."""
     given_ = sequences(23)
-    vectors = encode_all(model, given_, budget_tokens=budget, pad_id=0, device="cpu", precision="fp32")
+    vectors = encode_all(model, given_, settings=step_settings(budget, "fp32"))
     assert vectors.dtype == np.float32
     model.eval()
     for sequence, vector in zip(given_, vectors, strict=True):
@@ -202,7 +206,7 @@ def test_encode_all_leaves_the_training_alone(model: DualEncoder, precision: str
         return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
     before, state = gradient(), torch.get_rng_state()
-    encode_all(model, sequences(5), budget_tokens=30, pad_id=0, device="cpu", precision=precision)
+    encode_all(model, sequences(5), settings=step_settings(30, precision))
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in model.modules()] == modes and not frozen.training and model.training
     after = gradient()
@@ -212,13 +216,13 @@ def test_encode_all_leaves_the_training_alone(model: DualEncoder, precision: str
 def test_modes_come_back_after_an_error(model: DualEncoder) -> None:
     """Prevents: a caught error that leaves the student in eval mode."""
     with pytest.raises(IndexError):
-        encode_all(model, [np.array([10_000], np.int32)], budget_tokens=30, pad_id=0, device="cpu", precision="fp32")
+        encode_all(model, [np.array([10_000], np.int32)], settings=step_settings(30, "fp32"))
     assert all(module.training for module in model.modules())
 
 
 def test_bf16_means_autocast(model: DualEncoder) -> None:
     """Prevents: a precision that is not used, or one that loses more than rounding."""
-    both = [encode_all(model, sequences(9), budget_tokens=64, pad_id=0, device="cpu", precision=name) for name in ("fp32", "bf16")]
+    both = [encode_all(model, sequences(9), settings=step_settings(64, name)) for name in ("fp32", "bf16")]
     assert both[1].dtype == np.float32
     assert 0 < np.abs(both[0] - both[1]).max() < 0.1 * np.abs(both[0]).max()
 
@@ -227,7 +231,7 @@ def test_the_set_of_the_stage(finished_dev: Path, models: Any) -> None:
     """Prevents: a stage and a reader that are right each by itself, and do not fit."""
     spec = resolve_student(Student(model=str(models.student), query_tokens=16, passage_tokens=48))
     found, student = open_dev_set(finished_dev, tokenizer=spec.tokenizer_digest), DualEncoder(spec)
-    metrics = evaluate(lambda given: encode_all(student, given, budget_tokens=512, pad_id=0, device="cpu", precision="fp32"), found)
+    metrics = evaluate(lambda given: encode_all(student, given, settings=step_settings(512, "fp32")), found)
     assert set(metrics) == set(dev.METRICS) and 0 < metrics["MRR@10"] <= 1
     assert json.loads(json.dumps(metrics)) == metrics  # as a line of metrics wants it
 
