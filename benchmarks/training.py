@@ -15,7 +15,6 @@ layers of the same weights, with the dropout of the model's configuration, on th
     KL from 1   the same, t counted from 1
     ADAM        ADAM's objective: its shares, and the supervised loss of every query, whose dark examples are not encoded unless selected
     ADAM from 1 the same, t counted from 1
-    ceiling     linear layers alone at the shapes of the model's, bf16
 
 Each side is a process of its own; they take turns, step by step, first those without epochs, then those with, and a waiting side computes
 nothing. A step's time is from when it may begin to its end, with reading or tokenising its batch, which `train run` does ahead. The first
@@ -79,8 +78,7 @@ def prepare(arguments: argparse.Namespace) -> dict[str, float]:
     for name, count in (("whole", len(lists)), ("epochs", epoch_steps(arguments.steps) * arguments.batch)):
         write_shards(arguments.work / name, lists[:count], tokenizer=tokenizer.digest)
     lengths = [len(tokens) for one in lists for tokens in one["tokens"]]
-    parameters = sum(parameter.numel() for parameter in student.parameters())
-    return {"tokens": mean(lengths), "longest": max(lengths), "flops": flops(student.backbone, lists), "parameters": parameters}
+    return {"tokens": mean(lengths), "longest": max(lengths), "parameters": sum(one.numel() for one in student.parameters())}
 
 
 def epoch_steps(steps: int) -> int:
@@ -143,14 +141,6 @@ def write_shards(folder: Path, lists: list[dict[str, Any]], *, tokenizer: str, c
             for start in range(0, len(table), TRAINING_GROUP_ROWS):
                 writer.write_row_group(table.slice(start, TRAINING_GROUP_ROWS))
     Manifest("shards", "", "made up", {}, [ShardRecord(path.name, *describe(path)) for path in paths], {}).write(folder)
-
-
-def flops(backbone: Any, lists: list[dict[str, Any]]) -> float:
-    """Multiply-adds times 2 of a query's forward and backward pass: linear layers and attention, padding not counted."""
-    config = backbone.config
-    size, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    lengths = [len(tokens) for one in lists for tokens in (one["query_tokens"], *one["tokens"])]
-    return sum(3 * layers * (2 * n * (4 * size * size + 2 * size * inner) + 4 * n * n * size) for n in lengths) / len(lists)
 
 
 class Turns:
@@ -239,32 +229,11 @@ def train_peer(side: str, arguments: argparse.Namespace, turns: Turns) -> None:
     trainer.train()
 
 
-def ceiling(side: str, arguments: argparse.Namespace, turns: Turns) -> None:
-    """FLOP/s of torch.nn.functional.linear at the shapes of the model's layers, bf16, 2,048 rows; for a second each time."""
-    import torch
-
-    torch.set_num_threads(arguments.threads)
-    config = json.loads((arguments.work / "student" / "config.json").read_text())
-    size, inner = config["hidden_size"], config["intermediate_size"]
-    shapes = [(size, size)] * 4 + [(size, inner), (inner, size)]
-    layers = [[torch.randn(shape).to(torch.bfloat16) for shape in ((2048, i), (o, i))] for i, o in shapes]
-    while True:
-        turns.begin()
-        times, started = [], time.perf_counter()
-        with torch.inference_mode():
-            while time.perf_counter() - started < 1:
-                before = time.perf_counter()
-                for values, weight in layers:
-                    torch.nn.functional.linear(values, weight)
-                times.append(time.perf_counter() - before)
-        turns.end(sum(2 * 2048 * i * o for i, o in shapes) / median(times))
-
-
 SIDES: dict[str, Callable[[str, argparse.Namespace, Turns], None]] = {
-    "ceiling": ceiling, "peer": train_peer, "peer bf16": train_peer, **{name: train_ours for name in OBJECTIVES},
+    "peer": train_peer, "peer bf16": train_peer, **{name: train_ours for name in OBJECTIVES},
 }  # fmt: skip
 SPAWN = multiprocessing.get_context("spawn")
-WITHOUT_EPOCHS = ("ceiling", "ours", "peer", "peer bf16")
+WITHOUT_EPOCHS = ("ours", "peer", "peer bf16")
 RATIOS = {
     "ratio": ("ours", "peer"), "bf16_ratio": ("ours", "peer bf16"), "shares_ratio": ("KL shares", "everything"),
     "shares_from_1_ratio": ("KL from 1", "everything"), "adam_ratio": ("ADAM", "everything"),
@@ -344,20 +313,15 @@ def compare(arguments: argparse.Namespace) -> None:
     with SPAWN.Pool(1) as pool:
         about = pool.apply(prepare, (arguments,))
     print(f"26 candidates a query, mean {about['tokens']:.0f} tokens, longest {about['longest']}")
-    print(f"{about['parameters'] / 1e6:.1f} M parameters, {about['flops'] / 1e9:.0f} GFLOP a query")
-
+    print(f"{about['parameters'] / 1e6:.1f} M parameters")
     sides = interleave([name for name in WITHOUT_EPOCHS if name in arguments.only], arguments, steps=arguments.steps)
     with_epochs = [name for name in OBJECTIVES if name in arguments.only and name != "ours"]
     sides |= interleave(with_epochs, arguments, steps=epoch_steps(arguments.steps) * EPOCHS)
     figures: dict[str, Any] = {"name": "training", "unit": "queries/s"}
-    best = median(sides.pop("ceiling").values("figure")) if "ceiling" in sides else None
-    if best:
-        print(f"ceiling     {best / 1e9:7.0f} GFLOP/s in bf16")
     for name, side in sides.items():
         rate = arguments.batch / typical(side.values("seconds"), epochs=side.epochs)
         peak, loss = max(side.values("peak")), mean(side.values("figure"))
-        share = f", {rate * about['flops'] / best:.2f} of the ceiling" if best and name in WITHOUT_EPOCHS else ""
-        print(f"{name:11} {rate:6.2f} queries/s{share}, peak {peak:5.2f} GB, mean loss {loss:.3f}")
+        print(f"{name:11} {rate:6.2f} queries/s, peak {peak:5.2f} GB, mean loss {loss:.3f}")
         key = name.replace(" ", "_")
         figures |= {key: round(rate, 3), f"{key}_gb": round(peak, 3), f"{key}_loss": round(loss, 4)}
     for ratio, (over, under) in RATIOS.items():

@@ -15,6 +15,7 @@ from trainer.cpu.embedding_gradient import add_gradient_by_row
 from trainer.cpu.masks import seed_masks
 from trainer.cpu.workers import Workers
 from trainer.steps.backend import PlainBackend, Work
+from trainer.steps.prepare_model import in_mode
 
 MOST_WORKERS = 4  # each has gradients and activations of its own
 
@@ -60,32 +61,27 @@ class CpuBackend(PlainBackend):
 
 def _pack_if_it_can(model: Any) -> None:
     ids, mask, _ = probe_batch(model.backbone)
-    training = model.training
-    model.eval()
-    padded = _vectors(model, ids, mask)
-    undo = packing.pack_layers(getattr(model.backbone, "base_model", model.backbone))  # of a cross-encoder, the model below its head
-    try:
-        same = agree(_vectors(model, ids, mask), padded, within=FP32_NOISE)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # NotImplementedError is a RuntimeError
-        same = False
+    with in_mode(model, training=False):
+        padded = _vectors(model, ids, mask)
+        undo = packing.pack_layers(getattr(model.backbone, "base_model", model.backbone))  # of a cross-encoder, the model below its head
+        try:
+            same = agree(_vectors(model, ids, mask), padded, within=FP32_NOISE)
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # NotImplementedError is a RuntimeError
+            same = False
     if not same:
         undo()
-    model.train(training)
 
 
 def _draws_from_the_stream(model: Any) -> bool:
     """Whether all randomness of a training pass is the thread's own. What comes from PyTorch's generator, of which there is one, would
     depend on which thread was first."""
     ids, mask, _ = probe_batch(model.backbone)
-    training = model.training
-    model.train()
     results = []
-    with torch.random.fork_rng(devices=[]):
+    with in_mode(model, training=True), torch.random.fork_rng(devices=[]):
         for seed in (0, 1):
             torch.manual_seed(seed)
             seed_masks(0)
             results.append(_vectors(model, ids, mask))
-    model.train(training)
     return torch.equal(*results)
 
 

@@ -35,6 +35,7 @@ from retrieval.evaluation.metrics import evaluate as evaluate_run
 from retrieval.search.exact import exact_search
 from retrieval.search.matmul import Vectors
 from trainer.steps.gradients import StepSettings
+from trainer.steps.prepare_model import in_mode
 
 METADATA_KEY = b"dev"
 METRICS = ("MRR@10", "nDCG@10", "Recall@100")
@@ -173,15 +174,10 @@ def encode_all(model: Any, sequences: Sequences, *, settings: StepSettings) -> N
 
     Its modules are in the modes they were in afterwards. Precision and tokens of a batch are those of the training.
     """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    device, low = settings.device, settings.precision == "bf16"
-    try:
-        # Not inference_mode: what a model caches in there (rotary angles, say) cannot be used by a later training step. One autocast for
-        # all batches: weights are cast once, and forgotten at its end.
-        with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=low):
-            budget, pad_id = settings.micro_batch_tokens, settings.pad_id
-            return encode_tokens(model, sequences, size=model.size, batch_tokens=budget, pad_id=pad_id, device=device)
-    finally:
-        for module in training:
-            module.training = True
+    autocast = torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
+    # Not inference_mode: what a model caches in there (rotary angles, say) cannot be used by a later training step. One autocast for
+    # all batches: weights are cast once, and forgotten at its end.
+    with in_mode(model, training=False), torch.no_grad(), autocast:
+        return encode_tokens(
+            model, sequences, size=model.size, batch_tokens=settings.micro_batch_tokens, pad_id=settings.pad_id, device=settings.device
+        )

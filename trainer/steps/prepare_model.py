@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import nn
@@ -32,6 +33,18 @@ def prepared(make: Callable[[], Model], settings: Train) -> Model:
     if settings.compile:
         model.backbone.compile(dynamic=True)
     return model
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """All modules in train or eval mode; then each in the mode that it was in."""
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
 
 
 def freeze_biases_without_gradient(model: DualEncoder | PairScorer) -> None:
