@@ -90,17 +90,9 @@ def encode_tokens(
     each: Callable[[Callable[[list[int]], int], list[list[int]]], Iterable[int]] = map,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> NDArray[np.float32]:
-    """[n, D] fp32 vectors of tokenised texts, in batches of like length.
+    """[n, D] fp32 vectors of tokenised texts, in batches of like length of so many tokens, padding included.
 
-    Args:
-        forward: [b, L] token ids and mask to [b, D] vectors, without a graph.
-        tokens: of n texts.
-        size: D.
-        batch_tokens: of a batch, padding included.
-        pad_id: the token of padding.
-        device: where `forward` computes.
-        each: what calls a function for every batch.
-        progress: is told how many more texts are done.
+    `forward` makes [b, D] vectors of [b, L] token ids and mask, without a graph; `each` calls a function for every batch.
     """
     vectors = np.empty((len(tokens), size), dtype=np.float32)
 

@@ -1,12 +1,7 @@
-"""Masks of dropout for CPUs: bits instead of booleans, from a stream that belongs to the thread.
+"""Masks of dropout for CPUs: 16 random bits make an integer of ones (kept) or zeros (dropped), and a bitwise AND applies it.
 
-PyTorch draws a CPU mask serially, one double an element, and applies it as booleans, element by element: a quarter of the training time
-of a 3-layer MiniLM. Here 16 random bits make an integer that is all ones (kept) or all zeros (dropped) by vectorised arithmetic, and a
-bitwise AND applies it: 7 times faster. The probability is rounded to a multiple of 2^-15, and the scale 1 / (1 - p) is that of the
-rounded one, so the expectation is exact.
-
-The stream is not PyTorch's generator, of which a process has one: micro-batches that are computed at the same time (`trainer.cpu.workers`)
-each have the masks that they would have alone.
+The probability is rounded to a multiple of 2^-15, and the scale 1 / (1 - p) is that of the rounded one, so the expectation is exact. The
+stream is the thread's, so micro-batches that are computed at the same time have the masks that they would have alone.
 """
 
 from __future__ import annotations

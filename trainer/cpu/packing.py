@@ -1,12 +1,9 @@
 """Layers without padding on a CPU: a batch goes through the layer stack as one row of its real tokens.
 
-Lists of passages padded to the longest are a sixth padding where queries and passages share a batch. Here only embeddings, pooling and
-each layer's attention see padding, the last in buckets of sequences of like length; and since buckets are small whatever the batch, a
-micro-batch needs one pass, one cast of the weights and one gradient of each.
-
-The stack of a BERT-like model (its `encoder`) gets another `forward`; its parameters and their names stay as they are. It packs only
-inside `trainer.cpu.dropout.CpuTrainingMode`, which sends attention here. `retrieval.compute.unpadded` is the same idea for GPUs, without
-gradients.
+Only embeddings, pooling and each layer's attention see padding, the last in buckets of sequences of like length; and since buckets are
+small whatever the batch, a micro-batch needs one pass, one cast of the weights and one gradient of each. The stack of a BERT-like model
+(its `encoder`) gets another `forward`; its parameters and their names stay as they are. It packs only inside
+`trainer.cpu.dropout.CpuTrainingMode`, which sends attention here. `retrieval.compute.unpadded` is the same for GPUs, without gradients.
 
 Shapes: n sequences of at most L tokens, T real tokens of all of them, h heads, d dimensions a head, H = h d.
 """

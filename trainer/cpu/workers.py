@@ -1,8 +1,7 @@
 """Micro-batches at the same time, each on its share of the CPU's threads, instead of one after the other on all.
 
-A product on one thread waits for nobody, and what does not share out well (small tensors, random bits, Python) happens for several
-micro-batches at once. Each worker has a replica of the model, whose parameters are the same memory, and whose gradients are added in the
-order of the workers: the sum does not depend on who was faster, though its rounding does on how many they are.
+Each worker has a replica of the model, whose parameters are the same memory, and whose gradients are added in the order of the workers:
+the sum does not depend on who was faster, though its rounding does on how many they are.
 """
 
 from __future__ import annotations

@@ -74,11 +74,7 @@ class DevSet:
 
 
 def open_dev_set(folder: Path, *, tokenizer: str) -> DevSet:
-    """Check a dev set, byte by byte, and read it.
-
-    Args:
-        folder: where manifest.json lies.
-        tokenizer: digest of the student's tokenizer.
+    """Check a dev set, byte by byte, and read it. `tokenizer` is the digest of the student's.
 
     Raises:
         UserError: no manifest, a missing shard, no dev set, another schema version, another tokenizer.
@@ -135,13 +131,7 @@ def _check_schema(path: Path, *, tokenizer: str) -> None:
 def evaluate(encode: Encode, dev: DevSet, *, depth: int = 100) -> dict[str, float]:
     """Means over all queries of `METRICS`, as `retrieve evaluate` computes them: a query that is a passage does not find itself.
 
-    Args:
-        encode: token sequences to [n, D] vectors. It is asked for some thousands of passages at a time.
-        dev: what to search.
-        depth: passages of a query that are judged; below 100, Recall@100 is understated.
-
-    Raises:
-        RunFailed: a vector is not finite.
+    `depth` passages of a query are judged; below 100, Recall@100 is understated. Raises RunFailed where a vector is not finite.
     """
     own = dev.own_passages  # left out, so that one more is searched for
     evaluation = evaluate_run(dev.qrels, search(encode, dev, depth=depth + bool(own)), without_own=own)

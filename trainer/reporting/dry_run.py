@@ -10,13 +10,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from data.config.settings import Experiment
 from data.digests import DigestCache
 from data.errors import EXIT_COMPLETE, UserError
-from trainer.input.stream import TrainingShards, open_training_shards
+from trainer.input.stream import open_training_shards
 from trainer.recipes import check_shards
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 from trainer.run import PlannedBatch, check_machine, epoch_ends, open_backend, planned_batches, step_settings
@@ -26,7 +25,7 @@ from trainer.steps.distributed import Distributed, started_processes
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import MicroBatches
 from trainer.steps.reference_models import ReferenceModels
-from trainer.task import Task, task_of
+from trainer.task import task_of
 
 _SAMPLED_BATCHES = 20  # of each epoch, for the tokens of a step
 _MEASURED_SECONDS = 10.0
@@ -73,7 +72,9 @@ def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
     seconds = 0.0
     for epoch, end in enumerate(ends):
         start = ends[epoch - 1] if epoch else 0
-        tokens, selected = _sampled(shards, experiment, task, start=start, end=end)
+        some = list(itertools.islice(planned_batches(shards, experiment, task, first_step=start), min(_SAMPLED_BATCHES, end - start)))
+        tokens = sum(sum(batch.lengths) for batch in some) / len(some)
+        selected = sum(batch.work.selected for batch in some) / sum(len(batch.work.queries) for batch in some)
         seconds += (end - start) * tokens / rate
         print(f"epoch {epoch + 1:<6} {end - start:,} steps, {selected:.0%} of queries selected, about {tokens:,.0f} tokens a step")
     print(f"memory       {_memory(trained, device=steps.device)}")
@@ -106,14 +107,6 @@ def _tokens_per_second(
             break
     # With in-batch negatives every sequence is encoded twice: once for its vector, once for its gradient.
     return (best[0] * 0.75, best[1] * 0.75) if batch.work.pool else best
-
-
-def _sampled(shards: TrainingShards, experiment: Experiment, task: Task, *, start: int, end: int) -> tuple[float, float]:
-    """Mean tokens of a step of an epoch and the share of its queries that are selected, from its first batches."""
-    some = itertools.islice(planned_batches(shards, experiment, task, first_step=start), min(_SAMPLED_BATCHES, end - start))
-    figures = [(sum(batch.lengths), batch.work.selected, len(batch.work.queries)) for batch in some]
-    tokens, selected, queries = np.array(figures, dtype=np.float64).T
-    return float(tokens.mean()), float(selected.sum() / queries.sum())
 
 
 def _shapes(batch: PlannedBatch) -> str:

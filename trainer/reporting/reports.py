@@ -50,16 +50,7 @@ class Reports:
             self._progress.note(message)
 
     def step(self, batch: PlannedBatch, losses: QueryLosses, *, norm: float, seconds: float, waited: float, dev: dict[str, float]) -> None:
-        """Report a finished step.
-
-        Args:
-            batch: Its global batch.
-            losses: Of each query.
-            norm: Of the gradient, before it is clipped.
-            seconds: That the step took, without waiting for its data.
-            waited: Seconds that all steps of this process have waited for data.
-            dev: Figures on the dev set, where they were due.
-        """
+        """Report a finished step: the gradient's norm before it is clipped, seconds without and (of all steps so far) for its data."""
         if not self._run.processes.first:
             return
         lengths = batch.lengths

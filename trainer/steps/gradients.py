@@ -62,14 +62,7 @@ def accumulate_gradients(
 ) -> QueryLosses:
     """Add the gradient of the total loss (ADAM, Eq. 9) to the parameters of the backend's model. Returns each query's losses.
 
-    Args:
-        backend: What computes the passes.
-        work: The global batch.
-        cut: Its micro-batches.
-        step: Seeds the dropout.
-        settings: See there.
-        processes: Each gets all losses and the whole gradient.
-        references: Models that the student is compared with.
+    `work` is the global batch and `cut` its micro-batches; every process gets all losses and the whole gradient.
     """
     return _Step(backend, work, cut, step, settings, processes, references.all).run()
 
