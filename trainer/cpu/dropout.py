@@ -32,7 +32,7 @@ class _Dropout(autograd.Function):
 
 class CpuTrainingMode(TorchFunctionMode):
     """Inside this context, dropout draws its masks with `keep_mask`, attention that has dropout is `trainer.cpu.attention`, and layer
-    stacks that were told to pack their batches (`trainer.cpu.packing`) do."""
+    stacks with another `forward` (`trainer.cpu.packing`) pack their batches."""
 
     def __init__(self, pack: Pack | None = None) -> None:
         super().__init__()

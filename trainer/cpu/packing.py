@@ -101,7 +101,7 @@ def current_pack() -> Pack | None:
 
 @contextmanager
 def packing(pack: Pack | None = None) -> Iterator[None]:
-    """Inside, stacks that were told to pack do; `pack` is one to go on with."""
+    """Inside, stacks of `pack_layers` pack their batches; `pack` is one to go on with."""
     before = _current.allowed, _current.mask, _current.pack
     _current.allowed, _current.mask, _current.pack = True, None, pack
     try:
@@ -111,7 +111,7 @@ def packing(pack: Pack | None = None) -> Iterator[None]:
 
 
 def pack_layers(backbone: nn.Module) -> Callable[[], None]:
-    """Tell the backbone's layer stack to pack its batches, where it has one by the name of `encoder`. Returns what undoes it."""
+    """Have the backbone's layer stack pack its batches, where it has one by the name of `encoder`. Returns what undoes it."""
     stack: Any = getattr(backbone, "encoder", None)
     if not isinstance(stack, nn.Module):
         return lambda: None
@@ -126,7 +126,7 @@ def pack_layers(backbone: nn.Module) -> Callable[[], None]:
 
 
 def packs(model: nn.Module) -> bool:
-    """Whether some layer stack of the model was told to pack."""
+    """Whether some layer stack of the model packs."""
     return any(getattr(vars(module).get("forward"), "func", None) is _forward for module in model.modules())
 
 

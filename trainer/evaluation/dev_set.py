@@ -60,15 +60,15 @@ class DevSet:
     def own_passages(self) -> frozenset[str]:
         """Queries that are passages themselves: the passage of a query's id has its tokens, and is no positive of it.
 
-        Told by the tokens that not every query has (of the prefix), four fifths of them, since a passage may be cut.
+        Known by the tokens that not every query has (of the prefix), four fifths of them, since a passage may be cut.
         """
         tokens = [set(sequence.tolist()) for sequence in self.queries.part(0, len(self.queries))]
         everywhere, place = set.intersection(*tokens), {doc_id: row for row, doc_id in enumerate(self.doc_ids)}
         own = set()
         for query_id, mine in zip(self.query_ids, tokens, strict=True):
-            if query_id in place and self.qrels[query_id].get(query_id, 0) <= 0 and (telling := mine - everywhere):
+            if query_id in place and self.qrels[query_id].get(query_id, 0) <= 0 and (marks := mine - everywhere):
                 (passage,) = self.passages.part(place[query_id], place[query_id] + 1)
-                if len(telling & set(passage.tolist())) >= 0.8 * len(telling):
+                if len(marks & set(passage.tolist())) >= 0.8 * len(marks):
                     own.add(query_id)
         return frozenset(own)
 

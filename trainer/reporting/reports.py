@@ -1,4 +1,4 @@
-"""What a run tells: a line and curves for every step, notes and progress for people, and the result at the end."""
+"""What a run reports: a line and curves for every step, notes and progress for people, and the result at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of a run: who takes which share of a step, and what they tell each other. One process needs none of it.
+"""The processes of a run: who takes which share of a step, and what they say to each other. One process needs none of it.
 
 Started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK. What a step computes does not depend on the number of processes: they
 take whole micro-batches of the one global batch, and sum their gradients once, after the last.
