@@ -30,7 +30,7 @@ from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings
 from trainer.steps.micro_batches import MicroBatches, cut
 from trainer.steps.optim import make_optimizer
-from trainer.steps.reference_models import ReferenceModels
+from trainer.steps.reference_models import References
 from trainer.task import Model, Task, task_of
 
 _BATCHES_AHEAD = 4
@@ -62,7 +62,7 @@ class Run:
     key: dict[str, Any]
     task: Task
     model: Model
-    references: ReferenceModels
+    references: References
     backend: Backend  # what computes the model's micro-batches
     optimizer: torch.optim.Optimizer
     step_settings: StepSettings

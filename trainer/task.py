@@ -31,7 +31,7 @@ from retrieval.teachers.pair_scorer import PairScorer, packed
 from retrieval.teachers.pair_tokens import StoredPairs
 from trainer.input.stream import REMEDY, TrainingRow
 from trainer.steps.prepare_model import prepared
-from trainer.steps.reference_models import ReferenceModels, open_references, teacher_spec
+from trainer.steps.reference_models import References, open_references, teacher_spec
 
 Model = DualEncoder | PairScorer
 
@@ -44,7 +44,7 @@ class Task:
     remedy: str  # for shards of another tokenizer, for people
     key: dict[str, Any]  # of all models that decide the result, by content
     open: Callable[[], Model]  # the starting point, in train mode on its device
-    open_references: Callable[[], ReferenceModels]
+    open_references: Callable[[], References]
     row: Callable[[TrainingRow], TrainingRow]  # a row as this model reads it
 
 
@@ -97,7 +97,7 @@ def _cross_encoder(experiment: Experiment, digests: DigestCache) -> Task:
         remedy=f"a cross-encoder reads its own tokens: run `prep run stage=shards` with student.model={folder}",
         key={"cross_encoder": key},
         open=lambda: prepared(lambda: PairScorer(folder, seed=experiment.seed, trusted=trusted), experiment.train),
-        open_references=ReferenceModels,
+        open_references=dict,
         row=lambda row: as_pairs(row, pairs),
     )
 

@@ -34,7 +34,6 @@ from trainer.steps.backend import PlainBackend
 from trainer.steps.distributed import Distributed, joined
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
-from trainer.steps.reference_models import ReferenceModels
 
 CASE_SECONDS = 60
 WORDS, SIZE, STEPS = 40, 8, 3
@@ -91,7 +90,7 @@ class Case:
             in_batch=str(self.chance.choice(["none", "none", "supervised", "distillation", "both"])), supervised_weight=0.3,
             keep_weight=1.0 if prod else 0.0, without=("adaptive",) if prod else (), include_positive=prod,
         )  # fmt: skip
-        self.references = ReferenceModels(initial=copy.deepcopy(self.model).requires_grad_(False).eval() if prod else None)
+        self.references = {"initial": copy.deepcopy(self.model).requires_grad_(False).eval()} if prod else {}
         self.settings = StepSettings(
             seed=number, score_scale=1.0, temperature=1.0, micro_batch_tokens=int(self.chance.choice([16, 64, 200, 400, 10_000])), pad_id=0,
             device="cpu", precision="fp32",

@@ -92,7 +92,9 @@ def test_a_cross_encoder_s_gradient(cross_encoder: Path, rows: list[TrainingRow]
     pairs = StoredPairs(cross_encoder, max_tokens=14)
     work = plan_batch([as_pairs(row, pairs) for row in rows], objective=objective, share=Fraction(1))
     settings = StepSettings(seed=1, score_scale=20.0, temperature=1.0, micro_batch_tokens=budget, pad_id=0, device="cpu", precision="fp32")
-    losses = accumulate_gradients(PlainBackend(model), work, cut(work, budget=budget), step=0, settings=settings, processes=Distributed())
+    losses = accumulate_gradients(
+        PlainBackend(model), work, cut(work, budget=budget), step=0, settings=settings, processes=Distributed(), references={}
+    )
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
     reference = copy.deepcopy(model)

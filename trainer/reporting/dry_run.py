@@ -24,7 +24,7 @@ from trainer.steps.backend import Backend
 from trainer.steps.distributed import Distributed, started_processes
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import MicroBatches
-from trainer.steps.reference_models import ReferenceModels
+from trainer.steps.reference_models import References
 from trainer.task import task_of
 
 _SAMPLED_BATCHES = 20  # of each epoch, for the tokens of a step
@@ -83,9 +83,7 @@ def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
     return seconds
 
 
-def _tokens_per_second(
-    backend: Backend, batch: PlannedBatch, *, settings: StepSettings, references: ReferenceModels
-) -> tuple[float, float]:
+def _tokens_per_second(backend: Backend, batch: PlannedBatch, *, settings: StepSettings, references: References) -> tuple[float, float]:
     """Tokens a second and model FLOP utilisation of forward and backward passes, from as many groups of a batch as ten seconds allow."""
     best, began, cut = (0.0, 0.0), time.perf_counter(), batch.cut.groups
     groups = [cut[start : start + backend.at_once] for start in range(0, len(cut), backend.at_once)]

@@ -33,7 +33,7 @@ from trainer.objective.total import LOSSES, QueryLosses, Scores, asked_of, total
 from trainer.steps.backend import Backend, Work
 from trainer.steps.distributed import Distributed
 from trainer.steps.micro_batches import MicroBatches, tokens_of
-from trainer.steps.reference_models import ReferenceModels
+from trainer.steps.reference_models import References
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ def accumulate_gradients(
     step: int,
     settings: StepSettings,
     processes: Distributed,
-    references: ReferenceModels = ReferenceModels(),  # noqa: B008 - cannot be changed
+    references: References,
 ) -> QueryLosses:
     """Add the gradient of the total loss (ADAM, Eq. 9) to the parameters of the backend's model. Returns each query's losses.
 
     `work` is the global batch and `cut` its micro-batches; every process gets all losses and the whole gradient.
     """
-    return _Step(backend, work, cut, step, settings, processes, references.all).run()
+    return _Step(backend, work, cut, step, settings, processes, references).run()
 
 
 @dataclass
@@ -77,7 +77,7 @@ class _Step:
     step: int
     settings: StepSettings
     processes: Distributed
-    references: dict[str, nn.Module]
+    references: References
 
     def __post_init__(self) -> None:
         self.chunks = [[self.cut.shared[row] for row in rows] for rows in self.cut.chunks]

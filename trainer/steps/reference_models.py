@@ -7,7 +7,7 @@ a step once, wherever the student reads it: a group's own sequences by the proce
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -20,17 +20,8 @@ from retrieval.models.student import StudentSpec, resolve_student
 _TEACHER = "train.objective.teacher_model"
 
 
-@dataclass(frozen=True)
-class ReferenceModels:
-    """Those of a run; None where the objective has no use for one."""
-
-    teacher: nn.Module | None = None  # in place of the shards' logits
-    initial: nn.Module | None = None  # the student as the run began, also after it was resumed
-
-    @property
-    def all(self) -> dict[str, nn.Module]:
-        """By name."""
-        return {name: model for name, model in (("teacher", self.teacher), ("initial", self.initial)) if model is not None}
+# `teacher`, in place of the shards' logits, and `initial`, the student as the run began, where the objective has a use for them.
+References = Mapping[str, nn.Module]
 
 
 def teacher_spec(experiment: Experiment, student: StudentSpec) -> StudentSpec | None:
@@ -55,7 +46,7 @@ def teacher_spec(experiment: Experiment, student: StudentSpec) -> StudentSpec | 
     return own
 
 
-def open_references(student: StudentSpec, teacher: StudentSpec | None, *, settings: Train) -> ReferenceModels:
+def open_references(student: StudentSpec, teacher: StudentSpec | None, *, settings: Train) -> References:
     """Load them; the student's start from where the student comes from, so that a checkpoint makes no difference."""
 
     def opened(spec: StudentSpec) -> nn.Module:
@@ -63,4 +54,5 @@ def open_references(student: StudentSpec, teacher: StudentSpec | None, *, settin
         check_padding(model.backbone, check=results_of(model), option=model.option)
         return model
 
-    return ReferenceModels(opened(teacher) if teacher else None, opened(student) if settings.objective.keep_weight else None)
+    initial = student if settings.objective.keep_weight else None
+    return {name: opened(spec) for name, spec in (("teacher", teacher), ("initial", initial)) if spec is not None}

@@ -51,7 +51,7 @@ def test_workers_change_rounding_alone(student: Path, in_batch: str) -> None:
         own = copy.deepcopy(model)
         own.zero_grad(set_to_none=False)
         losses[name] = accumulate_gradients(
-            CpuBackend(own, workers=count), work, cut(work, budget=64), step=4, settings=options, processes=Distributed()
+            CpuBackend(own, workers=count), work, cut(work, budget=64), step=4, settings=options, processes=Distributed(), references={}
         )
         results[name] = {key: parameter.grad for key, parameter in own.named_parameters() if parameter.grad is not None}
     assert losses["one"] == losses["two"] == losses["three"], "each micro-batch has the masks that it would have alone"

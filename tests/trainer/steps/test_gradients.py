@@ -27,7 +27,7 @@ from trainer.steps.backend import PlainBackend
 from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import QueryLosses, StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
-from trainer.steps.reference_models import ReferenceModels
+from trainer.steps.reference_models import References
 
 SCALE = 3.0
 
@@ -80,11 +80,11 @@ def settings(**changes: Any) -> StepSettings:
 
 
 def accumulate(
-    model: nn.Module, work: BatchWork, *, settings: StepSettings, step: int = 0, references: ReferenceModels | None = None
+    model: nn.Module, work: BatchWork, *, settings: StepSettings, step: int = 0, references: References | None = None
 ) -> QueryLosses:
     parts = cut(work, budget=settings.micro_batch_tokens)
     return accumulate_gradients(
-        PlainBackend(model), work, parts, step=step, settings=settings, processes=Distributed(), references=references or ReferenceModels()
+        PlainBackend(model), work, parts, step=step, settings=settings, processes=Distributed(), references=references or {}
     )
 
 
@@ -263,12 +263,13 @@ def test_prod_s_objective_in_micro_batches(
     """Prevents: a weight or T^2 on the wrong term, a reference model that is compared on another list or trained itself, and passages read
     by it again for each query that has them."""
     model = Float64Encoder(student).eval()
-    references = ReferenceModels(moved(model, 0.2) if teacher else None, moved(model, 0.1) if start else None)
+    references = {"teacher": moved(model, 0.2)} if teacher else {}
+    references |= {"initial": moved(model, 0.1)} if start else {}
     objective = Objective(
         **PROD, without=("reinforced", "noisy", "adaptive"), keep_weight=1.0 if start else 0.0, in_batch="both" if in_batch else "none"
     )
     work = plan_batch(rows, objective=objective, share=Fraction(1))
-    read: dict[nn.Module, list[bytes]] = {encoder: [] for encoder in (model, *references.all.values())}
+    read: dict[nn.Module, list[bytes]] = {encoder: [] for encoder in (model, *references.values())}
     original = gradients._Step._encode_padded
 
     def counted(self: Any, encoder: nn.Module, sequences: Any) -> Tensor:
@@ -280,13 +281,13 @@ def test_prod_s_objective_in_micro_batches(
     found = gradient_of(model)
     monkeypatch.undo()
     needed = {sequence for query in work.queries for sequence in query.sequences} | {one.sequence for one in work.pool}
-    for encoder in references.all.values():
+    for encoder in references.values():
         assert sorted(read[encoder]) == sorted(needed)  # each once
         assert all(parameter.grad is None for parameter in encoder.parameters())
 
     reference = copy.deepcopy(model)
     reference.zero_grad()
-    total = undivided_prod_loss(reference, rows, teacher=references.teacher, start=references.initial, in_batch=in_batch)
+    total = undivided_prod_loss(reference, rows, teacher=references.get("teacher"), start=references.get("initial"), in_batch=in_batch)
     total.backward()
     wanted = gradient_of(reference)
     scale = max(float(value.abs().max()) for value in wanted.values())
@@ -310,7 +311,7 @@ def test_a_student_has_not_left_its_start_yet(
     model, start = DualEncoder(spec).train(), DualEncoder(spec).requires_grad_(False).eval()
     objective = Objective(**PROD, without=("adaptive",), keep_weight=1.0, in_batch=in_batch)
     work = plan_batch(rows, objective=objective, share=Fraction(1))
-    losses = accumulate(model, work, settings=settings(temperature=4.0), references=ReferenceModels(initial=start))
+    losses = accumulate(model, work, settings=settings(temperature=4.0), references={"initial": start})
     assert len(losses.kept) == len(rows) and max(losses.kept.values()) < 1e-12
 
 
@@ -370,7 +371,9 @@ def test_a_curriculum_s_mean_is_over_the_pairs_of_the_global_batch(
     total = 0.0
     for rank in range(processes):
         model.zero_grad()
-        losses = accumulate_gradients(PlainBackend(model), work, parts, step=0, settings=own, processes=Alone(rank, processes))
+        losses = accumulate_gradients(
+            PlainBackend(model), work, parts, step=0, settings=own, processes=Alone(rank, processes), references={}
+        )
         total += work.distillation_weight * sum(losses.distillation.values())
         for name, value in gradient_of(model).items():
             found[name] = found.get(name, torch.zeros_like(value)) + value
