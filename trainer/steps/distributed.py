@@ -43,11 +43,7 @@ class Distributed:
         return self.rank == 0
 
     def mine(self, costs: Sequence[int]) -> list[int]:
-        """Which pieces of work this process takes, in their order: each goes to the process with the least so far, the costly first.
-
-        Args:
-            costs: Of each piece, in tokens.
-        """
+        """Which pieces of work this process takes, in their order. `costs` are tokens."""
         return sorted(lpt_schedule(costs, self.size)[self.rank])
 
     def sum(self, tensor: Tensor) -> Tensor:
