@@ -328,8 +328,9 @@ def compare(arguments: argparse.Namespace) -> None:
         if over in sides and under in sides:
             pairs = zip(sides[over].values("seconds"), sides[under].values("seconds"), strict=True)  # of the steps of one round
             figures[ratio] = round(1 / typical([own / others for own, others in pairs], epochs=sides[over].epochs), 3)
-            tokens = f", with {sum(sides[over].values('tokens')) / sum(sides[under].values('tokens')):.3f} of its tokens"
-            print(f"{over:11} {figures[ratio]:.2f} times as fast as {under}{tokens if under == 'everything' else ''}")
+            print(f"{over:11} {figures[ratio]:.2f} times as fast as {under}", end="")
+            tokens = [sum(sides[name].values("tokens")) for name in (over, under)]
+            print(f", with {tokens[0] / tokens[1]:.3f} of its tokens" if under == "everything" else "")
     if "ours" in sides and "peer" in sides:
         figures["memory_ratio"] = round(max(sides["ours"].values("peak")) / max(sides["peer"].values("peak")), 3)
     print(json.dumps(figures))
