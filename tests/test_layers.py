@@ -59,6 +59,13 @@ def test_heavy_dependencies_have_one_home(path: Path) -> None:
         assert top != "transformers" or name_of(path).startswith("retrieval/"), f"{name_of(path)} imports transformers"
 
 
+@pytest.mark.parametrize("path", [path for path in MODULES if path.parts[len(ROOT.parts)] == "trainer"], ids=name_of)
+def test_one_place_knows_the_fast_path_of_cpus(path: Path) -> None:
+    """Prevents: kernels of one machine woven into the loop, the steps and the loss, where the next machine finds no seam."""
+    if not name_of(path).startswith("trainer/cpu/") and name_of(path) != "trainer/run.py":
+        assert not [name for name, _ in imported(path) if name.startswith("trainer.cpu")], "ask `trainer.steps.backend` for it"
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_bare_or_relative_import_of_a_room(path: Path) -> None:
     """Prevents: `import data` that finds the PyPI package of that name, and works on one machine only."""

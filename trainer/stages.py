@@ -22,7 +22,7 @@ from data.errors import UserError
 from data.tables.shards import atomic_write
 from trainer.saving.checkpoint import claim_output, read_record, remove_half_written, whole_folder
 from trainer.saving.output_folder import RESULT_NAME, RESULT_REMEDY, check_names, check_place
-from trainer.steps.distributed import Ranks
+from trainer.steps.distributed import Distributed
 
 _SEED_BITS = 31
 
@@ -69,32 +69,32 @@ def check_outputs(experiment: Experiment, stages: list[Stage]) -> None:
         check_names(train)
 
 
-def begin_chain(experiment: Experiment, stages: list[Stage], *, ranks: Ranks) -> None:
+def begin_chain(experiment: Experiment, stages: list[Stage], *, processes: Distributed) -> None:
     """Claim the run's folder where it has stages. Raises UserError where it holds another run."""
     output = Path(experiment.train.output)
-    if experiment.train.stages and ranks.first:
+    if experiment.train.stages and processes.first:
         claim_output(output, key={"stages": [stage.name for stage in stages]})
         remove_half_written(output)
 
 
-def tell_begin(stage: Stage, *, ranks: Ranks) -> None:
+def tell_begin(stage: Stage, *, processes: Distributed) -> None:
     """Say which stage begins, or was finished earlier."""
-    if stage.name and ranks.first:
+    if stage.name and processes.first:
         finished = (stage.output / RESULT_NAME).is_file()
         print(f"stage {stage.name}: {'finished already' if finished else f'from the student {stage.experiment.student.model}'}", flush=True)
 
 
-def tell_end(stage: Stage, *, ranks: Ranks) -> None:
+def tell_end(stage: Stage, *, processes: Distributed) -> None:
     """Say what the dev set said at the end of a stage."""
-    figures = _summary(stage)["dev"] if stage.name and ranks.first else None
+    figures = _summary(stage)["dev"] if stage.name and processes.first else None
     if figures:
         print(f"stage {stage.name}: dev set {', '.join(f'{name} {value:.4f}' for name, value in figures.items())}", flush=True)
 
 
-def end_chain(experiment: Experiment, stages: list[Stage], *, ranks: Ranks) -> None:
+def end_chain(experiment: Experiment, stages: list[Stage], *, processes: Distributed) -> None:
     """The last student and the list of stages in the run's own folder."""
     output = Path(experiment.train.output)
-    if experiment.train.stages and ranks.first and not (output / RESULT_NAME).is_file():
+    if experiment.train.stages and processes.first and not (output / RESULT_NAME).is_file():
         task = stages[-1].experiment.train.task
         with whole_folder(output / task) as folder:
             shutil.copytree(stages[-1].output / task, folder, dirs_exist_ok=True)
@@ -102,7 +102,7 @@ def end_chain(experiment: Experiment, stages: list[Stage], *, ranks: Ranks) -> N
         content = {"stages": listed, "steps": sum(one["steps"] for one in listed), task: str(output / task)}
         atomic_write(output / RESULT_NAME, json.dumps(content, indent=1, sort_keys=True).encode())
         print(f"{task} of the last of {len(stages)} stages saved in {output / task}", flush=True)
-    ranks.wait()
+    processes.wait()
 
 
 def _summary(stage: Stage) -> dict[str, Any]:

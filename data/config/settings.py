@@ -373,6 +373,7 @@ class Train(Section):
     workers: int | None = execution(
         None, "micro-batches at the same time on a CPU, each on its share of the threads; null: up to 4", ge=1, le=1024
     )
+    cpu_fast_path: bool = execution(True, "on a CPU the passes of trainer/cpu, with dropout masks of their own; false: plain PyTorch")
     micro_batch_tokens: int = keyed(4096, "tokens of a forward and backward pass; dropout masks are drawn for each", ge=64)
     compile: bool = execution(False, "torch.compile for the model; changes numbers within rounding; does not pay on a CPU")
     activation_checkpointing: bool = execution(False, "keep a layer's input alone and compute it again on the way back: less memory")

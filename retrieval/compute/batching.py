@@ -35,6 +35,17 @@ def token_budget_batches(lengths: Sequence[int], *, budget: int) -> list[list[in
     return batches
 
 
+def lpt_schedule(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Pieces of work for each of `count` workers, by number: the largest first, each to the worker with the least so far (LPT)."""
+    shares: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for number in sorted(range(len(sizes)), key=lambda number: (-sizes[number], number)):
+        worker = loads.index(min(loads))
+        shares[worker].append(number)
+        loads[worker] += sizes[number]
+    return shares
+
+
 def pad(sequences: Sequence[Sequence[int]], *, value: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token lists to (input_ids [n, L], attention_mask [n, L]), padded on the right to the longest of them."""
     import torch

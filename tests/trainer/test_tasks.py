@@ -25,12 +25,12 @@ from retrieval.teachers.cross_encoder import TorchCrossEncoder, score_pairs
 from retrieval.teachers.pair_scorer import PairScorer
 from retrieval.teachers.pair_tokens import StoredPairs
 from trainer import recipes
-from trainer.cpu.workers import Workers
 from trainer.input.stream import TrainingRow, open_training_shards, rows_of_epoch
 from trainer.loop import train
 from trainer.objective.plan import plan_batch
 from trainer.reporting import metrics
-from trainer.steps.distributed import Ranks
+from trainer.steps.backend import PlainBackend
+from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
 from trainer.steps.prepare_model import prepared
@@ -92,7 +92,9 @@ def test_a_cross_encoder_s_gradient(cross_encoder: Path, rows: list[TrainingRow]
     pairs = StoredPairs(cross_encoder, max_tokens=14)
     work = plan_batch([as_pairs(row, pairs) for row in rows], objective=objective, share=Fraction(1))
     settings = StepSettings(seed=1, score_scale=20.0, temperature=1.0, micro_batch_tokens=budget, pad_id=0, device="cpu", precision="fp32")
-    losses = accumulate_gradients(Workers(model), work, cut(work, budget=budget), step=0, settings=settings, ranks=Ranks())
+    losses = accumulate_gradients(
+        PlainBackend(model), work, cut(work, budget=budget), step=0, settings=settings, processes=Distributed(), references={}
+    )
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
     reference = copy.deepcopy(model)

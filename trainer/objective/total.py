@@ -53,7 +53,7 @@ def total_loss(
 
     Args:
         student: Its scores, with their graph.
-        frozen: Those of `teacher`, in place of the shards' logits, and of the student's `start`, where there are such.
+        frozen: Those of `teacher`, in place of the shards' logits, and of the student's start, `initial`, where there are such.
         queries: Of the group.
         work: The global batch.
         distillation: A name of `DISTILLATION_LOSSES`, or an import path.
@@ -81,8 +81,8 @@ def total_loss(
         distillation_B = loss(scores_BK, targets_BK, mask_BK, temperature=temperature).double()
         if (shape := tuple(distillation_B.shape)) != (len(distilled),):
             raise UserError(f"{_LOSS}={distillation}: it returned {shape}; expected ({len(distilled)},), a loss for each query")
-        if "start" in beside:
-            kept_B = distillation_loss(scores_BK, beside["start"], mask_BK, temperature)
+        if "initial" in beside:
+            kept_B = distillation_loss(scores_BK, beside["initial"], mask_BK, temperature)
     total = work.supervised_weight * supervised_B.sum() + work.distillation_weight * distillation_B.sum() + work.keep_weight * kept_B.sum()
     return total, [part.detach() for part in (supervised_B, distillation_B, kept_B)]
 

@@ -20,9 +20,9 @@ import torch, transformers, pyarrow.parquet, torch.utils.tensorboard
 from transformers import BertModel, BertTokenizerFast
 from pathlib import Path
 from trainer import recipes
-from trainer.reporting import mfu as utilisation
+from trainer.reporting import mfu
 from trainer.loop import train
-utilisation._SECONDS = 0.0
+mfu._SECONDS = 0.0
 
 def work(words):
     torch.set_num_threads(1)

@@ -26,9 +26,9 @@ import torch, transformers, pyarrow.parquet, torch.utils.tensorboard, torch.dist
 from transformers import BertModel, BertTokenizerFast
 from pathlib import Path
 from trainer import recipes
-from trainer.reporting import mfu as utilisation
+from trainer.reporting import mfu
 from trainer.loop import train
-utilisation._SECONDS = 0.0
+mfu._SECONDS = 0.0
 
 def work(words):
     torch.set_num_threads(1)
@@ -105,7 +105,7 @@ def _student_of(experiment_file: Path) -> str:
 
 
 def test_torchrun_is_interrupted_and_goes_on_with_another_number(tmp_path: Path, experiment_file: Path, shards: Path, zygote: Any) -> None:
-    """Prevents: ranks that stop after different steps, and a checkpoint that only the same number of processes can use."""
+    """Prevents: processes that stop after different steps, and a checkpoint that only the same number of processes can use."""
     output = tmp_path / "run"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     words = [f"config={experiment_file}", f"train.output={output}", "train.epochs=40"]
