@@ -115,7 +115,7 @@ def _threads(given: Words) -> int:
 def _search(given: Words, out: Path, *, only: set[str] | None) -> int:
     from data.config.fields import build
     from data.config.settings import Search
-    from retrieval.search.embedding_table import EmbeddingTable, same_student
+    from retrieval.search.embedding_table import EmbeddingTable, differences
     from retrieval.search.searcher import Searcher, engines_for
     from retrieval.search.to_run import search_to_run
 
@@ -125,7 +125,7 @@ def _search(given: Words, out: Path, *, only: set[str] | None) -> int:
         EmbeddingTable(given.table("queries", "query vectors"), "query_id"),
         EmbeddingTable(given.table("corpus", "corpus vectors"), "doc_id"),
     )
-    if not same_student(queries, corpus):
+    if differences(queries.student_key, corpus.student_key):
         _note("note: queries and corpus were embedded by different models or poolings; meant only for paired encoders")
     of_index: dict[str, Any] = {}
     index_folder = given.table("index", "index") if given["index"] else None

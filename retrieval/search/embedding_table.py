@@ -120,13 +120,8 @@ class EmbeddingTable:
         return key.get("student") or key.get("settings", {}).get("student") or {}
 
 
-_MUST_AGREE = {"weights", "tokenizer", "layers", "pooling", "normalize"}
-
-
-def same_student(queries: EmbeddingTable, corpus: EmbeddingTable) -> bool:
-    """False where both manifests name the model they were embedded with, and it is not the same: their scores would mean nothing."""
-    both = queries.student_key.keys() & corpus.student_key.keys() & _MUST_AGREE
-    size = "truncate_dim"  # keyed only where vectors are cut
-    return all(queries.student_key[name] == corpus.student_key[name] for name in both) and (
-        not both or queries.student_key.get(size) == corpus.student_key.get(size)
-    )
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names of what the vectors of two student keys must share and do not. A key that names no model differs in nothing."""
+    both = [name for name in ("weights", "tokenizer", "layers", "pooling", "normalize") if name in one and name in other]
+    sizes = ["truncate_dim"] if both else []  # keyed only where vectors are cut
+    return [name for name in both + sizes if one.get(name) != other.get(name)]

@@ -20,7 +20,7 @@ from data.tables.manifest import Manifest, ShardRecord, refuse_others
 from data.tables.schemas import INDEX
 from data.tables.shards import describe, open_shard, read_footer, read_row_groups
 from retrieval.search.embedding_table import EmbeddingTable, embedding_matrix, table_paths
-from retrieval.search.exact import Candidates, Engine, Vectors
+from retrieval.search.exact import Candidates, Vectors
 from retrieval.search.faiss_index import build_index, open_index, search_index
 
 _PART_BYTES = 16 << 20
@@ -110,8 +110,3 @@ def _content(path: Path) -> tuple[int, bytes]:
         rows = group.column("rows")[0].as_py() if group.num_rows else 0
         parts += [part.as_py() for part in group.column("part")]
     return rows, b"".join(parts)
-
-
-def index_ladder(engine: Engine, k: int) -> list[tuple[Engine, int]]:
-    """A few more candidates than asked for, since the index ranks by rounded scores."""
-    return [(engine, k + 16)]

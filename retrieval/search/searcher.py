@@ -28,23 +28,14 @@ class SearchPlan:
     """How a search fits into its memory."""
 
     queries_at_once: int
-    resident: bool  # the corpus is kept in memory, not read anew for each group and pass
+    resident: bool  # the corpus is kept in memory, not read again for each group and pass
     bytes: int  # what it will take at most, beyond what the process has already
 
 
 def plan_search(*, queries: int, rows: int, size: int, k: int, memory: int, threads: int) -> SearchPlan:
-    """Fit a search into `memory` bytes beyond what the process holds.
+    """Fit a search for `k` of `rows` passages of `size` dimensions into `memory` bytes beyond what the process holds.
 
-    Args:
-        queries: how many there are.
-        rows: N, passages.
-        size: D.
-        k: passages a query.
-        memory: bytes.
-        threads: each has a tile of scores.
-
-    Raises:
-        UserError: not even a few queries fit, naming the memory that they need.
+    Raises UserError where not even a few queries fit, naming the memory that they need.
     """
     fixed = BLOCK_ROWS * size * 24 + threads * TILE_BYTES + (64 << 20)
     # Vectors in three formats; for each candidate its places in a list, row, score and sort key; for each result its row and score.
@@ -62,12 +53,7 @@ def plan_search(*, queries: int, rows: int, size: int, k: int, memory: int, thre
     return SearchPlan(at_once, resident, fixed + corpus * resident + at_once * each)
 
 
-def memory_left(memory_gb: float) -> int:
-    """Bytes between what this process holds now and the given GB."""
-    return int(memory_gb * 1e9) - resident_bytes()
-
-
-def resident_bytes() -> int:
+def _resident_bytes() -> int:
     """Memory of this process."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -82,15 +68,15 @@ Engines = Callable[[int], Sequence[tuple[Engine, int]]]  # k -> what `exact_sear
 def engines_for(settings: Search, index: Path | None, *, device: str, threads: int) -> Engines | None:
     """What searches: the approximate index in the folder `index`, a GPU, or (None) what suits the processor."""
     if index is not None:
-        from retrieval.search.index_table import IndexEngine, index_ladder
+        from retrieval.search.index_table import IndexEngine
 
         by_index = IndexEngine(index, settings, threads=threads)
-        return lambda k: index_ladder(by_index, k)
+        return lambda k: [(by_index, k + 16)]  # it ranks by rounded scores
     if device == "cuda":
-        from retrieval.search.gpu import DeviceEngine, gpu_ladder
+        from retrieval.search.gpu import DeviceEngine
 
         on_gpu = DeviceEngine(device)
-        return lambda k: gpu_ladder(on_gpu, k)
+        return lambda k: [(on_gpu, k + 64), (on_gpu, 2 * k + 512)]
     return None
 
 
@@ -113,14 +99,7 @@ class Searcher:
         engines: k -> the engines of `exact_search`; None takes what suits the processor.
     """
 
-    def __init__(
-        self,
-        corpus: EmbeddingTable,
-        *,
-        memory_gb: float,
-        threads: int = 1,
-        engines: Engines | None = None,
-    ) -> None:
+    def __init__(self, corpus: EmbeddingTable, *, memory_gb: float, threads: int = 1, engines: Engines | None = None) -> None:
         tune_allocator()  # tiles of scores are made and freed all the time
         self.corpus, self._memory_gb, self._threads, self._engines = corpus, memory_gb, threads, engines
         self._matrix: NDArray[np.float16] | None = None
@@ -136,14 +115,13 @@ class Searcher:
                 f"queries have {queries.shape[1]} dimensions, the corpus has {self.corpus.size}"
             )
         kept = 0 if self._matrix is None else self._matrix.nbytes
+        memory = int(self._memory_gb * 1e9) - _resident_bytes() + kept
         plan = plan_search(
-            queries=len(queries), rows=self.corpus.rows, size=queries.shape[1], k=k,
-            memory=memory_left(self._memory_gb) + kept, threads=self._threads,
+            queries=len(queries), rows=self.corpus.rows, size=queries.shape[1], k=k, memory=memory, threads=self._threads
         )  # fmt: skip
         if plan.resident and self._matrix is None and self.corpus.rows:
             self._matrix = self.corpus.matrix(threads=self._threads)
-        by_default = cpu_engines(k, threads=self._threads, rows=self.corpus.rows)
-        engines = by_default if self._engines is None else self._engines(k)
+        engines = self._engines(k) if self._engines else cpu_engines(k, threads=self._threads, rows=self.corpus.rows)
         blocks: Iterable[tuple[int, Vectors]] = self.corpus if self._matrix is None else [(0, self._matrix)]
         for start in range(0, len(queries), plan.queries_at_once):
             group = queries[start : start + plan.queries_at_once]
@@ -153,7 +131,7 @@ class Searcher:
         """(how many of the exact k best are among `found` [n, k], how many there are): what an approximate index misses, measured."""
         exact = Searcher(self.corpus, memory_gb=self._memory_gb, threads=self._threads)
         exact._matrix = self._matrix
-        hits = total = 0
+        hits, total = 0, 0
         for part in exact.search(queries, k=k):
             for mine, theirs in zip(found[part.first : part.first + len(part.rows)], part.rows, strict=True):
                 wanted = theirs[theirs >= 0]
