@@ -108,8 +108,11 @@ def exit_codes() -> Iterator[None]:
     take_any_text()
     _asked_to_stop.clear()
     try:
-        with _handled(_interrupt), _told():
-            _check_working_directory()
+        with _handled(_interrupt), _reported():
+            try:
+                os.getcwd()
+            except OSError as error:  # every relative path would fail, somewhere, with no name
+                raise UserError(f"the working directory is gone ({error.strerror}): change to one that is there") from error
             yield
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
@@ -117,10 +120,12 @@ def exit_codes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _reported() -> Iterator[None]:
     """Faults that a user can mend as a sentence and an exit code."""
+    code = EXIT_FAILED
     try:
         yield
+        return
     except UserError as error:
         message, code = str(error), error.exit_code
     except Exception as error:
@@ -130,9 +135,6 @@ def _told() -> Iterator[None]:
             message = f"{in_words(error)}; see to it that it can be read and written, then start the same command again, it goes on"
         else:
             raise
-        code = EXIT_FAILED
-    else:
-        return
     print(f"error: {printable(message)}", file=sys.stderr)
     raise SystemExit(code)
 
@@ -140,11 +142,3 @@ def _told() -> Iterator[None]:
 def in_words(error: OSError) -> str:
     """`PATH: Permission denied`, or what a library said of it."""
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-
-
-def _check_working_directory() -> None:
-    """Every relative path would fail, somewhere, with no name."""
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise UserError(f"the working directory is gone ({error.strerror}): change to one that is there") from error
