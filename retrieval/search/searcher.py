@@ -42,10 +42,9 @@ def plan_search(*, queries: int, rows: int, size: int, k: int, memory: int, thre
     each = size * 14 + (k + margin(k, rows)) * 72 + k * 24
     least = fixed + min(queries, GROUP_QUERIES) * each
     if memory < least:
-        raise UserError(
-            f"memory_gb leaves {max(0, memory) / 1e9:.2f} GB for the search, which needs {least / 1e9:.2f} GB at k={k:,} and {size} "
-            f"dimensions: set it {(least - memory) / 1e9 + 0.01:.2f} GB higher, or ask for fewer passages"
-        )
+        found = f"memory_gb leaves {max(0, memory) / 1e9:.2f} GB for the search, which needs {least / 1e9:.2f} GB at k={k:,}"
+        remedy = f"set it {(least - memory) / 1e9 + 0.01:.2f} GB higher, or ask for fewer passages"
+        raise UserError(f"{found} and {size} dimensions: {remedy}")
     corpus = rows * size * 2
     resident = corpus <= (memory - least) * 3 // 4  # the rest is for more queries at a time
     at_once = min(_MOST_QUERIES, (memory - fixed - corpus * resident) // each)
@@ -90,14 +89,7 @@ class Found:
 
 
 class Searcher:
-    """A corpus ready to be searched, by queries in any number of calls.
-
-    Args:
-        corpus: its vectors.
-        memory_gb: peak memory of the process.
-        threads: CPU threads.
-        engines: k -> the engines of `exact_search`; None takes what suits the processor.
-    """
+    """A corpus ready to be searched, by queries in any number of calls, within a peak memory of the process."""
 
     def __init__(self, corpus: EmbeddingTable, *, memory_gb: float, threads: int = 1, engines: Engines | None = None) -> None:
         tune_allocator()  # tiles of scores are made and freed all the time
@@ -110,10 +102,8 @@ class Searcher:
         Raises UserError: the memory is too small, or the vectors have different sizes.
         """
         if len(queries) and self.corpus.rows and queries.shape[1] != self.corpus.size:
-            raise UserError(
-                f"{self.corpus.folder} cannot be searched with these queries: "
-                f"queries have {queries.shape[1]} dimensions, the corpus has {self.corpus.size}"
-            )
+            sizes = f"queries have {queries.shape[1]} dimensions, the corpus has {self.corpus.size}"
+            raise UserError(f"{self.corpus.folder} cannot be searched with these queries: {sizes}")
         kept = 0 if self._matrix is None else self._matrix.nbytes
         memory = int(self._memory_gb * 1e9) - _resident_bytes() + kept
         plan = plan_search(
@@ -156,20 +146,13 @@ class Searcher:
 
 
 def ranked(found_scores: Scores, found_rows: Rows, ids: pa.ChunkedArray) -> list[tuple[list[str], list[float]]]:
-    """Each query's (doc_ids, scores), best first, ties by doc_id; absent entries are left out.
-
-    Args:
-        found_scores: [n, k] as `exact_search` returns them, falling.
-        found_rows: [n, k] rows of the corpus, -1 where absent.
-        ids: of the whole corpus, by row.
-    """
+    """Each query's (doc_ids, scores) of what `exact_search` returned, best first, ties by doc_id; absent entries are left out."""
     rows = rows_by_id(found_scores, found_rows, ids)
     there = rows >= 0
     names = ids.take(pa.array(rows[there])).to_pylist()
     ends = np.cumsum(there.sum(axis=1)).tolist()
-    return [
-        (names[start:end], scores[: end - start].tolist()) for start, end, scores in zip([0, *ends[:-1]], ends, found_scores, strict=True)
-    ]
+    parts = zip([0, *ends[:-1]], ends, found_scores, strict=True)
+    return [(names[start:end], scores[: end - start].tolist()) for start, end, scores in parts]
 
 
 def rows_by_id(scores: Scores, rows: Rows, ids: pa.ChunkedArray | pa.Array) -> Rows:

@@ -8,22 +8,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.errors import UserError
 from data.tables.shards import read_row_groups
 from retrieval.search.embedding_table import table_paths
 
 
 def texts_of(ids: Collection[str], folder: Path, *, id_name: str) -> dict[str, str]:
-    """id -> text of those ids that the table (schema CORPUS or QUERIES) has. In memory are these and one row group.
-
-    Raises UserError where there is no such table, or it has no such columns.
-    """
+    """id -> text of those ids that the table (schema CORPUS or QUERIES) has. In memory are these and one row group."""
     wanted, texts = pa.array(sorted(set(ids)), pa.string()), dict[str, str]()
     for path in table_paths(folder):
-        for group in read_row_groups(path):
-            if not {id_name, "text"} <= set(group.column_names):
-                columns = ", ".join(group.column_names)
-                raise UserError(f"{path} has columns {columns}; expected {id_name} and text: a table of `prep run stage=ingest`")
+        for group in read_row_groups(path, columns=[id_name, "text"]):
             found = group.filter(pc.is_in(group.column(id_name), value_set=wanted))
             texts.update(zip(found.column(id_name).to_pylist(), found.column("text").to_pylist(), strict=True))
     return texts
