@@ -45,15 +45,12 @@ def remove_leftovers(folder: Path, *, of: str = "", held: bool = False) -> None:
 
     `held`: whether all of them are such, since nobody but the caller may write there.
     """
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return
-    for name in names:
-        ours = _OURS.fullmatch(name)
-        if ours and of in ("", ours["final"]) and (held or _is_abandoned(folder / name, ours)):
-            with contextlib.suppress(OSError):
-                shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            ours = _OURS.fullmatch(name)
+            if ours and of in ("", ours["final"]) and (held or _is_abandoned(folder / name, ours)):
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
 
 
 def _is_abandoned(path: Path, writer: re.Match[str]) -> bool:
