@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -25,8 +25,6 @@ _OF_THE_SYSTEM = (
     errno.EMFILE, errno.ENFILE,
 )  # fmt: skip
 _INTERRUPTED = "interrupted; what is finished is kept, the same command goes on from here"
-
-Handler = Callable[[int, FrameType | None], None]
 
 
 def is_full_disk(error: BaseException) -> bool:
@@ -93,22 +91,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def _handled(handler: Handler) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in heard_signals()}
-    try:
-        yield
-    finally:
-        for number, one in before.items():
-            signal.signal(number, one)
-
-
-@contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Around a command's work. A fault of ours keeps its traceback."""
     take_any_text()
     _asked_to_stop.clear()
     try:
-        with _handled(_interrupt), _reported():
+        with contextlib.ExitStack() as restoring, _reported():
+            for number in heard_signals():
+                restoring.callback(signal.signal, number, signal.signal(number, _interrupt))
             try:
                 os.getcwd()
             except OSError as error:  # every relative path would fail, somewhere, with no name

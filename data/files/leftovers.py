@@ -3,7 +3,7 @@
     .part-00000-of-00004.parquet.1f0c9a2b-4711-8d2e6f0a1b3c.tmp      .<final name>.<place>-<process>-<random>.tmp
 
 A place is a boot of a machine and a namespace of process ids in it: there, a process that is gone can be told for certain. A file of
-another place (another host of a network file system, a container, a machine that was started anew) counts as abandoned when nobody wrote
+another place (another host of a network file system, a container, a machine that was started again) counts as abandoned when nobody wrote
 to it for a day.
 """
 

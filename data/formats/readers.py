@@ -124,8 +124,8 @@ def _first_line(path: Path, line: Line, format: str) -> Fault | None:
     """What the first line says of the whole file, where that is another one than expected."""
     if format == "beir":
         is_array = line.raw.lstrip().startswith(b"[")
-        words = "the file is a JSON array; expected an object a line (JSONL), as jq -c '.[]' writes it"
-        return line.fault("not a JSON object" if line.raw.rstrip().endswith(b"]") else "not JSON", words) if is_array else None
+        found = "the file is a JSON array; expected an object a line (JSONL), as jq -c '.[]' writes it"
+        return line.fault("not a JSON object" if line.raw.rstrip().endswith(b"]") else "not JSON", found) if is_array else None
     cells = [cell.strip().strip('"').lower() for cell in line.raw.decode("utf-8", "replace").split("\t")]
     expected = "expected `id <tab> text` in every line, without header and quotes"
     if len(cells) > 1 and cells[0] in _ID_HEADERS and cells[1] in _TEXT_HEADERS:

@@ -41,17 +41,12 @@ Confidences = dict[tuple[str, int], float]  # C(q) of each (query, draw)
 def write_report(experiment: Experiment, out: Path) -> None:
     """Write the page. Raises UserError, naming the stage to run, where the tables up to the teacher's scores are not complete."""
     scores, confidences = _read_scores(experiment)
-    groups = experiment.curriculum.enabled
-    names, rows = _iteration_rows(experiment, scores) if groups else _kind_rows(experiment, scores)
+    of_method = _of_curriculum(experiment, scores) if experiment.curriculum.enabled else _of_adam(experiment, scores, confidences)
     quarantined, quarantine = _quarantine(experiment)
     page = _template().render(
         facts=_facts(experiment, queries=len({query_id for query_id, _ in confidences}), candidates=len(scores) / max(1, len(confidences))),
-        figures=_iteration_figures(experiment, scores) if groups else _adam_figures(scores, confidences),
-        group_names=names,
-        groups=rows,
-        findings=None if groups else negatives_findings(experiment),
+        **of_method,
         bands=BANDS,
-        stage_names=["table", "rows", "shards", "kB", "in", "kept", "dropped", "figures", "worker seconds", "fingerprint"],
         stages=[_stage_row(plan) for plan in Planner(experiment).plan_all(tables(experiment)) if plan.manifest is not None],
         quarantined=quarantined,
         quarantine=quarantine,
@@ -126,51 +121,44 @@ def _moments(rows: pl.DataFrame) -> list[str]:
     return [f"{len(logits):,}", *(f"{figure:.2f}" for figure in figures), f"{rows['above'].to_numpy().mean():.0%}"]
 
 
-def _kind_rows(experiment: Experiment, scores: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
-    rows = [[KIND_NAMES[kind], *_moments(_kind(scores, kind))] for kind in ADAM_KINDS]
-    for ratio in experiment.dark_examples.mask_ratios:
-        rows.append([f"noisy positive, ratio {ratio}", *_moments(scores.filter(pl.col("ratio") == str(ratio)))])
-    return ["kind", *_MOMENTS], rows
-
-
-def _iteration_rows(experiment: Experiment, scores: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
-    rows = []
-    for number in range(len(experiment.curriculum.iterations)):
-        for kind in GROUPS:
-            found = _kind(scores, kind).filter(pl.col("draw") == number)
-            if not found.is_empty():
-                rows.append([f"{KIND_NAMES[kind]} of iteration {number + 1}", _LABELS[kind], *_moments(found)])
-    return ["group", "label", *_MOMENTS], rows
-
-
 def _series(scores: pl.DataFrame, kinds: Sequence[CandidateKind]) -> list[Series]:
     return [(KIND_NAMES[kind], _kind(scores, kind)["logit"].to_numpy(), COLOURS[kind]) for kind in kinds]
 
 
-def _adam_figures(scores: pl.DataFrame, confidences: Confidences) -> list[tuple[str, Markup]]:
+def _of_adam(experiment: Experiment, scores: pl.DataFrame, confidences: Confidences) -> dict[str, Any]:
+    """What the page shows of positives, negatives and dark examples."""
+    rows = [[KIND_NAMES[kind], *_moments(_kind(scores, kind))] for kind in ADAM_KINDS]
+    for ratio in experiment.dark_examples.mask_ratios:
+        rows.append([f"noisy positive, ratio {ratio}", *_moments(scores.filter(pl.col("ratio") == str(ratio)))])
     kinds = _series(scores, ADAM_KINDS)
-    span = float(scores["logit"].to_numpy().min()), float(scores["logit"].to_numpy().max())
     dark = ("negatives and dark examples", np.concatenate([logits for _, logits, _ in kinds[1:]]), MIXED)
     values: NDArray[np.float32] = np.array(list(confidences.values()), dtype=np.float32)
     sure = float((values > np.log(0.5)).mean())
-    shown = [
-        ("Positives and hard negatives (as ADAM, Figure 1). Far apart: too easy.", score_distributions(kinds[:2], span=span)),
+    figures = [
+        ("Positives and hard negatives (as ADAM, Figure 1). Far apart: too easy.", score_distributions(kinds[:2], span=_span(scores))),
         ("With dark examples among the negatives (as ADAM, Figure 3b): they should fill the gap.", score_distributions([*kinds[:2], dark])),
         ("Each kind of candidate by itself.", score_distributions(kinds)),
         (f"C(q). The labelled positive has more than half of the mass in {sure:.0%} of the lists.", confidence_histogram(values)),
     ]
-    return [(caption, Markup(svg)) for caption, svg in shown]
+    return {"figures": figures, "group_names": ["kind", *_MOMENTS], "groups": rows, "findings": negatives_findings(experiment)}
 
 
-def _iteration_figures(experiment: Experiment, scores: pl.DataFrame) -> list[tuple[str, Markup]]:
-    span = float(scores["logit"].to_numpy().min()), float(scores["logit"].to_numpy().max())  # one axis: iterations can be compared
-    figures = []
+def _of_curriculum(experiment: Experiment, scores: pl.DataFrame) -> dict[str, Any]:
+    """What the page shows of CL-DRD's groups, iteration by iteration."""
+    figures, rows = [], []
     for number, name in enumerate(experiment.curriculum.iterations):
         own = scores.filter(pl.col("draw") == number)
-        what = "the groups should part." if own["candidate_kind"].n_unique() > 1 else "one group, graded by place."
-        svg = score_distributions(_series(own, GROUPS), span=span)
-        figures.append((f"Iteration {number + 1} ({name}): {what}", Markup(svg)))
-    return figures
+        present = [kind for kind in GROUPS if not _kind(own, kind).is_empty()]
+        what = "the groups should part." if len(present) > 1 else "one group, graded by place."
+        # One axis, so that the iterations can be compared.
+        figures.append((f"Iteration {number + 1} ({name}): {what}", score_distributions(_series(own, GROUPS), span=_span(scores))))
+        rows += [[f"{KIND_NAMES[kind]} of iteration {number + 1}", _LABELS[kind], *_moments(_kind(own, kind))] for kind in present]
+    return {"figures": figures, "group_names": ["group", "label", *_MOMENTS], "groups": rows, "findings": None}
+
+
+def _span(scores: pl.DataFrame) -> tuple[float, float]:
+    logits = scores["logit"].to_numpy()
+    return float(logits.min()), float(logits.max())
 
 
 def _stage_row(plan: TablePlan) -> list[Any]:

@@ -87,7 +87,9 @@ def exact_search(
     sure = heap_engine(FloatProduct(np.float64), threads=1)
     chosen = [*(cpu_engines(k, threads=threads) if engines is None else engines), (sure, k)]
     unproved = np.arange(len(queries))
-    with _torch_threads(threads):
+    with contextlib.ExitStack() as restoring:
+        restoring.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(threads)
         for engine, wanted in chosen:
             left = []
             at_once = max(1, len(queries) * chosen[0][1] // wanted)  # more candidates for fewer queries take no more memory
@@ -188,7 +190,9 @@ def heap_engine(product: Product, *, threads: int) -> Engine:
         prepared, slack = product.prepare(queries)
         best = StreamingTopK(len(queries), wanted, product.bits)
         seen = 0
-        with _workers(threads) as each:
+        # Each thread computes alone: two that share a product and then a heap would wait for each other twice.
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        with threadpool_limits(limits=1, user_api="blas"), pool:
             for first_row, vectors in in_blocks(blocks, BLOCK_ROWS):
                 block, seen = product.block(vectors, slack), first_row + len(vectors)
                 tile = _TILE if first_row else _FIRST_TILE
@@ -198,8 +202,9 @@ def heap_engine(product: Product, *, threads: int) -> Engine:
                         best.offer(start, products, row)
                         row += tile[1]
 
-                each(offer, range(0, len(queries), tile[0]))
-            each(lambda start: best.cut(start, min(start + _TILE[0], len(queries))), range(0, len(queries), _TILE[0]))
+                list(pool.map(offer, range(0, len(queries), tile[0])))
+            starts = range(0, len(queries), _TILE[0])
+            list(pool.map(lambda start: best.cut(start, min(start + _TILE[0], len(queries))), starts))
         bound = slack.above(best.discarded_bound()) if seen > wanted else np.full(len(queries), -np.inf)
         return Candidates(best.rows(), bound)
 
@@ -218,33 +223,3 @@ def _checked(blocks: Iterable[tuple[int, Vectors]], size: int) -> Iterator[tuple
         if vectors.shape[1] != size:
             raise ValueError(f"queries have {size} dimensions, the corpus has {vectors.shape[1]}")
         yield first_row, vectors
-
-
-Each = Callable[[Callable[[int], None], Iterable[int]], None]
-
-
-@contextlib.contextmanager
-def _workers(threads: int) -> Iterator[Each]:
-    """Something that runs a function on every item, on so many threads; each of them computes alone (two threads that share a product
-    and then a heap would wait for each other twice)."""
-
-    def be_alone() -> None:
-        torch.set_num_threads(1)  # of the calling thread
-
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads, initializer=be_alone) as pool:
-
-        def each(function: Callable[[int], None], items: Iterable[int]) -> None:
-            for done in [pool.submit(function, item) for item in items]:
-                done.result()
-
-        yield each
-
-
-@contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

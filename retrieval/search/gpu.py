@@ -38,7 +38,10 @@ class DeviceEngine:
         scores = torch.full((len(queries), wanted), -torch.inf, device=self._device)
         rows = torch.full((len(queries), wanted), -1, dtype=torch.int64, device=self._device)
         on_device, seen = torch.from_numpy(low).to(self._device), 0
-        with torch.inference_mode(), _tf32():
+        products = torch.backends.cuda.matmul
+        with torch.inference_mode(), contextlib.ExitStack() as restoring:
+            restoring.callback(setattr, products, "allow_tf32", products.allow_tf32)
+            products.allow_tf32 = True
             for first_row, vectors in gathered(blocks, _BLOCK_ROWS):
                 slack.largest_norm = max(slack.largest_norm, largest_norm(vectors))
                 passages, seen = self._on_device(first_row, vectors).float(), first_row + len(vectors)
@@ -76,14 +79,3 @@ def gathered(blocks: Iterable[tuple[int, Vectors]], rows: int) -> Iterator[tuple
             waiting, first = [joined[rows:]], first + rows
     if any(map(len, waiting)):
         yield first, np.concatenate(waiting)
-
-
-@contextlib.contextmanager
-def _tf32() -> Iterator[None]:
-    """TF32 for fp32 products on GPUs, for the time being."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
