@@ -20,7 +20,7 @@ from data.errors import UserError
 from data.files.outputs import is_json, is_run, is_standard_output
 from data.formats.readers import shown
 from data.terminal import printable
-from retrieval.cli_args import NOT_GIVEN, Args, settings_of, text_among
+from retrieval.cli_args import NOT_GIVEN, FileArgs, settings_of, text_among
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
@@ -32,13 +32,13 @@ _SEARCHING = {
 _JUDGING = {"split": "test", "relevant_from": "1", "missing": "zero", "ignore_identical_ids": "auto"}
 
 
-def _command(*required: str, **optional: str) -> Callable[[Callable[[Args], None]], None]:
+def _command(*required: str, **optional: str) -> Callable[[Callable[[FileArgs], None]], None]:
     """Make a command of a function: its arguments are checked before it, and errors for users end in a message and an exit code."""
 
-    def register(work: Callable[[Args], None]) -> None:
+    def register(work: Callable[[FileArgs], None]) -> None:
         def command(args: Annotated[list[str] | None, typer.Argument(metavar="key=value ...")] = None) -> None:
             with exit_codes():
-                work(Args.of(text_among(args) if "text" in required else args, required=required, optional=optional))
+                work(FileArgs.of(text_among(args) if "text" in required else args, required=required, optional=optional))
 
         app.command(name=work.__name__, help=work.__doc__)(command)
 
@@ -61,7 +61,7 @@ def _done(line: str, out: str) -> None:
 @_command(
     "model", "texts", "kind", "out", **settings_of(Student), precision="auto", device="cpu", batch_tokens="", threads="0"
 )  # fmt: skip
-def encode(args: Args) -> None:
+def encode(args: FileArgs) -> None:
     """Embed a stored corpus or queries table with any student.
 
     model=FOLDER|HUB-ID texts=TABLE-FOLDER kind=corpus|queries out=FOLDER, and any of the student's settings (pooling=, ...).
@@ -81,7 +81,7 @@ def encode(args: Args) -> None:
 
 
 @_command("corpus", "out", "kind", **settings_of(Search, "lists", "links", "build_width"))
-def index(args: Args) -> None:
+def index(args: FileArgs) -> None:
     """An approximate index over stored embeddings, for corpora whose exact search takes too long.
 
     corpus=FOLDER out=FOLDER kind=ivf|hnsw [lists=] [links=32] [build_width=200]
@@ -95,7 +95,7 @@ def index(args: Args) -> None:
 
 
 @_command("corpus", "queries", "out", **_SEARCHING, qrels="", split="test")
-def search(args: Args) -> None:
+def search(args: FileArgs) -> None:
     """Search over stored embeddings, exact or through index=FOLDER, a TREC run out. A killed search goes on where it stopped.
 
     corpus=FOLDER queries=FOLDER out=RUN [depth=1000] [memory_gb=4] [device=cpu] [index=FOLDER probes=32 width=256] [qrels=, split=]
@@ -106,11 +106,11 @@ def search(args: Args) -> None:
     _done(f"{searched:,} queries searched, run in {args['out']}", args["out"])
 
 
-def _threads(args: Args) -> int:
+def _threads(args: FileArgs) -> int:
     return args.number("threads") or os.cpu_count() or 1
 
 
-def _search(args: Args, out: Path, *, only: set[str] | None) -> int:
+def _search(args: FileArgs, out: Path, *, only: set[str] | None) -> int:
     from retrieval.search.embedding_table import EmbeddingTable, differences
     from retrieval.search.searcher import Searcher, engines_for
     from retrieval.search.to_run import search_to_run
@@ -152,20 +152,20 @@ class _Eta:
             _note(f"{done:,} of {total:,} {self._unit}, about {left:.0f} s left")
 
 
-def _qrels(args: Args) -> Any:
+def _qrels(args: FileArgs) -> Any:
     from retrieval.evaluation.qrels import read_qrels
 
     return read_qrels(args.table_or_file("qrels"), split=args["split"], note=_note)
 
 
-def _run(args: Args, key: str) -> Any:
+def _run(args: FileArgs, key: str) -> Any:
     from data.formats.trec import read_run
 
     return read_run(args.file(key), note=_note)
 
 
 @_command("model", "run", "queries", "corpus", "out", **settings_of(Teacher), depth="50", device="cpu", threads="0")
-def rerank(args: Args) -> None:
+def rerank(args: FileArgs) -> None:
     """The first passages of a run in a cross-encoder's order; what lies below is left out.
 
     model=FOLDER|HUB-ID run=RUN queries=TABLE corpus=TABLE out=RUN [depth=50], and any of the teacher's settings (max_tokens=, ...).
@@ -188,7 +188,7 @@ def rerank(args: Args) -> None:
 
 
 @_command("qrels", run="", corpus="", queries="", out="", per_query="", **_SEARCHING, **_JUDGING)
-def evaluate(args: Args) -> None:
+def evaluate(args: FileArgs) -> None:
     """Metrics of a run, or of stored embeddings.
 
     qrels=FILE|TABLE run=FILE, or corpus=FOLDER queries=FOLDER out=RUN; [per_query=JSON] [split=test] [depth=1000] [relevant_from=1]
@@ -221,7 +221,7 @@ def evaluate(args: Args) -> None:
     print_evaluation(evaluation)
 
 
-def _evaluated(qrels: Any, named: dict[str, Any], args: Args) -> list[Any]:
+def _evaluated(qrels: Any, named: dict[str, Any], args: FileArgs) -> list[Any]:
     """The evaluation of each run, by the argument that named it, over the same queries and by the same rules.
 
     Raises UserError where a run has none of the judged queries: all zeros would pass for figures.
@@ -246,7 +246,7 @@ def _evaluated(qrels: Any, named: dict[str, Any], args: Args) -> list[Any]:
 
 
 @_command("before", "after", "qrels", seed="0", permutations="100000", **_JUDGING)
-def compare(args: Args) -> None:
+def compare(args: FileArgs) -> None:
     """Two runs side by side, with a paired randomisation test.  before=RUN after=RUN qrels=FILE|TABLE [split=test] [seed=0]
 
     missing=zero counts a judged query that a run lacks as 0, missing=skip leaves out those that either lacks.
@@ -263,7 +263,7 @@ def compare(args: Args) -> None:
 @_command(
     "text", "model", "corpus", "texts", **settings_of(Student), k="10", width="160", precision="fp32", device="cpu", threads="0"
 )  # fmt: skip
-def query(args: Args) -> None:
+def query(args: FileArgs) -> None:
     """The passages that a student finds for one text: rank, score, id and text.
 
     "TEXT" or text=TEXT, model=FOLDER|HUB-ID corpus=EMBEDDINGS texts=CORPUS-TABLE [k=10] [width=160], and any of the student's settings.

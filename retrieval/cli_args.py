@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
 from data.config import fields as config
-from data.config.fields import Section, parse_arguments, unknown_key
+from data.config.arguments import Args
+from data.config.fields import Section
 from data.errors import UserError
 from data.files.outputs import Kind as FileKind
 from data.files.paths import expanded
@@ -20,21 +20,8 @@ SectionType = TypeVar("SectionType", bound=Section)
 NOT_GIVEN = "\0"  # an empty value is one that a user may mean: student.query_prefix=
 
 
-class Args(dict[str, str]):
-    """A command's own arguments: required ones are there, no unknown one is. Paths may be on an object store (see `data.remote.cache`)."""
-
-    @staticmethod
-    def of(given: list[str] | None, *, required: tuple[str, ...], optional: dict[str, str]) -> Args:
-        """The arguments over the defaults of `optional`. Raises UserError: an unknown one, a missing one, no `key=value`."""
-        values = parse_arguments(given or [])
-        valid = [*required, *optional]
-        for key in values:
-            if key not in valid:
-                raise unknown_key(key, valid=valid)
-        missing = [key for key in required if key not in values]
-        if missing:
-            raise UserError(f"missing {', '.join(f'{key}=...' for key in missing)}; optional: {', '.join(optional) or 'nothing'}")
-        return Args({**optional, **values})
+class FileArgs(Args):
+    """Arguments of which some are paths, also on an object store (see `data.remote.cache`)."""
 
     def _path(self, key: str) -> str:
         return expanded(self[key], key=key)
@@ -58,30 +45,6 @@ class Args(dict[str, str]):
     def output_table(self, key: str) -> AbstractContextManager[Path]:
         """A local folder to write; it is put where the value says when the block ends well."""
         return output_table(self._path(key), option=key)
-
-    def number(self, key: str, *, least: int = 0) -> int:
-        """The value as a whole number of at least `least`."""
-        if not self[key].isdecimal():
-            raise UserError(f"{key}={self[key]}: expected a whole number")
-        if int(self[key]) < least:
-            raise UserError(f"{key}={self[key]}: expected at least {least}")
-        return int(self[key])
-
-    def positive(self, key: str) -> float:
-        """The value as a number above 0."""
-        try:
-            value = float(self[key])
-        except ValueError:
-            value = 0.0
-        if not 0 < value < math.inf:
-            raise UserError(f"{key}={self[key]}: expected a number above 0")
-        return value
-
-    def one_of(self, key: str, *valid: str) -> str:
-        """The value, one of `valid`."""
-        if self[key] not in valid:
-            raise UserError(f"{key}={self[key]}: expected {' or '.join(valid)}")
-        return self[key]
 
     def section(self, model: type[SectionType], **known: str) -> SectionType:
         """A section of settings from the arguments that bear its fields' names and are given. `known` values give way to them."""

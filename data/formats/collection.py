@@ -119,9 +119,11 @@ def _choose_msmarco(folder: str | Path, names: Sequence[str]) -> _Chosen:
     files = _present(names)
     queries = tuple(_by_split(files, "queries").values())
     qrels = {split or "train": file for split, file in _by_split(files, "qrels").items()}
-    for kind, found in (("collection", "collection.tsv" in files), ("queries", queries), ("qrels", qrels)):
+    if "collection.tsv" not in files:
+        raise _missing(folder, names, "collection.tsv[.gz]")
+    for kind, found in (("queries", queries), ("qrels", qrels)):
         if not found:
-            raise _missing(folder, names, f"{kind}.<split>.tsv[.gz] or {kind}.tsv[.gz]" if kind != "collection" else "collection.tsv[.gz]")
+            raise _missing(folder, names, f"{kind}.<split>.tsv[.gz] or {kind}.tsv[.gz]")
     if "qrels.tsv" in files and "qrels.train.tsv" in files:
         raise UserError(f"{folder} holds qrels.tsv and qrels.train.tsv, both of split train: keep one of them")
     shortened = {split: split.removesuffix(".small") for split in qrels}
