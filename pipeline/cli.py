@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from data.command import exit_codes
+from data.config.arguments import Args
 from data.config.fields import parse_arguments, unknown_key
 from data.config.settings import Experiment, load
 from data.errors import UserError
@@ -24,10 +25,10 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 Words = Annotated[list[str] | None, typer.Argument(metavar="config=FILE [key=value ...]", help="overrides are dotted.key=value")]
 
 
-def _experiment(words: list[str] | None, **own: str) -> tuple[Experiment, dict[str, str]]:
+def _experiment(words: list[str] | None, **own: str) -> tuple[Experiment, Args]:
     """The experiment, and the command's own words (with their defaults) taken out of the overrides."""
     parsed = parse_arguments(words or [])
-    taken = {name: parsed.pop(name, default) for name, default in own.items()}
+    taken = Args({name: parsed.pop(name, default) for name, default in own.items()})
     return load(parsed), taken
 
 
@@ -69,9 +70,9 @@ def plan(words: Words = None) -> None:
                 for shards, reason in _by_reason(planned.stale):
                     _say(f"{'':<16}   {shards}: {reason}")
             if planned.table.pairs and (planned.stale or planned.waits_for):
-                from pipeline.report.cost import price_words
+                from pipeline.report.cost import format_cost
 
-                for line in price_words(experiment, planned, measuring=own["stage"] != "all", gpus=_whole_number("gpus", own["gpus"])):
+                for line in format_cost(experiment, planned, measuring=own["stage"] != "all", gpus=own.number("gpus")):
                     _say(f"{'':<16} {line}")
 
 
@@ -152,7 +153,7 @@ def inspect(words: Words = None) -> None:
         experiment, own = _experiment(words, query="", width="0")
         from pipeline.report.inspect import show
 
-        show(experiment, query_id=own["query"] or None, width=_whole_number("width", own["width"]))
+        show(experiment, query_id=own["query"] or None, width=own.number("width"))
 
 
 @app.command()
@@ -178,12 +179,6 @@ def cache(action: Annotated[str, typer.Argument(help="stats, verify, compact or 
             raise unknown_key(f"cache {action}", valid=[f"cache {name}" for name in cache_care.ACTIONS])
         experiment, own = _experiment(words, namespace="", yes="false")
         cache_care.ACTIONS[action](Path(experiment.store), own["namespace"], own["yes"] == "true", _say)
-
-
-def _whole_number(name: str, value: str) -> int:
-    if not value.isdecimal():
-        raise UserError(f"{name}={value}: expected a whole number")
-    return int(value)
 
 
 def main() -> None:

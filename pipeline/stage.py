@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data.config.settings import Experiment
 from data.digests import DigestCache, json_digest
@@ -21,6 +20,7 @@ from data.tables import shards
 from data.tables.manifest import Manifest
 from data.tables.schemas import SCHEMA_VERSION
 from data.tables.shards import ShardWriter
+from retrieval.search.stored_texts import texts_of
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,7 @@ class Stored:
 
     def texts_of(self, ids: Collection[str], *, id_name: str) -> dict[str, str]:
         """id -> text of those ids that the table has; in memory are these and one row group."""
-        wanted, texts = pa.array(sorted(set(ids)), pa.string()), dict[str, str]()
-        for group in self.row_groups(columns=[id_name, "text"]):
-            found = group.filter(pc.is_in(group.column(id_name), value_set=wanted))
-            texts.update(zip(found.column(id_name).to_pylist(), found.column("text").to_pylist(), strict=True))
-        return texts
+        return texts_of(ids, self.folder, id_name=id_name)
 
     def row_groups(self, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """All row groups of all shards in order: the bounded way to see every row."""

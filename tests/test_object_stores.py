@@ -95,7 +95,8 @@ def test_a_killed_encode_goes_on_from_its_staging_folder(bucket: Any, tmp_path: 
     texts = table_of(finished.store, "ingest", "corpus")
     words = ["encode", f"model={models.student}", f"texts={texts}", "kind=corpus", "precision=fp32"]
     code = (
-        "import os, signal, sys\nfrom retrieval import cli, encode\noriginal, shards = encode.embedded_groups, []\n"
+        "import os, signal, sys\nfrom retrieval import cli\nfrom retrieval.encoding import encode\n"
+        "original, shards = encode.embedded_groups, []\n"
         "def dying(*args, **words):\n    shards.append(1)\n    if len(shards) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return original(*args, **words)\n"
         f"encode.embedded_groups = dying\nsys.argv = {['retrieve', *words, f'out={bucket}/v']!r}\ncli.main()\n"

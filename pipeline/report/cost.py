@@ -1,11 +1,10 @@
-"""The price of scoring in words, for `prep plan`."""
+"""The cost of scoring as lines of text, for `prep plan`."""
 
 from __future__ import annotations
 
 import contextlib
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import polars as pl
 
 from data.config.settings import Experiment
 from pipeline.executors.resources import usable_cpus, workers_that_fit
@@ -16,15 +15,17 @@ from pipeline.scoring.calibration import SECONDS, Speed, keep_speed, kept_gpu_sp
 from pipeline.scoring.cost import Price, a_full_shard, at_most, at_most_of_pools, price, wall_seconds
 
 
-def price_words(experiment: Experiment, planned: TablePlan, *, measuring: bool, gpus: int) -> list[str]:
-    """What is known of the cost of a table of teacher scores: pairs, tokens, time here and on so many GPUs. With `measuring` a teacher that
-    has not been timed here is timed now, for ten seconds."""
+def format_cost(experiment: Experiment, planned: TablePlan, *, measuring: bool, gpus: int) -> list[str]:
+    """What is known of the cost of a table of teacher scores: pairs, tokens, time here and on so many GPUs.
+
+    With `measuring` a teacher that has not been timed here is timed now, for ten seconds.
+    """
     if planned.waits_for:
         return _upper_bound(experiment, planned)
     assert planned.table.pairs is not None
     candidates, warnings = planned.inputs[planned.table.pairs], list[str]()
     if not all(path.exists() for path in candidates.paths()):
-        return [f"the price is known once the missing shards of {planned.table.pairs} are built again"]
+        return [f"the cost is known once the missing shards of {planned.table.pairs} are built again"]
     stale = list(planned.stale)
     cost = price(experiment, candidates, stale, warn=warnings.append)
     lines = [*warnings, str(cost)]
@@ -39,13 +40,12 @@ def _upper_bound(experiment: Experiment, scored: TablePlan) -> list[str]:
     planned = Planner(experiment).plan(table_named(experiment, "ingest.qrels"))
     if not planned.complete:
         return []
-    qrels = pa.concat_tables(planned.stored.row_groups(columns=["split", "query_id", "relevance"]))
-    train = pc.and_(pc.equal(qrels.column("split"), experiment.ingest.train_split), pc.greater(qrels.column("relevance"), 0))
-    labels = qrels.filter(train).column("query_id")
-    queries = pc.count_distinct(labels).as_py()
+    qrels = pl.concat(map(pl.DataFrame, planned.stored.row_groups(columns=["split", "query_id", "relevance"])))
+    labels = qrels.filter(pl.col("split") == experiment.ingest.train_split, pl.col("relevance") > 0)["query_id"]
     of_pools = scored.table.label == "pool_scores"
+    queries = labels.n_unique()
     pairs = at_most_of_pools(experiment, queries, labels=len(labels)) if of_pools else at_most(experiment, queries)
-    return [f"at most {pairs:,} pairs; the exact price is known after {scored.table.pairs}"]
+    return [f"at most {pairs:,} pairs; the exact cost is known after {scored.table.pairs}"]
 
 
 def _here(experiment: Experiment, cost: Price, candidates: str, *, shards: int, measuring: bool) -> str:
@@ -54,9 +54,8 @@ def _here(experiment: Experiment, cost: Price, candidates: str, *, shards: int, 
         return f"hours: `prep plan stage=teacher_scores` measures this teacher here, in {SECONDS:.0f} s, once"
     runner = experiment.runner
     if speed is None and (runner.address or not _device_is_here(experiment)):
-        return (
-            "hours: not known, the workers' device is not on this machine; `prep run` measures it there, or plan on a machine like theirs"
-        )
+        where = "the workers' device is not on this machine"
+        return f"hours: not known, {where}; `prep run` measures it there, or plan on a machine like theirs"
     if speed is None:
         speed = measure(with_precisions(experiment), candidates, False)
         with contextlib.suppress(OSError):  # a store that can only be read: measured again next time
@@ -79,12 +78,13 @@ def _device_is_here(experiment: Experiment) -> bool:
 
 def _room_here(experiment: Experiment) -> int:
     """Workers that this machine has room for."""
-    runner = experiment.runner
-    if runner.device == "cpu":
-        return workers_that_fit(cpus=usable_cpus(), gpus=0, threads=runner.threads, share=0)
-    import torch
+    runner, gpus = experiment.runner, 0
+    if runner.device != "cpu":
+        import torch
 
-    return workers_that_fit(cpus=usable_cpus(), gpus=torch.cuda.device_count(), threads=runner.threads, share=runner.gpus)
+        gpus = torch.cuda.device_count()
+    share = 0 if runner.device == "cpu" else runner.gpus
+    return workers_that_fit(cpus=usable_cpus(), gpus=gpus, threads=runner.threads, share=share)
 
 
 def _on_gpus(experiment: Experiment, cost: Price, gpus: int, *, shards: int) -> list[str]:

@@ -109,7 +109,6 @@ def test_only_the_texts_of_one_reading_are_in_memory(
     [
         ({"run": {"q": [("d1", 1.0)]}}, "1 queries of the run are not in .* first is q"),
         ({"run": {"test0": [("d1", 1.0), ("x7", 0.5)]}}, "1 passages of the run are not in .* first is x7"),
-        ({"corpus": "queries"}, "expected doc_id and text"),
         ({"teacher": {"max_tokens": 1000}}, "teacher.max_tokens=1000: .* 128 tokens at most"),
     ],
 )
@@ -119,7 +118,7 @@ def test_what_does_not_belong_together_is_named(
     """Prevents: pairs left out in silence, whose passages then seem irrelevant."""
     teacher = teacher_of(models).model_copy(update=words.get("teacher", {}))
     with pytest.raises(UserError, match=message):
-        rerank(words.get("run", run), teacher, queries=tables["queries"], corpus=tables[words.get("corpus", "corpus")], depth=3)
+        rerank(words.get("run", run), teacher, **tables, depth=3)
 
 
 def test_the_command(models: Any, tables: dict[str, Path], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +132,7 @@ def test_the_command(models: Any, tables: dict[str, Path], run: Run, tmp_path: P
 
     done = invoke("depth=3", "precision=fp32", "max_tokens=64", "threads=1")
     assert done.exit_code == 0, done.output
-    assert "2 queries ranked anew" in done.stdout and "6 of 6 pairs" in done.stderr
+    assert "2 queries ranked again" in done.stdout and "6 of 6 pairs" in done.stderr
     ranked = read_run(tmp_path / "b.run")
     assert {query: len(entries) for query, entries in ranked.items()} == {"test0": 3, "dev1": 3}
     expected = rerank(run, teacher_of(models), **tables, depth=3)
@@ -146,6 +145,7 @@ def test_the_command(models: Any, tables: dict[str, Path], run: Run, tmp_path: P
         (("device=tpu",), "expected cpu or cuda"),
         (("precision=int8",), "precision"),
         (("max_tokens=200",), "can read 128 tokens at most"),
+        ((f"corpus={tables['queries']}",), "expected doc_id and text"),
     ]:
         done = invoke(*words)
         assert done.exit_code == 2 and message in done.stderr, done.output
