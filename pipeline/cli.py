@@ -71,7 +71,7 @@ def plan(words: Words = None) -> None:
             if planned.table.pairs and (planned.stale or planned.waits_for):
                 from pipeline.report.cost import price_words
 
-                for line in price_words(experiment, planned, measuring=own["stage"] != "all", gpus=_whole_number("gpus", own["gpus"])):
+                for line in price_words(planner.models, planned, measuring=own["stage"] != "all", gpus=_whole_number("gpus", own["gpus"])):
                     _say(f"{'':<16} {line}")
 
 

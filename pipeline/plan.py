@@ -9,7 +9,6 @@ from typing import Any
 
 from data.config.fields import unknown_key
 from data.config.settings import Experiment
-from data.digests import DigestCache
 from data.errors import DamagedShard, UserError
 from data.files.what_lies import stored_table
 from data.tables.manifest import MANIFEST_NAME, Manifest
@@ -19,6 +18,7 @@ from pipeline.stage import Stored, Table, fingerprint_of
 from pipeline.stages import cl_drd_lists as curriculum
 from pipeline.stages import confidence, dark_examples, dev_set, embed, hard_negatives, ingest_tables, pools, teacher_scores
 from pipeline.stages import training_shards as shards
+from retrieval.models.resolved import ResolvedModels
 
 STAGES = (
     "ingest", "embed", "index", "pools", "pool_scores", "hard_negatives", "dark_examples", "teacher_scores", "confidence", "curriculum",
@@ -133,13 +133,13 @@ class Planner:
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
-        self.digests = DigestCache.of_store(experiment.store)
+        self.models = ResolvedModels(experiment)
         self._complete: dict[str, Stored] = {}
 
     def check(self, selected: list[Table]) -> None:
         """Raises UserError for what is wrong with the files or models of any selected table, before hours of work on the first."""
         for table in selected:
-            table.key(self.experiment, self.digests)
+            table.key(self.experiment, self.models)
 
     def plan(self, table: Table) -> TablePlan:
         """What building this table would do now; its inputs are planned first."""
@@ -153,7 +153,7 @@ class Planner:
                 inputs[label] = below.stored
             else:
                 inputs[label] = self._complete[label]
-        full_key = table.full_key(self.experiment, self.digests, inputs)
+        full_key = table.full_key(self.models, inputs)
         fingerprint = fingerprint_of(full_key)
         folder = table.folder(self.experiment, fingerprint)
         count = table.shard_count(self.experiment)
@@ -162,7 +162,7 @@ class Planner:
         if len(stale) == count and manifest is None:
             why = why_new(folder, full_key, table)
             stale = dict.fromkeys(stale, why)
-        self.digests.save()
+        self.models.digests.save()
         planned = TablePlan(table, None, full_key, fingerprint, folder, count, stale, manifest, inputs)
         if planned.complete:  # its shards are not looked through again for each table that reads it
             self._complete[table.label] = planned.stored

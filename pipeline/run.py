@@ -17,13 +17,14 @@ from data.logits.store import clean_store
 from data.tables.device_note import settle_device
 from data.tables.manifest import JOURNAL_NAME, Manifest, ShardRecord
 from data.tables.shards import describe, read_footer, shard_name
-from pipeline.executors.runner import Executor, make_runner, preflight
+from pipeline.executors.base import Executor, make_executor
+from pipeline.executors.preflight import preflight
 from pipeline.executors.worker import ShardTask, TaskResult
 from pipeline.opening import open_once
 from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
 from pipeline.progress import Progress
 from pipeline.stage import Preparation, Stored, Table
-from pipeline.unchanged import refuse_changed
+from retrieval.models.resolved import ResolvedModels
 
 _RECORDED_VERSIONS = ("torch", "transformers", "pyarrow", "polars", "faiss-gpu", "ray", "onnxruntime", "tokenizers")
 
@@ -36,7 +37,7 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
     selected = tables_to_run(experiment, stage)
     planner = Planner(experiment)
     planner.check(selected)
-    runner: Executor | None = None
+    executor: Executor | None = None
     built = 0
     try:
         for place, table in enumerate(selected):
@@ -52,16 +53,16 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
                 _refuse(table, plan.stored)
                 say(f"{table.label:<16} {'complete':<22} {plan.stored.manifest.rows:>10,} rows")
                 continue
-            if plan.stale and runner is None:
+            if plan.stale and executor is None:
                 preflight(experiment, uses_device=any(later.uses_device for later in selected[place:]))
-                runner = make_runner(experiment)
+                executor = make_executor(experiment)
                 unfinished = [later for later in selected[place:] if not planner.plan(later).complete]
-                for note in dict.fromkeys(note for later in unfinished if later.notes for note in later.notes(experiment)):
+                for note in dict.fromkeys(note for later in unfinished if later.notes for note in later.notes(experiment, planner.models)):
                     say(f"note: {note}")
-                open_once(experiment, unfinished, digests=planner.digests, runner=runner)
-            if runner is not None:
-                _build_stale(plan, experiment, runner, say)
-            refuse_changed(table, plan.full_key["settings"], experiment, planner.digests)
+                open_once(planner.models, unfinished, executor=executor)
+            if executor is not None:
+                _build_stale(plan, planner.models, executor, say)
+            table.refuse_changed(plan.full_key["settings"], planner.models)
             manifest = seal(plan)
             _refuse(table, Stored(plan.folder, manifest))
             built += len(plan.stale)
@@ -70,9 +71,9 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
             if table.remark and (line := table.remark(manifest.counts)):
                 say(f"warning: {line}")
     finally:
-        if runner is not None:
-            runner.close()
-        planner.digests.save()
+        if executor is not None:
+            executor.close()
+        planner.models.digests.save()
     return built
 
 
@@ -92,7 +93,8 @@ def _refuse(table: Table, stored: Stored) -> None:
         raise UserError(f"{table.label} has no rows ({json.dumps(stored.manifest.counts)}): do its inputs belong to this collection?")
 
 
-def _build_stale(plan: TablePlan, experiment: Experiment, runner: Executor, say: Callable[[str], None]) -> None:
+def _build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, say: Callable[[str], None]) -> None:
+    experiment = models.experiment
     missing = [label for label, stored in plan.inputs.items() if not all(path.exists() for path in stored.paths())]
     if missing:
         raise UserError(f"{plan.table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
@@ -100,27 +102,40 @@ def _build_stale(plan: TablePlan, experiment: Experiment, runner: Executor, say:
     if plan.stale and plan.table.rounds_by_device:
         settle_device(plan.folder, experiment.runner.device, option="runner.device", begun=len(plan.stale) < plan.shard_count)
     if plan.table.prepare and plan.stale:
-        settled = (list(plan.stale), runner.ask, runner.workers(), say, plan.table.label, plan.table.pairs)
-        plan.table.prepare(Preparation(experiment, plan.folder, plan.inputs, *settled))
+        plan.table.prepare(
+            Preparation(
+                experiment=experiment,
+                models=models,
+                folder=plan.folder,
+                inputs=plan.inputs,
+                stale=list(plan.stale),
+                ask=lambda function, *args: executor.ask(function, models, *args),
+                workers=executor.workers(),
+                say=say,
+                label=plan.table.label,
+                pairs=plan.table.pairs,
+            )
+        )
     groups = [tuple(plan.stale)] if plan.table.together else [(shard,) for shard in plan.stale]
     inputs = {label: str(stored.folder.absolute()) for label, stored in plan.inputs.items()}
-    orders = [
+    tasks = [
         ShardTask(
-            plan.table.label,
-            str(plan.folder.absolute()),
-            plan.fingerprint,
-            shards,
-            plan.shard_count,
-            inputs,
-            plan.full_key["settings"],
-            plan.table.version,
+            label=plan.table.label,
+            folder=str(plan.folder.absolute()),
+            fingerprint=plan.fingerprint,
+            shards=shards,
+            shard_count=plan.shard_count,
+            inputs=inputs,
+            settings=plan.full_key["settings"],
+            models=models.to_json(),
+            version=plan.table.version,
         )
         for shards in groups
         if shards
     ]
-    with Progress(plan.table.label, shards=len(orders), rows=_rows_to_read(plan)) as progress:
+    with Progress(plan.table.label, shards=len(tasks), rows=_rows_to_read(plan)) as progress:
         started = time.perf_counter()
-        for done in runner.run(orders, uses_device=plan.table.uses_device, report=progress.advance):
+        for done in executor.run(tasks, uses_device=plan.table.uses_device, report=progress.advance):
             progress.shard_done()
             for line in done.warnings:
                 say(f"warning: {line}")
@@ -135,8 +150,8 @@ def _rows_to_read(plan: TablePlan) -> int:
 
 
 def _journal(folder: Path, done: TaskResult, *, wall: float) -> None:
-    """A line for each finished order: what a run cost here. Kept beside the shards, since it differs between runs."""
-    line = {"shards": done.order.shards, "seconds": round(done.seconds, 3), "wall": round(wall, 3), **done.figures}
+    """A line for each finished task: what a run cost here. Kept beside the shards, since it differs between runs."""
+    line = {"shards": done.task.shards, "seconds": round(done.seconds, 3), "wall": round(wall, 3), **done.figures}
     with open(folder / JOURNAL_NAME, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 

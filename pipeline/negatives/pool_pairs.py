@@ -16,12 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.config.settings import Experiment
-from data.digests import DigestCache
 from data.tables import schemas
 from data.tables.schemas import CandidateKind
 from pipeline.negatives.corpus import Corpus
 from pipeline.stage import StageContext, Stored, Table
 from pipeline.stages.pools import window_places
+from retrieval.models.resolved import ResolvedModels
 
 _TEXTS_AT_ONCE = 1 << 19  # pairs whose texts are in memory; the corpus is read once for each so many
 
@@ -111,7 +111,7 @@ def _table(part: Part, texts: dict[str, str], corpus: Corpus) -> pa.Table:
     return pa.table(columns, names=schemas.CANDIDATES.names)
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     settings = experiment.hard_negatives
     if experiment.scores_whole_pools:
         return {"windows": "whole pools"}

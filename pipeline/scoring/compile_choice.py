@@ -15,9 +15,9 @@ _WORTH_COMPILING = 300.0  # seconds of scoring by each worker
 
 def prepare(work: Preparation) -> None:
     """Say what will be scored, and settle how. A choice that was made for this table stays, unless the settings ask for another."""
-    cost = price(work.experiment, _candidates(work), work.stale, warn=lambda line: work.say(f"warning: {line}"))
+    cost = price(work.models, _candidates(work), work.stale, warn=lambda line: work.say(f"warning: {line}"))
     work.say(f"{work.label:<16} {cost}")
-    for line in reading_lengths.warnings(work.experiment, _candidates(work), work.stale) if cost.to_score else ():
+    for line in reading_lengths.warnings(work.models, _candidates(work), work.stale) if cost.to_score else ():
         work.say(f"warning: {line}")
     kept = read_choices(work.folder)
     chosen = _choose(work, cost, kept)
@@ -47,7 +47,7 @@ def _by_calibration(work: Preparation, tokens: int) -> Choices:
     candidates = str(a_full_shard(_candidates(work), work.stale).absolute())
     workers = min(work.workers, len(work.stale))  # a shard has one worker
     each = tokens / workers
-    speed = kept_speed(work.experiment) or _measured(work, candidates, compiled=False)
+    speed = kept_speed(work.models) or _measured(work, candidates, compiled=False)
     if speed.compiled_tokens_per_second is None and speed.seconds(each, compiled=False) > _WORTH_COMPILING:
         speed = _measured(work, candidates, compiled=True)
     work.say(f"{'':<16} about {duration(wall_seconds(speed, tokens, workers=workers))} ({speed})")
@@ -57,5 +57,5 @@ def _by_calibration(work: Preparation, tokens: int) -> Choices:
 def _measured(work: Preparation, candidates: str, *, compiled: bool) -> Speed:
     work.say(f"{'':<16} measuring how fast this teacher is here{', compiled too' if compiled else ''}, once")
     speed = work.ask(measure, candidates, compiled)
-    keep_speed(work.experiment, speed)
+    keep_speed(work.models, speed)
     return speed

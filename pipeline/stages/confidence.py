@@ -9,10 +9,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.config.settings import Experiment
-from data.digests import DigestCache
 from data.tables import schemas
 from data.tables.schemas import CandidateKind
 from pipeline.stage import StageContext, Table
+from retrieval.models.resolved import ResolvedModels
 
 
 def confidence(positive_logit: float, negative_logits: NDArray[np.float64]) -> float:
@@ -68,7 +68,7 @@ def list_bounds(table: pa.Table) -> list[tuple[tuple[str, int], int, int]]:
     return [(keys[start], start, stop) for start, stop in zip(starts, [*starts, len(keys)][1:], strict=True)]
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     return {}
 
 

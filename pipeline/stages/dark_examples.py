@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +17,7 @@ from numpy.typing import NDArray
 
 from data.config.fields import keyed_values
 from data.config.settings import DarkExamples, Experiment
-from data.digests import DigestCache, uniforms
-from data.errors import UserError
+from data.digests import uniforms
 from data.tables import schemas
 from data.tables.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from pipeline.scoring import reading_lengths
@@ -27,8 +25,7 @@ from pipeline.scoring.reading_lengths import longest_mixed
 from pipeline.stage import StageContext, Table
 from retrieval.checkpoints.checks import check_marks
 from retrieval.checkpoints.files import tokenizer_digest
-from retrieval.models.student import resolve_student
-from retrieval.teachers.cross_encoder import teacher_folder
+from retrieval.models.resolved import ResolvedModels
 
 _SPECIAL_TOKENS_OF_A_PASSAGE = 2  # [CLS] and the final [SEP]
 
@@ -167,12 +164,12 @@ def _build(context: StageContext) -> None:
     from retrieval.models.tokenizer import Tokenizer
 
     experiment = context.experiment
-    settings, longest = experiment.dark_examples, longest_mixed(experiment)
+    settings, longest = experiment.dark_examples, longest_mixed(context.models)
     splitter: Splitter = _Nothing()
     if experiment.teacher.backend != "none":
-        folder = teacher_folder(experiment.teacher)
+        teacher = context.models.teacher
         splitter = context.worker_cache.get_or_create(
-            "teacher tokenizer", lambda: Tokenizer(folder, trusted=experiment.teacher.trust_remote_code)
+            "teacher tokenizer", lambda: Tokenizer(teacher.folder, trusted=teacher.trust_remote_code)
         )
     rows = context.inputs["hard_negatives"].read(context.shard, columns=["query_id", "positive_ids", "negative_ids"]).to_pylist()
     query_table = context.inputs["ingest.queries"].read(context.shard)
@@ -206,32 +203,29 @@ def _build(context: StageContext) -> None:
     context.write(table, {"in": len(rows), "kept": len(rows), "dropped": {}, "candidates": by_kind})
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     has_teacher = experiment.teacher.backend != "none"
-    folder = teacher_folder(experiment.teacher) if has_teacher else None
-    if folder:
-        _check_tokenizers(experiment, folder)
+    if has_teacher:
+        _check_tokenizers(experiment, models)
     key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens", "mask_seed"))
     return {
         **key,
-        "mixed_tokens": longest_mixed(experiment) if experiment.dark_examples.reinforced else None,
+        "mixed_tokens": longest_mixed(models) if experiment.dark_examples.reinforced else None,
         "draws": experiment.draws,
-        "tokenizer": tokenizer_digest(folder) if folder else None,
+        "tokenizer": tokenizer_digest(models.teacher.folder) if has_teacher else None,
         "seed": experiment.seed,
         "mask_seed": experiment.seed if experiment.dark_examples.mask_seed is None else experiment.dark_examples.mask_seed,
     }
 
 
-def _check_tokenizers(experiment: Experiment, teacher: Path) -> None:
+def _check_tokenizers(experiment: Experiment, models: ResolvedModels) -> None:
     """Teacher and student both read the marks, the student long after the teacher's logits were paid for."""
     settings = experiment.dark_examples
     asked = {"masked": bool(settings.mask_ratios), "mixed": settings.reinforced}
-    check_marks(teacher, option="teacher.model", trusted=experiment.teacher.trust_remote_code, **asked)
-    try:
-        student = resolve_student(experiment.student)
-    except UserError:
-        return  # scoring does without its files; what needs them says what they lack
-    check_marks(student.weights_folder, option="student.model", trusted=student.trust_remote_code, **asked)
+    check_marks(models.teacher.folder, option="teacher.model", trusted=models.teacher.trust_remote_code, **asked)
+    if models.has_student:  # scoring does without its files; what needs them says what they lack
+        student = models.student
+        check_marks(student.weights_folder, option="student.model", trusted=student.trust_remote_code, **asked)
 
 
 TABLE = Table(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data.config.fields import keyed_values
 from data.config.settings import Experiment
-from data.digests import DigestCache, canonical_json, hash64
+from data.digests import canonical_json, hash64
 from data.errors import UserError
 from data.formats.collection import find_collection
 from data.tables import schemas
@@ -29,7 +29,8 @@ from pipeline.stage import StageContext, Stored, Table
 from pipeline.stages.dev_queries import LEAKS, DevQueries, choose_queries
 from pipeline.stages.ingest import check_positives
 from pipeline.stages.pools import labels_above_0
-from retrieval.models.student import StudentSpec, resolve_student
+from retrieval.models.resolved import ResolvedModels
+from retrieval.models.student import StudentSpec
 
 if TYPE_CHECKING:
     from retrieval.search.searcher import Searcher
@@ -80,7 +81,7 @@ def _build(context: StageContext) -> None:
     rows = np.concatenate([judged_and_found, by_chance])
     rows = rows[np.argsort(np.array(corpus.ids_of(rows).to_pylist(), dtype=object), kind="stable")]
 
-    student = resolve_student(experiment.student)
+    student = context.models.student
     with context.writer(0, schemas.DEV.with_metadata({"dev": canonical_json(_metadata(experiment, student))})) as writer:
         for table in _tables(queries, corpus, rows, student):
             writer.write_row_group(table)
@@ -119,9 +120,9 @@ def _metadata(experiment: Experiment, student: StudentSpec) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "tokenizer": student.tokenizer_digest, **settings}
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     _check_split(experiment)
-    student = resolve_student(experiment.student)
+    student = models.student
     names = ("query_tokens", "passage_tokens", "query_prefix", "passage_prefix")
     tokens = {name: getattr(student, name) for name in names}
     of_dev = {**keyed_values(experiment.dev), "train_split": experiment.ingest.train_split, "seed": experiment.seed}

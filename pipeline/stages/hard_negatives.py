@@ -23,7 +23,6 @@ import pyarrow as pa
 from data.config.fields import keyed_values
 from data.config.negative_sources import SOURCES
 from data.config.settings import Experiment, HardNegatives
-from data.digests import DigestCache
 from data.errors import NothingLeft, UserError
 from data.tables import schemas
 from data.tables.schemas import CandidateKind
@@ -34,6 +33,7 @@ from pipeline.negatives.samplers import interleave, seeded, simans, stratified, 
 from pipeline.negatives.trained_positive import choose_positive, first
 from pipeline.stage import StageContext, Stored, Table
 from pipeline.stages.pools import window_places
+from retrieval.models.resolved import ResolvedModels
 
 SHORT = "queries with fewer than m negatives"
 RULES = "false negatives"
@@ -242,7 +242,7 @@ def _refuse(stored: Stored) -> None:
         )
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     settings = experiment.hard_negatives
     unused = () if settings.sampler == "simans" else ("simans_a", "simans_b")
     own = ("source", "depth", "first_rank", "last_rank", "queries", "score_pools", "select", *_OF_THE_POOLS)

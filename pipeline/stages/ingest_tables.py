@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow as pa
 
 from data.config.settings import Experiment
-from data.digests import DigestCache
 from data.formats.collection import Collection, find_collection
 from data.tables import schemas
 from data.tables.shards import ShardWriter, shard_name, write_shard
 from pipeline.stage import StageContext, Table
 from pipeline.stages.ingest import IngestReport, by_number, check_bad_fraction, check_splits, ingest_corpus, ingest_qrels, ingest_queries
+from retrieval.models.resolved import ResolvedModels
 
 Sinks = Sequence[ShardWriter | None]
 
@@ -73,25 +73,25 @@ def _build_qrels(context: StageContext) -> None:
     )
 
 
-def _contents(files: dict[str, Path], collection: Collection, digests: DigestCache) -> dict[str, Any]:
-    return {"format": collection.format, "files": {name: digests.file(file) for name, file in files.items()}}
+def _contents(files: dict[str, Path], collection: Collection, models: ResolvedModels) -> dict[str, Any]:
+    return {"format": collection.format, "files": {name: models.digests.file(file) for name, file in files.items()}}
 
 
-def _corpus_key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _corpus_key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     collection = _collection(experiment)
-    return _contents({"corpus": collection.corpus}, collection, digests)
+    return _contents({"corpus": collection.corpus}, collection, models)
 
 
-def _queries_key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _queries_key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     collection = _collection(experiment)
     # The qrels decide which queries are kept.
     queries = {f"queries{place}": file for place, file in enumerate(collection.queries)}
-    return _contents({**queries, **collection.qrels}, collection, digests)
+    return _contents({**queries, **collection.qrels}, collection, models)
 
 
-def _qrels_key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _qrels_key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     collection = _collection(experiment)
-    return _contents(dict(collection.qrels), collection, digests)
+    return _contents(dict(collection.qrels), collection, models)
 
 
 CORPUS = Table(

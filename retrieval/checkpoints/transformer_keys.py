@@ -6,12 +6,11 @@ A key read over is another vector without a word, so the harmless ones are liste
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from retrieval.checkpoints.files import read_json
+from retrieval.checkpoints.files import read_json, tokenizer_settings
 from retrieval.checkpoints.folder_file import FolderFile
 
 _LENGTHS = ("max_seq_length", "query_length", "document_length")
@@ -67,23 +66,14 @@ def named_lengths(file: FolderFile) -> tuple[int | None, int | None]:
 
 def check_truncation_side(weights: Path, *, option: str) -> None:
     """Raises UserError where the tokenizer cuts long texts on the left: here all texts are cut on the right."""
-    side = read_json(weights / "tokenizer_config.json").get("truncation_side")
-    name = "tokenizer_config.json"
-    if side is None and (weights / "tokenizer.json").is_file():
-        name = "tokenizer.json"
-        side = _side_in_tables(weights / name)
+    side, name = read_json(weights / "tokenizer_config.json").get("truncation_side"), "tokenizer_config.json"
+    if side is None:
+        side, name = (tokenizer_settings(weights).get("truncation") or {}).get("direction"), "tokenizer.json"
     if str(side or "right").lower() != "right":
         raise UserError(
             f'{option}: {weights / name} cuts long texts on the {str(side).lower()}, which is not supported; with truncation_side="right" '
             "in the tokenizer_config.json of a copy of the folder they are cut on the right"
         )
-
-
-def _side_in_tables(tables: Path) -> str | None:
-    """The direction in a tokenizer.json, which begins with its truncation; the tables behind it may have many megabytes."""
-    with open(tables, encoding="utf-8", errors="replace") as file:
-        found = re.search(r'"truncation"\s*:\s*{[^}]*"direction"\s*:\s*"(\w+)"', file.read(1000))
-    return found.group(1) if found else None
 
 
 def _check_loading(section: FolderFile, harmless: tuple[str, ...], home: Path) -> None:

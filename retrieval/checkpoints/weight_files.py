@@ -75,8 +75,11 @@ def _of_shards(folder: Path) -> Shapes:
 
 
 def _header(path: Path) -> Shapes:
-    refuse_placeholder(path)
-    return _header_of(path, file_stamp(path))
+    try:
+        return _header_of(path, file_stamp(path))
+    except OSError:
+        refuse_placeholder(path)
+        raise
 
 
 @functools.lru_cache(maxsize=64)
@@ -87,6 +90,7 @@ def _header_of(path: Path, stamp: str) -> Shapes:
         with safe_open(path, framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
+        refuse_placeholder(path)
         raise UserError(_fault(path, error)) from error
 
 

@@ -20,7 +20,7 @@ from data.tables.shards import describe, open_shard, read_footer, read_row_group
 from retrieval.compute import precision as precisions
 from retrieval.compute.prefetch import ahead
 from retrieval.encoding.text_encoder import TextEncoder, TokenLists
-from retrieval.models.student import EMBEDDING_VERSION, resolve_student, student_notes
+from retrieval.models.student import EMBEDDING_VERSION, resolve_student
 
 _WINDOW_ROWS = 8192  # texts in work at a time: sorted by length within a window, so that padding is small and memory bounded
 
@@ -99,7 +99,8 @@ def encode_table(
     precision = precisions.resolve(precision, device=device)
     source = _text_table(texts, kind=kind)
     digests = DigestCache(out.parent / "digests.json")
-    student_key = resolve_student(student).key(digests)
+    spec = resolve_student(student)
+    student_key = spec.key(digests)
     key = {
         "version": EMBEDDING_VERSION,
         "student": student_key,
@@ -117,15 +118,15 @@ def encode_table(
     for shard in source.shards:
         if footers[shard.name] is None:
             if encoder is None:
-                for note in student_notes(student):
+                for note in spec.notes:
                     report(f"note: {note}")
-                encoder = TextEncoder(student, precision=precision, device=device, batch_tokens=batch_tokens)
+                encoder = TextEncoder(spec, precision=precision, device=device, batch_tokens=batch_tokens)
             started = time.monotonic()
             schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
             with open_shard(out / shard.name, schema, {"fingerprint": fingerprint}) as writer:
                 for group in embedded_groups(encoder, texts / shard.name, kind=kind):
                     writer.write(group)
-                if resolve_student(student).key(digests) != student_key:
+                if spec.key(digests) != student_key:
                     raise RunFailed(f"the files of model={student.model} changed while {shard.name} was computed; start the command again")
             report(f"{shard.name}: {shard.rows:,} texts, {shard.rows / max(time.monotonic() - started, 1e-9):,.0f} texts/s")
         records.append(ShardRecord(shard.name, *describe(out / shard.name)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.config.settings import Experiment, Student
+from data.config.settings import Student
 from data.digests import DigestCache, json_digest
 from data.errors import UserError
 from retrieval.checkpoints.checks import check_student
@@ -21,7 +22,7 @@ from retrieval.checkpoints.sentence_transformers_files import (
     is_sentence_transformers,
 )
 
-_NOT_KEYED = ("folder", "lower_case", "trust_remote_code", "option")
+_NOT_KEYED = ("folder", "lower_case", "trust_remote_code", "option", "notes")
 
 EMBEDDING_VERSION = 5  # raised when the same texts, model and precision give other vectors
 
@@ -42,6 +43,7 @@ class StudentSpec:
     truncate_dim: int | None = None  # first dimensions that are kept of a vector, before it is normalised; None: all
     trust_remote_code: bool = False
     option: str = "student.model"  # the setting that names it; for people, never keyed
+    notes: tuple[str, ...] = ()  # what a person should know of how its files were read, of which nothing is an error
 
     @property
     def weights_folder(self) -> Path:
@@ -95,6 +97,7 @@ def resolve_student(student: Student, *, option: str = "student.model") -> Stude
         truncate_dim=own.truncate_dim,
         trust_remote_code=student.trust_remote_code,
         option=option,
+        notes=tuple(_notes(student, own, folder)),
     )
     check_kind(spec.weights_folder, pooling=spec.pooling, layers=spec.layers, option=option)
     _check_prompts(spec, own, option=option)
@@ -102,35 +105,14 @@ def resolve_student(student: Student, *, option: str = "student.model") -> Stude
     return spec
 
 
-def student_notes(student: Student, *, option: str = "student.model") -> list[str]:
-    """What a person should know of how a checkpoint's files were read, of which nothing is an error."""
-    folder = resolve_folder(student.model, option=option, revision=student.revision, with_code=student.trust_remote_code)
-    own, notes = folder_settings(folder, option=option), list[str]()
+def _notes(student: Student, own: FolderSettings, folder: Path) -> Iterator[str]:
     if is_sentence_transformers(folder) and own.similarity is None and not own.normalize and student.normalize is None:
-        notes.append(
+        yield (
             f"{folder} names no similarity and normalises nothing: passages are ranked by inner product, where sentence-transformers "
             "would take cosine; student.normalize=true or false settles it"
         )
     if own.unread:
-        notes.append(f"{folder}/config_sentence_transformers.json has keys that are not known here: {', '.join(own.unread)}")
-    return notes
-
-
-def miner_of(experiment: Experiment) -> Student:
-    """What embeds and mines: the student as it starts, or `embed.model`, with all of its layers.
-
-    It reads as long a text as the student. Pooling, normalisation and prompts are those of its own files where it is a
-    sentence-transformers folder, as trained students are, and else the student's.
-    """
-    name = experiment.embed.model
-    if name is None:
-        return experiment.student
-    student = resolve_student(experiment.student)
-    lengths: dict[str, Any] = {"query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens}
-    if is_sentence_transformers(resolve_folder(name, option="embed.model")):
-        return Student(model=name, **lengths)
-    like = {field: getattr(student, field) for field in ("pooling", "normalize", "query_prefix", "passage_prefix")}
-    return Student(model=name, **lengths, **like)
+        yield f"{folder}/config_sentence_transformers.json has keys that are not known here: {', '.join(own.unread)}"
 
 
 def _length(given: int | None, own: int | None, folder: Path, *, option: str) -> int:

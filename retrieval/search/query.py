@@ -10,7 +10,7 @@ from data.config.settings import Student
 from data.digests import DigestCache
 from data.errors import UserError
 from data.tables.manifest import Manifest
-from retrieval.models.student import resolve_student
+from retrieval.models.student import StudentSpec, resolve_student
 from retrieval.search.embedding_table import EmbeddingTable
 from retrieval.search.searcher import Searcher, ranked
 from retrieval.search.stored_texts import texts_of
@@ -44,16 +44,16 @@ def _student_key(corpus: Path) -> dict[str, Any]:
     return manifest.key.get("student") or manifest.key.get("settings", {}).get("student") or {}
 
 
-def check_same_student(student: Student, corpus: Path) -> None:
+def check_same_student(student: StudentSpec, corpus: Path) -> None:
     """Raises UserError where the corpus was embedded with another model, pooling or number of layers: the scores would mean nothing."""
-    noted, own = _student_key(corpus), resolve_student(student).key(DigestCache(corpus.parent / "digests.json"))
+    noted, own = _student_key(corpus), student.key(DigestCache(corpus.parent / "digests.json"))
     differing = [name for name in _SHARED if name in noted and noted[name] != own[name]]
     if noted and noted.get("truncate_dim") != own.get("truncate_dim"):  # keyed only where vectors are cut
         differing.append("truncate_dim")
     if differing:
         told = [f"{name}={noted.get(name)}" for name in differing if name not in ("weights", "tokenizer")]
         raise UserError(
-            f"model={student.model}: {corpus} was embedded with another model (differing: {', '.join(differing)})"
+            f"model={student.folder}: {corpus} was embedded with another model (differing: {', '.join(differing)})"
             + (f"; it was {', '.join(told)}" if told else "")
         )
 
@@ -86,11 +86,12 @@ def find(
     Raises:
         UserError: another student, no such tables, or a passage found that `texts` does not have.
     """
-    check_same_student(student, corpus)
+    spec = resolve_student(student)
+    check_same_student(spec, corpus)
     from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
     from retrieval.encoding.text_encoder import TextEncoder
 
-    encoder = TextEncoder(student, precision=precision, device=device, batch_tokens=DEFAULT_BATCH_TOKENS[device])
+    encoder = TextEncoder(spec, precision=precision, device=device, batch_tokens=DEFAULT_BATCH_TOKENS[device])
     table = EmbeddingTable(corpus, "doc_id")
     (found_rows,) = Searcher(table, memory_gb=memory_gb, threads=threads).search(encoder.queries([text]), k=k)
     doc_ids, scores = ranked(found_rows.scores, found_rows.rows, table.ids)[0]

@@ -35,7 +35,7 @@ def after_first_shard(monkeypatch: pytest.MonkeyPatch, label: str, exchange: Cal
 
     def hooked(folder: Path, finished: Any, **words: Any) -> None:
         journal(folder, finished, **words)
-        if finished.order.label == label and not done:
+        if finished.task.label == label and not done:
             done.append(label)
             exchange()
 
