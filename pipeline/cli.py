@@ -17,7 +17,6 @@ from data.files.outputs import is_html, is_standard_output
 from data.files.paths import expanded
 from data.remote.cache import output_file
 from data.terminal import printable
-from pipeline.plan import TablePlan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
@@ -55,7 +54,7 @@ def plan(words: Words = None) -> None:
 
         planner, selected = Planner(experiment), tables_to_run(experiment, own["stage"])
         if own["stage"] == "teacher_scores":  # the whole bill of the teacher
-            selected = [table for table in tables(experiment) if table.pairs]
+            selected = [table for table in tables(experiment) if table.scores_pairs_of]
         for planned in planner.plan_all(selected):
             label = f"{planned.table.label:<16}"
             if planned.waits_for:
@@ -68,7 +67,7 @@ def plan(words: Words = None) -> None:
                 _say(f"{label} would build {len(planned.stale)} of {planned.shard_count} shards")
                 for shards, reason in _by_reason(planned.stale):
                     _say(f"{'':<16}   {shards}: {reason}")
-            if planned.table.pairs and (planned.stale or planned.waits_for):
+            if planned.table.scores_pairs_of and (planned.stale or planned.waits_for):
                 from pipeline.report.cost import price_words
 
                 for line in price_words(planner.models, planned, measuring=own["stage"] != "all", gpus=_whole_number("gpus", own["gpus"])):
@@ -76,21 +75,19 @@ def plan(words: Words = None) -> None:
 
 
 def _by_reason(stale: dict[int, str]) -> list[tuple[str, str]]:
-    """Shard numbers that share a reason, as `0-3, 7`."""
-    grouped: dict[str, list[int]] = {}
+    """Shards that share a reason, as `shard 0-3, 7`, each with the reason."""
+    grouped: dict[str, list[list[int]]] = {}
     for shard, reason in stale.items():
-        grouped.setdefault(reason, []).append(shard)
-    return [(_ranges(shards), reason) for reason, shards in grouped.items()]
-
-
-def _ranges(numbers: list[int]) -> str:
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
+        ranges = grouped.setdefault(reason, [])
+        if ranges and shard == ranges[-1][1] + 1:
+            ranges[-1][1] = shard
         else:
-            ranges.append([number, number])
-    return "shard " + ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+            ranges.append([shard, shard])
+    return [("shard " + ", ".join(_range(*one) for one in ranges), reason) for reason, ranges in grouped.items()]
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
 
 
 @app.command()
@@ -111,15 +108,10 @@ def status(words: Words = None) -> None:
             dropped = ", ".join(f"{reason}: {count:,}" for reason, count in counts.items())
             rows, seconds = (f"{manifest.rows:,}", f"{manifest.seconds:.1f}") if manifest else ("", "")
             folder = "" if planned.waits_for else os.path.relpath(planned.folder)
-            cells = (planned.table.label, _state(planned), rows, dropped, seconds, folder)
+            state = f"waits for {planned.waits_for}" if planned.waits_for else f"{len(planned.stale)} shards stale"
+            cells = (planned.table.label, "complete" if planned.complete else state, rows, dropped, seconds, folder)
             grid.add_row(*(Text(printable(cell)) for cell in cells))  # as Text: brackets are no markup
         Console(width=None if sys.stdout.isatty() else 200).print(grid)
-
-
-def _state(planned: TablePlan) -> str:
-    if planned.complete:
-        return "complete"
-    return f"waits for {planned.waits_for}" if planned.waits_for else f"{len(planned.stale)} shards stale"
 
 
 @app.command()
@@ -136,13 +128,8 @@ def path(words: Words = None) -> None:
         for planned in Planner(experiment).plan_all(chosen):
             if planned.waits_for or planned.manifest is None:
                 raise UserError(f"{planned.table.label} is not complete yet: prep run stage={planned.table.stage}")
-            _print_path(planned.folder)
-
-
-def _print_path(path: Path) -> None:
-    """The path's own bytes, whatever the terminal's encoding: a shell passes them on."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+            sys.stdout.flush()
+            sys.stdout.buffer.write(os.fsencode(planned.folder) + b"\n")  # its own bytes, whatever the terminal's encoding
 
 
 @app.command()

@@ -37,7 +37,7 @@ def open_once(models: ResolvedModels, tables: Sequence[Table], *, executor: Exec
 
 def _roles(tables: Sequence[Table], models: ResolvedModels) -> set[str]:
     """`miner` embeds, `teacher` scores, `student` reads the training rows where something else embeds."""
-    roles = {"teacher" for table in tables if table.pairs}
+    roles = {"teacher" for table in tables if table.scores_pairs_of}
     roles |= {"miner" for table in tables if table.stage == "embed"}
     return roles | {"student" for table in tables if table.stage == "shards" and models.experiment.embed.model}
 

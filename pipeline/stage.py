@@ -10,19 +10,25 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.config.settings import Experiment
-from data.digests import canonical_json, json_digest
+from data.digests import canonical_json
 from data.errors import RunFailed
 from data.tables import shards
 from data.tables.manifest import Manifest
 from data.tables.schemas import SCHEMA_VERSION
 from data.tables.shards import ShardWriter
 from retrieval.models.resolved import ResolvedModels
+
+if TYPE_CHECKING:
+    from pipeline.executors.base import Executor
+    from pipeline.plan import TablePlan
+
+Say = Callable[[str], None]
 
 # Where a key's first part comes from, for people.
 _OPTIONS = {
@@ -84,7 +90,6 @@ class WorkerCache:
 class StageContext:
     """Some shards of one table, to be built by one worker."""
 
-    experiment: Experiment
     models: ResolvedModels
     table: Table
     folder: Path
@@ -97,6 +102,11 @@ class StageContext:
     warn: Callable[[str], None]  # a line that must be seen
     figures: dict[str, Any] = field(default_factory=dict)  # figures of this execution, for the journal
     check_unchanged: Callable[[], None] = lambda: None  # raises RunFailed where models or files are not those of the fingerprint any more
+
+    @property
+    def experiment(self) -> Experiment:
+        """The settings."""
+        return self.models.experiment
 
     @property
     def shard(self) -> int:
@@ -124,22 +134,6 @@ class StageContext:
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """What a table's `prepare` is given: it may look at the work, ask a worker, and leave its choices in the table's folder."""
-
-    experiment: Experiment
-    models: ResolvedModels
-    folder: Path
-    inputs: dict[str, Stored]
-    stale: Sequence[int]
-    ask: Callable[..., Any]  # ask(function, *args): function(models, *args), run in a worker
-    workers: int
-    say: Callable[[str], None]
-    label: str  # of the table
-    pairs: str | None  # of its input whose pairs are scored
-
-
-@dataclass(frozen=True)
 class Table:
     """One table of a stage.
 
@@ -154,13 +148,13 @@ class Table:
     key: Callable[[Experiment, ResolvedModels], dict[str, Any]]
     shard_count: Callable[[Experiment], int]
     build: Callable[[StageContext], None]
-    prepare: Callable[[Preparation], None] | None = None  # runs in the driver before stale shards are built
-    together: bool = False  # all stale shards in one task, for sources that are read in one pass
+    prepare: Callable[[TablePlan, ResolvedModels, Executor, Say], None] | None = None  # runs in the driver before stale shards are built
+    builds_all_shards: bool = False  # all stale shards in one task, for sources that are read in one pass
     uses_device: bool = False  # builds with a model, so it wants the runner's GPU
     rounds_by_device: bool = False  # what it writes differs between kinds of devices, at the level of rounding noise
-    pairs: str | None = None  # label of the input whose (query, text) rows the teacher scores
+    scores_pairs_of: str | None = None  # label of the input whose (query, text) rows the teacher scores
     notes: Callable[[Experiment, ResolvedModels], list[str]] | None = None  # what a user should hear before any work
-    remark: Callable[[dict[str, Any]], str] | None = None  # from the counts of the finished table: what a user should hear, "" for nothing
+    summary: Callable[[dict[str, Any]], str] | None = None  # from the counts of the finished table: what a user should hear, "" for nothing
     refuse: Callable[[Stored], None] | None = None  # raises UserError, or NothingLeft, where the finished table is of no use to anyone
 
     @property
@@ -199,8 +193,3 @@ class Table:
     def folder(self, experiment: Experiment, fingerprint: str) -> Path:
         """Where the table lies."""
         return Path(experiment.store) / self.stage / (f"{self.name}-{fingerprint}" if self.name else fingerprint)
-
-
-def fingerprint_of(full_key: dict[str, Any]) -> str:
-    """The fingerprint of a table's full key."""
-    return json_digest(full_key)

@@ -175,8 +175,7 @@ class RayExecutor:
 
 def _last_line(error: Exception) -> str:
     """The cause: Ray's own words come first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
 def _cannot_start(error: Exception) -> RunFailed:

@@ -78,7 +78,6 @@ class Worker:
         started = time.perf_counter()
         warnings: list[str] = []
         context = StageContext(
-            experiment=self._experiment,
             models=models,
             table=table,
             folder=Path(task.folder),

@@ -22,10 +22,10 @@ def price_words(models: ResolvedModels, planned: TablePlan, *, measuring: bool, 
     experiment = models.experiment
     if planned.waits_for:
         return _upper_bound(experiment, planned)
-    assert planned.table.pairs is not None
-    candidates, warnings = planned.inputs[planned.table.pairs], list[str]()
+    assert planned.table.scores_pairs_of is not None
+    candidates, warnings = planned.inputs[planned.table.scores_pairs_of], list[str]()
     if not all(path.exists() for path in candidates.paths()):
-        return [f"the price is known once the missing shards of {planned.table.pairs} are built again"]
+        return [f"the price is known once the missing shards of {planned.table.scores_pairs_of} are built again"]
     stale = list(planned.stale)
     cost = price(models, candidates, stale, warn=warnings.append)
     lines = [*warnings, str(cost)]
@@ -46,7 +46,7 @@ def _upper_bound(experiment: Experiment, scored: TablePlan) -> list[str]:
     queries = pc.count_distinct(labels).as_py()
     of_pools = scored.table.label == "pool_scores"
     pairs = at_most_of_pools(experiment, queries, labels=len(labels)) if of_pools else at_most(experiment, queries)
-    return [f"at most {pairs:,} pairs; the exact price is known after {scored.table.pairs}"]
+    return [f"at most {pairs:,} pairs; the exact price is known after {scored.table.scores_pairs_of}"]
 
 
 def _here(models: ResolvedModels, cost: Price, candidates: str, *, shards: int, measuring: bool) -> str:

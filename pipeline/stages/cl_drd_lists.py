@@ -159,5 +159,5 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
 
 TABLE = Table(
     stage="curriculum", name="", version=1, reads=("pools.ranked", "pools.pairs", "pool_scores"), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=_remark,
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, summary=_remark,
 )  # fmt: skip

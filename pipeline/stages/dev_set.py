@@ -153,5 +153,5 @@ def _remark(counts: dict[str, Any]) -> str:
 TABLE = Table(
     stage="dev", name="", version=1, key=_key,
     reads=("ingest.corpus", "ingest.queries", "ingest.qrels", "embed.corpus", "embed.queries"),
-    shard_count=lambda experiment: 1, build=_build, remark=_remark, uses_device=True,
+    shard_count=lambda experiment: 1, build=_build, summary=_remark, uses_device=True,
 )  # fmt: skip

@@ -261,5 +261,5 @@ def table(experiment: Experiment) -> Table:
     scores = ("pools.pairs", "pool_scores") if experiment.hard_negatives.uses_pool_scores else ()
     return Table(
         stage="hard_negatives", name="", version=3, reads=("pools.ranked", *scores), key=_key,
-        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=_remark, refuse=_refuse,
+        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, summary=_remark, refuse=_refuse,
     )  # fmt: skip

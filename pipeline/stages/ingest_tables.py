@@ -96,13 +96,13 @@ def _qrels_key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]
 
 CORPUS = Table(
     stage="ingest", name="corpus", version=1, reads=(), key=_corpus_key,
-    shard_count=lambda experiment: experiment.ingest.corpus_shards, build=_build_corpus, together=True,
+    shard_count=lambda experiment: experiment.ingest.corpus_shards, build=_build_corpus, builds_all_shards=True,
 )  # fmt: skip
 QUERIES = Table(
     stage="ingest", name="queries", version=1, reads=(), key=_queries_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build_queries, together=True,
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build_queries, builds_all_shards=True,
 )  # fmt: skip
 QRELS = Table(
     stage="ingest", name="qrels", version=1, reads=("ingest.corpus", "ingest.queries"), key=_qrels_key,
-    shard_count=lambda experiment: 1, build=_build_qrels, together=True,
+    shard_count=lambda experiment: 1, build=_build_qrels, builds_all_shards=True,
 )  # fmt: skip

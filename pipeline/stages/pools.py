@@ -262,6 +262,6 @@ def table(experiment: Experiment) -> Table:
     vectors = ("embed.corpus", "embed.queries", *(["index"] if experiment.uses_index else [])) if student else ()
     return Table(
         stage="pools", name="ranked", version=2, reads=(*base, *vectors), key=_key,
-        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=partial(_remark, experiment),
+        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, summary=partial(_remark, experiment),
         refuse=partial(_refuse, experiment), uses_device=student,
     )  # fmt: skip

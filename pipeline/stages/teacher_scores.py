@@ -48,8 +48,8 @@ def _build(context: StageContext) -> None:
     compiled = choices is not None and choices.compiled
     teacher = context.worker_cache.get_or_create(("teacher", namespace, compiled), lambda: Teacher(spec, experiment, compiled=compiled))
 
-    assert context.table.pairs is not None
-    path = context.inputs[context.table.pairs].paths()[context.shard]
+    assert context.table.scores_pairs_of is not None
+    path = context.inputs[context.table.scores_pairs_of].paths()[context.shard]
     wanted = WantedPairs.read(path)
     known = store.lookup(wanted.keys)
     missing = np.isnan(known.logits)
@@ -185,7 +185,8 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
 
 TABLE = Table(
     stage="teacher_scores", name="", version=2, reads=("dark_examples",), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True, pairs="dark_examples",
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True,
+    scores_pairs_of="dark_examples",
     notes=lambda experiment, models: teacher_notes(models.teacher), rounds_by_device=True,
 )  # fmt: skip
-OF_POOLS = replace(TABLE, stage="pool_scores", version=1, reads=("pools.pairs",), pairs="pools.pairs")
+OF_POOLS = replace(TABLE, stage="pool_scores", version=1, reads=("pools.pairs",), scores_pairs_of="pools.pairs")

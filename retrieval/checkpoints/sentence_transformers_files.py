@@ -21,7 +21,8 @@ from retrieval.checkpoints.transformer_keys import check_transformer, check_trun
 
 _QUERY_PROMPTS, _PASSAGE_PROMPTS = ("query",), ("document", "passage", "corpus")  # the first one there is taken
 _SHORT_MODES = {"cls_token": "cls", "mean_tokens": "mean"}
-_OLD_NAMES = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # sentence_<name>_config.json
+_MODULES = ("Transformer", "Pooling", "Normalize")
+_TRANSFORMER_NAMES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # sentence_<name>_config.json
 _POOLING_KEYS = ("pooling_mode", "include_prompt", "word_embedding_dimension", "embedding_dimension")
 _FOLDER_KEYS = (
     "__version__", "model_type", "requirements", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim",
@@ -41,7 +42,7 @@ class FolderSettings:
     passage_tokens: int | None = None
     lower_case: bool = False
     similarity: str | None = None  # of vectors, as the files name it; None where they do not
-    truncate_dim: int | None = None  # first dimensions of a vector that are kept
+    truncate_dim: int | None = None  # first dimensions of a vector that are kept, where there are more
     unread: tuple[str, ...] = ()  # keys of config_sentence_transformers.json that nobody here knows
 
 
@@ -66,13 +67,15 @@ def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSet
     if not is_sentence_transformers(folder):
         longest = _longest(weights, None)
         return FolderSettings(query_tokens=longest, passage_tokens=longest)
-    transformer = _transformer_file(weights, option=option)
+    files = [FolderFile.read(weights / f"sentence_{name}_config.json", option=option) for name in _TRANSFORMER_NAMES]
+    transformer = next((file for file in files if file.content), files[0])
     check_transformer(transformer, weights)
     pooling, normalizes = _modules(folder, option=option)
     own = FolderFile.read(folder / "config_sentence_transformers.json", option=option)
     if own.text("model_type") not in (None, "SentenceTransformer"):
         raise own.refusal("model_type", "and only a SentenceTransformer gives one vector for a text")
-    similarity = own.text("similarity_fn_name")
+    similarity, kept = own.text("similarity_fn_name"), own.count("truncate_dim")
+    size = read_json(weights / "config.json").get("hidden_size")
     query_length, passage_length = named_lengths(transformer)
     return FolderSettings(
         pooling=_pooling_modes(pooling),
@@ -87,15 +90,9 @@ def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSet
         passage_tokens=_longest(weights, passage_length),
         lower_case=bool(transformer.content.get("do_lower_case")),
         similarity=similarity,
-        truncate_dim=_truncate_dim(own, weights),
+        truncate_dim=None if kept is None or (isinstance(size, int) and kept >= size) else kept,
         unread=tuple(sorted(own.content.keys() - set(_FOLDER_KEYS))),
     )
-
-
-def _transformer_file(weights: Path, *, option: str) -> FolderFile:
-    names = ["sentence_bert_config.json", *(f"sentence_{name}_config.json" for name in _OLD_NAMES)]
-    files = [FolderFile.read(weights / name, option=option) for name in names]
-    return next((file for file in files if file.content), files[0])
 
 
 def _longest(weights: Path, named: int | None) -> int | None:
@@ -106,44 +103,31 @@ def _longest(weights: Path, named: int | None) -> int | None:
 
 def _modules(folder: Path, *, option: str) -> tuple[FolderFile, bool]:
     """(settings of the pooling, whether its vectors are normalised)."""
-    path = folder / "modules.json"
-    found = [(_kind(module["type"]), folder / module["path"] / "config.json", module["type"]) for module in module_list(folder)]
-    normalizers: list[FolderFile] = []
-    pooling: FolderFile | None = None
-    for place, (kind, file, whole_name) in enumerate(found):
-        settings = FolderFile.read(file, option=option) if kind in ("Pooling", "Normalize") else None
-        ours = kind == "Transformer" or (settings is not None and (kind == "Pooling" or _normalizes_texts(settings)))
-        if not ours:
-            raise UserError(f"{option}: {folder} has a module {whole_name}; Transformer, Pooling and Normalize are supported")
-        if kind != ("Transformer", "Pooling", "Normalize")[min(place, 2)]:
-            names = ", ".join(kind for kind, _, _ in found)
-            raise UserError(
-                f"{option}: {path} lists {names}; one Transformer, one Pooling and at most Normalize behind them, in this order, "
-                "are supported"
-            )
-        if settings and kind == "Pooling":
-            pooling = settings
-        elif settings:
-            normalizers.append(settings)
-    if pooling is None:
+    found: list[tuple[str, FolderFile]] = []
+    for module in module_list(folder):
+        kind, settings = module["type"], FolderFile.read(folder / module["path"] / "config.json", option=option)
+        # `Pooling` of whichever module of sentence-transformers: it moved. A class from elsewhere is code that comes with the checkpoint.
+        kind = kind.rsplit(".", 1)[-1] if kind.startswith("sentence_transformers.") else kind
+        if kind not in _MODULES or (kind == "Normalize" and not _normalizes_texts(settings)):
+            raise UserError(f"{option}: {folder} has a module {module['type']}; Transformer, Pooling and Normalize are supported")
+        found.append((kind, settings))
+    if any(kind != _MODULES[min(place, 2)] for place, (kind, _) in enumerate(found)):
+        raise UserError(
+            f"{option}: {folder / 'modules.json'} lists {', '.join(kind for kind, _ in found)}; one Transformer, one Pooling and at most "
+            "Normalize behind them, in this order, are supported"
+        )
+    if len(found) < 2:
         raise UserError(f"{option}: {folder} has no Pooling module, so its files do not say what the vector of a text is")
+    pooling = found[1][1]
     if not pooling.path.is_file():
         raise UserError(f"{option}: {pooling.path} is missing, which says how token vectors become one; fetch the whole folder again")
-    return pooling, bool(normalizers)
+    return pooling, len(found) > 2
 
 
 def _normalizes_texts(settings: FolderFile) -> bool:
     name = "sentence_embedding"
     input_name = settings.content.get("module_input_name") or name
     return input_name == (settings.content.get("module_output_name") or input_name) == name
-
-
-def _kind(module_type: str) -> str:
-    """`Pooling` of `sentence_transformers.models.Pooling` and of `sentence_transformers.sentence_transformer.modules.pooling.Pooling`.
-
-    A class from elsewhere keeps its whole name: it is code that comes with the checkpoint, whatever it is called.
-    """
-    return module_type.rsplit(".", 1)[-1] if module_type.startswith("sentence_transformers.") else module_type
 
 
 def _pooling_modes(settings: FolderFile) -> str:
@@ -169,10 +153,3 @@ def _prompt(own: FolderFile, names: tuple[str, ...], *, others: tuple[str, ...])
     if default is not None and default not in prompts.content:
         raise own.refusal("default_prompt_name", f"but has no prompt {default!r}; it has {', '.join(prompts.content) or 'none'}")
     return "" if default is None or default in others else prompts.text(default) or ""
-
-
-def _truncate_dim(own: FolderFile, weights: Path) -> int | None:
-    """None, too, where it keeps all of the dimensions that config.json names."""
-    kept = own.count("truncate_dim")
-    size = read_json(weights / "config.json").get("hidden_size")
-    return None if kept is None or (isinstance(size, int) and kept >= size) else kept

@@ -84,7 +84,13 @@ class ResolvedModels:
 
     def to_json(self) -> dict[str, Any]:
         """What was resolved so far, as plain values for a worker."""
-        return {role: self._as_json(role, found) for role, found in self._found.items()}
+        values: dict[str, Any] = {}
+        for role, found in self._found.items():
+            if isinstance(found, UserError):
+                values[role] = {"error": str(found)}
+            else:
+                values[role] = {"spec": {**asdict(found), "folder": str(found.folder)}, "key": self._keys.get(role)}
+        return values
 
     @staticmethod
     def from_json(values: dict[str, Any], experiment: Experiment, digests: DigestCache) -> ResolvedModels:
@@ -93,16 +99,12 @@ class ResolvedModels:
         for role, found in values.items():
             if "error" in found:
                 models._found[role] = UserError(found["error"])
-            elif (folder := Path(found["spec"]["folder"])).is_dir():
+                continue
+            if (folder := Path(found["spec"]["folder"])).is_dir():
                 models._found[role] = _SPECS[role](**{**found["spec"], "folder": folder})
-            if found.get("key"):
+            if found["key"]:
                 models._keys[role] = found["key"]
         return models
-
-    def _as_json(self, role: str, found: StudentSpec | TeacherSpec | UserError) -> dict[str, Any]:
-        if isinstance(found, UserError):
-            return {"error": str(found)}
-        return {"spec": {**asdict(found), "folder": str(found.folder)}, "key": self._keys.get(role)}
 
     def _resolved(self, role: str, resolve: Callable[[], StudentSpec | TeacherSpec]) -> StudentSpec | TeacherSpec:
         if role not in self._found:

@@ -12,7 +12,6 @@ from data.digests import DigestCache, json_digest
 from data.errors import UserError
 from retrieval.checkpoints.checks import check_student
 from retrieval.checkpoints.custom_code import check_custom_code, code_key
-from retrieval.checkpoints.encoder_kind import check_kind
 from retrieval.checkpoints.files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
 from retrieval.checkpoints.model_lengths import check_length
 from retrieval.checkpoints.sentence_transformers_files import (
@@ -75,15 +74,17 @@ class StudentSpec:
 def resolve_student(student: Student, *, option: str = "student.model") -> StudentSpec:
     """Fill `auto` and `null` from the folder's files. Imports no model code. `option` is for errors.
 
-    Raises UserError: a folder or a model that is not supported (`folder_settings`, `check_kind`), another pooling than cls or mean, a
+    Raises UserError: a folder or a model that is not supported (`folder_settings`, `check_student`), another pooling than cls or mean, a
     similarity that no inner product is, a length above the model's positions, prompts that this checkpoint leaves out of its pooling,
     files that are not whole (`check_student`).
     """
     folder = resolve_folder(student.model, option=option, revision=student.revision, with_code=student.trust_remote_code)
     check_custom_code(transformer_folder(folder), option=option, trusted=student.trust_remote_code)
     own = folder_settings(folder, option=option)
-    _check_pooling(student, own, folder, option=option)
-    _check_similarity(student, own, folder, option=option)
+    if student.pooling == "auto":
+        _check_pooling(own, folder, option=option)
+    if student.normalize is None:
+        _check_similarity(own, folder, option=option)
     spec = StudentSpec(
         folder=folder,
         layers=student.layers,
@@ -99,9 +100,13 @@ def resolve_student(student: Student, *, option: str = "student.model") -> Stude
         option=option,
         notes=tuple(_notes(student, own, folder)),
     )
-    check_kind(spec.weights_folder, pooling=spec.pooling, layers=spec.layers, option=option)
-    _check_prompts(spec, own, option=option)
-    check_student(folder, option=option)
+    check_student(folder, pooling=spec.pooling, layers=spec.layers, option=option)
+    # Instruction models (`include_prompt: false`) read the prompt but pool the text alone, which our pooling does not.
+    if not own.pools_prompt and (spec.query_prefix or spec.passage_prefix):
+        raise UserError(
+            f"{option}: {folder} leaves its prompts out of the pooling (include_prompt: false), which is not supported; "
+            "without prompts it can be used: student.query_prefix= student.passage_prefix="
+        )
     return spec
 
 
@@ -123,9 +128,7 @@ def _length(given: int | None, own: int | None, folder: Path, *, option: str) ->
     return length
 
 
-def _check_pooling(student: Student, own: FolderSettings, folder: Path, *, option: str) -> None:
-    if student.pooling != "auto":
-        return
+def _check_pooling(own: FolderSettings, folder: Path, *, option: str) -> None:
     if own.pooling not in ("cls", "mean"):
         raise UserError(f"{option}: {folder} pools by {own.pooling}; cls and mean are supported (student.pooling=mean takes another one)")
     if has_lost_its_modules(folder):
@@ -135,22 +138,13 @@ def _check_pooling(student: Student, own: FolderSettings, folder: Path, *, optio
         )
 
 
-def _check_similarity(student: Student, own: FolderSettings, folder: Path, *, option: str) -> None:
+def _check_similarity(own: FolderSettings, folder: Path, *, option: str) -> None:
     """Between vectors of length 1 the Euclidean distance orders as the inner product does. Vectors that are cut have another length."""
     cut = own.normalize and own.truncate_dim is not None
     fitting = (None, "cosine", *([] if cut else ["dot"]), *(["euclidean"] if own.normalize and not cut else []))
-    if student.normalize is None and own.similarity not in fitting:
+    if own.similarity not in fitting:
         raise UserError(
             f"{option}: {folder}/config_sentence_transformers.json says similarity_fn_name={own.similarity}"
             f"{' with truncate_dim and Normalize' if cut else ''}, and passages are ranked by inner product of whole vectors here; "
             "student.normalize=true (cosine) or false (inner product) takes that instead"
-        )
-
-
-def _check_prompts(spec: StudentSpec, own: FolderSettings, *, option: str) -> None:
-    """Instruction models (`include_prompt: false`) read the prompt but pool the text alone, which our pooling does not."""
-    if not own.pools_prompt and (spec.query_prefix or spec.passage_prefix):
-        raise UserError(
-            f"{option}: {spec.folder} leaves its prompts out of the pooling (include_prompt: false), which is not supported; "
-            "without prompts it can be used: student.query_prefix= student.passage_prefix="
         )
