@@ -1,4 +1,4 @@
-"""The command `prep`: run, plan, status, path, inspect, report and cache. All words are `key=value`."""
+"""The command `prep`: run, plan, status, path, inspect, report and cache. All arguments are `key=value`."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from data.terminal import printable
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
-Words = Annotated[list[str] | None, typer.Argument(metavar="config=FILE [key=value ...]", help="overrides are dotted.key=value")]
+Args = Annotated[list[str] | None, typer.Argument(metavar="config=FILE [key=value ...]", help="overrides are dotted.key=value")]
 
 
-def _experiment(words: list[str] | None, **own: str) -> tuple[Experiment, dict[str, str]]:
-    """The experiment, and the command's own words (with their defaults) taken out of the overrides."""
-    parsed = parse_arguments(words or [])
+def _experiment(args: list[str] | None, **own: str) -> tuple[Experiment, dict[str, str]]:
+    """The experiment, and the command's own arguments (with their defaults) taken out of the overrides."""
+    parsed = parse_arguments(args or [])
     taken = {name: parsed.pop(name, default) for name, default in own.items()}
     return load(parsed), taken
 
 
 @app.command()
-def run(words: Words = None) -> None:
+def run(args: Args = None) -> None:
     """Run stages in order, only what is missing or stale.  [stage=NAME|all]"""
     with exit_codes():
-        experiment, own = _experiment(words, stage="all")
+        experiment, own = _experiment(args, stage="all")
         from pipeline.run import run as run_stages
 
         built = run_stages(experiment, stage=own["stage"], say=_say)
@@ -46,10 +46,10 @@ def _say(line: str) -> None:
 
 
 @app.command()
-def plan(words: Words = None) -> None:
+def plan(args: Args = None) -> None:
     """What `run` would build, why each shard is stale, and with stage=teacher_scores what it will cost.  [stage=NAME|all] [gpus=N]"""
     with exit_codes():
-        experiment, own = _experiment(words, stage="all", gpus="0")
+        experiment, own = _experiment(args, stage="all", gpus="0")
         from pipeline.plan import Planner, tables, tables_to_run
 
         planner, selected = Planner(experiment), tables_to_run(experiment, own["stage"])
@@ -91,10 +91,10 @@ def _range(first: int, last: int) -> str:
 
 
 @app.command()
-def status(words: Words = None) -> None:
+def status(args: Args = None) -> None:
     """Each table: complete or not, rows, what was dropped and why, the time it took, where it lies."""
     with exit_codes():
-        experiment, _ = _experiment(words)
+        experiment, _ = _experiment(args)
         from rich.console import Console
         from rich.table import Table as Grid
         from rich.text import Text
@@ -115,10 +115,10 @@ def status(words: Words = None) -> None:
 
 
 @app.command()
-def path(words: Words = None) -> None:
+def path(args: Args = None) -> None:
     """Print where a stage's output lies.  stage=NAME [table=NAME]"""
     with exit_codes():
-        experiment, own = _experiment(words, stage="shards", table="")
+        experiment, own = _experiment(args, stage="shards", table="")
         from pipeline.plan import Planner, selected_tables
 
         chosen = [table for table in selected_tables(experiment, own["stage"]) if own["table"] in ("", table.name)]
@@ -133,20 +133,20 @@ def path(words: Words = None) -> None:
 
 
 @app.command()
-def inspect(words: Words = None) -> None:
+def inspect(args: Args = None) -> None:
     """Show one query: positive, negatives, mixed and masked passages, teacher logits, C(q).  [query=ID] [width=N]"""
     with exit_codes():
-        experiment, own = _experiment(words, query="", width="0")
+        experiment, own = _experiment(args, query="", width="0")
         from pipeline.report.inspect import show
 
         show(experiment, query_id=own["query"] or None, width=_whole_number("width", own["width"]))
 
 
 @app.command()
-def report(words: Words = None) -> None:
+def report(args: Args = None) -> None:
     """Write one HTML file: score distributions, C(q), counts and times a stage, browsable queries.  [out=FILE]"""
     with exit_codes():
-        experiment, own = _experiment(words, out="report.html")
+        experiment, own = _experiment(args, out="report.html")
         from pipeline.report.page import write_report
 
         with output_file(expanded(own["out"], key="out"), option="out", kind=is_html) as out:
@@ -156,14 +156,14 @@ def report(words: Words = None) -> None:
 
 
 @app.command()
-def cache(action: Annotated[str, typer.Argument(help="stats, verify, compact or gc")], words: Words = None) -> None:
+def cache(action: Annotated[str, typer.Argument(help="stats, verify, compact or gc")], args: Args = None) -> None:
     """Look after the store of teacher logits: `prep cache stats|verify|compact|gc config=FILE [namespace=START] [yes=true]`."""
     with exit_codes():
         from pipeline import logit_cache as cache_care
 
         if action not in cache_care.ACTIONS:
             raise unknown_key(f"cache {action}", valid=[f"cache {name}" for name in cache_care.ACTIONS])
-        experiment, own = _experiment(words, namespace="", yes="false")
+        experiment, own = _experiment(args, namespace="", yes="false")
         cache_care.ACTIONS[action](Path(experiment.store), own["namespace"], own["yes"] == "true", _say)
 
 

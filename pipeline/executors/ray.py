@@ -10,7 +10,6 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -81,7 +80,8 @@ class RayExecutor:
         remote = self._ray.remote(
             num_cpus=self._settings.threads,
             num_gpus=self._gpus,
-            max_restarts=0,  # a dead one is replaced here, where its task is known
+            max_restarts=-1,  # Ray replaces one that died, and gives it the task again
+            max_task_retries=self._settings.retries,
             max_concurrency=2,  # one builds, one answers how far it is
         )(_RayWorker)
         return remote.remote(self._experiment.model_dump_json())
@@ -89,42 +89,38 @@ class RayExecutor:
     def run(self, tasks: Sequence[ShardTask], *, uses_device: bool, report: Report) -> Iterator[TaskResult]:
         """Build the tasks on all actors; yields each as it finishes."""
         self._ready(uses_device=uses_device)
-        ray = self._ray
-        waiting = list(reversed(tasks))
-        deaths: Counter[tuple[int, ...]] = Counter()  # by the shards of a task
+        waiting, idle = list(reversed(tasks)), list(reversed(self._actors))
+        for _ in range(min(self._worker_count(), len(tasks)) - len(self._actors)):
+            idle.append(self._new_actor())
+            self._actors.append(idle[-1])
         busy: dict[Any, tuple[Any, ShardTask]] = {}
-        workers = self._worker_count()
-        while len(self._actors) < min(workers, len(tasks)):
-            self._actors.append(self._new_actor())
-        idle = list(reversed(self._actors))
         while waiting or busy:
             while waiting and idle:
                 actor, task = idle.pop(), waiting.pop()
                 busy[actor.build.remote(task)] = (actor, task)
-            ready, _ = ray.wait(list(busy), timeout=_POLL_SECONDS)
+            ready, _ = self._ray.wait(list(busy), timeout=_POLL_SECONDS)
             self._collect_progress([actor for actor, _ in busy.values()], report)
             for future in ready:
                 actor, task = busy.pop(future)
-                try:
-                    outcome = ray.get(future)
-                except ray.exceptions.RayActorError as error:
-                    if error.actor_init_failed:  # the same again: a package that lacks there, other code
-                        raise _cannot_start(error) from error
-                    self._actors.remove(actor)
-                    deaths[task.shards] += 1
-                    if deaths[task.shards] > self._settings.retries:
-                        raise RunFailed(f"{task.name}: its worker died {deaths[task.shards]} times ({_last_line(error)})") from error
-                    waiting.append(task)
-                    actor = self._new_actor()
-                    self._actors.append(actor)
-                except ray.exceptions.RayTaskError as error:
-                    raise _failed(task.name, error) from error
-                else:
-                    if isinstance(outcome, UserError):
-                        raise outcome
-                    self._collect_progress([actor], report)
-                    yield outcome
+                outcome = self._outcome(future, task.name)
+                self._collect_progress([actor], report)
                 idle.append(actor)
+                yield outcome
+
+    def _outcome(self, future: Any, what: str) -> Any:
+        """What an actor's method returns. Raises UserError and its kinds for what a user can mend."""
+        exceptions = self._ray.exceptions
+        try:
+            outcome = self._ray.get(future)
+        except exceptions.RayActorError as error:
+            if error.actor_init_failed:  # the same again: a package that lacks there, other code
+                raise RunFailed(f"a worker cannot start: {_last_line(error)}") from error
+            raise RunFailed(f"{what}: its worker died {self._settings.retries + 1} times ({_last_line(error)})") from error
+        except exceptions.RayError as error:
+            raise _failed(what, error) from error
+        if isinstance(outcome, UserError):
+            raise outcome
+        return outcome
 
     def ask(self, function: Callable[..., Any], models: ResolvedModels, *args: Any) -> Any:
         """Run it on a new worker, which is stopped afterwards, with its model."""
@@ -132,16 +128,9 @@ class RayExecutor:
         self._stop_actors()  # they hold the CPUs that the new one needs
         actor = self._new_actor()
         try:
-            answer = self._ray.get(actor.ask.remote(function, models.to_json(), *args))
-        except self._ray.exceptions.RayError as error:
-            if getattr(error, "actor_init_failed", False):
-                raise _cannot_start(error) from error
-            raise _failed(f"{function.__name__} in a worker", error) from error
+            return self._outcome(actor.ask.remote(function, models.to_json(), *args), f"{function.__name__} in a worker")
         finally:
             self._ray.kill(actor)
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
 
     def workers(self) -> int:
         """As many as fit, or as the settings say."""
@@ -176,10 +165,6 @@ class RayExecutor:
 def _last_line(error: Exception) -> str:
     """The cause: Ray's own words come first."""
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-
-
-def _cannot_start(error: Exception) -> RunFailed:
-    return RunFailed(f"a worker cannot start: {_last_line(error)}")
 
 
 def _failed(what: str, error: Any) -> RunFailed:

@@ -16,16 +16,6 @@ from retrieval.checkpoints.files import read_json, role_tokens, text_settings, t
 from retrieval.checkpoints.weight_files import Shapes, refuse_adapter, tensor_shapes, token_rows
 from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_modules, refuse_templates
 
-_KINDS = {  # by how their classes end in config.json
-    "ForCausalLM": "a causal language model",
-    "LMHeadModel": "a causal language model",
-    "ForConditionalGeneration": "a sequence-to-sequence language model",
-    "ForMaskedLM": "a masked language model",
-    "ForPreTraining": "a pre-trained encoder without a head",
-    "ForTokenClassification": "a classifier of tokens",
-    "ForQuestionAnswering": "a reader that marks answers",
-    "Model": "an encoder without a head",
-}
 _HEADS = ("classifier.", "score.", "classification_head.", "logits_proj.", "sequence_summary.", "head.")
 _DECODER_HEAD = "score.weight"  # transformers' GenericForSequenceClassification and its forerunners
 _LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")  # the last three: DistilBERT, GPT-2 and Nomic, GPT-Neo
@@ -161,12 +151,13 @@ def _refuse_labels(weights: Path, config: dict[str, Any], needed: str, *, option
 
 
 def _other_model(config: dict[str, Any], shapes: Shapes) -> str | None:
-    """What a checkpoint is in words, where it is no sequence classifier. One whose class is not said is known by its head."""
+    """What a checkpoint is that is no sequence classifier. One whose class is an encoder's, or not said, is known by its head."""
     name = next(iter(_architectures(config)), "")
-    ending = next((ending for ending in _KINDS if name.endswith(ending)), "")
-    if ending in ("", "Model") and any(tensor.startswith(_HEADS) for tensor in shapes):
+    if "For" in name or name.endswith("LMHeadModel"):
+        return f"a model of another task ({name})"
+    if any(tensor.startswith(_HEADS) for tensor in shapes):
         return None
-    return f"{_KINDS[ending or 'Model']} ({name})" if name else _KINDS["Model"]
+    return f"an encoder without a head ({name or 'its config.json names no architectures'})"
 
 
 def _refuse_encoder_decoder(weights: Path, config: dict[str, Any], needed: str = ONE_OUTPUT, *, option: str) -> None:

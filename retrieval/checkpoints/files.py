@@ -38,14 +38,9 @@ _LFS_START = b"version https://git-lfs.github.com/spec/"
 
 
 def resolve_folder(model: str, *, option: str, revision: str | None = None, with_code: bool = False) -> Path:
-    """The local folder of a checkpoint: a folder as it is, else a hub id, from the hub's cache or the hub.
+    """The local folder of a checkpoint: a folder as it is, else a hub id, from the hub's cache or the hub. `option` is for errors.
 
-    Args:
-        model: a folder, or a hub id.
-        option: the setting that names it, for errors.
-        revision: of a hub id: a branch, a tag or a commit.
-        with_code: take its Python files too, which may run; the revision must then be a commit.
-
+    A `revision` is a hub's branch, tag or commit; a commit where Python files come along, which may run (`with_code`).
     Raises UserError where neither a folder nor a hub model can be had, and for a revision that pins nothing.
     """
     path = Path(model).expanduser()
@@ -73,7 +68,7 @@ def resolve_folder(model: str, *, option: str, revision: str | None = None, with
         raise UserError(f"{option}={model}: neither a folder nor a hub model that can be reached ({reason})") from error
 
 
-@functools.cache  # the hub is asked once a process: a model is looked up for every table and before every shard
+@functools.cache  # the hub is asked once a process, also where a command looks a model up twice
 def _from_hub(model: str, revision: str | None, with_code: bool) -> Path:
     from huggingface_hub import snapshot_download
 

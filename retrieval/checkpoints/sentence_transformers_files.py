@@ -3,7 +3,7 @@
 Read as sentence-transformers 6.2 reads them; folders saved by older versions have other module names and flags for the same things.
 
     modules.json                        which modules, in which folders
-    sentence_bert_config.json           lengths, do_lower_case   (beside the weights; others: `transformer_keys`)
+    sentence_bert_config.json           lengths, do_lower_case   (beside the weights)
     1_Pooling/config.json               how token vectors become one
     config_sentence_transformers.json   prompts, similarity, truncate_dim
 """
@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import UserError
-from retrieval.checkpoints.files import module_list, read_json, transformer_folder
+from retrieval.checkpoints.files import module_list, read_json, tokenizer_settings, transformer_folder
 from retrieval.checkpoints.folder_file import FolderFile
 from retrieval.checkpoints.model_lengths import most_positions, usual_length
-from retrieval.checkpoints.transformer_keys import check_transformer, check_truncation_side, named_lengths
 
 _QUERY_PROMPTS, _PASSAGE_PROMPTS = ("query",), ("document", "passage", "corpus")  # the first one there is taken
 _SHORT_MODES = {"cls_token": "cls", "mean_tokens": "mean"}
@@ -27,6 +26,26 @@ _POOLING_KEYS = ("pooling_mode", "include_prompt", "word_embedding_dimension", "
 _FOLDER_KEYS = (
     "__version__", "model_type", "requirements", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim",
 )  # fmt: skip
+
+# The keys of sentence_bert_config.json, which go to the Transformer: what is read, what changes no vector, and the refusal of the rest.
+# A key read over is another vector without a word, so the harmless ones are listed, not the harmful.
+_LENGTHS = ("max_seq_length", "query_length", "document_length")
+_READ = (*_LENGTHS, "do_lower_case", "query_expansion", "transformer_task", "modality_config", "module_output_name", "processing_kwargs")
+_HARMLESS = ("unpad_inputs", "cache_dir", "backend")
+_FETCHING = ("trust_remote_code", "cache_dir", "local_files_only", "token", "use_auth_token", "revision", "code_revision", "force_download")
+
+# What goes to from_pretrained of model, tokenizer and configuration, by old and new name, with the keys that change no vector here: weights
+# are computed as our own settings say. A key is harmless, too, where it repeats what the file named last says.
+_LOADING = (
+    (("model_args", "model_kwargs"), (
+        "attn_implementation", "dtype", "torch_dtype", "device_map", "low_cpu_mem_usage", "add_pooling_layer", "use_safetensors",
+    ), "config.json"),
+    (("tokenizer_args", "processor_kwargs"), (
+        "model_max_length", "use_fast", "padding_side", "clean_up_tokenization_spaces",
+    ), "tokenizer_config.json"),
+    (("config_args", "config_kwargs"), ("use_cache", "return_dict", "attn_implementation"), "config.json"),
+)  # fmt: skip
+_TEXT_PROCESSING = ("max_length", "truncation", "padding", "padding_side", "pad_to_multiple_of", "logits_to_keep")
 
 
 @dataclass(frozen=True)
@@ -49,11 +68,6 @@ class FolderSettings:
 def is_sentence_transformers(folder: Path) -> bool:
     """Whether a checkpoint folder says of itself how its vectors are made."""
     return (folder / "modules.json").is_file()
-
-
-def has_lost_its_modules(folder: Path) -> bool:
-    """Whether it once said so, and was copied without the file that all of it hangs on."""
-    return not is_sentence_transformers(folder) and (folder / "1_Pooling" / "config.json").is_file()
 
 
 def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSettings:
@@ -153,3 +167,63 @@ def _prompt(own: FolderFile, names: tuple[str, ...], *, others: tuple[str, ...])
     if default is not None and default not in prompts.content:
         raise own.refusal("default_prompt_name", f"but has no prompt {default!r}; it has {', '.join(prompts.content) or 'none'}")
     return "" if default is None or default in others else prompts.text(default) or ""
+
+
+def check_transformer(file: FolderFile, weights: Path) -> None:
+    """Raises UserError, naming file and key, for the first one that would change a vector and is not honoured."""
+    file.refuse_others([*_READ, *_HARMLESS, *(name for pair, _, _ in _LOADING for name in pair)])
+    if file.content.get("query_expansion"):
+        raise file.refusal("query_expansion", "which pads queries with mask tokens and is not supported")
+    check_arguments(file, weights)
+    processing = file.part("processing_kwargs")
+    processing.part("common").refuse_others(["return_tensors", "padding"])
+    text = processing.part("text")
+    text.refuse_others(_TEXT_PROCESSING)
+    if text.content.get("truncation") not in (None, True, "longest_first", "only_first"):
+        raise text.refusal("truncation", "but texts are cut to student.query_tokens and student.passage_tokens here")
+    if file.text("transformer_task") not in (None, "feature-extraction"):
+        raise file.refusal("transformer_task", "but only feature-extraction gives vectors that can be pooled")
+    if file.content.get("modality_config") is not None:
+        _check_modalities(file, file.part("modality_config"))
+
+
+def check_arguments(file: FolderFile, weights: Path) -> None:
+    """Raises UserError for what the file would have from_pretrained told and is not read."""
+    for pair, harmless, home in _LOADING:
+        there = read_json(weights / home)
+        for section in map(file.part, pair):
+            for key, value in section.content.items():
+                if key not in (*harmless, *_FETCHING) and value is not None and there.get(key) != value:
+                    raise section.refusal(key, f"which is not read: write it into the {home} of a copy of the folder, or take it out")
+
+
+def _check_modalities(file: FolderFile, modalities: FolderFile) -> None:
+    """The vectors of all tokens, last layer, of the text itself: what an encoder gives and Pooling takes."""
+    if "message" in modalities.content:
+        raise file.refusal("modality_config", "which puts every text into the chat template; that is not supported")
+    text = modalities.part("text").content
+    if text.get("method") != "forward" or text.get("method_output_name") not in ("last_hidden_state", ["last_hidden_state"]):
+        raise file.refusal("modality_config", "but only the last_hidden_state of a text's forward pass is pooled")
+    if file.text("module_output_name") not in (None, "token_embeddings"):
+        raise file.refusal("module_output_name", "but only token_embeddings can be pooled")
+
+
+def named_lengths(file: FolderFile) -> tuple[int | None, int | None]:
+    """The longest query and passage in tokens, None where the file leaves it to model and tokenizer. The innermost name wins."""
+    of_tokenizer = [file.part(name).count("model_max_length") for name in ("processor_kwargs", "tokenizer_args")]
+    plain = next((length for length in of_tokenizer if length), None) or file.count("max_seq_length")
+    for_all = file.part("processing_kwargs").part("text").count("max_length")
+    query, passage = (for_all or file.count(name) or plain for name in ("query_length", "document_length"))
+    return query, passage
+
+
+def check_truncation_side(weights: Path, *, option: str) -> None:
+    """Raises UserError where the tokenizer cuts long texts on the left: here all texts are cut on the right."""
+    side, name = read_json(weights / "tokenizer_config.json").get("truncation_side"), "tokenizer_config.json"
+    if side is None:
+        side, name = (tokenizer_settings(weights).get("truncation") or {}).get("direction"), "tokenizer.json"
+    if str(side or "right").lower() != "right":
+        raise UserError(
+            f'{option}: {weights / name} cuts long texts on the {str(side).lower()}, which is not supported; with truncation_side="right" '
+            "in the tokenizer_config.json of a copy of the folder they are cut on the right"
+        )

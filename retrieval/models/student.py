@@ -14,12 +14,7 @@ from retrieval.checkpoints.checks import check_student
 from retrieval.checkpoints.custom_code import check_custom_code, code_key
 from retrieval.checkpoints.files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
 from retrieval.checkpoints.model_lengths import check_length
-from retrieval.checkpoints.sentence_transformers_files import (
-    FolderSettings,
-    folder_settings,
-    has_lost_its_modules,
-    is_sentence_transformers,
-)
+from retrieval.checkpoints.sentence_transformers_files import FolderSettings, folder_settings, is_sentence_transformers
 
 _NOT_KEYED = ("folder", "lower_case", "trust_remote_code", "option", "notes")
 
@@ -131,7 +126,7 @@ def _length(given: int | None, own: int | None, folder: Path, *, option: str) ->
 def _check_pooling(own: FolderSettings, folder: Path, *, option: str) -> None:
     if own.pooling not in ("cls", "mean"):
         raise UserError(f"{option}: {folder} pools by {own.pooling}; cls and mean are supported (student.pooling=mean takes another one)")
-    if has_lost_its_modules(folder):
+    if not is_sentence_transformers(folder) and (folder / "1_Pooling" / "config.json").is_file():
         raise UserError(
             f"{option}: {folder} has a 1_Pooling folder and no modules.json, which says what to do with it: fetch the whole folder again, "
             "or say student.pooling=cls or mean, and student.normalize"

@@ -14,7 +14,7 @@ from pathlib import Path
 from data.errors import UserError
 from retrieval.checkpoints.files import module_list, read_json, tokenizer_settings, transformer_folder
 from retrieval.checkpoints.folder_file import FolderFile
-from retrieval.checkpoints.transformer_keys import check_arguments, check_truncation_side
+from retrieval.checkpoints.sentence_transformers_files import check_arguments, check_truncation_side
 
 ONE_OUTPUT = "a cross-encoder with one output (num_labels=1) is needed"
 _QUERY, _PASSAGE = ("query",), ("document", "passage")
