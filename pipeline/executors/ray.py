@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -80,8 +81,7 @@ class RayExecutor:
         remote = self._ray.remote(
             num_cpus=self._settings.threads,
             num_gpus=self._gpus,
-            max_restarts=-1,  # Ray replaces one that died, and gives it the task again
-            max_task_retries=self._settings.retries,
+            max_restarts=0,  # a dead one is replaced here, where its task is known
             max_concurrency=2,  # one builds, one answers how far it is
         )(_RayWorker)
         return remote.remote(self._experiment.model_dump_json())
@@ -94,6 +94,7 @@ class RayExecutor:
             idle.append(self._new_actor())
             self._actors.append(idle[-1])
         busy: dict[Any, tuple[Any, ShardTask]] = {}
+        deaths: Counter[tuple[int, ...]] = Counter()  # by the shards of a task
         while waiting or busy:
             while waiting and idle:
                 actor, task = idle.pop(), waiting.pop()
@@ -102,21 +103,30 @@ class RayExecutor:
             self._collect_progress([actor for actor, _ in busy.values()], report)
             for future in ready:
                 actor, task = busy.pop(future)
-                outcome = self._outcome(future, task.name)
-                self._collect_progress([actor], report)
+                try:
+                    outcome = self._outcome(future, task.name)
+                except self._ray.exceptions.RayActorError as error:
+                    deaths[task.shards] += 1
+                    if deaths[task.shards] > self._settings.retries:
+                        raise RunFailed(f"{task.name}: its worker died {deaths[task.shards]} times ({_last_line(error)})") from error
+                    self._actors.remove(actor)
+                    actor = self._new_actor()
+                    self._actors.append(actor)
+                    waiting.append(task)
+                else:
+                    self._collect_progress([actor], report)
+                    yield outcome
                 idle.append(actor)
-                yield outcome
 
     def _outcome(self, future: Any, what: str) -> Any:
-        """What an actor's method returns. Raises UserError and its kinds for what a user can mend."""
-        exceptions = self._ray.exceptions
+        """What an actor's method returns. Raises RayActorError where it died, else UserError and its kinds."""
         try:
             outcome = self._ray.get(future)
-        except exceptions.RayActorError as error:
+        except self._ray.exceptions.RayActorError as error:
             if error.actor_init_failed:  # the same again: a package that lacks there, other code
                 raise RunFailed(f"a worker cannot start: {_last_line(error)}") from error
-            raise RunFailed(f"{what}: its worker died {self._settings.retries + 1} times ({_last_line(error)})") from error
-        except exceptions.RayError as error:
+            raise
+        except self._ray.exceptions.RayError as error:
             raise _failed(what, error) from error
         if isinstance(outcome, UserError):
             raise outcome
@@ -126,9 +136,11 @@ class RayExecutor:
         """Run it on a new worker, which is stopped afterwards, with its model."""
         self._ready(uses_device=True)
         self._stop_actors()  # they hold the CPUs that the new one needs
-        actor = self._new_actor()
+        actor, what = self._new_actor(), f"{function.__name__} in a worker"
         try:
-            return self._outcome(actor.ask.remote(function, models.to_json(), *args), f"{function.__name__} in a worker")
+            return self._outcome(actor.ask.remote(function, models.to_json(), *args), what)
+        except self._ray.exceptions.RayActorError as error:
+            raise _failed(what, error) from error
         finally:
             self._ray.kill(actor)
 
