@@ -20,7 +20,7 @@ from retrieval.models.student import resolve_student
 from retrieval.teachers.pair_scorer import PairScorer
 
 _TOKENS = 256  # of the texts compared: longer than most windows of attention
-_NOT_SAVED = ("folder", "layers", "option")  # what differs once the first layers are all that there is
+_NOT_SAVED = ("folder", "layers", "option", "notes")  # what differs once the first layers are all that there is
 
 
 def rehearse_saving(model: DualEncoder | PairScorer, output: Path) -> None:
