@@ -62,6 +62,7 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
     from data.tables.schemas import QRELS, QUERIES
     from pipeline.stage import StageContext, WorkerCache
     from pipeline.stages import pools
+    from retrieval.models.resolved import ResolvedModels
 
     count, depth = arguments.queries, arguments.one
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +90,7 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         started = time.perf_counter()
         context = StageContext(
-            experiment, table, root / "out", "f", [0], 1, inputs, WorkerCache(), report=lambda unit, count: None, warn=print
+            ResolvedModels(experiment), table, root / "out", "f", [0], 1, inputs, WorkerCache(), report=lambda unit, count: None, warn=print
         )
         table.build(context)
         seconds = time.perf_counter() - started

@@ -73,6 +73,7 @@ def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
     from data.tables.shards import shard_name
     from pipeline.stage import StageContext, Stored, WorkerCache
     from pipeline.stages import teacher_scores
+    from retrieval.models.resolved import ResolvedModels
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -93,7 +94,8 @@ def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
         started = time.perf_counter()
         for shard in range(shards):
             context = StageContext(
-                experiment, teacher_scores.TABLE, root / "out", "f", [shard], shards, {"dark_examples": stored}, worker_cache,
+                ResolvedModels(experiment), teacher_scores.TABLE, root / "out", "f", [shard], shards,
+                {"dark_examples": stored}, worker_cache,
                 report=lambda unit, count: None, warn=print,
             )  # fmt: skip
             teacher_scores.TABLE.build(context)

@@ -23,7 +23,7 @@ FORBIDDEN = {
 }
 HOMES = {
     "faiss": {"retrieval/search/faiss_index.py"},
-    "ray": {"pipeline/executors/runner.py"},
+    "ray": {"pipeline/executors/ray.py"},
     "typer": {f"{room}/cli.py" for room in ROOMS},
     "fsspec": {"data/remote/object_store.py"},
 }

@@ -16,12 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.config.settings import Experiment
-from data.digests import DigestCache
 from data.tables import schemas
 from data.tables.schemas import CandidateKind
 from pipeline.negatives.corpus import Corpus
 from pipeline.stage import StageContext, Stored, Table
 from pipeline.stages.pools import window_places
+from retrieval.models.resolved import ResolvedModels
 
 _TEXTS_AT_ONCE = 1 << 19  # pairs whose texts are in memory; the corpus is read once for each so many
 
@@ -124,7 +124,7 @@ def _build(context: StageContext) -> None:
         writer.figures["counts"] = {"in": lists, "kept": lists, "dropped": {}, "pairs": writer.rows}
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     if experiment.scores_whole_pools:
         return {"windows": "whole pools"}
     return {"windows": [[source.name, source.first_rank, source.last_rank] for source in experiment.hard_negatives.sources]}

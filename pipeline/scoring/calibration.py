@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from data.config.settings import Experiment
-from data.digests import DigestCache, json_digest
+from data.digests import json_digest
 from data.errors import first_line
 from data.tables.shards import atomic_write, read_row_groups
-from pipeline.scoring.requested_pairs import spec_of
 from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
+from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.cross_encoder import CrossEncoder, load_cross_encoder, resolve_teacher, score_pairs
 from retrieval.teachers.pair_tokens import PairEncoding, PairTokenizer
 
@@ -58,12 +58,14 @@ class Speed:
 _CODE = 3  # raised when scoring becomes faster or slower
 
 
-def speed_key(experiment: Experiment, *, device: str, device_name: str) -> str:
+def speed_key(models: ResolvedModels, *, device: str, device_name: str) -> str:
     """Under which a speed is kept: all that decides it, and no path."""
-    teacher, digests = experiment.teacher, DigestCache.of_store(experiment.store)
+    experiment, teacher, namespace = models.experiment, models.experiment.teacher, models.namespace
+    if device != experiment.runner.device:  # where another precision may be the default
+        namespace = resolve_teacher(teacher, device=device).namespace(models.digests)
     budget = teacher.batch_tokens or DEFAULT_BATCH_TOKENS[device]
     threads = experiment.runner.threads if device == "cpu" else 0
-    return json_digest([resolve_teacher(teacher, device=device).namespace(digests), device_name, threads, budget, _CODE])
+    return json_digest([namespace, device_name, threads, budget, _CODE])
 
 
 def device_name(device: str) -> str:
@@ -79,21 +81,21 @@ def device_name(device: str) -> str:
         return platform.processor() or platform.machine()
 
 
-def kept_speed(experiment: Experiment) -> Speed | None:
+def kept_speed(models: ResolvedModels) -> Speed | None:
     """The speed measured earlier on a device like this one; where only the workers have GPUs, on one of theirs."""
-    device = experiment.runner.device
+    device = models.experiment.runner.device
     if device == "cuda":
         import torch
 
         if not torch.cuda.is_available():  # the workers have it
-            return next(iter(kept_gpu_speeds(experiment)), None)
-    return _read(experiment).get(speed_key(experiment, device=device, device_name=device_name(device)))
+            return next(iter(kept_gpu_speeds(models)), None)
+    return _read(models.experiment).get(speed_key(models, device=device, device_name=device_name(device)))
 
 
-def kept_gpu_speeds(experiment: Experiment) -> list[Speed]:
+def kept_gpu_speeds(models: ResolvedModels) -> list[Speed]:
     """The speeds of this teacher on GPUs, wherever they were measured."""
-    known = _read(experiment)
-    return [speed for key, speed in known.items() if key == speed_key(experiment, device="cuda", device_name=speed.device)]
+    known = _read(models.experiment)
+    return [speed for key, speed in known.items() if key == speed_key(models, device="cuda", device_name=speed.device)]
 
 
 def _read(experiment: Experiment) -> dict[str, Speed]:
@@ -103,22 +105,23 @@ def _read(experiment: Experiment) -> dict[str, Speed]:
         return {}
 
 
-def keep_speed(experiment: Experiment, speed: Speed) -> None:
+def keep_speed(models: ResolvedModels, speed: Speed) -> None:
     """Remember a speed."""
+    experiment = models.experiment
     known = _read(experiment)
-    known[speed_key(experiment, device=experiment.runner.device, device_name=speed.device)] = speed
+    known[speed_key(models, device=experiment.runner.device, device_name=speed.device)] = speed
     content = json.dumps({key: asdict(speed) for key, speed in known.items()}, indent=1)
     atomic_write(Path(experiment.store) / _FILE, content.encode())
 
 
-def measure(experiment: Experiment, candidates: str, compiled: bool) -> Speed:
+def measure(models: ResolvedModels, candidates: str, compiled: bool) -> Speed:
     """Score pairs of the shard `candidates` for ten seconds, with `compiled` ten more under torch.compile. Runs in a worker."""
+    experiment, spec = models.experiment, models.teacher
     device, teacher = experiment.runner.device, experiment.teacher
     if device == "cpu":
         import torch
 
         torch.set_num_threads(experiment.runner.threads)
-    spec = spec_of(experiment)
     tokenizer = PairTokenizer(spec.folder, max_tokens=spec.max_tokens, trusted=spec.trust_remote_code)
     table = next(iter(read_row_groups(Path(candidates), columns=["query", "text"], groups=[0])))
     texts = list(zip(table.column("query").to_pylist(), table.column("text").to_pylist(), strict=True))

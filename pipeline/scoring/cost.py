@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config.settings import Experiment
-from data.digests import DigestCache
 from data.tables.shards import read_row_groups
 from pipeline.scoring.calibration import Speed
-from pipeline.scoring.requested_pairs import WantedPairs, spec_of, store_of
+from pipeline.scoring.requested_pairs import WantedPairs, store_of
 from pipeline.stage import Stored
+from retrieval.models.resolved import ResolvedModels
+from retrieval.teachers.cross_encoder import TeacherSpec
 from retrieval.teachers.pair_tokens import PairTokenizer
 
 _SAMPLED_PAIRS = 2000  # whose mean length stands for all; its error is about 1 %
@@ -39,9 +40,9 @@ class Price:
         return f"{self.wanted:,} pairs, {self.distinct:,} distinct, {self.cached:,} cached, {self.to_score:,} to score{tokens}"
 
 
-def price(experiment: Experiment, candidates: Stored, shards: Sequence[int], *, warn: Callable[[str], None] = print) -> Price:
+def price(models: ResolvedModels, candidates: Stored, shards: Sequence[int], *, warn: Callable[[str], None] = print) -> Price:
     """Count the pairs of the shards against the logit store. Reads every text, and the store once; loads no model."""
-    store = store_of(experiment, spec_of(experiment), DigestCache.of_store(experiment.store), warn=warn)
+    store = store_of(models, warn=warn)
     paths = [candidates.paths()[shard] for shard in shards]
     wanted = [WantedPairs.read(path) for path in paths]
     missing = np.isnan(store.lookup(np.concatenate([pairs.keys for pairs in wanted])).logits)
@@ -52,7 +53,7 @@ def price(experiment: Experiment, candidates: Stored, shards: Sequence[int], *, 
         sample += _some_missing(path, of_shard[pairs.pair_of_row], -(-_SAMPLED_PAIRS // len(shards)))
         start += len(pairs.keys)
     rows, to_score = sum(len(pairs.pair_of_row) for pairs in wanted), int(missing.sum())
-    return Price(rows, len(missing), len(missing) - to_score, round(_mean_tokens(experiment, sample) * to_score))
+    return Price(rows, len(missing), len(missing) - to_score, round(_mean_tokens(models.teacher, sample) * to_score))
 
 
 def a_full_shard(candidates: Stored, shards: Sequence[int]) -> Path:
@@ -73,10 +74,9 @@ def _some_missing(path: Path, missing: NDArray[np.bool_], count: int) -> list[tu
     return []
 
 
-def _mean_tokens(experiment: Experiment, pairs: list[tuple[str, str]]) -> float:
+def _mean_tokens(spec: TeacherSpec, pairs: list[tuple[str, str]]) -> float:
     if not pairs:
         return 0.0
-    spec = spec_of(experiment)
     tokenizer = PairTokenizer(spec.folder, max_tokens=spec.max_tokens, trusted=spec.trust_remote_code)
     return float(np.mean([len(pair.ids) for pair in tokenizer.encode(pairs)]))
 

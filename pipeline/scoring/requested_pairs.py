@@ -10,23 +10,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data.config.settings import Experiment
-from data.digests import DigestCache, pair_key
+from data.digests import pair_key
 from data.logits.segment import Keys, as_keys
 from data.logits.store import LogitStore
 from data.tables.shards import group_rows, read_row_groups
 from pipeline.scoring.dedup import first_occurrence
-from retrieval.teachers.cross_encoder import TeacherSpec, resolve_teacher
+from retrieval.models.resolved import ResolvedModels
 
 
-def spec_of(experiment: Experiment) -> TeacherSpec:
-    """The experiment's teacher with its precision resolved."""
-    return resolve_teacher(experiment.teacher, device=experiment.runner.device)
-
-
-def store_of(experiment: Experiment, teacher: TeacherSpec, digests: DigestCache, *, warn: Callable[[str], None]) -> LogitStore:
+def store_of(models: ResolvedModels, *, warn: Callable[[str], None]) -> LogitStore:
     """The teacher's namespace of the experiment's logit store."""
-    return LogitStore(Path(experiment.store), teacher.namespace(digests), warn=warn)
+    return LogitStore(Path(models.experiment.store), models.namespace, warn=warn)
 
 
 @dataclass(frozen=True)

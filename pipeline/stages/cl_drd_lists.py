@@ -23,13 +23,13 @@ import pyarrow as pa
 
 from data.config.fields import keyed_values
 from data.config.settings import Experiment
-from data.digests import DigestCache
 from data.tables import schemas
 from data.tables.cl_drd_groups import GroupSizes
 from pipeline.negatives.pool_pairs import PoolRow, begins_of, read_pools, scored_pairs
 from pipeline.negatives.samplers import seeded, uniform
 from pipeline.stage import StageContext, Table
 from pipeline.stages.confidence import confidence
+from retrieval.models.resolved import ResolvedModels
 
 UNDERFILLED = "lists with fewer passages than asked for"
 CUT = "labelled positives beyond K, left out of a list"
@@ -126,11 +126,11 @@ def _remark(counts: dict[str, Any]) -> str:
     return f"curriculum: of {counts.get('lists', 0):,} lists: {'; '.join(lines)}" if lines else ""
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     return {**keyed_values(experiment.curriculum, leave_out=("enabled",)), "seed": experiment.seed}
 
 
 TABLE = Table(
     stage="curriculum", name="", version=1, reads=("pools.ranked", "pools.pairs", "pool_scores"), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=_remark,
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, summary=_remark,
 )  # fmt: skip

@@ -68,6 +68,6 @@ def list_bounds(table: pa.Table) -> list[tuple[tuple[str, int], int, int]]:
 
 
 TABLE = Table(
-    stage="confidence", name="", version=1, reads=("dark_examples", "teacher_scores"), key=lambda experiment, digests: {},
+    stage="confidence", name="", version=1, reads=("dark_examples", "teacher_scores"), key=lambda experiment, models: {},
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
 )  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,8 +16,7 @@ from numpy.typing import NDArray
 
 from data.config.fields import keyed_values
 from data.config.settings import DarkExamples, Experiment
-from data.digests import DigestCache, uniforms
-from data.errors import UserError
+from data.digests import uniforms
 from data.tables import schemas
 from data.tables.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.tables.shards import table_of
@@ -27,8 +25,7 @@ from pipeline.scoring.reading_lengths import longest_mixed
 from pipeline.stage import StageContext, Table
 from retrieval.checkpoints.checks import check_marks
 from retrieval.checkpoints.files import tokenizer_digest
-from retrieval.models.student import resolve_student
-from retrieval.teachers.cross_encoder import teacher_folder
+from retrieval.models.resolved import ResolvedModels
 
 _SPECIAL_TOKENS_OF_A_PASSAGE = 2  # [CLS] and the final [SEP]
 
@@ -144,10 +141,12 @@ def _build(context: StageContext) -> None:
     from retrieval.models.tokenizer import Tokenizer
 
     experiment, inputs, shard = context.experiment, context.inputs, context.shard
-    settings, longest, splitter = experiment.dark_examples, longest_mixed(experiment), None
+    settings, longest, splitter = experiment.dark_examples, longest_mixed(context.models), None
     if experiment.teacher.backend != "none":  # without a teacher the settings have no dark examples
-        folder, trusted = teacher_folder(experiment.teacher), experiment.teacher.trust_remote_code
-        splitter = context.worker_cache.get_or_create("teacher tokenizer", lambda: Tokenizer(folder, trusted=trusted))
+        teacher = context.models.teacher
+        splitter = context.worker_cache.get_or_create(
+            "teacher tokenizer", lambda: Tokenizer(teacher.folder, trusted=teacher.trust_remote_code)
+        )
     lists = inputs["hard_negatives"].read(shard, columns=["query_id", "positive_ids", "negative_ids"]).to_pylist()
     queries = {row["query_id"]: row["text"] for row in inputs["ingest.queries"].read(shard).to_pylist()}
     needed = {doc_id for row in lists for ids in (row["positive_ids"][:1], *row["negative_ids"]) for doc_id in ids}
@@ -175,15 +174,14 @@ def _build(context: StageContext) -> None:
     context.write(table_of(rows, schemas.CANDIDATES), {"in": len(lists), "kept": len(lists), "dropped": {}, "candidates": candidates})
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     settings, tokenizer = experiment.dark_examples, None
     if experiment.teacher.backend != "none":
-        folder = teacher_folder(experiment.teacher)
-        _check_tokenizers(experiment, folder)
-        tokenizer = tokenizer_digest(folder)
+        _check_tokenizers(experiment, models)
+        tokenizer = tokenizer_digest(models.teacher.folder)
     return {
         **keyed_values(settings),
-        "mixed_tokens": longest_mixed(experiment) if settings.reinforced else None,
+        "mixed_tokens": longest_mixed(models) if settings.reinforced else None,
         "draws": experiment.draws,
         "tokenizer": tokenizer,
         "seed": experiment.seed,
@@ -191,16 +189,14 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     }
 
 
-def _check_tokenizers(experiment: Experiment, teacher: Path) -> None:
+def _check_tokenizers(experiment: Experiment, models: ResolvedModels) -> None:
     """Teacher and student both read the marks, the student long after the teacher's logits were paid for."""
     settings = experiment.dark_examples
     asked = {"masked": bool(settings.mask_ratios), "mixed": settings.reinforced}
-    check_marks(teacher, option="teacher.model", trusted=experiment.teacher.trust_remote_code, **asked)
-    try:
-        student = resolve_student(experiment.student)
-    except UserError:
-        return  # scoring does without its files; what needs them says what they lack
-    check_marks(student.weights_folder, option="student.model", trusted=student.trust_remote_code, **asked)
+    check_marks(models.teacher.folder, option="teacher.model", trusted=models.teacher.trust_remote_code, **asked)
+    if models.has_student:  # scoring does without its files; what needs them says what they lack
+        student = models.student
+        check_marks(student.weights_folder, option="student.model", trusted=student.trust_remote_code, **asked)
 
 
 TABLE = Table(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from data.config.fields import keyed_values
 from data.config.settings import Experiment
-from data.digests import DigestCache, canonical_json, hash64, text_hash
+from data.digests import canonical_json, hash64, text_hash
 from data.errors import UserError
 from data.formats.collection import find_collection
 from data.tables import schemas
@@ -35,7 +35,8 @@ from pipeline.negatives.never_negatives import folded
 from pipeline.stage import StageContext, Stored, Table
 from pipeline.stages.ingest import check_judgements
 from pipeline.stages.pools import labels_above_0
-from retrieval.models.student import StudentSpec, resolve_student
+from retrieval.models.resolved import ResolvedModels
+from retrieval.models.student import StudentSpec
 
 if TYPE_CHECKING:
     from retrieval.search.searcher import Searcher
@@ -128,7 +129,7 @@ def _build(context: StageContext) -> None:
     rows = np.concatenate([judged_and_found, by_chance])
     rows = rows[np.argsort(np.array(corpus.ids_of(rows).to_pylist(), dtype=object), kind="stable")]
 
-    student = resolve_student(experiment.student)
+    student = context.models.student
     with context.writer(0, schemas.DEV.with_metadata({"dev": canonical_json(_metadata(experiment, student))})) as writer:
         for table in _tables(queries, corpus, rows, student):
             writer.write_row_group(table)
@@ -166,9 +167,9 @@ def _metadata(experiment: Experiment, student: StudentSpec) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "tokenizer": student.tokenizer_digest, **settings}
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     _check_split(experiment)
-    student = resolve_student(experiment.student)
+    student = models.student
     tokens = {name: getattr(student, name) for name in ("query_tokens", "passage_tokens", "query_prefix", "passage_prefix")}
     of_dev = {**keyed_values(experiment.dev), "train_split": experiment.ingest.train_split, "seed": experiment.seed}
     return {**of_dev, **tokens, "tokenizer": student.tokenizer_digest}
@@ -198,5 +199,5 @@ def _remark(counts: dict[str, Any]) -> str:
 TABLE = Table(
     stage="dev", name="", version=1, key=_key,
     reads=("ingest.corpus", "ingest.queries", "ingest.qrels", "embed.corpus", "embed.queries"),
-    shard_count=lambda experiment: 1, build=_build, remark=_remark, uses_device=True,
+    shard_count=lambda experiment: 1, build=_build, summary=_remark, uses_device=True,
 )  # fmt: skip

@@ -28,7 +28,7 @@ from data.config.fields import keyed_values
 from data.config.negative_sources import SOURCES
 from data.config.registry import is_import_path
 from data.config.settings import Experiment, HardNegatives
-from data.digests import DigestCache, hash64
+from data.digests import hash64
 from data.errors import NothingLeft, UserError
 from data.tables import schemas
 from data.tables.schemas import CandidateKind
@@ -38,6 +38,7 @@ from pipeline.negatives.query_selection import KEPT_RANKS, NO_RANKS, RANKS, rank
 from pipeline.negatives.samplers import Window, interleave, preferred, round_robin, sampler_key, seeded
 from pipeline.stage import StageContext, Stored, Table
 from pipeline.stages.pools import window_places
+from retrieval.models.resolved import ResolvedModels
 
 UNDERFILLED = "queries with fewer than m negatives"
 RULES = "false negatives"
@@ -208,7 +209,7 @@ def _refuse(stored: Stored) -> None:
     raise UserError(f"hard_negatives: none of {counts['in']:,} queries has a {why}")
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     settings = experiment.hard_negatives
     unused = () if settings.sampler == "simans" or is_import_path(settings.sampler) else ("simans_a", "simans_b")
     own = ("source", "depth", "first_rank", "last_rank", "queries", "score_pools", "select", *_OF_THE_POOLS)
@@ -228,5 +229,5 @@ def table(experiment: Experiment) -> Table:
     scores = ("pools.pairs", "pool_scores") if experiment.hard_negatives.uses_pool_scores else ()
     return Table(
         stage="hard_negatives", name="", version=3, reads=("pools.ranked", *scores), key=_key,
-        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=_remark, refuse=_refuse,
+        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, summary=_remark, refuse=_refuse,
     )  # fmt: skip

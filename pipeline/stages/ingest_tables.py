@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 
 from data.config.settings import Experiment
-from data.digests import DigestCache
 from data.formats.collection import Collection, find_collection
 from data.tables import schemas
 from data.tables.shards import ShardWriter, shard_name, write_shard
 from pipeline.stage import StageContext, Table
 from pipeline.stages.ingest import IngestReport, Sinks, check_bad_fraction, check_splits, ingest_corpus, ingest_qrels, ingest_queries
+from retrieval.models.resolved import ResolvedModels
 
 
 def _collection(experiment: Experiment) -> Collection:
@@ -58,9 +58,9 @@ def _build_qrels(context: StageContext) -> None:
     _build(context, schema=schemas.QRELS, ingest=ingest)
 
 
-def _key(files: Callable[[Collection], dict[str, Path]], experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(files: Callable[[Collection], dict[str, Path]], experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     collection = _collection(experiment)
-    return {"format": collection.format, "files": {name: digests.file(file) for name, file in files(collection).items()}}
+    return {"format": collection.format, "files": {name: models.digests.file(file) for name, file in files(collection).items()}}
 
 
 def _query_files(collection: Collection) -> dict[str, Path]:
@@ -70,16 +70,16 @@ def _query_files(collection: Collection) -> dict[str, Path]:
 
 CORPUS = Table(
     stage="ingest", name="corpus", version=1, reads=(), key=partial(_key, lambda collection: {"corpus": collection.corpus}),
-    shard_count=lambda experiment: experiment.ingest.corpus_shards, together=True,
+    shard_count=lambda experiment: experiment.ingest.corpus_shards, builds_all_shards=True,
     build=partial(_build, schema=schemas.CORPUS, ingest=ingest_corpus),
 )  # fmt: skip
 QUERIES = Table(
     stage="ingest", name="queries", version=1, reads=(), key=partial(_key, _query_files),
-    shard_count=lambda experiment: experiment.ingest.query_shards, together=True,
+    shard_count=lambda experiment: experiment.ingest.query_shards, builds_all_shards=True,
     build=partial(_build, schema=schemas.QUERIES, ingest=ingest_queries),
 )  # fmt: skip
 QRELS = Table(
     stage="ingest", name="qrels", version=1, reads=("ingest.corpus", "ingest.queries"),
     key=partial(_key, lambda collection: dict(collection.qrels)),
-    shard_count=lambda experiment: 1, build=_build_qrels, together=True,
+    shard_count=lambda experiment: 1, build=_build_qrels, builds_all_shards=True,
 )  # fmt: skip

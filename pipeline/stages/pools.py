@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from data.config.negative_sources import SOURCES, Source
 from data.config.registry import is_import_path
 from data.config.settings import Experiment, HardNegatives
-from data.digests import DigestCache, hash64
+from data.digests import hash64
 from data.errors import UserError
 from data.formats.trec import check_run, read_entries
 from data.remote.cache import local_file
@@ -34,6 +34,7 @@ from pipeline.negatives.never_negatives import IDENTICAL, REASONS, Never, equal_
 from pipeline.negatives.search_index import searching_key
 from pipeline.negatives.sources import Ranking, RunFile, StudentSearch, make_source, plugin_keys
 from pipeline.stage import StageContext, Stored, Table
+from retrieval.models.resolved import ResolvedModels
 
 _RANKED_AT_ONCE = 1 << 23  # entries of a ranking in memory, about 40 bytes each while they are sorted
 _WRITTEN_AT_ONCE = 1 << 20  # entries of a row group
@@ -178,7 +179,7 @@ def window_places(numbers: NDArray[np.int8], source: Source) -> NDArray[np.int64
     return np.flatnonzero(numbers == source.number)[source.first_rank - 1 : source.last_rank]
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     settings = experiment.hard_negatives
     names = [source.name for source in settings.sources]
     key: dict[str, Any] = {"sources": names, "depth": settings.depth, "queries": settings.queries, "split": experiment.ingest.train_split}
@@ -190,7 +191,7 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     if "run" in names:
         run_file = local_file(settings.run_file or "")
         check_run(run_file, option="hard_negatives.run_file")
-        key["run_digest"] = digests.file(run_file)
+        key["run_digest"] = models.digests.file(run_file)
     if "bm25" in names and settings.bm25_stopwords != HardNegatives.model_fields["bm25_stopwords"].default:
         key["bm25_stopwords"] = settings.bm25_stopwords
     if settings.ignore_identical_ids != "auto":
@@ -248,6 +249,6 @@ def table(experiment: Experiment) -> Table:
     vectors = ("embed.corpus", "embed.queries", *(["index"] if experiment.uses_index else [])) if student else ()
     return Table(
         stage="pools", name="ranked", version=2, reads=(*base, *vectors), key=_key,
-        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=partial(_remark, experiment),
+        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, summary=partial(_remark, experiment),
         refuse=partial(_refuse, experiment), uses_device=student,
     )  # fmt: skip

@@ -22,18 +22,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.config.settings import Experiment
-from data.digests import DigestCache
-from data.errors import RunFailed
 from data.logits.segment import Keys, Scores
 from data.logits.store import LogitStore
 from data.tables import schemas
 from data.tables.shards import ROW_GROUP_ROWS, ShardWriter, read_row_groups
 from pipeline.execution import read_choices
 from pipeline.scoring.compile_choice import prepare
-from pipeline.scoring.requested_pairs import WantedPairs, spec_of, store_of
+from pipeline.scoring.requested_pairs import WantedPairs, store_of
 from pipeline.stage import StageContext, Table
 from retrieval.compute.allocator import tune_allocator
 from retrieval.compute.prefetch import ahead, behind
+from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.cross_encoder import CrossEncoder, Progress, TeacherSpec, load_cross_encoder, score_pairs, teacher_notes
 from retrieval.teachers.pair_tokens import PairEncoding, PairTokenizer
 
@@ -42,18 +41,15 @@ def _build(context: StageContext) -> None:
     experiment = context.experiment
     if experiment.runner.device == "cpu":
         tune_allocator()
-    spec, digests = spec_of(experiment), DigestCache.of_store(experiment.store)
-    store = store_of(experiment, spec, digests, warn=context.warn)
-    namespace = store.folder.name
-    store.describe(key=spec.key(digests), name=spec.name)
+    spec, namespace = context.models.teacher, context.models.namespace
+    store = store_of(context.models, warn=context.warn)
+    store.describe(key=context.models.key("teacher"), name=spec.name)
     choices = read_choices(context.folder)
     compiled = choices is not None and choices.compiled
-    teacher = context.worker_cache.get_or_create(
-        ("teacher", namespace, compiled), lambda: Teacher(spec, experiment, namespace, compiled=compiled)
-    )
+    teacher = context.worker_cache.get_or_create(("teacher", namespace, compiled), lambda: Teacher(spec, experiment, compiled=compiled))
 
-    assert context.table.pairs is not None
-    path = context.inputs[context.table.pairs].paths()[context.shard]
+    assert context.table.scores_pairs_of is not None
+    path = context.inputs[context.table.scores_pairs_of].paths()[context.shard]
     wanted = WantedPairs.read(path)
     known = store.lookup(wanted.keys)
     missing = np.isnan(known.logits)
@@ -148,8 +144,8 @@ def _report(context: StageContext, pairs: int, tokens: int, padded: int) -> None
 class Teacher:
     """The teacher's tokenizer and model, each loaded when it is first needed: a warm store needs neither."""
 
-    def __init__(self, spec: TeacherSpec, experiment: Experiment, namespace: str, *, compiled: bool) -> None:
-        self._spec, self._experiment, self._namespace, self._compiled = spec, experiment, namespace, compiled
+    def __init__(self, spec: TeacherSpec, experiment: Experiment, *, compiled: bool) -> None:
+        self._spec, self._experiment, self._compiled = spec, experiment, compiled
         self._tokenizer: PairTokenizer | None = None
         self._model: CrossEncoder | None = None
 
@@ -170,8 +166,6 @@ class Teacher:
             self._model = load_cross_encoder(
                 self._spec, device=runner.device, threads=runner.threads, batch_tokens=budget, compiled=self._compiled
             )
-            if self._spec.namespace(DigestCache.of_store(self._experiment.store)) != self._namespace:
-                raise RunFailed(f"the files of teacher.model={self._spec.name} changed while this run began; start it again")
         return self._model
 
     def encode(self, pairs: list[tuple[str, str]]) -> list[PairEncoding]:
@@ -185,13 +179,14 @@ class Teacher:
         return Scores(logits, counts, np.array([pair.truncated for pair in pairs], dtype=bool))
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    return {"teacher": spec_of(experiment).key(digests)}
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
+    return {"teacher": models.key("teacher")}
 
 
 TABLE = Table(
     stage="teacher_scores", name="", version=2, reads=("dark_examples",), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True, pairs="dark_examples",
-    notes=lambda experiment: teacher_notes(experiment.teacher), rounds_by_device=True,
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True,
+    scores_pairs_of="dark_examples",
+    notes=lambda experiment, models: teacher_notes(models.teacher), rounds_by_device=True,
 )  # fmt: skip
-OF_POOLS = replace(TABLE, stage="pool_scores", version=1, reads=("pools.pairs",), pairs="pools.pairs")
+OF_POOLS = replace(TABLE, stage="pool_scores", version=1, reads=("pools.pairs",), scores_pairs_of="pools.pairs")

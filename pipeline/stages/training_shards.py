@@ -16,27 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config.settings import Experiment
-from data.digests import DigestCache, canonical_json, hash64
+from data.digests import canonical_json, hash64
 from data.tables.schemas import LABELLED_TRAINING, LABELLED_VERSION, TRAINING, TRAINING_VERSION
 from data.tables.shards import TRAINING_GROUP_ROWS
 from pipeline.scoring.reading_lengths import longest_mixed
 from pipeline.stage import StageContext, Table
 from pipeline.stages.training_rows import Encode, Encoders, read_rows
 from retrieval.checkpoints.model_lengths import check_length
-from retrieval.models.student import StudentSpec, resolve_student
-from retrieval.teachers.cross_encoder import resolve_teacher
+from retrieval.models.resolved import ResolvedModels
+from retrieval.models.student import StudentSpec
 
 if TYPE_CHECKING:
     from retrieval.models.tokenizer import Tokenizer
 
 
-def _metadata(experiment: Experiment, student: StudentSpec, digests: DigestCache) -> dict[str, Any]:
-    teachers = []
-    if experiment.teacher.backend != "none":
-        teachers = [resolve_teacher(experiment.teacher, device=experiment.runner.device).namespace(digests)]
+def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     of_all = {
-        "tokenizer": student.tokenizer_digest,
-        "teachers": teachers,
+        "tokenizer": models.student.tokenizer_digest,
+        "teachers": [] if experiment.teacher.backend == "none" else [models.namespace],
         "draws": experiment.draws,
         "negatives_source": experiment.hard_negatives.source_words,
     }
@@ -50,11 +47,11 @@ def _metadata(experiment: Experiment, student: StudentSpec, digests: DigestCache
 def _build(context: StageContext) -> None:
     from retrieval.models.tokenizer import tokenizer_of
 
-    experiment, student = context.experiment, resolve_student(context.experiment.student)
+    experiment, models, student = context.experiment, context.models, context.models.student
     tokenizer = context.worker_cache.get_or_create("student tokenizer", lambda: tokenizer_of(student))
-    rows = read_rows(context.inputs, context.shard, _encoders(student, tokenizer, mixed_tokens=_longest_mixed(experiment, student)))
+    rows = read_rows(context.inputs, context.shard, _encoders(student, tokenizer, mixed_tokens=_longest_mixed(experiment, models)))
     order = _shuffled(rows.query_ids.to_pylist(), rows.draws.tolist(), seed=experiment.seed)
-    metadata = canonical_json(_metadata(experiment, student, DigestCache.of_store(experiment.store)))
+    metadata = canonical_json(_metadata(experiment, models))
     schema = TRAINING if rows.labels is None else LABELLED_TRAINING
     with context.writer(context.shard, schema.with_metadata({"training": metadata})) as writer:
         for start in range(0, len(order), TRAINING_GROUP_ROWS):
@@ -65,9 +62,9 @@ def _build(context: StageContext) -> None:
         writer.figures["counts"] = {**counts, "candidates": len(rows.logits), "candidate tokens": rows.candidate_tokens}
 
 
-def _longest_mixed(experiment: Experiment, student: StudentSpec) -> int:
+def _longest_mixed(experiment: Experiment, models: ResolvedModels) -> int:
     """Longest mixed passage in tokens; a curriculum has none."""
-    return student.passage_tokens if experiment.curriculum.enabled else longest_mixed(experiment)
+    return models.student.passage_tokens if experiment.curriculum.enabled else longest_mixed(models)
 
 
 def _encoders(student: StudentSpec, tokenizer: Tokenizer, *, mixed_tokens: int) -> Encoders:
@@ -86,13 +83,13 @@ def _shuffled(query_ids: list[str], draws: list[int], *, seed: int) -> NDArray[n
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    student = resolve_student(experiment.student)
-    longest = _longest_mixed(experiment, student)
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
+    student = models.student
+    longest = _longest_mixed(experiment, models)
     check_length(longest, student.weights_folder, option="dark_examples.mixed_tokens")
     lengths = {"query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens, "mixed_tokens": longest}
     prefixes = {"query_prefix": student.query_prefix, "passage_prefix": student.passage_prefix}
-    return {**_metadata(experiment, student, digests), **lengths, **prefixes, "seed": experiment.seed}
+    return {**_metadata(experiment, models), **lengths, **prefixes, "seed": experiment.seed}
 
 
 OF_CURRICULUM = Table(

@@ -21,7 +21,7 @@ from data.tables.shards import describe, open_shard, read_footer, read_row_group
 from retrieval.compute import precision as precisions
 from retrieval.compute.prefetch import ahead
 from retrieval.encoding.text_encoder import TextEncoder, TokenLists
-from retrieval.models.student import EMBEDDING_VERSION, resolve_student, student_notes
+from retrieval.models.student import EMBEDDING_VERSION, resolve_student
 from retrieval.search.embedding_table import manifest_of
 
 _WINDOW_ROWS = 8192  # texts in work at a time: sorted by length within a window, so that padding is small and memory bounded
@@ -97,7 +97,8 @@ def encode_table(
     if source.table not in ("", kind):  # else passages would be cut and prefixed like queries, or the other way round
         raise UserError(f"texts={texts} is the table {source.table} of {source.stage}, but kind={kind}")
     digests = DigestCache(out.parent / "digests.json")
-    student_key = resolve_student(student).key(digests)
+    spec = resolve_student(student)
+    student_key = spec.key(digests)
     key = {"version": EMBEDDING_VERSION, "student": student_key, "precision": precisions.class_of(precision)}
     key |= {"kind": kind, "texts": source.content_digest}
     fingerprint = json_digest(key)
@@ -110,15 +111,15 @@ def encode_table(
     for shard in source.shards:
         if footers[shard.name] is None:
             if encoder is None:
-                for note in student_notes(student):
+                for note in spec.notes:
                     report(f"note: {note}")
-                encoder = TextEncoder(student, precision=precision, device=device, batch_tokens=batch_tokens)
+                encoder = TextEncoder(spec, precision=precision, device=device, batch_tokens=batch_tokens)
             started = time.monotonic()
             schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
             with open_shard(out / shard.name, schema, {"fingerprint": fingerprint}) as writer:
                 for group in embedded_groups(encoder, texts / shard.name, kind=kind):
                     writer.write(group)
-                if resolve_student(student).key(digests) != student_key:
+                if spec.key(digests) != student_key:
                     raise RunFailed(f"the files of model={student.model} changed while {shard.name} was computed; start the command again")
             report(f"{shard.name}: {shard.rows:,} texts, {shard.rows / max(time.monotonic() - started, 1e-9):,.0f} texts/s")
         records.append(ShardRecord(shard.name, *describe(out / shard.name)))

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.config.settings import Student
 from data.errors import UserError
 from retrieval.compute import mixed_precision, unpadded
 from retrieval.compute.allocator import tune_allocator
@@ -19,7 +18,7 @@ from retrieval.compute.parallel_batches import side_by_side
 from retrieval.compute.probe import pad_id_of
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.padding import check_padding
-from retrieval.models.student import resolve_student
+from retrieval.models.student import StudentSpec
 from retrieval.models.tokenizer import tokenizer_of
 
 TokenLists = list[list[int]]
@@ -31,17 +30,17 @@ class TextEncoder:
     As for a teacher, low precision means the linear layers alone, and a CPU has its own attention (`retrieval.compute.mixed_precision`).
     """
 
-    def __init__(self, student: Student, *, precision: str, device: str, batch_tokens: int, option: str = "student.model") -> None:
+    def __init__(self, spec: StudentSpec, *, precision: str, device: str, batch_tokens: int) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda, but torch sees no GPU here; use device=cpu")
-        self.spec = resolve_student(student, option=option)
+        self.spec = spec
         on_cpu = device == "cpu"
         if on_cpu:
             tune_allocator()
         model = DualEncoder(self.spec, attention=mixed_precision.register_cpu_attention() if on_cpu else None).eval()
         self.model = model.to(device=device)
         self._device, self._batch_tokens, self._pad_id = device, batch_tokens, pad_id_of(model.backbone) or 0
-        check_padding(model.backbone, check=self._forward, option=option)
+        check_padding(model.backbone, check=self._forward, option=spec.option)
         mixed_precision.apply(model.backbone, precision=precision, check=self._forward, option="embed.precision")
         self.packs = not on_cpu and precision != "fp32" and unpadded.install(model.backbone)  # batches without padding in the layers
         self.tokenizer = tokenizer_of(self.spec)

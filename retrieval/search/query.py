@@ -8,7 +8,7 @@ from pathlib import Path
 from data.config.settings import Student
 from data.digests import DigestCache
 from data.errors import UserError
-from retrieval.models.student import resolve_student
+from retrieval.models.student import StudentSpec, resolve_student
 from retrieval.search.embedding_table import EmbeddingTable, differences
 from retrieval.search.searcher import Searcher, ranked
 from retrieval.search.stored_texts import texts_of
@@ -33,14 +33,14 @@ def noted_settings(corpus: Path) -> dict[str, str]:
     return {name: "null" if key[name] is None else str(key[name]) for name in _READ_BACK if name in key}
 
 
-def _check_same_student(student: Student, corpus: EmbeddingTable) -> None:
+def _check_same_student(student: StudentSpec, corpus: EmbeddingTable) -> None:
     """Raises UserError where the corpus was embedded with another model, pooling or number of layers: the scores would mean nothing."""
     noted = corpus.student_key
-    differing = differences(noted, resolve_student(student).key(DigestCache(corpus.folder.parent / "digests.json")))
+    differing = differences(noted, student.key(DigestCache(corpus.folder.parent / "digests.json")))
     if differing:
         noted_values = [f"{name}={noted.get(name)}" for name in differing if name not in ("weights", "tokenizer")]
         raise UserError(
-            f"model={student.model}: {corpus.folder} was embedded with another model (differing: {', '.join(differing)})"
+            f"model={student.folder}: {corpus.folder} was embedded with another model (differing: {', '.join(differing)})"
             + (f"; it was {', '.join(noted_values)}" if noted_values else "")
         )
 
@@ -74,11 +74,12 @@ def find(
         UserError: another student, no such tables, or a passage found that `texts` does not have.
     """
     table = EmbeddingTable(corpus, "doc_id")
-    _check_same_student(student, table)
+    spec = resolve_student(student)
+    _check_same_student(spec, table)
     from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
     from retrieval.encoding.text_encoder import TextEncoder
 
-    encoder = TextEncoder(student, precision=precision, device=device, batch_tokens=DEFAULT_BATCH_TOKENS[device])
+    encoder = TextEncoder(spec, precision=precision, device=device, batch_tokens=DEFAULT_BATCH_TOKENS[device])
     (found_rows,) = Searcher(table, memory_gb=memory_gb, threads=threads).search(encoder.queries([text]), k=k)
     doc_ids, scores = ranked(found_rows.scores, found_rows.rows, table.ids)[0]
     found = texts_of(doc_ids, texts, id_name="doc_id")

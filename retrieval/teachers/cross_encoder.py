@@ -127,13 +127,13 @@ def teacher_folder(teacher: Teacher) -> Path:
     return weights
 
 
-def teacher_notes(teacher: Teacher) -> list[str]:
+def teacher_notes(spec: TeacherSpec) -> list[str]:
     """What a person should know of the teacher's files before it is paid for, of which nothing is an error."""
-    if teacher.backend != "torch" or not bare_decoder(folder := teacher_folder(teacher)):
+    if spec.backend != "torch" or not bare_decoder(spec.folder):
         return []
     return [
-        f"teacher.model: {folder} is a decoder with a scoring head and names no template of query and document, so it reads pairs as its "
-        "tokenizer joins them; where its model card tells of a template or instruction, its logits will mean little"
+        f"teacher.model: {spec.folder} is a decoder with a scoring head and names no template of query and document, so it reads pairs as "
+        "its tokenizer joins them; where its model card tells of a template or instruction, its logits will mean little"
     ]
 
 

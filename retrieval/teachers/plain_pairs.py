@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import UserError
-from retrieval.checkpoints.files import module_list, read_json, transformer_folder
+from retrieval.checkpoints.files import module_list, read_json, tokenizer_settings, transformer_folder
 from retrieval.checkpoints.folder_file import FolderFile
-from retrieval.checkpoints.transformer_keys import check_arguments, check_truncation_side
+from retrieval.checkpoints.sentence_transformers_files import check_arguments, check_truncation_side
 
 ONE_OUTPUT = "a cross-encoder with one output (num_labels=1) is needed"
 _QUERY, _PASSAGE = ("query",), ("document", "passage")
@@ -51,7 +51,7 @@ def _lowers(weights: Path) -> bool:
     """Whether a tokenizer lower-cases texts itself; one without tokenizer.json is BERT's, which does as its own settings say."""
     if not (weights / "tokenizer.json").is_file():
         return True
-    normalizer = json.dumps(read_json(weights / "tokenizer.json").get("normalizer"))
+    normalizer = json.dumps(tokenizer_settings(weights).get("normalizer"))
     return '"lowercase": true' in normalizer or '"Lowercase"' in normalizer
 
 

@@ -69,7 +69,7 @@ def rerank(
                 logits[query].append((doc_id, logit))
             done += len(segment)
             report(f"{done:,} of {total:,} pairs, {done / max(time.monotonic() - started, 1e-9):,.0f} pairs/s")
-    if resolve_teacher(teacher, device=device).key(digests) != key:
+    if spec.key(digests) != key:
         raise RunFailed(f"the files of model={teacher.model} changed while this run was under way; start it again")
     return {query: sorted(entries, key=lambda entry: (-entry[1], entry[0])) for query, entries in logits.items()}
 

@@ -26,6 +26,7 @@ from data.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 from pipeline import plan
 from pipeline.cli import app
 from pipeline.run import read_journal
+from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.cross_encoder import resolve_teacher
 
 LABELS = (
@@ -295,7 +296,7 @@ def test_precision_on_a_gpu_is_the_same_on_every_machine(
     keys = []
     for has_bf16 in (True, False):
         monkeypatch.setattr(precision, "cpu_computes_bf16", lambda has_bf16=has_bf16: has_bf16)
-        keys.append(CORPUS.key(experiment, DigestCache(tmp_path / "digests.json")))
+        keys.append(CORPUS.key(experiment, ResolvedModels(experiment)))
     assert keys[0] == keys[1] and keys[0]["precision"] == "bf16-linear"
 
 
@@ -305,8 +306,8 @@ def test_queries_have_a_precision_of_their_own(tmp_path: Path, tiny_experiment: 
 
     def keys(**settings: str) -> tuple[Any, Any]:
         experiment = load({"config": str(tiny_experiment(tmp_path, **{"runner.device": "cuda", **settings}))})
-        digests = DigestCache(tmp_path / "digests.json")
-        return CORPUS.key(experiment, digests), QUERIES.key(experiment, digests)
+        models = ResolvedModels(experiment)
+        return CORPUS.key(experiment, models), QUERIES.key(experiment, models)
 
     low, low_queries = keys(**{"embed.precision": "bf16"}), keys(**{"embed.precision": "bf16", "embed.query_precision": "fp16"})
     exact = keys(**{"embed.precision": "fp32"})
@@ -316,7 +317,7 @@ def test_queries_have_a_precision_of_their_own(tmp_path: Path, tiny_experiment: 
 
 def test_workers_get_the_driver_s_precision(tmp_path: Path, tiny_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a worker on an older processor that fills a bf16 table with fp32 vectors."""
-    from pipeline.executors.runner import with_precisions
+    from pipeline.executors.base import with_precisions
     from retrieval.compute import precision
 
     experiment = load({"config": str(tiny_experiment(tmp_path, **{"embed.precision": "auto", "teacher.precision": "auto"}))})

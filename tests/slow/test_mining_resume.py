@@ -85,7 +85,7 @@ def work(words):
 # What a first model and a first table import is imported here, once for all children.
 torch.set_num_threads(1)
 student = data.settings.Student(model=STUDENT)
-retrieval.text_encoder.TextEncoder(student, precision="fp32", device="cpu", batch_tokens=64)
+retrieval.text_encoder.TextEncoder(retrieval.models.student.resolve_student(student), precision="fp32", device="cpu", batch_tokens=64)
 pyarrow.schema([]).empty_table()
 gc.freeze()
 """

@@ -11,7 +11,6 @@ import torch
 
 from data.tables.shards import atomic_write
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.student import student_notes
 from trainer.reporting.metrics import Metrics, last_figures
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 from trainer.reporting.progress import RunProgress
@@ -105,7 +104,7 @@ def _notes(run: Run, *, lost: int) -> Iterator[str]:
     if settings.warmup_steps >= steps:
         yield f"train.warmup_steps={settings.warmup_steps} covers all {steps} steps: the peak rate is never reached"
     if isinstance(run.model, DualEncoder):
-        yield from student_notes(run.experiment.student)
+        yield from run.model.spec.notes
         if run.model.spec.normalize and settings.score_scale == 1:
             yield "the student's vectors have length 1 and train.score_scale is 1: scores lie in [-1, 1]; about 20 is usual"
     if lost:

@@ -21,7 +21,7 @@ from retrieval.teachers.pair_scorer import PairScorer
 from trainer.steps.prepare_model import in_mode
 
 _TOKENS = 256  # of the texts compared: longer than most windows of attention
-_NOT_SAVED = ("folder", "layers", "option")  # what differs once the first layers are all that there is
+_NOT_SAVED = ("folder", "layers", "option", "notes")  # what differs once the first layers are all that there is
 
 
 def rehearse_saving(model: DualEncoder | PairScorer, output: Path) -> None:

@@ -23,6 +23,7 @@ from pipeline.scoring import calibration, compile_choice
 from pipeline.scoring.calibration import Speed, keep_speed, kept_gpu_speeds, kept_speed
 from pipeline.scoring.cost import at_most, price, wall_seconds
 from pipeline.stage import Stored
+from retrieval.models.resolved import ResolvedModels
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +50,9 @@ def test_the_price_is_what_the_run_then_pays(copied: Any, prep_run: Any, count_s
     """Prevents: a plan that promises less, or frightens with more, than is paid."""
     experiment = load({"config": str(copied.config)})
     shutil.rmtree(copied.store / "teacher_scores")
-    assert price(experiment, candidates_of(copied.store), [0, 1]).to_score == 0
+    assert price(ResolvedModels(experiment), candidates_of(copied.store), [0, 1]).to_score == 0
     shutil.rmtree(copied.store / "teacher_logits")
-    cost = price(experiment, candidates_of(copied.store), [0, 1])
+    cost = price(ResolvedModels(experiment), candidates_of(copied.store), [0, 1])
     assert (cost.wanted, cost.cached) == (168, 0) and cost.distinct == cost.to_score
     prep_run(copied.config)
     scores = [row for path in sorted(copied.store.glob("teacher_scores/*/*.parquet")) for row in read_shard(path).to_pylist()]
@@ -69,16 +70,16 @@ def test_the_plan_measures_once_and_tells_hours(copied: Any) -> None:
     kept = (copied.store / "calibration.json").read_text()
     assert plan(copied.config) == output.replace(next(line for line in output.splitlines(True) if "4 GPUs" in line), "")
     assert (copied.store / "calibration.json").read_text() == kept
-    experiment = load({"config": str(copied.config)})
-    assert kept_speed(experiment) and not kept_gpu_speeds(experiment)
+    models = ResolvedModels(load({"config": str(copied.config)}))
+    assert kept_speed(models) and not kept_gpu_speeds(models)
     other = load({"config": str(copied.config), "runner.threads": "2"})
-    assert kept_speed(other) is None, "another number of threads is another speed"
+    assert kept_speed(ResolvedModels(other)) is None, "another number of threads is another speed"
 
 
 def test_gpu_hours_from_a_measurement_elsewhere(copied: Any) -> None:
     """Prevents: a question for N GPUs that only a machine with N GPUs can answer; a promise that GPUs without a shard help."""
     experiment = load({"config": str(copied.config), "runner.device": "cuda"})
-    keep_speed(experiment, Speed("Some GPU", 100.0))
+    keep_speed(ResolvedModels(experiment), Speed("Some GPU", 100.0))
     shutil.rmtree(copied.store / "teacher_scores")
     shutil.rmtree(copied.store / "teacher_logits")
     output = plan(copied.config, "gpus=4")
@@ -128,7 +129,7 @@ def test_the_stage_takes_what_the_calibration_says(
     built: list[bool] = []
     load_plain = teacher_scores.load_cross_encoder
 
-    def measured(experiment: Any, candidates: str, compiled: bool) -> Speed:
+    def measured(models: Any, candidates: str, compiled: bool) -> Speed:
         asked.append(compiled)
         return Speed("here", 1.0, compiled_rate if compiled else None, 1.0)
 

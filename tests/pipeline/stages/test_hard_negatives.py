@@ -24,7 +24,8 @@ from pipeline.negatives.pool_pairs import PoolRow
 from pipeline.report.page import write_report
 from pipeline.stages.hard_negatives import Chosen, Logits, choose, choose_positive
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.student import miner_of, resolve_student
+from retrieval.models.resolved import ResolvedModels
+from retrieval.models.student import resolve_student
 
 Prep = Callable[..., list[str]]
 POOL = [f"d{number}" for number in range(60)]
@@ -333,17 +334,18 @@ def test_the_miner_is_a_model_of_its_own(copied: Any, models: Any, tmp_path: Pat
     trained = tmp_path / "trained"
     DualEncoder(resolve_student(Student(model=str(models.student), pooling="mean", normalize=True))).save(trained)
     experiment = load({"config": str(copied.config), **given, "embed.model": str(trained)})
-    own, student = resolve_student(miner_of(experiment)), resolve_student(experiment.student)
+    resolved = ResolvedModels(experiment)
+    own, student = resolved.miner, resolved.student
     assert (own.layers, own.pooling, own.normalize, own.query_prefix) == (None, "mean", True, "")
     assert (student.layers, student.pooling, student.normalize, student.query_prefix) == (1, "cls", False, "q: ")
     assert (own.query_tokens, own.passage_tokens) == (student.query_tokens, student.passage_tokens)
-    assert miner_of(load({"config": str(copied.config), **given})).layers == 1
+    assert ResolvedModels(load({"config": str(copied.config), **given})).miner.layers == 1
 
     (trained / "modules.json").unlink()  # a plain folder, which does not say: as the student, whose files do
     student_folder = tmp_path / "student"
     DualEncoder(resolve_student(Student(model=str(models.student), pooling="mean", normalize=True))).save(student_folder)
     asked = {"student.model": str(student_folder), "student.pooling": "auto", "student.normalize": "null", "embed.model": str(trained)}
-    own = resolve_student(miner_of(load({"config": str(copied.config), **asked})))
+    own = ResolvedModels(load({"config": str(copied.config), **asked})).miner
     assert (own.folder, own.pooling, own.normalize) == (trained, "mean", True)
 
 
@@ -368,6 +370,7 @@ def test_mining_with_a_later_student(copied: Any, models: Any, tmp_path: Path, p
     ]
     assert len(pools) == 2 and pools[0] != pools[1] and new
     again = load({"config": str(copied.config), "embed.model": str(later)})
-    assert again.student.model == str(models.student) and miner_of(again).model == str(later)
+    resolved = ResolvedModels(again)
+    assert (resolved.student.folder, resolved.miner.folder) == (models.student, later)
     with pytest.raises(UserError, match=r"embed\.model=/no/such"):
         prep_run(copied.config, **{"embed.model": "/no/such"})

@@ -119,7 +119,7 @@ def test_weights_that_change_under_a_run_are_told(copied: Any, models: Any, tmp_
         return plain(*given, **more)
 
     monkeypatch.setattr(teacher_scores, "load_cross_encoder", changed)
-    with pytest.raises(RunFailed, match="changed while this run began"):
+    with pytest.raises(RunFailed, match="changed while this run was under way"):
         run(load({"config": str(copied.config), "teacher.model": str(teacher)}), stage="teacher_scores", say=lambda line: None)
     assert not list(copied.store.glob("teacher_logits/*/*.parquet"))
 

@@ -1,4 +1,4 @@
-"""Which models can be students: told from config.json, or found out when they are opened."""
+"""Which models can be students: found out from config.json, or when they are opened."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.checkpoints import GEMMA2, SIZES, change_json, randomised, save, save_tokenizer, write_json
+from support.checkpoints import GEMMA2, SIZES, change_json, randomised, save, save_tokenizer
 from support.student_folders import TEXTS, assert_equal, encoder_of, lay_out, peer
 
 from data.config.settings import Student
 from data.errors import UserError
-from retrieval.checkpoints import encoder_kind
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
 
@@ -26,8 +25,9 @@ def resolve(folder: Path, **words: Any) -> Any:
 def test_a_causal_decoder_has_no_first_token_to_pool(tmp_path: Path, architecture: str, words: dict[str, Any]) -> None:
     """Prevents: 32 distinct vectors of 42 passages, since the first token of a decoder sees none behind it."""
     folder = save(tmp_path / "m", architecture)
-    with pytest.raises(UserError, match=r"config.json names a \w+ model, which is a causal decoder.*student.pooling=mean"):
-        resolve(folder, **words)
+    with pytest.raises(UserError, match=r"student\.model: \w+ is a causal decoder.*student.pooling=mean"):
+        DualEncoder(resolve(folder, **words))
+    DualEncoder(resolve(folder, pooling="mean"))
     vectors = encoder_of(folder, pooling="mean", query_tokens=8, passage_tokens=8).passages(
         [*(f"ba be {word}" for word in ("bi", "bo", "bu")), "zu"]
     )
@@ -41,15 +41,6 @@ def test_an_encoder_made_causal_is_one(tmp_path: Path) -> None:
         resolve(folder)
 
 
-def test_a_decoder_that_no_list_knows_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents: next year's decoder pooled by its first token."""
-    monkeypatch.setattr(encoder_kind, "_DECODERS", frozenset())
-    folder = save(tmp_path / "m", "Llama")
-    with pytest.raises(UserError, match="LlamaModel is a causal decoder"):
-        DualEncoder(resolve(folder))
-    DualEncoder(resolve(folder, pooling="mean"))
-
-
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_a_decoder_made_bidirectional_is_an_encoder(tmp_path: Path, pooling: str) -> None:
     """Prevents: LLM encoders (`is_causal: false`) refused for their model_type."""
@@ -60,30 +51,19 @@ def test_a_decoder_made_bidirectional_is_an_encoder(tmp_path: Path, pooling: str
     assert_equal(encoder_of(folder), peer(folder))
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"model_type": "t5", "architectures": ["T5EncoderModel"]}, "a t5 model, an encoder with a decoder"),
-        ({"model_type": "mt5"}, "mt5"),
-        ({"model_type": "dpr", "architectures": ["DPRQuestionEncoder"]}, "dpr model.*nothing to pool"),
-        ({"model_type": "model2vec", "architectures": ["StaticModel"]}, "model2vec"),
-        ({"model_type": "clip"}, "images"),
-    ],
-)
-def test_what_gives_no_vectors_of_tokens_is_refused_by_its_files(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+def test_an_encoder_with_a_decoder_is_refused_by_its_files(tmp_path: Path) -> None:
     """Prevents: a traceback out of transformers after the corpus was read."""
     folder = save(tmp_path / "m", "Bert")
-    write_json(folder / "config.json", config)
-    with pytest.raises(UserError, match=message):
+    change_json(folder / "config.json", model_type="t5", is_encoder_decoder=True)
+    with pytest.raises(UserError, match="is an encoder with a decoder"):
         resolve(folder)
 
 
-def test_a_model_without_vectors_of_tokens_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_vectors_of_tokens_is_found_out(tmp_path: Path) -> None:
     """Prevents: an AttributeError for `last_hidden_state` in the first batch."""
     import torch
     import transformers
 
-    monkeypatch.setattr(encoder_kind, "_NO_TOKEN_VECTORS", {})
     folder = save(tmp_path / "m", "Bert")
     torch.manual_seed(0)
     config = transformers.DPRConfig(
