@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.children import run
 
 from data.config.settings import load, with_absolute_paths
 from data.errors import DamagedShard, UserError
@@ -94,13 +93,7 @@ def test_a_killed_encode_goes_on_from_its_staging_folder(bucket: Any, tmp_path: 
 
     texts = table_of(finished.store, "ingest", "corpus")
     words = ["encode", f"model={models.student}", f"texts={texts}", "kind=corpus", "precision=fp32"]
-    code = (
-        "import os, signal, sys\nfrom retrieval import cli, encode\noriginal, shards = encode.embedded_groups, []\n"
-        "def dying(*args, **words):\n    shards.append(1)\n    if len(shards) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return original(*args, **words)\n"
-        f"encode.embedded_groups = dying\nsys.argv = {['retrieve', *words, f'out={bucket}/v']!r}\ncli.main()\n"
-    )  # fmt: skip
-    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == -signal.SIGKILL
+    assert run("killed_encode", *words, f"out={bucket}/v").returncode == -signal.SIGKILL
     assert not bucket.objects()
     (made,) = (tmp_path / "cache" / "outputs").rglob("part-*.parquet")
     inode = made.stat().st_ino

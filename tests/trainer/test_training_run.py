@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.children import loaded_by
 
 from data.command import STOP_SIGNALS, exit_codes, is_full_disk
 from data.errors import RunFailed, UserError
@@ -354,15 +353,9 @@ def test_sentence_transformers_opens_the_student(
 
 def test_help_is_quick_and_faults_have_no_traceback(tmp_path: Path, experiment_file: Path) -> None:
     """Seconds of imports for a misspelt key, and forty lines of traceback after them."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    program = "import sys\nfrom trainer.cli import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stdout)"
-
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", program, *words], env=environment, capture_output=True, text=True)
-
     began = time.monotonic()
-    helped = call("run", "--help")
-    assert helped.returncode == 0 and helped.stdout.endswith("False\n") and time.monotonic() - began < 5
+    helped, loaded = loaded_by("train", "run", "--help")
+    assert helped.returncode == 0 and "torch" not in loaded and time.monotonic() - began < 5
     for words, expected in [
         (("run", f"config={experiment_file}"), "shards=DIR"),
         (("run", f"config={experiment_file}", "shards=x", "train.epoch=3"), "train.epochs"),
@@ -370,9 +363,9 @@ def test_help_is_quick_and_faults_have_no_traceback(tmp_path: Path, experiment_f
         (("run", f"config={experiment_file}", "shards=x", "recipe=adm"), "adam"),
         (("run", "nonsense"), "key=value"),
     ]:
-        done = call(*words)
+        done, loaded = loaded_by("train", *words)
         assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
-        assert done.stdout == "False\n"
+        assert done.stdout == "" and "torch" not in loaded
 
 
 def test_a_student_exchanged_while_it_is_loaded(
