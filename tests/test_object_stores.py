@@ -36,6 +36,7 @@ def table_of(store: Path, stage: str, table: str = "") -> Path:
     return folder
 
 
+@pytest.mark.medium
 def test_every_retrieve_command(
     bucket: Any, tmp_path: Path, finished: Any, models: Any, capsys: pytest.CaptureFixture[str], contents: Any
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_killed_encode_goes_on_from_its_staging_folder(bucket: Any, tmp_path: 
     assert [path.name for path in (tmp_path / "cache").rglob("*.parquet") if path.stat().st_ino == inode] == [made.name]
 
 
+@pytest.mark.medium
 def test_training_from_the_store_is_the_same_training(bucket: Any, tmp_path: Path, finished: Any, contents: Any) -> None:
     """Prevents: a trainer that gets an address where it wants a folder, or another order of rows from a copy."""
     from trainer.cli import main

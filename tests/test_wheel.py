@@ -40,6 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.medium
 def test_every_package_is_in_the_wheel(wheel: Path) -> None:
     """Prevents: a new folder that works in a checkout and is missing for all who install the package."""
     with zipfile.ZipFile(wheel) as archive:
@@ -47,6 +48,7 @@ def test_every_package_is_in_the_wheel(wheel: Path) -> None:
     assert packed == {path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")}
 
 
+@pytest.mark.medium
 def test_the_commands_start_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     """Prevents: a console script without its module, and an import that only a checkout in the working directory satisfies."""
     environment = tmp_path / "environment"

@@ -405,6 +405,7 @@ def test_what_is_left_out_is_told(
     assert "corpus.jsonl:62: no id: it has 'id, contents'; expected _id and text" in output
 
 
+@pytest.mark.medium
 def test_an_interrupted_run_goes_on(
     finished: Any, tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, parquet_files: Files
 ) -> None:

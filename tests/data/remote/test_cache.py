@@ -98,6 +98,7 @@ def test_local_paths_are_as_they_were() -> None:
     assert all(map(is_remote, ("s3://b/x", "memory://x", "gs://b", "abfs+x://y")))
 
 
+@pytest.mark.medium
 def test_two_processes_copy_at_once(bucket: Any, tmp_path: Path, reads: list[str], contents: Contents) -> None:
     """Prevents: two trainers on a machine that write to one temporary file, or one that waits for the other's lock."""
     table = make_table(tmp_path / "table", rows=3000)

@@ -110,6 +110,7 @@ def test_weights_that_change_under_a_run_are_told(copied: Any, models: Any, tmp_
     assert not list(copied.store.glob("teacher_logits/*/*.parquet"))
 
 
+@pytest.mark.medium
 def test_a_warm_store_loads_no_model(copied: Any) -> None:
     """Prevents: a minute of loading a large teacher, and a GPU, to read numbers from a file."""
     shutil.rmtree(copied.store / "teacher_scores")
@@ -160,6 +161,7 @@ def test_windows_cover_all_rows_in_order(tmp_path: Path, rows: int) -> None:
     assert max(map(len, windows)) <= rows
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("segment_pairs", [1, 5, 100])
 def test_segments_of_any_size_give_the_same_table_within_rounding(
     copied: Any, prep_run: Prep, count_scored: list[int], segment_pairs: int
