@@ -85,7 +85,7 @@ def test_a_folder_is_small_and_says_what_lives_there(folder: Path) -> None:
 
 
 def loaded_after(*modules: str) -> set[str]:
-    """The top-level modules in memory when a fresh interpreter has imported some."""
+    """The modules in memory when a fresh interpreter has imported some."""
     done, loaded = loaded_by("import", *modules)
     assert done.returncode == 0, done.stderr
     return loaded

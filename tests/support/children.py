@@ -36,7 +36,7 @@ def loaded_by(*args: object) -> tuple[subprocess.CompletedProcess[str], set[str]
     """Run `prep`, `train` or `retrieve`, or `import` some modules, in a fresh interpreter.
 
     Returns:
-        The ended process, without the last line of its output, and the top-level modules that it had in memory, read from that line.
+        The ended process, without the last line of its output, and the modules that it had in memory, read from that line.
     """
     done = run("loaded", *args)
     output, _, last = done.stdout.rpartition("loaded: ")

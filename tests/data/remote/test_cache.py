@@ -93,7 +93,8 @@ def test_a_table_is_copied_once(bucket: Any, table: Path, reads: list[str], cont
 
 def test_local_paths_are_as_they_were() -> None:
     """Prevents: local work that is copied, or that pays for imports of an object store's client."""
-    assert run("remote_copies", "local").returncode == 0
+    done = run("remote_copies", "local")
+    assert done.returncode == 0, done.stderr
     assert not any(map(is_remote, ("/a", "://b", "C:/x", "./s3:/b", "s3:/b/x", "")))
     assert all(map(is_remote, ("s3://b/x", "memory://x", "gs://b", "abfs+x://y")))
 

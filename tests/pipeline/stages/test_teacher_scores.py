@@ -115,7 +115,8 @@ def test_a_warm_store_loads_no_model(copied: Any) -> None:
     """Prevents: a minute of loading a large teacher, and a GPU, to read numbers from a file."""
     shutil.rmtree(copied.store / "teacher_scores")
     done, loaded = loaded_by("prep", "run", f"config={copied.config}", "stage=teacher_scores")
-    assert done.returncode == 0 and not loaded & {"transformers", "tokenizers"}, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not loaded & {"transformers", "tokenizers", "retrieval.compute.mixed_precision"}
 
 
 def test_wanted_pairs_are_the_rows_pairs(finished: Any) -> None:

@@ -11,7 +11,7 @@ COMMANDS = {"prep": "pipeline.cli", "train": "trainer.cli", "retrieve": "retriev
 
 def say_what_is_loaded() -> None:
     """The last line of the output."""
-    print("loaded:", *sorted({name.partition(".")[0] for name in sys.modules}), flush=True)
+    print("loaded:", *sys.modules, flush=True)
 
 
 if __name__ == "__main__":
