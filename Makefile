@@ -1,10 +1,12 @@
-# `make demo`, `make recipes`, `make test` and `make test-slow`. Each makes .venv and installs what it needs.
+# `make demo`, `make recipes`, `make check`, `make test` and `make test-slow`. Each makes .venv and installs what it needs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# As many workers as CPUs, but memory for no more than 8: each takes up to 2 GB.
+PYTEST := $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo recipes test test-slow lint clean
+.PHONY: demo recipes check test test-slow lint clean
 
 demo: $(VENV)/.demo
 	bash recipes/demo/run.sh
@@ -14,8 +16,12 @@ recipes: $(VENV)/.demo
 	bash recipes/cl_drd/commands.sh
 	bash recipes/prod/commands.sh
 
+# The suite in three: check is for every save, test for every commit, test-slow has kills, whole runs, benchmarks and peers.
+check: $(VENV)/.dev lint
+	$(PYTEST) -m "not medium and not slow" --durations=5 --durations-min=1
+
 test: $(VENV)/.dev lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow tests/slow

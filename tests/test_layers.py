@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.children import loaded_by
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("data", "retrieval", "pipeline", "trainer")
@@ -93,27 +91,24 @@ def test_a_folder_is_small_and_says_what_lives_there(folder: Path) -> None:
     assert "Not here:" in said, f"{name_of(folder)}/__init__.py says what lives there, and what does not"
 
 
-def loaded_after(statement: str) -> set[str]:
-    """The top-level modules in memory after a statement in a fresh interpreter."""
-    code = f"{statement}\nimport sys; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+def loaded_after(*modules: str) -> set[str]:
+    """The modules in memory when a fresh interpreter has imported some."""
+    done, loaded = loaded_by("import", *modules)
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    return loaded
 
 
 def test_the_trainer_is_lean() -> None:
     """Prevents: a third-party import chain that loads Ray or FAISS into every training process."""
-    assert not loaded_after("import trainer.loop, trainer.cli, trainer.evaluation.dev_set") & {"ray", "faiss", "pipeline"}
+    assert not loaded_after("trainer.loop", "trainer.cli", "trainer.evaluation.dev_set") & {"ray", "faiss", "pipeline"}
 
 
 def test_planning_is_cheap() -> None:
     """Prevents: `prep plan` and `prep status` that take seconds because a stage module imports torch at its head."""
-    assert not loaded_after("import pipeline.plan, pipeline.run, pipeline.cli") & {"ray", "faiss", "torch", "transformers", "onnxruntime"}
+    assert not loaded_after("pipeline.plan", "pipeline.run", "pipeline.cli") & {"ray", "faiss", "torch", "transformers", "onnxruntime"}
 
 
 def test_the_file_room_is_light() -> None:
     """Prevents: a reader of shards that needs a deep-learning stack installed."""
-    names = ", ".join(name_of(path).removesuffix(".py").replace("/", ".") for path in MODULES if name_of(path).startswith("data/"))
-    assert not loaded_after(f"import {names}") & {"ray", "faiss", "torch", "transformers", "onnxruntime"}
+    names = [name_of(path).removesuffix(".py").replace("/", ".") for path in MODULES if name_of(path).startswith("data/")]
+    assert not loaded_after(*names) & {"ray", "faiss", "torch", "transformers", "onnxruntime"}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.children import run
 
 from data.config.settings import load, with_absolute_paths
 from data.errors import DamagedShard, UserError
@@ -37,6 +36,7 @@ def table_of(store: Path, stage: str, table: str = "") -> Path:
     return folder
 
 
+@pytest.mark.medium
 def test_every_retrieve_command(
     bucket: Any, tmp_path: Path, finished: Any, models: Any, capsys: pytest.CaptureFixture[str], contents: Any
 ) -> None:
@@ -94,14 +94,7 @@ def test_a_killed_encode_goes_on_from_its_staging_folder(bucket: Any, tmp_path: 
 
     texts = table_of(finished.store, "ingest", "corpus")
     words = ["encode", f"model={models.student}", f"texts={texts}", "kind=corpus", "precision=fp32"]
-    code = (
-        "import os, signal, sys\nfrom retrieval import cli\nfrom retrieval.encoding import encode\n"
-        "original, shards = encode.embedded_groups, []\n"
-        "def dying(*args, **words):\n    shards.append(1)\n    if len(shards) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return original(*args, **words)\n"
-        f"encode.embedded_groups = dying\nsys.argv = {['retrieve', *words, f'out={bucket}/v']!r}\ncli.main()\n"
-    )  # fmt: skip
-    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == -signal.SIGKILL
+    assert run("killed_encode", *words, f"out={bucket}/v").returncode == -signal.SIGKILL
     assert not bucket.objects()
     (made,) = (tmp_path / "cache" / "outputs").rglob("part-*.parquet")
     inode = made.stat().st_ino
@@ -112,6 +105,7 @@ def test_a_killed_encode_goes_on_from_its_staging_folder(bucket: Any, tmp_path: 
     assert [path.name for path in (tmp_path / "cache").rglob("*.parquet") if path.stat().st_ino == inode] == [made.name]
 
 
+@pytest.mark.medium
 def test_training_from_the_store_is_the_same_training(bucket: Any, tmp_path: Path, finished: Any, contents: Any) -> None:
     """Prevents: a trainer that gets an address where it wants a folder, or another order of rows from a copy."""
     from trainer.cli import main

@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from support.children import loaded_by
 from typer.testing import CliRunner
 
 from data.config.settings import load
@@ -79,19 +80,9 @@ def test_a_finished_run_is_complete(finished: Any) -> None:
 def test_a_second_run_touches_nothing_and_starts_nothing(finished: Any) -> None:
     """Prevents: minutes of Ray and torch to find out that nothing is to be done."""
     before = {path: path.stat().st_mtime_ns for path in finished.store.rglob("*") if path.is_file() and path.name != "digests.json"}
-    code = f"""
-import sys
-sys.argv = ["prep", "run", "config={finished.config}", "runner=ray"]
-from pipeline.cli import main
-try:
-    main()
-except SystemExit as error:
-    assert not error.code, error.code
-print("loaded", *sorted({{"ray", "torch", "faiss", "transformers"}} & set(sys.modules)))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done, loaded = loaded_by("prep", "run", f"config={finished.config}", "runner=ray")
     assert done.returncode == 0, done.stderr
-    assert "done: nothing to do" in done.stdout and done.stdout.splitlines()[-1].split() == ["loaded"]
+    assert "done: nothing to do" in done.stdout and not loaded & {"ray", "torch", "faiss", "transformers"}
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
@@ -415,6 +406,7 @@ def test_what_is_left_out_is_told(
     assert "corpus.jsonl:62: no id: it has 'id, contents'; expected _id and text" in output
 
 
+@pytest.mark.medium
 def test_an_interrupted_run_goes_on(
     finished: Any, tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, parquet_files: Files
 ) -> None:

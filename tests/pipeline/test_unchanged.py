@@ -59,6 +59,7 @@ CASES = {
 ASKED_FOR: dict[str, dict[str, Any]] = {"pool_scores": {"hard_negatives.score_pools": True}, "dev": {"dev.queries": 3, "dev.depth": 5}}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("label", CASES)
 def test_a_model_exchanged_after_the_first_shard(
     label: str, tmp_path: Path, models: Any, tiny_experiment: Callable[..., Path], prep_run: Prep, parquet_files: Files,

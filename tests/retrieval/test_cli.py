@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from support.children import loaded_by
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel
 
@@ -258,14 +258,8 @@ def test_help_and_compare_load_no_model_code(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("q Q0 a 1 1.0 t\n")
     (tmp_path / "q").write_text("q 0 a 1\n")
     for words in (["--help"], ["compare", f"before={tmp_path / 'r'}", f"after={tmp_path / 'r'}", f"qrels={tmp_path / 'q'}"]):
-        code = (
-            f"import sys, atexit; sys.argv = {['retrieve', *words]!r}\n"
-            "atexit.register(lambda: print('HEAVY', sorted({'torch', 'faiss', 'transformers', 'bm25s'} & set(sys.modules))))\n"
-            "from retrieval.cli import main; main()"
-        )
-        root = Path(cli.__file__).parents[1]
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
-        assert done.stdout.splitlines()[-1] == "HEAVY []"
+        done, loaded = loaded_by("retrieve", *words)
+        assert done.returncode == 0 and not loaded & {"torch", "faiss", "transformers", "bm25s"}, done.stderr
 
 
 def evaluated(folder: Path, capsys: pytest.CaptureFixture[str], run: str, qrels: str, *words: str) -> tuple[dict[str, Any], str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import children
 
 from data.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from data.files.leftovers import this_place
@@ -62,16 +63,10 @@ def test_a_signal_under_ray(number: signal.Signals, when: str, tmp_path: Path, t
 @pytest.mark.parametrize("room", ["pipeline", "trainer", "retrieval"])
 def test_a_signal_in_the_first_half_second(room: str, tmp_path: Path) -> None:
     """Prevents: KeyboardInterrupt with the traceback of an import, and exit code 130 or -15."""
-    code = (
-        "import sys\nfrom importlib.abc import MetaPathFinder\nclass Stop(MetaPathFinder):\n"
-        "    def find_spec(self, name, path, target=None):\n        if name == NAME:\n            print('here', flush=True)\n"
-        "            sys.stdin.readline()\n"
-        f"sys.meta_path.insert(0, Stop())\nsys.argv = ['x', 'run', 'config=none']\nfrom {room}.__main__ import main\nmain()\n"
-    )
     for name in (f"{room}.cli", "typer", "data.remote.cache"):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code.replace("NAME", repr(name))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        process = children.start(
+            "stopped_import", room, name, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         assert process.stdout is not None
         if process.stdout.readline() != "here\n":  # this command does not import it

@@ -18,78 +18,6 @@ import pytest
 
 from data.tables.manifest import Manifest
 
-# Groups, windows and parts are a few rows, so that the tiny collection makes many of them. Each step is noted before it is taken (a
-# renaming after it, too), and the step of the number that comes first among the words is the last one that the process takes.
-MINING = """
-import gc, os, shutil, signal, sys, time
-from pathlib import Path
-import torch, transformers, polars, pyarrow.parquet
-from transformers import AutoModel, AutoTokenizer, BertModel, BertTokenizerFast
-import data.config.settings, data.shards, pipeline.cli, pipeline.pool_sources, pipeline.pools, pipeline.run, pipeline.work
-import retrieval.cli, retrieval.encode, retrieval.search, retrieval.search_run, retrieval.text_encoder
-
-data.shards.ROW_GROUP_ROWS = pipeline.pools.ROW_GROUP_ROWS = 5
-retrieval.encode._WINDOW_ROWS = 10
-pipeline.pools._RANKED_AT_ONCE = 70
-retrieval.search.GROUP_QUERIES = retrieval.search_run.GROUP_QUERIES = 4
-retrieval.search._MOST_QUERIES = 8
-taken, last = 0, 0
-
-def step(*words):
-    global taken
-    os.write(log, (" ".join(words) + "\\n").encode())
-    taken += 1
-    if taken == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.001)
-
-def noted(owner, name, word, after=None):
-    function = getattr(owner, name)
-    def wrapper(*args, **kwargs):
-        step(word)
-        result = function(*args, **kwargs)
-        if after:
-            step(after)
-        return result
-    setattr(owner, name, wrapper)
-
-rename = os.replace
-def noted_rename(source, target):
-    name = Path(target).name
-    told = name != "digests.json"  # which is written where something has been learned for it
-    if told:
-        step("write", name)
-    rename(source, target)
-    if told:
-        step("written", name)
-os.replace = noted_rename
-
-groups = retrieval.encode.embedded_groups
-def noted_groups(encoder, texts, **more):
-    for group in groups(encoder, texts, **more):
-        step("window", texts.name)
-        yield group
-retrieval.encode.embedded_groups = noted_groups
-
-noted(retrieval.text_encoder, "pad", "batch")
-noted(retrieval.search, "exact_search", "search", after="found")
-noted(pipeline.pools, "_table", "rows")
-noted(pipeline.run, "_journal", "journal")
-noted(shutil, "rmtree", "remove")
-
-def work(words):
-    global last
-    last, sys.argv = int(words[0]), words[1:]
-    {"prep": pipeline.cli, "retrieve": retrieval.cli}[words[1]].main()
-
-# What a first model and a first table import is imported here, once for all children.
-torch.set_num_threads(1)
-student = data.settings.Student(model=STUDENT)
-retrieval.text_encoder.TextEncoder(retrieval.models.student.resolve_student(student), precision="fp32", device="cpu", batch_tokens=64)
-pyarrow.schema([]).empty_table()
-gc.freeze()
-"""
-
 
 @dataclass(frozen=True)
 class Run:
@@ -209,7 +137,7 @@ def all_bytes(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def zygote(start_zygote: Callable[[str], Any], models: Any) -> Any:
-    return start_zygote(f"STUDENT = {str(models.student)!r}\n{MINING}")
+    return start_zygote("mining", models.student)
 
 
 @pytest.fixture(scope="module")

@@ -12,36 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.kills import descendants
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="workers are found through /proc")
-
-
-def parent_of(process: int) -> int:
-    """0 where the process has ended."""
-    try:
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, IndexError):
-        return 0
-
-
-def is_below(process: int, ancestor: int) -> bool:
-    while process > 1 and process != ancestor:
-        process = parent_of(process)
-    return process == ancestor
-
-
-def ray_workers(ancestor: int) -> list[int]:
-    """Our own actors among the machine's processes, by Ray's title of them."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                title = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if title.startswith(b"ray::_RayWorker") and is_below(int(entry.name), ancestor):
-                found.append(int(entry.name))
-    return found
 
 
 def start(config: Path, *, workers: int) -> subprocess.Popen[str]:
@@ -54,7 +27,7 @@ def kill_a_worker(process: subprocess.Popen[str], *, when: Callable[[], bool]) -
     """SIGKILL one of the run's actors as soon as `when` holds. False where the run ended before."""
     deadline = time.monotonic() + 90
     while process.poll() is None and time.monotonic() < deadline:
-        if when() and (workers := ray_workers(process.pid)):
+        if when() and (workers := descendants(process.pid, title=b"ray::_RayWorker")):
             os.kill(workers[0], signal.SIGKILL)
             return True
         time.sleep(0.02)

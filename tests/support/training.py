@@ -43,14 +43,6 @@ def save_student(folder: Path, *, pooling: str = "mean", normalize: bool = False
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Tiny tensors gain nothing from threads, and lose much where the machine is busy."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_student(tmp_path_factory.mktemp("models") / "student")

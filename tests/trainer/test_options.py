@@ -23,6 +23,7 @@ def start(file: Path, shards: Path, **overrides: Any) -> dict[str, torch.Tensor]
     return load_file(Path(experiment.train.output) / "student" / "model.safetensors")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("in_batch", ["none", "both"])
 def test_activation_checkpointing_repeats_the_masks(tmp_path: Path, experiment_file: Path, shards: Path, in_batch: str) -> None:
     """Prevents: a layer computed again with other dropout masks: the gradient of a pass that never was."""
@@ -32,6 +33,7 @@ def test_activation_checkpointing_repeats_the_masks(tmp_path: Path, experiment_f
     assert all(torch.equal(plain[name], found[name]) for name in plain)
 
 
+@pytest.mark.medium
 def test_compiled_without_dropout_is_the_same_run(tmp_path: Path, shards: Path, experiment_file: Path, make_student: Any) -> None:
     """Prevents: an option that is taken and does nothing, or trains something else."""
     still = make_student(tmp_path / "still", dropout=0.0)
@@ -54,6 +56,7 @@ def test_steps_cut_a_run_short(tmp_path: Path, experiment_file: Path, shards: Pa
     assert lines[-1]["learning_rate"] == pytest.approx(0.01 / 6) and lines[1]["learning_rate"] == 0.01
 
 
+@pytest.mark.medium
 def test_key_biases_stay(tmp_path: Path, experiment_file: Path, shards: Path, student: Path) -> None:
     """Prevents: steps made of rounding noise, by which two runs of the same numbers differ."""
     trained, begun = start(experiment_file, shards), load_file(student / "model.safetensors")

@@ -133,6 +133,7 @@ def words_of(name: str, *, cross_encoder: Path, student: Path) -> dict[str, Any]
     return words
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", RUNS)
 def test_resumed_equals_unbroken(
     tmp_path: Path, experiment_file: Path, shards: Path, student: Path, cross_encoder: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -166,6 +167,7 @@ def test_resumed_equals_unbroken(
         assert "kept" not in lines[-1]
 
 
+@pytest.mark.medium
 def test_a_trained_cross_encoder_is_a_teacher(
     tmp_path: Path,
     experiment_file: Path,

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.children import loaded_by
 
 from data.command import STOP_SIGNALS, exit_codes, is_full_disk
 from data.errors import RunFailed, UserError
@@ -71,6 +70,7 @@ def after_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], 
     monkeypatch.setattr(metrics.Metrics, "write", write)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("step", "in_batch"), [(1, "none"), (7, "none"), (8, "none"), (17, "none"), (11, "both")])
 def test_resumed_equals_unbroken(
     tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, step: int, in_batch: str
@@ -92,6 +92,7 @@ def test_resumed_equals_unbroken(
     assert_same_run(whole, broken)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_interruption_saves_and_says_so(
     tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -109,6 +110,7 @@ def test_interruption_saves_and_says_so(
     assert_same_run(whole, output)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 def test_interrupted_while_it_opens(experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     """Prevents: a traceback, or a signal's own end, where it comes while shards are checked and the model is loaded, or is lost there."""
@@ -151,6 +153,7 @@ def test_what_torchrun_sends_on_is_no_second_signal(
         assert interruption.asked and ended == [signal.SIGTERM]
 
 
+@pytest.mark.medium
 def test_processes_that_torchrun_left_behind_stop(
     tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +168,7 @@ def test_processes_that_torchrun_left_behind_stop(
     assert metric_steps(tmp_path / "run") == list(range(1, STEPS + 1))
 
 
+@pytest.mark.medium
 def test_the_second_of_two_runs_is_refused(tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a job that is queued again while its first copy lives, and cuts lines that are being written out of metrics.jsonl."""
     output, told = tmp_path / "run", list[str]()
@@ -181,6 +185,7 @@ def test_the_second_of_two_runs_is_refused(tmp_path: Path, experiment_file: Path
     assert metric_steps(output) == list(range(1, STEPS + 1)) and not (output / "running.json").exists()
 
 
+@pytest.mark.medium
 def test_lines_that_were_damaged_are_told(
     tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +202,7 @@ def test_lines_that_were_damaged_are_told(
     assert "lacks the lines of 5 steps" in capsys.readouterr().err
 
 
+@pytest.mark.medium
 def test_half_a_checkpoint_is_no_checkpoint(tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill while a checkpoint is written must leave the one before in charge, and no rubbish."""
     output = tmp_path / "run"
@@ -302,6 +308,7 @@ def test_no_gpu_is_told(experiment_file: Path, shards: Path) -> None:
         start(experiment_file, shards, **{"train.device": "cuda"})
 
 
+@pytest.mark.medium
 def test_a_full_disk_is_told_and_the_run_goes_on(full_disk: Path, tmp_path: Path, experiment_file: Path, shards: Path) -> None:
     """Prevents: a run lost to a full disk, or a checkpoint cut short by it that is taken for a whole one."""
     with pytest.raises((RunFailed, OSError)) as caught:
@@ -312,6 +319,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on(full_disk: Path, tmp_path: Path
     assert metric_steps(tmp_path / "moved") == list(range(1, 19))
 
 
+@pytest.mark.medium
 def test_loss_falls(tmp_path: Path, experiment_file: Path, shards: Path) -> None:
     """A run that does not learn."""
     start(experiment_file, shards, train__epochs=12, train__objective__without="adaptive", train__learning_rate=0.003)
@@ -352,17 +360,12 @@ def test_sentence_transformers_opens_the_student(
     assert any(not torch.equal(untrained[name], value) for name, value in parameters(tmp_path / "run").items() if name in untrained)
 
 
+@pytest.mark.medium
 def test_help_is_quick_and_faults_have_no_traceback(tmp_path: Path, experiment_file: Path) -> None:
     """Seconds of imports for a misspelt key, and forty lines of traceback after them."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    program = "import sys\nfrom trainer.cli import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stdout)"
-
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", program, *words], env=environment, capture_output=True, text=True)
-
     began = time.monotonic()
-    helped = call("run", "--help")
-    assert helped.returncode == 0 and helped.stdout.endswith("False\n") and time.monotonic() - began < 5
+    helped, loaded = loaded_by("train", "run", "--help")
+    assert helped.returncode == 0 and "torch" not in loaded and time.monotonic() - began < 5
     for words, expected in [
         (("run", f"config={experiment_file}"), "shards=DIR"),
         (("run", f"config={experiment_file}", "shards=x", "train.epoch=3"), "train.epochs"),
@@ -370,9 +373,9 @@ def test_help_is_quick_and_faults_have_no_traceback(tmp_path: Path, experiment_f
         (("run", f"config={experiment_file}", "shards=x", "recipe=adm"), "adam"),
         (("run", "nonsense"), "key=value"),
     ]:
-        done = call(*words)
+        done, loaded = loaded_by("train", *words)
         assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
-        assert done.stdout == "False\n"
+        assert done.stdout == "" and "torch" not in loaded
 
 
 def test_a_student_exchanged_while_it_is_loaded(

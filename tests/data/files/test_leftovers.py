@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from support.children import start
 
 from data.files import leftovers
 from data.files.leftovers import remove_leftovers, temporary_name
 from data.tables.shards import atomic_path
 
-WRITE = """
-import sys, time
-from pathlib import Path
-from data.tables.shards import atomic_path
-with atomic_path(Path(sys.argv[1])) as temporary:
-    temporary.write_bytes(b"half")
-    print(temporary, flush=True)
-    sys.stdin.readline()
-    temporary.write_bytes(b"whole")
-"""
-
 
 @pytest.fixture
 def writing(tmp_path: Path) -> subprocess.Popen[str]:
     """A process that has written half of `tmp_path/part`, and goes on when it gets a line."""
-    words = [sys.executable, "-c", WRITE, str(tmp_path / "part")]
-    root = Path(__file__).parents[3]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+    process = start("half_written", tmp_path / "part", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None and "part" in process.stdout.readline()
     return process
 

@@ -6,7 +6,6 @@ import http.server
 import os
 import random
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from support.children import run, start
 
 from data.errors import DamagedShard, RunFailed, UserError
 from data.remote import cache as remote
@@ -59,26 +59,6 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return read
 
 
-# In a process of its own. `dies` ends it, as a machine that is taken away does, when a method is called for the n-th time.
-PREAMBLE = """
-import os, signal
-from data.remote import object_store
-from data.remote import cache as remote
-object_store.BLOCK_BYTES = 1000
-def dies(owner, name, last):
-    original, calls = getattr(owner, name), []
-    def counted(*args):
-        calls.append(1)
-        if len(calls) == last: os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args)
-    setattr(owner, name, counted)
-"""
-
-
-def process(code: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", PREAMBLE + code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-
-
 @pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 25_000])
 @pytest.mark.parametrize("name", ["plain.trec", "a b+c%20=é.tsv.gz", "#1?x"])
 def test_bytes_there_and_back(bucket: Any, reads: list[str], name: str, size: int) -> None:
@@ -113,27 +93,18 @@ def test_a_table_is_copied_once(bucket: Any, table: Path, reads: list[str], cont
 
 def test_local_paths_are_as_they_were() -> None:
     """Prevents: local work that is copied, or that pays for imports of an object store's client."""
-    code = """
-import sys
-for local in (remote.local_file, remote.local_table, remote.local_table_or_file):
-    assert str(local("some/where")) == "some/where"
-import os, tempfile
-os.chdir(tempfile.mkdtemp())
-with remote.output_file("a/b") as one, remote.output_table("c") as two:
-    assert (str(one), str(two)) == (os.path.realpath("a/b"), os.path.realpath("c"))
-import retrieval.cli, trainer.cli, pipeline.cli, pipeline.plan
-assert not {"fsspec", "s3fs", "aiohttp"} & set(sys.modules)
-"""
-    assert process(code).wait(timeout=60) == 0
+    done = run("remote_copies", "local")
+    assert done.returncode == 0, done.stderr
     assert not any(map(is_remote, ("/a", "://b", "C:/x", "./s3:/b", "s3:/b/x", "")))
     assert all(map(is_remote, ("s3://b/x", "memory://x", "gs://b", "abfs+x://y")))
 
 
+@pytest.mark.medium
 def test_two_processes_copy_at_once(bucket: Any, tmp_path: Path, reads: list[str], contents: Contents) -> None:
     """Prevents: two trainers on a machine that write to one temporary file, or one that waits for the other's lock."""
     table = make_table(tmp_path / "table", rows=3000)
     address = bucket.upload(table, "t")
-    other = process(f"remote.local_table({address!r})")
+    other = start("remote_copies", "copy", address)
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(local_table(address))) for _ in range(2)]
     for thread in threads:
@@ -148,8 +119,7 @@ def test_a_copy_killed_in_the_middle_counts_for_nothing(bucket: Any, table: Path
     """Prevents: half a shard under its final name, or a manifest beside it, that the next start takes for the whole."""
     address = bucket.upload(table, "t")
     of_first = -(-(table / shard_name(0, 3)).stat().st_size // 1000) + 1  # reads, the empty one at the end too
-    code = f"import s3fs\nremote.THREADS = 1\ndies(s3fs.core.S3File, 'read', {of_first + 2})\nremote.local_table({address!r})\n"
-    assert process(code).wait(timeout=60) == -9
+    assert run("remote_copies", "copy_killed", address, of_first + 2).returncode == -9
     left = [Path(name).name for name in contents(cache_folder())]
     assert sorted(name for name in left if not name.endswith(".tmp")) == [shard_name(0, 3)]
     assert len(left) == 2  # and the one that was being written
@@ -254,11 +224,7 @@ def test_an_output_that_failed_is_not_put(bucket: Any) -> None:
 def test_an_output_killed_between_two_objects(bucket: Any, table: Path, contents: Contents) -> None:
     """Prevents: a table that counts before all of it is there, and work that is done again because putting it was cut."""
     address = f"{bucket}/table"
-    code = (
-        "import shutil\nremote.THREADS = 1\ndies(object_store.RemotePath, 'put', 3)\n"
-        f"with remote.output_table({address!r}) as folder: shutil.copytree({str(table)!r}, folder)\n"
-    )
-    assert process(code).wait(timeout=60) == -9
+    assert run("remote_copies", "put_killed", address, table).returncode == -9
     assert sorted(bucket.objects("table")) == [shard_name(0, 3), shard_name(1, 3)]
     with pytest.raises(UserError, match=r"no stored table: it has no manifest\.json"):
         local_table(address)

@@ -62,6 +62,7 @@ def test_ids_and_texts_of_rows(small: Stored, rows: list[int]) -> None:
     assert corpus.texts_of(places).to_pylist() == [f"text of {IDS[row]}" for row in rows]
 
 
+@pytest.mark.medium
 def test_a_million_passages_are_small(tmp_path: Path) -> None:
     """Prevents: a list or dict of all ids (250 bytes a passage), of which a worker on a corpus of ten million dies."""
     count = 1_000_000

@@ -120,6 +120,7 @@ def test_says_which_stage_is_missing(tmp_path: Path, tiny_experiment: Callable[.
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.medium
 def test_opens_in_a_browser(report: tuple[Path, Path], tmp_path: Path) -> None:
     """A page may parse and yet show nothing, or run what a passage told it to."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from support.children import loaded_by
+from support.stores import candidates, distinct_pairs
 
 from data.config.settings import load
 from data.digests import pair_key
 from data.logits.segment import as_keys
-from data.logits.store import LogitStore
 from data.tables.shards import read_shard, write_shard
 from pipeline.scoring.requested_pairs import WantedPairs
 from pipeline.stages.teacher_scores import _row_windows
@@ -32,14 +26,6 @@ from retrieval.compute.prefetch import ahead, behind
 Prep = Callable[..., list[str]]
 Files = Callable[[Path], dict[str, bytes]]
 ROWS = 168  # 14 queries with 12 candidates
-
-
-def candidates(store: Path) -> list[dict[str, Any]]:
-    return [row for path in sorted(store.glob("dark_examples/*/*.parquet")) for row in read_shard(path).to_pylist()]
-
-
-def distinct_pairs(store: Path) -> int:
-    return len({(row["query"], row["text"]) for row in candidates(store)})
 
 
 @pytest.mark.parametrize(
@@ -124,18 +110,13 @@ def test_weights_that_change_under_a_run_are_told(copied: Any, models: Any, tmp_
     assert not list(copied.store.glob("teacher_logits/*/*.parquet"))
 
 
+@pytest.mark.medium
 def test_a_warm_store_loads_no_model(copied: Any) -> None:
     """Prevents: a minute of loading a large teacher, and a GPU, to read numbers from a file."""
     shutil.rmtree(copied.store / "teacher_scores")
-    code = f"""
-import sys
-from data.config.settings import load
-from pipeline.run import run
-run(load({{"config": {str(copied.config)!r}}}), stage="teacher_scores", say=print)
-print("loaded", *sorted({{"transformers", "tokenizers", "retrieval.compute.mixed_precision"}} & set(sys.modules)))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and done.stdout.splitlines()[-1].split() == ["loaded"], done.stdout + done.stderr
+    done, loaded = loaded_by("prep", "run", f"config={copied.config}", "stage=teacher_scores")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not loaded & {"transformers", "tokenizers", "retrieval.compute.mixed_precision"}
 
 
 def test_wanted_pairs_are_the_rows_pairs(finished: Any) -> None:
@@ -181,6 +162,7 @@ def test_windows_cover_all_rows_in_order(tmp_path: Path, rows: int) -> None:
     assert max(map(len, windows)) <= rows
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("segment_pairs", [1, 5, 100])
 def test_segments_of_any_size_give_the_same_table_within_rounding(
     copied: Any, prep_run: Prep, count_scored: list[int], segment_pairs: int
@@ -272,165 +254,6 @@ def test_items_are_made_ahead_and_errors_come_through() -> None:
 
 
 # The children note every pair before they score it, and are slowed down, so that a kill can fall into any part of the work.
-SCORING = """
-import os, time
-import torch, transformers, pyarrow.parquet
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification, BertTokenizerFast
-from data.config.settings import load
-from pipeline.run import run
-import pipeline.scoring.compile_choice, retrieval.mixed_precision, retrieval.unpadded
-from retrieval.teachers.cross_encoder import TorchCrossEncoder
-
-forward = TorchCrossEncoder.logits
-def noted(self, ids, mask, segments):
-    os.write(log, (str(len(ids)) + "\\n").encode())
-    time.sleep(0.01)
-    return forward(self, ids, mask, segments)
-TorchCrossEncoder.logits = noted
-
-def work(words):
-    torch.set_num_threads(1)
-    run(load(dict(word.split("=", 1) for word in words)), stage="teacher_scores", say=lambda line: None)
-"""
-
-
-@pytest.fixture(scope="module")
-def zygotes(start_zygote: Callable[[str], Any]) -> list[Any]:
-    return [start_zygote(SCORING), start_zygote(SCORING)]
-
-
-def spelt(config: Path, words: dict[str, int]) -> list[str]:
-    return [f"config={config}", *(f"{key}={value}" for key, value in words.items())]
-
-
-def scored(log: Path) -> int:
-    return sum(map(int, log.read_text().split())) if log.exists() else 0
-
-
-def forget_scores(store: Path) -> None:
-    for name in ("teacher_scores", "teacher_logits"):
-        shutil.rmtree(store / name, ignore_errors=True)
-
-
-WINDOW = 7
-
-
-def test_killed_at_twenty_moments(copied: Any, tmp_path: Path, zygotes: list[Any], parquet_files: Files) -> None:
-    """Prevents: a kill that loses more than the segments in flight, leaves half a segment, or ends in other bytes."""
-    zygote, words = zygotes[0], {"teacher.segment_pairs": WINDOW}
-    for name in ("first", "unbroken"):  # the first one also fills the machine's caches
-        forget_scores(copied.store)
-        started = time.monotonic()
-        zygote.begin(tmp_path / name, *spelt(copied.config, words))
-        assert zygote.end() == 0
-    length, expected, pairs = time.monotonic() - started, parquet_files(copied.store), scored(tmp_path / "unbroken")
-    assert pairs == distinct_pairs(copied.store)
-
-    chance, kills, rounds = random.Random(20), 0, 0
-    while kills < 20:
-        rounds += 1
-        forget_scores(copied.store)
-        log, killed = tmp_path / f"round{rounds}", 0
-        while True:
-            child = zygote.begin(log, *spelt(copied.config, words))
-            time.sleep(chance.uniform(0, length))
-            if kills < 20:
-                with contextlib.suppress(ProcessLookupError):  # it was done before
-                    os.kill(child, signal.SIGKILL)
-            code = zygote.end()
-            if code == 0:
-                break
-            assert code == -signal.SIGKILL
-            kills, killed = kills + 1, killed + 1
-        assert parquet_files(copied.store) == expected, "other bytes than an unbroken run's"
-        # In flight are the window that is scored and the one before it, which is being written.
-        assert pairs <= scored(log) <= pairs + 2 * WINDOW * killed
-        stored = LogitStore(copied.store, next((copied.store / "teacher_logits").iterdir()).name)
-        assert stored.size()[0] == pairs and stored.verify() == []
-    assert rounds <= 20
-
-
-def test_two_jobs_fill_one_store_at_once(copied: Any, tmp_path: Path, zygotes: list[Any], prep_run: Prep, count_scored: list[int]) -> None:
-    """Prevents: jobs that overwrite each other's logits, or that fail because of each other."""
-    more = {"hard_negatives.negatives": 4}
-    for stage in ("hard_negatives", "dark_examples"):
-        prep_run(copied.config, stage=stage, **more)
-    forget_scores(copied.store)
-    words = {"teacher.segment_pairs": WINDOW}
-    zygotes[0].begin(tmp_path / "one", *spelt(copied.config, words))
-    zygotes[1].begin(tmp_path / "two", *spelt(copied.config, words | more))
-    assert [zygote.end() for zygote in zygotes] == [0, 0]
-    assert scored(tmp_path / "one") > 0 and scored(tmp_path / "two") > 0
-    everything = distinct_pairs(copied.store)
-    assert LogitStore(copied.store, next((copied.store / "teacher_logits").iterdir()).name).size()[0] == everything
-    shutil.rmtree(copied.store / "teacher_scores")
-    prep_run(copied.config)
-    prep_run(copied.config, **more)
-    assert count_scored == []
-
-
-def descendants(process: int, *, title: bytes = b"") -> list[int]:
-    """Processes below one, of a title, youngest last."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-    found, front = [], [process]
-    while front:
-        front = [child for child, parent in parents.items() if parent in front]
-        found += front
-    titled = []
-    for child in found:
-        try:
-            if (Path("/proc") / str(child) / "cmdline").read_bytes().startswith(title):
-                titled.append(child)
-        except OSError:
-            continue
-    return titled
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found through /proc")
-@pytest.mark.parametrize("victim", ["worker", "driver", "all of Ray"])
-def test_ray_killed_while_it_scores(copied: Any, victim: str, parquet_files: Files) -> None:
-    """Prevents: what a killed actor, driver or Ray had scored and stored is lost, doubled, or ends in other bytes."""
-    from pipeline.run import run
-
-    settings = {"config": str(copied.config), "teacher.segment_pairs": "2"}
-    forget_scores(copied.store)
-    run(load(settings), stage="teacher_scores", say=lambda line: None)
-    expected = parquet_files(copied.store)
-    forget_scores(copied.store)
-
-    words = ["run", *(f"{key}={value}" for key, value in settings.items()), "stage=teacher_scores", "runner=ray", "runner.workers=1"]
-    script = Path(sys.executable).parent / "prep"
-    process = subprocess.Popen([script, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    deadline, wanted = time.monotonic() + 60, random.Random(victim).randint(1, 40)  # segments, and then in the middle of the next
-    while len(list(copied.store.glob("teacher_logits/*/*.parquet"))) < wanted and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
-    workers, everything = descendants(process.pid, title=b"ray::_RayWorker"), descendants(process.pid)
-    hit = {"worker": workers, "driver": [process.pid], "all of Ray": [*everything, process.pid]}[victim]
-    assert hit and process.poll() is None
-    for one in hit:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
-    output, _ = process.communicate(timeout=90)
-    for one in everything:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
-    if victim == "worker":
-        assert process.returncode == 0, output  # it was replaced
-    else:
-        assert process.returncode == -signal.SIGKILL
-        run(load(settings), stage="teacher_scores", say=lambda line: None)
-    assert parquet_files(copied.store) == expected
-    stored = LogitStore(copied.store, next((copied.store / "teacher_logits").iterdir()).name)
-    rows = sum(pq.read_metadata(path).num_rows for path in stored.segment_paths())
-    assert rows == stored.size()[0] == distinct_pairs(copied.store)
-
-
 def test_hits_are_journalled_by_namespace(finished: Any) -> None:
     """Prevents: hit rates of one teacher that count another one's."""
     lines = [json.loads(line) for path in finished.store.glob("teacher_scores/*/journal.jsonl") for line in path.read_text().splitlines()]

@@ -138,6 +138,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, tiny_experiment: Callab
     return load({"config": str(config)})
 
 
+@pytest.mark.medium
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lists=candidate_lists(), group=st.integers(1, 9), written=st.integers(1, 5))
 def test_the_same_rows_in_the_same_order(

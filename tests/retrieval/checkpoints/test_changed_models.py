@@ -123,6 +123,7 @@ def test_an_output_is_looked_at_before_the_work(
         assert called(*given, *more) == 2 and not out.exists()
 
 
+@pytest.mark.medium
 def test_a_run_to_the_standard_output_is_a_run(finished: Any, tmp_path: Path, command: Callable[..., Any]) -> None:
     """Prevents: `out=/dev/stdout | next program` whose last line is a sentence."""
     corpus, queries = (next((finished.store / "embed").glob(f"{kind}-*")) for kind in ("corpus", "queries"))

@@ -84,6 +84,7 @@ def bge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("name", "pooling", "tokens"), [("minilm", "mean", 256), ("bge", "cls", 512)])
 def test_a_real_checkpoint_gives_sentence_transformers_vectors(bge: Path, tmp_path: Path, name: str, pooling: str, tokens: int) -> None:
     """Prevents: agreement on random weights only, where a wrong length, prompt or lower-casing hardly shows; also once saved again."""

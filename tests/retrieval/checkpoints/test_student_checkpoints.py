@@ -45,6 +45,7 @@ def layouts(draw: st.DrawFn) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(layout=layouts())
 def test_vectors_equal_those_of_sentence_transformers(

@@ -113,6 +113,7 @@ def tight(k: int, *, threads: int) -> list[tuple[Engine, int]]:
     ]
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -325,6 +325,7 @@ def test_attention_that_does_not_serve_a_model_is_not_used(
         mixed_precision._transformers_attention(torch.nn.Identity(), part, part[:, :2], part[:, :2], None)
 
 
+@pytest.mark.medium
 def test_compiled_is_the_plain_model(models: Any, encoded: list[PairEncoding], one_by_one: Any) -> None:
     """Prevents: torch.compile that gives other logits, for a single pair too."""
     import shutil

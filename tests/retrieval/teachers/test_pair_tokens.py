@@ -56,6 +56,7 @@ WORDS = st.lists(st.sampled_from([*TEXT.split(), "zzz", MASK_MARK, SEPARATOR_MAR
 ANY = st.one_of(WORDS.map(" ".join), st.text(max_size=30))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("style", STYLES)
 @settings(max_examples=80, deadline=None)
 @given(pairs=st.lists(st.tuples(ANY, ANY), min_size=1, max_size=6), max_tokens=st.integers(16, 80))
@@ -117,6 +118,7 @@ def test_a_tokenizer_of_another_kind_is_asked_for_every_pair(folders: dict[str, 
     )[0]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("style", ["bert", "roberta", "modernbert"])
 @settings(max_examples=60, deadline=None)
 @given(query=ANY.filter(lambda text: MASK_MARK not in text and SEPARATOR_MARK not in text), passage=ANY, max_tokens=st.integers(16, 80))

@@ -13,38 +13,10 @@ import pytest
 
 from trainer.reporting.metrics import SPEEDS
 
-# Children count what they do to the file system, and kill themselves at a given moment of it: half-written checkpoints and all.
-TRAINING = """
-import os, signal, sys
-import torch, transformers, pyarrow.parquet, torch.utils.tensorboard
-from transformers import BertModel, BertTokenizerFast
-from pathlib import Path
-from trainer import recipes
-from trainer.reporting import mfu
-from trainer.loop import train
-mfu._SECONDS = 0.0
-
-def work(words):
-    torch.set_num_threads(1)
-    last, shards, *words = words
-    words = dict(word.split("=", 1) for word in words)
-    output, moments = words["train.output"], 0
-    def count(event, arguments):
-        nonlocal moments
-        if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir") and str(arguments[0]).startswith(output):
-            moments += 1
-            if moments == int(last):
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(count)
-    code = train(recipes.load(words), shards_folder=Path(shards))
-    os.write(log, str(moments).encode())
-    sys.exit(code)
-"""
-
 
 @pytest.fixture(scope="module")
 def zygote(start_zygote: Callable[[str], Any]) -> Any:
-    return start_zygote(TRAINING)
+    return start_zygote("training")
 
 
 def lines_of(output: Path) -> list[dict[str, Any]]:
@@ -58,7 +30,7 @@ def test_killed_at_twenty_moments(tmp_path: Path, experiment_file: Path, shards:
 
     def begin(output: Path, last: int, log: str) -> int:
         words = [f"config={experiment_file}", f"train.output={output}", "train.checkpoint_every=3", f"train.objective.in_batch={in_batch}"]
-        zygote.begin(tmp_path / log, last, shards, *words)
+        zygote.begin(tmp_path / log, "killed", last, shards, *words)
         return int(zygote.end())
 
     whole = tmp_path / "whole"

@@ -20,38 +20,10 @@ from safetensors.torch import load_file
 
 from trainer.reporting.metrics import SPEEDS
 
-TRAINING = """
-import os, sys, traceback
-import torch, transformers, pyarrow.parquet, torch.utils.tensorboard, torch.distributed
-from transformers import BertModel, BertTokenizerFast
-from pathlib import Path
-from trainer import recipes
-from trainer.reporting import mfu
-from trainer.loop import train
-mfu._SECONDS = 0.0
-
-def work(words):
-    torch.set_num_threads(1)
-    size, port, shards, *words = words
-    children = []
-    for rank in range(int(size)):
-        child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        os.environ.update(RANK=str(rank), WORLD_SIZE=size, LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        try:
-            os._exit(train(recipes.load(dict(word.split("=", 1) for word in words)), shards_folder=Path(shards)))
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
-"""
-
 
 @pytest.fixture(scope="module")
 def zygote(start_zygote: Callable[[str], Any]) -> Any:
-    return start_zygote(TRAINING)
+    return start_zygote("training")
 
 
 def free_port() -> int:
@@ -83,7 +55,7 @@ def test_any_number_of_processes_ends_in_the_same_parameters(
         output = tmp_path / f"of{size}"
         words = [f"config={experiment_file}", f"train.output={output}", "train.epochs=4", "train.learning_rate=1e-3"]
         words += words_of[what]
-        zygote.begin(tmp_path / "log", size, free_port(), shards, *words)
+        zygote.begin(tmp_path / "log", "by_processes", size, free_port(), shards, *words)
         assert zygote.end() == 0
         runs[size] = load_file(output / ("cross_encoder" if what == "cross_encoder" else "student") / "model.safetensors")
         lines = lines_of(output)
@@ -123,6 +95,6 @@ def test_torchrun_is_interrupted_and_goes_on_with_another_number(tmp_path: Path,
     assert done == list(range(1, len(done) + 1)) and len(done) < 240, said
     newest = sorted(path.name for path in (output / "checkpoints").glob("step-*"))[-1]
     assert newest == f"step-{len(done):08d}" and f"interrupted after step {len(done)} of 240" in said, said
-    zygote.begin(tmp_path / "log", 1, free_port(), shards, *words)
+    zygote.begin(tmp_path / "log", "by_processes", 1, free_port(), shards, *words)
     assert zygote.end() == 0
     assert [line["step"] for line in lines_of(output)] == list(range(1, 241))

@@ -55,6 +55,7 @@ def dev_lines(output: Path) -> dict[int, dict[str, float]]:
     return {line["step"]: line["dev"] for line in lines if "dev" in line}
 
 
+@pytest.mark.medium
 def test_training_raises_the_metric_and_the_best_is_kept(tmp_path: Path, experiment_file: Path, shards: Path, dev_set: Path) -> None:
     """Prevents: metrics of another model than the one in training, and a `best` that is merely the last."""
     words = {"dev": dev_set, "train__learning_rate": 0.002, "train__objective__supervised_weight": 1, "train__epochs": 8}
@@ -88,6 +89,7 @@ def dev_lines_of(file: Path, dev_set: Path, folder: Path) -> dict[str, float]:
     return evaluation.dev_figures(model, dev, settings=step_settings(experiment, model), processes=Distributed())
 
 
+@pytest.mark.medium
 def test_looking_changes_nothing(tmp_path: Path, experiment_file: Path, shards: Path, dev_set: Path) -> None:
     """Prevents: an evaluation that uses up random numbers, or leaves dropout switched off."""
     assert start(experiment_file, shards, train__output=tmp_path / "blind") == 0
@@ -96,6 +98,7 @@ def test_looking_changes_nothing(tmp_path: Path, experiment_file: Path, shards: 
     assert all(torch.equal(blind[name], seeing[name]) for name in blind)
 
 
+@pytest.mark.medium
 def test_early_stop_is_part_of_the_run(
     tmp_path: Path, experiment_file: Path, shards: Path, dev_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def test_rows_come_whole_and_once(shards: Path, student: Path, row_maker: Maker)
     assert orders[0] != [row.query_id for row in rows_of_epoch(found, seed=4, epoch=0)]
 
 
+@pytest.mark.medium
 @settings(max_examples=25, deadline=None)
 @given(first_step=st.integers(0, 20), batch_queries=st.integers(1, 9))
 def test_resume_is_one_integer(tmp_path_factory: Any, first_step: int, batch_queries: int) -> None:
