@@ -82,7 +82,7 @@ def encoder_size(backbone: nn.Module, *, pooling: str, option: str) -> int:
     """
     import torch
 
-    from retrieval.compute.mixed_precision import own_attention
+    from retrieval.compute.cpu_attention import own_attention
     from retrieval.compute.probe import text_config
 
     name, device = type(backbone).__name__, next(backbone.parameters()).device

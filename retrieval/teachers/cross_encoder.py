@@ -1,6 +1,6 @@
 """The teacher: a cross-encoder that gives one raw logit for a (query, candidate) pair, under torch or ONNX Runtime.
 
-Speed is in `score_pairs` (batches of like length under a token budget), in `retrieval.compute.mixed_precision` (bf16 and fp16, CPU
+Speed is in `score_pairs` (batches of like length under a token budget), in `retrieval.compute.low_precision` (bf16 and fp16, CPU
 attention) and in `retrieval.compute.unpadded` (GPUs).
 """
 
@@ -197,7 +197,7 @@ class TorchCrossEncoder:
     ) -> None:
         import torch
 
-        from retrieval.compute import mixed_precision, unpadded
+        from retrieval.compute import cpu_attention, low_precision, unpadded
         from retrieval.compute.probe import pad_id_of
         from retrieval.models.padding import check_padding
 
@@ -209,7 +209,7 @@ class TorchCrossEncoder:
             raise UserError("teacher.precision=bf16: this GPU would only emulate it; use teacher.precision=fp16")
         if device == "cpu":
             tune_allocator()
-        ways = [{"attn_implementation": mixed_precision.register_cpu_attention()}] if device == "cpu" else []
+        ways = [{"attn_implementation": cpu_attention.register_cpu_attention()}] if device == "cpu" else []
         model = open_model("AutoModelForSequenceClassification", folder, option="teacher.model", trusted=trusted, ways=[*ways, {}])
         if model.config.num_labels != 1:
             outputs = model.config.num_labels
@@ -220,7 +220,7 @@ class TorchCrossEncoder:
         self._forward: Callable[..., Any] = self._model
         self._pad_id = pad_id_of(self._model) or 0
         check_padding(self._model, check=self._logits_of, option="teacher.model")
-        mixed_precision.apply(self._model, precision=precision, check=self._logits_of, option="teacher.precision", compiled=compiled)
+        low_precision.apply(self._model, precision=precision, check=self._logits_of, option="teacher.precision", compiled=compiled)
         if unpad if unpad is not None else device == "cuda" and precision != "fp32" and not compiled:
             self.packs = unpadded.install(self._model)
         if compiled:

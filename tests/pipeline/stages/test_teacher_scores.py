@@ -132,7 +132,7 @@ import sys
 from data.config.settings import load
 from pipeline.run import run
 run(load({{"config": {str(copied.config)!r}}}), stage="teacher_scores", say=print)
-print("loaded", *sorted({{"transformers", "tokenizers", "retrieval.compute.mixed_precision"}} & set(sys.modules)))
+print("loaded", *sorted({{"transformers", "tokenizers", "retrieval.compute.low_precision"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.splitlines()[-1].split() == ["loaded"], done.stdout + done.stderr
@@ -278,7 +278,7 @@ import torch, transformers, pyarrow.parquet
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification, BertTokenizerFast
 from data.config.settings import load
 from pipeline.run import run
-import pipeline.scoring.compile_choice, retrieval.mixed_precision, retrieval.unpadded
+import retrieval.compute.low_precision, retrieval.compute.unpadded
 from retrieval.teachers.cross_encoder import TorchCrossEncoder
 
 forward = TorchCrossEncoder.logits
