@@ -69,9 +69,9 @@ def plan(words: Words = None) -> None:
                 for shards, reason in _by_reason(planned.stale):
                     _say(f"{'':<16}   {shards}: {reason}")
             if planned.table.pairs and (planned.stale or planned.waits_for):
-                from pipeline.report.cost import price_words
+                from pipeline.report.cost import format_cost
 
-                for line in price_words(experiment, planned, measuring=own["stage"] != "all", gpus=_whole_number("gpus", own["gpus"])):
+                for line in format_cost(experiment, planned, measuring=own["stage"] != "all", gpus=_whole_number("gpus", own["gpus"])):
                     _say(f"{'':<16} {line}")
 
 

@@ -15,7 +15,7 @@ from data.config.settings import Experiment, Student
 from data.digests import DigestCache, json_digest
 from data.tables.shards import atomic_write
 from pipeline.executors.runner import Executor
-from pipeline.scoring.requested_pairs import spec_of
+from pipeline.scoring.requested_pairs import open_teacher, spec_of
 from pipeline.stage import Table
 from retrieval.compute import precision
 from retrieval.models.student import miner_of, resolve_student
@@ -27,7 +27,7 @@ _LIBRARIES = ("torch", "transformers")
 def open_once(experiment: Experiment, tables: Sequence[Table], *, digests: DigestCache, runner: Executor) -> None:
     """Open, in a worker, the models of these tables that this store has not seen opened.
 
-    Raises UserError: see `TextEncoder`, `load_cross_encoder`.
+    Raises UserError: see `TextEncoder`, `TorchCrossEncoder`, and whatever a teacher finds at its first pair.
     """
     known = _read(experiment)
     new = {name: key for name in _models_of(tables, experiment) if (key := _key(name, experiment, digests)) not in known}
@@ -77,15 +77,11 @@ def _open(experiment: Experiment, names: Sequence[str]) -> None:
     """Open the models one after the other, as the stages do. Runs in a worker."""
     from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
     from retrieval.encoding.text_encoder import TextEncoder
-    from retrieval.teachers.cross_encoder import load_cross_encoder
-    from retrieval.teachers.pair_tokens import PairTokenizer
 
     device = experiment.runner.device
     for name in names:
         if name == "teacher":
-            teacher = spec_of(experiment)
-            PairTokenizer(teacher.folder, max_tokens=teacher.max_tokens, trusted=teacher.trust_remote_code)
-            load_cross_encoder(teacher, device=device, threads=experiment.runner.threads)
+            open_teacher(experiment, spec_of(experiment)).load()
         else:
             student, option = _student(name, experiment)
             TextEncoder(student, precision=_precision(experiment), device=device, batch_tokens=DEFAULT_BATCH_TOKENS[device], option=option)

@@ -15,10 +15,10 @@ from data.config.settings import Experiment
 from data.digests import DigestCache, json_digest
 from data.errors import RunFailed, UserError
 from retrieval.compute import precision
+from retrieval.compute.prefetch import Prefetched
 from retrieval.compute.probe import pad_id_of
 from trainer.cpu.workers import Workers
 from trainer.evaluation.dev_set import DevSet, open_dev_set
-from trainer.input.prefetch import Prefetched
 from trainer.input.stream import TrainingShards, batches, open_training_shards
 from trainer.objective.plan import BatchWork, plan_batch, token_count
 from trainer.objective.selection import selected_share

@@ -1,8 +1,9 @@
-"""The price of scoring in words, for `prep plan`."""
+"""The cost of scoring in words, for `prep plan`."""
 
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,10 +14,10 @@ from pipeline.executors.runner import with_precisions
 from pipeline.plan import Planner, TablePlan, table_named
 from pipeline.progress import duration
 from pipeline.scoring.calibration import SECONDS, Speed, keep_speed, kept_gpu_speeds, kept_speed, measure
-from pipeline.scoring.cost import Price, a_full_shard, at_most, at_most_of_pools, price, wall_seconds
+from pipeline.scoring.cost import Cost, a_full_shard, at_most, at_most_of_pools, estimate_cost
 
 
-def price_words(experiment: Experiment, planned: TablePlan, *, measuring: bool, gpus: int) -> list[str]:
+def format_cost(experiment: Experiment, planned: TablePlan, *, measuring: bool, gpus: int) -> list[str]:
     """What is known of the cost of a table of teacher scores: pairs, tokens, time here and on so many GPUs. With `measuring` a teacher that
     has not been timed here is timed now, for ten seconds."""
     if planned.waits_for:
@@ -24,12 +25,12 @@ def price_words(experiment: Experiment, planned: TablePlan, *, measuring: bool, 
     assert planned.table.pairs is not None
     candidates, warnings = planned.inputs[planned.table.pairs], list[str]()
     if not all(path.exists() for path in candidates.paths()):
-        return [f"the price is known once the missing shards of {planned.table.pairs} are built again"]
+        return [f"the cost is known once the missing shards of {planned.table.pairs} are built again"]
     stale = list(planned.stale)
-    cost = price(experiment, candidates, stale, warn=warnings.append)
+    cost = estimate_cost(experiment, candidates, stale, warn=warnings.append)
     lines = [*warnings, str(cost)]
     if cost.to_score:
-        lines += [_here(experiment, cost, str(a_full_shard(candidates, stale)), shards=len(stale), measuring=measuring)]
+        lines += [_here(experiment, cost, a_full_shard(candidates, stale), shards=len(stale), measuring=measuring)]
         lines += _on_gpus(experiment, cost, gpus, shards=len(stale)) if gpus else []
     return lines
 
@@ -45,20 +46,18 @@ def _upper_bound(experiment: Experiment, scored: TablePlan) -> list[str]:
     queries = pc.count_distinct(labels).as_py()
     of_pools = scored.table.label == "pool_scores"
     pairs = at_most_of_pools(experiment, queries, labels=len(labels)) if of_pools else at_most(experiment, queries)
-    return [f"at most {pairs:,} pairs; the exact price is known after {scored.table.pairs}"]
+    return [f"at most {pairs:,} pairs; the exact cost is known after {scored.table.pairs}"]
 
 
-def _here(experiment: Experiment, cost: Price, candidates: str, *, shards: int, measuring: bool) -> str:
+def _here(experiment: Experiment, cost: Cost, candidates: Path, *, shards: int, measuring: bool) -> str:
     speed = kept_speed(experiment)
     if speed is None and not measuring:
         return f"hours: `prep plan stage=teacher_scores` measures this teacher here, in {SECONDS:.0f} s, once"
     runner = experiment.runner
     if speed is None and (runner.address or not _device_is_here(experiment)):
-        return (
-            "hours: not known, the workers' device is not on this machine; `prep run` measures it there, or plan on a machine like theirs"
-        )
+        return "hours: not known, the workers' device is not on this machine; plan once on a machine like theirs, with this store"
     if speed is None:
-        speed = measure(with_precisions(experiment), candidates, False)
+        speed = measure(with_precisions(experiment), candidates)
         with contextlib.suppress(OSError):  # a store that can only be read: measured again next time
             keep_speed(experiment, speed)
     if not _device_is_here(experiment):
@@ -87,12 +86,12 @@ def _room_here(experiment: Experiment) -> int:
     return workers_that_fit(cpus=usable_cpus(), gpus=torch.cuda.device_count(), threads=runner.threads, share=runner.gpus)
 
 
-def _on_gpus(experiment: Experiment, cost: Price, gpus: int, *, shards: int) -> list[str]:
+def _on_gpus(experiment: Experiment, cost: Cost, gpus: int, *, shards: int) -> list[str]:
     speeds = kept_gpu_speeds(experiment)
     if not speeds:
         return [f"on {gpus} GPUs: not known, no GPU was measured yet; run this plan with runner.device=cuda where there is one"]
     return [f"about {_time(speed, cost, min(gpus, shards))} on {gpus} x {speed.device}" for speed in speeds]
 
 
-def _time(speed: Speed, cost: Price, workers: int) -> str:
-    return duration(wall_seconds(speed, cost.tokens, workers=workers))
+def _time(speed: Speed, cost: Cost, workers: int) -> str:
+    return duration(speed.seconds(cost, workers=workers))

@@ -8,6 +8,7 @@ alone, and another student, or one with another tokenizer, is distilled from the
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,11 +25,11 @@ from data.tables import schemas
 from data.tables.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from pipeline.scoring import reading_lengths
 from pipeline.scoring.reading_lengths import longest_mixed
+from pipeline.scoring.requested_pairs import spec_of
 from pipeline.stage import StageContext, Table
 from retrieval.checkpoints.checks import check_marks
 from retrieval.checkpoints.files import tokenizer_digest
 from retrieval.models.student import resolve_student
-from retrieval.teachers.cross_encoder import teacher_folder
 
 _SPECIAL_TOKENS_OF_A_PASSAGE = 2  # [CLS] and the final [SEP]
 
@@ -45,12 +46,12 @@ class Splitter(Protocol):
         """Spans of the text's words."""
 
 
-class _Nothing:
-    """Where there are no dark examples, there is nothing to split."""
+class WordSplitter:
+    """For a teacher without a tokenizer: words and signs are its tokens."""
 
     def pieces(self, text: str) -> Spans:
-        """Never asked for."""
-        raise AssertionError("dark examples without a teacher")
+        """Spans of words and signs."""
+        return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
 
     words = pieces
 
@@ -168,9 +169,8 @@ def _build(context: StageContext) -> None:
 
     experiment = context.experiment
     settings, longest = experiment.dark_examples, longest_mixed(experiment)
-    splitter: Splitter = _Nothing()
-    if experiment.teacher.backend != "none":
-        folder = teacher_folder(experiment.teacher)
+    splitter: Splitter = WordSplitter()
+    if folder := _tokenizer_folder(experiment):
         splitter = context.worker_cache.get_or_create(
             "teacher tokenizer", lambda: Tokenizer(folder, trusted=experiment.teacher.trust_remote_code)
         )
@@ -207,26 +207,31 @@ def _build(context: StageContext) -> None:
 
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    has_teacher = experiment.teacher.backend != "none"
-    folder = teacher_folder(experiment.teacher) if has_teacher else None
-    if folder:
+    folder = _tokenizer_folder(experiment)
+    if experiment.teacher.backend != "none":
         _check_tokenizers(experiment, folder)
     key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens", "mask_seed"))
     return {
         **key,
         "mixed_tokens": longest_mixed(experiment) if experiment.dark_examples.reinforced else None,
         "draws": experiment.draws,
-        "tokenizer": tokenizer_digest(folder) if folder else None,
+        "tokenizer": tokenizer_digest(folder) if folder else None if experiment.teacher.backend == "none" else "words",
         "seed": experiment.seed,
         "mask_seed": experiment.seed if experiment.dark_examples.mask_seed is None else experiment.dark_examples.mask_seed,
     }
 
 
-def _check_tokenizers(experiment: Experiment, teacher: Path) -> None:
+def _tokenizer_folder(experiment: Experiment) -> Path | None:
+    """Of the teacher, if there is one that has tokens."""
+    return None if experiment.teacher.backend == "none" else spec_of(experiment).tokenizer_folder
+
+
+def _check_tokenizers(experiment: Experiment, teacher: Path | None) -> None:
     """Teacher and student both read the marks, the student long after the teacher's logits were paid for."""
     settings = experiment.dark_examples
     asked = {"masked": bool(settings.mask_ratios), "mixed": settings.reinforced}
-    check_marks(teacher, option="teacher.model", trusted=experiment.teacher.trust_remote_code, **asked)
+    if teacher:
+        check_marks(teacher, option="teacher.model", trusted=experiment.teacher.trust_remote_code, **asked)
     try:
         student = resolve_student(experiment.student)
     except UserError:

@@ -24,7 +24,7 @@ from pipeline.stage import StageContext, Table
 from pipeline.stages.training_rows import Encode, Encoders, read_rows
 from retrieval.checkpoints.model_lengths import check_length
 from retrieval.models.student import StudentSpec, resolve_student
-from retrieval.teachers.cross_encoder import resolve_teacher
+from retrieval.teachers.backends import resolve_teacher
 
 if TYPE_CHECKING:
     from retrieval.models.tokenizer import Tokenizer

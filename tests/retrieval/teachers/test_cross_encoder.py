@@ -14,8 +14,9 @@ from transformers import PreTrainedConfig
 
 from data.errors import RunFailed, UserError
 from retrieval.compute import cpu_attention, low_precision, onednn, packed_linear, precision, unpadded
-from retrieval.teachers.cross_encoder import OutOfMemory, TorchCrossEncoder, score_pairs
+from retrieval.teachers.cross_encoder import TorchCrossEncoder
 from retrieval.teachers.pair_tokens import PairEncoding, PairTokenizer
+from retrieval.teachers.scoring import OutOfMemory, score_pairs
 
 PAIRS = [("ha bo", "di " * n) for n in (1, 40, 7, 3, 22, 15, 2, 60)] + [("bace", f"fo {'ha bo ' * n}") for n in range(9)]
 
@@ -365,7 +366,7 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(lengths: list[int], room: 
     def count(*figures: int) -> None:
         counted[:] = [before + more for before, more in zip(counted, figures, strict=True)]
 
-    logits = score_pairs(device, pairs, pad_id=9, progress=count)
+    logits = score_pairs(device, pairs, pad_id=9, on_batch=count)
     np.testing.assert_array_equal(logits, np.array([n * n for n in lengths], dtype=np.float32))
     assert counted[:2] == [len(lengths), sum(lengths)] and counted[2] >= counted[1]
     assert device.refused <= 12
@@ -380,7 +381,7 @@ def test_batches_side_by_side_are_the_batches_in_turn(lengths: list[int], batch_
     for side_by_side in (False, True):
         device, counted = SmallDevice(10_000, batch_tokens), np.zeros(3, int)
         device.one_thread_each = side_by_side
-        logits = score_pairs(device, pairs, pad_id=9, progress=lambda *figures, counted=counted: np.add(counted, figures, out=counted))
+        logits = score_pairs(device, pairs, pad_id=9, on_batch=lambda *figures, counted=counted: np.add(counted, figures, out=counted))
         found.append((logits.tolist(), counted.tolist()))
     assert found[0] == found[1] and found[0][1][:2] == [len(lengths), sum(lengths)]
 
