@@ -41,7 +41,7 @@ def resolve_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
     """Find and check the teacher of the settings. Raises UserError: no such backend or module, and what the backend finds in its files."""
     found = _REGISTRY.get(teacher.backend, setting="teacher.backend")
     if is_import_path(teacher.backend):
-        return PluginSpec(teacher, found)
+        return PluginSpec(teacher.backend, teacher.model, teacher.revision, teacher.max_tokens, teacher.precision)
     spec: TeacherSpec = found(teacher, device=device)
     return spec
 
@@ -50,31 +50,29 @@ def resolve_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
 class PluginSpec(TeacherSpec):
     """A teacher of an import path."""
 
-    teacher: settings.Teacher
-    make: Callable[[TeacherSettings], Teacher]
+    backend: str  # its import path
+    model: str
+    revision: str | None
+    max_tokens: int
+    precision: str
 
     @property
     def name(self) -> str:  # type: ignore[override]
         """Import path and model."""
-        return f"{self.teacher.backend} of {self.teacher.model}"
+        return f"{self.backend} of {self.model}"
 
     def key(self, digests: DigestCache) -> dict[str, Any]:
         """See the head of this file."""
-        teacher = self.teacher
-        path = Path(teacher.model)
-        own = {"model": _content(path, digests) if path.exists() else teacher.model, "revision": teacher.revision}
-        plugin = _REGISTRY.key(teacher.backend, setting="teacher.backend")
-        return {**plugin, **own, "max_tokens": teacher.max_tokens, "precision": teacher.precision}
+        path = Path(self.model)
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        content = {file.relative_to(path).as_posix(): digests.file(file) for file in files}
+        own = {"model": content if path.exists() else self.model, "revision": self.revision}
+        plugin = _REGISTRY.key(self.backend, setting="teacher.backend")
+        return {**plugin, **own, "max_tokens": self.max_tokens, "precision": self.precision}
 
     def open(self, given: TeacherSettings) -> PluginTeacher:
         """The teacher that the import path makes."""
-        return PluginTeacher(self.make(given), name=self.teacher.backend)
-
-
-def _content(path: Path, digests: DigestCache) -> dict[str, str]:
-    """Digests of a file, or of all files of a folder by their names."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return {file.relative_to(path).as_posix(): digests.file(file) for file in files}
+        return PluginTeacher(_REGISTRY.get(self.backend, setting="teacher.backend")(given), name=self.backend)
 
 
 class PluginTeacher:
@@ -94,7 +92,9 @@ class PluginTeacher:
     def prepare(self, pairs: Sequence[Pair]) -> PreparedPairs:
         """As the teacher does, if it does."""
         plain = [(query, text.replace(SEPARATOR_MARK, "[SEP]").replace(MASK_MARK, "[MASK]")) for query, text in pairs]
-        prepared: PreparedPairs = self._teacher.prepare(plain) if self._prepares else PreparedPairs.without_tokens(plain)
+        if not self._prepares:
+            return PreparedPairs(plain, np.zeros(len(plain), np.int32), np.zeros(len(plain), bool))
+        prepared: PreparedPairs = self._teacher.prepare(plain)
         return prepared
 
     def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = lambda pairs, tokens, padded: None) -> NDArray[np.float32]:

@@ -38,11 +38,6 @@ class PreparedPairs:
     token_counts: NDArray[np.int32]  # [n] after truncation, special tokens included; 0 of a teacher that counts none
     truncated: NDArray[np.bool_]  # [n] False of a teacher that counts no tokens
 
-    @staticmethod
-    def without_tokens(pairs: Sequence[Any]) -> PreparedPairs:
-        """Of a teacher that counts none."""
-        return PreparedPairs(pairs, np.zeros(len(pairs), np.int32), np.zeros(len(pairs), bool))
-
 
 class PreparingTeacher(Teacher, Protocol):
     """A teacher that makes pairs ready (tokens, prompts) in one thread while it scores those before in another."""
