@@ -56,7 +56,7 @@ class LogitStore:
         return self._read_steadily(lambda: self._look_up(keys))
 
     def _read_steadily(self, read: Callable[[], Read]) -> Read:
-        """Read from a listing of the segments, and anew where a compaction took one away, or a damaged one was set aside."""
+        """Read from a listing of the segments, and again where a compaction took one away, or a damaged one was set aside."""
         for _ in range(_LISTINGS):
             try:
                 return read()

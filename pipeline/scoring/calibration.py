@@ -1,4 +1,4 @@
-"""How fast a teacher scores on a device: some seconds of real pairs, measured once and kept in the store, for the hours of a plan.
+"""How fast a teacher scores on a device, for the hours of a plan: some seconds of real pairs, measured once and kept in the store.
 
 STORE/calibration.json   {key of (teacher, device, threads, batch): Speed}
 """

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from data.config.settings import Experiment
 from data.errors import UserError
 from data.tables.schemas import CANDIDATES, SEPARATOR_MARK, CandidateKind
-from pipeline.scoring.requested_pairs import spec_of
+from pipeline.scoring.requested_pairs import teacher_tokenizer
 from pipeline.stage import Stored
 from retrieval.models.student import resolve_student
 from retrieval.models.tokenizer import Tokenizer, tokenizer_of
@@ -52,8 +52,7 @@ def notes(experiment: Experiment) -> list[str]:
 
     No error: passages may be short, whatever the models could read.
     """
-    counts_tokens = experiment.teacher.backend != "none" and spec_of(experiment).tokenizer_folder is not None
-    if not counts_tokens or not experiment.dark_examples.reinforced:
+    if not experiment.dark_examples.reinforced or teacher_tokenizer(experiment) is None:
         return []
     longest, room = longest_mixed(experiment), experiment.teacher.max_tokens
     if longest + _SHORTEST_PAIR <= room:
@@ -72,7 +71,7 @@ def warnings(experiment: Experiment, candidates: Stored, shards: Sequence[int]) 
 
     Nothing where the teacher counts no tokens, or the student's files are not here: scoring does without them.
     """
-    if spec_of(experiment).tokenizer_folder is None:
+    if teacher_tokenizer(experiment) is None:
         return []
     try:
         resolve_student(experiment.student)
@@ -105,7 +104,7 @@ def _sample(candidates: Stored, shards: Sequence[int]) -> pa.Table:
 
 def look(experiment: Experiment, queries: Sequence[str], texts: Sequence[str], *, mixed: bool) -> Looked:
     """Compare, in the tokens of both, what teacher and student read of some candidates, mixed passages or others."""
-    folder = spec_of(experiment).tokenizer_folder
+    folder = teacher_tokenizer(experiment)
     assert folder is not None
     teacher = Tokenizer(folder, trusted=experiment.teacher.trust_remote_code)
     added = len(teacher.encode_pairs([("a", "a")], max_tokens=99)[0][0]) - 2 * _tokens(teacher, ["a"])[0]

@@ -25,6 +25,16 @@ def spec_of(experiment: Experiment) -> TeacherSpec:
     return resolve_teacher(experiment.teacher, device=experiment.runner.device)
 
 
+def teacher_tokenizer(experiment: Experiment) -> Path | None:
+    """Folder of the tokenizer that dark examples are made with; None without a teacher, or where it has no tokens.
+
+    Asks for no precision: a host that cannot compute the teacher's may make dark examples.
+    """
+    if experiment.teacher.backend == "none":
+        return None
+    return resolve_teacher(experiment.teacher.model_copy(update={"precision": "auto"}), device="cpu").tokenizer_folder
+
+
 def open_teacher(experiment: Experiment, spec: TeacherSpec) -> PreparingTeacher:
     """The experiment's teacher, for a worker; its model is loaded at the first pair."""
     return spec.open(TeacherSettings.of(experiment.teacher, device=experiment.runner.device, threads=experiment.runner.threads))

@@ -25,7 +25,7 @@ from data.tables import schemas
 from data.tables.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from pipeline.scoring import reading_lengths
 from pipeline.scoring.reading_lengths import longest_mixed
-from pipeline.scoring.requested_pairs import spec_of
+from pipeline.scoring.requested_pairs import teacher_tokenizer
 from pipeline.stage import StageContext, Table
 from retrieval.checkpoints.checks import check_marks
 from retrieval.checkpoints.files import tokenizer_digest
@@ -170,7 +170,7 @@ def _build(context: StageContext) -> None:
     experiment = context.experiment
     settings, longest = experiment.dark_examples, longest_mixed(experiment)
     splitter: Splitter = WordSplitter()
-    if folder := _tokenizer_folder(experiment):
+    if folder := teacher_tokenizer(experiment):
         splitter = context.worker_cache.get_or_create(
             "teacher tokenizer", lambda: Tokenizer(folder, trusted=experiment.teacher.trust_remote_code)
         )
@@ -207,7 +207,7 @@ def _build(context: StageContext) -> None:
 
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    folder = _tokenizer_folder(experiment)
+    folder = teacher_tokenizer(experiment)
     if experiment.teacher.backend != "none":
         _check_tokenizers(experiment, folder)
     key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens", "mask_seed"))
@@ -219,11 +219,6 @@ def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
         "seed": experiment.seed,
         "mask_seed": experiment.seed if experiment.dark_examples.mask_seed is None else experiment.dark_examples.mask_seed,
     }
-
-
-def _tokenizer_folder(experiment: Experiment) -> Path | None:
-    """Of the teacher, if there is one that has tokens."""
-    return None if experiment.teacher.backend == "none" else spec_of(experiment).tokenizer_folder
 
 
 def _check_tokenizers(experiment: Experiment, teacher: Path | None) -> None:

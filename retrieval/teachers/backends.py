@@ -10,10 +10,11 @@ raises `version` when the same settings give other logits.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,12 +64,12 @@ class PluginSpec(TeacherSpec):
 
     def key(self, digests: DigestCache) -> dict[str, Any]:
         """See the head of this file."""
-        path = Path(self.model)
-        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-        content = {file.relative_to(path).as_posix(): digests.file(file) for file in files}
-        own = {"model": content if path.exists() else self.model, "revision": self.revision}
-        plugin = _REGISTRY.key(self.backend, setting="teacher.backend")
-        return {**plugin, **own, "max_tokens": self.max_tokens, "precision": self.precision}
+        path, model = Path(self.model), cast(Any, self.model)
+        if os.path.exists(path):
+            files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+            model = {file.relative_to(path).as_posix(): digests.file(file) for file in files}
+        own = {"model": model, "revision": self.revision, "max_tokens": self.max_tokens, "precision": self.precision}
+        return {**_REGISTRY.key(self.backend, setting="teacher.backend"), **own}
 
     def open(self, given: TeacherSettings) -> PluginTeacher:
         """The teacher that the import path makes."""

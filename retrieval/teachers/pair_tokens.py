@@ -1,6 +1,6 @@
 """(query, candidate) pairs as the cross-encoder reads them, each text tokenised once and the pairs put together from the stored ids.
 
-A query stands in front of dozens of candidates, and a passage behind several queries: tokenising every pair anew would be most of the
+A query stands in front of dozens of candidates, and a passage behind several queries: tokenising every pair again would be most of the
 work of a fast GPU's host. The result is what the tokenizer's own pair encoding gives (special tokens, segment ids, truncation of the
 longer part first); that is tried out when a tokenizer is loaded, and one that differs is asked for every pair.
 """

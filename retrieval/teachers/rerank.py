@@ -36,7 +36,7 @@ def rerank(
     What lies below `depth` is left out: a list then holds nothing but the teacher's logits, and its scores are of one kind.
 
     Args:
-        run: the lists to be ranked anew.
+        run: the lists to be ranked.
         teacher: its settings.
         queries: a stored table of schema QUERIES.
         corpus: a stored table of schema CORPUS.

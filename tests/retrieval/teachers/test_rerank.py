@@ -152,6 +152,14 @@ def test_the_command(models: Any, tables: dict[str, Path], run: Run, tmp_path: P
         assert done.exit_code == 2 and message in done.stderr, done.output
 
 
+def test_a_teacher_of_one_s_own(tables: dict[str, Path], texts: dict[str, str], run: Run) -> None:
+    """Prevents: a command that takes the setting and then asks for a cross-encoder's folder."""
+    teacher = Teacher(model="any string", backend="support.plugin_teachers:Overlap")
+    ranked = rerank(run, teacher, **tables, depth=3)
+    expected = np.float32(len(set(texts["dev1"].split()) & set(texts["twin"].split())) + len(texts["twin"]) / 1000)
+    assert dict(ranked["dev1"])["twin"] == expected and len(ranked["test0"]) == 3
+
+
 def test_a_folder_of_another_backend_is_named(models: Any, tables: dict[str, Path], run: Run) -> None:
     """Prevents: `backend=onnx` that quietly scores with torch."""
     with pytest.raises(UserError, match=r"holds no model.onnx"):
