@@ -24,7 +24,7 @@ from data.config.registry import Registry, is_import_path
 from data.digests import DigestCache
 from data.errors import RunFailed, UserError
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
-from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, Teacher, TeacherSettings, TeacherSpec
+from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, Teacher, TeacherSettings, TeacherSpec, tell_nobody
 from retrieval.teachers.cross_encoder import resolve_cross_encoder
 from retrieval.teachers.scoring import refuse_infinite
 
@@ -98,7 +98,7 @@ class PluginTeacher:
         prepared: PreparedPairs = self._teacher.prepare(plain)
         return prepared
 
-    def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = lambda pairs, tokens, padded: None) -> NDArray[np.float32]:
+    def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = tell_nobody) -> NDArray[np.float32]:
         """[n] raw logits. Raises RunFailed where they are not one finite number a pair."""
         if self._prepares:
             given = self._teacher.score_prepared(prepared, on_batch=on_batch)

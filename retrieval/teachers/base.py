@@ -23,6 +23,10 @@ Pair = tuple[str, str]  # query, candidate
 OnBatch = Callable[[int, int, int], None]  # of a scored batch: pairs, their tokens, tokens with padding; no tokens: 0
 
 
+def tell_nobody(pairs: int, tokens: int, padded: int) -> None:
+    """An `OnBatch` that does nothing."""
+
+
 class Teacher(Protocol):
     """Scores pairs of texts."""
 
@@ -48,7 +52,7 @@ class PreparingTeacher(Teacher, Protocol):
     def prepare(self, pairs: Sequence[Pair]) -> PreparedPairs:
         """The pairs, ready to be scored. Loads no model."""
 
-    def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = lambda pairs, tokens, padded: None) -> NDArray[np.float32]:
+    def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = tell_nobody) -> NDArray[np.float32]:
         """[n] raw logits, as `score` gives them; `on_batch` is told of each batch."""
 
 

@@ -37,7 +37,7 @@ from retrieval.compute import precision as precisions
 from retrieval.compute.allocator import tune_allocator
 from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
 from retrieval.models.loading import open_model
-from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, TeacherSettings, TeacherSpec
+from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, TeacherSettings, TeacherSpec, tell_nobody
 from retrieval.teachers.graph_checks import check_graph
 from retrieval.teachers.onnx import GRAPH_NAME, OnnxCrossEncoder, OnnxGraph, read_graph
 from retrieval.teachers.pair_tokens import PairTokenizer
@@ -141,7 +141,7 @@ class CrossEncoderTeacher:
         counts = np.array([len(pair.ids) for pair in encoded], np.int32)
         return PreparedPairs(encoded, counts, np.array([pair.truncated for pair in encoded], bool))
 
-    def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = lambda pairs, tokens, padded: None) -> NDArray[np.float32]:
+    def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = tell_nobody) -> NDArray[np.float32]:
         """[n] raw logits. Raises RunFailed as `score_pairs` does."""
         return score_pairs(self._model, prepared.pairs, pad_id=self._tokenizer.pad_id, on_batch=on_batch)
 
@@ -190,12 +190,8 @@ def load_cross_encoder(
 ) -> CrossEncoder:
     """The model, ready to score, in eval mode (offline logits must repeat, so there is no dropout).
 
-    Args:
-        spec: which teacher, in which precision.
-        device: cpu or cuda.
-        threads: CPU threads of the ONNX session; torch's are the caller's to set.
-        batch_tokens: tokens of a batch, padding included; None takes the device's default.
-        compiled: use torch.compile, under torch. The first batches then take about half a minute.
+    `threads` are those of an ONNX session; torch's are the caller's to set. `batch_tokens` count padding; None takes the device's default.
+    `compiled`: use torch.compile, under torch; the first batches then take about half a minute.
     """
     batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
     if spec.backend == "onnx":

@@ -35,16 +35,8 @@ def rerank(
 
     What lies below `depth` is left out: a list then holds nothing but the teacher's logits, and its scores are of one kind.
 
-    Args:
-        run: the lists to be ranked.
-        teacher: its settings.
-        queries: a stored table of schema QUERIES.
-        corpus: a stored table of schema CORPUS.
-        depth: passages a query.
-        device: cpu or cuda.
-        threads: CPU threads.
-        pairs_a_reading: how many pairs' texts are in memory at once.
-        report: is told of the progress, a line every `teacher.segment_pairs` pairs.
+    `queries` and `corpus` are stored tables, of which the texts of `pairs_a_reading` pairs are in memory at once. `report` gets a line
+    every `teacher.segment_pairs` pairs.
 
     Raises:
         UserError: a query or passage of the run that its table does not have; whatever `resolve_teacher` refuses.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data.errors import RunFailed
 from retrieval.compute.batching import order_by_length, token_budget_batches
-from retrieval.teachers.base import OnBatch
+from retrieval.teachers.base import OnBatch, tell_nobody
 from retrieval.teachers.pair_tokens import PairEncoding
 
 
@@ -31,14 +31,12 @@ class CrossEncoder(Protocol):
 
 
 def score_pairs(
-    cross_encoder: CrossEncoder, pairs: Sequence[PairEncoding], *, pad_id: int, on_batch: OnBatch = lambda pairs, tokens, padded: None
+    cross_encoder: CrossEncoder, pairs: Sequence[PairEncoding], *, pad_id: int, on_batch: OnBatch = tell_nobody
 ) -> NDArray[np.float32]:
     """[n] raw logits of the pairs, in their order.
 
     Batches hold pairs of like length, the longest first. Where one does not fit on the device, the budget is halved for good.
-
-    Raises:
-        RunFailed: a single pair does not fit, or a logit is not a finite number.
+    Raises RunFailed where a single pair does not fit, or a logit is not a finite number.
     """
     logits = np.empty(len(pairs), dtype=np.float32)
     multiple = cross_encoder.length_multiple
