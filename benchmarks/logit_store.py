@@ -34,7 +34,7 @@ def filled(root: Path, keys: Keys, segment: int) -> LogitStore:
 
 
 def filled_sqlite(path: Path, keys: Keys) -> sqlite3.Connection:
-    """The peer."""
+    """The peer with the same keys."""
     database = sqlite3.connect(path)
     database.execute("create table logits (key blob primary key, logit real) without rowid")
     rows = ((key.tobytes(), float(number)) for number, key in enumerate(keys.astype(">u8")))

@@ -88,7 +88,7 @@ class Teacher(Section):
 
     @field_validator("compile", mode="before")
     @classmethod
-    def _words_of_0_1(cls, value: Any) -> Any:
+    def _former_words(cls, value: Any) -> Any:
         """`auto` chose by a calibration, whose answer is no on today's machines."""
         if value not in ("auto", "on", "off"):
             return value
