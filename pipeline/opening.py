@@ -14,6 +14,7 @@ from pathlib import Path
 from data.digests import json_digest
 from data.tables.shards import atomic_write
 from pipeline.executors.base import Executor
+from pipeline.scoring.requested_pairs import open_teacher
 from pipeline.stage import Table
 from retrieval.compute import precision
 from retrieval.models.resolved import ResolvedModels
@@ -22,7 +23,7 @@ from retrieval.models.resolved import ResolvedModels
 def open_once(models: ResolvedModels, tables: Sequence[Table], *, executor: Executor) -> None:
     """Open, in a worker, the models of these tables that this store has not seen opened.
 
-    Raises UserError: see `TextEncoder`, `load_cross_encoder`.
+    Raises UserError: see `TextEncoder`, `TorchCrossEncoder`, and whatever a teacher finds at its first pair.
     """
     path = Path(models.experiment.store) / "opened_models.json"
     try:
@@ -55,15 +56,11 @@ def _open(models: ResolvedModels, roles: Sequence[str]) -> None:
     """Open the models one after the other, as the stages do. Runs in a worker."""
     from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
     from retrieval.encoding.text_encoder import TextEncoder
-    from retrieval.teachers.cross_encoder import load_cross_encoder
-    from retrieval.teachers.pair_tokens import PairTokenizer
 
     runner = models.experiment.runner
     for role in roles:
         if role == "teacher":
-            teacher = models.teacher
-            PairTokenizer(teacher.folder, max_tokens=teacher.max_tokens, trusted=teacher.trust_remote_code)
-            load_cross_encoder(teacher, device=runner.device, threads=runner.threads)
+            open_teacher(models).load()
         else:
             spec = models.student if role == "student" else models.miner
             TextEncoder(spec, precision=_precision(models), device=runner.device, batch_tokens=DEFAULT_BATCH_TOKENS[runner.device])

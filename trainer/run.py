@@ -15,9 +15,9 @@ from data.config.settings import Experiment, Train
 from data.digests import DigestCache, json_digest
 from data.errors import RunFailed, UserError
 from retrieval.compute import precision
+from retrieval.compute.prefetch import Prefetched
 from retrieval.compute.probe import pad_id_of
 from trainer.evaluation.dev_set import DevSet, open_dev_set
-from trainer.input.prefetch import Prefetched
 from trainer.input.stream import TrainingShards, batches, open_training_shards
 from trainer.objective.losses import DISTILLATION_LOSSES
 from trainer.objective.plan import BatchWork, plan_batch, token_count

@@ -7,6 +7,7 @@ file is checked by every command, so that a misspelt key in any section is found
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ StopWords = Literal[
 ]  # fmt: skip
 SamplerName = Annotated[str, AfterValidator(lambda name: check_name(name, SAMPLERS, kind="sampler"))]
 LossName = Annotated[str, AfterValidator(lambda name: check_name(name, LOSSES, kind="loss"))]
+TEACHER_BACKENDS = ("torch", "onnx", "none")  # what each is: retrieval/teachers/backends.py
 PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 
 
@@ -68,19 +70,33 @@ class Student(Section):
 
 
 class Teacher(Section):
-    """The cross-encoder."""
+    """Who gives the logits: a cross-encoder, or your own class."""
 
     model: str = execution(
         ..., "hub id or folder of a sequence-classification model, or of model.onnx (keyed by its content)", path="model"
     )
     revision: str | None = execution(None, "of a hub id: branch, tag or commit; null: its main branch")
     trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
-    backend: Literal["torch", "onnx", "none"] = keyed("torch", "torch, ONNX Runtime (extra `onnx`), or none: shards without logits")
+    backend: str = keyed("torch", "torch, onnx (ONNX Runtime), your own as package.module:object, or none: shards without logits")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
     max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first", ge=16)
-    compile: Literal["auto", "on", "off"] = execution("auto", "torch.compile; auto: where a calibration says that the job is long enough")
+    compile: bool = execution(False, "torch.compile, under torch; its start takes half a minute a worker")
     segment_pairs: int = execution(2048, "rows of a window, whose new pairs are one segment; a kill loses at most two windows", ge=1)
     batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
+
+    @field_validator("backend")
+    @classmethod
+    def _known_backend(cls, value: str) -> str:
+        return check_name(value, TEACHER_BACKENDS, kind="teacher")
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _former_words(cls, value: Any) -> Any:
+        """`auto` chose by a calibration, whose answer is no on today's machines."""
+        if value not in ("auto", "on", "off"):
+            return value
+        print(f"warning: teacher.compile={value} is now teacher.compile={str(value == 'on').lower()}", file=sys.stderr)
+        return value == "on"
 
 
 class Embed(Section):

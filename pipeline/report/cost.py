@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import polars as pl
 
@@ -11,7 +12,7 @@ from pipeline.executors.resources import usable_cpus, workers_that_fit
 from pipeline.plan import Planner, TablePlan, table_named
 from pipeline.progress import duration
 from pipeline.scoring.calibration import SECONDS, Speed, keep_speed, kept_gpu_speeds, kept_speed, measure
-from pipeline.scoring.cost import Price, a_full_shard, at_most, at_most_of_pools, price, wall_seconds
+from pipeline.scoring.cost import Cost, a_full_shard, at_most, at_most_of_pools, estimate_cost
 from retrieval.models.resolved import ResolvedModels
 
 
@@ -28,10 +29,10 @@ def format_cost(models: ResolvedModels, planned: TablePlan, *, measuring: bool, 
     if not all(path.exists() for path in candidates.paths()):
         return [f"the cost is known once the missing shards of {planned.table.scores_pairs_of} are built again"]
     stale = list(planned.stale)
-    cost = price(models, candidates, stale, warn=warnings.append)
+    cost = estimate_cost(models, candidates, stale, warn=warnings.append)
     lines = [*warnings, str(cost)]
     if cost.to_score:
-        lines += [_here(models, cost, str(a_full_shard(candidates, stale)), shards=len(stale), measuring=measuring)]
+        lines += [_here(models, cost, a_full_shard(candidates, stale), shards=len(stale), measuring=measuring)]
         lines += _on_gpus(models, cost, gpus, shards=len(stale)) if gpus else []
     return lines
 
@@ -49,16 +50,16 @@ def _upper_bound(experiment: Experiment, scored: TablePlan) -> list[str]:
     return [f"at most {pairs:,} pairs; the exact cost is known after {scored.table.scores_pairs_of}"]
 
 
-def _here(models: ResolvedModels, cost: Price, candidates: str, *, shards: int, measuring: bool) -> str:
+def _here(models: ResolvedModels, cost: Cost, candidates: Path, *, shards: int, measuring: bool) -> str:
     experiment, speed = models.experiment, kept_speed(models)
     if speed is None and not measuring:
         return f"hours: `prep plan stage=teacher_scores` measures this teacher here, in {SECONDS:.0f} s, once"
     runner = experiment.runner
     if speed is None and (runner.address or not _device_is_here(experiment)):
         where = "the workers' device is not on this machine"
-        return f"hours: not known, {where}; `prep run` measures it there, or plan on a machine like theirs"
+        return f"hours: not known, {where}; plan once on a machine like theirs, with this store"
     if speed is None:
-        speed = measure(models, candidates, False)
+        speed = measure(models, candidates)
         with contextlib.suppress(OSError):  # a store that can only be read: measured again next time
             keep_speed(models, speed)
     if not _device_is_here(experiment):
@@ -88,12 +89,12 @@ def _room_here(experiment: Experiment) -> int:
     return workers_that_fit(cpus=usable_cpus(), gpus=gpus, threads=runner.threads, share=share)
 
 
-def _on_gpus(models: ResolvedModels, cost: Price, gpus: int, *, shards: int) -> list[str]:
+def _on_gpus(models: ResolvedModels, cost: Cost, gpus: int, *, shards: int) -> list[str]:
     speeds = kept_gpu_speeds(models)
     if not speeds:
         return [f"on {gpus} GPUs: not known, no GPU was measured yet; run this plan with runner.device=cuda where there is one"]
     return [f"about {_time(speed, cost, min(gpus, shards))} on {gpus} x {speed.device}" for speed in speeds]
 
 
-def _time(speed: Speed, cost: Price, workers: int) -> str:
-    return duration(wall_seconds(speed, cost.tokens, workers=workers))
+def _time(speed: Speed, cost: Cost, workers: int) -> str:
+    return duration(speed.seconds(cost, workers=workers))

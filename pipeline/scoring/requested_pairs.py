@@ -1,4 +1,4 @@
-"""The (query, candidate) pairs that a shard of candidates wants from the teacher, and where the teacher's logits lie."""
+"""The (query, candidate) pairs that a shard of candidates requests from the teacher, and where the teacher's logits lie."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ from data.logits.store import LogitStore
 from data.tables.shards import group_rows, read_row_groups
 from pipeline.scoring.dedup import first_occurrence
 from retrieval.models.resolved import ResolvedModels
+from retrieval.teachers.base import PreparingTeacher, TeacherSettings
+
+
+def open_teacher(models: ResolvedModels) -> PreparingTeacher:
+    """The experiment's teacher, for a worker; its model is loaded at the first pair."""
+    runner = models.experiment.runner
+    return models.teacher.open(TeacherSettings.of(models.experiment.teacher, device=runner.device, threads=runner.threads))
 
 
 def store_of(models: ResolvedModels, *, warn: Callable[[str], None]) -> LogitStore:
@@ -24,22 +31,23 @@ def store_of(models: ResolvedModels, *, warn: Callable[[str], None]) -> LogitSto
 
 
 @dataclass(frozen=True)
-class WantedPairs:
+class RequestedPairs:
     """The pairs of one shard of candidates: 20 bytes a row."""
 
-    keys: Keys  # of the distinct pairs, in order of first sight
+    keys: Keys  # of the distinct pairs, in the order in which they first occur
     pair_of_row: NDArray[np.int32]  # which distinct pair each row is
 
     @staticmethod
-    def read(path: Path) -> WantedPairs:
+    def read(path: Path) -> RequestedPairs:
         """The keys of all rows, a row group at a time."""
         keys, read = np.empty((sum(group_rows(path)), 2), dtype=np.uint64), 0
         for table in read_row_groups(path, columns=["query", "text"]):
-            keys[read : read + table.num_rows] = as_keys(_digests(table))
+            keys[read : read + table.num_rows] = as_keys([pair_key(query, text) for query, text in texts_of_rows(table)])
             read += table.num_rows
         first, pair_of_row = first_occurrence(keys)
-        return WantedPairs(keys if len(first) == len(keys) else keys[first], pair_of_row)
+        return RequestedPairs(keys if len(first) == len(keys) else keys[first], pair_of_row)
 
 
-def _digests(table: pa.Table) -> list[bytes]:
-    return [pair_key(query, text) for query, text in zip(table.column("query").to_pylist(), table.column("text").to_pylist(), strict=True)]
+def texts_of_rows(table: pa.Table) -> list[tuple[str, str]]:
+    """(query, candidate) of each row."""
+    return list(zip(table.column("query").to_pylist(), table.column("text").to_pylist(), strict=True))

@@ -8,6 +8,7 @@ alone, and another student, or one with another tokenizer, is distilled from the
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,6 +41,16 @@ class Splitter(Protocol):
 
     def words(self, text: str) -> Spans:
         """Spans of the text's words."""
+
+
+class WordSplitter:
+    """For a teacher without a tokenizer: words and signs are its tokens."""
+
+    def pieces(self, text: str) -> Spans:
+        """Spans of words and signs."""
+        return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+
+    words = pieces
 
 
 @dataclass(frozen=True)
@@ -141,11 +152,11 @@ def _build(context: StageContext) -> None:
     from retrieval.models.tokenizer import Tokenizer
 
     experiment, inputs, shard = context.experiment, context.inputs, context.shard
-    settings, longest, splitter = experiment.dark_examples, longest_mixed(context.models), None
-    if experiment.teacher.backend != "none":  # without a teacher the settings have no dark examples
-        teacher = context.models.teacher
+    settings, longest = experiment.dark_examples, longest_mixed(context.models)
+    splitter: Splitter = WordSplitter()
+    if folder := context.models.teacher_tokenizer:
         splitter = context.worker_cache.get_or_create(
-            "teacher tokenizer", lambda: Tokenizer(teacher.folder, trusted=teacher.trust_remote_code)
+            "teacher tokenizer", lambda: Tokenizer(folder, trusted=experiment.teacher.trust_remote_code)
         )
     lists = inputs["hard_negatives"].read(shard, columns=["query_id", "positive_ids", "negative_ids"]).to_pylist()
     queries = {row["query_id"]: row["text"] for row in inputs["ingest.queries"].read(shard).to_pylist()}
@@ -178,7 +189,7 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     settings, tokenizer = experiment.dark_examples, None
     if experiment.teacher.backend != "none":
         _check_tokenizers(experiment, models)
-        tokenizer = tokenizer_digest(models.teacher.folder)
+        tokenizer = tokenizer_digest(models.teacher_tokenizer) if models.teacher_tokenizer else "words"
     return {
         **keyed_values(settings),
         "mixed_tokens": longest_mixed(models) if settings.reinforced else None,
@@ -193,7 +204,8 @@ def _check_tokenizers(experiment: Experiment, models: ResolvedModels) -> None:
     """Teacher and student both read the marks, the student long after the teacher's logits were paid for."""
     settings = experiment.dark_examples
     asked = {"masked": bool(settings.mask_ratios), "mixed": settings.reinforced}
-    check_marks(models.teacher.folder, option="teacher.model", trusted=models.teacher.trust_remote_code, **asked)
+    if models.teacher_tokenizer:
+        check_marks(models.teacher_tokenizer, option="teacher.model", trusted=experiment.teacher.trust_remote_code, **asked)
     if models.has_student:  # scoring does without its files; what needs them says what they lack
         student = models.student
         check_marks(student.weights_folder, option="student.model", trusted=student.trust_remote_code, **asked)

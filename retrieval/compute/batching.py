@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 
 
-def longest_first(lengths: Sequence[int]) -> NDArray[np.int64]:
+def order_by_length(lengths: Sequence[int]) -> NDArray[np.int64]:
     """The order from longest to shortest, ties by index: neighbours need little padding, and what does not fit shows at once."""
     return np.lexsort((np.arange(len(lengths)), -np.asarray(lengths, dtype=np.int64)))
 
@@ -25,7 +25,7 @@ def token_budget_batches(lengths: Sequence[int], *, budget: int) -> list[list[in
 
     Longest first, ties by index. A single sequence over the budget is a batch alone.
     """
-    order = longest_first(lengths)
+    order = order_by_length(lengths)
     batches: list[list[int]] = []
     start = 0
     while start < len(order):

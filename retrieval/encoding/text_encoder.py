@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.errors import UserError
-from retrieval.compute import mixed_precision, unpadded
+from retrieval.compute import cpu_attention, low_precision, unpadded
 from retrieval.compute.allocator import tune_allocator
 from retrieval.compute.batching import pad, token_budget_batches
 from retrieval.compute.parallel_batches import side_by_side
@@ -27,7 +27,7 @@ TokenLists = list[list[int]]
 class TextEncoder:
     """The student's weights in the chosen precision on the chosen device, in eval mode.
 
-    As for a teacher, low precision means the linear layers alone, and a CPU has its own attention (`retrieval.compute.mixed_precision`).
+    As for a teacher, low precision means the linear layers alone, and a CPU has its own attention (`retrieval.compute.low_precision`).
     """
 
     def __init__(self, spec: StudentSpec, *, precision: str, device: str, batch_tokens: int) -> None:
@@ -37,11 +37,11 @@ class TextEncoder:
         on_cpu = device == "cpu"
         if on_cpu:
             tune_allocator()
-        model = DualEncoder(self.spec, attention=mixed_precision.register_cpu_attention() if on_cpu else None).eval()
+        model = DualEncoder(self.spec, attention=cpu_attention.register_cpu_attention() if on_cpu else None).eval()
         self.model = model.to(device=device)
         self._device, self._batch_tokens, self._pad_id = device, batch_tokens, pad_id_of(model.backbone) or 0
         check_padding(model.backbone, check=self._forward, option=spec.option)
-        mixed_precision.apply(model.backbone, precision=precision, check=self._forward, option="embed.precision")
+        low_precision.apply(model.backbone, precision=precision, check=self._forward, option="embed.precision")
         self.packs = not on_cpu and precision != "fp32" and unpadded.install(model.backbone)  # batches without padding in the layers
         self.tokenizer = tokenizer_of(self.spec)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.errors import UserError, first_line
 from retrieval.checkpoints.checks import causal_decoder
 from retrieval.checkpoints.files import copy_tokenizer
-from retrieval.compute.mixed_precision import own_attention
+from retrieval.compute.cpu_attention import own_attention
 from retrieval.compute.probe import text_config
 from retrieval.models.first_layers import keep_first_layers
 from retrieval.models.loading import open_model

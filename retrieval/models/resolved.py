@@ -6,7 +6,6 @@ The driver resolves them. They travel with each task, so a worker computes by th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +15,11 @@ from data.errors import UserError
 from retrieval.checkpoints.files import resolve_folder
 from retrieval.checkpoints.sentence_transformers_files import is_sentence_transformers
 from retrieval.models.student import StudentSpec, resolve_student
-from retrieval.teachers.cross_encoder import TeacherSpec, resolve_teacher
+from retrieval.teachers.backends import PluginSpec, resolve_teacher
+from retrieval.teachers.base import TeacherSpec
+from retrieval.teachers.cross_encoder import CrossEncoderSpec
 
-_SPECS: dict[str, Callable[..., StudentSpec | TeacherSpec]] = {"student": StudentSpec, "miner": StudentSpec, "teacher": TeacherSpec}
+_SPECS: dict[str, Callable[..., StudentSpec | TeacherSpec]] = {"student": StudentSpec, "miner": StudentSpec, "teacher": CrossEncoderSpec}
 
 
 class ResolvedModels:
@@ -64,6 +65,20 @@ class ResolvedModels:
         return cast(TeacherSpec, self._resolved("teacher", lambda: resolve_teacher(settings, device=device)))
 
     @property
+    def teacher_tokenizer(self) -> Path | None:
+        """Folder of the tokenizer that dark examples are made with; None without a teacher, or where it has no tokens.
+
+        Asks for no precision: a host that cannot compute the teacher's may make dark examples.
+        """
+        settings = self.experiment.teacher
+        if settings.backend == "none":
+            return None
+        try:
+            return self.teacher.tokenizer_folder
+        except UserError:
+            return resolve_teacher(settings.model_copy(update={"precision": "auto"}), device="cpu").tokenizer_folder
+
+    @property
     def namespace(self) -> str:
         """The folder of the teacher's logits in the store."""
         return json_digest(self.key("teacher"))
@@ -89,7 +104,8 @@ class ResolvedModels:
             if isinstance(found, UserError):
                 values[role] = {"error": str(found)}
             else:
-                values[role] = {"spec": {**asdict(found), "folder": str(found.folder)}, "key": self._keys.get(role)}
+                spec = {name: str(value) if isinstance(value, Path) else value for name, value in vars(found).items()}
+                values[role] = {"spec": spec, "key": self._keys.get(role)}
         return values
 
     @staticmethod
@@ -100,8 +116,11 @@ class ResolvedModels:
             if "error" in found:
                 models._found[role] = UserError(found["error"])
                 continue
-            if (folder := Path(found["spec"]["folder"])).is_dir():
-                models._found[role] = _SPECS[role](**{**found["spec"], "folder": folder})
+            spec = found["spec"]
+            if "folder" not in spec:
+                models._found[role] = PluginSpec(**spec)
+            elif (folder := Path(spec["folder"])).is_dir():
+                models._found[role] = _SPECS[role](**{**spec, "folder": folder})
             if found["key"]:
                 models._keys[role] = found["key"]
         return models

@@ -28,7 +28,7 @@ from pipeline import plan
 from pipeline.cli import app
 from pipeline.run import read_journal
 from retrieval.models.resolved import ResolvedModels
-from retrieval.teachers.cross_encoder import resolve_teacher
+from retrieval.teachers.backends import resolve_teacher
 
 LABELS = (
     "ingest.corpus", "ingest.queries", "ingest.qrels", "embed.corpus", "embed.queries", "pools.ranked", "hard_negatives", "dark_examples",

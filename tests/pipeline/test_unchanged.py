@@ -123,19 +123,19 @@ def test_a_teacher_exchanged_while_it_is_loaded(
     copied: Any, models: Any, tmp_path: Path, prep_run: Prep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents: a tokenizer of the old folder with weights of the new one."""
-    from pipeline.stages import teacher_scores
+    from retrieval.teachers import cross_encoder
 
     teacher = shutil.copytree(models.teacher, tmp_path / "teacher")
     shutil.rmtree(copied.store / "teacher_scores")
     shutil.rmtree(copied.store / "teacher_logits")
-    load = teacher_scores.PairTokenizer
+    load = cross_encoder.PairTokenizer
 
     def hooked(folder: Path, **words: Any) -> Any:
         loaded = load(folder, **words)
         flip(folder / "model.safetensors")
         return loaded
 
-    monkeypatch.setattr(teacher_scores, "PairTokenizer", hooked)
+    monkeypatch.setattr(cross_encoder, "PairTokenizer", hooked)
     with pytest.raises(RunFailed, match=r"teacher\.model.* changed while"):
         prep_run(copied.config, **{"teacher.model": teacher})
     assert not list(copied.store.glob("teacher_logits/*/*.parquet"))

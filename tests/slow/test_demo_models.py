@@ -83,8 +83,10 @@ def rows_of(config: Path, stage: str) -> list[dict[str, Any]]:
 def test_the_teacher_s_logits_are_in_their_order(demo: Path) -> None:
     """Prevents: query and passage swapped, or texts cut to nothing, which random weights cannot tell."""
     from data.config.settings import load
-    from retrieval.teachers.cross_encoder import load_cross_encoder, resolve_teacher, score_pairs
+    from retrieval.teachers.backends import resolve_teacher
+    from retrieval.teachers.cross_encoder import load_cross_encoder
     from retrieval.teachers.pair_tokens import PairTokenizer
+    from retrieval.teachers.scoring import score_pairs
 
     candidates, scores = rows_of(demo, "dark_examples"), rows_of(demo, "teacher_scores")
     by_kind: dict[Any, list[float]] = {}
@@ -153,8 +155,9 @@ def test_bf16_on_real_weights_and_texts(demo: Path, tmp_path: Path) -> None:
 
     from data.config.settings import load
     from retrieval.compute import precision
-    from retrieval.teachers.cross_encoder import TorchCrossEncoder, score_pairs
+    from retrieval.teachers.cross_encoder import TorchCrossEncoder
     from retrieval.teachers.pair_tokens import PairTokenizer
+    from retrieval.teachers.scoring import score_pairs
 
     source = load({"config": str(demo)}).student.model
     torch.manual_seed(0)

@@ -21,9 +21,10 @@ from data.digests import DigestCache
 from data.errors import UserError
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
-from retrieval.teachers.cross_encoder import TorchCrossEncoder, score_pairs
+from retrieval.teachers.cross_encoder import TorchCrossEncoder
 from retrieval.teachers.pair_scorer import PairScorer
 from retrieval.teachers.pair_tokens import StoredPairs
+from retrieval.teachers.scoring import score_pairs
 from trainer import recipes
 from trainer.input.stream import TrainingRow, open_training_shards, rows_of_epoch
 from trainer.loop import train

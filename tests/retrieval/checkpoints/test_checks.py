@@ -13,10 +13,11 @@ from data.config.settings import Student, Teacher
 from data.errors import UserError
 from retrieval.checkpoints.checks import check_marks, check_training_start
 from retrieval.models.student import StudentSpec, resolve_student
-from retrieval.teachers.cross_encoder import TeacherSpec, resolve_teacher
+from retrieval.teachers.backends import resolve_teacher
+from retrieval.teachers.cross_encoder import CrossEncoderSpec
 
 
-def teacher_of(folder: Path, **settings: Any) -> TeacherSpec:
+def teacher_of(folder: Path, **settings: Any) -> CrossEncoderSpec:
     return resolve_teacher(Teacher(**{"model": str(folder), "max_tokens": 64, "precision": "fp32", **settings}), device="cpu")
 
 

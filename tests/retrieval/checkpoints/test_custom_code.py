@@ -22,7 +22,8 @@ from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.loading import open_model, open_tokenizer
 from retrieval.models.student import resolve_student
-from retrieval.teachers.cross_encoder import TeacherSpec, load_cross_encoder, resolve_teacher
+from retrieval.teachers.backends import resolve_teacher
+from retrieval.teachers.cross_encoder import CrossEncoderSpec, load_cross_encoder
 
 TEXTS = ["ba", "be bi bo", "fo gu zaxe ka"]
 
@@ -106,7 +107,7 @@ def test_trusted_code_runs_and_is_keyed_by_its_content(tmp_path: Path) -> None:
     plain = save(tmp_path / "plain", "Bert", head=True)
     keys = [resolve_teacher(teacher(plain, trust_remote_code=trusted), device="cpu").key(digests) for trusted in (False, True)]
     assert keys[0] == keys[1] and "code" not in keys[0]
-    assert TeacherSpec(plain, "", "torch", "fp32", 32).key(digests) == keys[0]
+    assert CrossEncoderSpec(plain, "", "torch", "fp32", 32).key(digests) == keys[0]
 
 
 def test_a_trusted_student_embeds_and_is_saved_with_its_code(tmp_path: Path) -> None:

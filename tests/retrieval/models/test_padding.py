@@ -21,9 +21,11 @@ from retrieval.compute.probe import pad_id_of, probe_batch
 from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.models.padding import check_padding, results_of
 from retrieval.models.student import resolve_student
-from retrieval.teachers.cross_encoder import TorchCrossEncoder, resolve_teacher, score_pairs
+from retrieval.teachers.backends import resolve_teacher
+from retrieval.teachers.cross_encoder import TorchCrossEncoder
 from retrieval.teachers.pair_scorer import PairScorer
 from retrieval.teachers.pair_tokens import PairTokenizer
+from retrieval.teachers.scoring import score_pairs
 
 CHANCE = random.Random(0)
 TEXTS = [" ".join(CHANCE.choices(WORDS, k=count)) for count in (1, 3, 7, 20, 40, 50, 5, 9)]

@@ -18,6 +18,7 @@ from retrieval.search import stored_texts
 from retrieval.search.embedding_table import table_paths
 from retrieval.search.stored_texts import texts_of
 from retrieval.teachers import rerank as module
+from retrieval.teachers.cross_encoder import CrossEncoderTeacher
 from retrieval.teachers.rerank import rerank
 
 
@@ -79,7 +80,7 @@ def test_equal_logits_are_in_the_order_in_which_a_run_is_read(
     models: Any, tables: dict[str, Path], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Prevents: an order that changes when the run is written and read again."""
-    monkeypatch.setattr(module, "score_pairs", lambda model, pairs, pad_id: np.zeros(len(pairs), np.float32))
+    monkeypatch.setattr(CrossEncoderTeacher, "score", lambda self, pairs: np.zeros(len(pairs), np.float32))
     ranked = rerank(run, teacher_of(models), **tables, depth=5)
     assert [doc_id for doc_id, _ in ranked["dev1"]] == ["d3", "d9", "twin"]
     write_run(tmp_path / "r", ranked, tag="t")
@@ -149,6 +150,14 @@ def test_the_command(models: Any, tables: dict[str, Path], run: Run, tmp_path: P
     ]:
         done = invoke(*words)
         assert done.exit_code == 2 and message in done.stderr, done.output
+
+
+def test_a_teacher_of_one_s_own(tables: dict[str, Path], texts: dict[str, str], run: Run) -> None:
+    """Prevents: a command that takes the setting and then asks for a cross-encoder's folder."""
+    teacher = Teacher(model="any string", backend="support.plugin_teachers:Overlap")
+    ranked = rerank(run, teacher, **tables, depth=3)
+    expected = np.float32(len(set(texts["dev1"].split()) & set(texts["twin"].split())) + len(texts["twin"]) / 1000)
+    assert dict(ranked["dev1"])["twin"] == expected and len(ranked["test0"]) == 3
 
 
 def test_a_folder_of_another_backend_is_named(models: Any, tables: dict[str, Path], run: Run) -> None:
