@@ -84,7 +84,7 @@ def _experiment(student: Path, collection: Path, work: Path, top: int, threads: 
             "student": {"model": str(student), "normalize": True, "query_tokens": None, "passage_tokens": None},
             "teacher": {"model": str(student)},
             "embed": {"precision": precision},
-            "hard_negatives": {"depth": top, "last_rank": top, "negatives": NEGATIVES},
+            "hard_negatives": {"depth": top, "range_max": top, "num_negatives": NEGATIVES},
             "runner": {"kind": "local", "threads": threads},
         }
     )

@@ -1,4 +1,4 @@
-"""The command `prep`: run, plan, status, path, inspect, report and cache. All words are `key=value`."""
+"""The command `prep`: run, phases, plan, status, path, inspect, report and cache. All words are `key=value`."""
 
 from __future__ import annotations
 
@@ -40,6 +40,17 @@ def run(words: Words = None) -> None:
 
         built = run_stages(experiment, stage=own["stage"], say=_say)
         _say(f"done: {built} shards built" if built else "done: nothing to do")
+
+
+@app.command()
+def phases(words: Words = None) -> None:
+    """Run the phases of a file in order, each with its training and evaluation; finished ones are passed over.  [phases=NAME,NAME]"""
+    with exit_codes():
+        parsed = parse_arguments(words or [])
+        names = [name.strip() for name in parsed.pop("phases", "").split(",") if name.strip()]
+        from pipeline.phases import run_phases
+
+        raise typer.Exit(run_phases(parsed, names=names, say=_say))
 
 
 def _say(line: str) -> None:

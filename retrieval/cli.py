@@ -168,17 +168,20 @@ def _qrels(given: Words) -> Any:
 def rerank(words: Given = None) -> None:
     """The first passages of a run in a cross-encoder's order; what lies below is left out.
 
-    model=FOLDER|HUB-ID run=RUN queries=TABLE corpus=TABLE out=RUN [depth=50], and any of the teacher's settings (max_tokens=, ...).
+    model=FOLDER|HUB-ID run=RUN queries=TABLE corpus=TABLE out=RUN [depth=50] [limit=QUERIES, the run's first], and any of the teacher's
+    settings (max_tokens=, ...).
     """
     from data.config.settings import Teacher
 
     with exit_codes():
-        optional = {**settings_of(Teacher, leave_out=("model",)), "depth": "50", "device": "cpu", "threads": "0"}
+        optional = {**settings_of(Teacher, leave_out=("model",)), "depth": "50", "limit": "", "device": "cpu", "threads": "0"}
         given = Words.of(words, required=("model", "run", "queries", "corpus", "out"), optional=optional)
         teacher, device, depth = given.section(Teacher), given.one_of("device", DEVICES), given.number("depth", least=1)
         from data.formats.trec import read_run, write_run
 
         run = read_run(given.file("run"), note=_note)
+        if given["limit"]:
+            run = dict(list(run.items())[: given.number("limit", least=1)])
         import torch
 
         from retrieval.teachers.rerank import rerank as rerank_run

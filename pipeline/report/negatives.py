@@ -57,7 +57,7 @@ def negatives_findings(experiment: Experiment) -> Findings:
         dropped,
         _examples(experiment, negatives, pools) if dropped else [],
         short,
-        _short_ids(negatives, experiment.hard_negatives.negatives) if short else [],
+        _short_ids(negatives, experiment.hard_negatives.num_negatives) if short else [],
         without,
         _ids_without(negatives, pools) if without and RANKS not in counts else [],
         counts.get(RANKS, {}),

@@ -88,7 +88,7 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
         positive_score=positive_score,
     )
     windows = [[doc_id for doc_id in window if doc_id not in dropped] for window in windows]
-    whose = turns([source.weight for source in sources], settings.negatives)
+    whose = turns([source.weight for source in sources], settings.num_negatives)
     made_up: Counter[str] = Counter()
 
     def prefer(window: list[str], count: int, draw: int) -> list[str]:
@@ -180,7 +180,7 @@ def _build(context: StageContext) -> None:
             counts["kept"] += 1
             if ranks is not None:
                 selected[ranks.bands] += 1
-            counts[SHORT] += len(chosen.draws[0]) < settings.negatives
+            counts[SHORT] += len(chosen.draws[0]) < settings.num_negatives
             rows.append(_row(row, chosen))
             if len(rows) == _ROWS_AT_ONCE:
                 settle()
@@ -238,14 +238,14 @@ def _refuse(stored: Stored) -> None:
     if counts["dropped"].get(_NONE):
         raise UserError(
             f"hard_negatives: none of {counts['in']:,} queries has a passage in the rank windows of its sources; lower "
-            "hard_negatives.first_rank, or the ranks in hard_negatives.source"
+            "hard_negatives.range_min, or the ranks in hard_negatives.source"
         )
 
 
 def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
     settings = experiment.hard_negatives
     unused = () if settings.sampler == "simans" else ("simans_a", "simans_b")
-    own = ("source", "depth", "first_rank", "last_rank", "queries", "score_pools", "select", *_OF_THE_POOLS)
+    own = ("source", "depth", "range_min", "range_max", "queries", "score_pools", "select", *_OF_THE_POOLS)
     selection = {"select": settings.select, "depth": settings.depth} if settings.select != "none" else {}
     return {
         **keyed_values(settings, leave_out=(*own, *unused)),

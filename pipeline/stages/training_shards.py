@@ -42,7 +42,7 @@ def _metadata(experiment: Experiment, student: StudentSpec, digests: DigestCache
         return {**of_all, "negatives": 0, "mask_ratios": [], "curriculum": list(experiment.curriculum.iterations)}
     return {
         **of_all,
-        "negatives": experiment.hard_negatives.negatives,
+        "negatives": experiment.hard_negatives.num_negatives,
         "mask_ratios": list(experiment.dark_examples.mask_ratios),
     }
 

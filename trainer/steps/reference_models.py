@@ -90,4 +90,4 @@ def open_frozen(experiment: Experiment, student: StudentSpec) -> FrozenEncoders:
         check_padding(encoder.backbone, check=results_of(encoder), option=encoder.option)
         return Frozen(encoder)
 
-    return FrozenEncoders(opened(spec) if spec else None, opened(student) if settings.objective.keep_weight else None)
+    return FrozenEncoders(opened(spec) if spec else None, opened(student) if settings.objective.reference_kl_weight else None)

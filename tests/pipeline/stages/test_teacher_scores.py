@@ -58,7 +58,7 @@ def test_what_does_not_touch_a_pair_scores_nothing(copied: Any, prep_run: Prep, 
 def test_more_negatives_score_only_the_new_ones(copied: Any, prep_run: Prep, count_scored: list[int]) -> None:
     """Prevents: m = 15 that pays for the ten of m = 10 again."""
     before = {(row["query"], row["text"]) for row in candidates(copied.store)}
-    prep_run(copied.config, **{"hard_negatives.negatives": 5})
+    prep_run(copied.config, **{"hard_negatives.num_negatives": 5})
     new = {(row["query"], row["text"]) for row in candidates(copied.store)} - before
     assert sum(count_scored) == len(new) and len(new) <= 14 * 4
 
@@ -352,7 +352,7 @@ def test_killed_at_twenty_moments(copied: Any, tmp_path: Path, zygotes: list[Any
 
 def test_two_jobs_fill_one_store_at_once(copied: Any, tmp_path: Path, zygotes: list[Any], prep_run: Prep, count_scored: list[int]) -> None:
     """Prevents: jobs that overwrite each other's logits, or that fail because of each other."""
-    more = {"hard_negatives.negatives": 4}
+    more = {"hard_negatives.num_negatives": 4}
     for stage in ("hard_negatives", "dark_examples"):
         prep_run(copied.config, stage=stage, **more)
     forget_scores(copied.store)

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 
-from data.config.settings import Experiment, Train
+from data.config.settings import Train
 from data.errors import RunFailed, UserError
 from data.files.leftovers import process_start
 from data.tables.manifest import Manifest
 from trainer.saving import output_folder
 from trainer.saving.output_folder import check_names, check_place, held
-from trainer.stages import check_outputs, stages_of
 
 LOCK = "running.json"
 
@@ -185,12 +184,3 @@ def test_tables_are_no_place_for_a_run(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")  # not ours
     for output in (tmp_path / "store" / "run", tmp_path / "store", tmp_path):
         check(output)
-
-
-def test_a_run_that_was_begun_in_a_table_goes_on_with_its_next_stage(tmp_path: Path) -> None:
-    """Prevents: a chain of stages that stops where its second one would begin."""
-    Manifest("shards", "", "fingerprint", {}, [], {}).write(tmp_path)
-    (tmp_path / "run.json").write_text("{}")
-    train = Train(output=str(tmp_path), stages={"a": {}, "b": {}})
-    experiment = Experiment(store="s", ingest={"path": "x"}, teacher={"model": "x"}, student={"model": "x"}, train=train)
-    check_outputs(experiment, stages_of(experiment, shards_folder=tmp_path))
