@@ -21,7 +21,9 @@ from pipeline.plan import TablePlan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
-Words = Annotated[list[str] | None, typer.Argument(metavar="config=FILE [key=value ...]", help="overrides are dotted.key=value")]
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="config=FILE [phase=NAME] [key=value ...]", help="overrides are dotted.key=value")
+]
 
 
 def _experiment(words: list[str] | None, **own: str) -> tuple[Experiment, dict[str, str]]:

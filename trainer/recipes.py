@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, str]] = {
     "rand_kd": _PLAIN_KD,  # negatives drawn at random: the shards differ, not the loss
     "margin_mse": {**_PLAIN_KD, "distillation": "margin_mse"},  # Hofstaetter et al., 2020
     "cl_drd": {**_PLAIN_KD, "distillation": "curriculum"},  # Zeng et al., 2022; each iteration is a phase of its own
-    "prod_dual": {**_PROD, "in_batch": "both"},  # step T1: the teacher is `teacher_model`, the list all passages of the batch
+    "prod_dual": {**_PROD, "in_batch": "both"},  # phase T1: the teacher is `teacher_model`, the list all passages of the batch
     "prod": {**_PROD, "reference_kl_weight": "1"},  # the later steps: the query's own list, and the student's start as a second teacher
 }
 TASK_PRESETS: dict[str, dict[str, str]] = {
@@ -77,7 +77,7 @@ def check_shards(experiment: Experiment, metadata: TrainingMetadata) -> None:
     if objective.in_batch != "none" and not metadata.has_never_ids:
         raise UserError(
             f"train.objective.in_batch={objective.in_batch}: these shards, of schema version {metadata.schema_version}, do not say which "
-            "passages are labelled positives of a query, so its in-batch negatives would have some among them; make the shards anew with "
+            "passages are labelled positives of a query, so its in-batch negatives would have some among them; make the shards again with "
             "`prep run config=FILE` (vectors and teacher logits are kept) and give the new folder as shards=DIR"
         )
     if train.task == "student":

@@ -66,9 +66,9 @@ def _read(model: type[BaseModel], file: str | None) -> tuple[dict[str, Any], dic
         warn_once(f"{file}: `steps` are now `phases`; the old name is read until the next version")
         values["phases"] = values.pop("steps")
     phases = values.pop("phases", {})
-    phases = {name: {} if own in NULLS else own for name, own in phases.items()} if isinstance(phases, dict) else {"": phases}
-    if not all(isinstance(own, dict) for own in phases.values()):
+    if not isinstance(phases, dict) or not all(isinstance(own, dict) or own in NULLS for own in phases.values()):
         raise UserError(f"{file}: phases is a mapping of names, each with settings below it")
+    phases = {name: {} if own in NULLS else own for name, own in phases.items()}
     if not values.keys() & model.model_fields.keys():
         raise UserError(
             f"{file} is no experiment: it has the keys {', '.join(list(values)[:8]) or 'of nothing'}; expected store, ingest, ..."

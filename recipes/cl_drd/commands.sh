@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# CL-DRD in small, from the demo's collection to the student of the third iteration. From the repository's root; after a kill start it again.
+# CL-DRD in small, from the demo's collection to the student of the third iteration. After a kill start it again.
 # With the paper's settings, on a machine with a GPU: prep phases config=recipes/cl_drd/msmarco.yaml
 set -euo pipefail
+cd "$(dirname "$0")/../.."
 [ -d .venv/bin ] && export PATH="$PWD/.venv/bin:$PATH"
 export TOKENIZERS_PARALLELISM=false
 config=config=recipes/cl_drd/cl_drd.yaml

@@ -4,6 +4,7 @@
 # FOLDER and OTHER are collections in BEIR form (see prepare.py); OTHER, with test labels alone, is searched zero-shot by the first seed's
 # students. Overrides for all commands go into WORDS, phases into METHODS (with commas), seeds into SEEDS. After a kill start it again.
 set -euo pipefail
+cd "$(dirname "$0")/../.."
 [ -d .venv/bin ] && export PATH="$PWD/.venv/bin:$PATH"
 export TOKENIZERS_PARALLELISM=false FOLDER=$1 OUT=$2 SEED=0
 other=${3:-}

@@ -16,7 +16,7 @@ from pipeline.phases import run_phases
 from trainer.reporting.metrics import SPEEDS
 
 FILE = Path(__file__).parents[2] / "recipes" / "prod" / "prod.yaml"
-STEPS = ("w1_teacher", "w1", "w2_teacher", "w2", "t1", "c1", "t2", "t3", "d1")
+PHASES = ("w1_teacher", "w1", "w2_teacher", "w2", "t1", "c1", "t2", "t3", "d1")
 SMALLER = {
     "teacher": {"max_tokens": 60, "precision": "fp32"},
     "hard_negatives": {"queries": None, "depth": 20, "range_max": 20, "num_negatives": 3},
@@ -61,14 +61,14 @@ def test_all_phases_and_again(
     climb()
     told = capfd.readouterr()
     said = told.out + told.err
-    results = {step: json.loads((tmp_path / "runs" / step / "result.json").read_text()) for step in STEPS}
-    for step, result in results.items():
-        if step != "c1":
-            assert 0 < result["last_step"]["dev"]["MRR@10"] <= 1, step
+    results = {phase: json.loads((tmp_path / "runs" / phase / "result.json").read_text()) for phase in PHASES}
+    for phase, result in results.items():
+        if phase != "c1":
+            assert 0 < result["last_step"]["dev"]["MRR@10"] <= 1, phase
             assert f"{result['last_step']['dev']['MRR@10']:.4f}" in said
-    for step in ("t2", "t3", "d1"):
-        assert result_of_first_step(tmp_path / "runs" / step)["kept"] > 0, step  # of dropout alone: see the tests of the loss
-    weights = [(tmp_path / "runs" / step / "student" / "model.safetensors").read_bytes() for step in ("t1", "t2", "t3", "d1")]
+    for phase in ("t2", "t3", "d1"):
+        assert result_of_first_step(tmp_path / "runs" / phase)["kept"] > 0, phase  # of dropout alone: see the tests of the loss
+    weights = [(tmp_path / "runs" / phase / "student" / "model.safetensors").read_bytes() for phase in ("t1", "t2", "t3", "d1")]
     assert len(set(weights)) == 4
     config = json.loads((tmp_path / "runs" / "d1" / "student" / "config.json").read_text())
     assert config["num_hidden_layers"] == 1
@@ -77,16 +77,16 @@ def test_all_phases_and_again(
     assert (tmp_path / "runs" / "c1" / "reranked.dev.trec").is_file() and (tmp_path / "runs" / "start.dev.trec").is_file()
 
     def results_now() -> dict[str, Any]:
-        return {step: json.loads((tmp_path / "runs" / step / "result.json").read_text()) for step in STEPS}
+        return {phase: json.loads((tmp_path / "runs" / phase / "result.json").read_text()) for phase in PHASES}
 
     count_scored.clear()
     climb()
     assert not count_scored
-    assert len(re.findall("finished already", capfd.readouterr().out)) == len(STEPS) + 1
+    assert len(re.findall("finished already", capfd.readouterr().out)) == len(PHASES) + 1
     shutil.rmtree(tmp_path / "store" / "phases")
     climb()
     assert sum(count_scored) == 4 * 20 and results_now() == results  # C1's evaluation alone
-    assert len(re.findall("this run is finished", capfd.readouterr().out)) == len(STEPS)
+    assert len(re.findall("this run is finished", capfd.readouterr().out)) == len(PHASES)
 
 
 def result_of_first_step(output: Path) -> dict[str, Any]:

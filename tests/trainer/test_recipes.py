@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -8,7 +9,7 @@ import yaml
 from data.config import settings
 from data.config.settings import Objective
 from data.errors import UserError
-from trainer.recipes import check_lists, check_negatives, load
+from trainer.recipes import PRESETS, check_lists, check_negatives, load
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ALL = ("reinforced", "noisy", "adaptive", "supervised")
@@ -172,3 +173,8 @@ def test_a_training_s_own_seed_is_its_seed_alone(file: Path) -> None:
     own = load({"config": str(file), "seed": "3", "train.seed": "7"})
     assert own.seed == 7 and load({"config": str(file), "seed": "3"}).seed == 3
     assert settings.load({"config": str(file), "seed": "3", "train.seed": "7"}).seed == 3
+
+
+def test_a_recipe_is_a_name_that_the_settings_have() -> None:
+    """A preset that no file can name, or a name without one."""
+    assert list(get_args(settings.Train.model_fields["recipe"].annotation)) == list(PRESETS)
