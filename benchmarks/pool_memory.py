@@ -69,7 +69,7 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
         root = Path(folder)
         settings = {
             "store": folder, "ingest": {"path": folder}, "student": {"model": folder}, "teacher": {"model": folder},
-            "hard_negatives": {"source": arguments.source, "depth": depth, "last_rank": min(depth, 100)},
+            "hard_negatives": {"source": arguments.source, "depth": depth, "range_max": min(depth, 100)},
         }  # fmt: skip
         (root / "experiment.yaml").write_text(yaml.safe_dump(settings))
         experiment = load({"config": str(root / "experiment.yaml")})

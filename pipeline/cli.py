@@ -1,4 +1,4 @@
-"""The command `prep`: run, plan, status, path, inspect, report and cache. All arguments are `key=value`."""
+"""The command `prep`: run, phases, plan, status, path, inspect, report and cache. All arguments are `key=value`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from data.terminal import printable
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
-Args = Annotated[list[str] | None, typer.Argument(metavar="config=FILE [key=value ...]", help="overrides are dotted.key=value")]
+Args = Annotated[
+    list[str] | None, typer.Argument(metavar="config=FILE [phase=NAME] [key=value ...]", help="overrides are dotted.key=value")
+]
 
 
 def _experiment(args: list[str] | None, **own: str) -> tuple[Experiment, OwnArgs]:
@@ -40,6 +42,17 @@ def run(args: Args = None) -> None:
 
         built = run_stages(experiment, stage=own["stage"], say=_say)
         _say(f"done: {built} shards built" if built else "done: nothing to do")
+
+
+@app.command()
+def phases(args: Args = None) -> None:
+    """Run the phases of a file in order, each with its training and evaluation; finished ones are passed over.  [phases=NAME,NAME]"""
+    with exit_codes():
+        parsed = parse_arguments(args or [])
+        names = [name.strip() for name in parsed.pop("phases", "").split(",") if name.strip()]
+        from pipeline.phases import run_phases
+
+        raise typer.Exit(run_phases(parsed, names=names, say=_say))
 
 
 def _say(line: str) -> None:

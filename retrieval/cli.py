@@ -168,7 +168,8 @@ def _run(args: FileArgs, key: str) -> Any:
 def rerank(args: FileArgs) -> None:
     """The first passages of a run in a cross-encoder's order; what lies below is left out.
 
-    model=FOLDER|HUB-ID run=RUN queries=TABLE corpus=TABLE out=RUN [depth=50], and any of the teacher's settings (max_tokens=, ...).
+    model=FOLDER|HUB-ID run=RUN queries=TABLE corpus=TABLE out=RUN [depth=50] [limit=QUERIES, the run's first], and any of the teacher's
+    settings (max_tokens=, ...).
     """
     teacher, device, depth = args.section(Teacher), args.one_of("device", *_DEVICES), args.number("depth", least=1)
     run, threads = _run(args, "run"), _threads(args)

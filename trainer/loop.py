@@ -4,8 +4,6 @@ OUTPUT/run.json  checkpoints/  metrics.jsonl  tensorboard/      while it runs, a
 OUTPUT/best/                                                    with a dev set: the student of the best evaluation so far
 OUTPUT/student/, or another train.task's name                   at the end: a sentence-transformers folder, or a cross-encoder's
 OUTPUT/result.json                                              written last: the run is finished
-
-With `train.stages` each of them is such a run in a folder of its own: see `trainer.stages`.
 """
 
 from __future__ import annotations
@@ -27,8 +25,7 @@ from trainer.reporting.reports import Reports, write_result
 from trainer.run import PlannedBatch, Run, check_machine, open_run
 from trainer.saving.checkpoint import save_checkpoint, whole_folder
 from trainer.saving.folder_lock import held
-from trainer.saving.output_folder import RESULT_NAME
-from trainer.stages import Stage, begin_chain, check_outputs, end_chain, stages_of, tell_begin, tell_end
+from trainer.saving.output_folder import RESULT_NAME, check_names, check_place
 from trainer.steps.distributed import Distributed, joined
 from trainer.steps.gradients import QueryLosses, accumulate_gradients
 from trainer.steps.optim import learning_rate
@@ -37,18 +34,11 @@ from trainer.steps.optim import learning_rate
 def train(experiment: Experiment, *, shards_folder: Path) -> int:
     """Train the model of an experiment on a folder of training shards. Returns the exit code: 0 finished, 75 interrupted."""
     check_machine(experiment)
-    stages = stages_of(experiment, shards_folder=shards_folder)
-    check_outputs(experiment, stages)
-    with joined(experiment.train.device) as processes, _held(Path(experiment.train.output), processes=processes) as keep_hold:
-        begin_chain(experiment, stages, processes=processes)
-        for stage in stages:
-            tell_begin(stage, processes=processes)
-            code = _train(stage, processes=processes, keep_hold=keep_hold)
-            if code != EXIT_COMPLETE:
-                return code
-            tell_end(stage, processes=processes)
-        end_chain(experiment, stages, processes=processes)
-    return EXIT_COMPLETE
+    output = Path(experiment.train.output)
+    check_place(output)
+    check_names(experiment.train)
+    with joined(experiment.train.device) as processes, _held(output, processes=processes) as keep_hold:
+        return _train(experiment, shards_folder=shards_folder, processes=processes, keep_hold=keep_hold)
 
 
 def _held(output: Path, *, processes: Distributed) -> AbstractContextManager[Callable[[], None]]:
@@ -56,11 +46,11 @@ def _held(output: Path, *, processes: Distributed) -> AbstractContextManager[Cal
     return held(output) if processes.first and not (output / RESULT_NAME).is_file() else nullcontext(lambda: None)
 
 
-def _train(stage: Stage, *, processes: Distributed, keep_hold: Callable[[], None]) -> int:
-    run = open_run(stage.experiment, shards_folder=stage.shards_folder, processes=processes)
+def _train(experiment: Experiment, *, shards_folder: Path, processes: Distributed, keep_hold: Callable[[], None]) -> int:
+    run = open_run(experiment, shards_folder=shards_folder, processes=processes)
     if run is None:
-        if processes.first and not stage.name:
-            print(f"this run is finished: {stage.output}; nothing to do (another train.output=FOLDER trains again)")
+        if processes.first:
+            print(f"this run is finished: {experiment.train.output}; nothing to do (another train.output=FOLDER trains again)")
         return EXIT_COMPLETE
     with closing(run.stream()) as stream, Reports(run) as reports, GracefulShutdown() as interruption:
         for batch in stream:
@@ -85,8 +75,8 @@ def _train(stage: Stage, *, processes: Distributed, keep_hold: Callable[[], None
         keep_hold()
         save_model(run, run.result)
         write_result(run)
-    # A signal in the last step stops no run, but what comes after it.
-    return EXIT_INTERRUPTED if processes.any(interruption.asked) and stage.followed else EXIT_COMPLETE
+    processes.wait()  # for the first process, which saves
+    return EXIT_COMPLETE
 
 
 def take_step(run: Run, batch: PlannedBatch) -> tuple[QueryLosses, float]:

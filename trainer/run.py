@@ -203,7 +203,7 @@ def _run_key(experiment: Experiment, *, shards: TrainingShards, task: Task, dev:
         early_stop = {"dev": dev.digest, "dev_metric": settings.dev_metric, "evaluate_every": settings.evaluate_every}
     return {
         "train": {
-            **keyed_values(settings, leave_out=("stages",)),
+            **keyed_values(settings),
             **early_stop,
             "precision": precision.resolve(settings.precision, device=settings.device),
             "device": settings.device,  # its generator draws other dropout masks

@@ -2,7 +2,7 @@
 
 student                      one source
 student:3,bm25:1             three of four negatives from the student's search, the fourth from BM25
-student:3@20-200,bm25:1      the student's from ranks 20 to 200; BM25's from first_rank to last_rank
+student:3@20-200,bm25:1      the student's from ranks 20 to 200; BM25's from range_min + 1 to range_max
 student,mylab.sources:recent:2@1-50    with one of your own (docs/extending.md), given as package.module:function
 """
 

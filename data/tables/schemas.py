@@ -32,12 +32,13 @@ GROUPS = (CandidateKind.TOP, CandidateKind.NEAR, CandidateKind.FAR)
 
 
 class FalseNegativeRule(IntEnum):
-    """Why a passage was taken for a false negative, in the order in which the rules are tried. Stored in `dropped_rules`."""
+    """Why a passage was taken for a false negative. Stored in `dropped_rules`: only ever append."""
 
-    TEACHER_ABOVE = 0
-    TEACHER_MARGIN = 1
+    MAX_SCORE = 0
+    ABSOLUTE_MARGIN = 1
     TEACHER_PERCENTILE = 2
     STUDENT_MARGIN = 3
+    RELATIVE_MARGIN = 4
 
 
 class DevRole(IntEnum):

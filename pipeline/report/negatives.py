@@ -49,7 +49,7 @@ def negatives_findings(experiment: Experiment) -> Findings:
         dropped,
         _examples(experiment, negatives, pools) if dropped else [],
         few,
-        list(itertools.islice(_ids_of_few(negatives, experiment.hard_negatives.negatives), _NAMED)) if few else [],
+        list(itertools.islice(_ids_of_few(negatives, experiment.hard_negatives.num_negatives), _NAMED)) if few else [],
         without,
         list(itertools.islice(_ids_without(negatives, pools), _NAMED)) if without and RANKS not in counts else [],
         counts.get(RANKS, {}),

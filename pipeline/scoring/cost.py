@@ -74,7 +74,7 @@ def _some_missing(path: Path, missing: NDArray[np.bool_], count: int) -> list[Pa
 
 def at_most(experiment: Experiment, queries: int) -> int:
     """Pairs that so many training queries can request, before their negatives are known."""
-    negatives, dark = experiment.hard_negatives.negatives, experiment.dark_examples
+    negatives, dark = experiment.hard_negatives.num_negatives, experiment.dark_examples
     queries = min(queries, experiment.hard_negatives.queries or queries)
     return queries * experiment.draws * (1 + negatives + negatives * dark.reinforced + len(dark.mask_ratios))
 

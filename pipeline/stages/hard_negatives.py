@@ -94,7 +94,7 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
         positive_score=positive_score,
     )
     windows = [[doc_id for doc_id in window if doc_id not in dropped] for window in windows]
-    turns = round_robin([source.weight for source in sources], settings.negatives)
+    turns = round_robin([source.weight for source in sources], settings.num_negatives)
     backfilled: Counter[str] = Counter()
 
     needs = settings.sampler_traits.needs
@@ -159,7 +159,7 @@ def _build(context: StageContext) -> None:
                 continue
             if ranks is not None:
                 figures[KEPT_RANKS][ranks.bands] += 1
-            underfilled += len(chosen.draws[0]) < settings.negatives
+            underfilled += len(chosen.draws[0]) < settings.num_negatives
             writer.add(_row(row, chosen))
             context.report("queries", 1)
         counts = {"in": queries, "kept": queries - figures["dropped"].total(), UNDERFILLED: underfilled, "dropped": figures["dropped"]}
@@ -203,7 +203,7 @@ def _refuse(stored: Stored) -> None:
         listed = ", ".join(f"{rule} {count:,} passages" for rule, count in rules.items())
         why = f"negative left; the rules of hard_negatives.false_negatives dropped {listed}: loosen them"
     elif counts["dropped"].get(_NONE):
-        why = "passage in the rank windows of its sources; lower hard_negatives.first_rank, or the ranks in hard_negatives.source"
+        why = "passage in the rank windows of its sources; lower hard_negatives.range_min, or the ranks in hard_negatives.source"
     else:
         return
     raise UserError(f"hard_negatives: none of {counts['in']:,} queries has a {why}")
@@ -212,7 +212,7 @@ def _refuse(stored: Stored) -> None:
 def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     settings = experiment.hard_negatives
     unused = () if settings.sampler == "simans" or is_import_path(settings.sampler) else ("simans_a", "simans_b")
-    own = ("source", "depth", "first_rank", "last_rank", "queries", "score_pools", "select", *_OF_THE_POOLS)
+    own = ("source", "depth", "range_min", "range_max", "queries", "score_pools", "select", *_OF_THE_POOLS)
     selection = {"select": settings.select, "depth": settings.depth} if settings.select != "none" else {}
     return {
         **keyed_values(settings, leave_out=(*own, *unused)),

@@ -40,7 +40,7 @@ def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     if experiment.curriculum.enabled:
         iterations = list(experiment.curriculum.iterations)
         return {**of_all, "schema_version": LABELLED_VERSION, "negatives": 0, "mask_ratios": [], "curriculum": iterations}
-    negatives, ratios = experiment.hard_negatives.negatives, list(experiment.dark_examples.mask_ratios)
+    negatives, ratios = experiment.hard_negatives.num_negatives, list(experiment.dark_examples.mask_ratios)
     return {**of_all, "schema_version": TRAINING_VERSION, "negatives": negatives, "mask_ratios": ratios}
 
 

@@ -88,7 +88,7 @@ class Case:
         prod = number % 5 == 0
         self.objective = Objective(
             in_batch=str(self.chance.choice(["none", "none", "supervised", "distillation", "both"])), supervised_weight=0.3,
-            keep_weight=1.0 if prod else 0.0, without=("adaptive",) if prod else (), include_positive=prod,
+            reference_kl_weight=1.0 if prod else 0.0, without=("adaptive",) if prod else (), include_positive=prod,
         )  # fmt: skip
         self.references = {"initial": copy.deepcopy(self.model).requires_grad_(False).eval()} if prod else {}
         self.settings = StepSettings(

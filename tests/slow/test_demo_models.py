@@ -67,7 +67,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, tiny_experiment: Callable[...
             "student.model": folder / "models" / "student", "teacher.model": folder / "models" / "teacher",
             "teacher.backend": "onnx", "teacher.max_tokens": 80, "student.passage_tokens": 32, "dark_examples.mask_ratios": [0.15, 0.55],
             "runner.threads": 1, "train.batch_queries": 8, "train.epochs": 2, "train.learning_rate": "3e-5", "train.score_scale": 20,
-            "train.threads": 1, "train.objective": {"without": "adaptive"}, "hard_negatives.negatives": 2,
+            "train.threads": 1, "train.objective": {"without": "adaptive"}, "hard_negatives.num_negatives": 2,
         },
     )  # fmt: skip
     prep_run(config)

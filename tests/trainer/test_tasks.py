@@ -263,13 +263,13 @@ def test_settings_that_make_no_objective(experiment_file: Path) -> None:
     """Prevents: a run without a loss, or with a term whose list is left out."""
     for words in (
         {"train.objective.without": "distillation,supervised"},
-        {"train.objective.without": "distillation", "train.objective.keep_weight": "1"},
+        {"train.objective.without": "distillation", "train.objective.reference_kl_weight": "1"},
         {"recipe": "margin_mse", "train.objective.temperature_squared": "true"},
     ):
         with pytest.raises(UserError):
             recipes.load({"config": str(experiment_file), **words})
     objective = recipes.load({"config": str(experiment_file), "recipe": "prod"}).train.objective
-    assert (objective.supervised_weight, objective.distillation_weight, objective.keep_weight) == (0.1, 0.9, 1.0)
+    assert (objective.supervised_weight, objective.distillation_weight, objective.reference_kl_weight) == (0.1, 0.9, 1.0)
     assert (objective.temperature, objective.temperature_squared, objective.in_batch) == (4.0, True, "none")
     labels = recipes.load({"config": str(experiment_file), "task": "dual_encoder"}).train.objective
     assert (labels.supervised_weight, labels.in_batch) == (1.0, "supervised") and "distillation" in labels.without

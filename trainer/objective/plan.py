@@ -122,7 +122,7 @@ def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Frac
         selected=sum(selected),
         supervised_weight=supervised_weight / len(rows),
         distillation_weight=objective.distillation_weight * factor / terms * distils,
-        keep_weight=objective.keep_weight * factor / per_query * distils,
+        keep_weight=objective.reference_kl_weight * factor / per_query * distils,
         in_batch_passages=_in_batch_passages(rows) if in_batch else (),
         in_batch=in_batch,
     )

@@ -19,7 +19,7 @@ from trainer.input.stream import open_training_shards
 from trainer.recipes import check_shards
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 from trainer.run import PlannedBatch, check_machine, epoch_ends, open_backend, planned_batches, step_settings
-from trainer.stages import check_outputs, stages_of
+from trainer.saving.output_folder import check_names, check_place
 from trainer.steps.backend import Backend
 from trainer.steps.distributed import Distributed, started_processes
 from trainer.steps.gradients import StepSettings, accumulate_gradients
@@ -37,22 +37,8 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     check_machine(experiment)
     if started_processes() > 1:
         raise UserError("dry_run=true measures one process; start it without torchrun")
-    stages = stages_of(experiment, shards_folder=shards_folder)
-    check_outputs(experiment, stages)
-    seconds = 0.0
-    for stage in stages:
-        if stage.name:
-            print(f"stage        {stage.name}")
-        # The student of the stage before is not there yet; the one that the run starts from has its shape.
-        own = stage.experiment.model_copy(update={"student": experiment.student})
-        seconds += _describe_run(own, shards_folder=stage.shards_folder)
-    if len(stages) > 1:
-        print(f"all {len(stages):<8} about {_duration(seconds)} on this machine, without evaluation on a dev set and checkpoints")
-    return EXIT_COMPLETE
-
-
-def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
-    """Print what one run, or one stage of it, will be. Returns the seconds that it will take."""
+    check_place(Path(experiment.train.output))
+    check_names(experiment.train)
     settings = experiment.train
     task = task_of(experiment, DigestCache(Path(os.devnull)))
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, draw=settings.draw)
@@ -80,7 +66,7 @@ def _describe_run(experiment: Experiment, *, shards_folder: Path) -> float:
     print(f"memory       {_memory(trained, device=steps.device)}")
     print(f"speed        {rate:,.0f} tokens/s ({mfu:.0%} of this device's measured matrix products)")
     print(f"time         about {_duration(seconds)} on this machine, without evaluation on a dev set and checkpoints")
-    return seconds
+    return EXIT_COMPLETE
 
 
 def _tokens_per_second(backend: Backend, batch: PlannedBatch, *, settings: StepSettings, references: References) -> tuple[float, float]:

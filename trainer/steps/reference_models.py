@@ -54,5 +54,5 @@ def open_references(student: StudentSpec, teacher: StudentSpec | None, *, settin
         check_padding(model.backbone, check=results_of(model), option=model.option)
         return model
 
-    initial = student if settings.objective.keep_weight else None
+    initial = student if settings.objective.reference_kl_weight else None
     return {name: opened(spec) for name, spec in (("teacher", teacher), ("initial", initial)) if spec is not None}

@@ -67,11 +67,11 @@ def test_bad_words_are_told(text: str, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"source": "student@1-200,bm25"}, "last_rank <= depth"), ({"source": "student@0-5"}, "first_rank"),
-     ({"source": "bm25@9-5"}, "first_rank"), ({"source": "student,run"}, "run_file"), ({"sampler": "top", "draws": 2}, "draws"),
+    [({"source": "student@1-200,bm25"}, "range_max <= depth"), ({"source": "student@0-5"}, "range_min"),
+     ({"source": "bm25@9-5"}, "range_min"), ({"source": "student,run"}, "run_file"), ({"sampler": "top", "draws": 2}, "draws"),
      ({"sampler": "simans", "source": "student,bm25"}, "alone"), ({"sampler": "stratified", "draws": 2}, "draws"),
      ({"source": "bm25", "false_negatives": {"student_margin": 0.1}}, "student"),
-     ({"false_negatives": {"teacher_percentile": 0}}, "greater"), ({"false_negatives": {"teacher_margin": "nan"}}, "finite")],
+     ({"false_negatives": {"teacher_percentile": 0}}, "greater"), ({"false_negatives": {"absolute_margin": "nan"}}, "finite")],
 )  # fmt: skip
 def test_settings_that_cannot_be_meant(settings: dict[str, object], words: str) -> None:
     """Prevents: a sampler or a rule that has no scores to go by, found out after the search."""

@@ -68,12 +68,12 @@ def test_the_settings(file: Path) -> None:
         ({"hard_negatives.depth": "150"}, r"set hard_negatives\.depth=200"),
         ({"hard_negatives.source": "bm25"}, r"set hard_negatives\.source=student"),
         ({"hard_negatives.source": "student,bm25"}, r"set hard_negatives\.source=student"),
-        ({"hard_negatives.false_negatives.teacher_margin": "1"}, "leave the rules"),
+        ({"hard_negatives.false_negatives.absolute_margin": "1"}, "leave the rules"),
         ({"curriculum.iterations": "5/46/0"}, "iteration 5/46/0 does not fit"),
         ({"curriculum.iterations": "5/0/151"}, "iteration 5/0/151 does not fit"),
         ({"curriculum.near_rank": "200"}, "does not fit"),
         ({"curriculum.iterations": "[]"}, "1 to 100 iterations"),
-        ({"train.stages.third.draw": "2"}, r"train\.stages\.third\.draw=2: curriculum\.iterations are draws 0 to 1"),
+        ({"train.draw": "2"}, r"train\.draw=2: curriculum\.iterations are draws 0 to 1"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(file: Path, overrides: dict[str, str], said: str) -> None:

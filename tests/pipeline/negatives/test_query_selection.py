@@ -168,7 +168,7 @@ def test_nothing_left_to_learn_is_no_failure(copied: Any, prep_run: Prep, monkey
 
 def test_lists_without_any_positive_are_a_failure(copied: Any, prep_run: Prep) -> None:
     """Prevents: a wrong retriever that passes for a student that has learnt everything."""
-    alone = {"hard_negatives.select": "prod", "hard_negatives.depth": 1, "hard_negatives.last_rank": 1}
+    alone = {"hard_negatives.select": "prod", "hard_negatives.depth": 1, "hard_negatives.range_max": 1}
     with pytest.raises(UserError, match=r"hard_negatives has no rows .*not in the student's list.* belong to this collection") as ended:
         prep_run(copied.config, **FROM_STUDENT, **alone)
     assert ended.value.exit_code == 2

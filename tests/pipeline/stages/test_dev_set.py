@@ -158,7 +158,7 @@ def test_what_makes_it_anew(config: Path, prep_run: Prep) -> None:
         assert code == 0, output
         return output
 
-    for word in ("hard_negatives.queries=3", "hard_negatives.negatives=2", "train.epochs=9", "search.memory_gb=2"):
+    for word in ("hard_negatives.queries=3", "hard_negatives.num_negatives=2", "train.epochs=9", "search.memory_gb=2"):
         assert "complete" in state(word), word
     for word in ("dev.queries=3", "dev.depth=9", "dev.random=2", "dev.split=test", "seed=1"):
         assert f"changed: {word.removeprefix('dev.').split('=')[0]} " in state(word), word

@@ -193,7 +193,7 @@ def test_an_index_of_an_exact_search_is_refused(tmp_path: Path, tiny_experiment:
 @pytest.mark.parametrize("source", ["random", "bm25", "bm25,random"])
 def test_sources_without_vectors(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, source: str) -> None:
     """Prevents: a source of negatives that needs embeddings, or finds positives."""
-    config = tiny_experiment(tmp_path, **{"hard_negatives.source": source, "hard_negatives.negatives": 1})
+    config = tiny_experiment(tmp_path, **{"hard_negatives.source": source, "hard_negatives.num_negatives": 1})
     lines = prep_run(config)
     assert not any(line.startswith("embed") for line in lines) and not (tmp_path / "store" / "embed").exists()
     rows = rows_of(config)

@@ -43,7 +43,7 @@ def test_what_does_not_touch_a_pair_scores_nothing(copied: Any, prep_run: Prep, 
 def test_more_negatives_score_only_the_new_ones(copied: Any, prep_run: Prep, count_scored: list[int]) -> None:
     """Prevents: m = 15 that pays for the ten of m = 10 again."""
     before = {(row["query"], row["text"]) for row in candidates(copied.store)}
-    prep_run(copied.config, **{"hard_negatives.negatives": 5})
+    prep_run(copied.config, **{"hard_negatives.num_negatives": 5})
     new = {(row["query"], row["text"]) for row in candidates(copied.store)} - before
     assert sum(count_scored) == len(new) and len(new) <= 14 * 4
 

@@ -140,8 +140,10 @@ def test_the_command(models: Any, tables: dict[str, Path], run: Run, tmp_path: P
     assert {query: [doc_id for doc_id, _ in entries] for query, entries in ranked.items()} == {
         query: [doc_id for doc_id, _ in entries] for query, entries in expected.items()
     }
+    assert invoke("depth=3", "max_tokens=64", "limit=1").exit_code == 0 and list(read_run(tmp_path / "b.run")) == ["dev1"]
     for words, message in [
         (("depth=0",), "depth=0: expected at least 1"),
+        (("limit=0",), "limit=0: expected at least 1"),
         (("max_token=9",), "nearest: max_tokens"),
         (("device=tpu",), "expected cpu or cuda"),
         (("precision=int8",), "precision"),

@@ -48,7 +48,7 @@ def test_any_number_of_processes_ends_in_the_same_parameters(
         "none": ["train.objective.in_batch=none"],
         "both": ["train.objective.in_batch=both"],
         "prod": ["recipe=prod"],
-        "prod_dual": ["recipe=prod_dual", f"train.objective.teacher_model={student}", "train.objective.keep_weight=1"],
+        "prod_dual": ["recipe=prod_dual", f"train.objective.teacher_model={student}", "train.objective.reference_kl_weight=1"],
         "cross_encoder": ["task=cross_encoder", f"teacher.model={cross_encoder}", "teacher.max_tokens=60"],
     }
     for size in (1, 2, 4) if what in ("none", "both") else (1, 2):

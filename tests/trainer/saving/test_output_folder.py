@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data.config.settings import Experiment, Train
+from data.config.settings import Train
 from data.errors import UserError
 from data.tables.manifest import Manifest
 from trainer.saving.output_folder import check_names, check_place
-from trainer.stages import check_outputs, stages_of
 
 
 def check(output: Path) -> None:
@@ -60,12 +59,3 @@ def test_tables_are_no_place_for_a_run(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")  # not ours
     for output in (tmp_path / "store" / "run", tmp_path / "store", tmp_path):
         check(output)
-
-
-def test_a_run_that_was_begun_in_a_table_goes_on_with_its_next_stage(tmp_path: Path) -> None:
-    """Prevents: a chain of stages that stops where its second one would begin."""
-    Manifest("shards", "", "fingerprint", {}, [], {}).write(tmp_path)
-    (tmp_path / "run.json").write_text("{}")
-    train = Train(output=str(tmp_path), stages={"a": {}, "b": {}})
-    experiment = Experiment(store="s", ingest={"path": "x"}, teacher={"model": "x"}, student={"model": "x"}, train=train)
-    check_outputs(experiment, stages_of(experiment, shards_folder=tmp_path))

@@ -267,7 +267,10 @@ def test_prod_s_objective_in_micro_batches(
     references = {"teacher": moved(model, 0.2)} if teacher else {}
     references |= {"initial": moved(model, 0.1)} if start else {}
     objective = Objective(
-        **PROD, without=("reinforced", "noisy", "adaptive"), keep_weight=1.0 if start else 0.0, in_batch="both" if in_batch else "none"
+        **PROD,
+        without=("reinforced", "noisy", "adaptive"),
+        reference_kl_weight=1.0 if start else 0.0,
+        in_batch="both" if in_batch else "none",
     )
     work = plan_batch(rows, objective=objective, share=Fraction(1))
     read: dict[nn.Module, list[bytes]] = {encoder: [] for encoder in (model, *references.values())}
@@ -310,7 +313,7 @@ def test_a_student_has_not_left_its_start_yet(
     """Prevents: a term that pulls at the first step already: other weights, other passages, or dropout in the frozen copy."""
     spec = resolve_student(Student(model=str(make_student(tmp_path / "still", dropout=0.0)), query_tokens=32, passage_tokens=64))
     model, start = DualEncoder(spec).train(), DualEncoder(spec).requires_grad_(False).eval()
-    objective = Objective(**PROD, without=("adaptive",), keep_weight=1.0, in_batch=in_batch)
+    objective = Objective(**PROD, without=("adaptive",), reference_kl_weight=1.0, in_batch=in_batch)
     work = plan_batch(rows, objective=objective, share=Fraction(1))
     losses = accumulate(model, work, settings=settings(temperature=4.0), references={"initial": start})
     assert len(losses.kept) == len(rows) and max(losses.kept.values()) < 1e-12
