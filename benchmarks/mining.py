@@ -14,16 +14,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import numpy as np
+from support.sides import middle, report, run_again
+
+from pipeline.executors.resources import usable_cpus
 
 NEGATIVES = 10
 
@@ -61,43 +60,32 @@ def read_collection(folder: Path) -> tuple[dict[str, str], dict[str, str], list[
     return texts[0], texts[1], labels
 
 
-def ours(student: Path, collection: Path, work: Path, top: int, threads: int, precision: str) -> None:
+def ours(arguments: argparse.Namespace, collection: Path, work: Path) -> None:
     """`prep run` in this process, into an empty store; then (not timed) the top passages are written down."""
     started = time.perf_counter()  # before the imports, of which ours come when a stage wants them
+    from data.config.settings import Experiment
+    from pipeline.plan import Planner, table_named
     from pipeline.run import run
 
-    experiment = _experiment(student, collection, work, top, threads, precision)
+    settings = {
+        "store": str(work / "store"),
+        "ingest": {"path": str(collection)},
+        "student": {"model": str(arguments.student), "normalize": True, "query_tokens": None, "passage_tokens": None},
+        "teacher": {"model": str(arguments.student)},
+        "embed": {"precision": arguments.precision},
+        "hard_negatives": {"depth": arguments.top, "last_rank": arguments.top, "negatives": NEGATIVES},
+        "runner": {"kind": "local", "threads": arguments.threads},
+    }
+    experiment = Experiment.model_validate(settings)
     for stage in ("ingest", "embed", "hard_negatives"):
         run(experiment, stage=stage, say=lambda line: print(line, file=sys.stderr, flush=True))
-    _report(started)
-    ranked = {row["query_id"]: row["ranked_ids"] for row in _pools(experiment)}
+    report(started)
+    pools = Planner(experiment).plan(table_named(experiment, "pools.ranked")).stored
+    ranked = {row["query_id"]: row["ranked_ids"] for group in pools.row_groups() for row in group.to_pylist()}
     (work / "top.json").write_text(json.dumps(ranked))
 
 
-def _experiment(student: Path, collection: Path, work: Path, top: int, threads: int, precision: str) -> Any:
-    from data.config.settings import Experiment
-
-    return Experiment.model_validate(
-        {
-            "store": str(work / "store"),
-            "ingest": {"path": str(collection)},
-            "student": {"model": str(student), "normalize": True, "query_tokens": None, "passage_tokens": None},
-            "teacher": {"model": str(student)},
-            "embed": {"precision": precision},
-            "hard_negatives": {"depth": top, "last_rank": top, "negatives": NEGATIVES},
-            "runner": {"kind": "local", "threads": threads},
-        }
-    )
-
-
-def _pools(experiment: Any) -> list[dict[str, Any]]:
-    from pipeline.plan import Planner, table_named
-
-    stored = Planner(experiment).plan(table_named(experiment, "pools.ranked")).stored
-    return [row for group in stored.row_groups() for row in group.to_pylist()]
-
-
-def peer(student: Path, collection: Path, work: Path, top: int, threads: int, precision: str) -> None:
+def peer(arguments: argparse.Namespace, collection: Path, work: Path) -> None:
     """sentence-transformers, with its defaults but for faiss, the range and the number of negatives (and its vectors kept, to compare)."""
     started = time.perf_counter()
     import faiss
@@ -108,23 +96,19 @@ def peer(student: Path, collection: Path, work: Path, top: int, threads: int, pr
 
     if not faiss.get_num_gpus() and hasattr(faiss, "GpuMultipleClonerOptions"):
         del faiss.GpuMultipleClonerOptions  # with faiss-gpu and no GPU the peer would crash; without this name it searches on the CPU
-    torch.set_num_threads(threads)
+    torch.set_num_threads(arguments.threads)
     passages, queries, labels = read_collection(collection)
     pairs = Dataset.from_dict({"question": [queries[query] for query, _ in labels], "answer": [passages[passage] for _, passage in labels]})
     mine_hard_negatives(
-        pairs, SentenceTransformer(str(student), device="cpu"), corpus=list(passages.values()), range_max=top, num_negatives=NEGATIVES,
-        sampling_strategy="random", output_format="n-tuple", use_faiss=True, verbose=False, cache_folder=str(work / "cache"),
+        pairs, SentenceTransformer(str(arguments.student), device="cpu"), corpus=list(passages.values()), range_max=arguments.top,
+        num_negatives=NEGATIVES, sampling_strategy="random", output_format="n-tuple", use_faiss=True, verbose=False,
+        cache_folder=str(work / "cache"),
     )  # fmt: skip
-    _report(started)
-
-
-def _report(started: float) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak}), flush=True)
+    report(started)
 
 
 def overlap(collection: Path, ours: Path, peer: Path, top: int) -> float:
-    """Share that was found of the exact top: products of the peer's own fp32 vectors, without positives and their twins."""
+    """Share that was found of the exact top: products of the peer's own fp32 vectors, without positives and their duplicates."""
     passages, queries, labels = read_collection(collection)
     found = json.loads((ours / "top.json").read_text())
     positives: dict[str, set[str]] = {}
@@ -142,26 +126,6 @@ def overlap(collection: Path, ours: Path, peer: Path, top: int) -> float:
     return float(np.mean(shares))
 
 
-def one_round(side: str, arguments: argparse.Namespace, collection: Path, work: Path) -> dict[str, float]:
-    """Run a side in a process of its own."""
-    words = [
-        sys.executable,
-        __file__,
-        str(arguments.student),
-        str(collection),
-        "--side",
-        side,
-        "--work",
-        str(work),
-        "--top",
-        str(arguments.top),
-    ]
-    done = subprocess.run([*words, "--threads", str(arguments.threads)], stdout=subprocess.PIPE, text=True, check=True)
-    figures = json.loads(done.stdout.strip().splitlines()[-1])
-    print(f"{side}: {figures['seconds']:.1f} s, {figures['peak']:.2f} GB", file=sys.stderr, flush=True)
-    return figures
-
-
 def main() -> None:
     """Take turns, then print a table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -172,18 +136,12 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=100, help="ranks that negatives are drawn from")
     parser.add_argument("--precision", default="auto", help="of our vectors")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=0, help="of each side; default all")
+    parser.add_argument("--threads", type=int, default=usable_cpus(), help="of each side")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if not arguments.threads:
-        from pipeline.executors.resources import usable_cpus
-
-        arguments.threads = usable_cpus()
     if arguments.side:
-        {"ours": ours, "peer": peer}[arguments.side](
-            arguments.student, arguments.collection, arguments.work, arguments.top, arguments.threads, arguments.precision
-        )  # fmt: skip
+        {"ours": ours, "peer": peer}[arguments.side](arguments, arguments.work.parent / "collection", arguments.work)
         return
 
     with tempfile.TemporaryDirectory() as folder:
@@ -194,10 +152,10 @@ def main() -> None:
             for side, done in rounds.items():
                 work = root / f"{side}-{number}"
                 work.mkdir()
-                done.append(one_round(side, arguments, root / "collection", work))
+                done.append(run_again("--side", side, "--work", work))
+                print(f"{side}: {done[-1]['seconds']:.1f} s, {done[-1]['peak']:.2f} GB", file=sys.stderr, flush=True)
         share = overlap(root / "collection", root / "ours-0", root / "peer-0", arguments.top)
-    seconds = {side: median(one["seconds"] for one in done) for side, done in rounds.items()}
-    peak = {side: median(one["peak"] for one in done) for side, done in rounds.items()}
+    seconds, peak = middle(rounds, "seconds"), middle(rounds, "peak")
     for side in rounds:
         print(f"{side:5} {seconds[side]:8.1f} s {peak[side]:6.2f} GB")
     print(f"overlap of the top {arguments.top} with exact fp32 search: {share:.5f}")

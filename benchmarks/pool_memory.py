@@ -9,11 +9,8 @@ at depth 100, `ours` at the greater one. A list of 8,000 x 10,000 entries would 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import yaml
+from support.sides import run_again, write_table
 
 SHALLOW = 100
 WORDS = np.array([f"word{number}" for number in range(20_000)])
@@ -53,19 +51,9 @@ def vectors(count: int, size: int, *, id_name: str, name: Callable[[int], str]) 
 
 def stored(folder: Path, tables: Iterator[pa.Table]) -> Any:
     """A complete table of one shard."""
-    from data.digests import file_digest
-    from data.tables.manifest import Manifest, ShardRecord
-    from data.tables.shards import open_shard
     from pipeline.stage import Stored
 
-    first, path, rows = next(tables), folder / "part.parquet", 0
-    with open_shard(path, first.schema, {}) as writer:
-        for table in itertools.chain([first], tables):
-            writer.write(table)
-            rows += table.num_rows
-    manifest = Manifest("", "", "", {}, [ShardRecord(path.name, rows, path.stat().st_size, file_digest(path))], {})
-    manifest.write(folder)
-    return Stored(folder, manifest)
+    return Stored(folder, write_table(folder, tables))
 
 
 def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
@@ -74,13 +62,14 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
     from data.tables.schemas import QRELS, QUERIES
     from pipeline.stage import StageContext, WorkerCache
     from pipeline.stages import pools
+    from retrieval.models.resolved import ResolvedModels
 
     count, depth = arguments.queries, arguments.one
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         settings = {
             "store": folder, "ingest": {"path": folder}, "student": {"model": folder}, "teacher": {"model": folder},
-            "hard_negatives": {"source": arguments.source, "depth": depth, "last_rank": min(depth, 100)},
+            "hard_negatives": {"source": arguments.source, "depth": depth, "range_max": min(depth, 100)},
         }  # fmt: skip
         (root / "experiment.yaml").write_text(yaml.safe_dump(settings))
         experiment = load({"config": str(root / "experiment.yaml")})
@@ -101,7 +90,7 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         started = time.perf_counter()
         context = StageContext(
-            experiment, table, root / "out", "f", [0], 1, inputs, WorkerCache(), report=lambda unit, count: None, warn=print
+            ResolvedModels(experiment), table, root / "out", "f", [0], 1, inputs, WorkerCache(), report=lambda unit, count: None, warn=print
         )
         table.build(context)
         seconds = time.perf_counter() - started
@@ -123,9 +112,7 @@ def main() -> None:
         return
     peaks = []
     for depth in (SHALLOW, arguments.depth):
-        words = [f"--{name}={getattr(arguments, name)}" for name in ("passages", "queries", "source", "size")]
-        done = subprocess.run([sys.executable, __file__, *words, f"--one={depth}"], check=True, stdout=subprocess.PIPE, text=True)
-        figures = json.loads(done.stdout.splitlines()[-1])
+        figures = run_again(f"--one={depth}")
         peaks.append(figures["peak"])
         print(f"depth {depth:>6,}: peak {figures['peak']:.0f} MB ({figures['before']:.0f} before), {figures['seconds']:.1f} s")
     shallow, deep = peaks

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,80 +37,68 @@ class StubTeacher:
         return ((ids * mask).sum(1) % 1009).astype(np.float32)
 
 
-def tables(first: int, rows: int) -> Iterator[pa.Table]:
-    """Candidates of `rows` pairs from number `first` on, all different, 40 words each, a row group at a time."""
+def candidates(first: int, count: int) -> pa.Table:
+    """`count` pairs from number `first` on, all different, 40 words each."""
     from data.tables.schemas import CANDIDATES
 
     words = np.array(["the", "a", "policy", "insurance", "pays", "when", "your", "car", "home", "life", "term", "claim", "agent", "cover"])
-    chance = np.random.default_rng(first)
-    for start in range(first, first + rows, 4096):
-        count = min(4096, first + rows - start)
-        numbers = np.arange(start, start + count)
-        drawn = words[chance.integers(0, len(words), (count, 40))]
-        texts = [f"{' '.join(row)} {number}" for row, number in zip(drawn, numbers, strict=True)]
-        queries = [f"what pays {n // PER_QUERY}" for n in numbers]
-        ids = [str(n // PER_QUERY) for n in numbers]
-        small = [0] * count
-        yield pa.table([ids, small, (numbers % PER_QUERY).tolist(), small, ids, queries, texts], schema=CANDIDATES)
+    drawn = words[np.random.default_rng(first).integers(0, len(words), (count, 40))]
+    numbers = range(first, first + count)
+    texts = [f"{' '.join(row)} {number}" for row, number in zip(drawn, numbers, strict=True)]
+    ids = [str(number // PER_QUERY) for number in numbers]
+    zeros, positions = [0] * count, [number % PER_QUERY for number in numbers]
+    return pa.table([ids, zeros, positions, zeros, ids, [f"what pays {query}" for query in ids], texts], schema=CANDIDATES)
 
 
 def write_candidates(root: Path, pairs: int, shards: int) -> None:
-    """The stage's input."""
+    """The stage's input, a row group at a time."""
     from data.tables.schemas import CANDIDATES
     from data.tables.shards import open_shard, shard_name
 
+    each = pairs // shards
     for shard in range(shards):
         with open_shard(root / shard_name(shard, shards), CANDIDATES, {}) as writer:
-            for table in tables(shard * (pairs // shards), pairs // shards):
-                writer.write(table)
+            for start in range(0, each, 4096):
+                writer.write(candidates(shard * each + start, min(4096, each - start)))
 
 
 def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
     """Build all shards of the stage; peak memory in MB, and seconds."""
+    import torch  # noqa: F401  what a real worker holds
+
     from data.config.settings import load
-    from data.tables.manifest import Manifest
+    from data.tables.manifest import Manifest, ShardRecord
     from data.tables.shards import shard_name
     from pipeline.stage import StageContext, Stored, WorkerCache
     from pipeline.stages import teacher_scores
+    from retrieval.models.resolved import ResolvedModels
+    from retrieval.teachers import cross_encoder
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         settings = {
-            "store": str(root / "store"), "ingest": {"path": folder}, "student": {"model": str(teacher)},
+            "store": str(root / "store"), "ingest": {"path": str(root)}, "student": {"model": str(teacher)},
             "teacher": {"model": str(teacher), "precision": "fp32", "max_tokens": 128},
         }  # fmt: skip
         (root / "experiment.yaml").write_text(yaml.safe_dump(settings))
         experiment = load({"config": str(root / "experiment.yaml")})
-        names = [shard_name(shard, shards) for shard in range(shards)]
         words = [sys.executable, __file__, str(teacher), "--shards", str(shards), "--one", str(pairs), "--write", folder]
         subprocess.run(words, check=True)
-        stored = Stored(root, Manifest("dark_examples", "", "", {}, [_record(root / name) for name in names], {}))
-        teacher_scores.load_cross_encoder = lambda *given, **more: StubTeacher()  # type: ignore[assignment]
-        import torch  # noqa: F401  what a real worker holds
-
+        records = [ShardRecord(shard_name(shard, shards), 0, 0, "") for shard in range(shards)]
+        inputs = {"dark_examples": Stored(root, Manifest("dark_examples", "", "", {}, records, {}))}
+        cross_encoder.load_cross_encoder = lambda *given, **more: StubTeacher()  # type: ignore[assignment]
         worker_cache = WorkerCache()  # a worker's, which keeps the teacher from shard to shard
         started = time.perf_counter()
         for shard in range(shards):
             context = StageContext(
-                experiment, teacher_scores.TABLE, root / "out", "f", [shard], shards, {"dark_examples": stored}, worker_cache,
+                ResolvedModels(experiment), teacher_scores.TABLE, root / "out", "f", [shard], shards, inputs, worker_cache,
                 report=lambda unit, count: None, warn=print,
             )  # fmt: skip
             teacher_scores.TABLE.build(context)
         seconds = time.perf_counter() - started
-        stored_pairs = sum(path_rows(path) for path in (root / "store" / "teacher_logits").glob("*/*.parquet"))
+        stored_pairs = sum(pq.read_metadata(path).num_rows for path in (root / "store" / "teacher_logits").glob("*/*.parquet"))
         assert stored_pairs == pairs // shards * shards, f"{stored_pairs} pairs were scored"
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "seconds": seconds}
-
-
-def path_rows(path: Path) -> int:
-    """Rows of a Parquet file."""
-    return int(pq.read_metadata(path).num_rows)
-
-
-def _record(path: Path) -> Any:
-    from data.tables.manifest import ShardRecord
-
-    return ShardRecord(path.name, 0, 0, "")
 
 
 def main() -> None:
@@ -123,20 +110,20 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.write:
-        write_candidates(arguments.write, arguments.one, arguments.shards)
+    given = parser.parse_args()
+    if given.write:
+        write_candidates(given.write, given.one, given.shards)
         return
-    if arguments.one:
-        print(json.dumps(run_stage(arguments.teacher, arguments.one, arguments.shards)))
+    if given.one:
+        print(json.dumps(run_stage(given.teacher, given.one, given.shards)))
         return
-    peaks = {}
-    for pairs in (arguments.few, arguments.many):
-        words = [sys.executable, __file__, str(arguments.teacher), "--shards", str(arguments.shards), "--one", str(pairs)]
+    peaks = []
+    for pairs in (given.few, given.many):
+        words = [sys.executable, __file__, str(given.teacher), "--shards", str(given.shards), "--one", str(pairs)]
         figures = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-        peaks[pairs] = figures["peak"]
+        peaks.append(figures["peak"])
         print(f"{pairs:>9,} pairs: peak {figures['peak']:.0f} MB, {pairs / figures['seconds']:,.0f} pairs/s without the forward pass")
-    few, many = peaks[arguments.few], peaks[arguments.many]
+    few, many = peaks
     print(json.dumps({"name": "scoring_memory", "ours": round(many), "peer": round(few), "ratio": round(many / few, 3), "unit": "MB"}))
 
 

@@ -14,15 +14,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from support.sides import middle, report, run_again, write_table
+
+from pipeline.executors.resources import usable_cpus
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SIZE = 384
 _PART = 65_536
@@ -36,21 +41,17 @@ def made_up(rows: int, seed: int) -> NDArray[np.float16]:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
 
-def store(folder: Path, rows: int) -> None:
-    """A table of embeddings."""
+def embeddings_of(rows: int) -> Iterator[pa.Table]:
+    """Row groups of a table of embeddings."""
     import pyarrow as pa
 
-    from data.tables.manifest import Manifest, ShardRecord
     from data.tables.schemas import embeddings
-    from data.tables.shards import open_shard
 
     schema = embeddings(SIZE, id_name="doc_id")
-    with open_shard(folder / "part", schema, {}) as writer:
-        for start in range(0, rows, _PART):
-            vectors = made_up(min(_PART, rows - start), seed=start + 7)
-            ids = [str(start + place) for place in range(len(vectors))]
-            writer.write(pa.table([ids, pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), SIZE)], schema=schema))
-    Manifest("embed", "corpus", "", {}, [ShardRecord("part", rows, 0, "")], {}).write(folder)
+    for start in range(0, rows, _PART):
+        vectors = made_up(min(_PART, rows - start), seed=start + 7)
+        ids = [str(start + place) for place in range(len(vectors))]
+        yield pa.table([ids, pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), SIZE)], schema=schema)
 
 
 def ours(folder: Path, arguments: argparse.Namespace) -> None:
@@ -65,7 +66,8 @@ def ours(folder: Path, arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
     searcher = Searcher(EmbeddingTable(folder, "doc_id"), memory_gb=arguments.memory, threads=arguments.threads)
     found = [one.rows for one in searcher.search(queries, k=arguments.depth)]
-    report(started, folder, "ours", np.concatenate(found))
+    report(started)
+    np.save(folder / "ours.npy", np.concatenate(found))
 
 
 def peer(folder: Path, arguments: argparse.Namespace) -> None:
@@ -79,23 +81,8 @@ def peer(folder: Path, arguments: argparse.Namespace) -> None:
     faiss.omp_set_num_threads(arguments.threads)
     started = time.perf_counter()
     _, rows = faiss.knn(queries, corpus, arguments.depth, metric=faiss.METRIC_INNER_PRODUCT)
-    report(started, folder, "peer", rows)
-
-
-def report(started: float, folder: Path, side: str, rows: NDArray[np.int64]) -> None:
-    """One JSON line; the rows go to a file."""
-    seconds = time.perf_counter() - started
-    np.save(folder / f"{side}.npy", rows)
-    print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}), flush=True)
-
-
-def one_round(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """Run a side in a process of its own."""
-    words = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--queries", str(arguments.queries)]
-    words += ["--depth", str(arguments.depth), "--memory", str(arguments.memory), "--threads", str(arguments.threads)]
-    words += ["--fp32"] * arguments.fp32
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    report(started)
+    np.save(folder / "peer.npy", rows)
 
 
 def line_through(sizes: list[int], seconds: list[float]) -> dict[str, float]:
@@ -114,37 +101,33 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=200)
     parser.add_argument("--memory", type=float, default=4.0, help="GB")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=0, help="of each side; default all")
+    parser.add_argument("--threads", type=int, default=usable_cpus(), help="of each side")
     parser.add_argument("--fp32", action="store_true", help="our candidates from fp32 products")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if not arguments.threads:
-        from pipeline.executors.resources import usable_cpus
-
-        arguments.threads = usable_cpus()
     if arguments.side:
         {"ours": ours, "peer": peer}[arguments.side](arguments.folder, arguments)
         return
-    lines = []
+    lines: list[dict[str, Any]] = []
     for rows in arguments.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            store(Path(folder), rows)
-            rounds = [{side: one_round(side, Path(folder), arguments) for side in ("ours", "peer")} for _ in range(arguments.rounds)]
+            write_table(Path(folder), embeddings_of(rows))
+            rounds: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
+            for _ in range(arguments.rounds):
+                for side, done in rounds.items():
+                    done.append(run_again("--side", side, "--folder", folder))
             mine, theirs = (np.load(Path(folder) / f"{side}.npy") for side in ("ours", "peer"))
         same = float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(mine[:1000], theirs[:1000], strict=True)])) / arguments.depth
-        middle = {side: {name: float(np.median([one[side][name] for one in rounds])) for name in ("seconds", "peak")} for side in rounds[0]}
-        ratio = middle["peer"]["seconds"] / middle["ours"]["seconds"]
-        lines.append({"rows": rows, **{f"{side}_{name}": round(value, 3) for side, of in middle.items() for name, value in of.items()}})
-        lines[-1] |= {
-            "ratio": round(ratio, 3),
-            "microseconds_a_row": round(middle["ours"]["seconds"] / rows * 1e6, 2),
-            "same": round(same, 5),
-        }
+        seconds, peak = middle(rounds, "seconds"), middle(rounds, "peak")
+        figures = {"ours_seconds": seconds["ours"], "ours_peak": peak["ours"], "peer_seconds": seconds["peer"], "peer_peak": peak["peer"]}
+        lines.append({"rows": rows, **{name: round(value, 3) for name, value in figures.items()}})
+        lines[-1]["ratio"] = round(seconds["peer"] / seconds["ours"], 3)
+        lines[-1] |= {"microseconds_a_row": round(seconds["ours"] / rows * 1e6, 2), "same": round(same, 5)}
         print(lines[-1], flush=True)
-    figures = {"name": "search_scale", "ours": lines[-1]["ours_seconds"], "peer": lines[-1]["peer_seconds"], "ratio": lines[-1]["ratio"]}
-    figures |= line_through(arguments.sizes, [line["ours_seconds"] for line in lines])
-    print(json.dumps({**figures, "unit": "seconds", "memory_given_gb": arguments.memory, "sizes": lines}))
+    last = {"ours": lines[-1]["ours_seconds"], "peer": lines[-1]["peer_seconds"], "ratio": lines[-1]["ratio"], "unit": "seconds"}
+    line = line_through(arguments.sizes, [one["ours_seconds"] for one in lines])
+    print(json.dumps({"name": "search_scale", **last, **line, "memory_given_gb": arguments.memory, "sizes": lines}))
 
 
 if __name__ == "__main__":

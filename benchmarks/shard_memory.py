@@ -86,6 +86,7 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
     from data.config.settings import load
     from pipeline.stage import StageContext, WorkerCache
     from pipeline.stages import training_shards as shards
+    from retrieval.models.resolved import ResolvedModels
     from retrieval.models.tokenizer import Tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +104,7 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         started = time.perf_counter()
         context = StageContext(
-            experiment,
+            ResolvedModels(experiment),
             shards.table(experiment),
             root / "out",
             "f",

@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pipeline.executors.resources import usable_cpus
+
 MAX_TOKENS = 128  # of a pair; ADAM's passages have as many (section 4.3)
 CEILING_TOKENS = 2048  # rows of the ceiling's matrices: a batch of the project's default size
 Pairs = list[tuple[str, str]]
@@ -43,67 +45,57 @@ def real_pairs(collection: Path, count: int) -> Pairs:
 
 
 class Side:
-    """One competitor in a process of its own: `seconds()` asks it for one more round."""
+    """One competitor in a process of its own."""
 
-    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
-        words = [sys.executable, __file__, str(arguments.teacher), str(arguments.collection), "--side", name]
-        words += ["--pairs", str(arguments.pairs), "--threads", str(arguments.threads)]
-        self.name, self.rounds, self.start_up = name, list[float](), 0.0
+    def __init__(self, name: str, given: argparse.Namespace) -> None:
+        words = [sys.executable, __file__, str(given.teacher), str(given.collection), "--side", name]
+        words += ["--pairs", str(given.pairs), "--threads", str(given.threads)]
+        self.name, self.rounds = name, list[float]()
         self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        self.start_up = json.loads(self._ask())["start_up"]
+        self.start_up = self._ask()["start_up"]
+        self.result: Any = None
 
-    def _ask(self) -> str:
+    def _ask(self) -> Any:
         assert self._process.stdin and self._process.stdout
         print(file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
             sys.exit(f"{self.name} ended; run it alone to see why: --side {self.name}")
-        return answer
+        return json.loads(answer)
 
-    def run_round(self) -> Any:
-        """Score all pairs once; returns what the side says of it."""
-        answer = json.loads(self._ask())
+    def run_round(self) -> None:
+        """Score all pairs once."""
+        answer = self._ask()
         self.rounds.append(answer["seconds"])
-        return answer
+        self.result = answer["result"]
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
 
 
-def ours(folder: Path, pairs: Pairs, *, precision: str, compiled: bool) -> Callable[[], list[float]]:
+def ours(folder: Path, *, precision: str, compiled: bool = False) -> Callable[[Pairs], list[float]]:
     """This project: tokenise, batch, score."""
-    from retrieval.teachers.cross_encoder import TorchCrossEncoder, score_pairs
+    from retrieval.teachers.cross_encoder import TorchCrossEncoder
     from retrieval.teachers.pair_tokens import PairTokenizer
+    from retrieval.teachers.scoring import score_pairs
 
     teacher = TorchCrossEncoder(folder, precision=precision, device="cpu", compiled=compiled)
     tokenizer = PairTokenizer(folder, max_tokens=MAX_TOKENS, kept_tokens=0)  # each round tokenises all texts again
-
-    def score() -> list[float]:
-        return score_pairs(teacher, tokenizer.encode(pairs), pad_id=tokenizer.pad_id).tolist()
-
-    score_pairs(teacher, tokenizer.encode(pairs[:64]), pad_id=tokenizer.pad_id)
-    return score
+    return lambda pairs: score_pairs(teacher, tokenizer.encode(pairs), pad_id=tokenizer.pad_id).tolist()
 
 
-def peer(folder: Path, pairs: Pairs, *, precision: str) -> Callable[[], list[float]]:
+def peer(folder: Path, *, precision: str) -> Callable[[Pairs], list[float]]:
     """sentence-transformers' CrossEncoder.predict with its defaults, or with bf16 weights."""
     import torch
     from sentence_transformers import CrossEncoder
 
     options = {} if precision == "fp32" else {"model_kwargs": {"dtype": torch.bfloat16}}
     encoder = CrossEncoder(str(folder), max_length=MAX_TOKENS, device="cpu", activation_fn=torch.nn.Identity(), **options)
-
-    def score() -> list[float]:
-        return [float(logit) for logit in encoder.predict(pairs, show_progress_bar=False)]
-
-    encoder.predict(pairs[:64], show_progress_bar=False)
-    return score
+    return lambda pairs: [float(logit) for logit in encoder.predict(pairs, show_progress_bar=False)]
 
 
-def ceiling(folder: Path) -> Callable[[], float]:
+def ceiling(folder: Path) -> Callable[[Pairs], float]:
     """FLOP/s of torch.nn.functional.linear at the shapes of the model's layers, bf16: measured for a second and a half."""
     import torch
 
@@ -113,7 +105,7 @@ def ceiling(folder: Path) -> Callable[[], float]:
     low = [[tensor.to(torch.bfloat16) for tensor in layer] for layer in layers]
     work = sum(2 * CEILING_TOKENS * i * o for i, o in shapes)
 
-    def measure() -> float:
+    def measure(unused: Pairs) -> float:
         times, started = [], time.perf_counter()
         with torch.inference_mode():
             while time.perf_counter() - started < 1.5:
@@ -126,30 +118,31 @@ def ceiling(folder: Path) -> Callable[[], float]:
     return measure
 
 
-SIDES: dict[str, Callable[[Path, Pairs], Callable[[], Any]]] = {
-    "ours": lambda folder, pairs: ours(folder, pairs, precision="bf16", compiled=False),
-    "ours compiled": lambda folder, pairs: ours(folder, pairs, precision="bf16", compiled=True),
-    "ours fp32": lambda folder, pairs: ours(folder, pairs, precision="fp32", compiled=False),
-    "peer": lambda folder, pairs: peer(folder, pairs, precision="fp32"),
-    "peer bf16": lambda folder, pairs: peer(folder, pairs, precision="bf16"),
-    "ceiling": lambda folder, pairs: ceiling(folder),
+SIDES: dict[str, Callable[[Path], Callable[[Pairs], Any]]] = {
+    "ours": lambda folder: ours(folder, precision="bf16"),
+    "ours compiled": lambda folder: ours(folder, precision="bf16", compiled=True),
+    "ours fp32": lambda folder: ours(folder, precision="fp32"),
+    "peer": lambda folder: peer(folder, precision="fp32"),
+    "peer bf16": lambda folder: peer(folder, precision="bf16"),
+    "ceiling": ceiling,
 }
 
 
-def be_a_side(arguments: argparse.Namespace) -> None:
+def be_a_side(given: argparse.Namespace) -> None:
     """Answer every line of standard input with one round."""
     import torch
 
-    torch.set_num_threads(arguments.threads)
-    pairs = real_pairs(arguments.collection, arguments.pairs)
+    torch.set_num_threads(given.threads)
+    pairs = real_pairs(given.collection, given.pairs)
     started = time.perf_counter()
-    score = SIDES[arguments.side](arguments.teacher, pairs)
+    score = SIDES[given.side](given.teacher)
+    score(pairs[:64])
     start_up = time.perf_counter() - started
     input()
     print(json.dumps({"start_up": start_up}), flush=True)
     for _ in sys.stdin:
         started = time.perf_counter()
-        result = score()
+        result = score(pairs)
         print(json.dumps({"seconds": time.perf_counter() - started, "result": result}), flush=True)
 
 
@@ -163,7 +156,7 @@ def flops(folder: Path, pairs: Pairs) -> float:
     return float(sum(layers * (2 * n * (4 * size * size + 2 * size * inner) + 4 * n * n * size) for n in lengths))
 
 
-def warm_seconds(folder: Path, pairs: Pairs, logits: list[float]) -> float:
+def warm_seconds(pairs: Pairs, logits: list[float]) -> float:
     """Median time of the same pairs from the logit store: hash the texts, look the keys up. No model, no tokenizer."""
     import numpy as np
 
@@ -192,54 +185,46 @@ def main() -> None:
     parser.add_argument("collection", type=Path)
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="of each side; default all")
+    parser.add_argument("--threads", type=int, default=usable_cpus(), help="of each side; default all")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if not arguments.threads:
-        from pipeline.executors.resources import usable_cpus
-
-        arguments.threads = usable_cpus()
-    if arguments.side:
-        be_a_side(arguments)
+    given = parser.parse_args()
+    if given.side:
+        be_a_side(given)
         return
 
     import numpy as np
     from scipy.stats import spearmanr
 
-    pairs = real_pairs(arguments.collection, arguments.pairs)
-    sides = {name: Side(name, arguments) for name in SIDES}
-    answers: dict[str, list[Any]] = {name: [] for name in sides}
-    for number in range(arguments.rounds):
+    pairs = real_pairs(given.collection, given.pairs)
+    sides = {name: Side(name, given) for name in SIDES}
+    for number in range(given.rounds):
         for name, side in sides.items():
-            answers[name].append(side.run_round()["result"])
+            side.run_round()
             print(f"round {number + 1}: {name}, {side.rounds[-1]:.1f} s", file=sys.stderr, flush=True)
     for side in sides.values():
         side.close()
 
-    rate = {name: len(pairs) / median(side.rounds) for name, side in sides.items() if name != "ceiling"}
-    best = median(answers["ceiling"])
-    share = {name: flops(arguments.teacher, pairs) / median(sides[name].rounds) / best for name in ("ours", "ours compiled", "peer bf16")}
-    reference, largest = np.array(answers["peer"][-1]), dict[str, float]()
-    for name in rate:
-        off = np.abs(np.array(answers[name][-1]) - reference)
-        largest[name] = float(off.max())
-        rank = spearmanr(answers[name][-1], reference).statistic
-        of_ceiling = f", {share[name]:.2f} of the ceiling" if name in share else ""
+    best, work = sides.pop("ceiling").result, flops(given.teacher, pairs)
+    rate = {name: len(pairs) / median(side.rounds) for name, side in sides.items()}
+    share = {name: work / median(side.rounds) / best for name, side in sides.items()}
+    logits = {name: np.array(side.result) for name, side in sides.items()}
+    off = {name: np.abs(found - logits["peer"]) for name, found in logits.items()}
+    for name, side in sides.items():
+        rank = spearmanr(logits[name], logits["peer"]).statistic
         print(
-            f"{name:14} {rate[name]:7.1f} pairs/s, start-up {sides[name].start_up:5.1f} s, logits off fp32 by {largest[name]:.4f} "
-            f"(mean {off.mean():.4f}, Spearman {rank:.5f}){of_ceiling}"
+            f"{name:14} {rate[name]:7.1f} pairs/s, start-up {side.start_up:5.1f} s, {share[name]:.2f} of the bf16 ceiling, logits off fp32 "
+            f"by {off[name].max():.4f} (mean {off[name].mean():.4f}, Spearman {rank:.5f})"
         )
     print(f"ceiling        {best / 1e9:7.0f} GFLOP/s in bf16")
-    cold, warm = median(sides["ours"].rounds), warm_seconds(arguments.teacher, pairs, answers["ours"][-1])
+    cold, warm = median(sides["ours"].rounds), warm_seconds(pairs, sides["ours"].result)
     print(f"warm           {len(pairs) / warm:7.0f} pairs/s, {cold / warm:,.0f} times cold")
     figures = {
-        "name": "teacher_scoring", "ours": round(rate["ours compiled"], 2), "peer": round(rate["peer"], 2),
-        "ratio": round(rate["ours compiled"] / rate["peer"], 3), "unit": "pairs/s",
-        "eager_ratio": round(rate["ours"] / rate["peer"], 3), "equal_precision_eager_ratio": round(rate["ours"] / rate["peer bf16"], 3),
-        "equal_precision_compiled_ratio": round(rate["ours compiled"] / rate["peer bf16"], 3),
-        "fp32_ratio": round(rate["ours fp32"] / rate["peer"], 3), "ceiling_share_eager": round(share["ours"], 3),
-        "ceiling_share_compiled": round(share["ours compiled"], 3), "warm_ratio": round(cold / warm),
-        "largest_difference": round(largest["ours"], 4),  # of a logit, eager bf16 from the peer's fp32
+        "name": "teacher_scoring", "ours": round(rate["ours"], 2), "peer": round(rate["peer"], 2),
+        "ratio": round(rate["ours"] / rate["peer"], 3), "unit": "pairs/s",
+        "compiled_ratio": round(rate["ours compiled"] / rate["peer"], 3),
+        "equal_precision_ratio": round(rate["ours"] / rate["peer bf16"], 3),
+        "fp32_ratio": round(rate["ours fp32"] / rate["peer"], 3), "ceiling_share": round(share["ours"], 3),
+        "warm_ratio": round(cold / warm), "largest_difference": round(float(off["ours"].max()), 4),  # of a logit, bf16 from the peer's fp32
     }  # fmt: skip
     print(json.dumps(figures))
 

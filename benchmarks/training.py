@@ -7,7 +7,7 @@ peer. Each query has 26 candidates, as ADAM's lists do: its positive, 10 passage
 positives; cut at 128 tokens; the teacher's logits are made up, since no cost depends on them. All sides train the first `--layers`
 layers of the same weights, with the dropout of the model's configuration, on the same lists:
 
-    ours        `trainer.loop.train` on training shards of these lists, KL over all 26 (without the supervised loss)
+    ours        `trainer.loop.take_step` on training shards of these lists, KL over all 26 (without the supervised loss)
     peer        SentenceTransformerTrainer with DistillKLDivLoss on the texts, its defaults (fp32)
     peer bf16   the same with bf16=True
     everything  ours, T = 3 epochs, every query distilled
@@ -15,12 +15,11 @@ layers of the same weights, with the dropout of the model's configuration, on th
     KL from 1   the same, t counted from 1
     ADAM        ADAM's objective: its shares, and the supervised loss of every query, whose dark examples are not encoded unless selected
     ADAM from 1 the same, t counted from 1
-    ceiling     linear layers alone at the shapes of the model's, bf16
 
 Each side is a process of its own; they take turns, step by step, first those without epochs, then those with, and a waiting side computes
-nothing. A step's time is from when it may begin to its end, with reading or tokenising its batch; ours reads ahead in a thread when it is
-not measured, but here within its step. The first step of each side, in which models and data are opened, is left out. Ratios are medians
-over the rounds; with epochs, of each epoch, and then of the epochs' mean times.
+nothing. A step's time is from when it may begin to its end, with reading or tokenising its batch, which `train run` does ahead. The first
+step of each side, in which models and data are opened, is left out. Ratios are medians over the rounds; with epochs, of each epoch, and
+then of the epochs' mean times.
 """
 
 from __future__ import annotations
@@ -28,13 +27,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import random
 import resource
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -53,8 +53,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def prepare(arguments: argparse.Namespace) -> None:
-    """Write the cut student, the lists as texts and as training shards, and print what the lists are like."""
+def prepare(arguments: argparse.Namespace) -> dict[str, float]:
+    """Write the cut student, the lists as texts and as training shards. Returns what the lists are like."""
     from data.config.settings import Student
     from retrieval.models.dual_encoder import DualEncoder
     from retrieval.models.student import resolve_student
@@ -78,9 +78,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     for name, count in (("whole", len(lists)), ("epochs", epoch_steps(arguments.steps) * arguments.batch)):
         write_shards(arguments.work / name, lists[:count], tokenizer=tokenizer.digest)
     lengths = [len(tokens) for one in lists for tokens in one["tokens"]]
-    parameters = sum(parameter.numel() for parameter in student.parameters())
-    about = {"tokens": mean(lengths), "longest": max(lengths), "flops": flops(student.backbone, lists), "parameters": parameters}
-    print(json.dumps(about))
+    return {"tokens": mean(lengths), "longest": max(lengths), "parameters": sum(one.numel() for one in student.parameters())}
 
 
 def epoch_steps(steps: int) -> int:
@@ -116,13 +114,13 @@ def candidate_lists(collection: Path, tokenizer: Any) -> Any:
                 }  # fmt: skip
 
 
-def write_shards(folder: Path, lists: list[dict[str, Any]], *, tokenizer: str) -> None:
-    """The lists as the stage `shards` writes them."""
+def write_shards(folder: Path, lists: list[dict[str, Any]], *, tokenizer: str, copies: int = 1) -> None:
+    """The lists as the stage `shards` writes them, each copy of all of them a shard."""
     import pyarrow as pa
 
     from data.tables.manifest import Manifest, ShardRecord
     from data.tables.schemas import TRAINING, TRAINING_VERSION
-    from data.tables.shards import describe, shard_name, write_shard
+    from data.tables.shards import TRAINING_GROUP_ROWS, describe, open_shard, shard_name
 
     metadata = {
         "schema_version": TRAINING_VERSION, "tokenizer": tokenizer, "teachers": ["made up"], "draws": 1, "negatives_source": "random",
@@ -136,29 +134,26 @@ def write_shards(folder: Path, lists: list[dict[str, Any]], *, tokenizer: str) -
         }
         for one in lists
     ]  # fmt: skip
-    schema = TRAINING.with_metadata({b"training": json.dumps(metadata).encode()})
-    path = folder / shard_name(0, 1)
-    write_shard(path, pa.Table.from_pylist(rows, schema=schema), {"fingerprint": "made up"})
-    Manifest("shards", "", "made up", {}, [ShardRecord(path.name, *describe(path))], {}).write(folder)
-
-
-def flops(backbone: Any, lists: list[dict[str, Any]]) -> float:
-    """Multiply-adds times 2 of a query's forward and backward pass: linear layers and attention, padding not counted."""
-    config = backbone.config
-    size, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    lengths = [len(tokens) for one in lists for tokens in (one["query_tokens"], *one["tokens"])]
-    return sum(3 * layers * (2 * n * (4 * size * size + 2 * size * inner) + 4 * n * n * size) for n in lengths) / len(lists)
+    table = pa.Table.from_pylist(rows, schema=TRAINING.with_metadata({b"training": json.dumps(metadata).encode()}))
+    paths = [folder / shard_name(copy, copies) for copy in range(copies)]
+    for path in paths:
+        with open_shard(path, table.schema, {"fingerprint": "made up"}) as writer:
+            for start in range(0, len(table), TRAINING_GROUP_ROWS):
+                writer.write_row_group(table.slice(start, TRAINING_GROUP_ROWS))
+    Manifest("shards", "", "made up", {}, [ShardRecord(path.name, *describe(path)) for path in paths], {}).write(folder)
 
 
 class Turns:
-    """A side's own clock: a step begins when a line comes in, and its seconds go out."""
+    """A side's own clock: a step begins when something comes in, and its figures go out."""
 
-    def __init__(self) -> None:
-        self._started = 0.0
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._started = pipe, 0.0
 
     def begin(self) -> None:
         """Wait for the next turn; end where there is none."""
-        if not sys.stdin.readline():
+        try:
+            self._pipe.recv()
+        except EOFError:
             sys.exit(0)
         self._started = time.perf_counter()
 
@@ -166,56 +161,39 @@ class Turns:
         """Report the step, a figure that belongs to it, and the tokens that it encoded."""
         seconds = time.perf_counter() - self._started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(json.dumps({"seconds": seconds, "peak": peak, "figure": figure, "tokens": tokens}), flush=True)
+        self._pipe.send({"seconds": seconds, "peak": peak, "figure": figure, "tokens": tokens})
 
 
-class Unhurried:
-    """`trainer.input.prefetch.Prefetched` without its thread, which would read during other sides' turns."""
-
-    waited = 0.0
-
-    def __init__(self, make: Callable[[], Iterator[Any]], *, ahead: int) -> None:
-        self._make = make
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._make()
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
-def train_ours(arguments: argparse.Namespace, turns: Turns) -> None:
-    """`trainer.loop.train`, as the command `train run` calls it; its line of metrics ends a step."""
+def train_ours(side: str, arguments: argparse.Namespace, turns: Turns) -> None:
+    """The steps of `train run`."""
     from data.config.settings import Experiment
-    from trainer import loop, run
-    from trainer.reporting import reports
+    from trainer.loop import take_step
+    from trainer.run import check_machine, open_run, planned_batches
+    from trainer.steps.distributed import Distributed
 
-    class MetricsInTurns(reports.Metrics):
-        def write(self, figures: dict[str, Any]) -> None:
-            super().write(figures)
-            turns.end(figures["distillation"], tokens=figures["tokens"])
-            turns.begin()
-
-    reports.Metrics = MetricsInTurns  # type: ignore[misc]
-    run.Prefetched = Unhurried  # type: ignore[assignment,misc]
-    side = arguments.side
+    whole = side == "ours"
     experiment = Experiment.model_validate(
         {
             "store": "unused", "ingest": {"path": "unused"}, "teacher": {"model": "unused"},
             "student": {"model": str(arguments.work / "student"), "query_tokens": None, "passage_tokens": None},
             "train": {
-                "output": str(arguments.work / f"run-{side}"), "epochs": 1 if side == "ours" else EPOCHS, "warmup_steps": 0,
+                "output": str(arguments.work / f"run-{side}"), "epochs": 1 if whole else EPOCHS, "warmup_steps": 0,
                 "batch_queries": arguments.batch, "objective": OBJECTIVES[side], "precision": arguments.precision,
-                "threads": arguments.threads, "workers": arguments.workers or None,
-                "micro_batch_tokens": arguments.micro_batch_tokens,
+                "threads": arguments.threads, "workers": arguments.workers, "micro_batch_tokens": arguments.micro_batch_tokens,
             },
         }
     )  # fmt: skip
     turns.begin()
-    loop.train(experiment, shards_folder=arguments.work / ("whole" if side == "ours" else "epochs"))
+    check_machine(experiment)
+    run = open_run(experiment, shards_folder=arguments.work / ("whole" if whole else "epochs"), processes=Distributed())
+    assert run
+    for batch in planned_batches(run.shards, experiment, run.task, first_step=0):
+        losses, _ = take_step(run, batch)
+        turns.end(sum(losses.distillation.values()) / max(1, batch.work.terms), tokens=sum(batch.lengths))
+        turns.begin()
 
 
-def train_peer(arguments: argparse.Namespace, turns: Turns) -> None:
+def train_peer(side: str, arguments: argparse.Namespace, turns: Turns) -> None:
     """SentenceTransformerTrainer with its defaults: AdamW, fused; no evaluation, no saving, no reports."""
     import torch
     from datasets import Dataset
@@ -242,8 +220,8 @@ def train_peer(arguments: argparse.Namespace, turns: Turns) -> None:
             turns.begin()
 
     settings = SentenceTransformerTrainingArguments(
-        output_dir=str(arguments.work / arguments.side), per_device_train_batch_size=arguments.batch, num_train_epochs=1, use_cpu=True,
-        bf16=arguments.side == "peer bf16", save_strategy="no", eval_strategy="no", logging_strategy="no", report_to="none",
+        output_dir=str(arguments.work / side), per_device_train_batch_size=arguments.batch, num_train_epochs=1, use_cpu=True,
+        bf16=side == "peer bf16", save_strategy="no", eval_strategy="no", logging_strategy="no", report_to="none",
         disable_tqdm=True,
     )  # fmt: skip
     trainer = SentenceTransformerTrainer(model=model, args=settings, train_dataset=data, loss=Loss(model), callbacks=[InTurns()])
@@ -251,90 +229,53 @@ def train_peer(arguments: argparse.Namespace, turns: Turns) -> None:
     trainer.train()
 
 
-def ceiling(arguments: argparse.Namespace, turns: Turns) -> None:
-    """FLOP/s of torch.nn.functional.linear at the shapes of the model's layers, bf16, 2,048 rows; for a second each time."""
-    import torch
-
-    torch.set_num_threads(arguments.threads)
-    config = json.loads((arguments.work / "student" / "config.json").read_text())
-    size, inner = config["hidden_size"], config["intermediate_size"]
-    shapes = [(size, size)] * 4 + [(size, inner), (inner, size)]
-    layers = [[torch.randn(shape).to(torch.bfloat16) for shape in ((2048, i), (o, i))] for i, o in shapes]
-    while True:
-        turns.begin()
-        times, started = [], time.perf_counter()
-        with torch.inference_mode():
-            while time.perf_counter() - started < 1:
-                before = time.perf_counter()
-                for values, weight in layers:
-                    torch.nn.functional.linear(values, weight)
-                times.append(time.perf_counter() - before)
-        turns.end(sum(2 * 2048 * i * o for i, o in shapes) / median(times))
-
-
-SIDES: dict[str, Callable[[argparse.Namespace, Turns], None]] = {
-    "ceiling": ceiling, "peer": train_peer, "peer bf16": train_peer, **{name: train_ours for name in OBJECTIVES},
+SIDES: dict[str, Callable[[str, argparse.Namespace, Turns], None]] = {
+    "peer": train_peer, "peer bf16": train_peer, **{name: train_ours for name in OBJECTIVES},
 }  # fmt: skip
-WITHOUT_EPOCHS = ("ceiling", "ours", "peer", "peer bf16")
-
-
-def epochs_of(name: str) -> int:
-    """Of a side's run."""
-    return 1 if name in WITHOUT_EPOCHS else EPOCHS
+SPAWN = multiprocessing.get_context("spawn")
+WITHOUT_EPOCHS = ("ours", "peer", "peer bf16")
+RATIOS = {
+    "ratio": ("ours", "peer"), "bf16_ratio": ("ours", "peer bf16"), "shares_ratio": ("KL shares", "everything"),
+    "shares_from_1_ratio": ("KL from 1", "everything"), "adam_ratio": ("ADAM", "everything"),
+    "adam_from_1_ratio": ("ADAM from 1", "everything"),
+}  # fmt: skip
 
 
 class Side:
     """One competitor in a process of its own."""
 
-    def __init__(self, name: str, words: list[str]) -> None:
-        self.name, self.steps = name, list[dict[str, float]]()
-        self._process = subprocess.Popen(
-            [*words, "--side", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
+        self.name, self.epochs = name, 1 if name in WITHOUT_EPOCHS else EPOCHS
+        self.steps: list[dict[str, float]] = []
+        self.pipe, theirs = multiprocessing.Pipe()
+        SPAWN.Process(target=play, args=(name, arguments, theirs), daemon=True).start()
+        theirs.close()
 
     def step(self) -> None:
         """Let it take a step."""
-        assert self._process.stdin and self._process.stdout
-        print(file=self._process.stdin, flush=True)
-        for line in self._process.stdout:
-            if line.startswith("{"):  # peers print more than that
-                break
-        else:
-            sys.exit(f"{self.name} ended; run it alone to see why: --side {self.name!r}")
-        self.steps.append(json.loads(line))
+        self.pipe.send(None)
+        self.steps.append(self.pipe.recv())
         print(f"{self.name}: step {len(self.steps)}, {self.steps[-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
 
-    def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
-
-    @property
-    def seconds(self) -> list[float]:
+    def values(self, key: str) -> list[float]:
         """Of each step."""
-        return [step["seconds"] for step in self.steps]
-
-    @property
-    def tokens(self) -> float:
-        """Of all steps."""
-        return sum(step["tokens"] for step in self.steps)
-
-    @property
-    def peak(self) -> float:
-        """GB."""
-        return max(step["peak"] for step in self.steps)
+        return [step[key] for step in self.steps]
 
 
-def interleave(names: list[str], words: list[str], *, steps: int) -> dict[str, Side]:
+def play(name: str, arguments: argparse.Namespace, pipe: Connection) -> None:
+    """The process of a side."""
+    sys.stdout = sys.stderr  # peers print
+    SIDES[name](name, arguments, Turns(pipe))
+
+
+def interleave(names: list[str], arguments: argparse.Namespace, *, steps: int) -> dict[str, Side]:
     """Start the sides, and let each take its steps."""
-    sides = {name: Side(name, words) for name in names}
+    sides = {name: Side(name, arguments) for name in names}
     for _ in range(steps):
         for side in sides.values():
             side.step()
     for side in sides.values():
-        side.close()
+        side.pipe.close()
     return sides
 
 
@@ -342,11 +283,6 @@ def typical(values: list[float], *, epochs: int) -> float:
     """Mean over the epochs of each one's median, the very first step left out: their selected shares differ."""
     steps = len(values) // epochs
     return mean(median(values[max(1, epoch * steps) : (epoch + 1) * steps]) for epoch in range(epochs))
-
-
-def times_faster(side: Side, other: Side, *, epochs: int) -> float:
-    """How many times as fast one side is as another, by the ratios of the steps of one round."""
-    return 1 / typical([own / others for own, others in zip(side.seconds, other.seconds, strict=True)], epochs=epochs)
 
 
 def main() -> None:
@@ -358,61 +294,45 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="queries of a step")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--precision", default="auto", help="of our sides")
-    parser.add_argument("--threads", type=int, default=0, help="of each side; default all")
-    parser.add_argument("--workers", type=int, default=0, help="of our sides: `train.workers`; default as many as it takes by itself")
+    parser.add_argument("--threads", type=int, help="of each side; default all")
+    parser.add_argument("--workers", type=int, help="of our sides: `train.workers`; default as many as it takes by itself")
     parser.add_argument("--micro_batch_tokens", type=int, default=4096, help="of our sides: `train.micro_batch_tokens`")
     parser.add_argument("--only", nargs="*", choices=SIDES, default=list(SIDES), help="these sides alone")
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--side", choices=[*SIDES, "prepare"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.side == "prepare":
-        prepare(arguments)
-    elif arguments.side:
-        SIDES[arguments.side](arguments, Turns())
-    else:
-        if not arguments.threads:
-            from pipeline.executors.resources import usable_cpus
+    if not arguments.threads:
+        from pipeline.executors.resources import usable_cpus
 
-            arguments.threads = usable_cpus()
-        with tempfile.TemporaryDirectory() as work:
-            compare(arguments, Path(work))
+        arguments.threads = usable_cpus()
+    with tempfile.TemporaryDirectory() as work:
+        arguments.work = Path(work)
+        compare(arguments)
 
 
-def compare(arguments: argparse.Namespace, work: Path) -> None:
+def compare(arguments: argparse.Namespace) -> None:
     """Run the sides and print their figures."""
-    words = [sys.executable, __file__, str(arguments.student), str(arguments.collection), "--work", str(work)]
-    for name in ("steps", "batch", "layers", "precision", "threads", "workers", "micro_batch_tokens"):
-        words += [f"--{name}", str(getattr(arguments, name))]
-    prepared = subprocess.run([*words, "--side", "prepare"], stdout=subprocess.PIPE, text=True, check=True).stdout
-    about = json.loads(prepared.splitlines()[-1])
+    with SPAWN.Pool(1) as pool:
+        about = pool.apply(prepare, (arguments,))
     print(f"26 candidates a query, mean {about['tokens']:.0f} tokens, longest {about['longest']}")
-    print(f"{about['parameters'] / 1e6:.1f} M parameters, {about['flops'] / 1e9:.0f} GFLOP a query")
-
-    sides = interleave([name for name in WITHOUT_EPOCHS if name in arguments.only], words, steps=arguments.steps)
+    print(f"{about['parameters'] / 1e6:.1f} M parameters")
+    sides = interleave([name for name in WITHOUT_EPOCHS if name in arguments.only], arguments, steps=arguments.steps)
     with_epochs = [name for name in OBJECTIVES if name in arguments.only and name != "ours"]
-    sides |= interleave(with_epochs, words, steps=epoch_steps(arguments.steps) * EPOCHS)
+    sides |= interleave(with_epochs, arguments, steps=epoch_steps(arguments.steps) * EPOCHS)
     figures: dict[str, Any] = {"name": "training", "unit": "queries/s"}
-    best = median(step["figure"] for step in sides.pop("ceiling").steps) if "ceiling" in sides else None
-    if best:
-        print(f"ceiling     {best / 1e9:7.0f} GFLOP/s in bf16")
-    rate: dict[str, float] = {}
     for name, side in sides.items():
-        rate[name] = arguments.batch / typical(side.seconds, epochs=epochs_of(name))
-        key, loss = name.replace(" ", "_"), mean(step["figure"] for step in side.steps)
-        share = f", {rate[name] * about['flops'] / best:.2f} of the ceiling" if best and name in WITHOUT_EPOCHS else ""
-        print(f"{name:11} {rate[name]:6.2f} queries/s{share}, peak {side.peak:5.2f} GB, mean loss {loss:.3f}")
-        figures |= {key: round(rate[name], 3), f"{key}_gb": round(side.peak, 3), f"{key}_loss": round(loss, 4)}
-    for name, over, under in (
-        ("ratio", "ours", "peer"), ("bf16_ratio", "ours", "peer bf16"), ("shares_ratio", "KL shares", "everything"),
-        ("shares_from_1_ratio", "KL from 1", "everything"), ("adam_ratio", "ADAM", "everything"),
-        ("adam_from_1_ratio", "ADAM from 1", "everything"),
-    ):  # fmt: skip
-        if over in rate and under in rate:
-            figures[name] = round(times_faster(sides[over], sides[under], epochs=epochs_of(over)), 3)
-            print(f"{over:11} {figures[name]:.2f} times as fast as {under}", end="")
-            print(f", with {sides[over].tokens / sides[under].tokens:.3f} of its tokens" if under == "everything" else "")
-    if "ours" in rate and "peer" in rate:
-        figures["memory_ratio"] = round(sides["ours"].peak / sides["peer"].peak, 3)
+        rate = arguments.batch / typical(side.values("seconds"), epochs=side.epochs)
+        peak, loss = max(side.values("peak")), mean(side.values("figure"))
+        print(f"{name:11} {rate:6.2f} queries/s, peak {peak:5.2f} GB, mean loss {loss:.3f}")
+        key = name.replace(" ", "_")
+        figures |= {key: round(rate, 3), f"{key}_gb": round(peak, 3), f"{key}_loss": round(loss, 4)}
+    for ratio, (over, under) in RATIOS.items():
+        if over in sides and under in sides:
+            pairs = zip(sides[over].values("seconds"), sides[under].values("seconds"), strict=True)  # of the steps of one round
+            figures[ratio] = round(1 / typical([own / others for own, others in pairs], epochs=sides[over].epochs), 3)
+            print(f"{over:11} {figures[ratio]:.2f} times as fast as {under}", end="")
+            tokens = [sum(sides[name].values("tokens")) for name in (over, under)]
+            print(f", with {tokens[0] / tokens[1]:.3f} of its tokens" if under == "everything" else "")
+    if "ours" in sides and "peer" in sides:
+        figures["memory_ratio"] = round(max(sides["ours"].values("peak")) / max(sides["peer"].values("peak")), 3)
     print(json.dumps(figures))
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -25,8 +25,6 @@ _OF_THE_SYSTEM = (
     errno.EMFILE, errno.ENFILE,
 )  # fmt: skip
 _INTERRUPTED = "interrupted; what is finished is kept, the same command goes on from here"
-
-Handler = Callable[[int, FrameType | None], None]
 
 
 def is_full_disk(error: BaseException) -> bool:
@@ -93,23 +91,18 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def _handled(handler: Handler) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in heard_signals()}
-    try:
-        yield
-    finally:
-        for number, one in before.items():
-            signal.signal(number, one)
-
-
-@contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Around a command's work. A fault of ours keeps its traceback."""
     take_any_text()
     _asked_to_stop.clear()
     try:
-        with _handled(_interrupt), _told():
-            _check_working_directory()
+        with contextlib.ExitStack() as restoring, _reported():
+            for number in heard_signals():
+                restoring.callback(signal.signal, number, signal.signal(number, _interrupt))
+            try:
+                os.getcwd()
+            except OSError as error:  # every relative path would fail, somewhere, with no name
+                raise UserError(f"the working directory is gone ({error.strerror}): change to one that is there") from error
             yield
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
@@ -117,10 +110,12 @@ def exit_codes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _reported() -> Iterator[None]:
     """Faults that a user can mend as a sentence and an exit code."""
+    code = EXIT_FAILED
     try:
         yield
+        return
     except UserError as error:
         message, code = str(error), error.exit_code
     except Exception as error:
@@ -130,9 +125,6 @@ def _told() -> Iterator[None]:
             message = f"{in_words(error)}; see to it that it can be read and written, then start the same command again, it goes on"
         else:
             raise
-        code = EXIT_FAILED
-    else:
-        return
     print(f"error: {printable(message)}", file=sys.stderr)
     raise SystemExit(code)
 
@@ -140,11 +132,3 @@ def _told() -> Iterator[None]:
 def in_words(error: OSError) -> str:
     """`PATH: Permission denied`, or what a library said of it."""
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-
-
-def _check_working_directory() -> None:
-    """Every relative path would fail, somewhere, with no name."""
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise UserError(f"the working directory is gone ({error.strerror}): change to one that is there") from error

@@ -56,7 +56,7 @@ def file_stamp(path: str | Path) -> str:
 class DigestCache:
     """Remembers file digests by (path, size, times, inode), so that a plan need not read gigabytes again.
 
-    Any write changes ctime, so a changed file is always read anew. The cache is a convenience: losing it costs time only, and
+    Any write changes ctime, so a changed file is always read again. The cache is a convenience: losing it costs time only, and
     it never enters a fingerprint.
     """
 
@@ -89,13 +89,11 @@ class DigestCache:
         """Write what was learned; a store that cannot be written is no error here. Only a regular file is replaced."""
         if not self._dirty or (self._path.exists() and not self._path.is_file()):
             return
-        try:
+        with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary = temporary_name(self._path)
             temporary.write_text(json.dumps(self._known))
             temporary.replace(self._path)
-        except OSError:
-            pass
         self._dirty = False
 
 

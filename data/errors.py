@@ -31,7 +31,7 @@ class RunFailed(UserError):
 
 
 class NothingLeft(UserError):
-    """A selection keeps no query: no fault, there is nothing left to learn. A ladder of rounds ends here."""
+    """A selection keeps no query: no fault, there is nothing left to learn. A sequence of rounds ends here."""
 
     exit_code = EXIT_NOTHING_LEFT
 

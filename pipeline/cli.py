@@ -1,4 +1,4 @@
-"""The command `prep`: run, plan, status, path, inspect, report and cache. All words are `key=value`."""
+"""The command `prep`: run, phases, plan, status, path, inspect, report and cache. All arguments are `key=value`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from data.command import exit_codes
+from data.config.arguments import Args as OwnArgs
 from data.config.fields import parse_arguments, unknown_key
 from data.config.settings import Experiment, load
 from data.errors import UserError
@@ -17,29 +18,41 @@ from data.files.outputs import is_html, is_standard_output
 from data.files.paths import expanded
 from data.remote.cache import output_file
 from data.terminal import printable
-from pipeline.plan import TablePlan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
-Words = Annotated[list[str] | None, typer.Argument(metavar="config=FILE [key=value ...]", help="overrides are dotted.key=value")]
+Args = Annotated[
+    list[str] | None, typer.Argument(metavar="config=FILE [phase=NAME] [key=value ...]", help="overrides are dotted.key=value")
+]
 
 
-def _experiment(words: list[str] | None, **own: str) -> tuple[Experiment, dict[str, str]]:
-    """The experiment, and the command's own words (with their defaults) taken out of the overrides."""
-    parsed = parse_arguments(words or [])
-    taken = {name: parsed.pop(name, default) for name, default in own.items()}
+def _experiment(args: list[str] | None, **own: str) -> tuple[Experiment, OwnArgs]:
+    """The experiment, and the command's own args (with their defaults) taken out of the overrides."""
+    parsed = parse_arguments(args or [])
+    taken = OwnArgs({name: parsed.pop(name, default) for name, default in own.items()})
     return load(parsed), taken
 
 
 @app.command()
-def run(words: Words = None) -> None:
+def run(args: Args = None) -> None:
     """Run stages in order, only what is missing or stale.  [stage=NAME|all]"""
     with exit_codes():
-        experiment, own = _experiment(words, stage="all")
+        experiment, own = _experiment(args, stage="all")
         from pipeline.run import run as run_stages
 
         built = run_stages(experiment, stage=own["stage"], say=_say)
         _say(f"done: {built} shards built" if built else "done: nothing to do")
+
+
+@app.command()
+def phases(args: Args = None) -> None:
+    """Run the phases of a file in order, each with its training and evaluation; finished ones are passed over.  [phases=NAME,NAME]"""
+    with exit_codes():
+        parsed = parse_arguments(args or [])
+        names = [name.strip() for name in parsed.pop("phases", "").split(",") if name.strip()]
+        from pipeline.phases import run_phases
+
+        raise typer.Exit(run_phases(parsed, names=names, say=_say))
 
 
 def _say(line: str) -> None:
@@ -47,15 +60,15 @@ def _say(line: str) -> None:
 
 
 @app.command()
-def plan(words: Words = None) -> None:
+def plan(args: Args = None) -> None:
     """What `run` would build, why each shard is stale, and with stage=teacher_scores what it will cost.  [stage=NAME|all] [gpus=N]"""
     with exit_codes():
-        experiment, own = _experiment(words, stage="all", gpus="0")
+        experiment, own = _experiment(args, stage="all", gpus="0")
         from pipeline.plan import Planner, tables, tables_to_run
 
         planner, selected = Planner(experiment), tables_to_run(experiment, own["stage"])
         if own["stage"] == "teacher_scores":  # the whole bill of the teacher
-            selected = [table for table in tables(experiment) if table.pairs]
+            selected = [table for table in tables(experiment) if table.scores_pairs_of]
         for planned in planner.plan_all(selected):
             label = f"{planned.table.label:<16}"
             if planned.waits_for:
@@ -68,36 +81,34 @@ def plan(words: Words = None) -> None:
                 _say(f"{label} would build {len(planned.stale)} of {planned.shard_count} shards")
                 for shards, reason in _by_reason(planned.stale):
                     _say(f"{'':<16}   {shards}: {reason}")
-            if planned.table.pairs and (planned.stale or planned.waits_for):
-                from pipeline.report.cost import price_words
+            if planned.table.scores_pairs_of and (planned.stale or planned.waits_for):
+                from pipeline.report.cost import format_cost
 
-                for line in price_words(experiment, planned, measuring=own["stage"] != "all", gpus=_whole_number("gpus", own["gpus"])):
+                for line in format_cost(planner.models, planned, measuring=own["stage"] != "all", gpus=own.number("gpus")):
                     _say(f"{'':<16} {line}")
 
 
 def _by_reason(stale: dict[int, str]) -> list[tuple[str, str]]:
-    """Shard numbers that share a reason, as `0-3, 7`."""
-    grouped: dict[str, list[int]] = {}
+    """Shards that share a reason, as `shard 0-3, 7`, each with the reason."""
+    grouped: dict[str, list[list[int]]] = {}
     for shard, reason in stale.items():
-        grouped.setdefault(reason, []).append(shard)
-    return [(_ranges(shards), reason) for reason, shards in grouped.items()]
-
-
-def _ranges(numbers: list[int]) -> str:
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
+        ranges = grouped.setdefault(reason, [])
+        if ranges and shard == ranges[-1][1] + 1:
+            ranges[-1][1] = shard
         else:
-            ranges.append([number, number])
-    return "shard " + ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+            ranges.append([shard, shard])
+    return [("shard " + ", ".join(_range(*one) for one in ranges), reason) for reason, ranges in grouped.items()]
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
 
 
 @app.command()
-def status(words: Words = None) -> None:
+def status(args: Args = None) -> None:
     """Each table: complete or not, rows, what was dropped and why, the time it took, where it lies."""
     with exit_codes():
-        experiment, _ = _experiment(words)
+        experiment, _ = _experiment(args)
         from rich.console import Console
         from rich.table import Table as Grid
         from rich.text import Text
@@ -111,22 +122,17 @@ def status(words: Words = None) -> None:
             dropped = ", ".join(f"{reason}: {count:,}" for reason, count in counts.items())
             rows, seconds = (f"{manifest.rows:,}", f"{manifest.seconds:.1f}") if manifest else ("", "")
             folder = "" if planned.waits_for else os.path.relpath(planned.folder)
-            cells = (planned.table.label, _state(planned), rows, dropped, seconds, folder)
+            state = f"waits for {planned.waits_for}" if planned.waits_for else f"{len(planned.stale)} shards stale"
+            cells = (planned.table.label, "complete" if planned.complete else state, rows, dropped, seconds, folder)
             grid.add_row(*(Text(printable(cell)) for cell in cells))  # as Text: brackets are no markup
         Console(width=None if sys.stdout.isatty() else 200).print(grid)
 
 
-def _state(planned: TablePlan) -> str:
-    if planned.complete:
-        return "complete"
-    return f"waits for {planned.waits_for}" if planned.waits_for else f"{len(planned.stale)} shards stale"
-
-
 @app.command()
-def path(words: Words = None) -> None:
+def path(args: Args = None) -> None:
     """Print where a stage's output lies.  stage=NAME [table=NAME]"""
     with exit_codes():
-        experiment, own = _experiment(words, stage="shards", table="")
+        experiment, own = _experiment(args, stage="shards", table="")
         from pipeline.plan import Planner, selected_tables
 
         chosen = [table for table in selected_tables(experiment, own["stage"]) if own["table"] in ("", table.name)]
@@ -136,30 +142,25 @@ def path(words: Words = None) -> None:
         for planned in Planner(experiment).plan_all(chosen):
             if planned.waits_for or planned.manifest is None:
                 raise UserError(f"{planned.table.label} is not complete yet: prep run stage={planned.table.stage}")
-            _print_path(planned.folder)
-
-
-def _print_path(path: Path) -> None:
-    """The path's own bytes, whatever the terminal's encoding: a shell passes them on."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+            sys.stdout.flush()
+            sys.stdout.buffer.write(os.fsencode(planned.folder) + b"\n")  # its own bytes, whatever the terminal's encoding
 
 
 @app.command()
-def inspect(words: Words = None) -> None:
+def inspect(args: Args = None) -> None:
     """Show one query: positive, negatives, mixed and masked passages, teacher logits, C(q).  [query=ID] [width=N]"""
     with exit_codes():
-        experiment, own = _experiment(words, query="", width="0")
+        experiment, own = _experiment(args, query="", width="0")
         from pipeline.report.inspect import show
 
-        show(experiment, query_id=own["query"] or None, width=_whole_number("width", own["width"]))
+        show(experiment, query_id=own["query"] or None, width=own.number("width"))
 
 
 @app.command()
-def report(words: Words = None) -> None:
+def report(args: Args = None) -> None:
     """Write one HTML file: score distributions, C(q), counts and times a stage, browsable queries.  [out=FILE]"""
     with exit_codes():
-        experiment, own = _experiment(words, out="report.html")
+        experiment, own = _experiment(args, out="report.html")
         from pipeline.report.page import write_report
 
         with output_file(expanded(own["out"], key="out"), option="out", kind=is_html) as out:
@@ -169,21 +170,15 @@ def report(words: Words = None) -> None:
 
 
 @app.command()
-def cache(action: Annotated[str, typer.Argument(help="stats, verify, compact or gc")], words: Words = None) -> None:
+def cache(action: Annotated[str, typer.Argument(help="stats, verify, compact or gc")], args: Args = None) -> None:
     """Look after the store of teacher logits: `prep cache stats|verify|compact|gc config=FILE [namespace=START] [yes=true]`."""
     with exit_codes():
         from pipeline import logit_cache as cache_care
 
         if action not in cache_care.ACTIONS:
             raise unknown_key(f"cache {action}", valid=[f"cache {name}" for name in cache_care.ACTIONS])
-        experiment, own = _experiment(words, namespace="", yes="false")
+        experiment, own = _experiment(args, namespace="", yes="false")
         cache_care.ACTIONS[action](Path(experiment.store), own["namespace"], own["yes"] == "true", _say)
-
-
-def _whole_number(name: str, value: str) -> int:
-    if not value.isdecimal():
-        raise UserError(f"{name}={value}: expected a whole number")
-    return int(value)
 
 
 def main() -> None:

@@ -16,19 +16,19 @@ Say = Callable[[str], None]
 
 
 def stats(root: Path, namespace: str, yes: bool, say: Say) -> None:
-    """For each teacher: distinct pairs, segments, bytes, and how many of the pairs that runs of this store asked for were there already."""
-    asked = _asked(root)
+    """For each teacher: distinct pairs, segments, bytes, and how many of the pairs that this store's runs requested were there already."""
+    requested = _requested(root)
     for name in _chosen(root, namespace):
         pairs, segments, size = LogitStore(root, name, warn=say).size()
-        wanted, hits = asked[name, "pairs"], asked[name, "cached"]
-        rate = f"{hits / wanted:6.1%} of {wanted:,} asked" if wanted else "never asked"
+        asked, hits = requested[name, "pairs"], requested[name, "cached"]
+        rate = f"{hits / asked:6.1%} of {asked:,} asked" if asked else "never asked"
         note = namespace_note(root, name)
         precision = note["key"].get("precision", "?")
         say(f"{name[:12]}  {pairs:>11,} pairs  {segments:>5} segments  {size / 1e6:8.1f} MB  hits {rate}  {note['name']} ({precision})")
 
 
-def _asked(root: Path) -> Counter[tuple[str, str]]:
-    """Pairs that finished shards wanted, and found, by namespace: from the journals of all tables of teacher scores of the store."""
+def _requested(root: Path) -> Counter[tuple[str, str]]:
+    """Pairs that finished shards requested, and found, by namespace: from the journals of all tables of teacher scores of the store."""
     total: Counter[tuple[str, str]] = Counter()
     for folder in [*(root / "teacher_scores").glob("*/"), *(root / "pool_scores").glob("*/")]:
         for line in read_journal(folder):
@@ -66,16 +66,10 @@ def gc(root: Path, namespace: str, yes: bool, say: Say) -> None:
     store = LogitStore(root, chosen[0], warn=say)
     pairs, _, size = store.size()
     question = f"delete {pairs:,} logits ({size / 1e6:.1f} MB) of {namespace_note(root, chosen[0])['name']}?"
-    if not yes and not _agreed(question):
+    if not yes and not (sys.stdin.isatty() and input(f"{question} [yes/no] ").strip().lower() == "yes"):
         raise UserError(f"nothing deleted: {question} answer yes, or give yes=true")
     store.delete()
     say(f"{chosen[0][:12]}  deleted, {pairs:,} pairs")
-
-
-def _agreed(question: str) -> bool:
-    if not sys.stdin.isatty():
-        return False
-    return input(f"{question} [yes/no] ").strip().lower() == "yes"
 
 
 def _chosen(root: Path, start: str) -> list[str]:

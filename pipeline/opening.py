@@ -11,81 +11,56 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from data.config.settings import Experiment, Student
-from data.digests import DigestCache, json_digest
+from data.digests import json_digest
 from data.tables.shards import atomic_write
-from pipeline.executors.runner import Executor
-from pipeline.scoring.requested_pairs import spec_of
+from pipeline.executors.base import Executor
+from pipeline.scoring.requested_pairs import open_teacher
 from pipeline.stage import Table
 from retrieval.compute import precision
-from retrieval.models.student import miner_of, resolve_student
-
-_FILE = "opened_models.json"
-_LIBRARIES = ("torch", "transformers")
+from retrieval.models.resolved import ResolvedModels
 
 
-def open_once(experiment: Experiment, tables: Sequence[Table], *, digests: DigestCache, runner: Executor) -> None:
+def open_once(models: ResolvedModels, tables: Sequence[Table], *, executor: Executor) -> None:
     """Open, in a worker, the models of these tables that this store has not seen opened.
 
-    Raises UserError: see `TextEncoder`, `load_cross_encoder`.
+    Raises UserError: see `TextEncoder`, `TorchCrossEncoder`, and whatever a teacher finds at its first pair.
     """
-    known = _read(experiment)
-    new = {name: key for name in _models_of(tables, experiment) if (key := _key(name, experiment, digests)) not in known}
-    if new:
-        runner.ask(_open, sorted(new))
-        atomic_write(Path(experiment.store) / _FILE, json.dumps(sorted(known | set(new.values()))).encode())
-
-
-def _models_of(tables: Sequence[Table], experiment: Experiment) -> set[str]:
-    """`miner` embeds, `teacher` scores, `student` reads the training rows where something else embeds."""
-    names = {"miner" if table.stage == "embed" else "teacher" if table.pairs else "student" for table in tables if _opens(table)}
-    return names if experiment.embed.model else names - {"student"}
-
-
-def _opens(table: Table) -> bool:
-    return table.stage in ("embed", "shards") or table.pairs is not None
-
-
-def _student(name: str, experiment: Experiment) -> tuple[Student, str]:
-    """The settings of a dual encoder, and the setting that names it."""
-    if name == "miner" and experiment.embed.model:
-        return miner_of(experiment), "embed.model"
-    return experiment.student, "student.model"
-
-
-def _precision(experiment: Experiment) -> str:
-    return precision.resolve(experiment.embed.precision, device=experiment.runner.device)
-
-
-def _key(name: str, experiment: Experiment, digests: DigestCache) -> str:
-    if name == "teacher":
-        model = spec_of(experiment).key(digests)
-    else:
-        student, option = _student(name, experiment)
-        model = {**resolve_student(student, option=option).key(digests), "precision": _precision(experiment)}
-    return json_digest([model, experiment.runner.device, [version(library) for library in _LIBRARIES]])
-
-
-def _read(experiment: Experiment) -> set[str]:
+    path = Path(models.experiment.store) / "opened_models.json"
     try:
-        return set(json.loads((Path(experiment.store) / _FILE).read_text()))
+        known = set(json.loads(path.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
-        return set()
+        known = set()
+    new = {role: key for role in _roles(tables, models) if (key := _key(role, models)) not in known}
+    if new:
+        executor.ask(_open, models, sorted(new))
+        atomic_write(path, json.dumps(sorted(known | set(new.values()))).encode())
 
 
-def _open(experiment: Experiment, names: Sequence[str]) -> None:
+def _roles(tables: Sequence[Table], models: ResolvedModels) -> set[str]:
+    """`miner` embeds, `teacher` scores, `student` reads the training rows where something else embeds."""
+    roles = {"teacher" for table in tables if table.scores_pairs_of}
+    roles |= {"miner" for table in tables if table.stage == "embed"}
+    return roles | {"student" for table in tables if table.stage == "shards" and models.experiment.embed.model}
+
+
+def _key(role: str, models: ResolvedModels) -> str:
+    key = models.key(role) if role == "teacher" else {**models.key(role), "precision": _precision(models)}
+    return json_digest([key, models.experiment.runner.device, [version(library) for library in ("torch", "transformers")]])
+
+
+def _precision(models: ResolvedModels) -> str:
+    return precision.resolve(models.experiment.embed.precision, device=models.experiment.runner.device)
+
+
+def _open(models: ResolvedModels, roles: Sequence[str]) -> None:
     """Open the models one after the other, as the stages do. Runs in a worker."""
     from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
     from retrieval.encoding.text_encoder import TextEncoder
-    from retrieval.teachers.cross_encoder import load_cross_encoder
-    from retrieval.teachers.pair_tokens import PairTokenizer
 
-    device = experiment.runner.device
-    for name in names:
-        if name == "teacher":
-            teacher = spec_of(experiment)
-            PairTokenizer(teacher.folder, max_tokens=teacher.max_tokens, trusted=teacher.trust_remote_code)
-            load_cross_encoder(teacher, device=device, threads=experiment.runner.threads)
+    runner = models.experiment.runner
+    for role in roles:
+        if role == "teacher":
+            open_teacher(models).load()
         else:
-            student, option = _student(name, experiment)
-            TextEncoder(student, precision=_precision(experiment), device=device, batch_tokens=DEFAULT_BATCH_TOKENS[device], option=option)
+            spec = models.student if role == "student" else models.miner
+            TextEncoder(spec, precision=_precision(models), device=runner.device, batch_tokens=DEFAULT_BATCH_TOKENS[runner.device])

@@ -9,16 +9,17 @@ from typing import Any
 
 from data.config.fields import unknown_key
 from data.config.settings import Experiment
-from data.digests import DigestCache
+from data.digests import json_digest
 from data.errors import DamagedShard, UserError
 from data.files.what_lies import stored_table
 from data.tables.manifest import MANIFEST_NAME, Manifest
 from data.tables.shards import read_footer, shard_name
 from pipeline.negatives import pool_pairs, search_index
-from pipeline.stage import Stored, Table, fingerprint_of
+from pipeline.stage import Stored, Table
 from pipeline.stages import cl_drd_lists as curriculum
 from pipeline.stages import confidence, dark_examples, dev_set, embed, hard_negatives, ingest_tables, pools, teacher_scores
 from pipeline.stages import training_shards as shards
+from retrieval.models.resolved import ResolvedModels
 
 STAGES = (
     "ingest", "embed", "index", "pools", "pool_scores", "hard_negatives", "dark_examples", "teacher_scores", "confidence", "curriculum",
@@ -133,36 +134,34 @@ class Planner:
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
-        self.digests = DigestCache.of_store(experiment.store)
+        self.models = ResolvedModels(experiment)
         self._complete: dict[str, Stored] = {}
 
     def check(self, selected: list[Table]) -> None:
         """Raises UserError for what is wrong with the files or models of any selected table, before hours of work on the first."""
         for table in selected:
-            table.key(self.experiment, self.digests)
+            table.key(self.experiment, self.models)
 
     def plan(self, table: Table) -> TablePlan:
         """What building this table would do now; its inputs are planned first."""
         inputs: dict[str, Stored] = {}
         for label in table.reads:
-            if label not in self._complete:
-                below = self.plan(table_named(self.experiment, label))
-                # An input with a manifest and a shard gone is known well enough to plan on: its bytes will be the same again.
-                if below.manifest is None:
-                    return TablePlan(table, waits_for=below.waits_for or label)
-                inputs[label] = below.stored
-            else:
+            if label in self._complete:
                 inputs[label] = self._complete[label]
-        full_key = table.full_key(self.experiment, self.digests, inputs)
-        fingerprint = fingerprint_of(full_key)
+                continue
+            below = self.plan(table_named(self.experiment, label))
+            if below.manifest is None:
+                return TablePlan(table, waits_for=below.waits_for or label)
+            inputs[label] = below.stored  # known well enough to plan on where a shard is gone: its bytes will be the same again
+        full_key = table.full_key(self.models, inputs)
+        fingerprint = json_digest(full_key)
         folder = table.folder(self.experiment, fingerprint)
         count = table.shard_count(self.experiment)
         manifest = Manifest.read(folder)
         stale = stale_shards(folder, count, fingerprint=fingerprint, manifest=manifest)
         if len(stale) == count and manifest is None:
-            why = why_new(folder, full_key, table)
-            stale = dict.fromkeys(stale, why)
-        self.digests.save()
+            stale = dict.fromkeys(stale, why_new(folder, full_key, table))
+        self.models.digests.save()
         planned = TablePlan(table, None, full_key, fingerprint, folder, count, stale, manifest, inputs)
         if planned.complete:  # its shards are not looked through again for each table that reads it
             self._complete[table.label] = planned.stored
@@ -198,14 +197,11 @@ def stale_shards(folder: Path, count: int, *, fingerprint: str, manifest: Manife
 def why_new(folder: Path, full_key: dict[str, Any], table: Table) -> str:
     """Why no output exists for this key: which settings or inputs differ from the nearest earlier output of the table."""
     prefix = f"{table.name}-" if table.name else ""
-    earlier = [path for path in folder.parent.glob(f"{prefix}*/{MANIFEST_NAME}") if path.parent != folder]
-    if not earlier:
-        return "never built"
+    earlier = [path.parent for path in folder.parent.glob(f"{prefix}*/{MANIFEST_NAME}") if path.parent != folder]
     now = _flat(full_key)
-    keys = [manifest.key for path in earlier if (manifest := stored_table(path.parent)) is not None]
-    if not keys:
+    changes = [_changes(_flat(manifest.key), now) for path in earlier if (manifest := stored_table(path)) is not None]
+    if not changes:
         return "never built"
-    changes = [_changes(_flat(key), now) for key in keys]
     changed = min(changes, key=lambda change: (len(change), change))
     return "changed: " + "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
 

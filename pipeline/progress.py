@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 _LOG_SECONDS = 30.0
-_SHOWN_BELOW = ("cached", "padded tokens", "rows", "cached rows")  # told in other words, not as rates
+_NO_RATES = ("cached", "padded tokens", "rows", "cached rows")  # shown in other ways
 
 
 class Progress:
@@ -53,18 +53,15 @@ class Progress:
     def figures(self, seconds: float) -> str:
         """Counts, rates, share of padding, cache hits and the time left, as far as they are known after so many seconds."""
         units, seconds = self._units, max(seconds, 1e-9)
-        parts = [f"{count:,} {unit} ({count / seconds:,.0f}/s)" for unit, count in units.items() if unit not in _SHOWN_BELOW]
+        parts = [f"{count:,} {unit} ({count / seconds:,.0f}/s)" for unit, count in units.items() if unit not in _NO_RATES]
         if units["padded tokens"]:
             parts.append(f"{1 - units['tokens'] / units['padded tokens']:.1%} padding")
         if "cached" in units:
             parts.append(f"{units['cached']:,} cached")
-        if (left := self._seconds_left(seconds)) is not None:
-            parts.append(f"about {duration(left)} left")
+        done, total = (units["rows"], self._rows - units["cached rows"]) if self._rows else (self._done, self._shards)
+        if 0 < done < total:
+            parts.append(f"about {duration(seconds / done * (total - done))} left")
         return ", ".join(parts)
-
-    def _seconds_left(self, seconds: float) -> float | None:
-        done, total = (self._units["rows"], self._rows - self._units["cached rows"]) if self._rows else (self._done, self._shards)
-        return seconds / done * (total - done) if 0 < done < total else None
 
     def _show(self) -> None:
         now = time.monotonic()

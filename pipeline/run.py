@@ -1,10 +1,11 @@
-"""`prep run`: plan each table, build what is stale, seal it with its manifest, go on to the next."""
+"""`prep run`: plan each table, build what is stale, write its manifest, go on to the next."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,19 @@ from data.logits.store import clean_store
 from data.tables.device_note import settle_device
 from data.tables.manifest import JOURNAL_NAME, Manifest, ShardRecord
 from data.tables.shards import describe, read_footer, shard_name
-from pipeline.executors.runner import Executor, make_runner, preflight
+from pipeline.executors.base import Executor, make_executor
+from pipeline.executors.preflight import preflight
 from pipeline.executors.worker import ShardTask, TaskResult
 from pipeline.opening import open_once
 from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
 from pipeline.progress import Progress
-from pipeline.stage import Preparation, Stored, Table
-from pipeline.unchanged import refuse_changed
+from pipeline.stage import Say, Stored, Table
+from retrieval.models.resolved import ResolvedModels
 
 _RECORDED_VERSIONS = ("torch", "transformers", "pyarrow", "polars", "faiss-gpu", "ray", "onnxruntime", "tokenizers")
 
 
-def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> int:
+def run(experiment: Experiment, *, stage: str, say: Say) -> int:
     """Build what is missing or stale of the selected stages. Returns the number of shards built.
 
     Ray is started, and the machine checked, only when there is something to build.
@@ -36,14 +38,13 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
     selected = tables_to_run(experiment, stage)
     planner = Planner(experiment)
     planner.check(selected)
-    runner: Executor | None = None
+    executor: Executor | None = None
     built = 0
     try:
         for place, table in enumerate(selected):
             stop_if_asked()
             plan = planner.plan(table)
-            if plan.waits_for:
-                missing = plan.waits_for
+            if missing := plan.waits_for:
                 raise UserError(f"{table.label} needs {missing}, which is not complete: run stage={missing.split('.')[0]} first")
             _remove_leftovers(plan, Path(experiment.store))
             for label, stored in plan.inputs.items():
@@ -52,35 +53,46 @@ def run(experiment: Experiment, *, stage: str, say: Callable[[str], None]) -> in
                 _refuse(table, plan.stored)
                 say(f"{table.label:<16} {'complete':<22} {plan.stored.manifest.rows:>10,} rows")
                 continue
-            if plan.stale and runner is None:
-                preflight(experiment, uses_device=any(later.uses_device for later in selected[place:]))
-                runner = make_runner(experiment)
-                unfinished = [later for later in selected[place:] if not planner.plan(later).complete]
-                for note in dict.fromkeys(note for later in unfinished if later.notes for note in later.notes(experiment)):
-                    say(f"note: {note}")
-                open_once(experiment, unfinished, digests=planner.digests, runner=runner)
-            if runner is not None:
-                _build_stale(plan, experiment, runner, say)
-            refuse_changed(table, plan.full_key["settings"], experiment, planner.digests)
-            manifest = seal(plan)
+            if plan.stale:
+                executor = executor or _start(planner, selected[place:], say)
+                _build_stale(plan, planner.models, executor, say)
+            table.refuse_changed(plan.full_key["settings"], planner.models)
+            manifest = write_manifest(plan)
             _refuse(table, Stored(plan.folder, manifest))
             built += len(plan.stale)
             done = f"built {len(plan.stale)} of {plan.shard_count} shards"
-            say(f"{table.label:<16} {done:<22} {manifest.rows:>10,} rows  {_last_seconds(plan):7.1f} s")
-            if table.remark and (line := table.remark(manifest.counts)):
+            seconds = ([0.0] + [line["wall"] for line in read_journal(plan.folder)])[-1]
+            say(f"{table.label:<16} {done:<22} {manifest.rows:>10,} rows  {seconds:7.1f} s")
+            if table.summary and (line := table.summary(manifest.counts)):
                 say(f"warning: {line}")
     finally:
-        if runner is not None:
-            runner.close()
-        planner.digests.save()
+        if executor is not None:
+            executor.close()
+        planner.models.digests.save()
     return built
+
+
+def _start(planner: Planner, rest: Sequence[Table], say: Say) -> Executor:
+    """What builds this table and the later ones, once machine and models have been tried."""
+    experiment, models = planner.experiment, planner.models
+    preflight(experiment, uses_device=any(table.uses_device for table in rest))
+    unfinished = [table for table in rest if not planner.plan(table).complete]
+    for note in dict.fromkeys(note for table in unfinished if table.notes for note in table.notes(experiment, models)):
+        say(f"note: {note}")
+    executor = make_executor(experiment)
+    try:
+        open_once(models, unfinished, executor=executor)
+    except BaseException:
+        executor.close()
+        raise
+    return executor
 
 
 def _remove_leftovers(plan: TablePlan, store: Path) -> None:
     """Remove what killed runs have left half written of this table."""
     for folder in (store, plan.folder, plan.folder / "quarantine"):
         remove_leftovers(folder)
-    if plan.table.pairs:
+    if plan.table.scores_pairs_of:
         clean_store(store)
 
 
@@ -92,35 +104,33 @@ def _refuse(table: Table, stored: Stored) -> None:
         raise UserError(f"{table.label} has no rows ({json.dumps(stored.manifest.counts)}): do its inputs belong to this collection?")
 
 
-def _build_stale(plan: TablePlan, experiment: Experiment, runner: Executor, say: Callable[[str], None]) -> None:
+def _build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, say: Say) -> None:
+    table, stale = plan.table, list(plan.stale)
     missing = [label for label, stored in plan.inputs.items() if not all(path.exists() for path in stored.paths())]
     if missing:
-        raise UserError(f"{plan.table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
+        raise UserError(f"{table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
     plan.folder.mkdir(parents=True, exist_ok=True)
-    if plan.stale and plan.table.rounds_by_device:
-        settle_device(plan.folder, experiment.runner.device, option="runner.device", begun=len(plan.stale) < plan.shard_count)
-    if plan.table.prepare and plan.stale:
-        settled = (list(plan.stale), runner.ask, runner.workers(), say, plan.table.label, plan.table.pairs)
-        plan.table.prepare(Preparation(experiment, plan.folder, plan.inputs, *settled))
-    groups = [tuple(plan.stale)] if plan.table.together else [(shard,) for shard in plan.stale]
-    inputs = {label: str(stored.folder.absolute()) for label, stored in plan.inputs.items()}
-    orders = [
+    if table.rounds_by_device:
+        settle_device(plan.folder, models.experiment.runner.device, option="runner.device", begun=len(stale) < plan.shard_count)
+    if table.prepare:
+        table.prepare(plan, models, executor, say)
+    tasks = [
         ShardTask(
-            plan.table.label,
-            str(plan.folder.absolute()),
-            plan.fingerprint,
-            shards,
-            plan.shard_count,
-            inputs,
-            plan.full_key["settings"],
-            plan.table.version,
+            label=table.label,
+            folder=str(plan.folder.absolute()),
+            fingerprint=plan.fingerprint,
+            shards=shards,
+            shard_count=plan.shard_count,
+            inputs={label: str(stored.folder.absolute()) for label, stored in plan.inputs.items()},
+            settings=plan.full_key["settings"],
+            models=models.to_json(),
+            version=table.version,
         )
-        for shards in groups
-        if shards
+        for shards in ([tuple(stale)] if table.builds_all_shards else [(shard,) for shard in stale])
     ]
-    with Progress(plan.table.label, shards=len(orders), rows=_rows_to_read(plan)) as progress:
+    with Progress(table.label, shards=len(tasks), rows=_rows_to_read(plan)) as progress:
         started = time.perf_counter()
-        for done in runner.run(orders, uses_device=plan.table.uses_device, report=progress.advance):
+        for done in executor.run(tasks, uses_device=table.uses_device, report=progress.advance):
             progress.shard_done()
             for line in done.warnings:
                 say(f"warning: {line}")
@@ -135,8 +145,8 @@ def _rows_to_read(plan: TablePlan) -> int:
 
 
 def _journal(folder: Path, done: TaskResult, *, wall: float) -> None:
-    """A line for each finished order: what a run cost here. Kept beside the shards, since it differs between runs."""
-    line = {"shards": done.order.shards, "seconds": round(done.seconds, 3), "wall": round(wall, 3), **done.figures}
+    """A line for each finished task: what a run cost here. Kept beside the shards, since it differs between runs."""
+    line = {"shards": done.task.shards, "seconds": round(done.seconds, 3), "wall": round(wall, 3), **done.figures}
     with open(folder / JOURNAL_NAME, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -147,62 +157,46 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
         text = (folder / JOURNAL_NAME).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    return [line for line in map(_journal_line, text.splitlines()) if line is not None]
+    lines = []
+    for content in text.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            line = json.loads(content)
+            figures = [line["seconds"], line["wall"], *(line.get(name, 0) for name in ("pairs", "cached", "scored"))]
+            if all(isinstance(figure, int | float) for figure in figures) and isinstance(line.get("namespace", ""), str):
+                lines.append(line)
+    return lines
 
 
-def _journal_line(text: str) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text)
-        figures = [line["seconds"], line["wall"], *(line.get(name, 0) for name in ("pairs", "cached", "scored"))]
-        return line if all(isinstance(figure, int | float) for figure in figures) and isinstance(line.get("namespace", ""), str) else None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-
-
-def _last_seconds(plan: TablePlan) -> float:
-    journal = read_journal(plan.folder)
-    return float(journal[-1]["wall"]) if journal else 0.0
-
-
-def seal(plan: TablePlan) -> Manifest:
+def write_manifest(plan: TablePlan) -> Manifest:
     """Write the manifest from the shards' own footers: the table is complete from now on."""
-    records, counts = [], []
+    records, counts, versions = [], dict[str, Any](), dict[str, str]()
     for shard in range(plan.shard_count):
         path = plan.folder / shard_name(shard, plan.shard_count)
         footer = read_footer(path)
         if footer is None:
             raise UserError(f"{path} was built and is gone; start the same command again")
-        rows, size, digest = describe(path)
-        records.append(ShardRecord(path.name, rows, size, digest))
-        counts.append(footer.get("counts", {}))
+        records.append(ShardRecord(path.name, *describe(path)))
+        counts = _added(counts, footer.get("counts", {}))
+    for name in _RECORDED_VERSIONS:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
     manifest = Manifest(
         stage=plan.table.stage,
         table=plan.table.name,
         fingerprint=plan.fingerprint,
         key=plan.full_key,
         shards=records,
-        counts=added(counts),
+        counts=counts,
         seconds=round(sum(line["seconds"] for line in read_journal(plan.folder)), 3),
-        versions=_versions(),
+        versions=versions,
     )
     manifest.write(plan.folder)
     return manifest
 
 
-def added(counts: list[dict[str, Any]]) -> dict[str, Any]:
+def _added(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """The sum of nested counts."""
-    total: dict[str, Any] = {}
-    for one in counts:
-        for name, value in one.items():
-            total[name] = added([total.get(name, {}), value]) if isinstance(value, dict) else total.get(name, 0) + value
-    return total
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _RECORDED_VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    sums = dict(total)
+    for name, value in more.items():
+        sums[name] = _added(total.get(name, {}), value) if isinstance(value, dict) else total.get(name, 0) + value
+    return sums

@@ -10,17 +10,31 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data.config.settings import Experiment
-from data.digests import DigestCache, json_digest
+from data.digests import canonical_json
+from data.errors import RunFailed
 from data.tables import shards
 from data.tables.manifest import Manifest
 from data.tables.schemas import SCHEMA_VERSION
 from data.tables.shards import ShardWriter
+from retrieval.models.resolved import ResolvedModels
+from retrieval.search.stored_texts import texts_of
+
+if TYPE_CHECKING:
+    from pipeline.executors.base import Executor
+    from pipeline.plan import TablePlan
+
+Say = Callable[[str], None]
+
+# Where a key's first part comes from, for people.
+_OPTIONS = {
+    "student": "embed.model or student.model", "teacher": "teacher.model", "teachers": "teacher.model", "files": "ingest.path",
+    "run_digest": "hard_negatives.run_file", "tokenizer": "its model",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,11 +58,7 @@ class Stored:
 
     def texts_of(self, ids: Collection[str], *, id_name: str) -> dict[str, str]:
         """id -> text of those ids that the table has; in memory are these and one row group."""
-        wanted, texts = pa.array(sorted(set(ids)), pa.string()), dict[str, str]()
-        for group in self.row_groups(columns=[id_name, "text"]):
-            found = group.filter(pc.is_in(group.column(id_name), value_set=wanted))
-            texts.update(zip(found.column(id_name).to_pylist(), found.column("text").to_pylist(), strict=True))
-        return texts
+        return texts_of(ids, self.folder, id_name=id_name)
 
     def row_groups(self, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """All row groups of all shards in order: the bounded way to see every row."""
@@ -76,7 +86,7 @@ class WorkerCache:
 class StageContext:
     """Some shards of one table, to be built by one worker."""
 
-    experiment: Experiment
+    models: ResolvedModels
     table: Table
     folder: Path
     fingerprint: str
@@ -88,6 +98,11 @@ class StageContext:
     warn: Callable[[str], None]  # a line that must be seen
     figures: dict[str, Any] = field(default_factory=dict)  # figures of this execution, for the journal
     check_unchanged: Callable[[], None] = lambda: None  # raises RunFailed where models or files are not those of the fingerprint any more
+
+    @property
+    def experiment(self) -> Experiment:
+        """The settings."""
+        return self.models.experiment
 
     @property
     def shard(self) -> int:
@@ -115,21 +130,6 @@ class StageContext:
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """What a table's `prepare` is given: it may look at the work, ask a worker, and leave its choices in the table's folder."""
-
-    experiment: Experiment
-    folder: Path
-    inputs: dict[str, Stored]
-    stale: Sequence[int]
-    ask: Callable[..., Any]  # ask(function, *args): function(experiment, *args), run in a worker
-    workers: int
-    say: Callable[[str], None]
-    label: str  # of the table
-    pairs: str | None  # of its input whose pairs are scored
-
-
-@dataclass(frozen=True)
 class Table:
     """One table of a stage.
 
@@ -141,16 +141,16 @@ class Table:
     name: str  # "" where the stage has one table
     version: int
     reads: tuple[str, ...]  # labels of the tables it reads
-    key: Callable[[Experiment, DigestCache], dict[str, Any]]
+    key: Callable[[Experiment, ResolvedModels], dict[str, Any]]
     shard_count: Callable[[Experiment], int]
     build: Callable[[StageContext], None]
-    prepare: Callable[[Preparation], None] | None = None  # runs in the driver before stale shards are built
-    together: bool = False  # all stale shards in one task, for sources that are read in one pass
+    prepare: Callable[[TablePlan, ResolvedModels, Executor, Say], None] | None = None  # runs in the driver before stale shards are built
+    builds_all_shards: bool = False  # all stale shards in one task, for sources that are read in one pass
     uses_device: bool = False  # builds with a model, so it wants the runner's GPU
     rounds_by_device: bool = False  # what it writes differs between kinds of devices, at the level of rounding noise
-    pairs: str | None = None  # label of the input whose (query, text) rows the teacher scores
-    notes: Callable[[Experiment], list[str]] | None = None  # what a user should hear before any work
-    remark: Callable[[dict[str, Any]], str] | None = None  # from the counts of the finished table: what a user should hear, "" for nothing
+    scores_pairs_of: str | None = None  # label of the input whose (query, text) rows the teacher scores
+    notes: Callable[[Experiment, ResolvedModels], list[str]] | None = None  # what a user should hear before any work
+    summary: Callable[[dict[str, Any]], str] | None = None  # from the counts of the finished table: what a user should hear, "" for nothing
     refuse: Callable[[Stored], None] | None = None  # raises UserError, or NothingLeft, where the finished table is of no use to anyone
 
     @property
@@ -158,23 +158,34 @@ class Table:
         """`embed.corpus`, or just `shards`."""
         return f"{self.stage}.{self.name}" if self.name else self.stage
 
-    def full_key(self, experiment: Experiment, digests: DigestCache, inputs: dict[str, Stored]) -> dict[str, Any]:
+    def full_key(self, models: ResolvedModels, inputs: dict[str, Stored]) -> dict[str, Any]:
         """What the fingerprint is the hash of."""
         return {
             "stage": self.stage,
             "table": self.name,
             "version": self.version,
             "schema": SCHEMA_VERSION,
-            "shards": self.shard_count(experiment),
-            "settings": self.key(experiment, digests),
+            "shards": self.shard_count(models.experiment),
+            "settings": self.key(models.experiment, models),
             "inputs": {label: stored.manifest.content_digest for label, stored in sorted(inputs.items())},
         }
+
+    def refuse_changed(self, planned: dict[str, Any], models: ResolvedModels) -> None:
+        """Raises RunFailed where the files of models, a collection or a run are not those of the planned settings any more.
+
+        A plan digests them once, and the work takes hours: exchanged weights would fill the other half of the table under the first ones'
+        name. Called before each shard is built, before it gets its name, and before the manifest. Nothing that was not touched is read.
+        """
+        now = self.key(models.experiment, models.reread())
+        if canonical_json(now) == canonical_json(planned):
+            return
+        names = [name for name in sorted({*planned, *now}) if planned.get(name) != now.get(name)]
+        options = ", ".join(dict.fromkeys(_OPTIONS.get(name, name) for name in names))
+        raise RunFailed(
+            f"{self.label}: the files of {options} changed while this run was under way; nothing that was computed after that is kept; "
+            "start the same command again"
+        )
 
     def folder(self, experiment: Experiment, fingerprint: str) -> Path:
         """Where the table lies."""
         return Path(experiment.store) / self.stage / (f"{self.name}-{fingerprint}" if self.name else fingerprint)
-
-
-def fingerprint_of(full_key: dict[str, Any]) -> str:
-    """The fingerprint of a table's full key."""
-    return json_digest(full_key)

@@ -26,8 +26,8 @@ _KINDS: dict[Kind, tuple[tuple[str, ...], str]] = {  # columns, and what they ar
 
 def checked_table(folder: Path, kind: Kind, *, key: str) -> Path:
     """The folder. Raises UserError, naming the word `key` that gave it, where it holds no table of this kind."""
-    wanted, words = _KINDS[kind]
-    expected = f"expected {' and '.join(wanted)}: {words}"
+    wanted, meaning = _KINDS[kind]
+    expected = f"expected {' and '.join(wanted)}: {meaning}"
     manifest = Manifest.read(folder)
     if manifest is None:
         raise UserError(f"{key}={folder} is no stored table (it has no {MANIFEST_NAME}): it is {what_lies(folder)}; {expected}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from support.plugins import plugin_folder  # noqa: F401
 
 from data.command import STOP_SIGNALS
 
@@ -30,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "student": {"query_tokens": 16, "passage_tokens": 48},
     "teacher": {"precision": "fp32", "max_tokens": 64},
     "embed": {"precision": "fp32"},
-    "hard_negatives": {"depth": 20, "last_rank": 20, "negatives": 3},
+    "hard_negatives": {"depth": 20, "range_max": 20, "num_negatives": 3},
     "runner": {"kind": "local"},
     "train": {"precision": "fp32", "epochs": 2, "batch_queries": 4, "warmup_steps": 2, "learning_rate": "1e-3"},
 }

@@ -21,7 +21,7 @@ FORBIDDEN = {
 }
 HOMES = {
     "faiss": {"retrieval/search/faiss_index.py"},
-    "ray": {"pipeline/executors/runner.py"},
+    "ray": {"pipeline/executors/ray.py"},
     "typer": {f"{room}/cli.py" for room in ROOMS},
     "fsspec": {"data/remote/object_store.py"},
 }
@@ -55,6 +55,13 @@ def test_heavy_dependencies_have_one_home(path: Path) -> None:
         top = name.split(".")[0]
         assert name_of(path) in HOMES.get(top, {name_of(path)}), f"{name_of(path)} imports {top}, whose home is {HOMES[top]}"
         assert top != "transformers" or name_of(path).startswith("retrieval/"), f"{name_of(path)} imports transformers"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.parts[len(ROOT.parts)] == "trainer"], ids=name_of)
+def test_one_place_knows_the_fast_path_of_cpus(path: Path) -> None:
+    """Prevents: kernels of one machine woven into the loop, the steps and the loss, where the next machine finds no seam."""
+    if not name_of(path).startswith("trainer/cpu/") and name_of(path) != "trainer/run.py":
+        assert not [name for name, _ in imported(path) if name.startswith("trainer.cpu")], "ask `trainer.steps.backend` for it"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

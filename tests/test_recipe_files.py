@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,15 @@ from typer.testing import CliRunner
 
 import pipeline.cli
 import trainer.cli
-from data.config.settings import load
+from data.config.experiment_file import phases_of
+from data.config.settings import Experiment, load
+from data.digests import hash64
 from data.errors import UserError
-from data.tables.cl_drd_groups import labels_of, ordered_pairs
+from data.tables.cl_drd_groups import labels_of
+from pipeline.phases import run_phases
 from pipeline.plan import tables_to_run
 from trainer import recipes
+from trainer.objective.losses import ordered_pairs
 from trainer.reporting import dry_run
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -28,18 +30,24 @@ FILES = sorted(FOLDER.glob("*/*.yaml"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.name if path.stem == path.parent.name else f"{path.parent.name}/{path.name}")
-def test_every_file_is_one_that_the_commands_read(file: Path) -> None:
+def test_every_file_is_one_that_the_commands_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a key that was renamed in the code alone."""
-    for step in yaml.safe_load(file.read_text()).get("steps", [None]):
-        recipes.load({"config": str(file), **({"step": step} if step else {})})
+    for name in ("FOLDER", "OUT", "SEED"):  # of recipes/compare
+        monkeypatch.setenv(name, "0")
+    phases = phases_of(Experiment, str(file))
+    for phase in phases or [""]:
+        recipes.load({"config": str(file), **({"phase": phase} if phase else {})})
+    if phases:
+        with pytest.raises(UserError, match="unknown key phases=none"):  # the last of the checks before work
+            run_phases({"config": str(file)}, names=["none"], say=print)
 
 
-def test_a_misspelt_key_of_a_later_step_is_told_at_once(tmp_path: Path) -> None:
-    """Prevents: a ladder that stops at its last step, days after the first, for a letter."""
+def test_a_misspelt_key_of_a_later_phase_is_told_at_once(tmp_path: Path) -> None:
+    """Prevents: a sequence that stops at its last phase, days after the first, for a letter."""
     text = (FOLDER / "prod" / "prod.yaml").read_text()
     (tmp_path / "prod.yaml").write_text(text.replace("{select: prod,", "{selekt: prod,"))
     with pytest.raises(UserError, match=r"unknown key hard_negatives\.selekt; nearest: hard_negatives\.select"):
-        load({"config": str(tmp_path / "prod.yaml"), "step": "w1"})
+        load({"config": str(tmp_path / "prod.yaml"), "phase": "w1"})
 
 
 def test_only_the_lines_that_say_so_need_a_gpu() -> None:
@@ -56,13 +64,6 @@ def test_only_the_lines_that_say_so_need_a_gpu() -> None:
     assert "shards" in built and "pools.ranked" in built
 
 
-def test_a_round_that_the_file_has_not_is_told_before_work() -> None:
-    """Prevents: three rounds asked for, one run, and exit code 0."""
-    words = ["bash", str(FOLDER / "prod" / "commands.sh"), "recipes/prod/msmarco.yaml"]
-    done = subprocess.run(words, env={**os.environ, "ROUNDS": "d1 d9"}, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "has no step d9" in done.stderr and not done.stdout
-
-
 @pytest.fixture
 def msmarco(collection: Path, tmp_path: Path) -> Path:
     """The tiny collection in MS MARCO's layout."""
@@ -77,9 +78,10 @@ def msmarco(collection: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("name", "step"), [("adam", ""), ("cl_drd", ""), ("prod", "t1"), ("prod", "c1"), ("prod", "t3")])
+@pytest.mark.medium
+@pytest.mark.parametrize(("name", "phase"), [("adam", ""), ("cl_drd", "coarse"), ("prod", "t1"), ("prod", "c1"), ("prod", "t3")])
 def test_msmarco_settings_are_accepted(
-    name: str, step: str, msmarco: Path, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, phase: str, msmarco: Path, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents: a file for days on a GPU that no command was ever given. Only names, sizes of models and shards, and the device differ."""
     other = {
@@ -88,11 +90,11 @@ def test_msmarco_settings_are_accepted(
         "ingest.corpus_shards": 2, "ingest.query_shards": 2, "runner.device": "cpu", "runner.kind": "local", "teacher.precision": "fp32",
         "train.device": "cpu", "train.output": tmp_path / "run",
     }  # fmt: skip
-    if step:
-        other |= {"step": step, "embed.model": models.student, "student.query_prefix": "", "student.passage_prefix": ""}
-    if step == "c1":
+    if phase:
+        other |= {"phase": phase, "embed.model": models.student, "student.query_prefix": "", "student.passage_prefix": ""}
+    if phase == "c1":
         other["teacher.model"] = models.teacher
-    if step == "t1":
+    if phase == "t1":
         other["train.objective.teacher_model"] = models.student
     words = [f"config={FOLDER / name / 'msmarco.yaml'}", *(f"{key}={value}" for key, value in other.items())]
 
@@ -105,18 +107,18 @@ def test_msmarco_settings_are_accepted(
     assert "ingest.corpus    would build 2 of 2 shards" in done(pipeline.cli.app, "plan")
     done(pipeline.cli.app, "run")
     said = done(trainer.cli.app, "run", f"shards={done(pipeline.cli.app, 'path', 'stage=shards')}", "dry_run=true")
-    told = {"t1": "recipe prod_dual", "c1": "task cross_encoder"}.get(step, f"recipe {name}")
+    told = {"t1": "recipe prod_dual", "c1": "task cross_encoder"}.get(phase, f"recipe {name}")
     assert told in said and not (tmp_path / "run").exists()
-    if name == "cl_drd":
-        assert [line.split()[-1] for line in said.splitlines() if line.startswith("stage ")] == ["1-coarse", "2-finer", "3-finest"]
 
 
 def test_cl_drd_holds_the_paper_s_values() -> None:
     """Prevents: another curriculum or schedule under the paper's name, by a slip in a file that nobody runs to its end."""
-    experiment = recipes.load({"config": str(FOLDER / "cl_drd" / "msmarco.yaml")})
-    train, stages = experiment.train, [experiment.train.of_stage(name) for name in experiment.train.stages]
-    assert [(stage.draw, stage.epochs, stage.learning_rate) for stage in stages] == [(0, 4, 7e-6), (1, 2, 3e-6), (2, 2, 3e-6)]
-    assert all((stage.warmup_steps, stage.weight_decay, stage.clip_norm, stage.batch_queries) == (4000, 0.01, 1.0, 8) for stage in stages)
+    file = FOLDER / "cl_drd" / "msmarco.yaml"
+    loaded = [recipes.load({"config": str(file), "phase": name}) for name in ("coarse", "finer", "finest")]
+    experiment, trains = loaded[0], [one.train for one in loaded]
+    train = trains[0]
+    assert [(one.draw, one.epochs, one.learning_rate) for one in trains] == [(0, 4, 7e-6), (1, 2, 3e-6), (2, 2, 3e-6)]
+    assert all((one.warmup_steps, one.weight_decay, one.clip_norm, one.batch_queries) == (4000, 0.01, 1.0, 8) for one in trains)
     sizes = experiment.curriculum.sizes
     assert sizes == ((5, 12, 13), (10, 10, 10), (30, 0, 0))
     kinds = [[kind for kind, size in zip((4, 5, 6), groups, strict=True) for _ in range(size)] for groups in sizes]
@@ -124,5 +126,16 @@ def test_cl_drd_holds_the_paper_s_values() -> None:
     assert (experiment.curriculum.near_rank, experiment.curriculum.retrieved, experiment.hard_negatives.depth) == (50, 200, 200)
     assert (experiment.student.query_tokens, experiment.student.passage_tokens) == (30, 256)
     assert train.objective.distillation == "curriculum" and train.objective.in_batch == "none" and train.score_scale == 1
-    small = yaml.safe_load((FOLDER / "cl_drd" / "cl_drd.yaml").read_text())["curriculum"]
-    assert small["iterations"] == list(experiment.curriculum.iterations)
+    small = yaml.safe_load((FOLDER / "cl_drd" / "cl_drd.yaml").read_text())
+    assert small["curriculum"]["iterations"] == list(experiment.curriculum.iterations)
+
+
+@pytest.mark.parametrize("name", ["cl_drd", "msmarco"])
+def test_each_iteration_of_cl_drd_starts_from_the_one_before(name: str) -> None:
+    """Prevents: an iteration from another student, in the order or with the dropout of the one before, or mined by another model."""
+    file = str(FOLDER / "cl_drd" / f"{name}.yaml")
+    loaded = [recipes.load({"config": file, "phase": name}) for name in ("coarse", "finer", "finest")]
+    start = load({"config": file}).student.model
+    assert [one.student.model for one in loaded] == [start, *(f"{one.train.output}/student" for one in loaded[:2])]
+    assert [one.seed for one in loaded] == [0, *(hash64(0, "stage", number) % 2**31 for number in (1, 2))]  # as ever since
+    assert all(one.embed.model == start for one in loaded)

@@ -1,11 +1,9 @@
 """The training run: open what the experiment names, take the steps, save the student.
 
-OUTPUT/run.json  checkpoints/  metrics.jsonl  tensorboard/      while it runs, and running.json: see `trainer.saving.output_folder`
+OUTPUT/run.json  checkpoints/  metrics.jsonl  tensorboard/      while it runs, and running.json: see `trainer.saving.folder_lock`
 OUTPUT/best/                                                    with a dev set: the student of the best evaluation so far
 OUTPUT/student/, or another train.task's name                   at the end: a sentence-transformers folder, or a cross-encoder's
 OUTPUT/result.json                                              written last: the run is finished
-
-With `train.stages` each of them is such a run in a folder of its own: see `trainer.stages`.
 """
 
 from __future__ import annotations
@@ -25,41 +23,34 @@ from trainer.evaluation.schedule import dev_figures, is_due, with_dev
 from trainer.interruption import GracefulShutdown
 from trainer.reporting.reports import Reports, write_result
 from trainer.run import PlannedBatch, Run, check_machine, open_run
-from trainer.saving.checkpoint import save_checkpoint, save_model
-from trainer.saving.output_folder import RESULT_NAME, held
-from trainer.stages import Stage, begin_chain, check_outputs, end_chain, stages_of, tell_begin, tell_end
-from trainer.steps.distributed import Ranks, joined
+from trainer.saving.checkpoint import save_checkpoint, whole_folder
+from trainer.saving.folder_lock import held
+from trainer.saving.output_folder import RESULT_NAME, check_names, check_place
+from trainer.steps.distributed import Distributed, joined
 from trainer.steps.gradients import QueryLosses, accumulate_gradients
-from trainer.steps.optim import learning_rate, set_rate
+from trainer.steps.optim import learning_rate
 
 
 def train(experiment: Experiment, *, shards_folder: Path) -> int:
     """Train the model of an experiment on a folder of training shards. Returns the exit code: 0 finished, 75 interrupted."""
     check_machine(experiment)
-    stages = stages_of(experiment, shards_folder=shards_folder)
-    check_outputs(experiment, stages)
-    with joined(experiment.train.device) as ranks, _held(Path(experiment.train.output), ranks=ranks) as keep_hold:
-        begin_chain(experiment, stages, ranks=ranks)
-        for stage in stages:
-            tell_begin(stage, ranks=ranks)
-            code = _train(stage, ranks=ranks, keep_hold=keep_hold)
-            if code != EXIT_COMPLETE:
-                return code
-            tell_end(stage, ranks=ranks)
-        end_chain(experiment, stages, ranks=ranks)
-    return EXIT_COMPLETE
+    output = Path(experiment.train.output)
+    check_place(output)
+    check_names(experiment.train)
+    with joined(experiment.train.device) as processes, _held(output, processes=processes) as keep_hold:
+        return _train(experiment, shards_folder=shards_folder, processes=processes, keep_hold=keep_hold)
 
 
-def _held(output: Path, *, ranks: Ranks) -> AbstractContextManager[Callable[[], None]]:
+def _held(output: Path, *, processes: Distributed) -> AbstractContextManager[Callable[[], None]]:
     """The first process holds the run's folder for all; a finished run, of which nothing is written, is nobody's."""
-    return held(output) if ranks.first and not (output / RESULT_NAME).is_file() else nullcontext(lambda: None)
+    return held(output) if processes.first and not (output / RESULT_NAME).is_file() else nullcontext(lambda: None)
 
 
-def _train(stage: Stage, *, ranks: Ranks, keep_hold: Callable[[], None]) -> int:
-    run = open_run(stage.experiment, shards_folder=stage.shards_folder, ranks=ranks)
+def _train(experiment: Experiment, *, shards_folder: Path, processes: Distributed, keep_hold: Callable[[], None]) -> int:
+    run = open_run(experiment, shards_folder=shards_folder, processes=processes)
     if run is None:
-        if ranks.first and not stage.name:
-            print(f"this run is finished: {stage.output}; nothing to do (another train.output=FOLDER trains again)")
+        if processes.first:
+            print(f"this run is finished: {experiment.train.output}; nothing to do (another train.output=FOLDER trains again)")
         return EXIT_COMPLETE
     with closing(run.stream()) as stream, Reports(run) as reports, GracefulShutdown() as interruption:
         for batch in stream:
@@ -69,32 +60,34 @@ def _train(stage: Stage, *, ranks: Ranks, keep_hold: Callable[[], None]) -> int:
             run.state = replace(run.state, step=batch.step + 1, seconds=run.state.seconds + seconds)
             keep_hold()
             reports.step(batch, losses, norm=norm, seconds=seconds, waited=stream.waited, dev=maybe_evaluate(run))
-            interrupted = ranks.any(interruption.asked)
-            if checkpoint_is_due(run) or interrupted:
+            interrupted = processes.any(interruption.asked)
+            if processes.first and (interrupted or checkpoint_is_due(run)):
                 reports.sync()
-                save(run)
+                keep = run.experiment.train.keep_checkpoints
+                save_checkpoint(run.output, model=run.model, optimizer=run.optimizer, state=run.state, keep=keep)
             if run.stopped_early:
                 break
             if interrupted and run.state.step < run.steps:
-                ranks.wait()  # torchrun ends all processes as soon as one of them has left
+                processes.wait()  # torchrun ends all processes as soon as one of them has left
                 reports.note(f"interrupted after step {run.state.step} of {run.steps}; start the same command again to go on")
                 return EXIT_INTERRUPTED
-    if ranks.first:
+    if processes.first:
         keep_hold()
-        save_model(run.result, model=run.model)
+        save_model(run, run.result)
         write_result(run)
-    # A signal in the last step stops no run, but what comes after it.
-    return EXIT_INTERRUPTED if ranks.any(interruption.asked) and stage.followed else EXIT_COMPLETE
+    processes.wait()  # for the first process, which saves
+    return EXIT_COMPLETE
 
 
 def take_step(run: Run, batch: PlannedBatch) -> tuple[QueryLosses, float]:
     """One step of the optimizer on the global batch. Returns each query's losses and the gradient's norm."""
     settings = run.experiment.train
     rate = learning_rate(batch.step, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=run.steps)
-    set_rate(run.optimizer, rate)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
     run.optimizer.zero_grad(set_to_none=False)
     losses = accumulate_gradients(
-        run.workers, batch.work, batch.cut, step=batch.step, settings=run.step_settings, ranks=run.ranks, frozen=run.frozen
+        run.backend, batch.work, batch.cut, step=batch.step, settings=run.step_settings, processes=run.processes, references=run.references
     )
     norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip_norm))
     stop_unless_finite(losses, norm=norm, batch=batch)
@@ -107,10 +100,10 @@ def maybe_evaluate(run: Run) -> dict[str, float]:
     settings = run.experiment.train
     if run.dev is None or not is_due(run.state.step, settings=settings, epoch_ends=run.epoch_ends):
         return {}
-    figures = dev_figures(run.model, run.dev, settings=run.step_settings, ranks=run.ranks)
+    figures = dev_figures(run.model, run.dev, settings=run.step_settings, processes=run.processes)
     run.state = with_dev(run.state, figures, metric=settings.dev_metric)
-    if run.state.best_step == run.state.step and run.ranks.first:
-        save_model(run.output / "best", model=run.model)
+    if run.state.best_step == run.state.step and run.processes.first:
+        save_model(run, run.output / "best")
     return figures
 
 
@@ -120,11 +113,10 @@ def checkpoint_is_due(run: Run) -> bool:
     return step % run.experiment.train.checkpoint_every == 0 or step in run.epoch_ends or run.stopped_early
 
 
-def save(run: Run) -> None:
-    """A checkpoint, written by the first process for all."""
-    if run.ranks.first:
-        keep = run.experiment.train.keep_checkpoints
-        save_checkpoint(run.output, model=run.model, optimizer=run.optimizer, state=run.state, keep=keep)
+def save_model(run: Run, folder: Path) -> None:
+    """A sentence-transformers folder of a student, a transformers folder of a cross-encoder, whole or not at all."""
+    with whole_folder(folder) as temporary:
+        run.model.save(temporary)
 
 
 def stop_unless_finite(losses: QueryLosses, *, norm: float, batch: PlannedBatch) -> None:

@@ -3,23 +3,14 @@
 Precedence, the later wins: the settings' defaults (ADAM's letter), the recipe's preset, the file's `train.objective`, the command
 line. The file's `train.objective` belongs to the file's own recipe: when the command line names another recipe, it is dropped.
 A task other than `student` has a preset of its own, and the recipe is not looked at.
-
-Each row of ADAM's Table 3 is one override of `adam`:
-
-    without N_rein             train.objective.without=reinforced
-    without N_mask             train.objective.without=noisy
-    without both               train.objective.without=reinforced,noisy
-    ... and adaptivity         train.objective.without=reinforced,noisy,adaptive
-    ... and L_sup (Hard KD)    train.objective.without=reinforced,noisy,adaptive,supervised
+Each row of ADAM's Table 3 is one override of `adam`: see recipes/adam.
 """
 
 from __future__ import annotations
 
-import copy
-import difflib
 from typing import Any
 
-from data.config import settings
+from data.config import experiment_file, settings
 from data.config.settings import Experiment, Objective
 from data.errors import UserError
 from trainer.input.stream import TrainingMetadata
@@ -40,9 +31,9 @@ PRESETS: dict[str, dict[str, str]] = {
     "hard_kd": _PLAIN_KD,  # negatives mined
     "rand_kd": _PLAIN_KD,  # negatives drawn at random: the shards differ, not the loss
     "margin_mse": {**_PLAIN_KD, "distillation": "margin_mse"},  # Hofstaetter et al., 2020
-    "cl_drd": {**_PLAIN_KD, "distillation": "curriculum"},  # Zeng et al., 2022; its iterations are `train.stages`
-    "prod_dual": {**_PROD, "in_batch": "both"},  # step T1: the teacher is `teacher_model`, the list all passages of the batch
-    "prod": {**_PROD, "keep_weight": "1"},  # the later steps: the list is the query's own, with the student's start as a second teacher
+    "cl_drd": {**_PLAIN_KD, "distillation": "curriculum"},  # Zeng et al., 2022; each iteration is a phase of its own
+    "prod_dual": {**_PROD, "in_batch": "both"},  # phase T1: the teacher is `teacher_model`, the list all passages of the batch
+    "prod": {**_PROD, "reference_kl_weight": "1"},  # the later steps: the query's own list, and the student's start as a second teacher
 }
 TASK_PRESETS: dict[str, dict[str, str]] = {
     "cross_encoder": _SUPERVISED,
@@ -50,36 +41,36 @@ TASK_PRESETS: dict[str, dict[str, str]] = {
 }
 
 
-def load(words: dict[str, str]) -> Experiment:
-    """The experiment of `config=FILE`, its recipe's preset and its overrides, in the precedence above.
+def load(args: dict[str, str]) -> Experiment:
+    """The experiment of `config=FILE`, its recipe's preset and its overrides, in the precedence above; its seed is the training's.
 
-    Raises UserError for all that `settings.load` refuses, and for an unknown recipe, with the nearest names.
+    Raises UserError for all that `settings.load` refuses, and for what a recipe or a task cannot do without, or with.
     """
-    if "step" not in words and (names := settings.step_names(words)):
-        raise UserError(f"config={words['config']} has steps, say which one to train: step={', step='.join(names)}")
-    chosen = settings.load(words).train  # checks the whole file, also what a change of recipe drops
-    if chosen.recipe not in PRESETS:
-        near = difflib.get_close_matches(chosen.recipe, PRESETS, n=3, cutoff=0.3) or list(PRESETS)
-        raise UserError(f"unknown recipe {chosen.recipe!r}; nearest: {', '.join(near)}")
-    values, overrides = settings.read(words)
+    values, overrides = experiment_file.layers(Experiment, args)
+    if not {"phase", "step"} & args.keys() and (names := list(experiment_file.phases_of(Experiment, args["config"]))):
+        raise UserError(f"config={args['config']} has phases, say which one to train: phase={', phase='.join(names)}")
+    chosen = settings.merged(values, overrides).train  # checks the whole file, also what a change of recipe drops
     train: dict[str, Any] = values.setdefault("train", {})
     own = all(train.get(name, settings.Train.model_fields[name].default) == getattr(chosen, name) for name in ("task", "recipe"))
     preset = TASK_PRESETS.get(chosen.task, PRESETS[chosen.recipe])
-    train["objective"] = {**copy.deepcopy(preset), **(train.get("objective", {}) if own else {})}
+    train["objective"] = {**preset, **(train.get("objective", {}) if own else {})}
     experiment = settings.merged(values, overrides)
     _check(experiment)
-    return experiment
+    seed = experiment.train.seed
+    return experiment if seed is None else experiment.model_copy(update={"seed": seed})
 
 
 def _check(experiment: Experiment) -> None:
-    """Raises UserError for what a recipe or a task cannot do without, or with."""
+    """Raises UserError for what a recipe, a task or a loss cannot do without, or with."""
     train, objective = experiment.train, experiment.train.objective
+    try:
+        objective.check_loss()
+    except ValueError as error:
+        raise UserError(f"train.objective: {error}") from error
     if train.task == "student" and train.recipe == "prod_dual" and objective.teacher_model is None:
         raise UserError("recipe=prod_dual distils a dual encoder: give its folder as train.objective.teacher_model=FOLDER")
     if train.task == "cross_encoder" and ("distillation" not in objective.without or objective.in_batch != "none"):
         raise UserError("task=cross_encoder trains on p+ and its own negatives alone: leave train.objective.without and .in_batch to it")
-    if train.task == "cross_encoder" and train.stages:
-        raise UserError("task=cross_encoder: the stages of a run are students, one from the other; set train.stages={}")
     if train.task == "cross_encoder" and train.dev is not None:
         raise UserError("task=cross_encoder: a dev set measures dual encoders, by search; set train.dev=null")
 
@@ -87,56 +78,52 @@ def _check(experiment: Experiment) -> None:
 def check_shards(experiment: Experiment, metadata: TrainingMetadata) -> None:
     """Refuse shards of another kind than recipe and loss are about, or that lack the logits it learns from."""
     train, objective = experiment.train, experiment.train.objective
-    check_lists(objective, iterations=len(metadata.curriculum), draw=train.draw)
+    check_lists(objective, labelled=metadata.has_labels, iterations=len(metadata.curriculum), draw=train.draw)
     if objective.in_batch != "none" and not metadata.has_never_ids:
         raise UserError(
             f"train.objective.in_batch={objective.in_batch}: these shards, of schema version {metadata.schema_version}, do not say which "
-            "passages are labelled positives of a query, so its in-batch negatives would have some among them; make the shards anew with "
+            "passages are labelled positives of a query, so its in-batch negatives would have some among them; make the shards again with "
             "`prep run config=FILE` (vectors and teacher logits are kept) and give the new folder as shards=DIR"
         )
     if train.task == "student":
         check_negatives(train.recipe, source=metadata.negatives_source)
-    by_logits = "distillation" not in objective.without and (objective.teacher_model is None or "adaptive" not in objective.without)
-    if by_logits and not metadata.teachers:
+    from_shards = objective.loss_traits.learns_from == "logits" and objective.teacher_model is None
+    if "distillation" not in objective.without and (from_shards or "adaptive" not in objective.without) and not metadata.teachers:
         raise UserError(
             "these shards have no teacher logits (teacher.backend=none): make others with a teacher, or train without: task=dual_encoder, "
             "task=cross_encoder, or train.objective.teacher_model=FOLDER with recipe=prod_dual"
         )
 
 
-def check_lists(objective: Objective, *, iterations: int, draw: int | None) -> None:
+def check_lists(objective: Objective, *, labelled: bool, iterations: int, draw: int | None) -> None:
     """Refuse shards whose lists are not of the kind that the loss is over.
 
     Args:
         objective: The loss.
-        iterations: Of the curriculum whose groups the lists are, as the shards' metadata say; 0 where they are of another kind.
+        labelled: Whether the lists carry labels.
+        iterations: Of the curriculum that the lists are of, as the shards' metadata say; 0 where they are of none.
         draw: `train.draw`, the iteration to train on.
     """
-    groups = iterations > 0
-    if objective.distillation == "curriculum" and not groups:
+    by_labels = objective.loss_traits.learns_from == "labels"
+    if by_labels and not labelled:
         raise UserError(
-            "recipe=cl_drd (train.objective.distillation=curriculum) trains on lists in groups, which these shards have not: make others "
-            "with `prep run config=FILE curriculum.enabled=true` and give their folder as shards=DIR"
+            f"train.objective.distillation={objective.distillation} (recipe=cl_drd: curriculum) learns from labels, which these shards "
+            "have not: make others with `prep run config=FILE curriculum.enabled=true` and give their folder as shards=DIR"
         )
-    if objective.distillation == "curriculum" and iterations > 1 and draw is None:
+    if by_labels and iterations > 1 and draw is None:
         raise UserError(
             f"these shards hold {iterations} iterations of a curriculum, and each wants a training of its own that starts from the last "
-            "one's student: name them in train.stages, as recipes/cl_drd does, or train one of them with train.draw=0"
+            "one's student: make each a phase of the file, as recipes/cl_drd does, or train one of them with train.draw=0"
         )
-    if groups and (objective.uses_positive or objective.in_batch != "none"):
+    if labelled and (objective.uses_positive or objective.in_batch != "none"):
         raise UserError(
-            "these shards hold the lists of a curriculum, which have no one p+ for a supervised loss and no in-batch negatives: use "
+            "these shards hold lists with labels, which have no one p+ for a supervised loss and no in-batch negatives: use "
             "recipe=cl_drd, or set train.objective.without=supervised train.objective.in_batch=none"
         )
 
 
 def check_negatives(recipe: str, *, source: str) -> None:
-    """Refuse shards whose negatives are not those that the recipe is named after.
-
-    Args:
-        recipe: A name of `PRESETS`.
-        source: `negatives_source` of the shards' metadata.
-    """
+    """Refuse shards whose `negatives_source` is not the one that the recipe is named after."""
     if recipe == "rand_kd" and source != "random":
         raise UserError(
             f"recipe=rand_kd trains on random negatives, these shards have source={source}: make others with "

@@ -11,30 +11,31 @@ from typing import Any
 import torch
 
 from data.config.fields import keyed_values
-from data.config.settings import Experiment
+from data.config.settings import Experiment, Train
 from data.digests import DigestCache, json_digest
 from data.errors import RunFailed, UserError
 from retrieval.compute import precision
+from retrieval.compute.prefetch import Prefetched
 from retrieval.compute.probe import pad_id_of
-from trainer.cpu.workers import Workers
 from trainer.evaluation.dev_set import DevSet, open_dev_set
-from trainer.input.prefetch import Prefetched
 from trainer.input.stream import TrainingShards, batches, open_training_shards
+from trainer.objective.losses import DISTILLATION_LOSSES
 from trainer.objective.plan import BatchWork, plan_batch, token_count
 from trainer.objective.selection import selected_share
 from trainer.recipes import check_shards
 from trainer.saving.checkpoint import TrainingState, claim_output, read_record, remove_half_written, resume, start_digest
 from trainer.saving.output_folder import RESULT_NAME, RESULT_REMEDY
 from trainer.saving.rehearsal import rehearse_saving
-from trainer.steps.distributed import Ranks
+from trainer.steps.backend import Backend, PlainBackend
+from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings
 from trainer.steps.micro_batches import MicroBatches, cut
 from trainer.steps.optim import make_optimizer
-from trainer.steps.prepare_model import computes_on_cpu, open_workers
-from trainer.steps.reference_models import FrozenEncoders
+from trainer.steps.reference_models import References
 from trainer.task import Model, Task, task_of
 
 _BATCHES_AHEAD = 4
+_LOSS = "train.objective.distillation"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class PlannedBatch:
     @property
     def lengths(self) -> list[int]:
         """Tokens of each sequence that the step encodes."""
-        sequences = {sequence for query in self.work.queries for sequence in query.sequences} | {one.sequence for one in self.work.pool}
+        sequences = {sequence for query in self.work.queries for sequence in query.sequences}
+        sequences |= {passage.sequence for passage in self.work.in_batch_passages}
         return [token_count(sequence) for sequence in sequences]
 
 
@@ -58,13 +60,13 @@ class Run:
     """A run, ready for its next step."""
 
     experiment: Experiment
-    ranks: Ranks
+    processes: Distributed
     shards: TrainingShards
     key: dict[str, Any]
     task: Task
     model: Model
-    frozen: FrozenEncoders
-    workers: Workers  # what computes the model's micro-batches
+    references: References
+    backend: Backend  # what computes the model's micro-batches
     optimizer: torch.optim.Optimizer
     step_settings: StepSettings
     epoch_ends: list[int]  # steps done at the end of each epoch
@@ -98,43 +100,52 @@ class Run:
         return Prefetched(lambda: planned_batches(self.shards, self.experiment, self.task, first_step=first_step), ahead=_BATCHES_AHEAD)
 
 
-def open_run(experiment: Experiment, *, shards_folder: Path, ranks: Ranks) -> Run | None:
+def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distributed) -> Run | None:
     """Open all that a run needs; None where it is finished already."""
     settings, output = experiment.train, Path(experiment.train.output)
     digests = DigestCache(Path(os.devnull))
     task = task_of(experiment, digests)
-    shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=ranks.first, draw=settings.draw)
-    finished = ranks.any(ranks.first and (output / RESULT_NAME).is_file())
+    shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=processes.first, draw=settings.draw)
+    finished = processes.any(processes.first and (output / RESULT_NAME).is_file())
     if not finished:
         check_shards(experiment, shards.metadata)
     dev = open_dev_set(Path(settings.dev), tokenizer=task.tokenizer) if settings.dev else None
-    if dev is not None and dev.own_passages and ranks.first:
+    if dev is not None and dev.own_passages and processes.first:
         print(f"dev set: {len(dev.own_passages):,} queries are passages themselves; these are left out of their lists, as BEIR does")
     key = _run_key(experiment, shards=shards, task=task, dev=dev)
-    if ranks.first:
+    if processes.first:
         claim_output(output, key=key)
         remove_half_written(output)
     fingerprint = json_digest(key)
-    ranks.agree(fingerprint, about="settings, shards and models")  # the first process has checked the shards and noted the run
+    processes.agree(fingerprint, about="settings, shards and models")  # the first process has checked the shards and noted the run
     if finished:
-        if ranks.first:
+        if processes.first:
             read_record(output / RESULT_NAME, remedy=RESULT_REMEDY)
         return None
     model = task.open()
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)
     state = resume(output, model=model, optimizer=optimizer, fingerprint=fingerprint)
-    if ranks.size > 1:
-        ranks.agree(start_digest(model, optimizer, state), about="the parameters to start from")
-    if ranks.first and state.step == 0:
+    if processes.size > 1:
+        processes.agree(start_digest(model, optimizer, state), about="the parameters to start from")
+    if processes.first and state.step == 0:
         rehearse_saving(model, output)
-    workers, frozen = open_workers(model, settings), task.open_frozen()
+    backend, references = open_backend(model, settings), task.open_references()
     if json_digest(task_of(experiment, digests).key) != json_digest(task.key):
         raise RunFailed("the files of a model changed while it was loaded: put the first ones back, or choose another train.output=FOLDER")
     return Run(
-        experiment=experiment, ranks=ranks, shards=shards, key=key, task=task, model=model, frozen=frozen, workers=workers,
+        experiment=experiment, processes=processes, shards=shards, key=key, task=task, model=model, references=references, backend=backend,
         optimizer=optimizer, step_settings=step_settings(experiment, model), epoch_ends=epoch_ends(shards, experiment), dev=dev,
         state=state,
     )  # fmt: skip
+
+
+def open_backend(model: Model, settings: Train) -> Backend:
+    """What computes this process's passes of the model. A compiled model has passes of its own."""
+    if settings.device == "cpu" and settings.cpu_fast_path and not settings.compile:
+        from trainer.cpu.fast_path import CpuBackend
+
+        return CpuBackend(model, workers=settings.workers)
+    return PlainBackend(model)
 
 
 def check_machine(experiment: Experiment) -> None:
@@ -159,7 +170,6 @@ def step_settings(experiment: Experiment, model: Model) -> StepSettings:
         device=settings.device,
         precision=precision.resolve(settings.precision, device=settings.device),
         distillation=settings.objective.distillation,
-        cheap_dropout=computes_on_cpu(settings),
     )
 
 
@@ -188,17 +198,16 @@ def planned_batches(shards: TrainingShards, experiment: Experiment, task: Task, 
 
 def _run_key(experiment: Experiment, *, shards: TrainingShards, task: Task, dev: DevSet | None) -> dict[str, Any]:
     """All that decides the trained parameters: two runs that differ in it must not share an output folder."""
-    settings = experiment.train
-    early_stop: dict[str, Any] = {}
+    settings, early_stop = experiment.train, dict[str, Any]()
     if settings.patience is not None and dev is not None:
         early_stop = {"dev": dev.digest, "dev_metric": settings.dev_metric, "evaluate_every": settings.evaluate_every}
     return {
         "train": {
-            **keyed_values(settings, leave_out=("stages",)),
+            **keyed_values(settings),
             **early_stop,
             "precision": precision.resolve(settings.precision, device=settings.device),
             "device": settings.device,  # its generator draws other dropout masks
-            "objective": keyed_values(settings.objective),
+            "objective": {**keyed_values(settings.objective), **DISTILLATION_LOSSES.key(settings.objective.distillation, setting=_LOSS)},
         },
         **task.key,
         "seed": experiment.seed,

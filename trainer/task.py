@@ -31,7 +31,7 @@ from retrieval.teachers.pair_scorer import PairScorer, packed
 from retrieval.teachers.pair_tokens import StoredPairs
 from trainer.input.stream import REMEDY, TrainingRow
 from trainer.steps.prepare_model import prepared
-from trainer.steps.reference_models import FrozenEncoders, open_frozen, teacher_key
+from trainer.steps.reference_models import References, open_references, teacher_spec
 
 Model = DualEncoder | PairScorer
 
@@ -44,7 +44,7 @@ class Task:
     remedy: str  # for shards of another tokenizer, for people
     key: dict[str, Any]  # of all models that decide the result, by content
     open: Callable[[], Model]  # the starting point, in train mode on its device
-    open_frozen: Callable[[], FrozenEncoders]
+    open_references: Callable[[], References]
     row: Callable[[TrainingRow], TrainingRow]  # a row as this model reads it
 
 
@@ -56,12 +56,13 @@ def task_of(experiment: Experiment, digests: DigestCache) -> Task:
     if experiment.train.task == "cross_encoder":
         return _cross_encoder(experiment, digests)
     spec = resolve_student(experiment.student)
+    teacher = teacher_spec(experiment, spec)
     return Task(
         tokenizer=spec.tokenizer_digest,
         remedy=REMEDY,
-        key={"student": spec.key(digests), **teacher_key(experiment, spec, digests)},
+        key={"student": spec.key(digests), **({"teacher_model": teacher.key(digests)} if teacher else {})},
         open=lambda: prepared(lambda: DualEncoder(spec), experiment.train),
-        open_frozen=lambda: open_frozen(experiment, spec),
+        open_references=lambda: open_references(spec, teacher, settings=experiment.train),
         row=lambda row: row,
     )
 
@@ -70,8 +71,9 @@ def _cross_encoder(experiment: Experiment, digests: DigestCache) -> Task:
     """Raises UserError: an ONNX teacher, what `check_training_start` finds in its files, `max_tokens` above what the model reads, prompts
     in the shards' tokens, a tokenizer whose pairs cannot be put together from stored tokens."""
     teacher = experiment.teacher
-    if teacher.backend == "onnx":
-        raise UserError("task=cross_encoder: an ONNX graph cannot be trained; give a transformers folder with teacher.backend=torch")
+    if teacher.backend not in ("torch", "none"):
+        what = "an ONNX graph" if teacher.backend == "onnx" else teacher.backend
+        raise UserError(f"task=cross_encoder: {what} cannot be trained; give a transformers folder with teacher.backend=torch")
     source, trusted = teacher_source(teacher), teacher.trust_remote_code
     folder = transformer_folder(source)
     check_custom_code(folder, option="teacher.model", trusted=trusted)
@@ -96,7 +98,7 @@ def _cross_encoder(experiment: Experiment, digests: DigestCache) -> Task:
         remedy=f"a cross-encoder reads its own tokens: run `prep run stage=shards` with student.model={folder}",
         key={"cross_encoder": key},
         open=lambda: prepared(lambda: PairScorer(folder, seed=experiment.seed, trusted=trusted), experiment.train),
-        open_frozen=FrozenEncoders,
+        open_references=dict,
         row=lambda row: as_pairs(row, pairs),
     )
 

@@ -1,22 +1,21 @@
-"""From a YAML file and `dotted.key=value` overrides to a checked, frozen settings object.
+"""What a setting is: a typed field with a meaning and a mark, and the way from raw values to a checked, frozen object.
 
-Values are read as plain strings and coerced by the field's declared type, never by YAML's guessing: `teacher.model=1e3` stays the
-string it is, `train.learning_rate=5e-5` becomes a float. An unknown key is an error that names the nearest valid ones, and so is a key
-that stands twice. Paths are marked, so that one function sees them all.
+Raw values are strings, coerced by the field's declared type: `teacher.model=1e3` stays the string it is, `train.learning_rate=5e-5`
+becomes a float. An unknown key is an error that names the nearest valid ones. Paths are marked, so that one function sees them all.
+
+A field that got another name keeps its old one for a version (`Renamed`), and for good in fingerprints, so that stores stay valid.
 """
 
 from __future__ import annotations
 
 import difflib
-import types
+import functools
+import sys
 import typing
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data.errors import UserError
 from data.files.paths import expanded
@@ -27,14 +26,33 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shaped(cls, values: Any) -> Any:
+        """Strings into the shape that the type wants: `a,b` to a list, `null` to None. Scalars are left to pydantic."""
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        return {name: _shaped_value(fields[name].annotation, value) if name in fields else value for name, value in values.items()}
+
 
 SectionType = TypeVar("SectionType", bound=Section)
 PathKind = Literal["path", "model"]  # a model may be a hub id
+NULLS = ("", "~", "null")  # as YAML writes them
 
 
-def keyed(default: Any, meaning: str, **bounds: Any) -> Any:
-    """A semantic field: it changes the bytes, so it enters fingerprints."""
-    return Field(default, description=meaning, json_schema_extra={"keyed": True}, **bounds)
+class Renamed(NamedTuple):
+    """The name that a field had, and how its value was counted. Fingerprints keep both."""
+
+    old: str
+    new_value: Callable[[int], int] = int  # of a whole number under the old name
+    old_value: Callable[[Any], Any] = lambda value: value
+
+
+def keyed(default: Any, meaning: str, *, renamed: Renamed | None = None, later: bool = False, **bounds: Any) -> Any:
+    """A semantic field: it changes the bytes, so it enters fingerprints. One that came `later` does so only where it is not its default."""
+    marks: Any = {"keyed": True, "renamed": renamed, "later": later}
+    return Field(default, description=meaning, json_schema_extra=marks, **bounds)
 
 
 def execution(default: Any, meaning: str, *, path: PathKind | None = None, **bounds: Any) -> Any:
@@ -42,70 +60,20 @@ def execution(default: Any, meaning: str, *, path: PathKind | None = None, **bou
     return Field(default, description=meaning, json_schema_extra={"keyed": False, "path": path}, **bounds)
 
 
+def _mark(model: type[BaseModel], name: str, mark: str) -> Any:
+    extra = model.model_fields[name].json_schema_extra if name in model.model_fields else None
+    return extra.get(mark) if isinstance(extra, dict) else None
+
+
 def keyed_values(section: Section, *, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The semantic fields of a section, ready for a fingerprint."""
-    values = section.model_dump(mode="json")
-    fields = type(section).model_fields
-    return {name: values[name] for name in fields if _is_keyed(fields[name]) and name not in leave_out}
-
-
-def _is_keyed(field: FieldInfo) -> bool:
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("keyed"))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The file's mapping with every scalar as the string it is written as."""
-    if not path.is_file():
-        near = [str(found) for found in sorted((path if path.is_dir() else path.parent).glob("*.yaml"))]
-        what = f"{path} is a folder, not a configuration file" if path.is_dir() else f"no configuration file at {path}"
-        raise UserError(what + (f"; found {', '.join(near)}" if near else ""))
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not readable YAML (UTF-8): {error}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    if not isinstance(content, dict):
-        found = {"": "nothing", None: "nothing"}.get(content, "a single value") if not isinstance(content, list) else "a list"
-        raise UserError(f"{path} must hold a mapping of sections (`store: ...`, `ingest: ...`), it holds {found}")
-    return content
-
-
-class _Loader(yaml.BaseLoader):
-    """Every scalar as the string it is written as. A key that stands twice in a mapping is an error: YAML's own reader takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if key.value == "<<":
-                raise yaml.YAMLError(f"line {line}: merge keys (<<) are not read; write the settings out")
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in lines:
-                both = f"in lines {lines[key.value]} and {line}"
-                raise yaml.YAMLError(f"the key {key.value} stands twice in one mapping, {both}: put them together")
-            lines[key.value] = line
-        return super().construct_mapping(node, deep=deep)
-
-
-NULLS = ("", "~", "null")  # as YAML writes them
-
-
-def without_null_sections(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
-    """The values without sections that hold nothing (`runner:` with every key commented out, `dev: null`): these have their defaults."""
-    kept: dict[str, Any] = {}
-    for name, value in values.items():
-        field = model.model_fields.get(name)
-        section = field and _section_of(field.annotation)
-        if not section:
-            kept[name] = value
-        elif isinstance(value, dict):
-            kept[name] = without_null_sections(section, value)
-        elif value not in NULLS:
-            kept[name] = value
-    return kept
+    """The semantic fields of a section, ready for a fingerprint: under the names and values of the version that had each first."""
+    model, values, key = type(section), section.model_dump(mode="json"), dict[str, Any]()
+    for name, field in model.model_fields.items():
+        unset = _mark(model, name, "later") and getattr(section, name) == field.default
+        if _mark(model, name, "keyed") and not unset and name not in leave_out:
+            renamed = _mark(model, name, "renamed") or Renamed(name)
+            key[renamed.old] = renamed.old_value(values[name])
+    return key
 
 
 def map_paths(
@@ -117,22 +85,14 @@ def map_paths(
     """
     changed = dict(values)
     for name, value in values.items():
-        field = model.model_fields.get(name)
-        section = field and _section_of(field.annotation)
+        key, section, kind = f"{prefix}{name}", section_of(model, name), _mark(model, name, "path")
         if section and isinstance(value, dict):
-            changed[name] = map_paths(section, value, change, prefix=f"{prefix}{name}.")
-        elif field and isinstance(value, str) and not (value in NULLS and type(None) in typing.get_args(field.annotation)):
-            kind = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("path")
-            changed[name] = _as_text(change(value, f"{prefix}{name}", typing.cast(PathKind, kind)), f"{prefix}{name}") if kind else value
+            changed[name] = map_paths(section, value, change, prefix=f"{key}.")
+        elif kind and isinstance(value, str) and not (value in NULLS and _may_be_null(model.model_fields[name].annotation)):
+            changed[name] = path = change(value, key, kind)
+            if path.encode(errors="ignore").decode() != path:
+                raise UserError(f"{key}={path}: it is no text in this terminal's encoding: set PYTHONUTF8=1, or rename it in UTF-8")
     return changed
-
-
-def _as_text(path: str, key: str) -> str:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{key}={path}: the path is no text in this terminal's encoding: set PYTHONUTF8=1, or rename it in UTF-8") from None
-    return path
 
 
 def expanded_paths(model: type[BaseModel], values: dict[str, Any], *, prefix: str = "") -> dict[str, Any]:
@@ -149,29 +109,10 @@ def expanded_paths(model: type[BaseModel], values: dict[str, Any], *, prefix: st
     return map_paths(model, values, change, prefix=prefix)
 
 
-def set_dotted(values: dict[str, Any], key: str, value: str) -> None:
-    """Set `a.b.c` in nested mappings, in place."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        below = values.setdefault(parent, {})
-        if not isinstance(below, dict):
-            raise UserError(f"cannot set {key}: {parent} is a single value, not a section")
-        values = below
-    values[last] = value
-
-
-def deep_merge(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """`values` with `others` over them; where both have a mapping, key by key."""
-    sections = [name for name, own in others.items() if isinstance(own, dict) and isinstance(values.get(name), dict)]
-    both = {name: deep_merge(values[name], others[name]) for name in sections}
-    return {**values, **others, **both}
-
-
 def build(model: type[SectionType], values: dict[str, Any]) -> SectionType:
     """A checked settings object. Raises UserError with every fault, each naming its key and what was expected."""
-    refuse_unknown(model, values)
     try:
-        return model.model_validate(_shaped(model, values))
+        return model.model_validate(known(model, values))
     except ValidationError as error:
         faults = [f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']} (got {fault['input']!r})" for fault in error.errors()]
         raise UserError("\n".join(["the configuration has faults:", *faults])) from error
@@ -180,23 +121,49 @@ def build(model: type[SectionType], values: dict[str, Any]) -> SectionType:
 def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Every dotted key of a settings model."""
     keys: list[str] = []
-    for name, field in model.model_fields.items():
-        section = _section_of(field.annotation)
+    for name in model.model_fields:
+        section = section_of(model, name)
         keys += all_keys(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
     return keys
 
 
-def refuse_unknown(model: type[BaseModel], values: dict[str, Any], *, prefix: str = "") -> None:
-    """Raises UserError for a key that the model has not, with the nearest that it has."""
+def known(model: type[BaseModel], values: dict[str, Any], *, from_file: bool = False, prefix: str = "") -> dict[str, Any]:
+    """The raw values under the names of this version. An old name is warned of.
+
+    Args:
+        model: whose keys they are.
+        values: nested mappings of strings.
+        from_file: a section that holds nothing (`runner:` with every key commented out) is left out, and has its defaults.
+        prefix: of the keys, in messages.
+
+    Raises UserError: a key that the model has not, with the nearest that it has; a section with a value; a key under both its names.
+    """
+    new_names = {renamed.old: name for name in model.model_fields if (renamed := _mark(model, name, "renamed"))}
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        field = model.model_fields.get(name)
-        if field is None:
+        if old := name if name in new_names else "":
+            name = new_names[old]
+            if name in values:
+                raise UserError(f"{prefix}{old} is the old name of {prefix}{name}: leave one of them out")
+            new_value = str(_mark(model, name, "renamed").new_value(int(value))) if str(value).isdecimal() else value
+            warn_once(f"{prefix}{old}={value} is now {prefix}{name}={new_value}; the old name is read until the next version")
+            value = new_value
+        if name not in model.model_fields:
             raise unknown_key(f"{prefix}{name}", valid=all_keys(model, prefix))
-        section = _section_of(field.annotation)
+        section = section_of(model, name)
         if section and isinstance(value, dict):
-            refuse_unknown(section, value, prefix=f"{prefix}{name}.")
-        elif section:
+            found[name] = known(section, value, from_file=from_file, prefix=f"{prefix}{name}.")
+        elif section and not (from_file and value in NULLS):
             raise UserError(f"{prefix}{name} is a section: set one of its keys, e.g. {all_keys(section, f'{prefix}{name}.')[0]}=...")
+        elif not section:
+            found[name] = value
+    return found
+
+
+@functools.cache
+def warn_once(line: str) -> None:
+    """A warning on the error stream, once in a process: a command may read its file several times."""
+    print(f"warning: {line}", file=sys.stderr)
 
 
 def unknown_key(key: str, *, valid: list[str]) -> UserError:
@@ -207,32 +174,22 @@ def unknown_key(key: str, *, valid: list[str]) -> UserError:
     return UserError(f"unknown key {key}{hint}")
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The section that a field of this name holds; None for a value, and where there is no such field."""
+    annotation = model.model_fields[name].annotation if name in model.model_fields else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
-def _shaped(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
-    """Strings into the shape the type wants: `a,b` to a list, `null` to None. Scalars are left to pydantic."""
-    shaped: dict[str, Any] = {}
-    for name, value in values.items():
-        annotation = model.model_fields[name].annotation
-        section = _section_of(annotation)
-        if section:
-            shaped[name] = _shaped(section, value)
-        else:
-            shaped[name] = _shaped_value(annotation, value)
-    return shaped
+def _may_be_null(annotation: Any) -> bool:
+    return type(None) in typing.get_args(annotation)
 
 
 def _shaped_value(annotation: Any, value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        if type(None) in arguments and value.lower() in ("null", "none", "~", ""):
-            return None
-        return _shaped_value(next(a for a in arguments if a is not type(None)), value)
-    if origin in (tuple, list):
+    if _may_be_null(annotation) and value.lower() in (*NULLS, "none"):
+        return None
+    if typing.get_origin(annotation) is tuple:
         inner = value.strip().removeprefix("[").removesuffix("]")
         return [part.strip() for part in inner.split(",") if part.strip()]
     return value
@@ -244,6 +201,6 @@ def parse_arguments(arguments: list[str]) -> dict[str, str]:
     for word in arguments:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise UserError(f"expected key=value, got {word!r} (for example stage=embed or hard_negatives.negatives=10)")
+            raise UserError(f"expected key=value, got {word!r} (for example stage=embed or hard_negatives.num_negatives=10)")
         parsed[key] = value
     return parsed

@@ -2,20 +2,25 @@
 
 student                      one source
 student:3,bm25:1             three of four negatives from the student's search, the fourth from BM25
-student:3@20-200,bm25:1      the student's from ranks 20 to 200; BM25's from first_rank to last_rank
+student:3@20-200,bm25:1      the student's from ranks 20 to 200; BM25's from range_min + 1 to range_max
+student,mylab.sources:recent:2@1-50    with one of your own (docs/extending.md), given as package.module:function
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-SOURCES = ("student", "bm25", "run", "random")  # their places are the numbers in `ranked_sources`: only ever append
+from data.config.registry import IMPORT_PATH, check_name, is_import_path
 
-_PART = re.compile(r"(?P<name>[^:@\s]+)(?::(?P<weight>[^:@\s]+))?(?:@(?P<first>\d+)-(?P<last>\d+))?")
+SOURCES = ("student", "bm25", "run", "random")  # their places are the numbers in `ranked_sources`: only ever append
+_FIRST_PLUGIN = 64  # in `ranked_sources`, which has 8 bits; plug-ins count on from it in the order of the setting
+
+# Behind a built-in's name a colon is followed by a weight, behind any other by a weight or by the object of an import path.
+_NAME = rf"(?!(?:{'|'.join(SOURCES)}):){IMPORT_PATH}|[^:@\s]+"
+_PART = re.compile(rf"(?P<name>{_NAME})(?::(?P<weight>[^:@\s]+))?(?:@(?P<first>\d+)-(?P<last>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,12 @@ class Source:
     weight: int
     first_rank: int  # in the source's own list, positives removed, from 1
     last_rank: int
+    plugin: int = 0  # its place among the setting's plug-ins
 
     @property
     def number(self) -> int:
         """As it stands in `ranked_sources`."""
-        return SOURCES.index(self.name)
+        return _FIRST_PLUGIN + self.plugin if is_import_path(self.name) else SOURCES.index(self.name)
 
 
 def parse_sources(text: str, *, first_rank: int, last_rank: int) -> tuple[Source, ...]:
@@ -40,16 +46,23 @@ def parse_sources(text: str, *, first_rank: int, last_rank: int) -> tuple[Source
     """
     parts = [_parsed(part.strip()) for part in text.split(",")]
     names = [part["name"] for part in parts]
-    twice = [name for name in SOURCES if names.count(name) > 1]
+    twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ValueError(f"source={text} names {twice[0]} twice; add up its weights")
     weights = [_weight(part["weight"], part["name"]) for part in parts]
     scale = math.lcm(*(weight.denominator for weight in weights))
     whole = [int(weight * scale) for weight in weights]
     divisor = math.gcd(*whole)
+    plugins = list(filter(is_import_path, names))
     return tuple(
-        Source(part["name"], weight // divisor, int(part["first"] or first_rank), int(part["last"] or last_rank))
-        for part, weight in zip(parts, whole, strict=True)
+        Source(
+            name,
+            weight // divisor,
+            int(part["first"] or first_rank),
+            int(part["last"] or last_rank),
+            plugins.index(name) if name in plugins else 0,
+        )
+        for part, name, weight in zip(parts, names, whole, strict=True)
     )
 
 
@@ -62,10 +75,7 @@ def _parsed(part: str) -> dict[str, str]:
     found = _PART.fullmatch(part)
     if not found:
         raise ValueError(f"a source is NAME, NAME:WEIGHT or NAME:WEIGHT@FIRST-LAST (ranks), got {part!r}; names: {', '.join(SOURCES)}")
-    name = found["name"]
-    if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, n=2, cutoff=0.3)
-        raise ValueError(f"no source {name!r}; " + (f"nearest: {', '.join(near)}" if near else f"there are {', '.join(SOURCES)}"))
+    check_name(found["name"], SOURCES, kind="source")
     return found.groupdict(default="")
 
 

@@ -3,14 +3,15 @@
     train.objective.distillation=kl                    registered here
     train.objective.distillation=mylab.losses:rank_net   imported when it is first asked for
 
-A plug-in is a Python object in a module that this process can import. Its `version` (0 where it has none) is raised by its author when
-what it computes changes: qualified name and version enter the fingerprint.
+A plug-in is a callable in a module that this process can import. Its `version` (0 where it has none) is raised by its author when what it
+computes changes: qualified name and version enter the fingerprint.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import platform
 import re
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
@@ -18,12 +19,12 @@ from typing import Any, Generic, TypeVar
 from data.errors import UserError
 
 Thing = TypeVar("Thing")
-_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+IMPORT_PATH = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 
 
 def is_import_path(name: str) -> bool:
     """Whether a name is `package.module:object`."""
-    return _IMPORT_PATH.fullmatch(name) is not None
+    return re.fullmatch(IMPORT_PATH, name) is not None
 
 
 def check_name(name: str, names: Iterable[str], *, kind: str) -> str:
@@ -37,8 +38,13 @@ def check_name(name: str, names: Iterable[str], *, kind: str) -> str:
 
 
 def plugin_key(name: str, thing: Any) -> dict[str, Any]:
-    """What a fingerprint holds of a plug-in, empty for a built-in: `{"plugin": "mylab.losses:rank_net", "version": 2}`."""
-    return {"plugin": name, "version": getattr(thing, "version", 0)} if is_import_path(name) else {}
+    """What a fingerprint holds of a plug-in: `{"plugin": "mylab.losses:rank_net", "version": 2}`; empty for a built-in, whose stay."""
+    if not is_import_path(name):
+        return {}
+    version = getattr(thing, "version", 0)
+    if not isinstance(version, int | str):
+        raise UserError(f"{name}: its version is {version!r}; expected a whole number or a text")
+    return {"plugin": name, "version": version}
 
 
 class Registry(Generic[Thing]):
@@ -64,18 +70,18 @@ class Registry(Generic[Thing]):
         return import_object(name, setting=setting)
 
     def key(self, name: str, *, setting: str) -> dict[str, Any]:
-        """What a fingerprint holds beside the setting itself; empty for a built-in, so that its fingerprints stay."""
+        """`plugin_key` of the thing of this name."""
         return plugin_key(name, self.get(name, setting=setting))
 
 
 def import_object(name: str, *, setting: str) -> Any:
-    """The object of `package.module:object`. Raises UserError where the module cannot be imported, or has no such object."""
+    """The object of `package.module:object`. Raises UserError where the module cannot be imported, or has no such callable."""
     module_name, _, path = name.partition(":")
     try:
         thing: Any = importlib.import_module(module_name)
     except Exception as error:  # whatever a module of others does while it is imported
-        if isinstance(error, ModuleNotFoundError) and module_name.split(".")[0] == (error.name or "").split(".")[0]:
-            why = f"no module {module_name} here: install it, or put its folder on PYTHONPATH"
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
+            why = f"{platform.node()} has no module {error.name}: install it there, or put its folder on PYTHONPATH"
         else:
             why = f"importing {module_name} ends in {type(error).__name__}: {error}"
         raise UserError(f"{setting}={name}: {why}") from error
@@ -84,4 +90,6 @@ def import_object(name: str, *, setting: str) -> Any:
             near = difflib.get_close_matches(part, dir(thing), n=2)
             raise UserError(f"{setting}={name}: {module_name} has no {part}" + (f"; nearest: {', '.join(near)}" if near else ""))
         thing = getattr(thing, part)
+    if not callable(thing):
+        raise UserError(f"{setting}={name}: expected something to call, found {type(thing).__name__}")
     return thing

@@ -6,17 +6,18 @@ file is checked by every command, so that a misspelt key in any section is found
 
 from __future__ import annotations
 
-import re
+import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
 
-from data.config import fields as config
-from data.config.fields import PathKind, Section, execution, keyed
+from data.config import experiment_file
+from data.config.fields import PathKind, Renamed, Section, build, execution, expanded_paths, keyed, map_paths
 from data.config.negative_sources import Source, canonical, parse_sources
+from data.config.registry import check_name
+from data.config.traits import LOSSES, SAMPLERS, LossTraits, SamplerTraits, traits_of
 from data.errors import UserError
-from data.files.paths import expanded
 from data.remote.object_store import is_remote
 from data.tables.cl_drd_groups import PAPER_ITERATIONS, GroupSizes, parse_sizes
 
@@ -24,7 +25,26 @@ StopWords = Literal[
     "english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian", "swedish", "norwegian", "danish", "turkish",
     "chinese", "korean", "none",
 ]  # fmt: skip
+SamplerName = Annotated[str, AfterValidator(lambda name: check_name(name, SAMPLERS, kind="sampler"))]
+LossName = Annotated[str, AfterValidator(lambda name: check_name(name, LOSSES, kind="loss"))]
+TEACHER_BACKENDS = ("torch", "onnx", "none")  # what each is: retrieval/teachers/backends.py
+Prefix = Annotated[str, BeforeValidator(lambda value: "auto" if value in (None, "null", "~") else value)]  # never one that reads `null`
+Length = Annotated[int | None, BeforeValidator(lambda value: None if value == "auto" else value)]
+Switch = Annotated[Literal["auto", "true", "false"], BeforeValidator(lambda value: str(value).lower())]  # YAML has True, too
 PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
+
+
+def _local(folder: str) -> str:
+    """Files that are renamed and written in parts need a file system."""
+    if is_remote(folder):
+        raise ValueError(
+            "expected a folder of this machine or of a network file system; copy what is finished to the object store: `retrieve` and "
+            "`train run shards=s3://...` read tables there"
+        )
+    return folder
+
+
+LocalFolder = Annotated[str, AfterValidator(_local)]
 
 
 class Ingest(Section):
@@ -47,36 +67,40 @@ class Student(Section):
     layers: int | None = keyed(None, "keep the first k layers; null keeps all", ge=1)
     pooling: Literal["auto", "cls", "mean"] = keyed("auto", "auto reads a sentence-transformers folder's files, else cls")
     normalize: bool | None = keyed(None, "vectors of length 1; null: if a sentence-transformers folder normalises or compares by cosine")
-    query_prefix: str = keyed("auto", "text put before every query; auto reads a sentence-transformers folder's prompts, else none")
-    passage_prefix: str = keyed("auto", "text put before every passage; auto as above")
-    query_tokens: int | None = keyed(32, "longest query in tokens, special ones too (ADAM 4.3); null: as the model's files say", ge=4)
-    passage_tokens: int | None = keyed(128, "longest passage in tokens, special ones too (ADAM 4.3); null: as above", ge=8)
-
-    @field_validator("query_prefix", "passage_prefix", mode="before")
-    @classmethod
-    def _auto_prefix(cls, value: Any) -> Any:
-        return "auto" if value is None or value in ("null", "~") else value  # never a prefix that reads `null`
-
-    @field_validator("query_tokens", "passage_tokens", mode="before")
-    @classmethod
-    def _own_length(cls, value: Any) -> Any:
-        return None if value == "auto" else value
+    query_prefix: Prefix = keyed("auto", "text put before every query; auto reads a sentence-transformers folder's prompts, else none")
+    passage_prefix: Prefix = keyed("auto", "text put before every passage; auto as above")
+    query_tokens: Length = keyed(32, "longest query in tokens, special ones too (ADAM 4.3); null: as the model's files say", ge=4)
+    passage_tokens: Length = keyed(128, "longest passage in tokens, special ones too (ADAM 4.3); null: as above", ge=8)
 
 
 class Teacher(Section):
-    """The cross-encoder."""
+    """Who gives the logits: a cross-encoder, or your own class."""
 
     model: str = execution(
         ..., "hub id or folder of a sequence-classification model, or of model.onnx (keyed by its content)", path="model"
     )
     revision: str | None = execution(None, "of a hub id: branch, tag or commit; null: its main branch")
     trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
-    backend: Literal["torch", "onnx", "none"] = keyed("torch", "torch, ONNX Runtime (extra `onnx`), or none: shards without logits")
+    backend: str = keyed("torch", "torch, onnx (ONNX Runtime), your own as package.module:object, or none: shards without logits")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
     max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first", ge=16)
-    compile: Literal["auto", "on", "off"] = execution("auto", "torch.compile; auto: where a calibration says that the job is long enough")
+    compile: bool = execution(False, "torch.compile, under torch; its start takes half a minute a worker")
     segment_pairs: int = execution(2048, "rows of a window, whose new pairs are one segment; a kill loses at most two windows", ge=1)
     batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
+
+    @field_validator("backend")
+    @classmethod
+    def _known_backend(cls, value: str) -> str:
+        return check_name(value, TEACHER_BACKENDS, kind="teacher")
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _former_words(cls, value: Any) -> Any:
+        """`auto` chose by a calibration, whose answer is no on today's machines."""
+        if value not in ("auto", "on", "off"):
+            return value
+        print(f"warning: teacher.compile={value} is now teacher.compile={str(value == 'on').lower()}", file=sys.stderr)
+        return value == "on"
 
 
 class Embed(Section):
@@ -95,17 +119,24 @@ class FalseNegatives(Section):
 
     p+ is the positive that the query's list is trained with, where it has several. A rule of the teacher has all passages of the windows
     scored first, once, whatever the logit store holds already.
+
+    Names are those of sentence-transformers' `mine_hard_negatives`, whose scores are similarities. These are raw logits: a relative
+    margin shrinks to nothing where the logit of p+ is near 0, and is as wide for -5 as for 5.
     """
 
-    teacher_above: float | None = keyed(None, "drop passages with a teacher logit above this")
-    teacher_margin: float | None = keyed(None, "drop those above the logit of the query's p+ minus this")
+    max_score: float | None = keyed(None, "drop passages with a teacher logit above this", renamed=Renamed("teacher_above"))
+    absolute_margin: float | None = keyed(None, "drop those above the logit of p+ minus this", renamed=Renamed("teacher_margin"))
+    relative_margin: float | None = keyed(
+        None, "drop those above the logit of p+ minus this share, 0 to 1, of its magnitude", later=True, ge=0, le=1
+    )
     teacher_percentile: float | None = keyed(None, "drop those above this percentile of the logits in the query's windows", gt=0, lt=100)
     student_margin: float | None = keyed(None, "drop those whose student score is above that of p+ minus this")
 
     @property
     def uses_teacher(self) -> bool:
         """Whether a rule needs the teacher's logits of the windows."""
-        return not (self.teacher_above is None and self.teacher_margin is None and self.teacher_percentile is None)
+        rules = (self.max_score, self.absolute_margin, self.relative_margin, self.teacher_percentile)
+        return any(rule is not None for rule in rules)
 
 
 class Search(Section):
@@ -124,34 +155,39 @@ class Search(Section):
 class HardNegatives(Section):
     """Which passages a query's negatives are drawn from, and how."""
 
-    source: str = keyed("student", "student, bm25, run or random, or several with weights (and ranks): student:3,bm25:1@1-50")
+    source: str = keyed("student", "student, bm25, run, random or your own; or several with weights (and ranks): student:3,bm25:1@1-50")
     run_file: str | None = execution(None, "the TREC run of source=run, local or s3:// (keyed by its content)", path="path")
     depth: int = keyed(100, "passages kept of each source's list, positives removed", ge=1, le=10_000)
-    first_rank: int = keyed(1, "negatives are drawn from this rank on, in the list of each source", ge=1)
-    last_rank: int = keyed(100, "and up to this one", ge=1)
-    negatives: int = keyed(10, "m, negatives drawn per query (ADAM 4.3; 15 were best without dark examples)", ge=1)
+    range_min: int = keyed(
+        0, "closest passages skipped in the list of each source: negatives are drawn from the next rank on", ge=0,
+        renamed=Renamed("first_rank", new_value=lambda rank: rank - 1, old_value=lambda skipped: skipped + 1),
+    )  # fmt: skip
+    range_max: int = keyed(100, "and up to this rank, counted from 1", ge=1, renamed=Renamed("last_rank"))
+    num_negatives: int = keyed(
+        10, "m, negatives drawn per query (ADAM 4.3; 15 were best without dark examples)", ge=1, renamed=Renamed("negatives")
+    )
     draws: int = keyed(1, "independent draws of m negatives; epoch e trains on draw e modulo their number", ge=1, le=100)
     queries: int | None = keyed(None, "training queries used, a seeded subset; null takes all", ge=1)
-    sampler: Literal["uniform", "top", "stratified", "simans"] = keyed("uniform", "how they are drawn: see pipeline/negatives/samplers.py")
+    sampler: SamplerName = keyed("uniform", "uniform, top, stratified, simans (see pipeline/negatives/samplers.py), or your own")
     simans_a: float = keyed(0.5, "a of SimANS, sharpness around p+ (the default of its authors' code)", ge=0)
     simans_b: float = keyed(0.0, "b of SimANS, added to the score of p+ (the default of its authors' code)")
     score_pools: bool = keyed(False, "have the teacher score whole pools, also where nothing here asks for it (table pool_scores)")
-    ignore_identical_ids: Literal["auto", "true", "false"] = keyed(
+    ignore_identical_ids: Switch = keyed(
         "auto", "a query that is a passage is no negative of itself; auto: where id and text agree, true: where the id does, false: it is"
     )
     bm25_stopwords: StopWords = keyed("english", "words that BM25 leaves out, of a language, or none (see retrieval/search/bm25.py)")
     select: Literal["none", "prod", "prod_nq"] = keyed("none", "queries that the teacher gets right and the student does not (PROD)")
     false_negatives: FalseNegatives = FalseNegatives()
 
-    @field_validator("ignore_identical_ids", mode="before")
-    @classmethod
-    def _switch(cls, value: Any) -> Any:
-        return str(value).lower() if isinstance(value, bool | str) else value  # YAML reads true and false as such
+    @property
+    def sampler_traits(self) -> SamplerTraits:
+        """What the sampler goes by. Imports a plug-in."""
+        return traits_of(self.sampler, SAMPLERS, setting="hard_negatives.sampler")
 
     @property
     def sources(self) -> tuple[Source, ...]:
         """The sources in the order of the setting."""
-        return parse_sources(self.source, first_rank=self.first_rank, last_rank=self.last_rank)
+        return parse_sources(self.source, first_rank=self.range_min + 1, last_rank=self.range_max)
 
     @property
     def source_words(self) -> str:
@@ -161,21 +197,26 @@ class HardNegatives(Section):
     @property
     def uses_pool_scores(self) -> bool:
         """Whether queries or negatives are chosen by the teacher's logits."""
-        return self.sampler == "stratified" or self.false_negatives.uses_teacher or self.select != "none"
+        return self.false_negatives.uses_teacher or self.select != "none" or "teacher_logits" in self.sampler_traits.needs
+
+    def check_sampler(self) -> None:
+        """Raises ValueError where the sampler does not get what it needs. Imports a plug-in: for commands that draw."""
+        if "student_scores" in self.sampler_traits.needs and [source.name for source in self.sources] != ["student"]:
+            raise ValueError(f"sampler={self.sampler} goes by the student's scores: it needs source=student alone")
+        if self.draws > 1 and not self.sampler_traits.draws_differ:
+            raise ValueError(f"sampler={self.sampler} chooses the same negatives in every draw: set draws=1, or sampler=uniform or simans")
 
     @model_validator(mode="after")
     def _consistent(self) -> HardNegatives:
         names = [source.name for source in self.sources]
         for source in self.sources:
             if not 1 <= source.first_rank <= source.last_rank <= self.depth:
-                found = f"{source.first_rank}, {source.last_rank}, {self.depth}"
-                raise ValueError(f"need first_rank <= last_rank <= depth, got {found} for source {source.name}")
+                window = f"ranks {source.first_rank} to {source.last_rank} of {self.depth}"
+                raise ValueError(f"need range_min < range_max <= depth, got {window} for source {source.name}")
         if "run" in names and not self.run_file:
             raise ValueError("source=run needs run_file=FILE, a TREC run")
-        if self.sampler == "simans" and names != ["student"]:
-            raise ValueError("sampler=simans goes by the student's scores: it needs source=student alone")
-        if self.sampler in ("top", "stratified") and self.draws > 1:
-            raise ValueError(f"sampler={self.sampler} chooses the same negatives in every draw: set draws=1, or sampler=uniform or simans")
+        if self.sampler in SAMPLERS:
+            self.check_sampler()
         if self.false_negatives.student_margin is not None and "student" not in names:
             raise ValueError("false_negatives.student_margin needs student among the sources")
         if self.select != "none" and "student" not in names:
@@ -258,14 +299,17 @@ class Objective(Section):
 
     supervised_weight: float = keyed(0.01, "lambda, weight of the supervised loss (ADAM 4.3)", ge=0)
     distillation_weight: float = keyed(1.0, "weight of the distillation loss (PROD: 0.9)", gt=0)
-    keep_weight: float = keyed(0.0, "weight of KL(start, frozen || student) on the same list (PROD: 1); it keeps from forgetting", ge=0)
+    reference_kl_weight: float = keyed(
+        0.0, "weight of KL(reference || student) on the same list, the reference being the frozen start (PROD: 1)", ge=0,
+        renamed=Renamed("keep_weight"),
+    )  # fmt: skip
     without: tuple[Literal["reinforced", "noisy", "adaptive", "supervised", "distillation"], ...] = keyed(
         (), "parts left out, as in ADAM's Table 3"
     )
     include_positive: bool = keyed(False, "put p+ into P~ (Eq. 9 leaves it out; a list without dark examples always has it, Eq. 3)")
     reduction: Literal["batch", "selected"] = keyed("batch", "the KD sum is divided by b, or by the number of selected queries")
-    count_epochs_from: Literal[0, 1] = keyed(0, "t of the first epoch in the selected share 1 - t/(2T) (Eq. 8)")
-    distillation: Literal["kl", "margin_mse", "curriculum"] = keyed("kl", "the KD loss: KL of softmaxes (Eq. 4), MarginMSE, CL-DRD's")
+    count_epochs_from: int = keyed(0, "t of the first epoch, 0 or 1, in the selected share 1 - t/(2T) (Eq. 8)", ge=0, le=1)
+    distillation: LossName = keyed("kl", "the KD loss: kl (of softmaxes, Eq. 4), margin_mse, curriculum (CL-DRD's), or your own")
     temperature: float = keyed(1.0, "T of both softmaxes of a KL", gt=0)
     temperature_squared: bool = keyed(False, "multiply each KL by T^2 (PROD), so that its gradient does not shrink with T")
     teacher_model: str | None = execution(
@@ -273,37 +317,52 @@ class Objective(Section):
     )
     in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives the batch's other passages join")
 
+    @property
+    def loss_traits(self) -> LossTraits:
+        """What the distillation loss goes by. Imports a plug-in."""
+        return traits_of(self.distillation, LOSSES, setting="train.objective.distillation")
+
     @model_validator(mode="after")
-    def _scored(self) -> Objective:
-        if self.distillation == "margin_mse" and self.in_batch in ("distillation", "both"):
-            raise ValueError("margin_mse needs teacher logits, which in-batch passages have not: set in_batch=none or supervised")
-        if self.distillation != "kl" and self.temperature_squared:
-            raise ValueError(f"{self.distillation} has no temperature: set temperature_squared=false")
-        if self.temperature != 1 and not self.uses_temperature:
-            loss = "without=distillation" if "distillation" in self.without else f"distillation={self.distillation}"
-            raise ValueError(f"temperature={self.temperature:g} has no effect with {loss}, which has no softmax of its own: leave it out")
-        if self.distillation == "margin_mse" and "distillation" not in self.without and not self.has_positive:
+    def _consistent(self) -> Objective:
+        if self.distillation in LOSSES:
+            self.check_loss()
+        if "distillation" in self.without and (self.reference_kl_weight or self.teacher_model):
             raise ValueError(
-                "distillation=margin_mse is of margins between p+ and the others, and P~ has no p+ beside dark examples: set "
-                "include_positive=true, or leave distillation out and use recipe=margin_mse, which sets both"
+                "reference_kl_weight and teacher_model are of the distillation's list, which is left out: set one or the other"
             )
-        if self.distillation == "curriculum" and self.teacher_model:
-            raise ValueError("distillation=curriculum learns from the shards' labels, not from a teacher_model: leave it out")
-        if "distillation" in self.without and (self.keep_weight or self.teacher_model):
-            raise ValueError("keep_weight and teacher_model are of the distillation's list, which is left out: set one or the other")
         if "distillation" in self.without and ("supervised" in self.without or not self.supervised_weight):
             raise ValueError("nothing is left to train: distillation and the supervised loss are both left out")
-        if self.distillation == "curriculum" and (self.in_batch != "none" or self.uses_positive):
+        return self
+
+    def check_loss(self) -> None:
+        """Raises ValueError where the other settings do not give the loss what it needs. Imports a plug-in: for commands that train."""
+        name, loss, by_labels = self.distillation, self.loss_traits, self.loss_traits.learns_from == "labels"
+        if not by_labels and not loss.takes_unscored and self.in_batch in ("distillation", "both"):
+            raise ValueError(f"{name} needs teacher logits, which in-batch passages have not: set in_batch=none or supervised")
+        if not loss.uses_temperature and self.temperature_squared:
+            raise ValueError(f"{name} has no temperature: set temperature_squared=false")
+        if self.temperature != 1 and not self.uses_temperature:
+            without = "without=distillation" if "distillation" in self.without else f"distillation={name}"
             raise ValueError(
-                "distillation=curriculum is over a list of groups, which has no one p+ and no in-batch negatives: set "
+                f"temperature={self.temperature:g} has no effect with {without}, which has no softmax of its own: leave it out"
+            )
+        if loss.needs_positive and "distillation" not in self.without and not self.has_positive:
+            raise ValueError(
+                f"distillation={name} compares p+ with the others, and P~ has no p+ beside dark examples: set "
+                "include_positive=true, or leave distillation out and use recipe=margin_mse, which sets both"
+            )
+        if by_labels and self.teacher_model:
+            raise ValueError(f"distillation={name} learns from the shards' labels, not from a teacher_model: leave it out")
+        if by_labels and (self.in_batch != "none" or self.uses_positive):
+            raise ValueError(
+                f"distillation={name} is over a list of labels, which has no one p+ and no in-batch negatives: set "
                 "without=supervised and in_batch=none (recipe=cl_drd sets the first; beside it leave distillation out)"
             )
-        return self
 
     @property
     def uses_temperature(self) -> bool:
-        """Whether a KL is among the losses: the distillation's, or the one that keeps the student near its start."""
-        return "distillation" not in self.without and (self.distillation == "kl" or self.keep_weight > 0)
+        """Whether a loss with a temperature is asked for: the distillation's, or the KL that keeps the student near its start."""
+        return "distillation" not in self.without and (self.loss_traits.uses_temperature or self.reference_kl_weight > 0)
 
     @property
     def has_positive(self) -> bool:
@@ -315,11 +374,6 @@ class Objective(Section):
         """Whether the supervised loss, which is of one p+ and its negatives, is asked for."""
         return "supervised" not in self.without and self.supervised_weight > 0
 
-    @field_validator("count_epochs_from", mode="before")
-    @classmethod
-    def _whole(cls, value: Any) -> Any:
-        return int(value) if isinstance(value, str) and value.isdecimal() else value
-
 
 class Train(Section):
     """The trainer."""
@@ -327,10 +381,12 @@ class Train(Section):
     task: Literal["student", "cross_encoder", "dual_encoder"] = keyed(
         "student", "student: distil; cross_encoder: fine-tune teacher.model; dual_encoder: train student.model by the labels alone"
     )
-    recipe: str = keyed("adam", "of task=student: adam, hard_kd, rand_kd, margin_mse, cl_drd, prod_dual or prod: a preset of `objective`")
-    output: str = execution("runs/train", "folder of checkpoints, metrics and the student", path="path")
+    recipe: Literal["adam", "hard_kd", "rand_kd", "margin_mse", "cl_drd", "prod_dual", "prod"] = keyed(
+        "adam", "of task=student: a preset of `objective`"
+    )
+    output: LocalFolder = execution("runs/train", "folder of checkpoints, metrics and the student", path="path")
     objective: Objective = Objective()
-    stages: dict[str, dict[str, Any]] = keyed({}, "runs one after the other: a name each, and what it changes of `train`; see `of_stage`")
+    seed: int | None = execution(None, "of order and dropout alone, not of the data; null takes `seed`. Keyed as the run's seed")
     draw: int | None = keyed(None, "train all epochs on this draw; null: epoch e on draw e modulo the shards' draws", ge=0, le=99)
     epochs: int = keyed(3, "T, passes over the queries; of the selected shares, too, where `steps` ends the run", ge=1)
     steps: int | None = keyed(None, "stop after this many steps, in whatever epoch; null: after the last epoch", ge=1)
@@ -346,6 +402,7 @@ class Train(Section):
     workers: int | None = execution(
         None, "micro-batches at the same time on a CPU, each on its share of the threads; null: up to 4", ge=1, le=1024
     )
+    cpu_fast_path: bool = execution(True, "on a CPU the passes of trainer/cpu, with dropout masks of their own; false: plain PyTorch")
     micro_batch_tokens: int = keyed(4096, "tokens of a forward and backward pass; dropout masks are drawn for each", ge=64)
     compile: bool = execution(False, "torch.compile for the model; changes numbers within rounding; does not pay on a CPU")
     activation_checkpointing: bool = execution(False, "keep a layer's input alone and compute it again on the way back: less memory")
@@ -362,66 +419,23 @@ class Train(Section):
             raise ValueError("patience needs a dev set: dev=FOLDER (`prep path stage=dev`)")
         return self
 
-    @field_validator("output")
-    @classmethod
-    def _local(cls, value: str) -> str:
-        return _local_folder(value, "copy OUTPUT/student to the object store when the run is finished")
 
-    @field_validator("stages", mode="before")
-    @classmethod
-    def _no_stages(cls, value: Any) -> Any:
-        return {} if value in (None, "null", "{}") else value
+class Evaluation(Section):
+    """What `prep phases` measures when a phase is finished. Of one that trains nothing: what embeds."""
 
-    @model_validator(mode="after")
-    def _each_stage(self) -> Train:
-        for name in self.stages:
-            self.of_stage(name)
-        return self
-
-    def of_stage(self, name: str) -> Train:
-        """The settings of one stage: these, and over them its own of `stages`.
-
-        A stage may set any key of `train` that is not of the whole run, those of `objective` too. It writes to OUTPUT/<number>-<name>/.
-        Keys of its own are `start`, whose student it starts from (`last`, the default: the one of the stage before; `student`:
-        student.model; or the name of an earlier stage), and `shards`, its folder of training shards where it is not the run's.
-
-        Raises UserError for what no stage may set, and for a value that a run could not have.
-        """
-        where, own, names = f"train.stages.{name}", self.stages[name], list(self.stages)
-        number = names.index(name)
-        if not isinstance(own, dict) or not re.fullmatch(r"[\w.-]+", name) or name in START_WORDS:
-            raise UserError(f"{where}: a stage is a name (letters, digits, - and _; not last or student) with keys of train below it")
-        if whole := [key for key in own if key in _OF_THE_RUN]:
-            raise UserError(f"{where}.{whole[0]} is of the whole run: set train.{whole[0]}")
-        starts = (*START_WORDS, *names[:number])
-        if (start := own.get("start", "last")) not in starts:
-            raise UserError(f"{where}.start={start}: expected {', '.join(starts)}")
-        changed = {key: value for key, value in own.items() if key not in _OF_A_STAGE}
-        values = {**self.model_dump(), **changed, "stages": {}, "output": str(Path(self.output) / f"{number + 1}-{name}")}
-        if isinstance(changed.get("objective"), dict):
-            values["objective"] = {**self.objective.model_dump(), **changed["objective"]}
-        try:
-            return config.build(Train, values)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
-
-
-START_WORDS = ("last", "student")
-_OF_A_STAGE = ("start", "shards")
-_OF_THE_RUN = ("stages", "task", "recipe", "output", "device", "threads", "workers")
-
-
-def _local_folder(value: str, instead: str) -> str:
-    """Files that are renamed and written in parts need a file system."""
-    if is_remote(value):
-        raise ValueError(f"expected a folder of this machine or of a network file system; {instead}")
-    return value
+    splits: tuple[str, ...] = execution((), "qrels splits whose queries are searched in the whole corpus; none: nothing is measured")
+    depth: int = execution(1000, "passages of a query's list", ge=1)
+    out: str = execution("runs/evaluation", "start of the files OUT.SPLIT.trec, and OUT.SPLIT.json of each query's metrics", path="path")
+    rerank: str | None = execution(
+        None, "of task=cross_encoder: the run whose first `depth` passages it puts in its order, of the first split", path="path"
+    )
+    rerank_queries: int = execution(100, "first queries of that run which are ranked again", ge=1)
 
 
 class Experiment(Section):
     """An experiment file."""
 
-    store: str = execution(..., "folder of all stage outputs and of the teacher-logit store, shared by experiments", path="path")
+    store: LocalFolder = execution(..., "folder of all stage outputs and of the teacher-logit store, shared by experiments", path="path")
     seed: int = keyed(0, "of every random choice")
     ingest: Ingest
     student: Student
@@ -434,6 +448,7 @@ class Experiment(Section):
     dev: Dev = Dev()
     runner: Runner = Runner()
     train: Train = Train()
+    evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
     def _teacher(self) -> Experiment:
@@ -444,14 +459,9 @@ class Experiment(Section):
                 )
             if self.hard_negatives.score_pools or self.hard_negatives.uses_pool_scores:
                 raise ValueError(
-                    "teacher.backend=none scores no pools: leave out score_pools, select, sampler=stratified, rules of the teacher"
+                    "teacher.backend=none scores no pools: leave out score_pools, select, rules of the teacher, a sampler by its logits"
                 )
         return self
-
-    @field_validator("store")
-    @classmethod
-    def _local(cls, value: str) -> str:
-        return _local_folder(value, "copy finished tables to the object store: `retrieve` and `train run shards=s3://...` read them there")
 
     @property
     def uses_index(self) -> bool:
@@ -481,9 +491,8 @@ class Experiment(Section):
             )
         if any(value is not None for value in pools.false_negatives.model_dump().values()):
             raise UserError("curriculum.enabled draws by ranks alone: leave the rules of hard_negatives.false_negatives unset")
-        for name in self.train.stages:
-            if (draw := self.train.of_stage(name).draw) is not None and draw >= self.draws:
-                raise UserError(f"train.stages.{name}.draw={draw}: curriculum.iterations are draws 0 to {self.draws - 1}")
+        if self.train.draw is not None and self.train.draw >= self.draws:
+            raise UserError(f"train.draw={self.train.draw}: curriculum.iterations are draws 0 to {self.draws - 1}")
         return self
 
     @property
@@ -500,78 +509,17 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
     def absolute(path: str, key: str, kind: PathKind) -> str:
         return path if is_remote(path) or (kind == "model" and not Path(path).exists()) else str(Path(path).absolute())
 
-    return Experiment.model_validate(config.map_paths(Experiment, experiment.model_dump(), absolute))
+    return Experiment.model_validate(map_paths(Experiment, experiment.model_dump(), absolute))
 
 
-SECTION_SHORTHANDS = {"runner": "runner.kind", "recipe": "train.recipe", "task": "train.task", "dev": "train.dev"}
-
-
-def read(words: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The raw values of the file `config=FILE` and the other words with their shorthands spelt out.
-
-    A file may have `steps`: names of settings that go over the rest of the file where `step=NAME` asks for them. So a method of many
-    trainings, each with its own data, teacher and schedule, is one file; without `step` it is the rest alone.
-    """
-    words = dict(words)
-    file, step = words.pop("config", None), words.pop("step", None)
-    if file is None:
-        raise UserError("say which experiment: config=FILE (a YAML file, see recipes/)")
-    values = config.read_yaml(config_file(file))
-    steps = values.pop("steps", {})
-    steps = {name: {} if own in config.NULLS else own for name, own in steps.items()} if isinstance(steps, dict) else steps
-    if not isinstance(steps, dict) or not all(isinstance(own, dict) for own in steps.values()):
-        raise UserError(f"{file}: steps is a mapping of names, each with settings below it")
-    steps = {name: config.without_null_sections(Experiment, own) for name, own in steps.items()}
-    if not values.keys() & Experiment.model_fields.keys():
-        raise UserError(
-            f"{file} is no experiment: it has the keys {', '.join(list(values)[:8]) or 'of nothing'}; expected store, ingest, ..."
-        )
-    values = config.without_null_sections(Experiment, values)
-    for own in steps.values():  # a misspelt key of the last step is told before the first one's days of work
-        config.refuse_unknown(Experiment, own)
-    if step is not None:
-        if step not in steps:
-            raise UserError(f"step={step}: {file} has " + (f"the steps {', '.join(steps)}" if steps else "no steps"))
-        values = config.deep_merge(values, steps[step])
-    return values, {SECTION_SHORTHANDS.get(key, key): value for key, value in words.items()}
-
-
-def step_names(words: dict[str, str]) -> list[str]:
-    """The names of the `steps` of the file `config=FILE`, in its order."""
-    return list(config.read_yaml(config_file(words["config"])).get("steps", {})) if "config" in words else []
-
-
-def config_file(word: str) -> Path:
-    """The file that `config=` names."""
-    return Path(expanded(word, key="config"))
-
-
-def merged(values: dict[str, Any], overrides: dict[str, str]) -> Experiment:
-    """The experiment of raw values and the overrides that win over them. `values` is changed in place."""
-    for key, value in overrides.items():
-        config.set_dotted(values, key, value)
-    return config.build(Experiment, _with_paths(values))
-
-
-def _with_paths(values: dict[str, Any]) -> dict[str, Any]:
-    """`~` and variables replaced in every path, those of the stages of a training too."""
-    values = config.expanded_paths(Experiment, values)
-    train = values.get("train")
-    if not isinstance(train, dict) or not isinstance(train.get("stages"), dict):
-        return values
-    stages = {name: _stage_paths(name, own) if isinstance(own, dict) else own for name, own in train["stages"].items()}
-    return {**values, "train": {**train, "stages": stages}}
-
-
-def _stage_paths(name: str, own: dict[str, Any]) -> dict[str, Any]:
-    prefix = f"train.stages.{name}."
-    shards = {"shards": expanded(own["shards"], key=f"{prefix}shards")} if isinstance(own.get("shards"), str) else {}
-    return {**config.expanded_paths(Train, own, prefix=prefix), **shards}
-
-
-def load(words: dict[str, str]) -> Experiment:
-    """The experiment of `config=FILE` and its overrides; relative paths are taken from the working directory.
+def load(args: dict[str, str]) -> Experiment:
+    """The experiment of `config=FILE`, the phase that `phase=NAME` names, and overrides; relative paths start from the working directory.
 
     Raises UserError: no `config`, no such file, an unknown key (with the nearest names), a value of the wrong type.
     """
-    return merged(*read(words))
+    return merged(*experiment_file.layers(Experiment, args))
+
+
+def merged(values: dict[str, Any], overrides: dict[str, Any]) -> Experiment:
+    """The experiment of raw values and the overrides that win over them."""
+    return build(Experiment, expanded_paths(Experiment, experiment_file.deep_merge(values, overrides)))

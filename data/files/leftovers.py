@@ -3,7 +3,7 @@
     .part-00000-of-00004.parquet.1f0c9a2b-4711-8d2e6f0a1b3c.tmp      .<final name>.<place>-<process>-<random>.tmp
 
 A place is a boot of a machine and a namespace of process ids in it: there, a process that is gone can be told for certain. A file of
-another place (another host of a network file system, a container, a machine that was started anew) counts as abandoned when nobody wrote
+another place (another host of a network file system, a container, a machine that was started again) counts as abandoned when nobody wrote
 to it for a day.
 """
 
@@ -45,15 +45,12 @@ def remove_leftovers(folder: Path, *, of: str = "", held: bool = False) -> None:
 
     `held`: whether all of them are such, since nobody but the caller may write there.
     """
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return
-    for name in names:
-        ours = _OURS.fullmatch(name)
-        if ours and of in ("", ours["final"]) and (held or _is_abandoned(folder / name, ours)):
-            with contextlib.suppress(OSError):
-                shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            ours = _OURS.fullmatch(name)
+            if ours and of in ("", ours["final"]) and (held or _is_abandoned(folder / name, ours)):
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
 
 
 def _is_abandoned(path: Path, writer: re.Match[str]) -> bool:

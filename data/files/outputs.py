@@ -49,27 +49,20 @@ def is_html(head: bytes) -> bool:
 def is_stream(path: str | Path) -> bool:
     """Whether a path is a device, a pipe, or a file that this process's output goes to: written through, never replaced."""
     try:
-        found = os.stat(path)
+        mode = os.stat(path).st_mode
     except OSError:
         return False
-    if stat.S_ISREG(found.st_mode):  # `out=/dev/stdout > FILE`
-        return _is_descriptor(found, 1) or _is_descriptor(found, 2)
-    return stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode)
+    if stat.S_ISREG(mode):  # `out=/dev/stdout > FILE`
+        return is_standard_output(path) or is_standard_output(path, 2)
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
-def is_standard_output(path: str | Path) -> bool:
+def is_standard_output(path: str | Path, descriptor: int = 1) -> bool:
     """Whether who reads what is written there reads what this process prints too: then nothing else may be printed."""
     try:
-        return _is_descriptor(os.stat(path), 1)
-    except OSError:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:  # nothing there, or the descriptor is closed
         return False
-
-
-def _is_descriptor(found: os.stat_result, number: int) -> bool:
-    try:
-        return os.path.samestat(found, os.fstat(number))
-    except OSError:
-        return False  # closed
 
 
 @contextlib.contextmanager
@@ -84,27 +77,21 @@ def local_output_file(given: str, *, option: str, kind: Kind) -> Iterator[Path]:
         raise UserError(f"{option}={given} is a folder; give the name of a file in it")
     if os.path.exists(path) and not path.is_file():
         raise UserError(f"{option}={given} is {kind_of(path)}, which is not written to; give the name of a file")
-    _check_writable(path, given, option=option)
-    if path.exists():
-        with open(path, "rb") as file:
-            head = file.read(_HEAD_BYTES)
-        if head and not kind(head):
-            raise UserError(
-                f"{option}={given} is a file of another kind (it begins {head[:20]!r}), which is left as it is; choose another name"
-            )
-    remove_leftovers(path.parent, of=path.name)
-    yield path
-
-
-def _check_writable(path: Path, given: str, *, option: str) -> None:
-    """Try out the longest name that will be made. Missing folders are made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        trial = temporary_name(path)
+        trial = temporary_name(path)  # the longest name that will be made
         trial.touch()
         trial.unlink()
     except OSError as error:
         raise _not_writable(path.parent, given, error, option=option) from error
+    if path.exists():
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+        if head and not kind(head):
+            found = f"a file of another kind (it begins {head[:20]!r})"
+            raise UserError(f"{option}={given} is {found}, which is left as it is; choose another name")
+    remove_leftovers(path.parent, of=path.name)
+    yield path
 
 
 def _not_writable(folder: Path, given: str, error: OSError, *, option: str) -> UserError:

@@ -23,9 +23,9 @@ _HEAD = 1 << 14
 
 def what_lies(path: Path) -> str:
     """`the stored table embed.corpus`, `a model's folder`, `a TREC run`, ...: by names and first bytes, so as a guess for people."""
-    if not path.exists():
-        return "not there"
-    return _folder(path) if path.is_dir() else _file(path)
+    if path.is_dir():
+        return _folder(path)
+    return _file(path) if path.exists() else "not there"
 
 
 def table_name(manifest: Manifest) -> str:
@@ -51,9 +51,9 @@ def stored_table(folder: Path) -> Manifest | None:
 def _folder(path: Path) -> str:
     if (manifest := stored_table(path)) is not None:
         return table_name(manifest)
-    for names, words in _FOLDERS:
+    for names, what in _FOLDERS:
         if any((path / name).exists() for name in names):
-            return words
+            return what
     if (path / MANIFEST_NAME).exists():
         return "a stored table with a damaged manifest"
     return "a folder of another kind" if any(path.iterdir()) else "an empty folder"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from data.errors import UserError
 from data.remote.cache import RemoteFolder, is_remote
@@ -49,10 +49,10 @@ def find_collection(path: str | Path, *, format: Literal["auto", "beir", "msmarc
     if names is None:
         raise UserError(f"no collection folder at {path}: set ingest.path to a folder in BEIR or MS MARCO layout")
     found = _detect(path, names) if format == "auto" else format
-    chosen = _choose_beir(path, names, folder.names("qrels")) if found == "beir" else _choose_msmarco(path, names)
-    root = folder.local([chosen.corpus, *chosen.queries, *chosen.qrels.values()])
-    qrels = {split: root / name for split, name in sorted(chosen.qrels.items())}
-    return Collection(root, found, root / chosen.corpus, tuple(root / name for name in chosen.queries), qrels)
+    corpus, queries, qrels = _choose_beir(path, names, folder.names("qrels")) if found == "beir" else _choose_msmarco(path, names)
+    root = folder.local([corpus, *queries, *qrels.values()])
+    by_split = {split: root / name for split, name in sorted(qrels.items())}
+    return Collection(root, found, root / corpus, tuple(root / name for name in queries), by_split)
 
 
 class _LocalFolder:
@@ -71,12 +71,7 @@ class _LocalFolder:
         return self._path
 
 
-class _Chosen(NamedTuple):
-    """A collection's files by their names in its folder."""
-
-    corpus: str
-    queries: tuple[str, ...]
-    qrels: dict[str, str]  # by split
+_Chosen = tuple[str, tuple[str, ...], dict[str, str]]  # names of files in the folder: corpus, queries, qrels by split
 
 
 def _present(names: Sequence[str] | None) -> dict[str, str]:
@@ -117,7 +112,7 @@ def _choose_beir(folder: str | Path, names: Sequence[str], below: Sequence[str] 
     qrels = {name.removesuffix(".tsv"): f"qrels/{file}" for name, file in _present(below).items() if name.endswith(".tsv")}
     if not qrels:
         raise _missing(f"{folder}/qrels", below, "<split>.tsv[.gz], for example train.tsv")
-    return _Chosen(files["corpus.jsonl"], (files["queries.jsonl"],), qrels)
+    return files["corpus.jsonl"], (files["queries.jsonl"],), qrels
 
 
 def _choose_msmarco(folder: str | Path, names: Sequence[str]) -> _Chosen:
@@ -126,21 +121,17 @@ def _choose_msmarco(folder: str | Path, names: Sequence[str]) -> _Chosen:
     qrels = {split or "train": file for split, file in _by_split(files, "qrels").items()}
     if "collection.tsv" not in files:
         raise _missing(folder, names, "collection.tsv[.gz]")
-    if not queries:
-        raise _missing(folder, names, "queries.<split>.tsv[.gz] or queries.tsv[.gz]")
-    if not qrels:
-        raise _missing(folder, names, "qrels.<split>.tsv[.gz] or qrels.tsv[.gz]")
+    for kind, found in (("queries", queries), ("qrels", qrels)):
+        if not found:
+            raise _missing(folder, names, f"{kind}.<split>.tsv[.gz] or {kind}.tsv[.gz]")
     if "qrels.tsv" in files and "qrels.train.tsv" in files:
         raise UserError(f"{folder} holds qrels.tsv and qrels.train.tsv, both of split train: keep one of them")
-    return _Chosen(files["collection.tsv"], queries, _without_small(qrels))
+    shortened = {split: split.removesuffix(".small") for split in qrels}
+    by_split = {split if shortened[split] in qrels else shortened[split]: file for split, file in qrels.items()}
+    return files["collection.tsv"], queries, by_split
 
 
 def _by_split(files: Mapping[str, str], kind: str) -> dict[str, str]:
     """Files `kind.<split>.tsv` by split; `kind.tsv` has the empty one."""
-    parts = {name: name.split(".") for name in files}
-    return {".".join(words[1:-1]): files[name] for name, words in parts.items() if (words[0], words[-1]) == (kind, "tsv")}
-
-
-def _without_small(qrels: Mapping[str, str]) -> dict[str, str]:
-    shortened = {split: split.removesuffix(".small") for split in qrels}
-    return {split if shortened[split] in qrels else shortened[split]: file for split, file in qrels.items()}
+    named = {name: name.split(".") for name in files}
+    return {".".join(parts[1:-1]): files[name] for name, parts in named.items() if (parts[0], parts[-1]) == (kind, "tsv")}

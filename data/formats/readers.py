@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -90,13 +90,13 @@ class _Broken(Exception):
 
 def read_corpus(collection: Collection) -> Iterator[tuple[Line, Passage | Fault]]:
     """Every line of the corpus with its passage, or with what is wrong with it."""
-    return _texts(collection.corpus, collection, parse=_beir_passage if collection.format == "beir" else _msmarco_passage)
+    return _texts(collection.corpus, collection, Passage, titled=True)
 
 
 def read_queries(collection: Collection) -> Iterator[tuple[Line, Query | Fault]]:
     """Every line of the query files, file after file."""
     for path in collection.queries:
-        yield from _texts(path, collection, parse=_beir_query if collection.format == "beir" else _msmarco_query)
+        yield from _texts(path, collection, Query, titled=False)
 
 
 def read_qrels(collection: Collection, *, split: str) -> Iterator[tuple[Line, Judgement | Fault]]:
@@ -107,12 +107,16 @@ def read_qrels(collection: Collection, *, split: str) -> Iterator[tuple[Line, Ju
 
 def read_judgements(path: Path, *, name: str, split: str) -> Iterator[tuple[Line, Judgement | Fault]]:
     """Every line of a file of qrels but its header, in BEIR's form, MS MARCO's or TREC's. `name` is what faults call the file."""
-    return _records(_without_header(_lines(path, name=name)), parse=functools.partial(_judgement, split=split))
+    # Only a first line that looks like a header is left out: a file without one must not lose its first judgement.
+    lines = (line for line in _lines(path, name=name) if line.number > 1 or not is_header(line.raw.decode("utf-8", "replace").split()))
+    return _records(lines, parse=lambda text: _judgement(text, split=split))
 
 
-def _texts(path: Path, collection: Collection, *, parse: Callable[[str], Record]) -> Iterator[tuple[Line, Record | Fault]]:
-    lines = _records(_lines(path, name=collection.name(path)), parse=parse)
-    for line, record in lines:
+def _texts(
+    path: Path, collection: Collection, make: Callable[[str, str], Record], *, titled: bool
+) -> Iterator[tuple[Line, Record | Fault]]:
+    fields = functools.partial(_beir_fields, titled=titled) if collection.format == "beir" else _msmarco_fields
+    for line, record in _records(_lines(path, name=collection.name(path)), parse=lambda text: make(*fields(text))):
         yield line, (_first_line(path, line, collection.format) if line.number == 1 else None) or record
 
 
@@ -120,8 +124,8 @@ def _first_line(path: Path, line: Line, format: str) -> Fault | None:
     """What the first line says of the whole file, where that is another one than expected."""
     if format == "beir":
         is_array = line.raw.lstrip().startswith(b"[")
-        words = "the file is a JSON array; expected an object a line (JSONL), as jq -c '.[]' writes it"
-        return line.fault("not a JSON object" if line.raw.rstrip().endswith(b"]") else "not JSON", words) if is_array else None
+        found = "the file is a JSON array; expected an object a line (JSONL), as jq -c '.[]' writes it"
+        return line.fault("not a JSON object" if line.raw.rstrip().endswith(b"]") else "not JSON", found) if is_array else None
     cells = [cell.strip().strip('"').lower() for cell in line.raw.decode("utf-8", "replace").split("\t")]
     expected = "expected `id <tab> text` in every line, without header and quotes"
     if len(cells) > 1 and cells[0] in _ID_HEADERS and cells[1] in _TEXT_HEADERS:
@@ -156,13 +160,6 @@ def _lines(path: Path, *, name: str) -> Iterator[Line]:
         yield Line(name, number, raw)
 
 
-def _without_header(lines: Iterator[Line]) -> Iterator[Line]:
-    # Only a first line that looks like a header is left out: a file without one must not lose its first judgement.
-    for line in lines:
-        if line.number > 1 or not is_header(line.raw.decode("utf-8", "replace").split()):
-            yield line
-
-
 def is_header(cells: list[str]) -> bool:
     """Whether the first line of qrels or of a run names its columns: the query's first, and no label at its end."""
     return bool(cells) and cells[0].strip('"#').lower() in _QUERY_HEADERS and not _INTEGER.fullmatch(cells[-1])
@@ -188,99 +185,56 @@ def shown(value: object) -> str:
     return repr(text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…")
 
 
-def _beir_passage(line: str) -> Passage:
-    fields = _object(line)
-    doc_id, text, title = _json_id(fields), _json_text(fields), fields.get("title")
-    if title is None:
-        return Passage(doc_id, _text(text))
-    if not isinstance(title, str):
-        raise _Broken("title is not a string", f"found {shown(title)}")
-    return Passage(doc_id, _text(f"{title.strip()} {text.strip()}"))
-
-
-def _beir_query(line: str) -> Query:
-    fields = _object(line)
-    return Query(_json_id(fields), _text(_json_text(fields)))
-
-
-def _object(line: str) -> dict[str, object]:
+def _beir_fields(line: str, *, titled: bool) -> tuple[str, str]:
+    """(id, text) of a record; with `titled` its title, where it has one, stands in front of the text."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
         raise _Broken("not JSON", f"expected {_OBJECT_FORM}, found {shown(line)}") from None
     if not isinstance(fields, dict):
         raise _Broken("not a JSON object", f"expected {_OBJECT_FORM}, found {shown(line)}")
-    return fields
+    if isinstance(fields.get("_id"), int) and not isinstance(fields["_id"], bool):
+        fields["_id"] = str(fields["_id"])
+    identifier = _checked(_string(fields, "_id", name="id"), name="id")
+    text = _string(fields, "text", name="text")
+    if titled and fields.get("title") is not None:
+        text = f"{_string(fields, 'title', name='title').strip()} {text.strip()}"
+    return identifier, _checked(text, name="text")
 
 
 _OBJECT_FORM = '{"_id": ..., "text": ...}'
 
 
-def _json_id(fields: Mapping[str, object]) -> str:
-    value = fields.get("_id")
+def _string(fields: dict[str, object], key: str, *, name: str) -> str:
+    value = fields.get(key)
     if value is None:
-        raise _Broken("no id", _keys(fields))
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise _Broken("id is not a string", f"found {shown(value)}; expected a string or a whole number")
-    return _id(value)
-
-
-def _json_text(fields: Mapping[str, object]) -> str:
-    # A list here would later be read as single characters, by anything that iterates over it.
-    value = fields.get("text")
-    if value is None:
-        raise _Broken("no text", _keys(fields))
-    if not isinstance(value, str):
-        raise _Broken("text is not a string", f"found {shown(value)}")
+        raise _Broken(f"no {name}", f"it has {shown(', '.join(fields)) if fields else 'no key'}; expected _id and text")
+    if not isinstance(value, str):  # a list would later be read as single characters, by anything that iterates over it
+        expected = "; expected a string or a whole number" if name == "id" else ""
+        raise _Broken(f"{name} is not a string", f"found {shown(value)}{expected}")
     return value
 
 
-def _keys(fields: Mapping[str, object]) -> str:
-    """The keys that a record has, beside those that are expected."""
-    return f"it has {shown(', '.join(fields)) if fields else 'no key'}; expected _id and text"
-
-
-def _id(value: str) -> str:
-    identifier = value.strip()
-    if not identifier:
-        raise _Broken("empty id")
-    return _encodable(identifier)
-
-
-def _text(value: str) -> str:
-    text = value.strip()
-    if not text:
-        raise _Broken("empty text")
-    if MASK_MARK in text or SEPARATOR_MARK in text:
+def _checked(value: str, *, name: str) -> str:
+    """An id or a text without the space around it."""
+    value = value.strip()
+    if not value:
+        raise _Broken(f"empty {name}")
+    if name == "text" and (MASK_MARK in value or SEPARATOR_MARK in value):
         raise _Broken("reserved mark in text")
-    return _encodable(text)
-
-
-def _encodable(text: str) -> str:
-    # JSON can spell half a surrogate pair, which no file can hold as UTF-8.
-    if not text.isascii():
+    if not value.isascii():
         try:
-            text.encode()
-        except UnicodeEncodeError:
+            value.encode()
+        except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no file can hold as UTF-8
             raise _Broken("lone surrogate") from None
-    return text
+    return value
 
 
-def _msmarco_passage(line: str) -> Passage:
-    return Passage(*_id_and_text(line))
-
-
-def _msmarco_query(line: str) -> Query:
-    return Query(*_id_and_text(line))
-
-
-def _id_and_text(line: str) -> tuple[str, str]:
+def _msmarco_fields(line: str) -> tuple[str, str]:
     identifier, tab, text = line.partition("\t")
     if not tab:
         raise _Broken("too few columns", f"expected `id <tab> text`, found {shown(line)}")
-    return _id(identifier), _text(text)
+    return _checked(identifier, name="id"), _checked(text, name="text")
 
 
 def _judgement(line: str, *, split: str) -> Judgement:
@@ -299,15 +253,10 @@ def _judgement(line: str, *, split: str) -> Judgement:
         raise _Broken("too few columns" if few else "too many columns", f"expected {JUDGEMENT_FORM}, found {found}{shown(line)}")
     query_id, *_, doc_id, label = cells
     try:
-        return Judgement(split, _id(query_id), _id(doc_id), _relevance(label))
+        query_id, doc_id = _checked(query_id, name="id"), _checked(doc_id, name="id")
+        number = int(label.partition(".")[0]) if _INTEGER.fullmatch(label) else _INT32
+        if not -_INT32 <= number < _INT32:
+            raise _Broken("relevance is not an integer")
     except _Broken as broken:
         raise _Broken(broken.reason, f"expected {JUDGEMENT_FORM}, found {shown(line)}") from None
-
-
-def _relevance(value: str) -> int:
-    if not _INTEGER.fullmatch(value):
-        raise _Broken("relevance is not an integer")
-    number = int(value.partition(".")[0])
-    if not -_INT32 <= number < _INT32:
-        raise _Broken("relevance is not an integer")
-    return number
+    return Judgement(split, query_id, doc_id, number)

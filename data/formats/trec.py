@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
@@ -48,7 +49,8 @@ def read_entries(path: Path, queries: Container[str] | None = None) -> Iterator[
             line = raw.decode("utf-8")
             if queries is not None and not first and _is_of_others(line, queries):
                 continue
-            cells = _cells(line)
+            has_tabs = line.count("\t") == _COLUMNS - 1
+            cells = [cell.strip() for cell in line.split("\t")] if has_tabs else line.split()
             if not any(cells):
                 continue
             wanted = queries is None or cells[0] in queries
@@ -58,25 +60,15 @@ def read_entries(path: Path, queries: Container[str] | None = None) -> Iterator[
                     yield entry
         except UnicodeDecodeError as error:
             raise UserError(f"{path}:{number} is not UTF-8 text ({error.reason}), so it is no line of a TREC run") from error
-        except _NoEntry as fault:
+        except ValueError as fault:
             raise UserError(f"{path}:{number}: expected {RUN_FORM} with a finite number as score, got {fault}") from None
         first = False
-
-
-class _NoEntry(Exception):
-    """What was found in place of an entry. Never leaves this module."""
 
 
 def _is_of_others(line: str, queries: Container[str]) -> bool:
     """Whether a line is of none of the queries for certain, told by its beginning: a shard wants few lines of a run of millions."""
     start = line.split(None, 1)
     return not start or (start[0] not in queries and ("\t" not in line or line.partition("\t")[0].strip() not in queries))
-
-
-def _cells(line: str) -> list[str]:
-    if line.count("\t") == _COLUMNS - 1:
-        return [cell.strip() for cell in line.split("\t")]
-    return line.split()
 
 
 def check_run(path: Path, *, option: str) -> None:
@@ -104,8 +96,8 @@ def read_run(path: Path, *, note: Callable[[str], None] = lambda line: None) -> 
         entries = run.setdefault(entry.query_id, {})
         if not entries:
             firsts[entry.query_id] = entry
-        elif len(entries) == 1:
-            against += _rises(firsts[entry.query_id], entry)
+        elif len(entries) == 1 and entry.rank.isdecimal() and (first := firsts[entry.query_id]).rank.isdecimal():
+            against += (int(entry.rank) - int(first.rank)) * (entry.score - first.score) > 0  # the higher rank has the higher score
         if entry.doc_id in entries:
             raise UserError(f"{path}:{entry.line}: query {entry.query_id} lists passage {entry.doc_id} a second time")
         entries[entry.doc_id] = entry.score
@@ -115,28 +107,18 @@ def read_run(path: Path, *, note: Callable[[str], None] = lambda line: None) -> 
     return {query_id: sorted(entries.items(), key=lambda entry: (-entry[1], entry[0])) for query_id, entries in run.items()}
 
 
-def _rises(one: Entry, other: Entry) -> bool:
-    """Whether of two entries of a query the one of the higher rank has the higher score, as in a run of distances."""
-    if not (one.rank.isdecimal() and other.rank.isdecimal()):
-        return False
-    ranks, scores = int(other.rank) - int(one.rank), other.score - one.score
-    return ranks * scores > 0
-
-
 def _parsed(cells: list[str], line: str) -> tuple[str, str, str, float]:
     if len(cells) != _COLUMNS:
         kind = " (JSON?)" if line.lstrip().startswith(("{", "[")) else " (qrels?)" if len(cells) in (3, 4) else ""
-        raise _NoEntry(f"{len(cells)} columns{kind}: {shown(line.strip())}")
+        raise ValueError(f"{len(cells)} columns{kind}: {shown(line.strip())}")
     query_id, _, doc_id, rank, score, _ = cells
-    try:
-        # float() also takes 1_0 for ten, and the digits of all scripts.
-        value = float(score) if score.isascii() and "_" not in score else math.nan
-    except ValueError:
-        value = math.nan
+    value = math.nan
+    with contextlib.suppress(ValueError):
+        value = float(score) if score.isascii() and "_" not in score else math.nan  # float() takes 1_0 for ten, and digits of all scripts
     if not math.isfinite(value):
-        raise _NoEntry(f"the score {shown(score)} in {shown(line.strip())}")
+        raise ValueError(f"the score {shown(score)} in {shown(line.strip())}")
     if not query_id or not doc_id:
-        raise _NoEntry(f"an empty id in {shown(line.strip())}")
+        raise ValueError(f"an empty id in {shown(line.strip())}")
     return query_id, doc_id, rank, value
 
 

@@ -37,6 +37,12 @@ class Scores:
         """Scores of pairs of which nothing is known."""
         return Scores(np.full(count, np.nan, np.float32), np.zeros(count, np.int32), np.zeros(count, bool))
 
+    @staticmethod
+    def concatenated(parts: Sequence[Scores]) -> Scores:
+        """All parts in a row."""
+        columns = zip(*(vars(part).values() for part in (Scores.unknown(0), *parts)), strict=True)
+        return Scores(*map(np.concatenate, columns))
+
     def take(self, rows: NDArray[np.integer[Any]]) -> Scores:
         """The scores of some rows."""
         return Scores(self.logits[rows], self.token_counts[rows], self.truncated[rows])
@@ -68,10 +74,12 @@ class Segment:
     def open(path: Path) -> Segment:
         """Raises FileNotFoundError where it is gone, DamagedShard where it cannot be read or is no segment."""
         metadata, figures = open_footer(path)
-        counts: Any = figures.get("bucket_rows")
-        if not _counts_buckets(counts, metadata.num_rows) or not metadata.schema.to_arrow_schema().equals(_SCHEMA):
+        counts = figures.get("bucket_rows")
+        numbers = [count for count in counts if isinstance(count, int) and count >= 0] if isinstance(counts, list) else []
+        adds_up = numbers == counts and len(numbers) == BUCKETS and sum(numbers) == metadata.num_rows
+        if not adds_up or not metadata.schema.to_arrow_schema().equals(_SCHEMA):
             raise DamagedShard(f"{path} is no segment of teacher logits; is it from elsewhere?", path=path)
-        return Segment(path, metadata, counts)
+        return Segment(path, metadata, numbers)
 
     @property
     def rows(self) -> int:
@@ -98,13 +106,6 @@ class Segment:
         before = int(ends[groups.start - 1]) if groups.start else 0
         table = read_groups(self.path, groups, self.metadata).slice(first - before, last - first)
         return _halves(table.column("key")), Scores(*(table.column(name).to_numpy().copy() for name in _SCHEMA.names[1:]))
-
-
-def _counts_buckets(counts: Any, rows: int) -> bool:
-    """Whether these are the numbers of rows of all buckets, `rows` together."""
-    if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
-        return False
-    return len(counts) == BUCKETS and sum(counts) == rows
 
 
 def _halves(column: pa.ChunkedArray) -> Keys:

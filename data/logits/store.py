@@ -24,11 +24,10 @@ import numpy as np
 
 from data.errors import DamagedShard, RunFailed
 from data.files.leftovers import remove_leftovers
-from data.logits.lookup import Wanted
+from data.logits.lookup import Requested
 from data.logits.segment import BUCKETS, Keys, Scores, Segment, as_table, by_bucket, check_segment, write_segment
 from data.tables.shards import atomic_write
 
-_FIELDS = ("logits", "token_counts", "truncated")
 _DELETED = ".deleted-"
 _RELIST_SECONDS = 0.05
 _LISTINGS = 20  # how often a lookup starts again because a compaction took its segments away
@@ -57,7 +56,7 @@ class LogitStore:
         return self._read_steadily(lambda: self._look_up(keys))
 
     def _read_steadily(self, read: Callable[[], Read]) -> Read:
-        """Read from a listing of the segments, and anew where a compaction took one away, or a damaged one was set aside."""
+        """Read from a listing of the segments, and again where a compaction took one away, or a damaged one was set aside."""
         for _ in range(_LISTINGS):
             try:
                 return read()
@@ -68,12 +67,12 @@ class LogitStore:
         raise RunFailed(f"{self.folder} changes faster than it can be read; is something deleting its segments?")
 
     def _look_up(self, keys: Keys) -> Scores:
-        wanted = Wanted(keys)
+        requested = Requested(keys)
         for path in self.segment_paths():
             segment = Segment.open(path)
-            for buckets in filter(wanted.overlaps, segment.parts()):
-                wanted.meet(*segment.read(buckets))
-        return wanted.found
+            for buckets in filter(requested.overlaps, segment.parts()):
+                requested.merge(*segment.read(buckets))
+        return requested.found
 
     def _set_aside(self, error: DamagedShard) -> None:
         if error.path is None:  # the disk or the network, not the segment
@@ -115,7 +114,7 @@ class LogitStore:
         A merged segment appears before its parts go, so a pair is never missing. Where another compaction takes parts away, it is left
         to go on alone. Memory: a bucket of a merged segment.
         """
-        segments = self._read_steadily(self._open_segments)
+        segments = self._read_steadily(self._segments)
         for group in _groups([segment for segment in segments if segment.rows < segment_rows], segment_rows):
             merged = (as_table(*_stored(group, range(bucket, bucket + 1))) for bucket in range(BUCKETS))
             try:
@@ -129,7 +128,7 @@ class LogitStore:
                 segment.path.unlink(missing_ok=True)
         return len(segments), len(self.segment_paths())
 
-    def _open_segments(self) -> list[Segment]:
+    def _segments(self) -> list[Segment]:
         return [Segment.open(path) for path in self.segment_paths()]
 
     def size(self) -> tuple[int, int, int]:
@@ -137,7 +136,7 @@ class LogitStore:
         return self._read_steadily(self._size)
 
     def _size(self) -> tuple[int, int, int]:
-        segments = self._open_segments()
+        segments = self._segments()
         pairs = sum(len(_stored(segments, range(bucket, bucket + 1))[0]) for bucket in range(BUCKETS))
         return pairs, len(segments), sum(segment.path.stat().st_size for segment in segments)
 
@@ -152,9 +151,7 @@ def _stored(segments: list[Segment], buckets: range) -> tuple[Keys, Scores]:
     """The stored pairs of some buckets in key order, each once."""
     parts = [segment.read(buckets) for segment in segments]
     keys = np.concatenate([np.empty((0, 2), dtype=np.uint64), *(keys for keys, _ in parts)])
-    scores = Scores(
-        *(np.concatenate([getattr(part, name) for part in [Scores.unknown(0), *(scores for _, scores in parts)]]) for name in _FIELDS)
-    )
+    scores = Scores.concatenated([scores for _, scores in parts])
     order = np.argsort(keys[:, 0])
     if (np.diff(keys[order, 0]) == 0).any():  # a pair written twice, or two keys with one half in common
         order = np.lexsort((scores.logits, keys[:, 1], keys[:, 0]))

@@ -47,17 +47,12 @@ def cache_folder() -> Path:
 
 
 def local_file(path: str) -> Path:
-    """A file as a local one.
-
-    Raises UserError: no such object, or the store cannot be reached.
-    """
+    """A file as a local one. Raises UserError: no such object, or the store cannot be reached."""
     if not is_remote(path):
         return Path(path)
     remote = RemotePath.of(path)
     entry = remote.entry()
-    target = _place("inputs", path) / _digest_of({entry.name: entry}) / entry.name
-    _fetch(path, [_Wanted(remote, target, entry.bytes, version=entry.version)])
-    return target
+    return _copies(path, {entry.name: (remote, entry)}) / entry.name
 
 
 def local_table(folder: str) -> Path:
@@ -71,20 +66,15 @@ def local_table(folder: str) -> Path:
     """
     if not is_remote(folder):
         return Path(folder)
-    remote = RemotePath.of(folder)
-    content = remote.child(MANIFEST_NAME).read()
-    if content is None:
+    table = _table_at(folder)
+    if table is None:
         raise UserError(f"{folder} is no stored table: it has no {MANIFEST_NAME} (is its stage complete, and was all of it copied there?)")
-    return _local_table(remote, content)
+    return table
 
 
 def local_table_or_file(path: str) -> Path:
     """A stored table, or a single file, as a local one."""
-    if not is_remote(path):
-        return Path(path)
-    remote = RemotePath.of(path)
-    content = remote.child(MANIFEST_NAME).read()
-    return local_file(path) if content is None else _local_table(remote, content)
+    return (_table_at(path) if is_remote(path) else None) or local_file(path)
 
 
 class RemoteFolder:
@@ -103,20 +93,15 @@ class RemoteFolder:
 
     def local(self, names: Sequence[str]) -> Path:
         """A local folder that holds these files, which `names` listed before, under the same names."""
-        wanted = {name: self._known[name] for name in sorted(names)}
-        target = _place("inputs", self.address) / _digest_of(wanted)
-        found = [_Wanted(self._remote.child(name), target / name, entry.bytes, version=entry.version) for name, entry in wanted.items()]
-        _fetch(self.address, found)
-        return target
+        return _copies(self.address, {name: (self._remote.child(name), self._known[name]) for name in names})
 
 
 @contextlib.contextmanager
 def output_file(path: str, *, option: str = "out", kind: Kind = is_anything) -> Iterator[Path]:
     """A local path to write; when the block ends well, a remote one is put as one object. When it does not, what is there stays.
 
-    `option` is for errors; a file that is there is overwritten only where it is of the same kind.
-
-    Raises UserError before the block where nothing can be written there, see `data.files.outputs`, or the store cannot be reached.
+    `option` is for errors; a file that is there is overwritten only where it is of the same kind. Raises UserError before the block
+    where nothing can be written there, see `data.files.outputs`, or the store cannot be reached.
     """
     if not is_remote(path):
         with local_output_file(path, option=option, kind=kind) as local:
@@ -140,7 +125,7 @@ def output_table(folder: str, *, option: str = "out") -> Iterator[Path]:
     A table that is complete at the address is fetched first: writing the same one again does nothing, and another one is refused by the
     same rules as in a local folder. Shards without a manifest there do not count, and are overwritten.
 
-    Raises UserError before the block where nothing can be written there, see `data.files.outputs`, or the store cannot be reached.
+    Raises UserError as `output_file` does.
     """
     if not is_remote(folder):
         with local_output_folder(folder, option=option) as place:
@@ -170,8 +155,17 @@ def _place(kind: str, address: str) -> Path:
     return cache_folder().joinpath(kind, scheme, *(part.replace(".", "%2E") if part in (".", "..") else part for part in parts))
 
 
-def _digest_of(entries: dict[str, Entry]) -> str:
-    return json_digest([[name, entry.bytes, entry.version] for name, entry in sorted(entries.items())])
+def _copies(address: str, files: dict[str, tuple[RemotePath, Entry]]) -> Path:
+    """A local folder that holds these objects of an address under these names."""
+    target = _place("inputs", address) / json_digest([[name, entry.bytes, entry.version] for name, (_, entry) in sorted(files.items())])
+    _fetch(address, [_Wanted(remote, target / name, entry.bytes, version=entry.version) for name, (remote, entry) in files.items()])
+    return target
+
+
+def _table_at(address: str) -> Path | None:
+    remote = RemotePath.of(address)
+    content = remote.child(MANIFEST_NAME).read()
+    return None if content is None else _local_table(remote, content)
 
 
 def _local_table(remote: RemotePath, content: bytes) -> Path:
@@ -223,18 +217,13 @@ def _copy(wanted: _Wanted, stop: threading.Event) -> None:
             file.write(block)
             digest.update(block)
             size += len(block)
-        if size != wanted.bytes or wanted.digest not in ("", digest.hexdigest()):
-            raise _not_the_wanted(wanted, size)
-
-
-def _not_the_wanted(wanted: _Wanted, size: int) -> Exception:
-    if not wanted.digest:
-        found = f"{wanted.remote.address} has {size} bytes, {wanted.bytes} were listed"
-        return RunFailed(f"{found}: it was replaced; start the same command again")
-    return DamagedShard(
-        f"{wanted.remote.address} is not the file that {MANIFEST_NAME} records ({wanted.bytes} bytes, digest {wanted.digest}; found {size} "
-        "bytes): it is damaged or was replaced; put the table there anew"
-    )
+        if wanted.digest and (size, digest.hexdigest()) != (wanted.bytes, wanted.digest):
+            recorded = f"{MANIFEST_NAME} records ({wanted.bytes} bytes, digest {wanted.digest}; found {size} bytes)"
+            remedy = "it is damaged or was replaced; put the table there again"
+            raise DamagedShard(f"{wanted.remote.address} is not the file that {recorded}: {remedy}")
+        if size != wanted.bytes:
+            found = f"{wanted.remote.address} has {size} bytes, {wanted.bytes} were listed"
+            raise RunFailed(f"{found}: it was replaced; start the same command again")
 
 
 def _in_threads(work: Callable[[Item, threading.Event], None], items: Sequence[Item]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,8 @@ class RemotePath:
     def entries(self) -> list[Entry] | None:
         """What lies right below, by name; None where nothing does."""
         with _explained(self.address):
-            try:
-                listed = self._fs.ls(self.address, detail=True)
-            except FileNotFoundError as error:
-                if _is_of_bucket(error):
-                    raise
+            listed = self._unless_absent(self._fs.ls, detail=True)
+            if listed is None:
                 return None
             own = self._fs._strip_protocol(self.address).rstrip("/")  # S3 consoles make an empty object for a folder
             return sorted((Entry.of(one) for one in listed if one["name"].rstrip("/") != own), key=lambda entry: entry.name)
@@ -95,12 +92,15 @@ class RemotePath:
     def read(self) -> bytes | None:
         """A small object's content, None where there is none."""
         with _explained(self.address):
-            try:
-                return self._fs.cat_file(self.address)
-            except FileNotFoundError as error:
-                if _is_of_bucket(error):
-                    raise
-                return None
+            return self._unless_absent(self._fs.cat_file)
+
+    def _unless_absent(self, function: Callable[..., Any], **options: Any) -> Any:
+        try:
+            return function(self.address, **options)
+        except FileNotFoundError as error:
+            if _is_of_bucket(error):
+                raise
+            return None
 
     def blocks(self) -> Iterator[bytes]:
         """A large object's content, one request a block. S3 refuses the next block where the object was replaced meanwhile."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.tables.schemas import GROUPS, CandidateKind
+from data.tables.schemas import CandidateKind
 
 PAPER_ITERATIONS = ("5/12/13", "10/10/10", "30/0/0")
 NEAR_LABEL, FAR_LABEL = -0.25, -0.5
@@ -37,24 +37,8 @@ def parse_sizes(text: str) -> GroupSizes:
     return GroupSizes(*map(int, found.groups()))
 
 
-def has_groups(kinds: Sequence[int]) -> bool:
-    """Whether a list of candidates is one of groups, and not one of ADAM's kinds."""
-    return any(kind in GROUPS for kind in kinds)
-
-
-def is_list_of_groups(kinds: Sequence[int]) -> bool:
-    """Whether it is a whole one: nothing but groups, one after the other, the first of them not empty."""
-    return list(kinds[:1]) == [CandidateKind.TOP] and set(kinds) <= set(GROUPS) and list(kinds) == sorted(kinds)
-
-
 def labels_of(kinds: Sequence[int]) -> NDArray[np.float64]:
     """[K] the label of each candidate of a list of groups: 1/r at place r of the first (from 1), then -0.25, then -0.5."""
     top = sum(kind == CandidateKind.TOP for kind in kinds)
     rest = [NEAR_LABEL if kind == CandidateKind.NEAR else FAR_LABEL for kind in kinds[top:]]
     return np.concatenate([1 / np.arange(1, top + 1), rest])
-
-
-def ordered_pairs(labels: NDArray[np.float64]) -> int:
-    """How many pairs (i, j) have y_i > y_j: all pairs but those of equal labels."""
-    _, same = np.unique(labels, return_counts=True)
-    return (len(labels) ** 2 - int((same**2).sum())) // 2

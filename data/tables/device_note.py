@@ -24,7 +24,7 @@ def settle_device(folder: Path, device: str, *, option: str, begun: bool) -> Non
     if begun and noted not in (None, device):
         raise UserError(
             f"{folder} was begun with {option}={noted}, and a table holds the numbers of one kind of device: go on with {option}={noted}, "
-            f"or delete its part-*.parquet to begin it anew with {option}={device} (stored logits are not scored again)"
+            f"or delete its part-*.parquet to begin it again with {option}={device} (stored logits are not scored again)"
         )
     if noted != device:
         atomic_write(folder / NOTE_NAME, json.dumps({"device": device}).encode())

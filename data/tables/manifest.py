@@ -39,11 +39,11 @@ class ShardRecord:
         """
         path = folder / self.name
         if not path.is_file():
-            raise UserError(f"{path} is missing, though {MANIFEST_NAME} names it; start the same `prep run` again: it is built anew")
+            raise UserError(f"{path} is missing, though {MANIFEST_NAME} names it; start the same `prep run` again: it is built again")
         if path.stat().st_size != self.bytes or file_digest(path) != self.digest:
             raise DamagedShard(
                 f"{path} is not the file that {MANIFEST_NAME} records ({self.bytes} bytes, digest {self.digest}): it is damaged or was "
-                "replaced; delete it and start the same `prep run` again: only this shard is built anew"
+                "replaced; delete it and start the same `prep run` again: only this shard is built again"
             )
 
 

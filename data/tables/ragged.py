@@ -44,7 +44,11 @@ class Ragged:
     @staticmethod
     def of_column(column: pa.ChunkedArray) -> Ragged:
         """The lists of a column without nulls."""
-        lists = column.combine_chunks()
+        return Ragged.of_lists(column.combine_chunks())
+
+    @staticmethod
+    def of_lists(lists: pa.ListArray) -> Ragged:
+        """The lists of an Arrow array without nulls."""
         values = lists.flatten().to_numpy(zero_copy_only=False)
         offsets = lists.offsets.to_numpy().astype(np.int64)
         return Ragged(values, offsets - offsets[0])

@@ -1,7 +1,7 @@
 """The tables on disk: one Arrow schema a table, the candidate kinds, and the neutral marks inside dark examples.
 
 Training shards and dev sets are all that `pipeline` and `trainer` share. A column that changes raises the `version` of its table, so that
-this one and what is made from it is made anew; `SCHEMA_VERSION` is in every fingerprint, that of the embeddings too.
+this one and what is made from it is made again; `SCHEMA_VERSION` is in every fingerprint, that of the embeddings too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import IntEnum
 import pyarrow as pa
 
 SCHEMA_VERSION = 2
-TRAINING_VERSION = 3  # of training shards alone: raised with any of their columns; see TRAINING_SCHEMAS
+TRAINING_VERSION, LABELLED_VERSION = 3, 4  # of training shards alone, without and with labels; see TRAINING_SCHEMAS
 
 
 class CandidateKind(IntEnum):
@@ -21,7 +21,7 @@ class CandidateKind(IntEnum):
     NEGATIVE = 1
     REINFORCED_NEGATIVE = 2  # p+ [SEP] p-   (ADAM, Eq. 5)
     NOISY_POSITIVE = 3  # p+ with masked tokens   (ADAM, Eq. 6)
-    TOP = 4  # group 1: the labelled positives, then the teacher's best   (CL-DRD; labels in data/tables/cl_drd_groups.py)
+    TOP = 4  # group 1: the labelled positives, then the teacher's best   (CL-DRD)
     NEAR = 5  # group 2: passages of middle rank
     FAR = 6  # group 3: the other passages
 
@@ -32,12 +32,13 @@ GROUPS = (CandidateKind.TOP, CandidateKind.NEAR, CandidateKind.FAR)
 
 
 class FalseNegativeRule(IntEnum):
-    """Why a passage was taken for a false negative, in the order in which the rules are tried. Stored in `dropped_rules`."""
+    """Why a passage was taken for a false negative. Stored in `dropped_rules`: only ever append."""
 
-    TEACHER_ABOVE = 0
-    TEACHER_MARGIN = 1
+    MAX_SCORE = 0
+    ABSOLUTE_MARGIN = 1
     TEACHER_PERCENTILE = 2
     STUDENT_MARGIN = 3
+    RELATIVE_MARGIN = 4
 
 
 class DevRole(IntEnum):
@@ -73,7 +74,7 @@ POOLS = pa.schema(
         # The pool after removals: the list of each source, best first, one after the other. A passage may stand in several.
         ("ranked_ids", pa.list_(pa.string())),
         ("ranked_scores", pa.list_(pa.float32())),  # each source's own
-        ("ranked_sources", pa.list_(pa.int8())),  # places in data.negative_sources.SOURCES
+        ("ranked_sources", pa.list_(pa.int8())),  # `Source.number` of data.config.negative_sources
         ("never_ids", pa.list_(pa.string())),  # what was removed wherever it was ranked, and all that is never a negative; by id
     ]
 )
@@ -150,8 +151,15 @@ TRAINING = pa.schema(
         ("never_ids", pa.list_(pa.string())),  # passages that are never negatives of the query, so none of the batch's for it; as in POOLS
     ]
 )
-# What a trainer reads, by version. Shards of version 2 do not say which passages are never negatives.
-TRAINING_SCHEMAS = {2: pa.schema([field for field in TRAINING if field.name != "never_ids"]), TRAINING_VERSION: TRAINING}
+# A list may carry labels, whoever makes it: for each candidate the number that a loss of labels learns from, the higher the better.
+LABELLED_TRAINING = TRAINING.append(pa.field("labels", pa.list_(pa.float32())))
+# What a trainer reads, by version. Shards of version 2 do not say which passages are never negatives. Shards without labels stay of
+# version 3, and the same bytes: the order of training depends on them.
+TRAINING_SCHEMAS = {
+    2: pa.schema([field for field in TRAINING if field.name != "never_ids"]),
+    TRAINING_VERSION: TRAINING,
+    LABELLED_VERSION: LABELLED_TRAINING,
+}
 
 DEV = pa.schema(
     [

@@ -25,6 +25,7 @@ from data.errors import DamagedShard, RunFailed, UserError
 from data.files.leftovers import temporary_name
 
 ROW_GROUP_ROWS = 4096
+BLOCK_ROWS = 1024  # single rows that a writer collects before they become a table
 TRAINING_GROUP_ROWS = 512  # of training shards: a trainer holds a window of several row groups, and a row has dozens of passages
 _FOOTER_KEY = b"shard"
 # Parquet has checksums for pages but none for its footer, where a flipped bit makes other types or rows. So the footer carries its
@@ -84,13 +85,14 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 
 class ShardWriter:
-    """Collects tables and writes them in row groups of `ROW_GROUP_ROWS`. Use `open_shard`, which makes it appear whole."""
+    """Collects rows and writes them in row groups of `ROW_GROUP_ROWS`. Use `open_shard`, which makes it appear whole."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.figures: dict[str, Any] = {}  # deterministic figures for the footer; set before the shard is closed
         self.rows = 0
         self._path, self._schema = path, schema
         self._pending = schema.empty_table()
+        self._added: list[Sequence[Any]] = []
         self._file = pa.OSFile(str(path), "wb")
         self._writer = pq.ParquetWriter(
             self._file, schema, compression="zstd", compression_level=3, use_dictionary=False, write_page_checksum=True
@@ -104,6 +106,16 @@ class ShardWriter:
             self._writer.write_table(self._pending.slice(0, ROW_GROUP_ROWS))
             self._pending = self._pending.slice(ROW_GROUP_ROWS)
 
+    def add(self, row: Sequence[Any]) -> None:
+        """Append one row, its values in the order of the schema."""
+        self._added.append(row)
+        if len(self._added) == BLOCK_ROWS:
+            self._write_added()
+
+    def _write_added(self) -> None:
+        self.write(table_of(self._added, self._schema))
+        self._added = []
+
     def write_row_group(self, table: pa.Table) -> None:
         """Append rows as one row group of their own."""
         self.rows += table.num_rows
@@ -111,6 +123,8 @@ class ShardWriter:
 
     def close(self, footer: dict[str, Any]) -> None:
         """Write the remaining rows and the footer."""
+        if self._added:
+            self._write_added()
         if self._pending.num_rows:
             self._writer.write_table(self._pending)
         figures = json.dumps({**footer, **self.figures}, sort_keys=True)
@@ -128,6 +142,12 @@ class ShardWriter:
         self._file.close()
 
 
+def table_of(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
+    """Rows, their values in the order of the schema, as a table."""
+    columns = zip(*rows, strict=True) if rows else ([] for _ in schema)
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
+
+
 def _footer_seal(path: Path) -> tuple[int, bytes, bytes]:
     """(place in the file, seal that stands there, seal that belongs there) of a footer; a file without one has two empty seals."""
     with open(path, "rb") as file:
@@ -142,12 +162,6 @@ def _footer_seal(path: Path) -> tuple[int, bytes, bytes]:
     start, stop = found[-1].span()
     digest = hashlib.blake2b(footer[:start] + _NO_SEAL + footer[stop:], digest_size=16)
     return size - length + start, found[-1].group(), digest.hexdigest().encode()
-
-
-def _check_footer(path: Path) -> None:
-    _, stands, belongs = _footer_seal(path)
-    if stands != belongs:
-        raise OSError("its footer does not have the checksum that it records")
 
 
 @contextlib.contextmanager
@@ -168,24 +182,33 @@ def write_shard(path: Path, table: pa.Table, footer: dict[str, Any]) -> None:
         writer.write(table)
 
 
-def _damaged(path: Path, error: Exception) -> DamagedShard:
-    return DamagedShard(
-        f"{path} cannot be read: {error}. It is cut short or damaged; delete it and start the same `prep run` again: "
-        "only this shard is built anew",
-        path=None if isinstance(error, OSError) and error.errno is not None else path,  # an errno is the disk's or the network's fault
-    )
+def _metadata(path: Path) -> pq.FileMetaData:
+    """The Parquet metadata, the footer's checksum verified."""
+    _, stands, belongs = _footer_seal(path)
+    if stands != belongs:
+        raise OSError("its footer does not have the checksum that it records")
+    return pq.read_metadata(path)
 
 
-def _missing_or_damaged(path: Path, error: Exception) -> DamagedShard:
-    if isinstance(error, FileNotFoundError):
-        return DamagedShard(f"{path} is missing; start the same `prep run` again: only this shard is built anew")
-    return _damaged(path, error)
+@contextlib.contextmanager
+def _reading(path: Path, *, gone: bool = False) -> Iterator[None]:
+    """What cannot be read in the block is a DamagedShard that names the file and the remedy.
 
-
-def _gone_or_damaged(path: Path, error: Exception) -> Exception:
-    """A network file system calls a file that another machine deleted stale."""
-    gone = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESTALE)
-    return FileNotFoundError(errno.ENOENT, "gone", str(path)) if gone else _damaged(path, error)
+    With `gone` a file that is not there is a FileNotFoundError, also where a network file system calls it stale.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if code in (errno.ENOENT, errno.ESTALE):
+            if gone:
+                raise FileNotFoundError(errno.ENOENT, "gone", str(path)) from error
+            raise DamagedShard(f"{path} is missing; start the same `prep run` again: only this shard is built again") from error
+        raise DamagedShard(
+            f"{path} cannot be read: {error}. It is cut short or damaged; delete it and start the same `prep run` again: "
+            "only this shard is built again",
+            path=None if code is not None else path,  # an errno is the disk's or the network's fault
+        ) from error
 
 
 def open_footer(path: Path) -> tuple[pq.FileMetaData, dict[str, Any]]:
@@ -193,15 +216,12 @@ def open_footer(path: Path) -> tuple[pq.FileMetaData, dict[str, Any]]:
 
     Raises FileNotFoundError where the file is gone, DamagedShard where it is cut short, damaged, or no shard of this project.
     """
-    try:
-        _check_footer(path)
-        metadata = pq.read_metadata(path)
+    with _reading(path, gone=True):
+        metadata = _metadata(path)
         figures = json.loads((metadata.metadata or {}).get(_FOOTER_KEY, b"null"))
         if not isinstance(figures, dict):
             raise ValueError("its footer has no figures, so it was not written here")
         return metadata, figures
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _gone_or_damaged(path, error) from error
 
 
 def read_footer(path: Path) -> dict[str, Any] | None:
@@ -213,27 +233,17 @@ def read_footer(path: Path) -> dict[str, Any] | None:
 
 
 def read_row_groups(path: Path, *, columns: list[str] | None = None, groups: Sequence[int] | None = None) -> Iterator[pa.Table]:
-    """The shard's row groups (all, or those of the given numbers) in order, page checksums verified.
-
-    Raises DamagedShard, naming the file and the remedy.
-    """
-    try:
-        _check_footer(path)
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups) if groups is None else groups:
-                yield file.read_row_group(group, columns=columns, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise _missing_or_damaged(path, error) from error
+    """The shard's row groups (all, or those of the given numbers) in order, page checksums verified. Raises DamagedShard."""
+    with _reading(path), pq.ParquetFile(path, metadata=_metadata(path), page_checksum_verification=True) as file:
+        for group in range(file.num_row_groups) if groups is None else groups:
+            yield file.read_row_group(group, columns=columns, use_threads=False)
 
 
 def group_rows(path: Path) -> list[int]:
-    """Rows of each row group of a shard. Raises DamagedShard as `read_row_groups` does."""
-    try:
-        _check_footer(path)
-        metadata = pq.read_metadata(path)
+    """Rows of each row group of a shard. Raises DamagedShard."""
+    with _reading(path):
+        metadata = _metadata(path)
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    except (pa.ArrowException, OSError) as error:
-        raise _missing_or_damaged(path, error) from error
 
 
 def read_groups(path: Path, groups: Sequence[int], metadata: pq.FileMetaData) -> pa.Table:
@@ -242,11 +252,8 @@ def read_groups(path: Path, groups: Sequence[int], metadata: pq.FileMetaData) ->
 
     Raises FileNotFoundError where the file is gone, DamagedShard where it cannot be read.
     """
-    try:
-        with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
-            return file.read_row_groups(groups, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise _gone_or_damaged(path, error) from error
+    with _reading(path, gone=True), pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
+        return file.read_row_groups(groups, use_threads=False)
 
 
 def read_shard(path: Path, *, columns: list[str] | None = None) -> pa.Table:
@@ -260,8 +267,5 @@ def read_shard(path: Path, *, columns: list[str] | None = None) -> pa.Table:
 
 def describe(path: Path) -> tuple[int, int, str]:
     """Rows, bytes and content digest of a finished shard."""
-    try:
-        _check_footer(path)
-        return pq.read_metadata(path).num_rows, path.stat().st_size, file_digest(path)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from error
+    with _reading(path):
+        return _metadata(path).num_rows, path.stat().st_size, file_digest(path)

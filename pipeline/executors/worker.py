@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from data.errors import DamagedShard, RunFailed
 from data.tables.manifest import Manifest
 from pipeline.plan import table_named
 from pipeline.stage import StageContext, Stored, WorkerCache
-from pipeline.unchanged import refuse_changed
+from retrieval.models.resolved import ResolvedModels
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class ShardTask:
     shards: tuple[int, ...]
     shard_count: int
     inputs: dict[str, str]  # label -> folder
-    settings: dict[str, Any]  # the part of the table's key that is of files outside the store, as it was planned
+    settings: dict[str, Any]  # the part of the table's key that is of settings and of files outside the store, as it was planned
+    models: dict[str, Any]  # `ResolvedModels.to_json`
     version: int  # of the table, in the driver's code
 
     @property
@@ -40,16 +42,16 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A finished order: seconds it took, figures of this execution (cached, scored), and lines that the user must see."""
+    """A finished task: seconds it took, figures of this execution (cached, scored), and lines that the user must see."""
 
-    order: ShardTask
+    task: ShardTask
     seconds: float
     figures: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
 class Worker:
-    """Builds orders one after the other, keeping loaded models between them."""
+    """Builds tasks one after the other, keeping loaded models between them."""
 
     def __init__(self, experiment_json: str) -> None:
         self._experiment = Experiment.model_validate_json(experiment_json)
@@ -57,18 +59,16 @@ class Worker:
         self._digests = DigestCache.of_store(self._experiment.store)
         self._limited = False
 
-    def build(self, order: ShardTask, *, report: Callable[[str, int], None]) -> TaskResult:
-        """Build the order's shards. Raises UserError and its kinds for what a user can mend."""
-        table = table_named(self._experiment, order.label)
-
-        def check_unchanged() -> None:
-            refuse_changed(table, order.settings, self._experiment, self._digests)
-
-        if table.version != order.version:
+    def build(self, task: ShardTask, *, report: Callable[[str, int], None]) -> TaskResult:
+        """Build the task's shards. Raises UserError and its kinds for what a user can mend."""
+        table = table_named(self._experiment, task.label)
+        if table.version != task.version:
             raise RunFailed(
-                f"{order.name}: {platform.node()} has other code than the driver ({table.label} of version {table.version}, not "
-                f"{order.version}), which would write other rows: install the same commit on every host"
+                f"{task.name}: {platform.node()} has other code than the driver ({table.label} of version {table.version}, not "
+                f"{task.version}), which would write other rows: install the same commit on every host"
             )
+        models = ResolvedModels.from_json(task.models, self._experiment, self._digests)
+        check_unchanged = partial(table.refuse_changed, task.settings, models)
         check_unchanged()
         if table.uses_device and not self._limited:
             import torch
@@ -78,24 +78,24 @@ class Worker:
         started = time.perf_counter()
         warnings: list[str] = []
         context = StageContext(
-            experiment=self._experiment,
+            models=models,
             table=table,
-            folder=Path(order.folder),
-            fingerprint=order.fingerprint,
-            shards=order.shards,
-            shard_count=order.shard_count,
-            inputs={label: _stored(Path(folder)) for label, folder in order.inputs.items()},
+            folder=Path(task.folder),
+            fingerprint=task.fingerprint,
+            shards=task.shards,
+            shard_count=task.shard_count,
+            inputs={label: _stored(Path(folder)) for label, folder in task.inputs.items()},
             worker_cache=self._worker_cache,
             report=report,
             warn=warnings.append,
             check_unchanged=check_unchanged,
         )
         table.build(context)
-        return TaskResult(order, time.perf_counter() - started, context.figures, warnings)
+        return TaskResult(task, time.perf_counter() - started, context.figures, warnings)
 
-    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run a function of this package here, with the experiment as this worker has it."""
-        return function(self._experiment, *args)
+    def ask(self, function: Callable[..., Any], models: dict[str, Any], *args: Any) -> Any:
+        """Run a function of this package here, with the models of the driver."""
+        return function(ResolvedModels.from_json(models, self._experiment, self._digests), *args)
 
 
 def _stored(folder: Path) -> Stored:

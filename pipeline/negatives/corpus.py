@@ -7,8 +7,8 @@ rows in arrays; ids are looked up when rows of a table are written.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data.tables.ragged import bounds_of
 from data.tables.shards import group_rows, read_row_groups
 from pipeline.stage import Stored
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from retrieval.search.searcher import Searcher
 
 _HASHED_AT_ONCE = 1 << 16
+Made = TypeVar("Made")
 
 
 class Corpus:
@@ -40,6 +42,7 @@ class Corpus:
         self._stored = stored
         self._searcher: Searcher | None = None
         self._bm25: Bm25Index | None = None
+        self._made: dict[Callable[[Corpus], Any], Any] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,7 +50,7 @@ class Corpus:
     @functools.cached_property
     def _index(self) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
         """(hashes of all ids, sorted; the row of each)."""
-        hashes = np.concatenate([np.empty(0, np.uint64), *(hash_ids(part) for part in _slices(self.ids))])
+        hashes = np.concatenate([np.empty(0, np.uint64), *(hash_ids(part) for part in slices(self.ids))])
         order = np.argsort(hashes, kind="stable")
         return hashes[order], order.astype(np.int32)
 
@@ -75,19 +78,31 @@ class Corpus:
 
     def texts_of(self, rows: NDArray[np.int64]) -> pa.Array:
         """The texts of some rows, each row group that has one of them read once: in memory are these and one row group."""
-        wanted, place = np.unique(rows, return_inverse=True)
+        requested, place = np.unique(rows, return_inverse=True)
         parts, first = [pa.array([], pa.large_string())], 0
         for path, shard in zip(self._stored.paths(), self._stored.manifest.shards, strict=True):
-            low, high = np.searchsorted(wanted, [first, first + shard.rows])
-            if high > low:  # a shard without a wanted row is not opened
-                bounds = first + np.concatenate([[0], np.cumsum(group_rows(path))]).astype(np.int64)
-                cuts = np.searchsorted(wanted, bounds).tolist()
-                groups = [group for group in range(len(bounds) - 1) if cuts[group + 1] > cuts[group]]
-                for group, table in zip(groups, read_row_groups(path, columns=["text"], groups=groups), strict=True):
-                    mine = wanted[cuts[group] : cuts[group + 1]] - bounds[group]
-                    parts += table.column("text").take(pa.array(mine)).cast(pa.large_string()).chunks
+            mine = requested[slice(*np.searchsorted(requested, [first, first + shard.rows]))] - first
             first += shard.rows
+            if not len(mine):  # a shard without a requested row is not opened
+                continue
+            bounds = bounds_of(np.array(group_rows(path)))
+            groups = np.unique(np.searchsorted(bounds, mine, side="right") - 1).tolist()
+            for group, table in zip(groups, read_row_groups(path, columns=["text"], groups=groups), strict=True):
+                rows_of_group = mine[slice(*np.searchsorted(mine, bounds[group : group + 2]))] - bounds[group]
+                parts += table.column("text").take(pa.array(rows_of_group)).cast(pa.large_string()).chunks
         return pa.concat_arrays(parts).take(pa.array(place))
+
+    def passages(self) -> Iterator[tuple[list[str], list[str]]]:
+        """(ids, texts) of all passages, some thousands at a time: in memory is one row group."""
+        for group in self._stored.row_groups(columns=["doc_id", "text"]):
+            yield group.column("doc_id").to_pylist(), group.column("text").to_pylist()
+
+    def once(self, make: Callable[[Corpus], Made]) -> Made:
+        """`make(corpus)`, made once and kept as long as the corpus: a source's own index."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        made: Made = self._made[make]
+        return made
 
     def searcher(self, vectors: Stored, index: Stored | None, experiment: Experiment) -> Searcher:
         """The search over the corpus's vectors, kept with what it holds of them."""
@@ -106,8 +121,7 @@ class Corpus:
         if self._bm25 is None:
             from retrieval.search.bm25 import Bm25Index
 
-            texts = (group.column("text").to_pylist() for group in self._stored.row_groups(columns=["text"]))
-            self._bm25 = Bm25Index(self.ids, texts, stop_words=stop_words)
+            self._bm25 = Bm25Index(self.ids, (texts for _, texts in self.passages()), stop_words=stop_words)
         return self._bm25
 
 
@@ -116,5 +130,6 @@ def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
     return pl.Series("id", pl.from_arrow(ids)).hash(0).to_numpy()
 
 
-def _slices(ids: pa.Array) -> Iterator[pa.Array]:
+def slices(ids: pa.Array) -> Iterator[pa.Array]:
+    """Pieces of the ids, so that few of them are Python objects at a time."""
     return (ids.slice(start, _HASHED_AT_ONCE) for start in range(0, len(ids), _HASHED_AT_ONCE))

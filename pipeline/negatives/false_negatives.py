@@ -1,7 +1,8 @@
-"""Which passages of a query's rank windows are taken for unlabelled positives: four rules, each off unless asked for.
+"""Which passages of a query's rank windows are taken for unlabelled positives: five rules, each off unless asked for.
 
-    teacher_above        t(q, d) > x                                   an absolute limit
-    teacher_margin       t(q, d) > t(q, p+) - x                        relative to p+, the positive that the list is trained with
+    max_score            t(q, d) > x                                   an absolute limit
+    absolute_margin      t(q, d) > t(q, p+) - x                        p+ is the positive that the list is trained with
+    relative_margin      t(q, d) > t(q, p+) - x |t(q, p+)|             by a share of its logit's magnitude
     teacher_percentile   t(q, d) > the x-th percentile of t(q, .) over the query's windows, linear between ranks
     student_margin       s(q, d) > s(q, p+) - x                        the same by the student's own scores
 
@@ -47,10 +48,12 @@ def false_negatives(
         positive_score: the student's, of p+; not looked at where no rule is the student's.
     """
     limits: list[tuple[FalseNegativeRule, Mapping[str, float], float]] = []
-    if rules.teacher_above is not None:
-        limits.append((FalseNegativeRule.TEACHER_ABOVE, logits, rules.teacher_above))
-    if rules.teacher_margin is not None:
-        limits.append((FalseNegativeRule.TEACHER_MARGIN, logits, positive_logit - rules.teacher_margin))
+    if rules.max_score is not None:
+        limits.append((FalseNegativeRule.MAX_SCORE, logits, rules.max_score))
+    if rules.absolute_margin is not None:
+        limits.append((FalseNegativeRule.ABSOLUTE_MARGIN, logits, positive_logit - rules.absolute_margin))
+    if rules.relative_margin is not None:
+        limits.append((FalseNegativeRule.RELATIVE_MARGIN, logits, positive_logit - rules.relative_margin * abs(positive_logit)))
     if rules.teacher_percentile is not None and doc_ids:
         values = np.array([logits[doc_id] for doc_id in doc_ids], dtype=np.float64)
         limits.append((FalseNegativeRule.TEACHER_PERCENTILE, logits, float(np.percentile(values, rules.teacher_percentile))))

@@ -13,7 +13,7 @@ not); `true` goes by the id alone, as BEIR does; `false` leaves both in the pool
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +22,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.digests import hash64, text_hash
+from data.tables.ragged import spans
 from pipeline.negatives.corpus import Corpus
-from pipeline.negatives.equal_queries import folded
+from pipeline.stage import Stored
 
 REASONS = ("labelled positive", "positive of an equal query", "text of a positive", "the query itself", "text of the query")
-_LABELLED, _OF_EQUAL, _TWIN, _ITSELF, _OWN_TEXT = range(len(REASONS))
-IDENTICAL = REASONS[_ITSELF:]
+IDENTICAL = REASONS[3:]
 _PROBED = 64  # ids that are of a query and of a passage, whose texts are compared first: in a collection of plain numbers all are chance
+_NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,25 @@ class Never:
 
     rows: NDArray[np.int64]  # of the corpus, rising
     reasons: NDArray[np.int8]  # places in REASONS
+
+
+def folded(text: str) -> str:
+    """What is the same for two queries that differ in case or spaces alone: they are the same question, whatever their ids and splits."""
+    return " ".join(text.casefold().split())
+
+
+def equal_queries(mine: pa.Table, queries: Stored) -> dict[str, list[str]]:
+    """Of each of some queries the ids of all judged queries that have its text, itself among them, in the order of `queries`.
+
+    Only texts that are equal to the byte lie in one shard, so all of `queries` is read, a row group at a time.
+    """
+    own = [folded(text) for text in mine.column("text").to_pylist()]
+    ids_of: dict[str, list[str]] = {text: [] for text in own}
+    for group in queries.row_groups():
+        for query_id, text in zip(group.column("query_id").to_pylist(), group.column("text").to_pylist(), strict=True):
+            if (known := ids_of.get(folded(text))) is not None:
+                known.append(query_id)
+    return {query_id: ids_of[text] for query_id, text in zip(mine.column("query_id").to_pylist(), own, strict=True)}
 
 
 def never_negatives(
@@ -52,45 +72,51 @@ def never_negatives(
         identical: `hard_negatives.ignore_identical_ids`.
     """
     ids, texts = queries.column("query_id").to_pylist(), queries.column("text").to_pylist()
-    own = {query_id: np.array(rows, np.int64) for query_id, rows in labels.group_by("query_id").agg("row").iter_rows()}
-    nothing = np.empty(0, np.int64)
-    themselves = _themselves(ids, texts, corpus, identical=identical)
-    candidates: list[list[tuple[int, NDArray[np.int64]]]] = []
-    wanted: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # text hashes of positives, and of the query
-    for query_id, text, itself in zip(ids, texts, themselves, strict=True):
-        labelled = own.get(query_id, nothing)
-        of_equal = np.concatenate([nothing, *(own.get(other, nothing) for other in equal[query_id])])
-        candidates.append([(_LABELLED, labelled), (_OF_EQUAL, of_equal), (_ITSELF, itself)])
-        of_query = nothing if identical == "false" else np.array([text_hash(text), *corpus.hashes[itself].tolist()], np.int64)
-        wanted.append((corpus.hashes[of_equal], of_query))
-    rows_with = _RowsByHash(np.concatenate([nothing, *(part for parts in wanted for part in parts)]), corpus.hashes)
-    for found, (of_positives, of_query) in zip(candidates, wanted, strict=True):
-        found += [(_TWIN, rows_with(of_positives)), (_OWN_TEXT, rows_with(of_query))]
-    return {query_id: _first_reasons(found) for query_id, found in zip(ids, candidates, strict=True)}
+    labelled = {query_id: np.array(rows, np.int64) for query_id, rows in labels.group_by("query_id").agg("row").iter_rows()}
+    of_equal = [np.concatenate([_NONE, *(labelled.get(other, _NONE) for other in equal[query_id])]) for query_id in ids]
+    itself = _themselves(ids, texts, corpus, identical=identical)
+    own_texts = [
+        _NONE if identical == "false" else np.array([text_hash(text), *corpus.hashes[rows].tolist()], np.int64)
+        for text, rows in zip(texts, itself, strict=True)
+    ]
+    rows_with = _rows_with(np.concatenate([_NONE, *(corpus.hashes[rows] for rows in of_equal), *own_texts]), corpus.hashes)
+    return {
+        query_id: _first_reasons(
+            [
+                labelled.get(query_id, _NONE),
+                of_equal[place],
+                rows_with(corpus.hashes[of_equal[place]]),
+                itself[place],
+                rows_with(own_texts[place]),
+            ]
+        )
+        for place, query_id in enumerate(ids)
+    }
 
 
-def _first_reasons(found: list[tuple[int, NDArray[np.int64]]]) -> Never:
-    rows = np.concatenate([rows for _, rows in found])
-    reasons = np.concatenate([np.full(len(rows), reason, np.int8) for reason, rows in found])
+def _first_reasons(found: list[NDArray[np.int64]]) -> Never:
+    """From the rows that each of REASONS gives."""
+    rows = np.concatenate(found)
+    reasons = np.repeat(np.arange(len(found), dtype=np.int8), [len(part) for part in found])
     order = np.lexsort((reasons, rows))
     rows, first = np.unique(rows[order], return_index=True)
     return Never(rows, reasons[order][first])
 
 
-class _RowsByHash:
-    """Looks up the rows of the corpus that have one of some text hashes, for hashes known beforehand: one pass over the corpus."""
+def _rows_with(requested: NDArray[np.int64], hashes: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
+    """Looks up the rows of the corpus that have one of some text hashes, all of them among the requested ones: one pass over the corpus."""
+    distinct = np.unique(requested)
+    place = np.searchsorted(distinct, hashes)
+    rows = np.flatnonzero(distinct[np.minimum(place, len(distinct) - 1)] == hashes) if len(distinct) else _NONE
+    rows = rows[np.argsort(hashes[rows], kind="stable")]
+    found = hashes[rows]
 
-    def __init__(self, wanted: NDArray[np.int64], hashes: NDArray[np.int64]) -> None:
-        self._wanted = np.unique(wanted)
-        place = np.minimum(np.searchsorted(self._wanted, hashes), max(0, len(self._wanted) - 1))
-        rows = np.flatnonzero(self._wanted[place] == hashes) if len(self._wanted) else np.empty(0, np.int64)
-        order = np.argsort(place[rows], kind="stable")
-        self._rows = rows[order]
-        self._bounds = np.searchsorted(place[rows][order], np.arange(len(self._wanted) + 1))
+    def look_up(some: NDArray[np.int64]) -> NDArray[np.int64]:
+        some = np.unique(some)
+        first = np.searchsorted(found, some)
+        return rows[spans(first, np.searchsorted(found, some, side="right") - first)]
 
-    def __call__(self, hashes: NDArray[np.int64]) -> NDArray[np.int64]:
-        places = np.searchsorted(self._wanted, np.unique(hashes))
-        return np.concatenate([np.empty(0, np.int64), *(self._rows[self._bounds[at] : self._bounds[at + 1]] for at in places.tolist())])
+    return look_up
 
 
 def _themselves(ids: list[str], texts: list[str], corpus: Corpus, *, identical: str) -> list[NDArray[np.int64]]:
@@ -98,7 +124,7 @@ def _themselves(ids: list[str], texts: list[str], corpus: Corpus, *, identical: 
     rows = np.full(len(ids), -1, np.int64) if identical == "false" else corpus.rows_of(pa.array(ids, pa.large_string()))
     if identical == "auto":
         rows = np.where(_agreeing(ids, texts, rows, corpus), rows, -1)
-    return [rows[place : place + 1][rows[place : place + 1] >= 0] for place in range(len(ids))]
+    return [one[one >= 0] for one in rows.reshape(-1, 1)]
 
 
 def _agreeing(ids: list[str], texts: list[str], rows: NDArray[np.int64], corpus: Corpus) -> NDArray[np.bool_]:
@@ -113,13 +139,8 @@ def _agreeing(ids: list[str], texts: list[str], rows: NDArray[np.int64], corpus:
     for places in (probed, np.setdiff1d(unsure, probed)):
         passages = corpus.texts_of(rows[places]).to_pylist() if len(places) else []
         for place, passage in zip(places.tolist(), passages, strict=True):
-            agree[place] = has_at_an_end(passage, texts[place])
+            own, asked = folded(passage), folded(texts[place])
+            agree[place] = own == asked or own.startswith(f"{asked} ") or own.endswith(f" {asked}")
         if not agree.any():
             break
     return agree
-
-
-def has_at_an_end(passage: str, query: str) -> bool:
-    """Whether a passage is the query's text, or begins or ends with it; case and spaces aside."""
-    own, asked = folded(passage), folded(query)
-    return own == asked or own.startswith(f"{asked} ") or own.endswith(f" {asked}")

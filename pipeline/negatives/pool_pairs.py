@@ -16,12 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.config.settings import Experiment
-from data.digests import DigestCache
 from data.tables import schemas
 from data.tables.schemas import CandidateKind
 from pipeline.negatives.corpus import Corpus
 from pipeline.stage import StageContext, Stored, Table
 from pipeline.stages.pools import window_places
+from retrieval.models.resolved import ResolvedModels
 
 _TEXTS_AT_ONCE = 1 << 19  # pairs whose texts are in memory; the corpus is read once for each so many
 
@@ -41,50 +41,51 @@ class PoolRow:
 def read_pools(pools: Stored, shard: int) -> Iterator[PoolRow]:
     """The rows of a shard; in memory is a row group."""
     for group in pools.shard_groups(shard):
-        positives = group.column("positive_ids").to_pylist()
-        positive_scores = group.column("positive_scores").to_pylist()
-        ranked = group.column("ranked_ids").combine_chunks()
-        bounds = ranked.offsets.to_numpy().tolist()
-        ids = ranked.values.to_pylist()
-        scores = group.column("ranked_scores").combine_chunks().values.to_numpy()
-        sources = group.column("ranked_sources").combine_chunks().values.to_numpy()
-        for place, query_id in enumerate(group.column("query_id").to_pylist()):
-            own = slice(bounds[place], bounds[place + 1])
+        query_ids, positives, positive_scores = (group.column(name).to_pylist() for name in ("query_id", "positive_ids", "positive_scores"))
+        ranked, scores, sources = (group.column(f"ranked_{name}").combine_chunks() for name in ("ids", "scores", "sources"))
+        for place, query_id in enumerate(query_ids):
             of_student = None if positive_scores[place] is None else np.array(positive_scores[place], np.float32)
-            yield PoolRow(query_id, positives[place], of_student, ids[own], scores[own], sources[own])
+            own_scores, own_sources = scores[place].values.to_numpy(), sources[place].values.to_numpy()
+            yield PoolRow(query_id, positives[place], of_student, ranked[place].as_py(), own_scores, own_sources)
 
 
-def wanted_of(row: PoolRow, experiment: Experiment) -> list[str]:
-    """The passages of a pool that the teacher reads, in pool order, each once."""
-    settings = experiment.hard_negatives
-    if experiment.scores_whole_pools:
-        return list(dict.fromkeys(row.ids))
-    places = np.concatenate([window_places(row.sources, source) for source in settings.sources])
-    return list(dict.fromkeys(row.ids[place] for place in places.tolist()))
+def scored_pairs(pairs: Stored, scores: Stored, shard: int, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The pairs of a shard with their column `logit` in pieces of about a row group, no query in two of them."""
+    rest: list[pa.Table] = []
+    groups = zip(pairs.shard_groups(shard, columns=columns), scores.shard_groups(shard, columns=["logit"]), strict=True)
+    for table in (pair_group.append_column("logit", score_group.column("logit")) for pair_group, score_group in groups):
+        begins = begins_of(table)
+        if begins and (rest or begins[-1]):
+            whole = pa.concat_tables([*rest, table.slice(0, begins[-1])])
+            if whole.num_rows:
+                yield whole
+            rest = []
+        rest.append(table.slice(begins[-1] if begins else 0))
+    if rest:
+        yield pa.concat_tables(rest)
 
 
-def _build(context: StageContext) -> None:
-    corpus = context.worker_cache.get_or_create("corpus", lambda: Corpus(context.inputs["ingest.corpus"]))
-    queries = context.inputs["ingest.queries"].read(context.shard)
-    texts = dict(zip(queries.column("query_id").to_pylist(), queries.column("text").to_pylist(), strict=True))
-    count = lists = 0
-    with context.writer(context.shard, schemas.CANDIDATES) as writer:
-        for part in _parts(read_pools(context.inputs["pools.ranked"], context.shard), context.experiment):
-            writer.write(_table(part, texts, corpus))
-            lists, count = lists + len(part), count + sum(len(positives) + len(ids) for _, positives, ids in part)
-            context.report("queries", len(part))
-        writer.figures["counts"] = {"in": lists, "kept": lists, "dropped": {}, "pairs": count}
+def begins_of(table: pa.Table) -> list[int]:
+    """Rows at which a query's or a list's candidates begin."""
+    return np.flatnonzero(table.column("position").to_numpy() == 0).tolist()
 
 
-Part = list[tuple[str, list[str], list[str]]]  # (query_id, its positives, the passages of its pool)
+Part = list[tuple[PoolRow, list[str]]]  # pools, each with the passages that the teacher reads of it: positives first, each once
+
+
+def _requested_of(row: PoolRow, experiment: Experiment) -> list[str]:
+    places = [range(len(row.ids))]
+    if not experiment.scores_whole_pools:
+        places = [window_places(row.sources, source).tolist() for source in experiment.hard_negatives.sources]
+    return [*row.positive_ids, *dict.fromkeys(row.ids[place] for window in places for place in window)]
 
 
 def _parts(rows: Iterator[PoolRow], experiment: Experiment) -> Iterator[Part]:
     part: Part = []
     pairs = 0
     for row in rows:
-        part.append((row.query_id, row.positive_ids, wanted_of(row, experiment)))
-        pairs += len(part[-1][1]) + len(part[-1][2])
+        part.append((row, _requested_of(row, experiment)))
+        pairs += len(part[-1][1])
         if pairs >= _TEXTS_AT_ONCE:
             yield part
             part, pairs = [], 0
@@ -93,29 +94,40 @@ def _parts(rows: Iterator[PoolRow], experiment: Experiment) -> Iterator[Part]:
 
 
 def _table(part: Part, texts: dict[str, str], corpus: Corpus) -> pa.Table:
-    ids = pa.array([doc_id for _, positives, pool in part for doc_id in [*positives, *pool]], pa.string())
-    lengths = [len(positives) + len(pool) for _, positives, pool in part]
-    list_of_row = pa.array(np.repeat(np.arange(len(part)), lengths))
-    kinds = [
-        kind for _, positives, pool in part for kind in (CandidateKind.POSITIVE,) * len(positives) + (CandidateKind.NEGATIVE,) * len(pool)
-    ]
+    ids = pa.array([doc_id for _, listed in part for doc_id in listed], pa.string())
+    lengths = [len(listed) for _, listed in part]
+    row_of = np.repeat(np.arange(len(part)), lengths)
+    positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+    positives = np.array([len(row.positive_ids) for row, _ in part])[row_of]
     columns = [
-        pa.array([query_id for query_id, _, _ in part], pa.string()).take(list_of_row),
+        pa.array([row.query_id for row, _ in part], pa.string()).take(pa.array(row_of)),
         pa.array(np.zeros(len(ids), np.int8)),
-        pa.array(np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])),
-        pa.array(kinds, pa.int8()),
+        pa.array(positions),
+        pa.array(np.where(positions < positives, CandidateKind.POSITIVE, CandidateKind.NEGATIVE).astype(np.int8)),
         ids,
-        pa.array([texts[query_id] for query_id, _, _ in part], pa.large_string()).take(list_of_row),
+        pa.array([texts[row.query_id] for row, _ in part], pa.large_string()).take(pa.array(row_of)),
         corpus.texts_of(corpus.rows_of(ids)),
     ]
     return pa.table(columns, names=schemas.CANDIDATES.names)
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    settings = experiment.hard_negatives
+def _build(context: StageContext) -> None:
+    corpus = context.worker_cache.get_or_create("corpus", lambda: Corpus(context.inputs["ingest.corpus"]))
+    queries = context.inputs["ingest.queries"].read(context.shard)
+    texts = dict(zip(queries.column("query_id").to_pylist(), queries.column("text").to_pylist(), strict=True))
+    lists = 0
+    with context.writer(context.shard, schemas.CANDIDATES) as writer:
+        for part in _parts(read_pools(context.inputs["pools.ranked"], context.shard), context.experiment):
+            writer.write(_table(part, texts, corpus))
+            lists += len(part)
+            context.report("queries", len(part))
+        writer.figures["counts"] = {"in": lists, "kept": lists, "dropped": {}, "pairs": writer.rows}
+
+
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     if experiment.scores_whole_pools:
         return {"windows": "whole pools"}
-    return {"windows": [[source.name, source.first_rank, source.last_rank] for source in settings.sources]}
+    return {"windows": [[source.name, source.first_rank, source.last_rank] for source in experiment.hard_negatives.sources]}
 
 
 TABLE = Table(

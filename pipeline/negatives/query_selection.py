@@ -1,6 +1,6 @@
 """Which training queries are worth another look: those that the teacher gets right and the student does not yet (PROD's step D).
 
-The student's list is the first `depth` passages of its search, positives among them; the teacher ranks that list anew. p+ is the
+The student's list is the first `depth` passages of its search, positives among them; the teacher ranks that list again. p+ is the
 first labelled positive of the student's list; both ranks are of this one passage, from 1, all others of the list above it counted, other
 positives too; equal scores go by passage id. It is the p+ that the query is then trained with: a query is kept for what the student can
 learn of it, which is to put this passage where the teacher has it. (The first positive of each ranker's own order may be two passages; a
@@ -56,18 +56,13 @@ NO_RANKS = RanksOfPositive(None, None).bands
 def ranks_of(row: PoolRow, *, logits: Mapping[str, float], positive_logits: Sequence[float], depth: int) -> RanksOfPositive:
     """The ranks of p+, the student's first labelled positive, in the student's list and in the teacher's order of it.
 
-    Args:
-        row: the pool, with the student among its sources.
-        logits: the teacher's, of all passages of the pool.
-        positive_logits: of the positives, in the row's order.
-        depth: length of the student's list.
+    The student is among the sources of the pool; `logits` are the teacher's of all its passages, `positive_logits` those of its positives
+    in their order; `depth` is the length of the student's list.
     """
     assert row.positive_scores is not None
     by_student = np.flatnonzero(row.sources == SOURCES.index("student"))
     ids, scores = [row.ids[place] for place in by_student.tolist()], row.scores[by_student]
-    positives = sorted(
-        zip((-row.positive_scores).tolist(), row.positive_ids, positive_logits, strict=True), key=lambda one: (one[0], one[1])
-    )
+    positives = sorted(zip((-row.positive_scores).tolist(), row.positive_ids, positive_logits, strict=True))
     above = [_above(-score, doc_id, scores, ids) for score, doc_id, _ in positives]
     listed = [place for place, rivals in enumerate(above) if rivals + place < depth]
     if not listed:
@@ -87,12 +82,7 @@ def _above(score: float, doc_id: str, scores: NDArray[np.float32], ids: Sequence
 
 
 def why_dropped(ranks: RanksOfPositive, rule: str) -> str | None:
-    """Why a query is left out, None where it is kept.
-
-    Args:
-        ranks: of its p+.
-        rule: prod or prod_nq.
-    """
+    """Why a query is left out by a rule, `prod` or `prod_nq`; None where it is kept."""
     if ranks.student is None or ranks.teacher is None:
         return "p+ is not in the student's list"
     if ranks.student == 1:

@@ -1,9 +1,12 @@
-"""How m negatives are drawn from a query's rank windows: each sampler puts a window in order of preference, the sources take turns.
+"""How m negatives are drawn from a query's rank windows: each sampler puts a window in order of preference, then a weighted round robin.
 
     uniform      the lowest hashes of (seed, query, draw, passage)
     top          the best ranks
     simans       by chance, p(d) in proportion to exp(-a (s(q,d) - s(q,p+) - b)^2), without replacement
     stratified   over the teacher's scores: see `stratified`
+
+`SAMPLERS` has them under these names; `hard_negatives.sampler` may also be the import path of one of your own. Each is called with a
+`Window` and returns its passages, the preferred first; what else it asks of the settings is in `data.config.traits`.
 
 Each is a pure function of the seed, the ids and the scores. With uniform, top and simans a larger m keeps the smaller sample, and what was
 scored for it; with stratified the strata move with m.
@@ -12,11 +15,34 @@ scored for it; with stratified the strata move with m.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
+from data.config.registry import Registry, is_import_path
+from data.config.settings import HardNegatives
 from data.digests import hash64_after
+from data.errors import UserError
 
 SeededHash = Callable[[str], int]  # of a passage id
+_SETTING = "hard_negatives.sampler"
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a sampler is given of a query: the rank window of one source, without what is taken for false negatives."""
+
+    query_id: str
+    doc_ids: list[str]  # n passages, best rank first
+    count: int  # how many of them will be taken, where nothing stands in the way
+    hashed: SeededHash  # all chance comes from it: another one for each seed, query and draw
+    settings: HardNegatives
+    student_scores: Sequence[float] = ()  # [n] where the sampler's `needs` has them
+    positive_score: float = math.nan  # the student's score of p+; nan where the student is no source
+    teacher_logits: Sequence[float] = ()  # [n] where the sampler's `needs` has them
+    positive_logit: float = math.nan  # the teacher's logit of p+; nan where nothing needs it
+
+
+Sampler = Callable[[Window], Iterable[str]]
 
 
 def seeded(seed: int, purpose: str, query_id: str, draw: int) -> SeededHash:
@@ -77,7 +103,42 @@ def _between(ordered: list[float], part: int, parts: int) -> float:
     return ordered[rank] + rest / parts * (ordered[min(rank + 1, len(ordered) - 1)] - ordered[rank])
 
 
-def turns(weights: Sequence[int], count: int) -> list[int]:
+SAMPLERS: Registry[Sampler] = Registry(
+    "sampler",
+    {
+        "uniform": lambda window: uniform(window.doc_ids, window.hashed),
+        "top": lambda window: window.doc_ids,
+        "simans": lambda window: simans(
+            window.doc_ids, window.student_scores, window.positive_score, window.hashed,
+            a=window.settings.simans_a, b=window.settings.simans_b,
+        ),
+        "stratified": lambda window: stratified(window.doc_ids, window.teacher_logits, window.count, window.hashed),
+    },
+)  # fmt: skip
+
+
+def sampler_key(settings: HardNegatives) -> dict[str, object]:
+    """What a fingerprint holds of a sampler of one's own. Raises UserError where it is not there, or lacks what it needs."""
+    try:
+        settings.check_sampler()
+    except ValueError as error:
+        raise UserError(f"hard_negatives: {error}") from error
+    return SAMPLERS.key(settings.sampler, setting=_SETTING)
+
+
+def preferred(window: Window) -> list[str]:
+    """A window's passages in the order of preference of its settings' sampler. One of your own may leave some out.
+
+    Raises UserError where it returns anything else than passages of the window, each once.
+    """
+    name = window.settings.sampler
+    listed = list(SAMPLERS.get(name, setting=_SETTING)(window))
+    if is_import_path(name) and (not set(listed) <= set(window.doc_ids) or len(set(listed)) < len(listed)):
+        raise UserError(f"{_SETTING}={name}: of query {window.query_id} it returned other ids than those of its window, each once")
+    return listed
+
+
+def round_robin(weights: Sequence[int], count: int) -> list[int]:
     """Whose turn it is, `count` times: each goes to the source that is furthest behind its share, the first of equals.
 
     The turns of a smaller count are the first ones of a larger.
@@ -90,25 +151,21 @@ def turns(weights: Sequence[int], count: int) -> list[int]:
     return listed
 
 
-def interleave(preferences: Sequence[Sequence[str]], whose: Sequence[int]) -> tuple[list[str], list[int]]:
-    """The passages that the sources take, none twice, and how often each was made up for because it had none left.
+def interleave(preferences: Sequence[Sequence[str]], turns: Sequence[int]) -> tuple[list[str], list[int]]:
+    """The passages that the sources take, none twice, and how often each was backfilled by another because it had none left.
 
     A turn that its source cannot use goes to the first of the others that has a passage left.
     """
     following = [iter(listed) for listed in preferences]
     chosen: dict[str, None] = {}
-    made_up = [0] * len(preferences)
-
-    def next_of(source: int) -> str | None:
-        return next((doc_id for doc_id in following[source] if doc_id not in chosen), None)
-
-    for source in whose:
-        doc_id = next_of(source)
-        for other in range(len(preferences)):
-            if doc_id is None and other != source:
-                doc_id = next_of(other)
-                made_up[source] += doc_id is not None
-        if doc_id is None:
+    backfilled = [0] * len(preferences)
+    for source in turns:
+        for taker in (source, *(other for other in range(len(preferences)) if other != source)):
+            doc_id = next((doc_id for doc_id in following[taker] if doc_id not in chosen), None)
+            if doc_id is not None:
+                chosen[doc_id] = None
+                backfilled[source] += taker != source
+                break
+        else:
             break
-        chosen[doc_id] = None
-    return list(chosen), made_up
+    return list(chosen), backfilled

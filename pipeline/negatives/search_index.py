@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from data.config.settings import Experiment
-from data.digests import DigestCache
 from data.tables import schemas
 from pipeline.stage import StageContext, Table
+from retrieval.models.resolved import ResolvedModels
 
 _OF_SEARCHING = {"ivf": ("probes",), "hnsw": ("width",)}
 
@@ -20,7 +20,7 @@ def searching_key(experiment: Experiment) -> dict[str, Any]:
     return {"search": {name: getattr(experiment.search, name) for name in names}}
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     from retrieval.search.index_table import building_key
 
     return building_key(experiment.search)

@@ -1,19 +1,24 @@
-"""Where ranked lists come from: the student's exact search, BM25, a TREC run, or chance. All give arrays of rows of the corpus.
+"""Where ranked lists come from: the student's exact search, BM25, a TREC run, chance, or a function of your own.
 
 A ranking is (rows [n, k] int64, scores [n, k] fp32) of n queries, best first, equal scores by passage id; where a list is shorter, rows
-are -1. A source is made once for a shard of queries and asked for them a piece at a time.
+are -1. A source is made once for a shard of queries and asked for them a piece at a time, in order.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data.config.registry import Registry, is_import_path
 from data.digests import hash64
 from data.errors import UserError
 from data.formats.trec import read_entries
@@ -91,31 +96,20 @@ class RunFile:
 
     def __init__(self, path: Path, query_ids: list[str], corpus: Corpus) -> None:
         """Raises UserError: a bad line, a passage that a query lists twice, no passage of the corpus among the entries of these queries."""
-        place_of = {query_id: place for place, query_id in enumerate(query_ids)}
-        lines, places, rows, scores = _known_entries(path, place_of, corpus)
-        self.unknown = int((rows < 0).sum())
-        if len(rows) and self.unknown == len(rows):
-            raise UserError(
-                f"{path} lists no passage of this corpus for its queries, such as {query_ids[int(places[0])]}: is it of another?"
-            )
-        known = rows >= 0
-        lines, places, rows, scores = lines[known], places[known], rows[known], scores[known]
-        self._refuse_repeats(path, lines, places, rows, query_ids, corpus)
-        order = np.lexsort((-scores, places))
-        self._rows, self._scores = rows[order], scores[order]
-        self._bounds = np.searchsorted(places[order], np.arange(len(query_ids) + 1))
+        entries = _entries(path, {query_id: place for place, query_id in enumerate(query_ids)}, corpus)
+        known = entries.filter(pl.col("row") >= 0)
+        self.unknown = len(entries) - len(known)
+        if len(entries) and not len(known):
+            example = query_ids[entries["place"][0]]
+            raise UserError(f"{path} lists no passage of this corpus for its queries, such as {example}: is it of another?")
+        if len(again := known.filter(pl.struct("place", "row").is_first_distinct().not_())):
+            line, place, row, _ = again.row(0)
+            doc_id = corpus.ids_of(np.array([row]))[0]
+            raise UserError(f"{path}:{line}: query {query_ids[place]} lists passage {doc_id} a second time")
+        known = known.sort(["place", "score"], descending=[False, True], maintain_order=True)
+        self._rows, self._scores = known["row"].to_numpy(), known["score"].to_numpy()
+        self._bounds = np.searchsorted(known["place"].to_numpy(), np.arange(len(query_ids) + 1))
         self._corpus = corpus
-
-    @staticmethod
-    def _refuse_repeats(
-        path: Path, lines: NDArray[np.int64], places: NDArray[np.int64], rows: NDArray[np.int64], query_ids: list[str], corpus: Corpus
-    ) -> None:
-        order = np.lexsort((lines, rows, places))
-        again = np.flatnonzero((np.diff(places[order]) == 0) & (np.diff(rows[order]) == 0)) + 1
-        if len(again):
-            entry = order[again[np.argmin(lines[order[again]])]]
-            doc_id = corpus.ids_of(rows[entry : entry + 1])[0]
-            raise UserError(f"{path}:{lines[entry]}: query {query_ids[int(places[entry])]} lists passage {doc_id} a second time")
 
     def rank(self, first: int, stop: int, *, k: int) -> Ranking:
         """As in trec_eval the score decides the order and the rank field is not read."""
@@ -128,27 +122,16 @@ class RunFile:
         return rows, scores
 
 
-def _known_entries(
-    path: Path, place_of: dict[str, int], corpus: Corpus
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def _entries(path: Path, place_of: dict[str, int], corpus: Corpus) -> pl.DataFrame:
     """(line, place of the query, row or -1, score) of each entry of these queries. As text only a part of them is in memory."""
-    parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
-    waiting: list[tuple[int, int, str, float]] = []
-
-    def settle() -> None:
-        lines, places, ids, scores = zip(*waiting, strict=True)
-        parts.append((np.array(lines), np.array(places), corpus.rows_of(pa.array(ids, pa.large_string())), np.array(scores, np.float64)))
-        waiting.clear()
-
-    for entry in read_entries(path, place_of):
-        waiting.append((entry.line, place_of[entry.query_id], entry.doc_id, entry.score))
-        if len(waiting) == _ENTRIES_AT_ONCE:
-            settle()
-    if waiting:
-        settle()
-    none = np.empty(0, np.int64)
-    lines, places, rows, scores = zip((none, none, none, np.empty(0)), *parts, strict=True)
-    return np.concatenate(lines), np.concatenate(places), np.concatenate(rows), np.concatenate(scores)
+    names = ("line", "place", "row", "score")
+    parts = [pl.DataFrame(schema=dict(zip(names, (pl.Int64, pl.Int64, pl.Int64, pl.Float64), strict=True)))]
+    entries = read_entries(path, place_of)
+    while some := list(itertools.islice(entries, _ENTRIES_AT_ONCE)):
+        rows = corpus.rows_of(pa.array([entry.doc_id for entry in some], pa.large_string()))
+        columns = ([entry.line for entry in some], [place_of[entry.query_id] for entry in some], rows, [entry.score for entry in some])
+        parts.append(pl.DataFrame(dict(zip(names, columns, strict=True)), schema=parts[0].schema))
+    return pl.concat(parts)
 
 
 class AtRandom:
@@ -167,14 +150,81 @@ class AtRandom:
         return rows, scores
 
 
+@dataclass(frozen=True)
+class SourceRequest:
+    """What a source of your own is given: a shard of queries, and the passages to rank for them."""
+
+    query_ids: list[str]
+    query_texts: list[str]
+    corpus: Corpus  # the same for all shards of a worker; `corpus.once(make)` keeps what is made of it
+    depth: int  # passages of a list that are looked at; shards have different ones
+    seed: int
+
+
+Ranked = Iterable[str] | Iterable[tuple[str, float]]  # ids of passages, best first; or with scores
+OwnSource = Callable[[SourceRequest], Iterable[Ranked]]
+
+
+class PluginSource:
+    """The lists that a function of your own gives, one for each query in their order; they are asked for as they are needed."""
+
+    def __init__(self, name: str, queries: pa.Table, corpus: Corpus, *, seed: int) -> None:
+        self._what, self._source = f"hard_negatives.source={name}", SOURCES.get(name, setting=_SETTING)
+        self._query_ids, self._texts = (queries.column(column).to_pylist() for column in ("query_id", "text"))
+        self._corpus, self._seed = corpus, seed
+        self._lists: Iterator[Ranked] | None = None
+
+    def rank(self, first: int, stop: int, *, k: int) -> Ranking:
+        """Raises UserError: another number of lists than of queries, a passage that the corpus has not, or a list has twice."""
+        if self._lists is None:
+            self._lists = iter(self._source(SourceRequest(self._query_ids, self._texts, self._corpus, k, self._seed)))
+        rows, scores = np.full((stop - first, k), -1, np.int64), np.zeros((stop - first, k), np.float32)
+        for place, query_id in enumerate(self._query_ids[first:stop]):
+            ranked = next(self._lists, None)
+            if ranked is None:
+                raise UserError(f"{self._what} gave {first + place} lists for {len(self._query_ids)} queries")
+            pairs = [(one, 0.0) if isinstance(one, str) else one for one in itertools.islice(ranked, k)]
+            ids = [doc_id for doc_id, _ in pairs]
+            found = self._corpus.rows_of(pa.array(ids, pa.large_string()))
+            if (found < 0).any() or len(set(ids)) < len(ids):
+                wrong = next(doc_id for doc_id, row in zip(ids, found, strict=True) if row < 0 or ids.count(doc_id) > 1)
+                raise UserError(f"{self._what} lists passage {wrong} for query {query_id}, which is not in the corpus, or is listed twice")
+            rows[place, : len(ids)], scores[place, : len(ids)] = found, [score for _, score in pairs]
+        if stop == len(self._query_ids) and next(self._lists, None) is not None:
+            raise UserError(f"{self._what} gave more lists than the {stop} queries")
+        return rows, scores
+
+
+def _student(context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
+    searcher = corpus.searcher(context.inputs["embed.corpus"], context.inputs.get("index"), context.experiment)
+    return StudentSearch(queries, context.inputs["embed.queries"], context.shard, searcher, corpus)
+
+
+def _bm25(context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
+    return Bm25Search(queries.column("text").to_pylist(), corpus, stop_words=context.experiment.hard_negatives.bm25_stopwords)
+
+
+def _run(context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
+    run_file = local_file(context.experiment.hard_negatives.run_file or "")
+    return RunFile(run_file, queries.column("query_id").to_pylist(), corpus)
+
+
+def _random(context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
+    return AtRandom(queries.column("query_id").to_pylist(), corpus, seed=context.experiment.seed)
+
+
+_SETTING = "hard_negatives.source"
+# A built-in makes a `PoolSource` of (context, queries, corpus); one of your own is an `OwnSource`.
+SOURCES: Registry[Callable[..., Any]] = Registry("source", {"student": _student, "bm25": _bm25, "run": _run, "random": _random})
+
+
+def plugin_keys(names: Sequence[str]) -> list[dict[str, Any]]:
+    """What a fingerprint holds of the sources of one's own. Raises UserError where one is not there."""
+    return [SOURCES.key(name, setting=_SETTING) for name in names if is_import_path(name)]
+
+
 def make_source(name: str, context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
     """The source of this name for the queries of the task's shard. Reads what it needs, and no more."""
-    settings, query_ids = context.experiment.hard_negatives, queries.column("query_id").to_pylist()
-    if name == "student":
-        searcher = corpus.searcher(context.inputs["embed.corpus"], context.inputs.get("index"), context.experiment)
-        return StudentSearch(queries, context.inputs["embed.queries"], context.shard, searcher, corpus)
-    if name == "bm25":
-        return Bm25Search(queries.column("text").to_pylist(), corpus, stop_words=settings.bm25_stopwords)
-    if name == "run":
-        return RunFile(local_file(settings.run_file or ""), query_ids, corpus)
-    return AtRandom(query_ids, corpus, seed=context.experiment.seed)
+    if is_import_path(name):
+        return PluginSource(name, queries, corpus, seed=context.experiment.seed)
+    return SOURCES.get(name, setting=_SETTING)(context, queries, corpus)

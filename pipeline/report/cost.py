@@ -1,36 +1,39 @@
-"""The price of scoring in words, for `prep plan`."""
+"""The cost of scoring as lines of text, for `prep plan`."""
 
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import polars as pl
 
 from data.config.settings import Experiment
 from pipeline.executors.resources import usable_cpus, workers_that_fit
-from pipeline.executors.runner import with_precisions
 from pipeline.plan import Planner, TablePlan, table_named
 from pipeline.progress import duration
 from pipeline.scoring.calibration import SECONDS, Speed, keep_speed, kept_gpu_speeds, kept_speed, measure
-from pipeline.scoring.cost import Price, a_full_shard, at_most, at_most_of_pools, price, wall_seconds
+from pipeline.scoring.cost import Cost, a_full_shard, at_most, at_most_of_pools, estimate_cost
+from retrieval.models.resolved import ResolvedModels
 
 
-def price_words(experiment: Experiment, planned: TablePlan, *, measuring: bool, gpus: int) -> list[str]:
-    """What is known of the cost of a table of teacher scores: pairs, tokens, time here and on so many GPUs. With `measuring` a teacher that
-    has not been timed here is timed now, for ten seconds."""
+def format_cost(models: ResolvedModels, planned: TablePlan, *, measuring: bool, gpus: int) -> list[str]:
+    """What is known of the cost of a table of teacher scores: pairs, tokens, time here and on so many GPUs.
+
+    With `measuring` a teacher that has not been timed here is timed now, for ten seconds.
+    """
+    experiment = models.experiment
     if planned.waits_for:
         return _upper_bound(experiment, planned)
-    assert planned.table.pairs is not None
-    candidates, warnings = planned.inputs[planned.table.pairs], list[str]()
+    assert planned.table.scores_pairs_of is not None
+    candidates, warnings = planned.inputs[planned.table.scores_pairs_of], list[str]()
     if not all(path.exists() for path in candidates.paths()):
-        return [f"the price is known once the missing shards of {planned.table.pairs} are built again"]
+        return [f"the cost is known once the missing shards of {planned.table.scores_pairs_of} are built again"]
     stale = list(planned.stale)
-    cost = price(experiment, candidates, stale, warn=warnings.append)
+    cost = estimate_cost(models, candidates, stale, warn=warnings.append)
     lines = [*warnings, str(cost)]
     if cost.to_score:
-        lines += [_here(experiment, cost, str(a_full_shard(candidates, stale)), shards=len(stale), measuring=measuring)]
-        lines += _on_gpus(experiment, cost, gpus, shards=len(stale)) if gpus else []
+        lines += [_here(models, cost, a_full_shard(candidates, stale), shards=len(stale), measuring=measuring)]
+        lines += _on_gpus(models, cost, gpus, shards=len(stale)) if gpus else []
     return lines
 
 
@@ -39,28 +42,26 @@ def _upper_bound(experiment: Experiment, scored: TablePlan) -> list[str]:
     planned = Planner(experiment).plan(table_named(experiment, "ingest.qrels"))
     if not planned.complete:
         return []
-    qrels = pa.concat_tables(planned.stored.row_groups(columns=["split", "query_id", "relevance"]))
-    train = pc.and_(pc.equal(qrels.column("split"), experiment.ingest.train_split), pc.greater(qrels.column("relevance"), 0))
-    labels = qrels.filter(train).column("query_id")
-    queries = pc.count_distinct(labels).as_py()
+    qrels = pl.concat(map(pl.DataFrame, planned.stored.row_groups(columns=["split", "query_id", "relevance"])))
+    labels = qrels.filter(pl.col("split") == experiment.ingest.train_split, pl.col("relevance") > 0)["query_id"]
     of_pools = scored.table.label == "pool_scores"
+    queries = labels.n_unique()
     pairs = at_most_of_pools(experiment, queries, labels=len(labels)) if of_pools else at_most(experiment, queries)
-    return [f"at most {pairs:,} pairs; the exact price is known after {scored.table.pairs}"]
+    return [f"at most {pairs:,} pairs; the exact cost is known after {scored.table.scores_pairs_of}"]
 
 
-def _here(experiment: Experiment, cost: Price, candidates: str, *, shards: int, measuring: bool) -> str:
-    speed = kept_speed(experiment)
+def _here(models: ResolvedModels, cost: Cost, candidates: Path, *, shards: int, measuring: bool) -> str:
+    experiment, speed = models.experiment, kept_speed(models)
     if speed is None and not measuring:
         return f"hours: `prep plan stage=teacher_scores` measures this teacher here, in {SECONDS:.0f} s, once"
     runner = experiment.runner
     if speed is None and (runner.address or not _device_is_here(experiment)):
-        return (
-            "hours: not known, the workers' device is not on this machine; `prep run` measures it there, or plan on a machine like theirs"
-        )
+        where = "the workers' device is not on this machine"
+        return f"hours: not known, {where}; plan once on a machine like theirs, with this store"
     if speed is None:
-        speed = measure(with_precisions(experiment), candidates, False)
+        speed = measure(models, candidates)
         with contextlib.suppress(OSError):  # a store that can only be read: measured again next time
-            keep_speed(experiment, speed)
+            keep_speed(models, speed)
     if not _device_is_here(experiment):
         return f"about {_time(speed, cost, 1)} on one {speed.device}"
     workers = 1 if runner.kind == "local" else runner.workers or max(1, _room_here(experiment))
@@ -79,20 +80,21 @@ def _device_is_here(experiment: Experiment) -> bool:
 
 def _room_here(experiment: Experiment) -> int:
     """Workers that this machine has room for."""
-    runner = experiment.runner
-    if runner.device == "cpu":
-        return workers_that_fit(cpus=usable_cpus(), gpus=0, threads=runner.threads, share=0)
-    import torch
+    runner, gpus = experiment.runner, 0
+    if runner.device != "cpu":
+        import torch
 
-    return workers_that_fit(cpus=usable_cpus(), gpus=torch.cuda.device_count(), threads=runner.threads, share=runner.gpus)
+        gpus = torch.cuda.device_count()
+    share = 0 if runner.device == "cpu" else runner.gpus
+    return workers_that_fit(cpus=usable_cpus(), gpus=gpus, threads=runner.threads, share=share)
 
 
-def _on_gpus(experiment: Experiment, cost: Price, gpus: int, *, shards: int) -> list[str]:
-    speeds = kept_gpu_speeds(experiment)
+def _on_gpus(models: ResolvedModels, cost: Cost, gpus: int, *, shards: int) -> list[str]:
+    speeds = kept_gpu_speeds(models)
     if not speeds:
         return [f"on {gpus} GPUs: not known, no GPU was measured yet; run this plan with runner.device=cuda where there is one"]
     return [f"about {_time(speed, cost, min(gpus, shards))} on {gpus} x {speed.device}" for speed in speeds]
 
 
-def _time(speed: Speed, cost: Price, workers: int) -> str:
-    return duration(wall_seconds(speed, cost.tokens, workers=workers))
+def _time(speed: Speed, cost: Cost, workers: int) -> str:
+    return duration(speed.seconds(cost, workers=workers))

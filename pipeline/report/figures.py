@@ -24,49 +24,20 @@ COLOURS = {
     CandidateKind.NEAR: "#0072B2",
     CandidateKind.FAR: "#56B4E9",
 }
-_LABELS = {
-    CandidateKind.POSITIVE: "positives",
-    CandidateKind.NEGATIVE: "hard negatives",
-    CandidateKind.REINFORCED_NEGATIVE: "reinforced negatives",
-    CandidateKind.NOISY_POSITIVE: "noisy positives",
-    CandidateKind.TOP: "group 1",
-    CandidateKind.NEAR: "group 2",
-    CandidateKind.FAR: "group 3",
-}
+MIXED = "#D55E00"
 
-Logits = dict[CandidateKind, NDArray[np.float32]]
+Series = tuple[str, NDArray[np.float32], str]  # name, teacher logits, colour
 
 
-def score_distributions(logits: Logits, kinds: Sequence[CandidateKind], *, span: tuple[float, float] | None = None) -> str:
-    """SVG: the density of the teacher's logits for each of the kinds, on the axis of all of them, or of a lowest and highest given."""
+def score_distributions(series: Sequence[Series], *, span: tuple[float, float] | None = None) -> str:
+    """SVG: the density of the teacher's logits of each series. `span`: the axis's lowest and highest logit, by default theirs."""
     figure, axes = _canvas()
-    everything = np.concatenate(list(logits.values()))
+    everything = np.concatenate([logits for _, logits, _ in series])
     lowest, highest = span or (everything.min(), everything.max())
     edges = np.linspace(lowest - 0.5, highest + 0.5, _BINS + 1).tolist()
-    for kind in kinds:
-        if len(logits[kind]):
-            label = f"{_LABELS[kind]} ({len(logits[kind]):,})"
-            axes.hist(logits[kind], edges, density=True, histtype="step", linewidth=1.8, color=COLOURS[kind], label=label)
-    axes.set_xlabel("teacher logit")
-    axes.set_ylabel("density")
-    axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
-
-
-def smoothed_distribution(logits: Logits) -> str:
-    """SVG in the manner of Figure 3b: positives, negatives, and negatives together with all dark examples."""
-    figure, axes = _canvas()
-    dark = [logits[CandidateKind.NEGATIVE], logits[CandidateKind.REINFORCED_NEGATIVE], logits[CandidateKind.NOISY_POSITIVE]]
-    series = [
-        ("positives", logits[CandidateKind.POSITIVE], COLOURS[CandidateKind.POSITIVE]),
-        ("hard negatives", logits[CandidateKind.NEGATIVE], COLOURS[CandidateKind.NEGATIVE]),
-        ("hard negatives and dark examples", np.concatenate(dark), "#D55E00"),
-    ]
-    everything = np.concatenate([values for _, values, _ in series])
-    edges = np.linspace(everything.min() - 0.5, everything.max() + 0.5, _BINS + 1).tolist()
-    for label, values, colour in series:
-        if len(values):
-            axes.hist(values, edges, density=True, histtype="step", linewidth=1.8, color=colour, label=f"{label} ({len(values):,})")
+    for name, logits, colour in series:
+        if len(logits):
+            axes.hist(logits, edges, density=True, histtype="step", linewidth=1.8, color=colour, label=f"{name} ({len(logits):,})")
     axes.set_xlabel("teacher logit")
     axes.set_ylabel("density")
     axes.legend(frameon=False, fontsize=8)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
@@ -20,26 +22,19 @@ from pipeline.plan import Planner, table_named
 from pipeline.stage import Stored
 from pipeline.stages.confidence import list_bounds
 
-KIND_NAMES = {
-    CandidateKind.POSITIVE: "positive",
-    CandidateKind.NEGATIVE: "negative",
-    CandidateKind.REINFORCED_NEGATIVE: "reinforced negative",
-    CandidateKind.NOISY_POSITIVE: "noisy positive",
-    CandidateKind.TOP: "group 1",
-    CandidateKind.NEAR: "group 2",
-    CandidateKind.FAR: "group 3",
-}
+_GROUP_NAMES = {CandidateKind.TOP: "group 1", CandidateKind.NEAR: "group 2", CandidateKind.FAR: "group 3"}
+KIND_NAMES = {kind: _GROUP_NAMES.get(kind, kind.name.lower().replace("_", " ")) for kind in CandidateKind}
 
 
 @dataclass(frozen=True)
 class ScoredList:
-    """One query's candidates with their logits, and its row of `confidence`."""
+    """One query's candidates with their logits."""
 
     query_id: str
     query: str
     draw: int
     candidates: list[dict[str, Any]]  # candidate_kind, candidate_id, text, logit, token_count
-    confidence: dict[str, Any]  # of a curriculum C(q) alone
+    facts: dict[str, Any]  # its row of `confidence`; of a curriculum C(q) alone
 
 
 def complete_tables(experiment: Experiment, *labels: str) -> list[Stored]:
@@ -53,28 +48,28 @@ def complete_tables(experiment: Experiment, *labels: str) -> list[Stored]:
     return found
 
 
-def scored_lists(experiment: Experiment) -> Iterator[ScoredList]:
-    """All queries' lists, shard after shard."""
+def scored_shards(experiment: Experiment, *, columns: list[str] | None = None) -> Iterator[tuple[pa.Table, list[dict[str, Any]]]]:
+    """Shard by shard these columns of the candidates with their `logit`, and the facts of each list (see `ScoredList`)."""
     if experiment.curriculum.enabled:
-        yield from _lists_of_groups(experiment)
+        (lists,) = complete_tables(experiment, "curriculum")
+        for shard in range(len(lists.paths())):
+            of_list = lists.read(shard, columns=["position", "query_id", "draw", "confidence"])
+            firsts = of_list.filter(pc.equal(of_list.column("position"), 0)).drop_columns(["position"])
+            yield lists.read(shard, columns=columns and [*columns, "logit"]), firsts.to_pylist()
         return
-    candidates, scores, confidences = complete_tables(experiment, "dark_examples", "teacher_scores", "confidence")
+    candidates, scores, confidence = complete_tables(experiment, "dark_examples", "teacher_scores", "confidence")
     for shard in range(len(candidates.paths())):
-        rows = candidates.read(shard)
-        joined = rows.append_column("logit", scores.read(shard).column("logit"))
-        confidence_rows = confidences.read(shard).to_pylist()
-        for place, ((query_id, draw), start, stop) in enumerate(list_bounds(rows)):
-            listed = joined.slice(start, stop - start).to_pylist()
-            yield ScoredList(query_id, listed[0]["query"], draw, listed, confidence_rows[place])
+        logits = scores.read(shard, columns=["logit"]).column("logit")
+        yield candidates.read(shard, columns=columns).append_column("logit", logits), confidence.read(shard).to_pylist()
 
 
-def _lists_of_groups(experiment: Experiment) -> Iterator[ScoredList]:
-    (lists,) = complete_tables(experiment, "curriculum")
-    for shard in range(len(lists.paths())):
-        rows = lists.read(shard)
-        for (query_id, draw), start, stop in list_bounds(rows):
-            listed = rows.slice(start, stop - start).to_pylist()
-            yield ScoredList(query_id, listed[0]["query"], draw, listed, {"confidence": listed[0]["confidence"]})
+def scored_lists(experiment: Experiment, wanted: Callable[[str, int], bool]) -> Iterator[ScoredList]:
+    """The lists of those (query_id, draw) that are wanted, shard after shard."""
+    for rows, facts in scored_shards(experiment):
+        for ((query_id, draw), start, stop), of_list in zip(list_bounds(rows), facts, strict=True):
+            if wanted(query_id, draw):
+                candidates = rows.slice(start, stop - start).to_pylist()
+                yield ScoredList(query_id, candidates[0]["query"], draw, candidates, of_list)
 
 
 def show(experiment: Experiment, *, query_id: str | None, width: int) -> None:
@@ -82,7 +77,7 @@ def show(experiment: Experiment, *, query_id: str | None, width: int) -> None:
 
     `width` cuts each text to so many characters, 0 shows all.
     """
-    lists = (found for found in scored_lists(experiment) if query_id in (None, found.query_id))
+    lists = scored_lists(experiment, lambda found, draw: query_id in (None, found))
     first = next(lists, None)
     if first is None:
         raise UserError(f"query={query_id} is not among the training queries of these shards")
@@ -91,37 +86,26 @@ def show(experiment: Experiment, *, query_id: str | None, width: int) -> None:
         _print(found, width=width)
 
 
-def readable(text: str, *, width: int = 0) -> str:
+def _print(found: ScoredList, *, width: int) -> None:
+    facts, kinds = found.facts, [CandidateKind(candidate["candidate_kind"]) for candidate in found.candidates]
+    lines, labels = f"C(q) {facts['confidence']:.4f}", None
+    if "positive_rank" in facts:
+        lines += f"   positive is number {facts['positive_rank']} among {{p+}} and P-   "
+        lines += f"entropy of the soft label {facts['label_entropy']:.2f} nats"
+    else:
+        lines, labels = f"iteration {found.draw + 1}   {lines}", labels_of(kinds)
+    grid = Grid(*(["kind"] if labels is None else ["group", "label"]), "id", "logit", "text", show_lines=True)
+    for place, (kind, candidate) in enumerate(zip(kinds, found.candidates, strict=True)):
+        label = [] if labels is None else [f"{labels[place]:.3g}"]
+        identifier, text = Text(printable(candidate["candidate_id"])), Text(_readable(candidate["text"], width=width))
+        grid.add_row(KIND_NAMES[kind], *label, identifier, f"{candidate['logit']:.2f}", text)
+    console = Console()
+    console.print(Text(printable(f"{found.query_id}  {found.query}"), style="bold"))
+    console.print(lines)
+    console.print(grid)
+
+
+def _readable(text: str, *, width: int) -> str:
     """A passage with its marks as [MASK] and [SEP], cut to `width` characters where that is above 0."""
     text = printable(text.replace(MASK_MARK, "[MASK]").replace(SEPARATOR_MARK, "[SEP]"))
     return text if not width or len(text) <= width else text[: width - 1] + "…"
-
-
-def _print(found: ScoredList, *, width: int) -> None:
-    console = Console()
-    facts = found.confidence
-    console.print(Text(printable(f"{found.query_id}  {found.query}"), style="bold"))
-    if "positive_rank" not in facts:
-        _print_groups(found, console, width=width)
-        return
-    console.print(
-        f"C(q) {facts['confidence']:.4f}   positive is number {facts['positive_rank']} among {{p+}} and P-   "
-        f"entropy of the soft label {facts['label_entropy']:.2f} nats"
-    )
-    grid = Grid("kind", "id", "logit", "text", show_lines=True)
-    for candidate in found.candidates:
-        kind = KIND_NAMES[CandidateKind(candidate["candidate_kind"])]
-        grid.add_row(
-            kind, Text(printable(candidate["candidate_id"])), f"{candidate['logit']:.2f}", Text(readable(candidate["text"], width=width))
-        )
-    console.print(grid)
-
-
-def _print_groups(found: ScoredList, console: Console, *, width: int) -> None:
-    console.print(f"iteration {found.draw + 1}   C(q) {found.confidence['confidence']:.4f}")
-    labels = labels_of([candidate["candidate_kind"] for candidate in found.candidates])
-    grid = Grid("group", "label", "id", "logit", "text", show_lines=True)
-    for candidate, label in zip(found.candidates, labels.tolist(), strict=True):
-        kind, text = KIND_NAMES[CandidateKind(candidate["candidate_kind"])], Text(readable(candidate["text"], width=width))
-        grid.add_row(kind, f"{label:.3g}", Text(printable(candidate["candidate_id"])), f"{candidate['logit']:.2f}", text)
-    console.print(grid)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +17,9 @@ from pipeline.negatives.pool_pairs import read_pools
 from pipeline.negatives.query_selection import KEPT_RANKS, RANKS
 from pipeline.report.inspect import complete_tables
 from pipeline.stage import Stored
-from pipeline.stages.hard_negatives import SHORT, read_logits
+from pipeline.stages.hard_negatives import UNDERFILLED, read_logits
 
 _EXAMPLES, _NAMED = 20, 20
-
-
-@dataclass(frozen=True)
-class Example:
-    """A passage that a rule dropped."""
-
-    query: str
-    text: str
-    rule: str
-    score: float  # that the rule looked at: the teacher's logit, or the student's score
-    limit: float
-    positive: float | None  # p+'s, of the same kind
 
 
 @dataclass(frozen=True)
@@ -37,10 +27,10 @@ class Findings:
     """Of all shards of `hard_negatives`."""
 
     dropped: dict[str, int]  # by rule
-    examples: list[Example]
-    short: int
-    short_ids: list[str]
-    without: int
+    examples: list[list[str]]  # dropped passages: query, text, rule, the score it looked at, its limit, that of p+ ("" where there is none)
+    few: int  # queries with fewer negatives than asked for
+    few_ids: list[str]
+    without: int  # queries with none
     without_ids: list[str]
     ranks: dict[str, int]  # how many queries have p+ at which ranks, where they were selected by it
     kept_ranks: dict[str, int]  # those that were selected
@@ -52,40 +42,36 @@ def negatives_findings(experiment: Experiment) -> Findings:
     negatives, pools = complete_tables(experiment, "hard_negatives", "pools.ranked")
     counts = negatives.manifest.counts
     dropped = counts.get("false negatives", {})
-    short, without = counts.get(SHORT, 0), counts["dropped"].get("no negatives", 0)
+    unselected = dict(counts["dropped"])
+    without = unselected.pop("no negatives", 0)
+    few = counts.get(UNDERFILLED, 0)
     return Findings(
         dropped,
         _examples(experiment, negatives, pools) if dropped else [],
-        short,
-        _short_ids(negatives, experiment.hard_negatives.negatives) if short else [],
+        few,
+        list(itertools.islice(_ids_of_few(negatives, experiment.hard_negatives.num_negatives), _NAMED)) if few else [],
         without,
-        _ids_without(negatives, pools) if without and RANKS not in counts else [],
+        list(itertools.islice(_ids_without(negatives, pools), _NAMED)) if without and RANKS not in counts else [],
         counts.get(RANKS, {}),
         counts.get(KEPT_RANKS, {}),
-        {reason: count for reason, count in counts["dropped"].items() if reason != "no negatives"},
+        unselected,
     )
 
 
-def _short_ids(negatives: Stored, m: int) -> list[str]:
-    found: list[str] = []
+def _ids_of_few(negatives: Stored, m: int) -> Iterator[str]:
     for group in negatives.row_groups(columns=["query_id", "negative_ids"]):
         first = pc.list_element(group.column("negative_ids"), 0)
-        found += group.column("query_id").filter(pc.less(pc.list_value_length(first), m)).to_pylist()
-        if len(found) >= _NAMED:
-            break
-    return found[:_NAMED]
+        yield from group.column("query_id").filter(pc.less(pc.list_value_length(first), m)).to_pylist()
 
 
-def _ids_without(negatives: Stored, pools: Stored) -> list[str]:
-    found: list[str] = []
+def _ids_without(negatives: Stored, pools: Stored) -> Iterator[str]:
     for shard in range(len(pools.paths())):
         kept = negatives.read(shard, columns=["query_id"]).column("query_id").combine_chunks()
         every = pools.read(shard, columns=["query_id"]).column("query_id")
-        found += every.filter(pc.invert(pc.is_in(every, value_set=kept))).to_pylist()
-    return found[:_NAMED]
+        yield from every.filter(pc.invert(pc.is_in(every, value_set=kept))).to_pylist()
 
 
-def _examples(experiment: Experiment, negatives: Stored, pools: Stored) -> list[Example]:
+def _examples(experiment: Experiment, negatives: Stored, pools: Stored) -> list[list[str]]:
     """One dropped passage of each of some queries, chosen by hash."""
     chosen: list[tuple[int, str, int, dict[str, Any]]] = []
     columns = ["query_id", "dropped_ids", "dropped_rules", "dropped_scores", "dropped_limits", "positive_ids"]
@@ -94,22 +80,18 @@ def _examples(experiment: Experiment, negatives: Stored, pools: Stored) -> list[
             for row in group.filter(pc.greater(pc.list_value_length(group.column("dropped_ids")), 0)).to_pylist():
                 one = (hash64(experiment.seed, "dropped", row["query_id"]), row["query_id"], shard, row)
                 chosen = heapq.nsmallest(_EXAMPLES, [*chosen, one], key=lambda item: item[:2])
-    picks = []
-    positive_of: dict[str, str] = {}
-    for _, query_id, shard, row in chosen:
-        place = hash64(experiment.seed, "dropped passage", query_id) % len(row["dropped_ids"])
-        picks.append((query_id, shard, {name: row[name][place] for name in columns[1:-1]}))
-        positive_of[query_id] = row["positive_ids"][0]
-    scored = _scored_positives(experiment, pools, positive_of, shards={shard for _, shard, _ in picks})
+    positive_of = {query_id: row["positive_ids"][0] for _, query_id, _, row in chosen}
+    place_of = {query_id: hash64(experiment.seed, "dropped passage", query_id) % len(row["dropped_ids"]) for _, query_id, _, row in chosen}
+    scored = _scored_positives(experiment, pools, positive_of, shards={shard for _, _, shard, _ in chosen})
     queries, corpus = complete_tables(experiment, "ingest.queries", "ingest.corpus")
-    query_texts = queries.texts_of([query_id for query_id, _, _ in picks], id_name="query_id")
-    passages = corpus.texts_of([pick["dropped_ids"] for _, _, pick in picks], id_name="doc_id")
+    query_texts = queries.texts_of(list(positive_of), id_name="query_id")
+    passages = corpus.texts_of([row["dropped_ids"][place_of[query_id]] for _, query_id, _, row in chosen], id_name="doc_id")
     examples = []
-    for query_id, _, pick in picks:
-        rule = FalseNegativeRule(pick["dropped_rules"])
+    for _, query_id, _, row in chosen:
+        doc_id, rule, score, limit = (row[name][place_of[query_id]] for name in columns[1:-1])
         positive = scored[query_id][rule == FalseNegativeRule.STUDENT_MARGIN]
-        text = passages[pick["dropped_ids"]]
-        examples.append(Example(query_texts[query_id], text, rule.name.lower(), pick["dropped_scores"], pick["dropped_limits"], positive))
+        numbers = [f"{score:.2f}", f"{limit:.2f}", "" if positive is None else f"{positive:.2f}"]
+        examples.append([query_texts[query_id], passages[doc_id], FalseNegativeRule(rule).name.lower(), *numbers])
     return examples
 
 

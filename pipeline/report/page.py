@@ -1,6 +1,6 @@
 """`prep report`: one HTML file that needs no network: what the teacher thinks of the candidates, and what each stage did.
 
-All text from the collection is escaped. The same store gives the same page.
+The page itself is `page.html.j2`, which escapes all text. The same store gives the same page.
 """
 
 from __future__ import annotations
@@ -10,157 +10,158 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
+import polars as pl
+from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from data.config.settings import Experiment
 from data.digests import hash64
-from data.tables.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
+from data.tables.cl_drd_groups import FAR_LABEL, NEAR_LABEL
+from data.tables.schemas import ADAM_KINDS, GROUPS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.tables.shards import atomic_write, read_row_groups
+from data.terminal import printable
 from pipeline.negatives.query_selection import BANDS
 from pipeline.plan import Planner, TablePlan, tables
-from pipeline.report.cl_drd import curriculum_sections
-from pipeline.report.figures import COLOURS, Logits, confidence_histogram, score_distributions, smoothed_distribution
-from pipeline.report.html import escape, facts_table, figure, html_table, page
-from pipeline.report.inspect import KIND_NAMES, ScoredList, complete_tables, scored_lists
-from pipeline.report.negatives import Example, Findings, negatives_findings
+from pipeline.report.figures import COLOURS, MIXED, Series, confidence_histogram, score_distributions
+from pipeline.report.inspect import KIND_NAMES, ScoredList, scored_lists, scored_shards
+from pipeline.report.negatives import negatives_findings
 from pipeline.run import read_journal
 from pipeline.stages.ingest_tables import quarantine_file
 
 SHOWN_QUERIES = 20
 _SHOWN_QUARANTINED = 20
-
-
-def write_report(experiment: Experiment, out: Path) -> None:
-    """Write the page. Raises UserError, naming the stage to run, where the tables up to the teacher's scores are not complete."""
-    head, confidences = curriculum_sections(experiment) if experiment.curriculum.enabled else _adam_sections(experiment)
-    sections = [*head, _stage_table(experiment), _quarantine(experiment), _queries(_chosen(experiment, confidences))]
-    atomic_write(out, page(sections).encode())
-
+_MOMENTS = ("candidates", "mean logit", "standard deviation", "lowest", "5 %", "95 %", "highest", "above the first positive")
+_LABELS = {CandidateKind.TOP: "1/place", CandidateKind.NEAR: f"{NEAR_LABEL}", CandidateKind.FAR: f"{FAR_LABEL}"}
 
 Confidences = dict[tuple[str, int], float]  # C(q) of each (query, draw)
 
 
-def _adam_sections(experiment: Experiment) -> tuple[list[str], Confidences]:
-    """What the teacher thinks of positives, negatives and dark examples; C(q) of each list."""
-    logits, above, ratios, confidences = _scores(experiment)
-    sections = [
-        _head(experiment, queries=len({query_id for query_id, _ in confidences}), logits=logits),
-        _figures(logits, confidences),
-        _kind_table(logits, above, ratios, experiment.dark_examples.mask_ratios),
-        _negatives(negatives_findings(experiment)),
-    ]
-    return sections, confidences
+def write_report(experiment: Experiment, out: Path) -> None:
+    """Write the page. Raises UserError, naming the stage to run, where the tables up to the teacher's scores are not complete."""
+    scores, confidences = _read_scores(experiment)
+    of_method = _of_curriculum(experiment, scores) if experiment.curriculum.enabled else _of_adam(experiment, scores, confidences)
+    quarantined, quarantine = _quarantine(experiment)
+    page = _template().render(
+        facts=_facts(experiment, queries=len({query_id for query_id, _ in confidences}), candidates=len(scores) / max(1, len(confidences))),
+        **of_method,
+        bands=BANDS,
+        stages=[_stage_row(plan) for plan in Planner(experiment).plan_all(tables(experiment)) if plan.manifest is not None],
+        quarantined=quarantined,
+        quarantine=quarantine,
+        lists=_chosen(experiment, confidences),
+        kind_names=KIND_NAMES,
+        colours=COLOURS,
+    )
+    atomic_write(out, page.encode())
 
 
-Above = dict[CandidateKind, NDArray[np.bool_]]
+def _template() -> jinja2.Template:
+    folder = jinja2.FileSystemLoader(Path(__file__).parent)
+    page = jinja2.Environment(
+        loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown, undefined=jinja2.StrictUndefined
+    )
+    page.filters["marked"] = _marked
+    return page.get_template("page.html.j2")
 
 
-def _scores(experiment: Experiment) -> tuple[Logits, Above, NDArray[np.int64], Confidences]:
-    """By kind the logits and whether each is above its p+; the place of each noisy positive's ratio; C(q) of each (query, draw)."""
-    candidates, scores, confidence = complete_tables(experiment, "dark_examples", "teacher_scores", "confidence")
-    by_kind: dict[CandidateKind, list[NDArray[np.float32]]] = {kind: [] for kind in ADAM_KINDS}
-    above: dict[CandidateKind, list[NDArray[np.bool_]]] = {kind: [] for kind in ADAM_KINDS}
-    ratio_names = {str(ratio): place for place, ratio in enumerate(experiment.dark_examples.mask_ratios)}
-    ratios: list[int] = []
+def _shown(value: Any) -> Any:
+    """A value as the page shows it: control characters as their codes."""
+    return value if hasattr(value, "__html__") else printable(str(value))
+
+
+def _marked(text: str) -> Markup:
+    """A candidate's text with its marks highlighted."""
+    safe = str(escape(printable(text)))
+    return Markup(safe.replace(MASK_MARK, "<mark>[MASK]</mark>").replace(SEPARATOR_MARK, '<mark class="sep">[SEP]</mark>'))
+
+
+def _read_scores(experiment: Experiment) -> tuple[pl.DataFrame, Confidences]:
+    """A row a candidate (`above`: its list's first positive; `ratio`: of a noisy positive), and C(q) of each list."""
+    columns = ["draw", "position", "candidate_kind", "candidate_id"]
+    frames: list[pl.DataFrame] = []
     confidences: Confidences = {}
-    for shard in range(len(candidates.paths())):
-        table = candidates.read(shard, columns=["position", "candidate_kind", "candidate_id"])
-        kinds = table.column("candidate_kind").to_numpy()
-        logits = scores.read(shard, columns=["logit"]).column("logit").to_numpy()
-        lists = np.cumsum(table.column("position").to_numpy() == 0) - 1  # p+ opens each list
-        is_above = logits > logits[kinds == CandidateKind.POSITIVE][lists]
-        for kind in ADAM_KINDS:
-            by_kind[kind].append(logits[kinds == kind])
-            above[kind].append(is_above[kinds == kind])
-        noisy = table.filter(kinds == CandidateKind.NOISY_POSITIVE).column("candidate_id").to_pylist()
-        ratios += [ratio_names[name.rsplit("~", 1)[1]] for name in noisy]
-        for row in confidence.read(shard, columns=["query_id", "draw", "confidence"]).to_pylist():
-            confidences[row["query_id"], row["draw"]] = row["confidence"]
-    joined = {kind: np.concatenate(parts) for kind, parts in by_kind.items()}
-    return joined, {kind: np.concatenate(parts) for kind, parts in above.items()}, np.array(ratios, dtype=np.int64), confidences
+    for rows, facts in scored_shards(experiment, columns=columns):
+        lists = (pl.col("position") == 0).cum_sum()  # a positive opens each list
+        ratio = pl.when(pl.col("candidate_kind") == CandidateKind.NOISY_POSITIVE).then(pl.col("candidate_id").str.split("~").list.last())
+        frame = pl.DataFrame(pl.from_arrow(rows)).with_columns(above=pl.col("logit") > pl.col("logit").first().over(lists), ratio=ratio)
+        frames.append(frame.select("draw", "candidate_kind", "logit", "above", "ratio"))
+        confidences |= {(of_list["query_id"], of_list["draw"]): of_list["confidence"] for of_list in facts}
+    return pl.concat(frames), confidences
 
 
-def _head(experiment: Experiment, *, queries: int, logits: Logits) -> str:
-    per_query = sum(map(len, logits.values())) / max(1, queries * experiment.draws)
-    return facts_table(experiment, queries=queries, candidates=per_query, lists=[("sampler", experiment.hard_negatives.sampler)])
+def _facts(experiment: Experiment, *, queries: int, candidates: float) -> list[tuple[str, object]]:
+    """What was made, of what. `candidates` is the mean length of a list."""
+    curriculum = experiment.curriculum
+    groups = [("groups, an iteration", ", ".join(curriculum.iterations)), ("group 2 up to rank", curriculum.near_rank)]
+    return [
+        ("student", experiment.student.model),
+        ("teacher", f"{experiment.teacher.model} ({experiment.teacher.backend})"),
+        ("negatives from", experiment.hard_negatives.source),
+        ("mined with", experiment.embed.model or experiment.student.model),
+        *(groups if curriculum.enabled else [("sampler", experiment.hard_negatives.sampler)]),
+        ("training queries", f"{queries:,}"),
+        ("candidates a query", f"{candidates:.1f}"),
+        ("seed", experiment.seed),
+        ("store", experiment.store),
+    ]
 
 
-def _figures(logits: Logits, confidences: Confidences) -> str:
-    dark = [CandidateKind.REINFORCED_NEGATIVE, CandidateKind.NOISY_POSITIVE]
-    plain = [CandidateKind.POSITIVE, CandidateKind.NEGATIVE]
-    values = np.array(list(confidences.values()), dtype=np.float32)
+def _kind(scores: pl.DataFrame, kind: CandidateKind) -> pl.DataFrame:
+    return scores.filter(pl.col("candidate_kind") == kind)
+
+
+def _moments(rows: pl.DataFrame) -> list[str]:
+    if rows.is_empty():
+        return ["0", *[""] * (len(_MOMENTS) - 1)]
+    logits = rows["logit"].to_numpy()
+    low, high = np.quantile(logits, [0.05, 0.95])
+    figures = (logits.mean(), logits.std(), logits.min(), low, high, logits.max())
+    return [f"{len(logits):,}", *(f"{figure:.2f}" for figure in figures), f"{rows['above'].to_numpy().mean():.0%}"]
+
+
+def _series(scores: pl.DataFrame, kinds: Sequence[CandidateKind]) -> list[Series]:
+    return [(KIND_NAMES[kind], _kind(scores, kind)["logit"].to_numpy(), COLOURS[kind]) for kind in kinds]
+
+
+def _of_adam(experiment: Experiment, scores: pl.DataFrame, confidences: Confidences) -> dict[str, Any]:
+    """What the page shows of positives, negatives and dark examples."""
+    rows = [[KIND_NAMES[kind], *_moments(_kind(scores, kind))] for kind in ADAM_KINDS]
+    for ratio in experiment.dark_examples.mask_ratios:
+        rows.append([f"noisy positive, ratio {ratio}", *_moments(scores.filter(pl.col("ratio") == str(ratio)))])
+    kinds = _series(scores, ADAM_KINDS)
+    dark = ("negatives and dark examples", np.concatenate([logits for _, logits, _ in kinds[1:]]), MIXED)
+    values: NDArray[np.float32] = np.array(list(confidences.values()), dtype=np.float32)
     sure = float((values > np.log(0.5)).mean())
-    shown = [
-        ("Positives and hard negatives (as ADAM, Figure 1). Far apart: too easy.", score_distributions(logits, plain)),
-        ("With dark examples among the negatives (as ADAM, Figure 3b): they should fill the gap.", smoothed_distribution(logits)),
-        ("Each kind of candidate by itself.", score_distributions(logits, [*plain, *dark])),
+    figures = [
+        ("Positives and hard negatives (as ADAM, Figure 1). Far apart: too easy.", score_distributions(kinds[:2], span=_span(scores))),
+        ("With dark examples among the negatives (as ADAM, Figure 3b): they should fill the gap.", score_distributions([*kinds[:2], dark])),
+        ("Each kind of candidate by itself.", score_distributions(kinds)),
         (f"C(q). The labelled positive has more than half of the mass in {sure:.0%} of the lists.", confidence_histogram(values)),
     ]
-    figures = "".join(figure(svg, caption=caption) for caption, svg in shown)
-    return f'<h2>The teacher\'s scores</h2><div class="figures">{figures}</div>'
+    return {"figures": figures, "group_names": ["kind", *_MOMENTS], "groups": rows, "findings": negatives_findings(experiment)}
 
 
-def _kind_table(logits: Logits, above: Above, ratios: NDArray[np.int64], mask_ratios: Sequence[float]) -> str:
-    rows = [[KIND_NAMES[kind], *_moments(logits[kind], above[kind])] for kind in ADAM_KINDS]
-    noisy, noisy_above = logits[CandidateKind.NOISY_POSITIVE], above[CandidateKind.NOISY_POSITIVE]
-    for place, ratio in enumerate(mask_ratios):
-        rows.append([f"noisy positive, ratio {ratio}", *_moments(noisy[ratios == place], noisy_above[ratios == place])])
-    return html_table(["kind", *_MOMENTS], rows, numbers=_MOMENTS)
+def _of_curriculum(experiment: Experiment, scores: pl.DataFrame) -> dict[str, Any]:
+    """What the page shows of CL-DRD's groups, iteration by iteration."""
+    figures, rows = [], []
+    for number, name in enumerate(experiment.curriculum.iterations):
+        own = scores.filter(pl.col("draw") == number)
+        present = [kind for kind in GROUPS if not _kind(own, kind).is_empty()]
+        what = "the groups should part." if len(present) > 1 else "one group, graded by place."
+        # One axis, so that the iterations can be compared.
+        figures.append((f"Iteration {number + 1} ({name}): {what}", score_distributions(_series(own, GROUPS), span=_span(scores))))
+        rows += [[f"{KIND_NAMES[kind]} of iteration {number + 1}", _LABELS[kind], *_moments(_kind(own, kind))] for kind in present]
+    return {"figures": figures, "group_names": ["group", "label", *_MOMENTS], "groups": rows, "findings": None}
 
 
-_MOMENTS = ("candidates", "mean logit", "standard deviation", "5 %", "95 %", "above p+")
+def _span(scores: pl.DataFrame) -> tuple[float, float]:
+    logits = scores["logit"].to_numpy()
+    return float(logits.min()), float(logits.max())
 
 
-def _moments(values: NDArray[np.float32], above: NDArray[np.bool_]) -> list[str]:
-    if not len(values):
-        return ["0", "", "", "", "", ""]
-    low, high = np.quantile(values, [0.05, 0.95])
-    return [f"{len(values):,}", *(f"{value:.2f}" for value in (values.mean(), values.std(), low, high)), f"{above.mean():.0%}"]
-
-
-def _negatives(found: Findings) -> str:
-    """What the rules dropped, and which queries have few negatives or none; nothing where there is neither."""
-    parts = [_selection(found)] if found.ranks else []
-    if found.dropped:
-        counted = escape(", ".join(f"{rule} {count:,}" for rule, count in found.dropped.items()))
-        names = ("query", "passage", "rule", "score", "limit", "p+")
-        rows = [[escape(getattr(one, name)) for name in ("query", "text", "rule")] + _numbers(one) for one in found.examples]
-        intro = f"<p>Dropped by rule: {counted}. {len(rows)} of them, by chance:</p>"
-        parts.append(f"<h2>Taken for false negatives</h2>{intro}{html_table(names, rows, numbers=names[3:])}")
-    if found.short or found.without:
-        lines = [f"{found.short:,} have fewer negatives than asked for, {found.without:,} have none and are left out."]
-        lines += [
-            f"The first of the {kind}: {', '.join(ids)}." for kind, ids in (("few", found.short_ids), ("none", found.without_ids)) if ids
-        ]
-        parts.append(f"<h2>Queries short of negatives</h2><p>{escape(' '.join(lines))}</p>")
-    return "".join(parts)
-
-
-def _selection(found: Findings) -> str:
-    """How many queries have p+ at which ranks, a row for each of the student's, which were left out, and the ranks of the others."""
-    left_out = escape(", ".join(f"{reason} {count:,}" for reason, count in found.unselected.items()) or "none")
-    intro = f"<p>Left out: {left_out}. Queries by the rank of p+, the student's beside the teacher's:</p>"
-    kept = f"<p>Of them, those that are kept:</p>{_ranks(found.kept_ranks)}"
-    return f"<h2>Selection of queries</h2>{intro}{_ranks(found.ranks)}{kept}"
-
-
-def _ranks(counts: dict[str, int]) -> str:
-    rows = [[student, *(f"{counts.get(f'{student} / {teacher}', 0):,}" for teacher in BANDS)] for student in BANDS]
-    return html_table(("student \\ teacher", *BANDS), rows, numbers=BANDS)
-
-
-def _numbers(example: Example) -> list[str]:
-    return [f"{example.score:.2f}", f"{example.limit:.2f}", "" if example.positive is None else f"{example.positive:.2f}"]
-
-
-def _stage_table(experiment: Experiment) -> str:
-    rows = [_stage_row(plan) for plan in Planner(experiment).plan_all(tables(experiment)) if plan.manifest is not None]
-    names = ["table", "rows", "shards", "kB", "in", "kept", "dropped", "figures", "worker seconds", "fingerprint"]
-    return "<h2>Stages</h2>" + html_table(names, rows, numbers=("rows", "shards", "kB", "in", "kept", "worker seconds"))
-
-
-def _stage_row(plan: TablePlan) -> list[str]:
+def _stage_row(plan: TablePlan) -> list[Any]:
     manifest = plan.stored.manifest
     counts = dict(manifest.counts)
     taken, kept, dropped = (counts.pop(name, default) for name, default in (("in", 0), ("kept", 0), ("dropped", {})))
@@ -169,40 +170,25 @@ def _stage_row(plan: TablePlan) -> list[str]:
             if name in line:
                 counts[name] = counts.get(name, 0) + line[name]
     kilobytes = sum(shard.bytes for shard in manifest.shards) / 1e3
-    return [
-        escape(plan.table.label),
-        f"{manifest.rows:,}",
-        str(len(manifest.shards)),
-        f"{kilobytes:,.0f}",
-        f"{taken:,}",
-        f"{kept:,}",
-        _named(dropped) or "none",
-        _named(counts),
-        f"{manifest.seconds:.1f}",
-        f"<code>{escape(manifest.fingerprint[:12])}</code>",
-    ]
+    numbers = [f"{manifest.rows:,}", len(manifest.shards), f"{kilobytes:,.0f}", f"{taken:,}", f"{kept:,}"]
+    fingerprint = Markup("<code>{}</code>").format(manifest.fingerprint[:12])
+    return [plan.table.label, *numbers, _named(dropped) or "none", _named(counts), f"{manifest.seconds:.1f}", fingerprint]
 
 
 def _named(counts: dict[str, Any]) -> str:
-    parts = []
-    for name, value in counts.items():
-        parts.append(f"{escape(name)}: {_named(value)}" if isinstance(value, dict) else f"{escape(name)} {value:,}")
-    return "; ".join(parts)
+    return "; ".join(f"{name}: {_named(value)}" if isinstance(value, dict) else f"{name} {value:,}" for name, value in counts.items())
 
 
-def _quarantine(experiment: Experiment) -> str:
-    names = ("file", "line", "reason", "record")
+def _quarantine(experiment: Experiment) -> tuple[dict[str, int], list[list[str]]]:
+    """How many lines were quarantined for which reason, and the first of them: file, line, reason, record."""
     reasons: Counter[str] = Counter()
     first: list[list[str]] = []
     for plan in Planner(experiment).plan_all([table for table in tables(experiment) if table.stage == "ingest"]):
         path = quarantine_file(plan.folder)
         for group in read_row_groups(path) if path.exists() else ():
             reasons.update(group.column("reason").to_pylist())
-            first += [[escape(row[name]) for name in names] for row in group.slice(0, _SHOWN_QUARANTINED - len(first)).to_pylist()]
-    if not reasons:
-        return ""
-    counted = escape(", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()))
-    return f"<h2>Quarantine</h2><p>{counted}. The first {len(first)}:</p>{html_table(names, first)}"
+            first += [list(row.values()) for row in group.slice(0, _SHOWN_QUARANTINED - len(first)).to_pylist()]
+    return dict(reasons.most_common()), first
 
 
 def _chosen(experiment: Experiment, confidences: Confidences) -> list[ScoredList]:
@@ -210,30 +196,6 @@ def _chosen(experiment: Experiment, confidences: Confidences) -> list[ScoredList
     one_draw = [key for key in confidences if key[1] == 0]
     ordered = sorted(one_draw, key=lambda key: (confidences[key], hash64(experiment.seed, *key), key))
     places = np.unique(np.linspace(0, len(ordered) - 1, min(SHOWN_QUERIES, len(ordered))).round().astype(int))
-    wanted = {ordered[place]: rank for rank, place in enumerate(places)}
-    found = [listed for listed in scored_lists(experiment) if (listed.query_id, listed.draw) in wanted]
-    return sorted(found, key=lambda listed: wanted[listed.query_id, listed.draw])
-
-
-def _queries(listed: list[ScoredList]) -> str:
-    shown = "".join(_query(one) for one in listed)
-    return f"<h2>{len(listed)} queries, from the least to the most confident</h2>{shown}"
-
-
-def _query(listed: ScoredList) -> str:
-    facts = listed.confidence
-    scale = [candidate["logit"] for candidate in listed.candidates]
-    rows = [_candidate(candidate, low=min(scale), high=max(scale)) for candidate in listed.candidates]
-    place = f"C(q) {facts['confidence']:.3g}" + (f" · p+ is number {facts['positive_rank']}" if "positive_rank" in facts else "")
-    title = f"{escape(listed.query)} <code>{escape(listed.query_id)} · {place}</code>"
-    return f"<details><summary>{title}</summary>{html_table(['kind', 'logit', 'text'], rows)}</details>"
-
-
-def _candidate(candidate: dict[str, Any], *, low: float, high: float) -> list[str]:
-    kind = CandidateKind(candidate["candidate_kind"])
-    width = 4 + 56 * (candidate["logit"] - low) / max(high - low, 1e-9)  # from the list's lowest logit to its highest
-    bar = f'<span class="bar" style="width:{width:.0f}px;background:{COLOURS[kind]}"></span>'
-    text = escape(candidate["text"])
-    text = text.replace(MASK_MARK, "<mark>[MASK]</mark>").replace(SEPARATOR_MARK, '<mark class="sep">[SEP]</mark>')
-    name = f'{escape(KIND_NAMES[kind])}<div class="id">{escape(candidate["candidate_id"])}</div>'
-    return [name, f'<div class="logit">{bar}{candidate["logit"]:.2f}</div>', text]
+    rank_of = {ordered[place]: rank for rank, place in enumerate(places)}
+    found = scored_lists(experiment, lambda query_id, draw: (query_id, draw) in rank_of)
+    return sorted(found, key=lambda listed: rank_of[listed.query_id, listed.draw])

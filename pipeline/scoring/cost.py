@@ -1,4 +1,4 @@
-"""What scoring will cost, before it is paid: pairs, how many of them are new, tokens, hours."""
+"""What scoring will cost, before it is paid: pairs, how many of them are new, their tokens, hours."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config.settings import Experiment
-from data.digests import DigestCache
 from data.tables.shards import read_row_groups
-from pipeline.scoring.calibration import Speed
-from pipeline.scoring.requested_pairs import WantedPairs, spec_of, store_of
+from pipeline.scoring.requested_pairs import RequestedPairs, open_teacher, store_of, texts_of_rows
 from pipeline.stage import Stored
-from retrieval.teachers.pair_tokens import PairTokenizer
+from retrieval.models.resolved import ResolvedModels
+from retrieval.teachers.base import Pair
 
 _SAMPLED_PAIRS = 2000  # whose mean length stands for all; its error is about 1 %
 
 
 @dataclass(frozen=True)
-class Price:
+class Cost:
     """The work of some shards."""
 
-    wanted: int  # rows
+    requested: int  # rows
     distinct: int
     cached: int
-    tokens: int  # of the pairs to score, from a sample
+    tokens: int  # of the pairs to score, from a sample; 0 where the teacher counts none
 
     @property
     def to_score(self) -> int:
@@ -35,24 +34,25 @@ class Price:
         return self.distinct - self.cached
 
     def __str__(self) -> str:
-        tokens = f", about {self.tokens:,} tokens" if self.to_score else ""
-        return f"{self.wanted:,} pairs, {self.distinct:,} distinct, {self.cached:,} cached, {self.to_score:,} to score{tokens}"
+        tokens = f", about {self.tokens:,} tokens" if self.tokens else ""
+        return f"{self.requested:,} pairs, {self.distinct:,} distinct, {self.cached:,} cached, {self.to_score:,} to score{tokens}"
 
 
-def price(experiment: Experiment, candidates: Stored, shards: Sequence[int], *, warn: Callable[[str], None] = print) -> Price:
+def estimate_cost(models: ResolvedModels, candidates: Stored, shards: Sequence[int], *, warn: Callable[[str], None] = print) -> Cost:
     """Count the pairs of the shards against the logit store. Reads every text, and the store once; loads no model."""
-    store = store_of(experiment, spec_of(experiment), DigestCache.of_store(experiment.store), warn=warn)
+    store = store_of(models, warn=warn)
     paths = [candidates.paths()[shard] for shard in shards]
-    wanted = [WantedPairs.read(path) for path in paths]
-    missing = np.isnan(store.lookup(np.concatenate([pairs.keys for pairs in wanted])).logits)
-    sample: list[tuple[str, str]] = []
+    requested = [RequestedPairs.read(path) for path in paths]
+    missing = np.isnan(store.lookup(np.concatenate([pairs.keys for pairs in requested])).logits)
+    sample: list[Pair] = []
     start = 0
-    for path, pairs in zip(paths, wanted, strict=True):
+    for path, pairs in zip(paths, requested, strict=True):
         of_shard = missing[start : start + len(pairs.keys)]
         sample += _some_missing(path, of_shard[pairs.pair_of_row], -(-_SAMPLED_PAIRS // len(shards)))
         start += len(pairs.keys)
-    rows, to_score = sum(len(pairs.pair_of_row) for pairs in wanted), int(missing.sum())
-    return Price(rows, len(missing), len(missing) - to_score, round(_mean_tokens(experiment, sample) * to_score))
+    rows, to_score = sum(len(pairs.pair_of_row) for pairs in requested), int(missing.sum())
+    tokens_each = float(open_teacher(models).prepare(sample).token_counts.mean()) if sample else 0.0
+    return Cost(rows, len(missing), len(missing) - to_score, round(tokens_each * to_score))
 
 
 def a_full_shard(candidates: Stored, shards: Sequence[int]) -> Path:
@@ -61,41 +61,26 @@ def a_full_shard(candidates: Stored, shards: Sequence[int]) -> Path:
     return candidates.paths()[shards[next((place for place, count in enumerate(rows) if count), 0)]]
 
 
-def _some_missing(path: Path, missing: NDArray[np.bool_], count: int) -> list[tuple[str, str]]:
+def _some_missing(path: Path, missing: NDArray[np.bool_], count: int) -> list[Pair]:
     """Up to `count` missing pairs from the first row group that has some, spread over it."""
     start = 0
     for table in read_row_groups(path, columns=["query", "text"]):
         rows = np.flatnonzero(missing[start : start + table.num_rows])
         if len(rows):
-            rows = rows[:: max(1, len(rows) // count)][:count]
-            return [(table.column("query")[row].as_py(), table.column("text")[row].as_py()) for row in rows.tolist()]
+            return texts_of_rows(table.take(rows[:: max(1, len(rows) // count)][:count]))
         start += table.num_rows
     return []
 
 
-def _mean_tokens(experiment: Experiment, pairs: list[tuple[str, str]]) -> float:
-    if not pairs:
-        return 0.0
-    spec = spec_of(experiment)
-    tokenizer = PairTokenizer(spec.folder, max_tokens=spec.max_tokens, trusted=spec.trust_remote_code)
-    return float(np.mean([len(pair.ids) for pair in tokenizer.encode(pairs)]))
-
-
-def wall_seconds(speed: Speed, tokens: int, *, workers: int) -> float:
-    """How long so many workers take together, with torch.compile where that is sooner."""
-    each = tokens / workers
-    return speed.seconds(each, compiled=speed.compiling_pays(each))
-
-
 def at_most(experiment: Experiment, queries: int) -> int:
-    """Pairs that so many training queries can want, before their negatives are known."""
-    negatives, dark = experiment.hard_negatives.negatives, experiment.dark_examples
+    """Pairs that so many training queries can request, before their negatives are known."""
+    negatives, dark = experiment.hard_negatives.num_negatives, experiment.dark_examples
     queries = min(queries, experiment.hard_negatives.queries or queries)
     return queries * experiment.draws * (1 + negatives + negatives * dark.reinforced + len(dark.mask_ratios))
 
 
 def at_most_of_pools(experiment: Experiment, queries: int, *, labels: int) -> int:
-    """Pairs that the pools of so many training queries with so many labels can want."""
+    """Pairs that the pools of so many training queries with so many labels can request."""
     settings = experiment.hard_negatives
     whole = experiment.scores_whole_pools
     each = [settings.depth if whole else source.last_rank - source.first_rank + 1 for source in settings.sources]

@@ -7,21 +7,21 @@ the longest mixed passages leave room for no query, the settings tell (`notes`);
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.config.settings import Experiment
-from data.errors import UserError
-from data.tables.schemas import SEPARATOR_MARK, CandidateKind
-from data.tables.shards import read_row_groups
-from pipeline.scoring.requested_pairs import spec_of
+from data.tables.schemas import CANDIDATES, SEPARATOR_MARK, CandidateKind
 from pipeline.stage import Stored
-from retrieval.models.student import resolve_student
+from retrieval.models.resolved import ResolvedModels
 from retrieval.models.tokenizer import Tokenizer, tokenizer_of
-from retrieval.teachers.pair_tokens import longest_first
+from retrieval.teachers.pair_tokens import truncate_longest_first
 
 _SAMPLED = 2000  # candidates
 _SAMPLED_SHARDS = 20  # that they come from: a row group has thousands
@@ -39,20 +39,20 @@ class Looked:
     needed: int  # teacher.max_tokens at which none would be cut
 
 
-def longest_mixed(experiment: Experiment) -> int:
+def longest_mixed(models: ResolvedModels) -> int:
     """Longest mixed passage in tokens. The student's files are read only where its length comes from them."""
-    given = experiment.dark_examples.mixed_tokens or experiment.student.passage_tokens
-    return given or resolve_student(experiment.student).passage_tokens
+    given = models.experiment.dark_examples.mixed_tokens or models.experiment.student.passage_tokens
+    return given or models.student.passage_tokens
 
 
-def notes(experiment: Experiment) -> list[str]:
+def notes(experiment: Experiment, models: ResolvedModels) -> list[str]:
     """What a user should hear before any work where mixed passages may be longer than what the teacher reads beside any query at all.
 
     No error: passages may be short, whatever the models could read.
     """
-    if experiment.teacher.backend == "none" or not experiment.dark_examples.reinforced:
+    if not experiment.dark_examples.reinforced or models.teacher_tokenizer is None:
         return []
-    longest, room = longest_mixed(experiment), experiment.teacher.max_tokens
+    longest, room = longest_mixed(models), experiment.teacher.max_tokens
     if longest + _SHORTEST_PAIR <= room:
         return []
     origin = "dark_examples.mixed_tokens" if experiment.dark_examples.mixed_tokens else "student.passage_tokens, of mixed passages too"
@@ -64,72 +64,63 @@ def notes(experiment: Experiment) -> list[str]:
     ]
 
 
-def warnings(experiment: Experiment, candidates: Stored, shards: Sequence[int]) -> list[str]:
+def warnings(models: ResolvedModels, candidates: Stored, shards: Sequence[int]) -> list[str]:
     """What a user should hear of the candidates of some shards. Reads a row group of some of them and the tokenizers, no model.
 
-    Nothing where the student's files are not here: scoring does without them.
+    Nothing where the teacher counts no tokens, or the student's files are not here: scoring does without them.
     """
-    try:
-        resolve_student(experiment.student)
-    except UserError:
+    if models.teacher_tokenizer is None or not models.has_student:
         return []
-    kinds, queries, texts = _sample(candidates, shards)
-    mixed = kinds == CandidateKind.REINFORCED_NEGATIVE
+    sample = _sample(candidates, shards)
+    mixed = pc.equal(sample.column("candidate_kind"), int(CandidateKind.REINFORCED_NEGATIVE))
     lines = []
-    for name, places in (("mixed passages (p+ [SEP] p-)", np.flatnonzero(mixed)), ("passages", np.flatnonzero(~mixed))):
-        if not len(places):
-            continue
-        mine = [queries[place] for place in places], [texts[place] for place in places]
-        looked = look(experiment, *mine, mixed=name != "passages")
+    for name, rows in (("mixed passages (p+ [SEP] p-)", sample.filter(mixed)), ("passages", sample.filter(pc.invert(mixed)))):
+        looked = look(models, rows.column("query").to_pylist(), rows.column("text").to_pylist(), mixed=name != "passages")
         if looked.cut > _TOLD_ABOVE * looked.candidates:
             lost = f", and nothing of p- of {looked.without_negative:,}" if looked.without_negative else ""
             lines.append(
                 f"the teacher reads less than the student of {looked.cut:,} of {looked.candidates:,} {name} looked at{lost}: "
-                f"teacher.max_tokens={experiment.teacher.max_tokens} cuts them; {looked.needed} would cut none"
+                f"teacher.max_tokens={models.experiment.teacher.max_tokens} cuts them; {looked.needed} would cut none"
             )
     return lines
 
 
-def _sample(candidates: Stored, shards: Sequence[int]) -> tuple[NDArray[np.int8], list[str], list[str]]:
-    """(kinds, queries, texts) of candidates spread over the first row groups of up to `_SAMPLED_SHARDS` shards."""
-    kinds, queries, texts = [np.empty(0, np.int8)], list[str](), list[str]()
+def _sample(candidates: Stored, shards: Sequence[int]) -> pa.Table:
+    """Candidates spread over the first row groups of up to `_SAMPLED_SHARDS` shards."""
+    columns = ["candidate_kind", "query", "text"]
+    tables = [pa.schema([CANDIDATES.field(name) for name in columns]).empty_table()]
     shards = shards[:: -(-len(shards) // _SAMPLED_SHARDS)]
     for shard in shards:
-        table = next(read_row_groups(candidates.paths()[shard], columns=["candidate_kind", "query", "text"]), None)
-        if table is None:
-            continue
-        rows = np.unique(np.linspace(0, table.num_rows - 1, -(-_SAMPLED // len(shards))).astype(int))
-        table = table.take(rows)
-        kinds.append(table.column("candidate_kind").to_numpy())
-        queries += table.column("query").to_pylist()
-        texts += table.column("text").to_pylist()
-    return np.concatenate(kinds), queries, texts
+        for table in itertools.islice(candidates.shard_groups(shard, columns=columns), 1):
+            tables.append(table.take(np.unique(np.linspace(0, table.num_rows - 1, -(-_SAMPLED // len(shards))).astype(int))))
+    return pa.concat_tables(tables)
 
 
-def look(experiment: Experiment, queries: Sequence[str], texts: Sequence[str], *, mixed: bool) -> Looked:
+def look(models: ResolvedModels, queries: Sequence[str], texts: Sequence[str], *, mixed: bool) -> Looked:
     """Compare, in the tokens of both, what teacher and student read of some candidates, mixed passages or others."""
-    spec = spec_of(experiment)
-    teacher = Tokenizer(spec.folder, trusted=spec.trust_remote_code)
+    folder, experiment = models.teacher_tokenizer, models.experiment
+    assert folder is not None
+    teacher = Tokenizer(folder, trusted=experiment.teacher.trust_remote_code)
     added = len(teacher.encode_pairs([("a", "a")], max_tokens=99)[0][0]) - 2 * _tokens(teacher, ["a"])[0]
     whole, of_queries = _tokens(teacher, texts), _tokens(teacher, queries)
-    kept = np.array([longest_first(q, n, room=spec.max_tokens - added)[1] for q, n in zip(of_queries, whole, strict=True)])
-    of_student, read = _student_reads(experiment, teacher, texts, mixed=mixed)
+    room = experiment.teacher.max_tokens - added
+    kept = np.array([truncate_longest_first(q, n, room=room)[1] for q, n in zip(of_queries, whole, strict=True)], np.int64)
+    of_student, read = _student_reads(models, teacher, texts, mixed=mixed)
     less = (kept < whole) & (kept * of_student < read * whole)
-    wanted = of_queries + np.ceil(read / np.maximum(of_student, 1) * whole).astype(int) + added
+    needed = of_queries + np.ceil(read / np.maximum(of_student, 1) * whole).astype(int) + added
     before = _tokens(teacher, [text.partition(SEPARATOR_MARK)[0] for text in texts]) if mixed else kept
-    return Looked(len(texts), int(less.sum()), int((less & mixed & (kept <= before + 1)).sum()), int(wanted.max(initial=0)))
+    return Looked(len(texts), int(less.sum()), int((less & mixed & (kept <= before + 1)).sum()), int(needed.max(initial=0)))
 
 
 def _student_reads(
-    experiment: Experiment, teacher: Tokenizer, texts: Sequence[str], *, mixed: bool
+    models: ResolvedModels, teacher: Tokenizer, texts: Sequence[str], *, mixed: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(tokens of each text, how many of them the student reads), in the student's tokens."""
-    student = resolve_student(experiment.student)
-    same = student.tokenizer_digest == teacher.digest
-    tokenizer = teacher if same else tokenizer_of(student)
+    student = models.student
+    tokenizer = teacher if student.tokenizer_digest == teacher.digest else tokenizer_of(student)
     special = len(tokenizer.backend.encode("").ids)
     prefix = len(tokenizer.pieces(student.passage_prefix)) if student.passage_prefix else 0
-    room = (longest_mixed(experiment) if mixed else student.passage_tokens) - special - prefix
+    room = (longest_mixed(models) if mixed else student.passage_tokens) - special - prefix
     whole = _tokens(tokenizer, texts)
     return whole, np.minimum(whole, room)
 

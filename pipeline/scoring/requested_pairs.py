@@ -1,4 +1,4 @@
-"""The (query, candidate) pairs that a shard of candidates wants from the teacher, and where the teacher's logits lie."""
+"""The (query, candidate) pairs that a shard of candidates requests from the teacher, and where the teacher's logits lie."""
 
 from __future__ import annotations
 
@@ -10,42 +10,44 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data.config.settings import Experiment
-from data.digests import DigestCache, pair_key
+from data.digests import pair_key
 from data.logits.segment import Keys, as_keys
 from data.logits.store import LogitStore
 from data.tables.shards import group_rows, read_row_groups
 from pipeline.scoring.dedup import first_occurrence
-from retrieval.teachers.cross_encoder import TeacherSpec, resolve_teacher
+from retrieval.models.resolved import ResolvedModels
+from retrieval.teachers.base import PreparingTeacher, TeacherSettings
 
 
-def spec_of(experiment: Experiment) -> TeacherSpec:
-    """The experiment's teacher with its precision resolved."""
-    return resolve_teacher(experiment.teacher, device=experiment.runner.device)
+def open_teacher(models: ResolvedModels) -> PreparingTeacher:
+    """The experiment's teacher, for a worker; its model is loaded at the first pair."""
+    runner = models.experiment.runner
+    return models.teacher.open(TeacherSettings.of(models.experiment.teacher, device=runner.device, threads=runner.threads))
 
 
-def store_of(experiment: Experiment, teacher: TeacherSpec, digests: DigestCache, *, warn: Callable[[str], None]) -> LogitStore:
+def store_of(models: ResolvedModels, *, warn: Callable[[str], None]) -> LogitStore:
     """The teacher's namespace of the experiment's logit store."""
-    return LogitStore(Path(experiment.store), teacher.namespace(digests), warn=warn)
+    return LogitStore(Path(models.experiment.store), models.namespace, warn=warn)
 
 
 @dataclass(frozen=True)
-class WantedPairs:
+class RequestedPairs:
     """The pairs of one shard of candidates: 20 bytes a row."""
 
-    keys: Keys  # of the distinct pairs, in order of first sight
+    keys: Keys  # of the distinct pairs, in the order in which they first occur
     pair_of_row: NDArray[np.int32]  # which distinct pair each row is
 
     @staticmethod
-    def read(path: Path) -> WantedPairs:
+    def read(path: Path) -> RequestedPairs:
         """The keys of all rows, a row group at a time."""
         keys, read = np.empty((sum(group_rows(path)), 2), dtype=np.uint64), 0
         for table in read_row_groups(path, columns=["query", "text"]):
-            keys[read : read + table.num_rows] = as_keys(_digests(table))
+            keys[read : read + table.num_rows] = as_keys([pair_key(query, text) for query, text in texts_of_rows(table)])
             read += table.num_rows
         first, pair_of_row = first_occurrence(keys)
-        return WantedPairs(keys if len(first) == len(keys) else keys[first], pair_of_row)
+        return RequestedPairs(keys if len(first) == len(keys) else keys[first], pair_of_row)
 
 
-def _digests(table: pa.Table) -> list[bytes]:
-    return [pair_key(query, text) for query, text in zip(table.column("query").to_pylist(), table.column("text").to_pylist(), strict=True)]
+def texts_of_rows(table: pa.Table) -> list[tuple[str, str]]:
+    """(query, candidate) of each row."""
+    return list(zip(table.column("query").to_pylist(), table.column("text").to_pylist(), strict=True))

@@ -13,6 +13,7 @@ The teacher's logits are those of `pool_scores`: nothing is scored here.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -22,15 +23,15 @@ import pyarrow as pa
 
 from data.config.fields import keyed_values
 from data.config.settings import Experiment
-from data.digests import DigestCache
 from data.tables import schemas
 from data.tables.cl_drd_groups import GroupSizes
-from pipeline.negatives.pool_pairs import PoolRow, read_pools
+from pipeline.negatives.pool_pairs import PoolRow, begins_of, read_pools, scored_pairs
 from pipeline.negatives.samplers import seeded, uniform
-from pipeline.stage import StageContext, Stored, Table
+from pipeline.stage import StageContext, Table
 from pipeline.stages.confidence import confidence
+from retrieval.models.resolved import ResolvedModels
 
-SHORT = "lists with fewer passages than asked for"
+UNDERFILLED = "lists with fewer passages than asked for"
 CUT = "labelled positives beyond K, left out of a list"
 
 
@@ -45,10 +46,8 @@ class Groups(NamedTuple):
 def teacher_ranking(row: PoolRow, logits: dict[str, float], *, retrieved: int) -> list[str]:
     """The passages that the student retrieved for a query, labelled positives among them, in the teacher's order. Ties by id.
 
-    Args:
-        row: the query's pool, of the student's search alone, and its positives with the student's scores.
-        logits: the teacher's of all of them.
-        retrieved: how many the student retrieves.
+    `row` is the query's pool, of the student's search alone, and its positives with the student's scores; `logits` are the teacher's of
+    all of them; `retrieved` is how many passages the student retrieves.
     """
     assert row.positive_scores is not None
     scores = dict(zip([*row.positive_ids, *row.ids], [*row.positive_scores.tolist(), *row.scores.tolist()], strict=True))
@@ -61,14 +60,8 @@ def draw_groups(
 ) -> Groups:
     """The groups of one list, a pure function of the arguments. The teacher's order within each; shorter where ranks run out.
 
-    Args:
-        ranking: the teacher's, from `teacher_ranking`.
-        positives: all labelled positives, retrieved or not; none is in group 2 or 3.
-        sizes: K, N_h and N_s.
-        near_rank: the last rank of group 2.
-        query_id: with seed and iteration what the draw depends on.
-        seed: see there.
-        iteration: from 0.
+    `ranking` is `teacher_ranking`'s; none of the positives, retrieved or not, is in group 2 or 3; `sizes` are K, N_h and N_s; `near_rank`
+    is the last rank of group 2; iterations count from 0.
     """
     labelled, hashed = set(positives), seeded(seed, "curriculum", query_id, iteration)
 
@@ -84,80 +77,60 @@ def draw_groups(
 
 
 def _build(context: StageContext) -> None:
-    counts: Counter[str] = Counter()
+    counts = Counter({"lists": 0, UNDERFILLED: 0, CUT: 0})
+    queries = 0
     pools = read_pools(context.inputs["pools.ranked"], context.shard)
     with context.writer(context.shard, schemas.CURRICULUM) as writer:
-        for pairs in _whole_queries(context.inputs["pools.pairs"], context.inputs["pool_scores"], context.shard):
-            writer.write(_lists(pairs, pools, context.experiment, counts))
-            context.report("queries", int((pairs.column("position").to_numpy() == 0).sum()))
-        figures = {"lists": counts["lists"], SHORT: counts[SHORT], CUT: counts[CUT]}
-        writer.figures["counts"] = {"in": counts["queries"], "kept": counts["queries"], "dropped": {}, **figures}
+        for pairs in scored_pairs(context.inputs["pools.pairs"], context.inputs["pool_scores"], context.shard):
+            begins = begins_of(pairs)
+            writer.write(_lists(pairs, begins, pools, context.experiment, counts))
+            queries += len(begins)
+            context.report("queries", len(begins))
+        writer.figures["counts"] = {"in": queries, "kept": queries, "dropped": {}, **counts}
 
 
-def _whole_queries(pairs: Stored, scores: Stored, shard: int) -> Iterator[pa.Table]:
-    """The scored pairs of a shard in pieces of about a row group, no query in two of them."""
-    rest: list[pa.Table] = []
-    groups = zip(pairs.shard_groups(shard), scores.shard_groups(shard, columns=["logit"]), strict=True)
-    for table in (pair_group.append_column("logit", score_group.column("logit")) for pair_group, score_group in groups):
-        begins = np.flatnonzero(table.column("position").to_numpy() == 0)
-        if len(begins) and (rest or begins[-1]):
-            whole = pa.concat_tables([*rest, table.slice(0, begins[-1])])
-            if whole.num_rows:
-                yield whole
-            rest = []
-        rest.append(table.slice(begins[-1] if len(begins) else 0))
-    if rest:
-        yield pa.concat_tables(rest)
-
-
-def _lists(pairs: pa.Table, pools: Iterator[PoolRow], experiment: Experiment, counts: Counter[str]) -> pa.Table:
+def _lists(pairs: pa.Table, begins: list[int], pools: Iterator[PoolRow], experiment: Experiment, counts: Counter[str]) -> pa.Table:
     """The lists of some whole queries, iteration after iteration of each."""
     settings = experiment.curriculum
     names, ids, values = (pairs.column(name).to_pylist() for name in ("query_id", "candidate_id", "logit"))
-    begins = np.flatnonzero(pairs.column("position").to_numpy() == 0).tolist()
     taken: list[int] = []
     columns: dict[str, list[Any]] = {"draw": [], "position": [], "candidate_kind": [], "confidence": []}
-    for start, stop in zip(begins, [*begins[1:], len(ids)], strict=True):
+    for start, stop in itertools.pairwise([*begins, len(ids)]):
         row = next(pools)
         if row.query_id != names[start]:
             raise AssertionError(f"pool of {row.query_id}, logits of {names[start]}: the tables do not belong together")
         place = {doc_id: start + number for number, doc_id in enumerate(ids[start:stop])}
         logits = {doc_id: values[at] for doc_id, at in place.items()}
         ranking = teacher_ranking(row, logits, retrieved=settings.retrieved)
-        counts["queries"] += 1
         for iteration, sizes in enumerate(settings.sizes):
             groups = draw_groups(
                 ranking, row.positive_ids, sizes,
                 near_rank=settings.near_rank, query_id=row.query_id, seed=experiment.seed, iteration=iteration,
             )  # fmt: skip
-            listed = [*groups.top, *groups.near, *groups.far]
-            counts.update({"lists": 1, SHORT: len(listed) < sum(sizes), CUT: max(0, len(row.positive_ids) - sizes.top)})
+            listed = [doc_id for group in groups for doc_id in group]
+            counts.update({"lists": 1, UNDERFILLED: len(listed) < sum(sizes), CUT: max(0, len(row.positive_ids) - sizes.top)})
             taken += [place[doc_id] for doc_id in listed]
             columns["draw"] += [iteration] * len(listed)
             columns["position"] += range(len(listed))
             columns["candidate_kind"] += [int(kind) for kind, group in zip(schemas.GROUPS, groups, strict=True) for _ in group]
-            columns["confidence"] += [_confidence(listed, row.positive_ids, logits)] * len(listed)
+            # C(q) (ADAM, Eq. 7) is of the list's first labelled positive among it and all passages without a label.
+            others = [logits[doc_id] for doc_id in listed if doc_id not in row.positive_ids]
+            columns["confidence"] += [confidence(logits[listed[0]], np.array(others, np.float64))] * len(listed)
     rows = pairs.take(pa.array(taken, pa.int64()))
     listed_columns = [pa.array(columns[name]) if name in columns else rows.column(name) for name in schemas.CURRICULUM.names]
     return pa.table(listed_columns, names=schemas.CURRICULUM.names)
 
 
-def _confidence(listed: Sequence[str], positives: Sequence[str], logits: dict[str, float]) -> float:
-    """C(q) of a list: of its first labelled positive among it and all passages without a label (ADAM, Eq. 7)."""
-    others = [logits[doc_id] for doc_id in listed if doc_id not in positives]
-    return confidence(logits[listed[0]], np.array(others, np.float64))
-
-
 def _remark(counts: dict[str, Any]) -> str:
-    lines = [f"{counts[name]:,} {name}" for name in (SHORT, CUT) if counts.get(name)]
+    lines = [f"{counts[name]:,} {name}" for name in (UNDERFILLED, CUT) if counts.get(name)]
     return f"curriculum: of {counts.get('lists', 0):,} lists: {'; '.join(lines)}" if lines else ""
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     return {**keyed_values(experiment.curriculum, leave_out=("enabled",)), "seed": experiment.seed}
 
 
 TABLE = Table(
     stage="curriculum", name="", version=1, reads=("pools.ranked", "pools.pairs", "pool_scores"), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, remark=_remark,
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, summary=_remark,
 )  # fmt: skip

@@ -8,8 +8,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data.config.settings import Experiment
-from data.digests import DigestCache
 from data.tables import schemas
 from data.tables.schemas import CandidateKind
 from pipeline.stage import StageContext, Table
@@ -52,13 +50,14 @@ def _build(context: StageContext) -> None:
     scores = context.inputs["teacher_scores"].read(context.shard, columns=["query_id", "draw", "logit"])
     kinds = context.inputs["dark_examples"].read(context.shard, columns=["candidate_kind"]).column("candidate_kind").to_numpy()
     logits = scores.column("logit").to_numpy().astype(np.float64)
-    rows = []
-    for (query_id, draw), start, stop in list_bounds(scores):
-        rows.append({"query_id": query_id, "draw": draw, **describe_list(kinds[start:stop], logits[start:stop])})
+    rows = [
+        {"query_id": query_id, "draw": draw, **describe_list(kinds[start:stop], logits[start:stop])}
+        for (query_id, draw), start, stop in list_bounds(scores)
+    ]
     context.report("queries", len(rows))
-    table = pa.Table.from_pylist(rows, schema=schemas.CONFIDENCE)
     right = sum(row["positive_rank"] == 1 for row in rows)
-    context.write(table, {"in": len(rows), "kept": len(rows), "dropped": {}, "positive ranked first": right})
+    counts = {"in": len(rows), "kept": len(rows), "dropped": {}, "positive ranked first": right}
+    context.write(pa.Table.from_pylist(rows, schema=schemas.CONFIDENCE), counts)
 
 
 def list_bounds(table: pa.Table) -> list[tuple[tuple[str, int], int, int]]:
@@ -68,11 +67,7 @@ def list_bounds(table: pa.Table) -> list[tuple[tuple[str, int], int, int]]:
     return [(keys[start], start, stop) for start, stop in zip(starts, [*starts, len(keys)][1:], strict=True)]
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    return {}
-
-
 TABLE = Table(
-    stage="confidence", name="", version=1, reads=("dark_examples", "teacher_scores"), key=_key,
+    stage="confidence", name="", version=1, reads=("dark_examples", "teacher_scores"), key=lambda experiment, models: {},
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
 )  # fmt: skip

@@ -8,27 +8,25 @@ alone, and another student, or one with another tokenizer, is distilled from the
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.config.fields import keyed_values
 from data.config.settings import DarkExamples, Experiment
-from data.digests import DigestCache, uniforms
-from data.errors import UserError
+from data.digests import uniforms
 from data.tables import schemas
 from data.tables.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
+from data.tables.shards import table_of
 from pipeline.scoring import reading_lengths
 from pipeline.scoring.reading_lengths import longest_mixed
 from pipeline.stage import StageContext, Table
 from retrieval.checkpoints.checks import check_marks
 from retrieval.checkpoints.files import tokenizer_digest
-from retrieval.models.student import resolve_student
-from retrieval.teachers.cross_encoder import teacher_folder
+from retrieval.models.resolved import ResolvedModels
 
 _SPECIAL_TOKENS_OF_A_PASSAGE = 2  # [CLS] and the final [SEP]
 
@@ -45,12 +43,12 @@ class Splitter(Protocol):
         """Spans of the text's words."""
 
 
-class _Nothing:
-    """Where there are no dark examples, there is nothing to split."""
+class WordSplitter:
+    """For a teacher without a tokenizer: words and signs are its tokens."""
 
     def pieces(self, text: str) -> Spans:
-        """Never asked for."""
-        raise AssertionError("dark examples without a teacher")
+        """Spans of words and signs."""
+        return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
 
     words = pieces
 
@@ -80,14 +78,8 @@ def mix(positive: str, negative: str, *, splitter: Splitter, max_tokens: int, tr
 
 def share_room(first: int, second: int, *, room: int) -> tuple[int, int]:
     """Tokens kept of two parts when the longer one is always shortened first."""
-    if first + second <= room:
-        return first, second
-    half = room // 2
-    if second <= half:
-        return room - second, second
-    if first <= half:
-        return first, room - first
-    return room - half, half
+    second_kept = min(second, max(room // 2, room - first))
+    return min(first, room - second_kept), second_kept
 
 
 def _cut(text: str, spans: Spans, keep: int) -> str:
@@ -95,15 +87,10 @@ def _cut(text: str, spans: Spans, keep: int) -> str:
 
 
 def mask(text: str, ratio: float, *, splitter: Splitter, unit: str, seed_parts: tuple[object, ...]) -> str:
-    """MASK_ratio(text): tokens replaced by the mask mark (Eq. 6).
+    """MASK_ratio(text), of p+: tokens replaced by the mask mark, by a ratio m_r in (0, 1] (Eq. 6). The draw is a function of `seed_parts`.
 
-    Args:
-        text: p+.
-        ratio: m_r in (0, 1].
-        splitter: gives the units.
-        unit: `piece` masks each piece with probability m_r; `piece_exact` masks round(m_r * pieces) of them; `word` masks each
-            word with probability m_r, one mark a piece as in whole-word masking.
-        seed_parts: what the draw is a pure function of.
+    `piece` masks each piece with probability m_r; `piece_exact` masks round(m_r * pieces) of them; `word` masks each word with probability
+    m_r, one mark a piece as in whole-word masking.
     """
     pieces = splitter.pieces(text)
     if unit == "word":
@@ -120,12 +107,8 @@ def mask(text: str, ratio: float, *, splitter: Splitter, unit: str, seed_parts: 
 
 def _pieces_of_words(pieces: Spans, words: Spans, ratio: float, seed_parts: tuple[object, ...]) -> NDArray[np.bool_]:
     masked_words = [span for span, draw in zip(words, uniforms(len(words), *seed_parts), strict=True) if draw < ratio]
-    starts = np.array([start for start, _ in masked_words], dtype=np.int64)
-    ends = np.array([end for _, end in masked_words], dtype=np.int64)
-    if not len(starts):
-        return np.zeros(len(pieces), dtype=bool)
-    place = np.searchsorted(starts, [start for start, _ in pieces], side="right") - 1
-    return np.array([p >= 0 and end <= ends[p] for p, (_, end) in zip(place, pieces, strict=True)], dtype=bool)
+    place = np.searchsorted([start for start, _ in masked_words], [start for start, _ in pieces], side="right") - 1
+    return np.array([at >= 0 and end <= masked_words[at][1] for at, (_, end) in zip(place, pieces, strict=True)], dtype=bool)
 
 
 def _replaced(text: str, spans: Spans) -> str:
@@ -143,15 +126,17 @@ def candidates_of(
     negatives: list[tuple[str, str]],
     *,
     mask_draw: int,
-    splitter: Splitter,
+    splitter: Splitter | None,
     settings: DarkExamples,
     mixed_tokens: int,
     seed: int,
 ) -> list[Candidate]:
-    """The list of one query and draw. `positive` and `negatives` are (doc_id, text)."""
+    """The list of one query and draw. `positive` and `negatives` are (doc_id, text); without dark examples nothing is split."""
     positive_id, positive_text = positive
     listed = [Candidate(CandidateKind.POSITIVE, positive_id, positive_text)]
     listed += [Candidate(CandidateKind.NEGATIVE, doc_id, text) for doc_id, text in negatives]
+    if splitter is None:
+        return listed
     if settings.reinforced:
         for doc_id, text in negatives:
             mixed = mix(positive_text, text, splitter=splitter, max_tokens=mixed_tokens, truncation=settings.mixed_truncation)
@@ -166,72 +151,64 @@ def candidates_of(
 def _build(context: StageContext) -> None:
     from retrieval.models.tokenizer import Tokenizer
 
-    experiment = context.experiment
-    settings, longest = experiment.dark_examples, longest_mixed(experiment)
-    splitter: Splitter = _Nothing()
-    if experiment.teacher.backend != "none":
-        folder = teacher_folder(experiment.teacher)
+    experiment, inputs, shard = context.experiment, context.inputs, context.shard
+    settings, longest = experiment.dark_examples, longest_mixed(context.models)
+    splitter: Splitter = WordSplitter()
+    if folder := context.models.teacher_tokenizer:
         splitter = context.worker_cache.get_or_create(
             "teacher tokenizer", lambda: Tokenizer(folder, trusted=experiment.teacher.trust_remote_code)
         )
-    rows = context.inputs["hard_negatives"].read(context.shard, columns=["query_id", "positive_ids", "negative_ids"]).to_pylist()
-    query_table = context.inputs["ingest.queries"].read(context.shard)
-    queries = dict(zip(query_table.column("query_id").to_pylist(), query_table.column("text").to_pylist(), strict=True))
-    needed = {row["positive_ids"][0] for row in rows} | {doc_id for row in rows for draw in row["negative_ids"] for doc_id in draw}
-    texts = context.inputs["ingest.corpus"].texts_of(needed, id_name="doc_id")
-
-    columns: dict[str, list[Any]] = {name: [] for name in schemas.CANDIDATES.names}
-    for row in rows:
-        query_id, positive_id = row["query_id"], row["positive_ids"][0]  # see pipeline.trained_positive
+    lists = inputs["hard_negatives"].read(shard, columns=["query_id", "positive_ids", "negative_ids"]).to_pylist()
+    queries = {row["query_id"]: row["text"] for row in inputs["ingest.queries"].read(shard).to_pylist()}
+    needed = {doc_id for row in lists for ids in (row["positive_ids"][:1], *row["negative_ids"]) for doc_id in ids}
+    texts = inputs["ingest.corpus"].texts_of(needed, id_name="doc_id")
+    rows: list[tuple[Any, ...]] = []
+    by_kind = {kind: 0 for kind in ADAM_KINDS}
+    for row in lists:
+        query_id, positive_id = row["query_id"], row["positive_ids"][0]  # p+ stands first, see pipeline.stages.hard_negatives
         for draw in range(experiment.draws):
-            negative_ids = row["negative_ids"][draw % len(row["negative_ids"])]
             listed = candidates_of(
                 query_id,
                 (positive_id, texts[positive_id]),
-                [(doc_id, texts[doc_id]) for doc_id in negative_ids],
+                [(doc_id, texts[doc_id]) for doc_id in row["negative_ids"][draw % len(row["negative_ids"])]],
                 mask_draw=draw % settings.mask_draws,
                 splitter=splitter,
                 settings=settings,
                 mixed_tokens=longest,
                 seed=experiment.seed,
             )
-            for position, candidate in enumerate(listed):
-                values = (query_id, draw, position, int(candidate.kind), candidate.id, queries[query_id], candidate.text)
-                for name, value in zip(columns, values, strict=True):
-                    columns[name].append(value)
+            for position, one in enumerate(listed):
+                rows.append((query_id, draw, position, int(one.kind), one.id, queries[query_id], one.text))
+                by_kind[one.kind] += 1
         context.report("queries", 1)
-    table = pa.table(columns, schema=schemas.CANDIDATES)
-    kinds = table.column("candidate_kind").to_pylist()
-    by_kind = {kind.name.lower(): kinds.count(kind) for kind in ADAM_KINDS}
-    context.write(table, {"in": len(rows), "kept": len(rows), "dropped": {}, "candidates": by_kind})
+    candidates = {kind.name.lower(): count for kind, count in by_kind.items()}
+    context.write(table_of(rows, schemas.CANDIDATES), {"in": len(lists), "kept": len(lists), "dropped": {}, "candidates": candidates})
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    has_teacher = experiment.teacher.backend != "none"
-    folder = teacher_folder(experiment.teacher) if has_teacher else None
-    if folder:
-        _check_tokenizers(experiment, folder)
-    key = keyed_values(experiment.dark_examples, leave_out=("mixed_tokens", "mask_seed"))
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
+    settings, tokenizer = experiment.dark_examples, None
+    if experiment.teacher.backend != "none":
+        _check_tokenizers(experiment, models)
+        tokenizer = tokenizer_digest(models.teacher_tokenizer) if models.teacher_tokenizer else "words"
     return {
-        **key,
-        "mixed_tokens": longest_mixed(experiment) if experiment.dark_examples.reinforced else None,
+        **keyed_values(settings),
+        "mixed_tokens": longest_mixed(models) if settings.reinforced else None,
         "draws": experiment.draws,
-        "tokenizer": tokenizer_digest(folder) if folder else None,
+        "tokenizer": tokenizer,
         "seed": experiment.seed,
-        "mask_seed": experiment.seed if experiment.dark_examples.mask_seed is None else experiment.dark_examples.mask_seed,
+        "mask_seed": experiment.seed if settings.mask_seed is None else settings.mask_seed,
     }
 
 
-def _check_tokenizers(experiment: Experiment, teacher: Path) -> None:
+def _check_tokenizers(experiment: Experiment, models: ResolvedModels) -> None:
     """Teacher and student both read the marks, the student long after the teacher's logits were paid for."""
     settings = experiment.dark_examples
     asked = {"masked": bool(settings.mask_ratios), "mixed": settings.reinforced}
-    check_marks(teacher, option="teacher.model", trusted=experiment.teacher.trust_remote_code, **asked)
-    try:
-        student = resolve_student(experiment.student)
-    except UserError:
-        return  # scoring does without its files; what needs them says what they lack
-    check_marks(student.weights_folder, option="student.model", trusted=student.trust_remote_code, **asked)
+    if models.teacher_tokenizer:
+        check_marks(models.teacher_tokenizer, option="teacher.model", trusted=experiment.teacher.trust_remote_code, **asked)
+    if models.has_student:  # scoring does without its files; what needs them says what they lack
+        student = models.student
+        check_marks(student.weights_folder, option="student.model", trusted=student.trust_remote_code, **asked)
 
 
 TABLE = Table(

@@ -3,53 +3,101 @@
 Its queries are some of a split's judged ones. Its passages are their positives, what the student that mines (as it is before training)
 finds for them in the whole corpus by exact search, and some by chance. The student's metrics at cutoffs up to `dev.depth` so begin at what
 they are on the whole corpus; what a later student would wrongly prefer there may be missing here.
+
+None of them is a training query: one that is in the training split too, under its id or with its text, is left out, whether it is trained
+on or not. A dev set so stays the same when more queries are trained on.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.config.fields import keyed_values
 from data.config.settings import Experiment
-from data.digests import DigestCache, canonical_json, hash64
+from data.digests import canonical_json, hash64, text_hash
 from data.errors import UserError
 from data.formats.collection import find_collection
 from data.tables import schemas
 from data.tables.ragged import RaggedBuilder
 from data.tables.schemas import SCHEMA_VERSION, DevRole
 from data.tables.shards import ROW_GROUP_ROWS
-from pipeline.negatives.corpus import Corpus
+from pipeline.negatives.corpus import Corpus, slices
+from pipeline.negatives.never_negatives import folded
 from pipeline.stage import StageContext, Stored, Table
-from pipeline.stages.dev_queries import LEAKS, DevQueries, choose_queries
-from pipeline.stages.ingest import check_positives
+from pipeline.stages.ingest import check_judgements
 from pipeline.stages.pools import labels_above_0
-from retrieval.models.student import StudentSpec, resolve_student
+from retrieval.models.resolved import ResolvedModels
+from retrieval.models.student import StudentSpec
 
 if TYPE_CHECKING:
     from retrieval.search.searcher import Searcher
 
 _ASKED = "queries asked for"
-_HASHED_AT_ONCE = 1 << 16
+_LEAKS = ("training query", "text of a training query")
+
+
+@dataclass(frozen=True)
+class DevQueries:
+    """The chosen queries by id, and what became of the others."""
+
+    texts: dict[str, str]  # query_id -> text, ids rising
+    grades: dict[str, dict[str, int]]  # query_id -> doc_id -> label above 0
+    dropped: dict[str, int]  # reason -> queries
+
+
+def choose_queries(queries: Stored, labels: pl.DataFrame, experiment: Experiment) -> DevQueries:
+    """Those of the lowest hashes among the queries that the training split does not have: a larger subset holds the smaller one.
+
+    `queries` is the table `ingest.queries`, `labels` are of all splits, above 0.
+
+    Raises UserError: the split has no label above 0, or no query that the training split does not have.
+    """
+    settings, train_split = experiment.dev, experiment.ingest.train_split
+    mine = labels.filter(pl.col("split") == settings.split)
+    if not len(mine):
+        raise UserError(f"dev.split={settings.split}: it has no label above 0, so there is nothing to find; choose another split")
+    judged, trained = set(mine["query_id"]), set(labels.filter(pl.col("split") == train_split)["query_id"])
+    texts: dict[str, str] = {}
+    trained_texts: set[int] = set()
+    for group in queries.row_groups():
+        for query_id, text in zip(group.column("query_id").to_pylist(), group.column("text").to_pylist(), strict=True):
+            if query_id in judged:
+                texts[query_id] = text
+            if query_id in trained:
+                trained_texts.add(text_hash(folded(text)))
+    leaks = {query_id: _LEAKS[0] for query_id in texts if query_id in trained}
+    leaks |= {query_id: _LEAKS[1] for query_id in texts.keys() - leaks if text_hash(folded(texts[query_id])) in trained_texts}
+    free = texts.keys() - leaks
+    if not free:
+        raise UserError(
+            f"dev.split={settings.split}: all of its {len(texts):,} judged queries are in the split {train_split} too, which is trained "
+            "on; choose another split"
+        )
+    chosen = sorted(sorted(free, key=lambda query_id: (hash64(experiment.seed, "dev", query_id), query_id))[: settings.queries])
+    grades: dict[str, dict[str, int]] = {query_id: {} for query_id in chosen}
+    for query_id, doc_id, grade in mine.sort("doc_id").select("query_id", "doc_id", "relevance").iter_rows():
+        if query_id in grades:
+            grades[query_id][doc_id] = grade
+    dropped = Counter([*leaks.values(), *["not drawn"] * (len(free) - len(chosen))])
+    return DevQueries({query_id: texts[query_id] for query_id in chosen}, grades, dict(dropped))
 
 
 def vectors_of(query_ids: list[str], embedded: Stored) -> NDArray[np.float16]:
     """[n, D] stored vectors of some queries, in the order asked for."""
     from retrieval.search.embedding_table import embedding_matrix
 
-    wanted, ids, parts = pa.array(query_ids, pa.string()), [], []
-    for group in embedded.row_groups():
-        found = group.filter(pc.is_in(group.column("query_id"), value_set=wanted))
-        if found.num_rows:
-            ids += found.column("query_id").to_pylist()
-            parts.append(embedding_matrix(found))
-    place = {query_id: row for row, query_id in enumerate(ids)}
-    return np.concatenate(parts)[[place[query_id] for query_id in query_ids]]
+    requested = pa.array(query_ids, pa.string())
+    found = pa.concat_tables(group.filter(pc.is_in(group.column("query_id"), value_set=requested)) for group in embedded.row_groups())
+    return embedding_matrix(found.take(pc.index_in(requested, value_set=found.column("query_id").combine_chunks())))
 
 
 def found_rows(searcher: Searcher, queries: NDArray[np.float16], *, depth: int) -> NDArray[np.int64]:
@@ -61,8 +109,9 @@ def found_rows(searcher: Searcher, queries: NDArray[np.float16], *, depth: int) 
 
 def random_rows(ids: pa.Array, taken: NDArray[np.int64], *, count: int, seed: int) -> NDArray[np.int64]:
     """Rows of the passages with the lowest hashes among those not taken, rising: more of them hold the fewer."""
-    parts = (ids.slice(start, _HASHED_AT_ONCE).to_pylist() for start in range(0, len(ids) if count else 0, _HASHED_AT_ONCE))
-    hashes = np.fromiter((hash64(seed, "dev passage", doc_id) for part in parts for doc_id in part), np.uint64)
+    if not count:
+        return np.empty(0, np.int64)
+    hashes = np.fromiter((hash64(seed, "dev passage", doc_id) for part in slices(ids) for doc_id in part.to_pylist()), np.uint64)
     order = np.argsort(hashes, kind="stable")
     return np.sort(order[~np.isin(order, taken)][:count])
 
@@ -80,7 +129,7 @@ def _build(context: StageContext) -> None:
     rows = np.concatenate([judged_and_found, by_chance])
     rows = rows[np.argsort(np.array(corpus.ids_of(rows).to_pylist(), dtype=object), kind="stable")]
 
-    student = resolve_student(experiment.student)
+    student = context.models.student
     with context.writer(0, schemas.DEV.with_metadata({"dev": canonical_json(_metadata(experiment, student))})) as writer:
         for table in _tables(queries, corpus, rows, student):
             writer.write_row_group(table)
@@ -97,21 +146,20 @@ def _tables(queries: DevQueries, corpus: Corpus, rows: NDArray[np.int64], studen
 
     tokenizer = tokenizer_of(student)
 
-    def table(role: DevRole, ids: list[str], texts: list[str], *, longest: int, grades: list[dict[str, int]]) -> pa.Table:
-        tokens = RaggedBuilder()
-        tokens.extend(tokenizer.encode(texts, max_tokens=longest))
-        judged = [[list(of_query) for of_query in grades], [list(of_query.values()) for of_query in grades]]
-        return pa.table([pa.array([role] * len(ids), pa.int8()), ids, tokens.finish().arrow(), *judged], schema=schemas.DEV)
+    def tables(role: DevRole, ids: list[str], texts: list[str], grades: list[dict[str, int]], *, longest: int) -> Iterator[pa.Table]:
+        for start in range(0, len(ids), ROW_GROUP_ROWS):
+            part = slice(start, start + ROW_GROUP_ROWS)
+            tokens = RaggedBuilder()
+            tokens.extend(tokenizer.encode(texts[part], max_tokens=longest))
+            judged = [[list(of_query) for of_query in grades[part]], [list(of_query.values()) for of_query in grades[part]]]
+            roles = pa.array([role] * len(ids[part]), pa.int8())
+            yield pa.table([roles, ids[part], tokens.finish().arrow(), *judged], schema=schemas.DEV)
 
-    for start in range(0, len(queries.texts), ROW_GROUP_ROWS):
-        ids = list(queries.texts)[start : start + ROW_GROUP_ROWS]
-        texts, grades = [student.query_prefix + queries.texts[query_id] for query_id in ids], [queries.grades[query_id] for query_id in ids]
-        yield table(DevRole.QUERY, ids, texts, longest=student.query_tokens, grades=grades)
-    all_texts = corpus.texts_of(rows)
-    for start in range(0, len(rows), ROW_GROUP_ROWS):
-        doc_ids = corpus.ids_of(rows[start : start + ROW_GROUP_ROWS]).to_pylist()
-        texts = [student.passage_prefix + text for text in all_texts.slice(start, ROW_GROUP_ROWS).to_pylist()]
-        yield table(DevRole.PASSAGE, doc_ids, texts, longest=student.passage_tokens, grades=[{}] * len(doc_ids))
+    asked = [student.query_prefix + text for text in queries.texts.values()]
+    grades = [queries.grades[query_id] for query_id in queries.texts]
+    yield from tables(DevRole.QUERY, list(queries.texts), asked, grades, longest=student.query_tokens)
+    passages = [student.passage_prefix + text for text in corpus.texts_of(rows).to_pylist()]
+    yield from tables(DevRole.PASSAGE, corpus.ids_of(rows).to_pylist(), passages, [{}] * len(rows), longest=student.passage_tokens)
 
 
 def _metadata(experiment: Experiment, student: StudentSpec) -> dict[str, Any]:
@@ -119,11 +167,10 @@ def _metadata(experiment: Experiment, student: StudentSpec) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "tokenizer": student.tokenizer_digest, **settings}
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     _check_split(experiment)
-    student = resolve_student(experiment.student)
-    names = ("query_tokens", "passage_tokens", "query_prefix", "passage_prefix")
-    tokens = {name: getattr(student, name) for name in names}
+    student = models.student
+    tokens = {name: getattr(student, name) for name in ("query_tokens", "passage_tokens", "query_prefix", "passage_prefix")}
     of_dev = {**keyed_values(experiment.dev), "train_split": experiment.ingest.train_split, "seed": experiment.seed}
     return {**of_dev, **tokens, "tokenizer": student.tokenizer_digest}
 
@@ -137,12 +184,12 @@ def _check_split(experiment: Experiment) -> None:
         raise UserError(f"dev.split={split}: {collection.folder} has no qrels of it; splits that are not trained on: {others}")
     if split == train_split:
         raise UserError(f"dev.split={split} is the split that is trained on (ingest.train_split); choose another: {others}")
-    check_positives(collection, split=split, setting="dev.split")
+    check_judgements(collection, split=split, setting="dev.split")
 
 
 def _remark(counts: dict[str, Any]) -> str:
     lines = []
-    if leaks := sum(counts["dropped"].get(reason, 0) for reason in LEAKS):
+    if leaks := sum(counts["dropped"].get(reason, 0) for reason in _LEAKS):
         lines.append(f"{leaks:,} queries of dev.split are in the training split too, by id or by text; they are left out of the dev set")
     if counts["kept"] < counts[_ASKED]:
         lines.append(f"dev.queries asks for {counts[_ASKED]:,} queries, dev.split has {counts['kept']:,}; all of them are taken")
@@ -152,5 +199,5 @@ def _remark(counts: dict[str, Any]) -> str:
 TABLE = Table(
     stage="dev", name="", version=1, key=_key,
     reads=("ingest.corpus", "ingest.queries", "ingest.qrels", "embed.corpus", "embed.queries"),
-    shard_count=lambda experiment: 1, build=_build, remark=_remark, uses_device=True,
+    shard_count=lambda experiment: 1, build=_build, summary=_remark, uses_device=True,
 )  # fmt: skip

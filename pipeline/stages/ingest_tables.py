@@ -6,21 +6,20 @@ Each table's folder has `quarantine/part-00000-of-00001.parquet`: its broken rec
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from data.config.settings import Experiment
-from data.digests import DigestCache
 from data.formats.collection import Collection, find_collection
 from data.tables import schemas
 from data.tables.shards import ShardWriter, shard_name, write_shard
 from pipeline.stage import StageContext, Table
-from pipeline.stages.ingest import IngestReport, by_number, check_bad_fraction, check_splits, ingest_corpus, ingest_qrels, ingest_queries
-
-Sinks = Sequence[ShardWriter | None]
+from pipeline.stages.ingest import IngestReport, Sinks, check_bad_fraction, check_splits, ingest_corpus, ingest_qrels, ingest_queries
+from retrieval.models.resolved import ResolvedModels
 
 
 def _collection(experiment: Experiment) -> Collection:
@@ -34,7 +33,7 @@ def quarantine_file(folder: Path) -> Path:
     return folder / "quarantine" / shard_name(0, 1)
 
 
-def _write(context: StageContext, schema: pa.Schema, ingest: Callable[[Collection, Sinks], IngestReport]) -> None:
+def _build(context: StageContext, *, schema: pa.Schema, ingest: Callable[[Collection, Sinks], IngestReport]) -> None:
     """Write the task's shards in one pass over the files. Too many broken records leave a quarantine and no shard."""
     collection = _collection(context.experiment)
     quarantine = quarantine_file(context.folder)
@@ -46,63 +45,41 @@ def _write(context: StageContext, schema: pa.Schema, ingest: Callable[[Collectio
         write_shard(quarantine, report.faults, {"fingerprint": context.fingerprint, "counts": report.counts})
         check_bad_fraction(report, settings=context.experiment.ingest, quarantine=quarantine)
         if report.bad:
-            left_out = f"{report.bad:,} of {report.counts['in']:,} records are broken and left out ({by_number(report.reasons)})"
+            left_out = f"{report.bad:,} of {report.counts['in']:,} records are broken and left out ({report.reasons})"
             context.warn(f"{context.table.label}: {left_out}; listed in {quarantine}")
         context.report("records", report.counts["in"])
         if sinks[0] is not None:  # the counts are of the whole table; one shard carries them
             sinks[0].figures["counts"] = report.counts
 
 
-def _build_corpus(context: StageContext) -> None:
-    settings = context.experiment.ingest
-    _write(context, schemas.CORPUS, lambda collection, sinks: ingest_corpus(collection, settings=settings, sinks=sinks))
-
-
-def _build_queries(context: StageContext) -> None:
-    settings = context.experiment.ingest
-    _write(context, schemas.QUERIES, lambda collection, sinks: ingest_queries(collection, settings=settings, sinks=sinks))
-
-
 def _build_qrels(context: StageContext) -> None:
     corpus, queries = context.inputs["ingest.corpus"].paths(), context.inputs["ingest.queries"].paths()
-    settings = context.experiment.ingest
-    _write(
-        context,
-        schemas.QRELS,
-        lambda collection, sinks: ingest_qrels(collection, settings=settings, sink=sinks[0], corpus=corpus, queries=queries),
-    )
+    ingest = partial(ingest_qrels, settings=context.experiment.ingest, corpus=corpus, queries=queries)
+    _build(context, schema=schemas.QRELS, ingest=ingest)
 
 
-def _contents(files: dict[str, Path], collection: Collection, digests: DigestCache) -> dict[str, Any]:
-    return {"format": collection.format, "files": {name: digests.file(file) for name, file in files.items()}}
-
-
-def _corpus_key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
+def _key(files: Callable[[Collection], dict[str, Path]], experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     collection = _collection(experiment)
-    return _contents({"corpus": collection.corpus}, collection, digests)
+    return {"format": collection.format, "files": {name: models.digests.file(file) for name, file in files(collection).items()}}
 
 
-def _queries_key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    collection = _collection(experiment)
-    # The qrels decide which queries are kept.
-    queries = {f"queries{place}": file for place, file in enumerate(collection.queries)}
-    return _contents({**queries, **collection.qrels}, collection, digests)
-
-
-def _qrels_key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    collection = _collection(experiment)
-    return _contents(dict(collection.qrels), collection, digests)
+def _query_files(collection: Collection) -> dict[str, Path]:
+    """With the qrels, which decide which queries are kept."""
+    return {**{f"queries{place}": file for place, file in enumerate(collection.queries)}, **collection.qrels}
 
 
 CORPUS = Table(
-    stage="ingest", name="corpus", version=1, reads=(), key=_corpus_key,
-    shard_count=lambda experiment: experiment.ingest.corpus_shards, build=_build_corpus, together=True,
+    stage="ingest", name="corpus", version=1, reads=(), key=partial(_key, lambda collection: {"corpus": collection.corpus}),
+    shard_count=lambda experiment: experiment.ingest.corpus_shards, builds_all_shards=True,
+    build=partial(_build, schema=schemas.CORPUS, ingest=ingest_corpus),
 )  # fmt: skip
 QUERIES = Table(
-    stage="ingest", name="queries", version=1, reads=(), key=_queries_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build_queries, together=True,
+    stage="ingest", name="queries", version=1, reads=(), key=partial(_key, _query_files),
+    shard_count=lambda experiment: experiment.ingest.query_shards, builds_all_shards=True,
+    build=partial(_build, schema=schemas.QUERIES, ingest=ingest_queries),
 )  # fmt: skip
 QRELS = Table(
-    stage="ingest", name="qrels", version=1, reads=("ingest.corpus", "ingest.queries"), key=_qrels_key,
-    shard_count=lambda experiment: 1, build=_build_qrels, together=True,
+    stage="ingest", name="qrels", version=1, reads=("ingest.corpus", "ingest.queries"),
+    key=partial(_key, lambda collection: dict(collection.qrels)),
+    shard_count=lambda experiment: 1, build=_build_qrels, builds_all_shards=True,
 )  # fmt: skip

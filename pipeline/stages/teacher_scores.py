@@ -6,7 +6,7 @@ The unit of scoring is a window of `teacher.segment_pairs` rows: its new pairs a
 tokenised ahead of the forward pass and written behind it, so a kill loses at most two of them, the one being scored and the one being
 written, and what is scored after it has the same batches as in an unbroken run. In memory are 30 bytes for each pair of the shard, a row
 group, and three windows.
-Shards hold different query texts (`ingest` sees to that), so no pair is wanted by two shards.
+Shards hold different query texts (`ingest` sees to that), so no pair is requested by two shards.
 """
 
 from __future__ import annotations
@@ -15,69 +15,67 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.config.settings import Experiment
-from data.digests import DigestCache
-from data.errors import RunFailed
 from data.logits.segment import Keys, Scores
 from data.logits.store import LogitStore
 from data.tables import schemas
 from data.tables.shards import ROW_GROUP_ROWS, ShardWriter, read_row_groups
-from pipeline.execution import read_choices
-from pipeline.scoring.compile_choice import prepare
-from pipeline.scoring.requested_pairs import WantedPairs, spec_of, store_of
-from pipeline.stage import StageContext, Table
+from pipeline.scoring import reading_lengths
+from pipeline.scoring.cost import estimate_cost
+from pipeline.scoring.requested_pairs import RequestedPairs, open_teacher, store_of, texts_of_rows
+from pipeline.stage import Say, StageContext, Table
 from retrieval.compute.allocator import tune_allocator
 from retrieval.compute.prefetch import ahead, behind
-from retrieval.teachers.cross_encoder import CrossEncoder, Progress, TeacherSpec, load_cross_encoder, score_pairs, teacher_notes
-from retrieval.teachers.pair_tokens import PairEncoding, PairTokenizer
+from retrieval.models.resolved import ResolvedModels
+from retrieval.teachers.base import PreparedPairs, PreparingTeacher
+
+if TYPE_CHECKING:
+    from pipeline.executors.base import Executor
+    from pipeline.plan import TablePlan
 
 
 def _build(context: StageContext) -> None:
     experiment = context.experiment
     if experiment.runner.device == "cpu":
         tune_allocator()
-    spec, digests = spec_of(experiment), DigestCache.of_store(experiment.store)
-    store = store_of(experiment, spec, digests, warn=context.warn)
-    namespace = store.folder.name
-    store.describe(key=spec.key(digests), name=spec.name)
-    choices = read_choices(context.folder)
-    compiled = choices is not None and choices.compiled
-    teacher = context.worker_cache.get_or_create(
-        ("teacher", namespace, compiled), lambda: Teacher(spec, experiment, namespace, compiled=compiled)
-    )
+    models, namespace = context.models, context.models.namespace
+    store = store_of(models, warn=context.warn)
+    store.describe(key=models.key("teacher"), name=models.teacher.name)
+    teacher: PreparingTeacher = context.worker_cache.get_or_create(("teacher", namespace), lambda: open_teacher(models))
 
-    assert context.table.pairs is not None
-    path = context.inputs[context.table.pairs].paths()[context.shard]
-    wanted = WantedPairs.read(path)
-    known = store.lookup(wanted.keys)
+    assert context.table.scores_pairs_of is not None
+    path = context.inputs[context.table.scores_pairs_of].paths()[context.shard]
+    requested = RequestedPairs.read(path)
+    known = store.lookup(requested.keys)
     missing = np.isnan(known.logits)
     cached = int((~missing).sum())
     context.report("cached", cached)
     with context.writer(context.shard, schemas.TEACHER_SCORES) as writer, behind() as writes:
-        windows = _windows(path, wanted, missing, teacher, rows=experiment.teacher.segment_pairs)
+        windows = _windows(path, requested, missing, teacher, rows=experiment.teacher.segment_pairs)
         for window in ahead(windows):
-            if len(window.new):
-                fresh = teacher.score(window.encoded, progress=partial(_report, context))
+            if window.prepared is not None:
+                logits = teacher.score_prepared(window.prepared, on_batch=partial(_report, context))
+                fresh = Scores(logits, window.prepared.token_counts, window.prepared.truncated)
                 known.put(window.new, fresh)
                 context.check_unchanged()  # a file that is written over in place may change a model that is mapped from it
-                writes.do(_append_and_write, store, wanted.keys[window.new], fresh, writer, _rows(window, wanted, known))
+                writes.do(_append_and_write, store, requested.keys[window.new], fresh, writer, _rows(window, requested, known))
             else:
-                writes.do(writer.write, _rows(window, wanted, known))
+                writes.do(writer.write, _rows(window, requested, known))
             _report_rows(context, window)
         writes.wait()
-        rows = len(wanted.pair_of_row)
+        rows = len(requested.pair_of_row)
         figures = {"distinct pairs": len(missing), "truncated": int(known.truncated.sum()), "tokens": int(known.token_counts.sum())}
         writer.figures["counts"] = {"in": rows, "kept": rows, "dropped": {}, **figures}
     scored = len(missing) - cached
     context.figures.update({"namespace": namespace, "pairs": len(missing), "cached": cached, "scored": scored})
     if scored:
-        context.figures["packed"] = teacher.model.packs
+        context.figures["packed"] = getattr(teacher, "packs", False)
 
 
 @dataclass(frozen=True)
@@ -88,19 +86,21 @@ class _Window:
     start: int  # its first row in the shard
     distinct: int  # pairs in its rows
     new: NDArray[np.int64]  # those that no earlier window and no earlier run has scored: places among the shard's distinct pairs
-    encoded: list[PairEncoding]
+    prepared: PreparedPairs | None  # these, if there are any
 
 
-def _windows(path: Path, wanted: WantedPairs, missing: NDArray[np.bool_], teacher: Teacher, *, rows: int) -> Iterator[_Window]:
-    """The shard's windows in order. A pair belongs to the window where it is first seen."""
+def _windows(
+    path: Path, requested: RequestedPairs, missing: NDArray[np.bool_], teacher: PreparingTeacher, *, rows: int
+) -> Iterator[_Window]:
+    """The shard's windows in order. A pair belongs to the window in which it first occurs."""
     start, seen = 0, 0
     for table in _row_windows(path, rows):
-        places = wanted.pair_of_row[start : start + table.num_rows]
-        distinct, first_rows = np.unique(places, return_index=True)  # pairs are numbered in order of first sight
+        places = requested.pair_of_row[start : start + table.num_rows]
+        distinct, first_rows = np.unique(places, return_index=True)  # pairs are numbered in the order in which they first occur
         new = (distinct >= seen) & missing[distinct]
-        pairs = [(table.column("query")[row].as_py(), table.column("text")[row].as_py()) for row in first_rows[new].tolist()]
+        pairs = texts_of_rows(table.take(first_rows[new]))
         ids = table.select(["query_id", "draw", "position"])
-        yield _Window(ids, start, len(distinct), distinct[new].astype(np.int64), teacher.encode(pairs))
+        yield _Window(ids, start, len(distinct), distinct[new].astype(np.int64), teacher.prepare(pairs) if pairs else None)
         start, seen = start + table.num_rows, max(seen, int(distinct.max(initial=-1)) + 1)
 
 
@@ -119,9 +119,9 @@ def _row_windows(path: Path, rows: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def _rows(window: _Window, wanted: WantedPairs, known: Scores) -> pa.Table:
+def _rows(window: _Window, requested: RequestedPairs, known: Scores) -> pa.Table:
     """The window's rows of the table."""
-    scores = known.take(wanted.pair_of_row[window.start : window.start + window.table.num_rows])
+    scores = known.take(requested.pair_of_row[window.start : window.start + window.table.num_rows])
     columns = [pa.array(scores.logits), pa.array(scores.token_counts), pa.array(scores.truncated)]
     return pa.table([*window.table.columns, *columns], schema=schemas.TEACHER_SCORES)
 
@@ -141,57 +141,28 @@ def _report_rows(context: StageContext, window: _Window) -> None:
 
 def _report(context: StageContext, pairs: int, tokens: int, padded: int) -> None:
     context.report("pairs", pairs)
-    context.report("tokens", tokens)
-    context.report("padded tokens", padded)
+    if tokens:
+        context.report("tokens", tokens)
+        context.report("padded tokens", padded)
 
 
-class Teacher:
-    """The teacher's tokenizer and model, each loaded when it is first needed: a warm store needs neither."""
-
-    def __init__(self, spec: TeacherSpec, experiment: Experiment, namespace: str, *, compiled: bool) -> None:
-        self._spec, self._experiment, self._namespace, self._compiled = spec, experiment, namespace, compiled
-        self._tokenizer: PairTokenizer | None = None
-        self._model: CrossEncoder | None = None
-
-    @property
-    def tokenizer(self) -> PairTokenizer:
-        """Of the teacher."""
-        if self._tokenizer is None:
-            spec = self._spec
-            self._tokenizer = PairTokenizer(spec.folder, max_tokens=spec.max_tokens, trusted=spec.trust_remote_code)
-        return self._tokenizer
-
-    @property
-    def model(self) -> CrossEncoder:
-        """The cross-encoder."""
-        if self._model is None:
-            runner = self._experiment.runner
-            budget = self._experiment.teacher.batch_tokens
-            self._model = load_cross_encoder(
-                self._spec, device=runner.device, threads=runner.threads, batch_tokens=budget, compiled=self._compiled
-            )
-            if self._spec.namespace(DigestCache.of_store(self._experiment.store)) != self._namespace:
-                raise RunFailed(f"the files of teacher.model={self._spec.name} changed while this run began; start it again")
-        return self._model
-
-    def encode(self, pairs: list[tuple[str, str]]) -> list[PairEncoding]:
-        """Pairs as the model reads them."""
-        return self.tokenizer.encode(pairs) if pairs else []
-
-    def score(self, pairs: list[PairEncoding], *, progress: Progress) -> Scores:
-        """Logits, token counts and cuts of the pairs."""
-        logits = score_pairs(self.model, pairs, pad_id=self.tokenizer.pad_id, progress=progress)
-        counts = np.array([len(pair.ids) for pair in pairs], dtype=np.int32)
-        return Scores(logits, counts, np.array([pair.truncated for pair in pairs], dtype=bool))
+def _prepare(plan: TablePlan, models: ResolvedModels, executor: Executor, say: Say) -> None:
+    """Say what will be scored, and what the teacher would not read of it."""
+    assert plan.table.scores_pairs_of is not None
+    candidates, stale = plan.inputs[plan.table.scores_pairs_of], list(plan.stale)
+    cost = estimate_cost(models, candidates, stale, warn=lambda line: say(f"warning: {line}"))
+    say(f"{plan.table.label:<16} {cost}")
+    for line in reading_lengths.warnings(models, candidates, stale) if cost.to_score else ():
+        say(f"warning: {line}")
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    return {"teacher": spec_of(experiment).key(digests)}
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
+    return {"teacher": models.key("teacher")}
 
 
 TABLE = Table(
     stage="teacher_scores", name="", version=2, reads=("dark_examples",), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=prepare, uses_device=True, pairs="dark_examples",
-    notes=lambda experiment: teacher_notes(experiment.teacher), rounds_by_device=True,
+    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=_prepare, uses_device=True,
+    scores_pairs_of="dark_examples", notes=lambda experiment, models: models.teacher.notes(), rounds_by_device=True,
 )  # fmt: skip
-OF_POOLS = replace(TABLE, stage="pool_scores", version=1, reads=("pools.pairs",), pairs="pools.pairs")
+OF_POOLS = replace(TABLE, stage="pool_scores", version=1, reads=("pools.pairs",), scores_pairs_of="pools.pairs")

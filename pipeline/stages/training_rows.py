@@ -1,11 +1,12 @@
 """The training rows of a shard of queries, in arrays: what is held for all of them, and the table of some of them.
 
 Texts are read twice, a row group at a time: first to find which are the same, then to tokenise each distinct one once. Held for the whole
-shard are the tokens of distinct texts, and for each candidate its kind, id, logit and the number of its text.
+shard are the tokens of distinct texts, and for each candidate its kind, id, logit, label and the number of its text.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from data.digests import pair_key
 from data.logits.segment import as_keys
 from data.tables import schemas
+from data.tables.cl_drd_groups import labels_of
 from data.tables.ragged import Ragged, RaggedBuilder, bounds_of, spans
 from data.tables.schemas import CandidateKind
+from pipeline.negatives.pool_pairs import begins_of
 from pipeline.scoring.dedup import first_occurrence
 from pipeline.stage import Stored
 
@@ -35,42 +38,89 @@ class Encoders:
 
 
 @dataclass(frozen=True)
-class Lists:
-    """The candidate lists of a shard, n of them with C candidates in all, in the order of `dark_examples` or `curriculum`."""
+class TrainingRows:
+    """All that the rows of a shard hold, by list: n lists with C candidates in all, in the order of `dark_examples` or `curriculum`."""
 
     query_ids: pa.ChunkedArray  # [n]
     draws: NDArray[np.int8]  # [n]
+    queries: Ragged  # tokens of each list's query
     bounds: NDArray[np.int64]  # [n + 1]: where the candidates of a list begin and end
+    texts: NDArray[np.int32]  # [C] numbers of the distinct texts
+    passages: Ragged  # tokens of each distinct text
     kinds: NDArray[np.int8]  # [C]
     ids: pa.ChunkedArray  # [C]
-    texts: NDArray[np.int32]  # [C] numbers of the distinct texts
-    first: NDArray[np.int64]  # rows in which a text stands for the first time, by its number
+    logits: NDArray[np.float32]  # [C]
+    confidences: NDArray[np.float32]  # [n]
+    never_ids: pa.ListArray  # [n]
+    labels: NDArray[np.float32] | None  # [C], where the lists carry some
 
-    @staticmethod
-    def read(candidates: Stored, shard: int) -> Lists:
-        """All but the texts, a row group at a time."""
-        columns = ["query_id", "draw", "position", "candidate_kind", "candidate_id", "text"]
-        query_ids, ids = [pa.array([], pa.string())], [pa.array([], pa.string())]
-        draws, kinds, starts, keys = [np.empty(0, np.int8)], [np.empty(0, np.int8)], [np.empty(0, np.int64)], [as_keys([])]
-        rows = 0
-        for table in candidates.shard_groups(shard, columns=columns):
-            begin = _begin(table)
-            query_ids += table.column("query_id").take(pa.array(begin)).chunks
-            draws.append(table.column("draw").to_numpy()[begin])
-            starts.append(begin + rows)
-            kinds.append(table.column("candidate_kind").to_numpy())
-            ids += table.column("candidate_id").chunks
-            keys.append(as_keys(_text_keys(table)))
-            rows += table.num_rows
-        first, texts = first_occurrence(np.concatenate(keys))
-        bounds = np.concatenate([*starts, [rows]]).astype(np.int64)
-        chunked = (pa.chunked_array(parts, pa.string()) for parts in (query_ids, ids))
-        return Lists(next(chunked), np.concatenate(draws), bounds, np.concatenate(kinds), next(chunked), texts, first)
+    @property
+    def candidate_tokens(self) -> int:
+        """Tokens of all candidates."""
+        return int(self.passages.lengths[self.texts].sum())
+
+    def table(self, rows: NDArray[np.int64]) -> pa.Table:
+        """Some lists in the order asked for, of schema `TRAINING`, with labels `LABELLED_TRAINING`."""
+        lengths = np.diff(self.bounds)[rows]
+        candidates = spans(self.bounds[rows], lengths)
+        offsets, chosen = pa.array(bounds_of(lengths).astype(np.int32)), pa.array(rows)
+
+        def of_lists(values: pa.Array) -> pa.Array:
+            return pa.ListArray.from_arrays(offsets, values)
+
+        columns = [
+            self.query_ids.take(chosen),
+            pa.array(self.draws[rows]),
+            self.queries.take(rows).arrow(),
+            of_lists(self.passages.take(self.texts[candidates]).arrow()),
+            of_lists(pa.array(self.kinds[candidates])),
+            of_lists(self.ids.take(pa.array(candidates)).combine_chunks()),
+            of_lists(pa.array(self.logits[candidates])),
+            pa.array(self.confidences[rows]),
+            self.never_ids.take(chosen),
+        ]
+        if self.labels is None:
+            return pa.table(columns, schema=schemas.TRAINING)
+        return pa.table([*columns, of_lists(pa.array(self.labels[candidates]))], schema=schemas.LABELLED_TRAINING)
 
 
-def _begin(table: pa.Table) -> NDArray[np.int64]:
-    """Rows at which a list begins; it may go on in the next row group."""
-    return np.flatnonzero(table.column("position").to_numpy() == 0)
+def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders) -> TrainingRows:
+    """The rows of a shard.
+
+    Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order; `curriculum` is all three in one.
+    `pools.ranked` has the queries of all lists, and perhaps more. Where there is no teacher, logits and confidences are NaN: whatever used
+    them all the same would say so.
+    """
+
+    def column(label: str, name: str) -> pa.ChunkedArray:
+        return inputs[label].read(shard, columns=[name]).column(name)
+
+    lists, labels = "curriculum" if "curriculum" in inputs else "dark_examples", None
+    keys = [as_keys(_text_keys(group)) for group in inputs[lists].shard_groups(shard, columns=["candidate_kind", "text"])]
+    first, texts = first_occurrence(np.concatenate([as_keys([]), *keys]))
+    kinds = column(lists, "candidate_kind").to_numpy()
+    begins = begins_of(inputs[lists].read(shard, columns=["position"]))
+    bounds = np.array([*begins, len(kinds)], np.int64)
+    if lists == "curriculum":
+        logits, confidences = column(lists, "logit").to_numpy(), column(lists, "confidence").to_numpy()[begins]
+        graded = [labels_of(kinds[start:stop].tolist()) for start, stop in itertools.pairwise(bounds.tolist())]
+        labels = np.concatenate([np.empty(0), *graded]).astype(np.float32)
+    elif "teacher_scores" in inputs:
+        logits, confidences = column("teacher_scores", "logit").to_numpy(), column("confidence", "confidence").to_numpy()
+    else:
+        logits, confidences = (np.full(count, np.nan, np.float32) for count in (len(kinds), len(begins)))
+    if len(logits) != len(kinds) or len(confidences) != len(begins):
+        raise AssertionError("candidates, their logits and confidences lie in one order")
+    query_ids = column(lists, "query_id").take(pa.array(begins, pa.int64()))
+    pools = inputs["pools.ranked"].read(shard, columns=["query_id", "never_ids"])
+    places = pc.index_in(query_ids, value_set=pools.column("query_id").combine_chunks())
+    if places.null_count:
+        raise AssertionError("each list is of a query that has a pool")
+    queries, passages = _tokenised(inputs[lists], shard, first, encoders)
+    return TrainingRows(
+        query_ids, column(lists, "draw").to_numpy()[begins], queries, bounds, texts, passages, kinds, column(lists, "candidate_id"), logits,
+        confidences, pools.column("never_ids").take(places).combine_chunks(), labels,
+    )  # fmt: skip
 
 
 def _is_mixed(table: pa.Table) -> NDArray[np.bool_]:
@@ -83,54 +133,17 @@ def _text_keys(table: pa.Table) -> list[bytes]:
     return [pair_key("mixed" if mixed else "passage", text) for mixed, text in zip(_is_mixed(table).tolist(), texts, strict=True)]
 
 
-@dataclass(frozen=True)
-class TrainingRows:
-    """All that the rows of a shard hold, by list: n of them with C candidates in all."""
+def _tokenised(candidates: Stored, shard: int, first: NDArray[np.int64], encoders: Encoders) -> tuple[Ragged, Ragged]:
+    """(tokens of each list's query, tokens of each distinct text by its number), a row group of texts at a time.
 
-    lists: Lists
-    queries: Ragged  # tokens of each list's query
-    passages: Ragged  # tokens of each distinct text
-    logits: NDArray[np.float32]  # [C]
-    confidences: NDArray[np.float32]  # [n]
-    never_ids: pa.ListArray  # [n]
-
-    @property
-    def candidate_tokens(self) -> int:
-        """Tokens of all candidates."""
-        return int(self.passages.lengths[self.lists.texts].sum())
-
-    def table(self, rows: NDArray[np.int64]) -> pa.Table:
-        """Some lists as rows of `schemas.TRAINING`, in the order asked for."""
-        lists = self.lists
-        lengths = np.diff(lists.bounds)[rows]
-        candidates = spans(lists.bounds[rows], lengths)
-        offsets, places = pa.array(bounds_of(lengths).astype(np.int32)), pa.array(candidates)
-
-        def of_lists(values: pa.Array) -> pa.Array:
-            return pa.ListArray.from_arrays(offsets, values)
-
-        columns = [
-            lists.query_ids.take(pa.array(rows)),
-            pa.array(lists.draws[rows]),
-            self.queries.take(rows).arrow(),
-            of_lists(self.passages.take(lists.texts[candidates]).arrow()),
-            of_lists(pa.array(lists.kinds[candidates])),
-            of_lists(lists.ids.take(places).combine_chunks()),
-            of_lists(pa.array(self.logits[candidates])),
-            pa.array(self.confidences[rows]),
-            self.never_ids.take(pa.array(rows)),
-        ]
-        return pa.table(columns, schema=schemas.TRAINING)
-
-
-def tokenised(candidates: Stored, shard: int, lists: Lists, encoders: Encoders) -> tuple[Ragged, Ragged]:
-    """(tokens of each list's query, tokens of each distinct text by its number), a row group of texts at a time."""
+    `first` are the rows in which a text stands for the first time, by its number.
+    """
     queries, passages = RaggedBuilder(), RaggedBuilder()
     before = 0
     for table in candidates.shard_groups(shard, columns=["position", "candidate_kind", "query", "text"]):
-        queries.extend(encoders.query(table.column("query").take(pa.array(_begin(table))).to_pylist()))
-        low, high = np.searchsorted(lists.first, [before, before + table.num_rows])
-        new = lists.first[low:high] - before
+        queries.extend(encoders.query(table.column("query").take(pa.array(begins_of(table), pa.int64())).to_pylist()))
+        low, high = np.searchsorted(first, [before, before + table.num_rows])
+        new = first[low:high] - before
         passages.extend(_encoded(table.column("text").take(pa.array(new)).to_pylist(), _is_mixed(table)[new], encoders))
         before += table.num_rows
     return queries.finish(), passages.finish()
@@ -143,35 +156,3 @@ def _encoded(texts: list[str], mixed: NDArray[np.bool_], encoders: Encoders) -> 
         for place, found in zip(places.tolist(), encode([texts[place] for place in places]), strict=True):
             tokens[place] = found
     return tokens
-
-
-def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders) -> TrainingRows:
-    """The rows of a shard.
-
-    Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order; `curriculum` is all three in one.
-    `pools.ranked` has the queries of all lists, and perhaps more. Where there is no teacher, logits and confidences are NaN: whatever used
-    them all the same would say so.
-    """
-    candidates = inputs["curriculum" if "curriculum" in inputs else "dark_examples"]
-    lists = Lists.read(candidates, shard)
-    queries, passages = tokenised(candidates, shard, lists, encoders)
-    if "curriculum" in inputs:
-        scores = candidates.read(shard, columns=["logit", "confidence"])
-        logits, confidences = scores.column("logit").to_numpy(), scores.column("confidence").to_numpy()[lists.bounds[:-1]]
-    elif "teacher_scores" not in inputs:
-        logits, confidences = (np.full(len(numbers), np.nan, np.float32) for numbers in (lists.kinds, lists.draws))
-    else:
-        logits = inputs["teacher_scores"].read(shard, columns=["logit"]).column("logit").to_numpy()
-        confidences = inputs["confidence"].read(shard, columns=["confidence"]).column("confidence").to_numpy()
-    if len(logits) != len(lists.kinds) or len(confidences) != len(lists.draws):
-        raise AssertionError("candidates, their logits and confidences lie in one order")
-    return TrainingRows(lists, queries, passages, logits, confidences, _never_ids(inputs["pools.ranked"], shard, lists))
-
-
-def _never_ids(pools: Stored, shard: int, lists: Lists) -> pa.ListArray:
-    """[n] of each list's query the ids of the passages that are never its negatives."""
-    table = pools.read(shard, columns=["query_id", "never_ids"])
-    places = pc.index_in(lists.query_ids, value_set=table.column("query_id").combine_chunks())
-    if places.null_count:
-        raise AssertionError("each list is of a query that has a pool")
-    return table.column("never_ids").take(places).combine_chunks()

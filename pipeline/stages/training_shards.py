@@ -1,9 +1,10 @@
 """Stage `shards`: the self-contained training rows: the student's tokens, the kinds, the teacher's logits and C(q).
 
-A row is a query and draw; where the experiment has a curriculum, a draw is an iteration and the lists are those of `curriculum`. Rows are
-shuffled by a hash of seed and query id, and written in small row groups, since a trainer holds several of them at a time. The Arrow
-schema's metadata under `training` says what a trainer must know before it reads a row: schema version, digest of the student's tokenizer,
-teachers, draws. From the pools comes which passages are never negatives of a query, for who takes the batch's other passages as such.
+A row is a query and draw; where the experiment has a curriculum, a draw is an iteration, and the lists are those of `curriculum`, with
+their labels. Rows are shuffled by a hash of seed and query id, and written in small row groups, since a trainer holds several of them at a
+time. The Arrow schema's metadata under `training` says what a trainer must know before it reads a row: schema version, digest of the
+student's tokenizer, teachers, draws. From the pools comes which passages are never negatives of a query, for who takes the batch's other
+passages as such.
 """
 
 from __future__ import annotations
@@ -15,53 +16,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config.settings import Experiment
-from data.digests import DigestCache, canonical_json, hash64
-from data.tables import schemas
-from data.tables.schemas import TRAINING_VERSION
+from data.digests import canonical_json, hash64
+from data.tables.schemas import LABELLED_TRAINING, LABELLED_VERSION, TRAINING, TRAINING_VERSION
 from data.tables.shards import TRAINING_GROUP_ROWS
 from pipeline.scoring.reading_lengths import longest_mixed
 from pipeline.stage import StageContext, Table
 from pipeline.stages.training_rows import Encode, Encoders, read_rows
 from retrieval.checkpoints.model_lengths import check_length
-from retrieval.models.student import StudentSpec, resolve_student
-from retrieval.teachers.cross_encoder import resolve_teacher
+from retrieval.models.resolved import ResolvedModels
+from retrieval.models.student import StudentSpec
 
 if TYPE_CHECKING:
     from retrieval.models.tokenizer import Tokenizer
 
 
-def _metadata(experiment: Experiment, student: StudentSpec, digests: DigestCache) -> dict[str, Any]:
+def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     of_all = {
-        "schema_version": TRAINING_VERSION,
-        "tokenizer": student.tokenizer_digest,
-        "teachers": _teachers(experiment, digests),
+        "tokenizer": models.student.tokenizer_digest,
+        "teachers": [] if experiment.teacher.backend == "none" else [models.namespace],
         "draws": experiment.draws,
         "negatives_source": experiment.hard_negatives.source_words,
     }
     if experiment.curriculum.enabled:
-        return {**of_all, "negatives": 0, "mask_ratios": [], "curriculum": list(experiment.curriculum.iterations)}
-    return {
-        **of_all,
-        "negatives": experiment.hard_negatives.negatives,
-        "mask_ratios": list(experiment.dark_examples.mask_ratios),
-    }
-
-
-def _teachers(experiment: Experiment, digests: DigestCache) -> list[str]:
-    if experiment.teacher.backend == "none":
-        return []
-    return [resolve_teacher(experiment.teacher, device=experiment.runner.device).namespace(digests)]
+        iterations = list(experiment.curriculum.iterations)
+        return {**of_all, "schema_version": LABELLED_VERSION, "negatives": 0, "mask_ratios": [], "curriculum": iterations}
+    negatives, ratios = experiment.hard_negatives.num_negatives, list(experiment.dark_examples.mask_ratios)
+    return {**of_all, "schema_version": TRAINING_VERSION, "negatives": negatives, "mask_ratios": ratios}
 
 
 def _build(context: StageContext) -> None:
     from retrieval.models.tokenizer import tokenizer_of
 
-    experiment, student = context.experiment, resolve_student(context.experiment.student)
+    experiment, models, student = context.experiment, context.models, context.models.student
     tokenizer = context.worker_cache.get_or_create("student tokenizer", lambda: tokenizer_of(student))
-    rows = read_rows(context.inputs, context.shard, encoders_of(student, tokenizer, mixed_tokens=_longest_mixed(experiment, student)))
-    order = _shuffled(rows.lists.query_ids.to_pylist(), rows.lists.draws.tolist(), seed=experiment.seed)
-    metadata = canonical_json(_metadata(experiment, student, DigestCache.of_store(experiment.store)))
-    with context.writer(context.shard, schemas.TRAINING.with_metadata({"training": metadata})) as writer:
+    rows = read_rows(context.inputs, context.shard, _encoders(student, tokenizer, mixed_tokens=_longest_mixed(experiment, models)))
+    order = _shuffled(rows.query_ids.to_pylist(), rows.draws.tolist(), seed=experiment.seed)
+    metadata = canonical_json(_metadata(experiment, models))
+    schema = TRAINING if rows.labels is None else LABELLED_TRAINING
+    with context.writer(context.shard, schema.with_metadata({"training": metadata})) as writer:
         for start in range(0, len(order), TRAINING_GROUP_ROWS):
             part = order[start : start + TRAINING_GROUP_ROWS]
             writer.write_row_group(rows.table(part))
@@ -70,12 +62,12 @@ def _build(context: StageContext) -> None:
         writer.figures["counts"] = {**counts, "candidates": len(rows.logits), "candidate tokens": rows.candidate_tokens}
 
 
-def _longest_mixed(experiment: Experiment, student: StudentSpec) -> int:
+def _longest_mixed(experiment: Experiment, models: ResolvedModels) -> int:
     """Longest mixed passage in tokens; a curriculum has none."""
-    return student.passage_tokens if experiment.curriculum.enabled else longest_mixed(experiment)
+    return models.student.passage_tokens if experiment.curriculum.enabled else longest_mixed(models)
 
 
-def encoders_of(student: StudentSpec, tokenizer: Tokenizer, *, mixed_tokens: int) -> Encoders:
+def _encoders(student: StudentSpec, tokenizer: Tokenizer, *, mixed_tokens: int) -> Encoders:
     """How the student reads queries, passages and mixed passages."""
 
     def encoder(prefix: str, max_tokens: int) -> Encode:
@@ -91,17 +83,17 @@ def _shuffled(query_ids: list[str], draws: list[int], *, seed: int) -> NDArray[n
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
 
 
-def _key(experiment: Experiment, digests: DigestCache) -> dict[str, Any]:
-    student = resolve_student(experiment.student)
-    longest = _longest_mixed(experiment, student)
+def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
+    student = models.student
+    longest = _longest_mixed(experiment, models)
     check_length(longest, student.weights_folder, option="dark_examples.mixed_tokens")
     lengths = {"query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens, "mixed_tokens": longest}
     prefixes = {"query_prefix": student.query_prefix, "passage_prefix": student.passage_prefix}
-    return {**_metadata(experiment, student, digests), **lengths, **prefixes, "seed": experiment.seed}
+    return {**_metadata(experiment, models), **lengths, **prefixes, "seed": experiment.seed}
 
 
 OF_CURRICULUM = Table(
-    stage="shards", name="", version=2, reads=("curriculum", "pools.ranked"), key=_key,
+    stage="shards", name="", version=3, reads=("curriculum", "pools.ranked"), key=_key,
     shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
 )  # fmt: skip
 
@@ -109,4 +101,4 @@ OF_CURRICULUM = Table(
 def table(experiment: Experiment) -> Table:
     """The table of lists with one p+; without a teacher it has no logits to read, and logits and C(q) are no numbers."""
     scores = () if experiment.teacher.backend == "none" else ("teacher_scores", "confidence")
-    return replace(OF_CURRICULUM, version=3, reads=("dark_examples", *scores, "pools.ranked"))
+    return replace(OF_CURRICULUM, reads=("dark_examples", *scores, "pools.ranked"))

@@ -21,7 +21,7 @@ NAMES = {
     "start": "start",
     "adam": "ADAM, P~ without p+ (Eq. 9)", "adam_positive": "ADAM, P~ with p+", "hard_kd": "Hard KD",
     "rand_kd": "Rand KD",
-    "margin_mse": "MarginMSE", "cl_drd": "CL-DRD", "prod": "PROD (T3, D)",
+    "margin_mse": "MarginMSE", "cl_drd": "CL-DRD", "prod": "PROD (T3)", "prod_selected": "PROD (T3, D)",
 }  # fmt: skip
 METRICS = ("MRR@10", "nDCG@10")
 
@@ -53,7 +53,7 @@ def p_value(found: NDArray[np.float64], other: NDArray[np.float64]) -> str:
 
 def main(out: Path) -> None:
     """Print the table."""
-    zero_shot = bool(list(out.glob("start-*.other.json")))
+    zero_shot = bool(list(out.glob("start-*.other.test.json")))
     heads = [f"{split} {metric}" for split in ("dev", "test") for metric in METRICS]
     heads += ["p, start", "p, Hard KD", *(["zero-shot nDCG@10"] if zero_shot else []), "seeds"]
     print("| method | " + " | ".join(heads) + " |\n|---|" + "---|" * len(heads))
@@ -65,7 +65,7 @@ def main(out: Path) -> None:
         cells = [spread(values(out, method, split, metric)) for split in ("dev", "test") for metric in METRICS]
         cells += ["" if method == "start" else p_value(test, start), "" if method in ("start", "hard_kd") else p_value(test, hard_kd)]
         if zero_shot:
-            cells.append(spread(values(out, method, "other", "nDCG@10")))
+            cells.append(spread(values(out, method, "other.test", "nDCG@10")))
         print(f"| {name} | " + " | ".join([*cells, str(len(test))]) + " |")
 
 

@@ -19,7 +19,7 @@ step "the collection: InsuranceQA, from its package"
 python recipes/demo/prepare.py runs/demo
 step "prep: eight stages, from the collection to training shards and dev set"
 prep run "$config"
-step "the student as it comes, on 2,000 test questions"
+step "the untrained student, on 2,000 test questions"
 evaluate runs/demo/before.trec
 step "train: ADAM"
 train run "$config" "shards=$(place stage=shards)" "dev=$(place stage=dev)"

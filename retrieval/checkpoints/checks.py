@@ -7,32 +7,41 @@ imported.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from retrieval.checkpoints.files import read_json, role_tokens, token_count, transformer_folder
+from retrieval.checkpoints.files import read_json, role_tokens, text_settings, token_count, transformer_folder
 from retrieval.checkpoints.weight_files import Shapes, refuse_adapter, tensor_shapes, token_rows
 from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_modules, refuse_templates
 
-_KINDS = {  # by how their classes end in config.json
-    "ForCausalLM": "a causal language model",
-    "LMHeadModel": "a causal language model",
-    "ForConditionalGeneration": "a sequence-to-sequence language model",
-    "ForMaskedLM": "a masked language model",
-    "ForPreTraining": "a pre-trained encoder without a head",
-    "ForTokenClassification": "a classifier of tokens",
-    "ForQuestionAnswering": "a reader that marks answers",
-    "Model": "an encoder without a head",
-}
 _HEADS = ("classifier.", "score.", "classification_head.", "logits_proj.", "sequence_summary.", "head.")
 _DECODER_HEAD = "score.weight"  # transformers' GenericForSequenceClassification and its forerunners
+_LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")  # the last three: DistilBERT, GPT-2 and Nomic, GPT-Neo
 _WITHOUT = {"mask_token": "dark_examples.mask_ratios=[]", "sep_token": "dark_examples.reinforced=false"}
 
 
-def check_student(folder: Path, *, option: str) -> None:
-    """Raises UserError where the folder holds no transformers checkpoint that can be opened whole."""
-    _check_files(transformer_folder(folder), option=option)
+def check_student(folder: Path, *, pooling: str, layers: int | None, option: str) -> None:
+    """Raises UserError where no student can be made of the folder, as far as its files tell; a model that is opened is tried out, too."""
+    weights = transformer_folder(folder)
+    config, _ = _check_files(weights, option=option)
+    _refuse_encoder_decoder(weights, config, "give a model that is an encoder alone", option=option)
+    text = text_settings(config)
+    if pooling == "cls" and text.get("is_decoder") and text.get("is_causal") is not False and not text.get("use_bidirectional_attention"):
+        raise UserError(f"{option}: {weights} {causal_decoder(option)}")
+    count = next((config[name] for name in _LAYER_COUNTS if isinstance(config.get(name), int)), None)
+    if layers is not None and count is not None and layers > count:
+        raise UserError(f"student.layers={layers}, but the model has {count} layers ({weights / 'config.json'})")
+
+
+def causal_decoder(option: str) -> str:
+    """Why cls pooling is refused, and the remedy, as the end of a sentence."""
+    where = "student.pooling=mean" if option == "student.model" else "a Pooling by mean in its folder"
+    return (
+        "is a causal decoder, in which the first token sees no other: the vectors of all texts would be the same; "
+        f"pool all tokens ({where}), or give an encoder"
+    )
 
 
 def check_teacher(folder: Path, *, option: str) -> None:
@@ -40,7 +49,13 @@ def check_teacher(folder: Path, *, option: str) -> None:
     refuse_modules(folder, option=option)
     weights = transformer_folder(folder)
     config, shapes = _check_files(weights, option=option)
-    _check_head(weights, config, shapes, option=option)
+    _refuse_encoder_decoder(weights, config, option=option)
+    own_code = "AutoModelForSequenceClassification" in (config.get("auto_map") or {})
+    if not (own_code or _is_classifier(config)) and (other := _other_model(config, shapes)):
+        raise UserError(
+            f"{option}: {weights} is {other}, not a sequence classifier; {ONE_OUTPUT}. train.task=cross_encoder makes one of an encoder"
+        )
+    _refuse_labels(weights, config, ONE_OUTPUT, option=option)
     refuse_templates(folder, option=option)
 
 
@@ -53,8 +68,7 @@ def check_training_start(folder: Path, *, option: str) -> None:
     config, _ = _check_files(weights, option=option)
     _refuse_encoder_decoder(weights, config, option=option)
     if _is_classifier(config):
-        if (labels := _labels(config)) != 1:
-            raise UserError(f"{option}: {weights} has {labels} outputs; start from one with a single output, or from an encoder")
+        _refuse_labels(weights, config, "start from one with a single output, or from an encoder", option=option)
         refuse_templates(folder, option=option)
 
 
@@ -98,6 +112,8 @@ def _check_files(weights: Path, *, option: str) -> tuple[dict[str, Any], Shapes]
     config = read_json(weights / "config.json")
     if not (weights / "config.json").is_file():
         raise UserError(f"{option}: {weights} holds no config.json, it is not a transformers checkpoint")
+    if not isinstance(config.get("model_type"), str | None):
+        raise UserError(f"{option}: {weights / 'config.json'} says model_type={json.dumps(config['model_type'])}, a name is expected there")
     if not (config.get("model_type") or config.get("auto_map")):
         raise UserError(f"{option}: {weights / 'config.json'} names no model_type, so it is not a transformers checkpoint")
     for key in ("quantization_config", "compression_config"):
@@ -126,36 +142,26 @@ def _is_classifier(config: dict[str, Any]) -> bool:
     return any("SequenceClassification" in name for name in _architectures(config))
 
 
-def _labels(config: dict[str, Any]) -> int:
-    """As transformers counts them: `num_labels`, else the entries of `id2label`, else 2 (`PreTrainedConfig.__post_init__`)."""
+def _refuse_labels(weights: Path, config: dict[str, Any], needed: str, *, option: str) -> None:
+    """Outputs are counted as transformers does: `num_labels`, else entries of `id2label`, else 2 (`PreTrainedConfig.__post_init__`)."""
     given, names = config.get("num_labels"), config.get("id2label")
-    if isinstance(given, int):
-        return given
-    return len(names) if isinstance(names, dict) else 2
-
-
-def _check_head(weights: Path, config: dict[str, Any], shapes: Shapes, *, option: str) -> None:
-    _refuse_encoder_decoder(weights, config, option=option)
-    own_code = "AutoModelForSequenceClassification" in (config.get("auto_map") or {})
-    if not (own_code or _is_classifier(config)) and (other := _other_model(config, shapes)):
-        raise UserError(
-            f"{option}: {weights} is {other}, not a sequence classifier; {ONE_OUTPUT}. train.task=cross_encoder makes one of an encoder"
-        )
-    if (labels := _labels(config)) != 1:
-        raise UserError(f"{option}: {weights} has {labels} outputs; {ONE_OUTPUT}")
+    labels = given if isinstance(given, int) else len(names) if isinstance(names, dict) else 2
+    if labels != 1:
+        raise UserError(f"{option}: {weights} has {labels} outputs; {needed}")
 
 
 def _other_model(config: dict[str, Any], shapes: Shapes) -> str | None:
-    """What a checkpoint is in words, where it is no sequence classifier. One whose class is not said is known by its head."""
+    """What a checkpoint is that is no sequence classifier. One whose class is an encoder's, or not said, is known by its head."""
     name = next(iter(_architectures(config)), "")
-    ending = next((ending for ending in _KINDS if name.endswith(ending)), "")
-    if ending in ("", "Model") and any(tensor.startswith(_HEADS) for tensor in shapes):
+    if "For" in name or name.endswith("LMHeadModel"):
+        return f"a model of another task ({name})"
+    if any(tensor.startswith(_HEADS) for tensor in shapes):
         return None
-    return f"{_KINDS[ending or 'Model']} ({name})" if name else _KINDS["Model"]
+    return f"an encoder without a head ({name or 'its config.json names no architectures'})"
 
 
-def _refuse_encoder_decoder(weights: Path, config: dict[str, Any], *, option: str) -> None:
+def _refuse_encoder_decoder(weights: Path, config: dict[str, Any], needed: str = ONE_OUTPUT, *, option: str) -> None:
     """Their heads read the state at the end token, which a batch of ours need not have (T5, BART)."""
     if config.get("is_encoder_decoder"):
         name = next(iter(_architectures(config)), config.get("model_type"))
-        raise UserError(f"{option}: {weights} is an encoder with a decoder ({name}), which is not supported; {ONE_OUTPUT}")
+        raise UserError(f"{option}: {weights} is an encoder with a decoder ({name}), which is not supported; {needed}")

@@ -20,18 +20,10 @@ _CAN_BE_TRUSTED = ("student.model", "teacher.model")
 
 
 def check_custom_code(folder: Path, *, option: str, trusted: bool, graph: bool = False) -> None:
-    """Refuse a checkpoint that only its own code can open, and trusted code that is not all in the folder.
+    """Raises UserError for a checkpoint that only its own code can open, and for trusted code that is not all in the folder.
 
     A `model_type` that transformers has a class for is let through untrusted: that class opens it, and must find all of its weights
-    (`retrieval.models.loading`).
-
-    Args:
-        folder: where config.json lies.
-        option: the setting that names the model, for errors.
-        trusted: whether its code may run.
-        graph: the model is an ONNX graph, which needs none of that code; its tokenizer may.
-
-    Raises UserError.
+    (`retrieval.models.loading`). An ONNX `graph` needs none of that code; its tokenizer may.
     """
     code = {**_auto_map(folder, "config.json"), **_auto_map(folder, "tokenizer_config.json")}
     if trusted:
@@ -64,23 +56,15 @@ def way_to_trust(option: str) -> str:
 
 def code_key(folder: Path, *, trusted: bool) -> dict[str, str]:
     """What a key holds of a checkpoint's code: nothing, unless it is trusted and there is some."""
-    if not trusted or not has_custom_code(folder):
+    if not trusted or not (has_model_code(folder) or _auto_map(folder, "tokenizer_config.json")):
         return {}
-    return {"code": json_digest({path.relative_to(folder).as_posix(): bytes_digest(path.read_bytes()) for path in _files(folder)})}
-
-
-def has_custom_code(folder: Path) -> bool:
-    """Whether the model or the tokenizer names classes that are not transformers'."""
-    return bool(_auto_map(folder, "config.json") or _auto_map(folder, "tokenizer_config.json"))
+    files = sorted(folder.rglob("*.py"))
+    return {"code": json_digest({path.relative_to(folder).as_posix(): bytes_digest(path.read_bytes()) for path in files})}
 
 
 def has_model_code(folder: Path) -> bool:
     """Whether the model names classes that are not transformers'."""
     return bool(_auto_map(folder, "config.json"))
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*.py"))
 
 
 def _auto_map(folder: Path, name: str) -> dict[str, str]:

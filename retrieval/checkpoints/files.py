@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.digests import DigestCache, bytes_digest, canonical_json, file_stamp, json_digest
 from data.errors import UserError, first_line
@@ -38,14 +38,9 @@ _LFS_START = b"version https://git-lfs.github.com/spec/"
 
 
 def resolve_folder(model: str, *, option: str, revision: str | None = None, with_code: bool = False) -> Path:
-    """The local folder of a checkpoint: a folder as it is, else a hub id, from the hub's cache or the hub.
+    """The local folder of a checkpoint: a folder as it is, else a hub id, from the hub's cache or the hub. `option` is for errors.
 
-    Args:
-        model: a folder, or a hub id.
-        option: the setting that names it, for errors.
-        revision: of a hub id: a branch, a tag or a commit.
-        with_code: take its Python files too, which may run; the revision must then be a commit.
-
+    A `revision` is a hub's branch, tag or commit; a commit where Python files come along, which may run (`with_code`).
     Raises UserError where neither a folder nor a hub model can be had, and for a revision that pins nothing.
     """
     path = Path(model).expanduser()
@@ -73,7 +68,7 @@ def resolve_folder(model: str, *, option: str, revision: str | None = None, with
         raise UserError(f"{option}={model}: neither a folder nor a hub model that can be reached ({reason})") from error
 
 
-@functools.cache  # the hub is asked once a process: a model is looked up for every table and before every shard
+@functools.cache  # the hub is asked once a process, also where a command looks a model up twice
 def _from_hub(model: str, revision: str | None, with_code: bool) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -92,43 +87,59 @@ def refuse_placeholder(path: Path) -> None:
     """Raises UserError where something else lies in a file's place: a git-lfs pointer, nothing, a link whose target is gone."""
     try:
         with open(path, "rb") as file:
-            start = file.read(len(_LFS_START))
+            _refuse_start(path, file.read(len(_LFS_START)))
     except FileNotFoundError as error:
         if path.is_symlink():
             raise UserError(f"{path} is a link to a file that is gone ({path.readlink()}): fetch the model again") from error
         raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    if start == _LFS_START:
+
+
+def _refuse_start(path: Path, content: bytes) -> None:
+    if content.startswith(_LFS_START):
         raise UserError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its repository, or download the file")
-    if not start:
+    if not content:
         raise UserError(f"{path} is empty (0 bytes): fetch the file again")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder, empty where the file does not exist."""
-    content = _read_json(path, nothing={})
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, a JSON object was expected")
-    return content
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON object, or a list, from a model's folder; empty where there is no such file.
 
-
-def _read_json(path: Path, *, nothing: Any) -> Any:
+    A file that was not touched is not read again: nobody may change what is returned. Raises UserError.
+    """
     try:
-        refuse_placeholder(path)
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _parsed_once(path, kind, file_stamp(path))
     except FileNotFoundError:
-        return nothing
-    except (ValueError, OSError, RecursionError) as error:
+        if path.is_symlink():
+            refuse_placeholder(path)
+        return kind()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+@functools.lru_cache(maxsize=128)
+def _parsed_once(path: Path, kind: type, stamp: str) -> Any:
+    return _parsed(path, kind)
+
+
+def _parsed(path: Path, kind: type = dict) -> Any:
+    text = path.read_bytes()
+    _refuse_start(path, text)
+    try:
+        content = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, kind):
+        expected = "JSON object" if kind is dict else "list of modules"
+        raise UserError(f"{path} holds a {type(content).__name__}, a {expected} was expected")
+    return content
 
 
 def module_list(folder: Path) -> list[dict[str, Any]]:
     """The modules of a sentence-transformers folder, in order, each with its `type` and `path`; none where there is no modules.json."""
     path = folder / "modules.json"
-    modules = _read_json(path, nothing=[])
-    if not isinstance(modules, list):
-        raise UserError(f"{path} holds a {type(modules).__name__}, a list of modules was expected")
+    modules: list[dict[str, Any]] = read_json(path, list)
     for module in modules:
         if not isinstance(module, dict) or not all(isinstance(module.get(key), str) for key in ("type", "path")):
             raise UserError(f"{path}: a module is an object with a type and a path, but one is {json.dumps(module)}")
@@ -193,88 +204,99 @@ def withholds_segments(folder: Path) -> bool:
     """Whether the tokenizer numbers the segments of a pair, 0 and 1, and its model is given none of them."""
     if gives_segments(folder):
         return False
-    around = json.dumps(read_json(folder / "tokenizer.json").get("post_processor"))
+    around = json.dumps(tokenizer_settings(folder).get("post_processor"))
     return '"type_id": 1' in around or '"BertProcessing"' in around
 
 
 def tokenizer_digest(folder: Path) -> str:
     """Digest of what decides the tokens of a text: the tokenizer's tables without its padding and truncation settings."""
-    return _tokenizer(folder)[0]
+    return _tokenizer(folder).digest
 
 
 def token_count(folder: Path) -> int:
     """One more than the largest id that a text can be given: rows that an embedding table must have; 0 where it cannot be told."""
-    return _tokenizer(folder)[1]
+    return _tokenizer(folder).rows
 
 
-def _tokenizer(folder: Path) -> tuple[str, int]:
+def tokenizer_pad_id(folder: Path) -> int:
+    """The id of the token that the tokenizer's files name for padding; 0 where they name none, or one that its tables lack."""
+    return _tokenizer(folder).pad_id
+
+
+def tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer.json without its vocabulary; empty where there is none."""
+    return _tokenizer(folder).settings if (folder / "tokenizer.json").is_file() else {}
+
+
+class _TokenizerFiles(NamedTuple):
+    digest: str
+    rows: int
+    pad_id: int
+    settings: dict[str, Any]
+
+
+def _tokenizer(folder: Path) -> _TokenizerFiles:
     files = [folder / name for name in (*_TOKENIZER_FILES, *_TOKENIZER_SETTINGS)]
     return _tokenizer_of(folder, tuple(file_stamp(path) for path in files if path.is_file()))
 
 
-@functools.lru_cache(maxsize=16)  # every table that a model makes asks for it, and writing large tables as canonical JSON takes 0.1 s
-def _tokenizer_of(folder: Path, stamps: tuple[str, ...]) -> tuple[str, int]:
-    parts: dict[str, str] = {}
-    count = 0
-    for name in _TOKENIZER_FILES:
-        path = folder / name
-        if not path.is_file():
-            continue
-        refuse_placeholder(path)
-        if name == "tokenizer.json":
-            tables = {key: value for key, value in read_json(path).items() if key not in ("padding", "truncation")}
-            with _digestible(path):
-                parts[name] = bytes_digest(canonical_json(tables).encode())
-            count = _count(tables, path, roles=role_tokens(folder))
-            break  # vocabulary files beside it are not read
-        content = path.read_bytes()
-        parts[name] = bytes_digest(content)
-        if name == "vocab.txt":
-            count = len(content.splitlines())
-    if not parts:
+@functools.lru_cache(maxsize=16)  # the tables of a large vocabulary take 100 MB when parsed, and 0.1 s to write as canonical JSON
+def _tokenizer_of(folder: Path, stamps: tuple[str, ...]) -> _TokenizerFiles:
+    path = next((folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()), None)
+    if path is None:
         unread = [name for name in _UNREAD_TOKENIZER_FILES if (folder / name).is_file()]
         hint = (
             f": make a tokenizer.json of its {unread[0]}, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)" if unread else ""
         )
         raise UserError(f"{folder} holds no tokenizer (tokenizer.json, or a vocabulary file){hint}")
+    parts: dict[str, str] = {}
+    count, pad_id, settings = 0, 0, dict[str, Any]()
+    if path.name == "tokenizer.json":  # vocabulary files beside it are not read
+        tables = _parsed(path)
+        with _digestible(path):
+            hashed = {key: value for key, value in tables.items() if key not in ("padding", "truncation")}
+            parts[path.name] = bytes_digest(canonical_json(hashed).encode())
+        count, pad_id = _ids(tables, path, roles=role_tokens(folder))
+        settings = {key: value for key, value in tables.items() if key not in ("model", "added_tokens")}
+    else:
+        for path in (folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()):
+            content = path.read_bytes()
+            _refuse_start(path, content)
+            parts[path.name] = bytes_digest(content)
+            if path.name == "vocab.txt":
+                count = len(content.splitlines())
     config, special = (read_json(folder / name) for name in _TOKENIZER_SETTINGS)
     with _digestible(folder / _TOKENIZER_SETTINGS[0]):
         digest = json_digest({"files": parts, "config": {key: config.get(key) for key in _TOKENIZER_CONFIG_KEYS}, "special": special})
-    return digest, count
+    return _TokenizerFiles(digest, count, pad_id, settings)
 
 
-def text_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What config.json says of the part that reads text, which some models keep within `text_config`."""
-    inner = config.get("text_config")
-    return {**config, **inner} if isinstance(inner, dict) else config
+def _ids(tables: dict[str, Any], path: Path, *, roles: dict[str, str]) -> tuple[int, int]:
+    """(one more than the largest id of a text, the id of padding).
 
-
-def _count(tables: dict[str, Any], path: Path, *, roles: dict[str, str]) -> int:
-    """Ids of the vocabulary, of added tokens that a plain text can hold, and of those that the tokenizer itself puts in.
-
-    A special token beyond the table that has no role is left out: Gemma's tokenizer has one of images, its text models have no row for it.
+    Counted are the vocabulary, added tokens that a plain text can hold, and those that the tokenizer itself puts in. A special token beyond
+    the table that has no role is left out: Gemma's tokenizer has one of images, its text models have no row for it.
     """
     try:
         vocabulary, added = tables["model"]["vocab"], {token["content"]: token for token in tables.get("added_tokens") or []}
         ids = dict(vocabulary) if isinstance(vocabulary, dict) else {entry[0]: place for place, entry in enumerate(vocabulary)}
         plain = [token["id"] for token in added.values() if not token.get("special")]
-        known = ids | {content: token["id"] for content, token in added.items()}
+        of_added = {content: token["id"] for content, token in added.items()}
+        known = ids | of_added
         unknown = max(known.values(), default=-1) + 1  # where transformers puts a token that the tables lack
         named = [known.get(token, unknown) for role, token in roles.items() if role in _USED_ROLES]
-        return max([*ids.values(), *plain, *named], default=-1) + 1
+        pad_id = (known if isinstance(vocabulary, dict) else of_added).get(roles.get("pad_token", ""), 0)
+        return max([*ids.values(), *plain, *named], default=-1) + 1, pad_id
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(
             f"no tokenizer can be loaded from {path}: it is none of the tokenizers library ({type(error).__name__}: {error})"
         ) from error
 
 
-def tokenizer_pad_id(folder: Path) -> int:
-    """The id of the token that the tokenizer's files name for padding; 0 where they name none, or one that its tables lack."""
-    name, tables = role_tokens(folder).get("pad_token"), read_json(folder / "tokenizer.json")
-    added: dict[str, int] = {token["content"]: token["id"] for token in tables.get("added_tokens") or []}
-    vocabulary = (tables.get("model") or {}).get("vocab")
-    known: dict[str, int] = {**(vocabulary if isinstance(vocabulary, dict) else {}), **added}
-    return known.get(name or "", 0)
+def text_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of the part that reads text, which some models keep within `text_config`."""
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else config
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

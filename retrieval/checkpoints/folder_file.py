@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from data.errors import UserError
 from retrieval.checkpoints.files import read_json
@@ -50,8 +50,7 @@ class FolderFile:
 
     def text(self, key: str) -> str | None:
         """A string."""
-        text: str | None = self.of_type(key, str, "a text")
-        return text
+        return cast("str | None", self.of_type(key, str, "a text"))
 
     def part(self, key: str) -> FolderFile:
         """An object within, empty where there is none."""

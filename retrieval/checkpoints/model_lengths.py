@@ -37,12 +37,9 @@ def usual_length(folder: Path) -> int | None:
 
     The smaller of the tokenizer's `model_max_length` and the model's `max_position_embeddings` (its `Transformer.__init__`).
     """
-    named = [
-        read_json(folder / "tokenizer_config.json").get("model_max_length"),
-        read_json(folder / "config.json").get("max_position_embeddings"),
-    ]
-    lengths = [int(length) for length in named if isinstance(length, int | float) and 0 < length < 1e9]  # 1e30 means: none known
-    return min(lengths, default=None)
+    files = (("tokenizer_config.json", "model_max_length"), ("config.json", "max_position_embeddings"))
+    named = [read_json(folder / name).get(key) for name, key in files]
+    return min((int(length) for length in named if isinstance(length, int | float) and 0 < length < 1e9), default=None)  # 1e30: none
 
 
 def check_length(tokens: int, folder: Path, *, option: str) -> None:

@@ -3,7 +3,7 @@
 Read as sentence-transformers 6.2 reads them; folders saved by older versions have other module names and flags for the same things.
 
     modules.json                        which modules, in which folders
-    sentence_bert_config.json           lengths, do_lower_case   (beside the weights; others: `transformer_keys`)
+    sentence_bert_config.json           lengths, do_lower_case   (beside the weights)
     1_Pooling/config.json               how token vectors become one
     config_sentence_transformers.json   prompts, similarity, truncate_dim
 """
@@ -14,18 +14,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import UserError
-from retrieval.checkpoints.files import module_list, read_json, transformer_folder
+from retrieval.checkpoints.files import module_list, read_json, tokenizer_settings, transformer_folder
 from retrieval.checkpoints.folder_file import FolderFile
 from retrieval.checkpoints.model_lengths import most_positions, usual_length
-from retrieval.checkpoints.transformer_keys import check_transformer, check_truncation_side, named_lengths
 
 _QUERY_PROMPTS, _PASSAGE_PROMPTS = ("query",), ("document", "passage", "corpus")  # the first one there is taken
 _SHORT_MODES = {"cls_token": "cls", "mean_tokens": "mean"}
-_OLD_NAMES = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # sentence_<name>_config.json
+_MODULES = ("Transformer", "Pooling", "Normalize")
+_TRANSFORMER_NAMES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # sentence_<name>_config.json
 _POOLING_KEYS = ("pooling_mode", "include_prompt", "word_embedding_dimension", "embedding_dimension")
 _FOLDER_KEYS = (
     "__version__", "model_type", "requirements", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim",
 )  # fmt: skip
+
+# The keys of sentence_bert_config.json, which go to the Transformer: what is read, what changes no vector, and the refusal of the rest.
+# A key read over is another vector without a word, so the harmless ones are listed, not the harmful.
+_LENGTHS = ("max_seq_length", "query_length", "document_length")
+_READ = (*_LENGTHS, "do_lower_case", "query_expansion", "transformer_task", "modality_config", "module_output_name", "processing_kwargs")
+_HARMLESS = ("unpad_inputs", "cache_dir", "backend")
+_FETCHING = ("trust_remote_code", "cache_dir", "local_files_only", "token", "use_auth_token", "revision", "code_revision", "force_download")
+
+# What goes to from_pretrained of model, tokenizer and configuration, by old and new name, with the keys that change no vector here: weights
+# are computed as our own settings say. A key is harmless, too, where it repeats what the file named last says.
+_LOADING = (
+    (("model_args", "model_kwargs"), (
+        "attn_implementation", "dtype", "torch_dtype", "device_map", "low_cpu_mem_usage", "add_pooling_layer", "use_safetensors",
+    ), "config.json"),
+    (("tokenizer_args", "processor_kwargs"), (
+        "model_max_length", "use_fast", "padding_side", "clean_up_tokenization_spaces",
+    ), "tokenizer_config.json"),
+    (("config_args", "config_kwargs"), ("use_cache", "return_dict", "attn_implementation"), "config.json"),
+)  # fmt: skip
+_TEXT_PROCESSING = ("max_length", "truncation", "padding", "padding_side", "pad_to_multiple_of", "logits_to_keep")
 
 
 @dataclass(frozen=True)
@@ -41,18 +61,13 @@ class FolderSettings:
     passage_tokens: int | None = None
     lower_case: bool = False
     similarity: str | None = None  # of vectors, as the files name it; None where they do not
-    truncate_dim: int | None = None  # first dimensions of a vector that are kept
+    truncate_dim: int | None = None  # first dimensions of a vector that are kept, where there are more
     unread: tuple[str, ...] = ()  # keys of config_sentence_transformers.json that nobody here knows
 
 
 def is_sentence_transformers(folder: Path) -> bool:
     """Whether a checkpoint folder says of itself how its vectors are made."""
     return (folder / "modules.json").is_file()
-
-
-def has_lost_its_modules(folder: Path) -> bool:
-    """Whether it once said so, and was copied without the file that all of it hangs on."""
-    return not is_sentence_transformers(folder) and (folder / "1_Pooling" / "config.json").is_file()
 
 
 def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSettings:
@@ -66,13 +81,15 @@ def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSet
     if not is_sentence_transformers(folder):
         longest = _longest(weights, None)
         return FolderSettings(query_tokens=longest, passage_tokens=longest)
-    transformer = _transformer_file(weights, option=option)
+    files = [FolderFile.read(weights / f"sentence_{name}_config.json", option=option) for name in _TRANSFORMER_NAMES]
+    transformer = next((file for file in files if file.content), files[0])
     check_transformer(transformer, weights)
     pooling, normalizes = _modules(folder, option=option)
     own = FolderFile.read(folder / "config_sentence_transformers.json", option=option)
     if own.text("model_type") not in (None, "SentenceTransformer"):
         raise own.refusal("model_type", "and only a SentenceTransformer gives one vector for a text")
-    similarity = own.text("similarity_fn_name")
+    similarity, kept = own.text("similarity_fn_name"), own.count("truncate_dim")
+    size = read_json(weights / "config.json").get("hidden_size")
     query_length, passage_length = named_lengths(transformer)
     return FolderSettings(
         pooling=_pooling_modes(pooling),
@@ -87,15 +104,9 @@ def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSet
         passage_tokens=_longest(weights, passage_length),
         lower_case=bool(transformer.content.get("do_lower_case")),
         similarity=similarity,
-        truncate_dim=_truncate_dim(own, weights),
+        truncate_dim=None if kept is None or (isinstance(size, int) and kept >= size) else kept,
         unread=tuple(sorted(own.content.keys() - set(_FOLDER_KEYS))),
     )
-
-
-def _transformer_file(weights: Path, *, option: str) -> FolderFile:
-    names = ["sentence_bert_config.json", *(f"sentence_{name}_config.json" for name in _OLD_NAMES)]
-    files = [FolderFile.read(weights / name, option=option) for name in names]
-    return next((file for file in files if file.content), files[0])
 
 
 def _longest(weights: Path, named: int | None) -> int | None:
@@ -106,44 +117,31 @@ def _longest(weights: Path, named: int | None) -> int | None:
 
 def _modules(folder: Path, *, option: str) -> tuple[FolderFile, bool]:
     """(settings of the pooling, whether its vectors are normalised)."""
-    path = folder / "modules.json"
-    found = [(_kind(module["type"]), folder / module["path"] / "config.json", module["type"]) for module in module_list(folder)]
-    normalizers: list[FolderFile] = []
-    pooling: FolderFile | None = None
-    for place, (kind, file, whole_name) in enumerate(found):
-        settings = FolderFile.read(file, option=option) if kind in ("Pooling", "Normalize") else None
-        ours = kind == "Transformer" or (settings is not None and (kind == "Pooling" or _normalizes_texts(settings)))
-        if not ours:
-            raise UserError(f"{option}: {folder} has a module {whole_name}; Transformer, Pooling and Normalize are supported")
-        if kind != ("Transformer", "Pooling", "Normalize")[min(place, 2)]:
-            names = ", ".join(kind for kind, _, _ in found)
-            raise UserError(
-                f"{option}: {path} lists {names}; one Transformer, one Pooling and at most Normalize behind them, in this order, "
-                "are supported"
-            )
-        if settings and kind == "Pooling":
-            pooling = settings
-        elif settings:
-            normalizers.append(settings)
-    if pooling is None:
+    found: list[tuple[str, FolderFile]] = []
+    for module in module_list(folder):
+        kind, settings = module["type"], FolderFile.read(folder / module["path"] / "config.json", option=option)
+        # `Pooling` of whichever module of sentence-transformers: it moved. A class from elsewhere is code that comes with the checkpoint.
+        kind = kind.rsplit(".", 1)[-1] if kind.startswith("sentence_transformers.") else kind
+        if kind not in _MODULES or (kind == "Normalize" and not _normalizes_texts(settings)):
+            raise UserError(f"{option}: {folder} has a module {module['type']}; Transformer, Pooling and Normalize are supported")
+        found.append((kind, settings))
+    if any(kind != _MODULES[min(place, 2)] for place, (kind, _) in enumerate(found)):
+        raise UserError(
+            f"{option}: {folder / 'modules.json'} lists {', '.join(kind for kind, _ in found)}; one Transformer, one Pooling and at most "
+            "Normalize behind them, in this order, are supported"
+        )
+    if len(found) < 2:
         raise UserError(f"{option}: {folder} has no Pooling module, so its files do not say what the vector of a text is")
+    pooling = found[1][1]
     if not pooling.path.is_file():
         raise UserError(f"{option}: {pooling.path} is missing, which says how token vectors become one; fetch the whole folder again")
-    return pooling, bool(normalizers)
+    return pooling, len(found) > 2
 
 
 def _normalizes_texts(settings: FolderFile) -> bool:
     name = "sentence_embedding"
     input_name = settings.content.get("module_input_name") or name
     return input_name == (settings.content.get("module_output_name") or input_name) == name
-
-
-def _kind(module_type: str) -> str:
-    """`Pooling` of `sentence_transformers.models.Pooling` and of `sentence_transformers.sentence_transformer.modules.pooling.Pooling`.
-
-    A class from elsewhere keeps its whole name: it is code that comes with the checkpoint, whatever it is called.
-    """
-    return module_type.rsplit(".", 1)[-1] if module_type.startswith("sentence_transformers.") else module_type
 
 
 def _pooling_modes(settings: FolderFile) -> str:
@@ -171,8 +169,61 @@ def _prompt(own: FolderFile, names: tuple[str, ...], *, others: tuple[str, ...])
     return "" if default is None or default in others else prompts.text(default) or ""
 
 
-def _truncate_dim(own: FolderFile, weights: Path) -> int | None:
-    """None, too, where it keeps all of the dimensions that config.json names."""
-    kept = own.count("truncate_dim")
-    size = read_json(weights / "config.json").get("hidden_size")
-    return None if kept is None or (isinstance(size, int) and kept >= size) else kept
+def check_transformer(file: FolderFile, weights: Path) -> None:
+    """Raises UserError, naming file and key, for the first one that would change a vector and is not honoured."""
+    file.refuse_others([*_READ, *_HARMLESS, *(name for pair, _, _ in _LOADING for name in pair)])
+    if file.content.get("query_expansion"):
+        raise file.refusal("query_expansion", "which pads queries with mask tokens and is not supported")
+    check_arguments(file, weights)
+    processing = file.part("processing_kwargs")
+    processing.part("common").refuse_others(["return_tensors", "padding"])
+    text = processing.part("text")
+    text.refuse_others(_TEXT_PROCESSING)
+    if text.content.get("truncation") not in (None, True, "longest_first", "only_first"):
+        raise text.refusal("truncation", "but texts are cut to student.query_tokens and student.passage_tokens here")
+    if file.text("transformer_task") not in (None, "feature-extraction"):
+        raise file.refusal("transformer_task", "but only feature-extraction gives vectors that can be pooled")
+    if file.content.get("modality_config") is not None:
+        _check_modalities(file, file.part("modality_config"))
+
+
+def check_arguments(file: FolderFile, weights: Path) -> None:
+    """Raises UserError for what the file would have from_pretrained told and is not read."""
+    for pair, harmless, home in _LOADING:
+        there = read_json(weights / home)
+        for section in map(file.part, pair):
+            for key, value in section.content.items():
+                if key not in (*harmless, *_FETCHING) and value is not None and there.get(key) != value:
+                    raise section.refusal(key, f"which is not read: write it into the {home} of a copy of the folder, or take it out")
+
+
+def _check_modalities(file: FolderFile, modalities: FolderFile) -> None:
+    """The vectors of all tokens, last layer, of the text itself: what an encoder gives and Pooling takes."""
+    if "message" in modalities.content:
+        raise file.refusal("modality_config", "which puts every text into the chat template; that is not supported")
+    text = modalities.part("text").content
+    if text.get("method") != "forward" or text.get("method_output_name") not in ("last_hidden_state", ["last_hidden_state"]):
+        raise file.refusal("modality_config", "but only the last_hidden_state of a text's forward pass is pooled")
+    if file.text("module_output_name") not in (None, "token_embeddings"):
+        raise file.refusal("module_output_name", "but only token_embeddings can be pooled")
+
+
+def named_lengths(file: FolderFile) -> tuple[int | None, int | None]:
+    """The longest query and passage in tokens, None where the file leaves it to model and tokenizer. The innermost name wins."""
+    of_tokenizer = [file.part(name).count("model_max_length") for name in ("processor_kwargs", "tokenizer_args")]
+    plain = next((length for length in of_tokenizer if length), None) or file.count("max_seq_length")
+    for_all = file.part("processing_kwargs").part("text").count("max_length")
+    query, passage = (for_all or file.count(name) or plain for name in ("query_length", "document_length"))
+    return query, passage
+
+
+def check_truncation_side(weights: Path, *, option: str) -> None:
+    """Raises UserError where the tokenizer cuts long texts on the left: here all texts are cut on the right."""
+    side, name = read_json(weights / "tokenizer_config.json").get("truncation_side"), "tokenizer_config.json"
+    if side is None:
+        side, name = (tokenizer_settings(weights).get("truncation") or {}).get("direction"), "tokenizer.json"
+    if str(side or "right").lower() != "right":
+        raise UserError(
+            f'{option}: {weights / name} cuts long texts on the {str(side).lower()}, which is not supported; with truncation_side="right" '
+            "in the tokenizer_config.json of a copy of the folder they are cut on the right"
+        )

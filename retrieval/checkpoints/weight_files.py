@@ -75,24 +75,26 @@ def _of_shards(folder: Path) -> Shapes:
 
 
 def _header(path: Path) -> Shapes:
-    refuse_placeholder(path)
-    return _header_of(path, file_stamp(path))
+    from safetensors import SafetensorError
+
+    try:
+        return _header_of(path, file_stamp(path))
+    except (SafetensorError, OSError) as error:
+        refuse_placeholder(path)
+        raise UserError(_fault(path, error)) from error
 
 
 @functools.lru_cache(maxsize=64)
 def _header_of(path: Path, stamp: str) -> Shapes:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="np") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise UserError(_fault(path, error)) from error
+    with safe_open(path, framework="np") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 def _fault(path: Path, error: Exception) -> str:
     """What is wrong with a file that safetensors refuses."""
-    size, start = path.stat().st_size, b""
+    size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(_LENGTH_BYTES)
         length = int.from_bytes(start, "little")

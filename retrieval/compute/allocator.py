@@ -15,7 +15,7 @@ def tune_allocator() -> None:
     """Set up this process's memory for batches of ever new shapes on a CPU. Call it before the first model is made, and
     before threads are started.
 
-    glibc keeps freed blocks of any size: else each large tensor is mapped and zeroed by the kernel anew, a third of the time of a forward
+    glibc keeps freed blocks of any size: else each large tensor is mapped and zeroed by the kernel again, a third of the time of a forward
     pass. Not for processes that must give memory back between jobs.
 
     No more heaps are made; threads share those that there are (polars and pyarrow bring a few when they are imported): each thread that a

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 
 
-def longest_first(lengths: Sequence[int]) -> NDArray[np.int64]:
+def order_by_length(lengths: Sequence[int]) -> NDArray[np.int64]:
     """The order from longest to shortest, ties by index: neighbours need little padding, and what does not fit shows at once."""
     return np.lexsort((np.arange(len(lengths)), -np.asarray(lengths, dtype=np.int64)))
 
@@ -25,7 +25,7 @@ def token_budget_batches(lengths: Sequence[int], *, budget: int) -> list[list[in
 
     Longest first, ties by index. A single sequence over the budget is a batch alone.
     """
-    order = longest_first(lengths)
+    order = order_by_length(lengths)
     batches: list[list[int]] = []
     start = 0
     while start < len(order):
@@ -33,6 +33,17 @@ def token_budget_batches(lengths: Sequence[int], *, budget: int) -> list[list[in
         batches.append(order[start : start + size].tolist())
         start += size
     return batches
+
+
+def lpt_schedule(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Pieces of work for each of `count` workers, by number: the largest first, each to the worker with the least so far (LPT)."""
+    shares: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for number in sorted(range(len(sizes)), key=lambda number: (-sizes[number], number)):
+        worker = loads.index(min(loads))
+        shares[worker].append(number)
+        loads[worker] += sizes[number]
+    return shares
 
 
 def pad(sequences: Sequence[Sequence[int]], *, value: int) -> tuple[torch.Tensor, torch.Tensor]:

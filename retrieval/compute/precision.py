@@ -36,7 +36,7 @@ def resolve(precision: str, *, device: str) -> str:
 
 
 def class_of(precision: str) -> str:
-    """What fingerprints hold: low precision means the linear layers (`retrieval.compute.mixed_precision`). How a graph is compiled or a
+    """What fingerprints hold: low precision means the linear layers (`retrieval.compute.low_precision`). How a graph is compiled or a
     batch is packed rounds differently within the same class."""
     return precision if precision == "fp32" else f"{precision}-linear"
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+Check = Callable[[Tensor, Tensor, Tensor], Tensor]  # ids, mask and segments [n, L] to what the model gives for them, [n] or [n, D]
 
 FP32_NOISE = 1e-3  # of a result's own size: what sums in another order may differ by, many times over
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ from data.tables.shards import describe, open_shard, read_footer, read_row_group
 from retrieval.compute import precision as precisions
 from retrieval.compute.prefetch import ahead
 from retrieval.encoding.text_encoder import TextEncoder, TokenLists
-from retrieval.models.student import EMBEDDING_VERSION, resolve_student, student_notes
+from retrieval.models.student import EMBEDDING_VERSION, resolve_student
+from retrieval.search.embedding_table import manifest_of
 
 _WINDOW_ROWS = 8192  # texts in work at a time: sorted by length within a window, so that padding is small and memory bounded
 
@@ -39,17 +41,12 @@ def embedded_groups(
 
     def windows() -> Iterator[tuple[pa.ChunkedArray, TokenLists]]:
         waiting: list[pa.Table] = []
-        for group in read_row_groups(texts, columns=[id_name, "text"]):
-            waiting.append(group)
-            if sum(table.num_rows for table in waiting) >= _WINDOW_ROWS:
-                yield _tokenised(waiting)
-                waiting = []
-        if waiting:
-            yield _tokenised(waiting)
-
-    def _tokenised(groups: list[pa.Table]) -> tuple[pa.ChunkedArray, TokenLists]:
-        table = pa.concat_tables(groups)
-        return table.column(id_name), tokens_of(table.column("text").to_pylist())
+        groups = read_row_groups(texts, columns=[id_name, "text"])
+        for group in itertools.chain(groups, [None]):
+            waiting += [group] if group is not None else []
+            if waiting and (group is None or sum(table.num_rows for table in waiting) >= _WINDOW_ROWS):
+                table, waiting = pa.concat_tables(waiting), []
+                yield table.column(id_name), tokens_of(table.column("text").to_pylist())
 
     schema = embeddings(encoder.size, id_name=id_name)
     for ids, tokens in ahead(windows()):
@@ -58,9 +55,8 @@ def embedded_groups(
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(broken):
             first = ids[int(broken[0])].as_py()
-            raise RunFailed(
-                f"{len(broken)} vectors are not finite in fp16, the first of {id_name} {first}: check the weights, or set normalize=true"
-            )
+            found = f"{len(broken)} vectors are not finite in fp16, the first of {id_name} {first}"
+            raise RunFailed(f"{found}: check the weights, or set normalize=true")
         yield pa.table([ids, pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), encoder.size)], schema=schema)
 
 
@@ -87,7 +83,7 @@ def encode_table(
         device: cpu or cuda.
         batch_tokens: tokens of a batch, padding included.
         threads: CPU threads; 0 takes all.
-        report: is told of every finished shard, one line each.
+        report: gets a line for every finished shard.
 
     Raises:
         UserError: `texts` is no such table, or `out` holds the embeddings of other texts or of another model.
@@ -97,16 +93,14 @@ def encode_table(
     if precision == "auto" and kind == "queries":
         precision = Embed().query_precision
     precision = precisions.resolve(precision, device=device)
-    source = _text_table(texts, kind=kind)
+    source = manifest_of(texts)
+    if source.table not in ("", kind):  # else passages would be cut and prefixed like queries, or the other way round
+        raise UserError(f"texts={texts} is the table {source.table} of {source.stage}, but kind={kind}")
     digests = DigestCache(out.parent / "digests.json")
-    student_key = resolve_student(student).key(digests)
-    key = {
-        "version": EMBEDDING_VERSION,
-        "student": student_key,
-        "precision": precisions.class_of(precision),
-        "kind": kind,
-        "texts": source.content_digest,
-    }
+    spec = resolve_student(student)
+    student_key = spec.key(digests)
+    key = {"version": EMBEDDING_VERSION, "student": student_key, "precision": precisions.class_of(precision)}
+    key |= {"kind": kind, "texts": source.content_digest}
     fingerprint = json_digest(key)
     encoder: TextEncoder | None = None
     records = []
@@ -117,28 +111,17 @@ def encode_table(
     for shard in source.shards:
         if footers[shard.name] is None:
             if encoder is None:
-                for note in student_notes(student):
+                for note in spec.notes:
                     report(f"note: {note}")
-                encoder = TextEncoder(student, precision=precision, device=device, batch_tokens=batch_tokens)
+                encoder = TextEncoder(spec, precision=precision, device=device, batch_tokens=batch_tokens)
             started = time.monotonic()
             schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
             with open_shard(out / shard.name, schema, {"fingerprint": fingerprint}) as writer:
                 for group in embedded_groups(encoder, texts / shard.name, kind=kind):
                     writer.write(group)
-                if resolve_student(student).key(digests) != student_key:
+                if spec.key(digests) != student_key:
                     raise RunFailed(f"the files of model={student.model} changed while {shard.name} was computed; start the command again")
             report(f"{shard.name}: {shard.rows:,} texts, {shard.rows / max(time.monotonic() - started, 1e-9):,.0f} texts/s")
         records.append(ShardRecord(shard.name, *describe(out / shard.name)))
     rows = sum(record.rows for record in records)
     Manifest("embed", kind, fingerprint, key, records, {"in": rows, "kept": rows, "dropped": {}}).write(out)
-
-
-def _text_table(texts: Path, *, kind: str) -> Manifest:
-    if kind not in ("corpus", "queries"):
-        raise UserError(f"kind={kind}: expected corpus or queries")
-    source = Manifest.read(texts)
-    if source is None:
-        raise UserError(f"texts={texts} is no stored table: it has no manifest.json (see `prep path stage=ingest`)")
-    if source.table not in ("", kind):  # else passages would be cut and prefixed like queries, or the other way round
-        raise UserError(f"texts={texts} is the table {source.table} of {source.stage}, but kind={kind}")
-    return source

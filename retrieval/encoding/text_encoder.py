@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.config.settings import Student
 from data.errors import UserError
-from retrieval.compute import mixed_precision, unpadded
+from retrieval.compute import cpu_attention, low_precision, unpadded
 from retrieval.compute.allocator import tune_allocator
 from retrieval.compute.batching import pad, token_budget_batches
 from retrieval.compute.parallel_batches import side_by_side
 from retrieval.compute.probe import pad_id_of
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.padding import check_padding
-from retrieval.models.student import resolve_student
+from retrieval.models.student import StudentSpec
 from retrieval.models.tokenizer import tokenizer_of
 
 TokenLists = list[list[int]]
@@ -28,21 +27,21 @@ TokenLists = list[list[int]]
 class TextEncoder:
     """The student's weights in the chosen precision on the chosen device, in eval mode.
 
-    As for a teacher, low precision means the linear layers alone, and a CPU has its own attention (`retrieval.compute.mixed_precision`).
+    As for a teacher, low precision means the linear layers alone, and a CPU has its own attention (`retrieval.compute.low_precision`).
     """
 
-    def __init__(self, student: Student, *, precision: str, device: str, batch_tokens: int, option: str = "student.model") -> None:
+    def __init__(self, spec: StudentSpec, *, precision: str, device: str, batch_tokens: int) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda, but torch sees no GPU here; use device=cpu")
-        self.spec = resolve_student(student, option=option)
+        self.spec = spec
         on_cpu = device == "cpu"
         if on_cpu:
             tune_allocator()
-        model = DualEncoder(self.spec, attention=mixed_precision.register_cpu_attention() if on_cpu else None).eval()
+        model = DualEncoder(self.spec, attention=cpu_attention.register_cpu_attention() if on_cpu else None).eval()
         self.model = model.to(device=device)
         self._device, self._batch_tokens, self._pad_id = device, batch_tokens, pad_id_of(model.backbone) or 0
-        check_padding(model.backbone, check=self._checked, option=option)
-        mixed_precision.apply(model.backbone, precision=precision, check=self._checked, option="embed.precision")
+        check_padding(model.backbone, check=self._forward, option=spec.option)
+        low_precision.apply(model.backbone, precision=precision, check=self._forward, option="embed.precision")
         self.packs = not on_cpu and precision != "fp32" and unpadded.install(model.backbone)  # batches without padding in the layers
         self.tokenizer = tokenizer_of(self.spec)
 
@@ -69,19 +68,38 @@ class TextEncoder:
 
     def vectors(self, tokens: TokenLists, *, progress: Callable[[int], None] = lambda rows: None) -> NDArray[np.float32]:
         """[n, D] fp32 vectors of tokenised texts; `progress` is told how many more are done."""
-        vectors = np.empty((len(tokens), self.size), dtype=np.float32)
-
-        @torch.inference_mode()
-        def compute(rows: list[int]) -> int:
-            ids, mask = pad([tokens[row] for row in rows], value=self._pad_id)
-            vectors[rows] = self.model(ids.to(self._device), mask.to(self._device)).float().cpu().numpy()
-            return len(rows)
-
-        batches = token_budget_batches([len(ids) for ids in tokens], budget=self._batch_tokens)
-        for done in side_by_side(compute, batches) if self._device == "cpu" else map(compute, batches):
-            progress(done)
-        return vectors
+        return encode_tokens(
+            self._forward, tokens, size=self.size, batch_tokens=self._batch_tokens, pad_id=self._pad_id, device=self._device,
+            each=side_by_side if self._device == "cpu" else map, progress=progress,
+        )  # fmt: skip
 
     @torch.inference_mode()
-    def _checked(self, ids: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
         return cast(Tensor, self.model(ids, mask))
+
+
+def encode_tokens(
+    forward: Callable[[Tensor, Tensor], Tensor],
+    tokens: Sequence[Any],  # lists or arrays of ids
+    *,
+    size: int,
+    batch_tokens: int,
+    pad_id: int,
+    device: str,
+    each: Callable[[Callable[[list[int]], int], list[list[int]]], Iterable[int]] = map,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> NDArray[np.float32]:
+    """[n, D] fp32 vectors of tokenised texts, in batches of like length of so many tokens, padding included.
+
+    `forward` makes [b, D] vectors of [b, L] token ids and mask, without a graph; `each` calls a function for every batch.
+    """
+    vectors = np.empty((len(tokens), size), dtype=np.float32)
+
+    def compute(rows: list[int]) -> int:
+        ids, mask = pad([tokens[row] for row in rows], value=pad_id)
+        vectors[rows] = forward(ids.to(device), mask.to(device)).float().cpu().numpy()
+        return len(rows)
+
+    for done in each(compute, token_budget_batches([len(ids) for ids in tokens], budget=batch_tokens)):
+        progress(done)
+    return vectors

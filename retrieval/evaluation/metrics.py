@@ -39,7 +39,7 @@ class Evaluation:
     depth: int  # passages of the run's longest list: a recall at a deeper cutoff is understated
     unjudged: int  # queries of the run without a label above 0: they are left out
     own_hits: int = 0  # judged queries that have a hit with their own id
-    own_left_out: int = 0  # of these, whose hit was left out
+    own_discarded: int = 0  # of these, whose hit was left out
 
     def mean(self, name: str) -> float:
         """The mean over all judged queries."""
@@ -58,12 +58,8 @@ def own_passages(qrels: Qrels, runs: Sequence[Run]) -> bool:
     """
     if any(labels.get(query, 0) > 0 for query, labels in qrels.items()):
         return False
-    at_first = [run[query][0][0] == query for run in runs for query in qrels if _has_own(run, query)]
+    at_first = [run[query][0][0] == query for run in runs for query in qrels if any(doc == query for doc, _ in run.get(query, ()))]
     return 2 * sum(at_first) > len(at_first)
-
-
-def _has_own(run: Run, query: str) -> bool:
-    return any(doc == query for doc, _ in run.get(query, ()))
 
 
 def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1, without_own: Container[str] = ()) -> Evaluation:
@@ -82,20 +78,18 @@ def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1, without_own: Con
     judged = sorted(query for query, labels in qrels.items() if any(label > 0 for label in labels.values()))
     if not any(label >= relevant_from for query in judged for label in qrels[query].values()):
         raise ValueError(f"no query has a label of {relevant_from} or more")
-    place = {query: row for row, query in enumerate(judged)}
     ranked = {query: {doc: float(-rank) for rank, (doc, _) in enumerate(run[query])} for query in judged if run.get(query)}
     own = [query for query in ranked if query in ranked[query]]
-    left_out = [query for query in own if query in without_own]
-    for query in left_out:
+    discarded = [query for query in own if query in without_own]
+    for query in discarded:
         del ranked[query][query]
     ranked = {query: entries for query, entries in ranked.items() if entries}
     named = measures(relevant_from)
+    row_of, name_of = {query: row for row, query in enumerate(judged)}, {str(measure): name for name, measure in named.items()}
     values = {name: np.zeros(len(judged)) for name in named}
-    name_of = {str(measure): name for name, measure in named.items()}
-    kept_qrels = {query: dict(qrels[query]) for query in ranked}
     if ranked:
-        for metric in ir_measures.iter_calc(list(named.values()), kept_qrels, ranked):
-            values[name_of[str(metric.measure)]][place[metric.query_id]] = metric.value
+        for metric in ir_measures.iter_calc(list(named.values()), {query: dict(qrels[query]) for query in ranked}, ranked):
+            values[name_of[str(metric.measure)]][row_of[metric.query_id]] = metric.value
     return Evaluation(
         query_ids=tuple(judged),
         values=values,
@@ -103,7 +97,7 @@ def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1, without_own: Con
         depth=max(map(len, ranked.values()), default=0),
         unjudged=len(set(run) - set(judged)),
         own_hits=len(own),
-        own_left_out=len(left_out),
+        own_discarded=len(discarded),
     )
 
 

@@ -4,71 +4,55 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from retrieval.evaluation.metrics import Comparison, Evaluation
 
 
-def print_grid(columns: list[str], rows: list[list[str]]) -> None:
-    """A table with a line under its head."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
-
+def _print_grid(columns: list[str], rows: list[list[str]]) -> None:
     grid = Grid(*columns, box=box.SIMPLE_HEAD)
     for row in rows:
         grid.add_row(*map(Text, row))
     Console(width=None if sys.stdout.isatty() else 120).print(grid)
 
 
-def print_evaluation(evaluation: Any) -> None:
-    """The means of an `Evaluation`, and what they were taken over."""
+def print_evaluation(evaluation: Evaluation) -> None:
+    """The means, and what they were taken over."""
     means = {name: evaluation.mean(name) for name in evaluation.values}
     counts = {"queries": len(evaluation.query_ids), "without_results": evaluation.without_results, "unjudged": evaluation.unjudged}
-    print_grid(["metric", "mean"], [[name, f"{value:.4f}"] for name, value in means.items()])
+    _print_grid(["metric", "mean"], [[name, f"{value:.4f}"] for name, value in means.items()])
     if 0 < evaluation.depth < 1000:
         print(f"the longest list has {evaluation.depth:,} passages: a recall at a deeper cutoff looks no further")
     print("{queries:,} judged queries, {without_results:,} without results; {unjudged:,} queries of the run unjudged".format(**counts))
     _print_own(evaluation)
-    counts["identical_ids_ignored"] = evaluation.own_left_out
+    counts["identical_ids_ignored"] = evaluation.own_discarded
     print(json.dumps({**{name: round(value, 6) for name, value in means.items()}, **counts}))
 
 
-def _print_own(evaluation: Any) -> None:
+def _print_own(evaluation: Evaluation) -> None:
     """What became of hits with the query's own id, where there are any."""
-    if evaluation.own_left_out:
-        print(
-            f"{evaluation.own_left_out:,} queries find a passage with their own id: it is left out, as BEIR does "
-            "(ignore_identical_ids=false counts it)"
-        )
-    elif evaluation.own_hits:
-        print(
-            f"{evaluation.own_hits:,} queries find a passage with their own id: it counts (ignore_identical_ids=true leaves it out, "
-            "as BEIR does)"
-        )
+    what = "it counts (ignore_identical_ids=true leaves it out, as BEIR does)"
+    if evaluation.own_discarded:
+        what = "it is left out, as BEIR does (ignore_identical_ids=false counts it)"
+    if evaluation.own_hits:
+        print(f"{evaluation.own_discarded or evaluation.own_hits:,} queries find a passage with their own id: {what}")
 
 
-def print_comparison(compared: list[Any], before: Any, after: Any) -> None:
-    """The `Comparison` of each metric, of two `Evaluation`s."""
-    print_grid(
-        ["metric", "before", "after", "difference", "p-value", "better / worse / same"],
-        [
-            [
-                row.metric, f"{row.before:.4f}", f"{row.after:.4f}", f"{row.after - row.before:+.4f}",
-                _p(row.p_value), f"{row.wins} / {row.losses} / {row.ties}",
-            ]
-            for row in compared
-        ],
-    )  # fmt: skip
+def print_comparison(compared: list[Comparison], before: Evaluation, after: Evaluation) -> None:
+    """Each metric of two evaluations side by side."""
+    rows, figures = [], {}
+    for row in compared:
+        p_value = f"{row.p_value:.4f}" if row.p_value >= 0.0001 else f"{row.p_value:.1e}"
+        difference, outcomes = row.after - row.before, f"{row.wins} / {row.losses} / {row.ties}"
+        rows.append([row.metric, f"{row.before:.4f}", f"{row.after:.4f}", f"{difference:+.4f}", p_value, outcomes])
+        means = {"before": round(row.before, 6), "after": round(row.after, 6), "difference": round(difference, 6)}
+        figures[row.metric] = {**means, "p": row.p_value, "wins": row.wins, "losses": row.losses, "ties": row.ties}
+    _print_grid(["metric", "before", "after", "difference", "p-value", "better / worse / same"], rows)
     print(f"{len(before.query_ids):,} judged queries; without results: {before.without_results:,} and {after.without_results:,}")
     _print_own(max(before, after, key=lambda evaluation: evaluation.own_hits))
     print("p-values of a two-sided paired randomisation test over queries")
-    print(json.dumps({row.metric: _rounded(row) for row in compared} | {"queries": len(before.query_ids)}))
-
-
-def _rounded(row: Any) -> dict[str, Any]:
-    values = {"before": round(row.before, 6), "after": round(row.after, 6), "difference": round(row.after - row.before, 6)}
-    return {**values, "p": row.p_value, "wins": row.wins, "losses": row.losses, "ties": row.ties}
-
-
-def _p(value: float) -> str:
-    return f"{value:.4f}" if value >= 0.0001 else f"{value:.1e}"
+    print(json.dumps({**figures, "queries": len(before.query_ids)}))

@@ -8,6 +8,8 @@ from pathlib import Path
 from data.errors import UserError
 from data.formats.readers import JUDGEMENT_FORM, Fault, read_judgements
 from data.tables.shards import read_shard
+from retrieval.search.embedding_table import table_paths
+from retrieval.table_kinds import checked_table
 
 Qrels = dict[str, dict[str, int]]  # query_id -> doc_id -> relevance
 
@@ -26,9 +28,6 @@ def read_qrels(path: Path, *, split: str, note: Callable[[str], None] = lambda l
 
 
 def _from_table(folder: Path, *, split: str) -> Qrels:
-    from retrieval.search.embedding_table import table_paths
-    from retrieval.table_kinds import checked_table
-
     qrels: Qrels = {}
     splits: set[str] = set()
     for shard in table_paths(checked_table(folder, "qrels", key="qrels")):

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retrieval.checkpoints.encoder_kind import encoder_size
+from data.errors import UserError, first_line
+from retrieval.checkpoints.checks import causal_decoder
 from retrieval.checkpoints.files import copy_tokenizer
+from retrieval.compute.cpu_attention import own_attention
+from retrieval.compute.probe import text_config
 from retrieval.models.first_layers import keep_first_layers
 from retrieval.models.loading import open_model
 from retrieval.models.student import StudentSpec
@@ -26,7 +29,7 @@ class DualEncoder(nn.Module):
         self.backbone = _backbone(spec, attention)
         if spec.layers is not None:
             keep_first_layers(self.backbone, spec.layers)
-        self._token_size = encoder_size(self.backbone, pooling=spec.pooling, option=spec.option)
+        self._token_size = _token_size(self.backbone, spec)
 
     @property
     def size(self) -> int:
@@ -101,6 +104,27 @@ def _backbone(spec: StudentSpec, attention: str | None) -> Any:
     if attention:
         ways = [{**way, "attn_implementation": attention} for way in ways] + ways
     return open_model("AutoModel", spec.weights_folder, option=spec.option, trusted=spec.trust_remote_code, ways=ways)
+
+
+def _token_size(backbone: Any, spec: StudentSpec) -> int:
+    """Dimensions of the vectors that a model gives for tokens, found by running it on two short texts.
+
+    Raises UserError where it does not run on tokens and a mask, gives no vectors of tokens, or, with cls pooling, where the first one's
+    does not depend on the last token.
+    """
+    name, device = type(backbone).__name__, next(backbone.parameters()).device
+    try:
+        vocabulary = text_config(backbone).vocab_size
+        ids = (vocabulary // 2 + torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=device)) % vocabulary
+        with torch.no_grad(), own_attention(backbone):
+            hidden = getattr(backbone(input_ids=ids, attention_mask=torch.ones_like(ids)), "last_hidden_state", None)
+    except Exception as error:  # code of any model
+        raise UserError(f"{spec.option}: {name} does not run on the tokens of a text alone ({first_line(error)})") from error
+    if hidden is None or hidden.shape[:2] != ids.shape:
+        raise UserError(f"{spec.option}: {name} gives no vectors of tokens (last_hidden_state), so that there is nothing to pool")
+    if spec.pooling == "cls" and torch.equal(hidden[0, 0], hidden[1, 0]):
+        raise UserError(f"{spec.option}: {name} {causal_decoder(spec.option)}")
+    return int(hidden.shape[-1])
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 from data.errors import UserError, first_line
 from retrieval.checkpoints.custom_code import has_model_code, way_to_trust
-from retrieval.models.quiet import quiet_transformers
 
 _SHOWN = 3  # names of tensors in a message
 
@@ -55,7 +54,7 @@ def open_model(
     import torch
     import transformers
 
-    quiet_transformers()
+    _quieten()
     load = getattr(transformers, auto_class).from_pretrained
     always = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": trusted}
     asked = {**always, "output_loading_info": True, "ignore_mismatched_sizes": True, **given}  # mismatched ones are told, all at once
@@ -79,7 +78,7 @@ def open_tokenizer(folder: Path, *, trusted: bool = False) -> Any:
     """The tokenizer of a folder, a fast one. Raises UserError where it has none that can be opened."""
     from transformers import AutoTokenizer
 
-    quiet_transformers()
+    _quieten()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=trusted)
     except Exception as error:  # as above; the tokenizers library raises a plain Exception
@@ -87,6 +86,16 @@ def open_tokenizer(folder: Path, *, trusted: bool = False) -> Any:
     if not tokenizer.is_fast:
         raise UserError(f"{folder} has only a slow tokenizer; save a tokenizer.json beside it")
     return tokenizer
+
+
+def _quieten() -> None:
+    """Leave only transformers' errors: it prints bars and reports for each model, for which a batch log has no use."""
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging
+
+    disable_progress_bars()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 @dataclass(frozen=True)
@@ -107,12 +116,9 @@ class Faults:
             ("has {} in another shape", self.reshaped),
             ("has {} that this class has no place for", self.homeless),
         ]
-        told = [f"{words.format(len(names))} ({_some(names)})" for words, names in parts if names]
-        return f"opens as a {kind} but " + " and ".join(told)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        shown = ((words.format(len(names)), [*names[:_SHOWN], *["..."] * (len(names) > _SHOWN)]) for words, names in parts if names)
+        found = [f"{what} ({', '.join(names)})" for what, names in shown]
+        return f"opens as a {kind} but {' and '.join(found)}"
 
 
 def faults_of(model: Any, report: dict[str, Any], *, new_head: bool = False, strict: bool = False) -> Faults:
@@ -168,7 +174,8 @@ def _is_used(name: str, model: Any, *, only_known_heads: bool) -> bool:
 
 def _remedy(model: Any, faults: Faults, unexpected: set[str], folder: Path, *, option: str) -> str:
     """The likely cause, and what to do about it."""
-    if prefix := _prefix(faults.missing, unexpected):
+    wrapped = (there.removesuffix(name) for name in faults.missing for there in unexpected if there.endswith(f".{name}"))
+    if prefix := next(wrapped, ""):
         return f"the names in the file begin with {prefix!r}, as a wrapped model saves them: save the model inside the wrapper"
     if has_model_code(folder):
         return f"it was made with Python code of its own (auto_map), which computes something else: {way_to_trust(option)}"
@@ -179,12 +186,3 @@ def _remedy(model: Any, faults: Faults, unexpected: set[str], folder: Path, *, o
     if faults.reshaped:
         return "config.json is of another model than the weights: give the one that was saved with them"
     return "config.json has fewer layers than the file, or is of another architecture: give the one that was saved with the weights"
-
-
-def _prefix(missing: list[str], unexpected: set[str]) -> str:
-    """What stands before the names of missing weights in the file, if that is why they are missing."""
-    for name in missing:
-        for there in unexpected:
-            if there.endswith(f".{name}"):
-                return there.removesuffix(name)
-    return ""

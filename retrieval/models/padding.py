@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError, first_line
-from retrieval.compute.mixed_precision import Check, own_attention
-from retrieval.compute.probe import FP32_NOISE, largest_difference, pad_id_of, probe_batch
+from retrieval.compute.cpu_attention import own_attention
+from retrieval.compute.probe import FP32_NOISE, Check, largest_difference, pad_id_of, probe_batch
 
 
 def results_of(model: Any) -> Check:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.config.settings import Experiment, Student
+from data.config.settings import Student
 from data.digests import DigestCache, json_digest
 from data.errors import UserError
 from retrieval.checkpoints.checks import check_student
 from retrieval.checkpoints.custom_code import check_custom_code, code_key
-from retrieval.checkpoints.encoder_kind import check_kind
 from retrieval.checkpoints.files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
 from retrieval.checkpoints.model_lengths import check_length
-from retrieval.checkpoints.sentence_transformers_files import (
-    FolderSettings,
-    folder_settings,
-    has_lost_its_modules,
-    is_sentence_transformers,
-)
+from retrieval.checkpoints.sentence_transformers_files import FolderSettings, folder_settings, is_sentence_transformers
 
-_NOT_KEYED = ("folder", "lower_case", "trust_remote_code", "option")
+_NOT_KEYED = ("folder", "lower_case", "trust_remote_code", "option", "notes")
 
 EMBEDDING_VERSION = 5  # raised when the same texts, model and precision give other vectors
 
@@ -42,6 +37,7 @@ class StudentSpec:
     truncate_dim: int | None = None  # first dimensions that are kept of a vector, before it is normalised; None: all
     trust_remote_code: bool = False
     option: str = "student.model"  # the setting that names it; for people, never keyed
+    notes: tuple[str, ...] = ()  # what a person should know of how its files were read, of which nothing is an error
 
     @property
     def weights_folder(self) -> Path:
@@ -73,15 +69,17 @@ class StudentSpec:
 def resolve_student(student: Student, *, option: str = "student.model") -> StudentSpec:
     """Fill `auto` and `null` from the folder's files. Imports no model code. `option` is for errors.
 
-    Raises UserError: a folder or a model that is not supported (`folder_settings`, `check_kind`), another pooling than cls or mean, a
+    Raises UserError: a folder or a model that is not supported (`folder_settings`, `check_student`), another pooling than cls or mean, a
     similarity that no inner product is, a length above the model's positions, prompts that this checkpoint leaves out of its pooling,
     files that are not whole (`check_student`).
     """
     folder = resolve_folder(student.model, option=option, revision=student.revision, with_code=student.trust_remote_code)
     check_custom_code(transformer_folder(folder), option=option, trusted=student.trust_remote_code)
     own = folder_settings(folder, option=option)
-    _check_pooling(student, own, folder, option=option)
-    _check_similarity(student, own, folder, option=option)
+    if student.pooling == "auto":
+        _check_pooling(own, folder, option=option)
+    if student.normalize is None:
+        _check_similarity(own, folder, option=option)
     spec = StudentSpec(
         folder=folder,
         layers=student.layers,
@@ -95,42 +93,26 @@ def resolve_student(student: Student, *, option: str = "student.model") -> Stude
         truncate_dim=own.truncate_dim,
         trust_remote_code=student.trust_remote_code,
         option=option,
+        notes=tuple(_notes(student, own, folder)),
     )
-    check_kind(spec.weights_folder, pooling=spec.pooling, layers=spec.layers, option=option)
-    _check_prompts(spec, own, option=option)
-    check_student(folder, option=option)
+    check_student(folder, pooling=spec.pooling, layers=spec.layers, option=option)
+    # Instruction models (`include_prompt: false`) read the prompt but pool the text alone, which our pooling does not.
+    if not own.pools_prompt and (spec.query_prefix or spec.passage_prefix):
+        raise UserError(
+            f"{option}: {folder} leaves its prompts out of the pooling (include_prompt: false), which is not supported; "
+            "without prompts it can be used: student.query_prefix= student.passage_prefix="
+        )
     return spec
 
 
-def student_notes(student: Student, *, option: str = "student.model") -> list[str]:
-    """What a person should know of how a checkpoint's files were read, of which nothing is an error."""
-    folder = resolve_folder(student.model, option=option, revision=student.revision, with_code=student.trust_remote_code)
-    own, notes = folder_settings(folder, option=option), list[str]()
+def _notes(student: Student, own: FolderSettings, folder: Path) -> Iterator[str]:
     if is_sentence_transformers(folder) and own.similarity is None and not own.normalize and student.normalize is None:
-        notes.append(
+        yield (
             f"{folder} names no similarity and normalises nothing: passages are ranked by inner product, where sentence-transformers "
             "would take cosine; student.normalize=true or false settles it"
         )
     if own.unread:
-        notes.append(f"{folder}/config_sentence_transformers.json has keys that are not known here: {', '.join(own.unread)}")
-    return notes
-
-
-def miner_of(experiment: Experiment) -> Student:
-    """What embeds and mines: the student as it starts, or `embed.model`, with all of its layers.
-
-    It reads as long a text as the student. Pooling, normalisation and prompts are those of its own files where it is a
-    sentence-transformers folder, as trained students are, and else the student's.
-    """
-    name = experiment.embed.model
-    if name is None:
-        return experiment.student
-    student = resolve_student(experiment.student)
-    lengths: dict[str, Any] = {"query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens}
-    if is_sentence_transformers(resolve_folder(name, option="embed.model")):
-        return Student(model=name, **lengths)
-    like = {field: getattr(student, field) for field in ("pooling", "normalize", "query_prefix", "passage_prefix")}
-    return Student(model=name, **lengths, **like)
+        yield f"{folder}/config_sentence_transformers.json has keys that are not known here: {', '.join(own.unread)}"
 
 
 def _length(given: int | None, own: int | None, folder: Path, *, option: str) -> int:
@@ -141,34 +123,23 @@ def _length(given: int | None, own: int | None, folder: Path, *, option: str) ->
     return length
 
 
-def _check_pooling(student: Student, own: FolderSettings, folder: Path, *, option: str) -> None:
-    if student.pooling != "auto":
-        return
+def _check_pooling(own: FolderSettings, folder: Path, *, option: str) -> None:
     if own.pooling not in ("cls", "mean"):
         raise UserError(f"{option}: {folder} pools by {own.pooling}; cls and mean are supported (student.pooling=mean takes another one)")
-    if has_lost_its_modules(folder):
+    if not is_sentence_transformers(folder) and (folder / "1_Pooling" / "config.json").is_file():
         raise UserError(
             f"{option}: {folder} has a 1_Pooling folder and no modules.json, which says what to do with it: fetch the whole folder again, "
             "or say student.pooling=cls or mean, and student.normalize"
         )
 
 
-def _check_similarity(student: Student, own: FolderSettings, folder: Path, *, option: str) -> None:
+def _check_similarity(own: FolderSettings, folder: Path, *, option: str) -> None:
     """Between vectors of length 1 the Euclidean distance orders as the inner product does. Vectors that are cut have another length."""
     cut = own.normalize and own.truncate_dim is not None
     fitting = (None, "cosine", *([] if cut else ["dot"]), *(["euclidean"] if own.normalize and not cut else []))
-    if student.normalize is None and own.similarity not in fitting:
+    if own.similarity not in fitting:
         raise UserError(
             f"{option}: {folder}/config_sentence_transformers.json says similarity_fn_name={own.similarity}"
             f"{' with truncate_dim and Normalize' if cut else ''}, and passages are ranked by inner product of whole vectors here; "
             "student.normalize=true (cosine) or false (inner product) takes that instead"
-        )
-
-
-def _check_prompts(spec: StudentSpec, own: FolderSettings, *, option: str) -> None:
-    """Instruction models (`include_prompt: false`) read the prompt but pool the text alone, which our pooling does not."""
-    if not own.pools_prompt and (spec.query_prefix or spec.passage_prefix):
-        raise UserError(
-            f"{option}: {spec.folder} leaves its prompts out of the pooling (include_prompt: false), which is not supported; "
-            "without prompts it can be used: student.query_prefix= student.passage_prefix="
         )

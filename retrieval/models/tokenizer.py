@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,17 @@ from retrieval.checkpoints.files import gives_segments, tokenizer_digest
 from retrieval.models.loading import open_tokenizer
 from retrieval.models.student import StudentSpec
 
+_MARKS = ((MASK_MARK, "mask_token"), (SEPARATOR_MARK, "sep_token"))
 _ENCODED_AT_ONCE = 512  # texts: an encoding takes a hundred times the memory of its ids
+
+Item = TypeVar("Item")
 
 
 class Tokenizer:
-    """A fast tokenizer of a checkpoint folder. `lower_case` lower-cases texts first (sentence-transformers' do_lower_case); `trusted`:
-    whether code that comes with the checkpoint may run."""
+    """A fast tokenizer of a checkpoint folder.
+
+    `lower_case` lower-cases texts first (sentence-transformers' do_lower_case). `trusted`: code that comes with the checkpoint may run.
+    """
 
     def __init__(self, folder: Path, *, lower_case: bool = False, trusted: bool = False) -> None:
         self.folder = folder
@@ -35,31 +41,24 @@ class Tokenizer:
 
     def role_token(self, role: str) -> str | None:
         """The token of a role (mask_token, sep_token, ...); None where there is none."""
-        token: str | None = getattr(self._tokenizer, role)
-        return token
-
-    def _special(self, mark: str, token: str | None) -> str:
-        if token is None:
-            raise UserError(f"the tokenizer in {self.folder} has no token for {mark}: leave these dark examples out")
-        return token
+        return cast("str | None", getattr(self._tokenizer, role))
 
     def with_special_tokens(self, text: str) -> str:
         """The text with mask and separator marks replaced by this tokenizer's own tokens."""
-        if MASK_MARK in text:
-            text = text.replace(MASK_MARK, self._special(MASK_MARK, self._tokenizer.mask_token))
-        if SEPARATOR_MARK in text:
-            text = text.replace(SEPARATOR_MARK, self._special(SEPARATOR_MARK, self._tokenizer.sep_token))
+        for mark, role in _MARKS:
+            if mark in text:
+                token = self.role_token(role)
+                if token is None:
+                    raise UserError(f"the tokenizer in {self.folder} has no token for {mark}: leave these dark examples out")
+                text = text.replace(mark, token)
         return text
 
     def encode(self, texts: list[str], *, max_tokens: int) -> list[list[int]]:
         """Token ids of each text with special tokens, cut on the right to `max_tokens`."""
         self.backend.enable_truncation(max_tokens)
         try:
-            ids: list[list[int]] = []
-            for start in range(0, len(texts), _ENCODED_AT_ONCE):
-                part = [self.with_special_tokens(text) for text in texts[start : start + _ENCODED_AT_ONCE]]
-                ids += [encoding.ids for encoding in self.backend.encode_batch_fast(part)]
-            return ids
+            marked = ([self.with_special_tokens(text) for text in part] for part in _parts(texts))
+            return [encoding.ids for part in marked for encoding in self.backend.encode_batch_fast(part)]
         finally:
             self.backend.no_truncation()
 
@@ -68,9 +67,8 @@ class Tokenizer:
         self.backend.enable_truncation(max_tokens, strategy="longest_first")
         try:
             encoded: list[tuple[list[int], list[int], bool]] = []
-            for start in range(0, len(pairs), _ENCODED_AT_ONCE):
-                part = [(query, self.with_special_tokens(text)) for query, text in pairs[start : start + _ENCODED_AT_ONCE]]
-                encodings = self.backend.encode_batch(part)
+            for part in _parts(pairs):
+                encodings = self.backend.encode_batch([(query, self.with_special_tokens(text)) for query, text in part])
                 encoded += [(encoding.ids, self.segments(encoding), bool(encoding.overflowing)) for encoding in encodings]
             return encoded
         finally:
@@ -82,11 +80,8 @@ class Tokenizer:
 
     def bare_ids(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Token ids of each text without special tokens, uncut."""
-        ids: list[NDArray[np.int32]] = []
-        for start in range(0, len(texts), _ENCODED_AT_ONCE):
-            encodings = self.backend.encode_batch_fast(texts[start : start + _ENCODED_AT_ONCE], add_special_tokens=False)
-            ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
-        return ids
+        encodings = (encoding for part in _parts(texts) for encoding in self.backend.encode_batch_fast(part, add_special_tokens=False))
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def pieces(self, text: str) -> list[tuple[int, int]]:
         """Character spans (start, end) of the text's tokens, special tokens left out."""
@@ -100,6 +95,10 @@ class Tokenizer:
             first, _ = spans.get(word, (start, end))
             spans[word] = (first, end)
         return list(spans.values())
+
+
+def _parts(items: list[Item]) -> Iterator[list[Item]]:
+    return (items[start : start + _ENCODED_AT_ONCE] for start in range(0, len(items), _ENCODED_AT_ONCE))
 
 
 def tokenizer_of(student: StudentSpec) -> Tokenizer:

@@ -36,21 +36,13 @@ _UNSPACED = re.compile(
 _VOWELS = "".join(chr(code) for code in (*range(0x780, 0x7C0), *range(0x900, 0xE00)) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
 _HAS_VOWELS = re.compile(f"[{_VOWELS}]")
 _WORD_WITH_VOWELS = re.compile(rf"\b\w[\w{_VOWELS}\u200c\u200d]+")  # joiners are inside of words
+_LANGUAGES = (
+    "german", "dutch", "french", "spanish", "portuguese", "italian", "russian", "swedish", "norwegian", "danish", "turkish", "chinese",
+    "korean",
+)  # fmt: skip
 STOP_WORDS: dict[str, list[str] | tuple[str, ...]] = {
     "english": stopwords.STOPWORDS_EN,
-    "german": stopwords.STOPWORDS_GERMAN,
-    "dutch": stopwords.STOPWORDS_DUTCH,
-    "french": stopwords.STOPWORDS_FRENCH,
-    "spanish": stopwords.STOPWORDS_SPANISH,
-    "portuguese": stopwords.STOPWORDS_PORTUGUESE,
-    "italian": stopwords.STOPWORDS_ITALIAN,
-    "russian": stopwords.STOPWORDS_RUSSIAN,
-    "swedish": stopwords.STOPWORDS_SWEDISH,
-    "norwegian": stopwords.STOPWORDS_NORWEGIAN,
-    "danish": stopwords.STOPWORDS_DANISH,
-    "turkish": stopwords.STOPWORDS_TURKISH,
-    "chinese": stopwords.STOPWORDS_CHINESE,
-    "korean": stopwords.STOPWORDS_KOREAN,
+    **{language: getattr(stopwords, f"STOPWORDS_{language.upper()}") for language in _LANGUAGES},
     "none": (),
 }
 

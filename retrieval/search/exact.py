@@ -2,8 +2,8 @@
 
 A fast product (bf16 or fp32, `retrieval.search.matmul`) picks somewhat more than k candidates a query, in one pass over the corpus, with a
 running best (`retrieval.search.streaming_topk`). Their scores are then computed in float64 and rounded to fp32. The result is proved: no
-passage that was left out can score as high as the k-th, given the bound on the fast product's error. A query whose proof fails (many equal
-or nearly equal scores at the cut) is searched again more carefully, in the end in float64. So neither block sizes nor threads, workers,
+discarded passage can score as high as the k-th, given the bound on the fast product's error. A query whose proof fails (many equal or
+nearly equal scores at the cut) is searched again more carefully, in the end in float64. So neither block sizes nor threads, workers,
 processors or devices change the result, and identical vectors have identical scores.
 
 Memory is a block of passages in the product's format, a tile of scores a thread, and a few dozen bytes a candidate, whatever the size of
@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from retrieval.compute.precision import cpu_computes_bf16
 from retrieval.search.matmul import FloatProduct, LowProduct, Product, Vectors
-from retrieval.search.streaming_topk import StreamingTopK
+from retrieval.search.streaming_topk import StreamingTopK, rising
 
 BLOCK_ROWS = 8192
 # Queries and passages of a tile: bf16 scores of 4 MiB stay in a cache. The first one is wide, since of its scores every query takes many.
@@ -48,7 +48,7 @@ class Candidates:
     """Rows that may be among the k best."""
 
     rows: SomeRows  # [n, m], -1 where absent, in no order
-    left_out: NDArray[np.float64]  # [n]: no passage that is not in `rows` has an exact score above it; -inf where nothing was left out
+    discarded_bound: NDArray[np.float64]  # [n]: no passage outside `rows` has an exact score above it; -inf where there is none
 
 
 Engine = Callable[[Vectors, Iterable[tuple[int, Vectors]], int], Candidates]  # (queries, blocks, how many) -> candidates
@@ -83,54 +83,39 @@ def exact_search(
     if iter(blocks) is blocks:
         raise ValueError("blocks must be readable more than once: give a list or an object with __iter__, not a generator")
     scores, rows = np.full((len(queries), k), -np.inf, dtype=np.float32), np.full((len(queries), k), _ABSENT, dtype=np.int64)
-    chosen = engines if engines is not None else cpu_engines(k, threads=threads)
+    # Last comes float64 rounded to fp32, equal scores by row at the cut: slow and certain.
+    sure = heap_engine(FloatProduct(np.float64), threads=1)
+    chosen = [*(cpu_engines(k, threads=threads) if engines is None else engines), (sure, k)]
     unproved = np.arange(len(queries))
-    with _torch_threads(threads):
+    with contextlib.ExitStack() as restoring:
+        restoring.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(threads)
         for engine, wanted in chosen:
             left = []
-            for some in _split(unproved, largest=len(queries) * chosen[0][1] // wanted):
+            at_once = max(1, len(queries) * chosen[0][1] // wanted)  # more candidates for fewer queries take no more memory
+            for some in (unproved[start : start + at_once] for start in range(0, len(unproved), at_once)):
                 found = engine(queries[some], _checked(blocks, queries.shape[1]), wanted)
-                scores[some], rows[some] = best_of(queries[some], blocks, found.rows, k=k)
-                proved = np.isneginf(found.left_out) | (scores[some, -1] > found.left_out.astype(np.float32))
+                best_scores, best_rows = _best_of(queries[some], blocks, found.rows, k=k)
+                scores[some, : best_scores.shape[1]], rows[some, : best_rows.shape[1]] = best_scores, best_rows
+                proved = np.isneginf(found.discarded_bound) | (scores[some, -1] > found.discarded_bound.astype(np.float32))
                 left.append(some[~proved])
             unproved = np.concatenate(left) if left else unproved
-        for some in _split(unproved, largest=len(queries)):
-            found_rows = sure_candidates(queries[some], _checked(blocks, queries.shape[1]), k=k)
-            scores[some], rows[some] = best_of(queries[some], blocks, found_rows, k=k)
     return scores, rows
 
 
-def _split(places: Rows, *, largest: int) -> list[Rows]:
-    """Parts of at most so many: a wider margin for fewer queries takes no more memory than the first one for all."""
-    return [places[start : start + largest] for start in range(0, len(places), max(1, largest))]
-
-
-def best_of(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows, *, k: int) -> tuple[Scores, Rows]:
-    """The k best of each query's candidate rows [n, m] by exact score, equal scores by row: ([n, k], [n, k])."""
+def _best_of(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows, *, k: int) -> tuple[Scores, SomeRows]:
+    """(scores, rows) of the k best of each query's candidate rows [n, m] by exact score, equal scores by row; m where m < k."""
     rows = np.sort(rows, axis=1)  # absent ones come first
-    scores = exact_scores(queries, blocks, rows)
-    order = _falling_order(scores)[:, :k]  # rows rise, so equal scores stay by row
-    best_scores, best_rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-    if short := k - best_rows.shape[1]:
-        pad = ((0, 0), (0, max(0, short)))
-        best_scores, best_rows = np.pad(best_scores, pad, constant_values=-np.inf), np.pad(best_rows, pad, constant_values=_ABSENT)
-    return best_scores, best_rows
+    scores = _exact_scores(queries, blocks, rows)
+    # A stable argsort, six times as fast: one sort of integers that hold the key of a score and, below it, its place.
+    keys = rising((scores + np.float32(0)).view(np.int32)).astype(np.int64)  # -0.0 becomes 0.0, its equal
+    order = (~keys << 32) | np.arange(scores.shape[1])
+    order.sort(axis=1)
+    order = order[:, :k] & 0xFFFFFFFF
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
-def _falling_order(scores: Scores) -> Rows:
-    """[n, m] places of the scores from the highest to the lowest, equal ones by place: a stable argsort, six times as fast.
-
-    The bits of an fp32 number, read as an integer, rise with it where it is positive and fall where it is negative. Above them goes
-    nothing, below them the place, and one sort of integers orders both.
-    """
-    bits = (scores + np.float32(0)).view(np.int32)  # -0.0 becomes 0.0, its equal
-    rising = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(np.int64)
-    keys = (~rising << 32) | np.arange(scores.shape[1])
-    keys.sort(axis=1)
-    return keys & 0xFFFFFFFF
-
-
-def exact_scores(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows) -> Scores:
+def _exact_scores(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows) -> Scores:
     """[n, m] inner products of each query with its own rows [n, m] (rising, -1 where absent, which gives -inf), in float64, rounded."""
     scores = np.full(rows.shape, -np.inf, dtype=np.float32)
     flat_scores, flat_rows = scores.reshape(-1), rows.reshape(-1)
@@ -205,7 +190,9 @@ def heap_engine(product: Product, *, threads: int) -> Engine:
         prepared, slack = product.prepare(queries)
         best = StreamingTopK(len(queries), wanted, product.bits)
         seen = 0
-        with _workers(threads) as each:
+        # Each thread computes alone: two that share a product and then a heap would wait for each other twice.
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        with threadpool_limits(limits=1, user_api="blas"), pool:
             for first_row, vectors in in_blocks(blocks, BLOCK_ROWS):
                 block, seen = product.block(vectors, slack), first_row + len(vectors)
                 tile = _TILE if first_row else _FIRST_TILE
@@ -215,17 +202,13 @@ def heap_engine(product: Product, *, threads: int) -> Engine:
                         best.offer(start, products, row)
                         row += tile[1]
 
-                each(offer, range(0, len(queries), tile[0]))
-            each(lambda start: best.cut(start, min(start + _TILE[0], len(queries))), range(0, len(queries), _TILE[0]))
-        left_out = slack.above(best.left_out()) if seen > wanted else np.full(len(queries), -np.inf)
-        return Candidates(best.rows(), left_out)
+                list(pool.map(offer, range(0, len(queries), tile[0])))
+            starts = range(0, len(queries), _TILE[0])
+            list(pool.map(lambda start: best.cut(start, min(start + _TILE[0], len(queries))), starts))
+        bound = slack.above(best.discarded_bound()) if seen > wanted else np.full(len(queries), -np.inf)
+        return Candidates(best.rows(), bound)
 
     return engine
-
-
-def sure_candidates(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], *, k: int) -> SomeRows:
-    """The k best rows [n, k] in float64 rounded to fp32, equal scores by row at the cut: slow and certain."""
-    return heap_engine(FloatProduct(np.float64), threads=1)(queries, blocks, k).rows
 
 
 def in_blocks(blocks: Iterable[tuple[int, Vectors]], rows: int) -> Iterator[tuple[int, Vectors]]:
@@ -240,33 +223,3 @@ def _checked(blocks: Iterable[tuple[int, Vectors]], size: int) -> Iterator[tuple
         if vectors.shape[1] != size:
             raise ValueError(f"queries have {size} dimensions, the corpus has {vectors.shape[1]}")
         yield first_row, vectors
-
-
-Each = Callable[[Callable[[int], None], Iterable[int]], None]
-
-
-@contextlib.contextmanager
-def _workers(threads: int) -> Iterator[Each]:
-    """Something that runs a function on every item, on so many threads; each of them computes alone (two threads that share a product
-    and then a heap would wait for each other twice)."""
-
-    def be_alone() -> None:
-        torch.set_num_threads(1)  # of the calling thread
-
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads, initializer=be_alone) as pool:
-
-        def each(function: Callable[[int], None], items: Iterable[int]) -> None:
-            for done in [pool.submit(function, item) for item in items]:
-                done.result()
-
-        yield each
-
-
-@contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

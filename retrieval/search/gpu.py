@@ -8,12 +8,12 @@ Blocks stay on the GPU from one group of queries to the next as long as they fit
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 
-from retrieval.search.exact import Candidates, Engine, Vectors, in_blocks
+from retrieval.search.exact import Candidates, Vectors, in_blocks
 from retrieval.search.matmul import Slack, largest_norm, norms_of
 
 _BLOCK_ROWS = 65_536  # of the corpus; with 4,096 queries a tile of scores is 1 GiB
@@ -38,7 +38,10 @@ class DeviceEngine:
         scores = torch.full((len(queries), wanted), -torch.inf, device=self._device)
         rows = torch.full((len(queries), wanted), -1, dtype=torch.int64, device=self._device)
         on_device, seen = torch.from_numpy(low).to(self._device), 0
-        with torch.inference_mode(), _tf32():
+        products = torch.backends.cuda.matmul
+        with torch.inference_mode(), contextlib.ExitStack() as restoring:
+            restoring.callback(setattr, products, "allow_tf32", products.allow_tf32)
+            products.allow_tf32 = True
             for first_row, vectors in gathered(blocks, _BLOCK_ROWS):
                 slack.largest_norm = max(slack.largest_norm, largest_norm(vectors))
                 passages, seen = self._on_device(first_row, vectors).float(), first_row + len(vectors)
@@ -53,47 +56,26 @@ class DeviceEngine:
         return Candidates(rows.cpu().numpy(), slack.above(worst) if seen > wanted else np.full(len(queries), -np.inf))
 
     def _on_device(self, first_row: int, vectors: Vectors) -> torch.Tensor:
-        kept = self._kept.get(first_row)
-        if kept is None:
-            kept = torch.from_numpy(np.array(vectors)).to(self._device)
-            if self._has_room(kept):
-                self._kept[first_row] = kept
-        return kept
-
-    def _has_room(self, block: torch.Tensor) -> bool:
-        if self._device.type != "cuda":
-            return False
-        free, total = torch.cuda.mem_get_info(self._device)
-        held = sum(tensor.nbytes for tensor in self._kept.values())
-        return held + block.nbytes <= total // 2 and free > total // 4
+        if first_row in self._kept:
+            return self._kept[first_row]
+        block = torch.from_numpy(np.array(vectors)).to(self._device)
+        if self._device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self._device)
+            held = sum(tensor.nbytes for tensor in self._kept.values())
+            if held + block.nbytes <= total // 2 and free > total // 4:
+                self._kept[first_row] = block
+        return block
 
 
 def gathered(blocks: Iterable[tuple[int, Vectors]], rows: int) -> Iterator[tuple[int, Vectors]]:
     """The same vectors in blocks of exactly `rows` rows, but for the last: a GPU wants large ones, a file has small ones."""
     waiting: list[Vectors] = []
-    first, count = 0, 0
+    first = 0
     for _, vectors in in_blocks(blocks, rows):
         waiting.append(vectors)
-        count += len(vectors)
-        while count >= rows:
+        if sum(map(len, waiting)) >= rows:
             joined = np.concatenate(waiting)
             yield first, joined[:rows]
-            waiting, first, count = [joined[rows:]], first + rows, count - rows
-    if count:
+            waiting, first = [joined[rows:]], first + rows
+    if any(map(len, waiting)):
         yield first, np.concatenate(waiting)
-
-
-@contextlib.contextmanager
-def _tf32() -> Iterator[None]:
-    """TF32 for fp32 products on GPUs, for the time being."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def gpu_ladder(engine: Engine, k: int) -> Sequence[tuple[Engine, int]]:
-    """How many candidates to ask for, first and where the proof fails."""
-    return [(engine, k + 64), (engine, 2 * k + 512)]

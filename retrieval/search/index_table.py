@@ -19,8 +19,8 @@ from data.errors import UserError
 from data.tables.manifest import Manifest, ShardRecord, refuse_others
 from data.tables.schemas import INDEX
 from data.tables.shards import describe, open_shard, read_footer, read_row_groups
-from retrieval.search.embedding_table import EmbeddingTable, embedding_matrix, table_paths
-from retrieval.search.exact import Candidates, Engine, Vectors
+from retrieval.search.embedding_table import EmbeddingTable, embedding_matrix, manifest_of, table_paths
+from retrieval.search.exact import Candidates, Vectors
 from retrieval.search.faiss_index import build_index, open_index, search_index
 
 _PART_BYTES = 16 << 20
@@ -68,8 +68,8 @@ def build_index_table(vectors: Path, out: Path, settings: Search, *, report: Cal
 
 def index_key(folder: Path, corpus: EmbeddingTable) -> dict[str, Any]:
     """What an index in `folder` is the index of. Raises UserError where there is none, or it is of other vectors."""
-    manifest = Manifest.read(folder)
-    if manifest is None or manifest.stage != "index":
+    manifest = manifest_of(folder)
+    if manifest.stage != "index":
         raise UserError(f"index={folder} holds no index: make one with `retrieve index`")
     own = manifest.key.get("vectors") or manifest.key.get("inputs", {}).get("embed.corpus")  # of `retrieve index`, of `prep`
     if own != corpus.manifest.content_digest:
@@ -94,24 +94,15 @@ class IndexEngine:
                 continue
             index = open_index(content, probes=self._settings.probes, width=self._settings.width)
             found_scores, found = search_index(index, queries, min(wanted, count), threads=self._threads)
-            found_rows = np.where(found >= 0, found + first_row, -1)
-            all_scores = np.concatenate([scores, np.where(found >= 0, found_scores, -np.inf)], axis=1)
-            all_rows = np.concatenate([rows, found_rows], axis=1)
-            best = np.argsort(-all_scores, axis=1, kind="stable")[:, :wanted]
-            scores, rows = np.take_along_axis(all_scores, best, axis=1), np.take_along_axis(all_rows, best, axis=1)
+            scores = np.concatenate([scores, np.where(found >= 0, found_scores, -np.inf)], axis=1)
+            rows = np.concatenate([rows, np.where(found >= 0, found + first_row, -1)], axis=1)
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :wanted]
+            scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
             first_row += count
         return Candidates(rows, np.full(len(queries), -np.inf))
 
 
 def _content(path: Path) -> tuple[int, bytes]:
     """(vectors of the shard, bytes of its index)."""
-    rows, parts = 0, []
-    for group in read_row_groups(path):
-        rows = group.column("rows")[0].as_py() if group.num_rows else 0
-        parts += [part.as_py() for part in group.column("part")]
-    return rows, b"".join(parts)
-
-
-def index_ladder(engine: Engine, k: int) -> list[tuple[Engine, int]]:
-    """A few more candidates than asked for, since the index ranks by rounded scores."""
-    return [(engine, k + 16)]
+    rows = [row for group in read_row_groups(path) for row in group.to_pylist()]
+    return rows[0]["rows"] if rows else 0, b"".join(row["part"] for row in rows)

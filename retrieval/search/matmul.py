@@ -100,7 +100,7 @@ class LowProduct:
         for part in _parts(len(low)):
             values = torch.from_numpy(np.array(vectors[part])).float()  # a copy: what was read from a file cannot be written to
             low[part] = values
-            rounded = low[part].float()  # norms in fp32 are off by a few units in the last place: a thousandth more covers them
+            rounded = low[part].float()  # norms in fp32: see `largest_norm`
             slack.largest_norm = max(slack.largest_norm, 1.001 * float(rounded.norm(dim=1).max()))
             slack.largest_residual = max(slack.largest_residual, 1.001 * float(values.sub_(rounded).norm(dim=1).max()))
         return low
@@ -110,14 +110,6 @@ class LowProduct:
         with torch.inference_mode():
             for start in range(0, len(block), rows):
                 yield torch.mm(queries, block[start : start + rows].t()).view(torch.int16).numpy()
-
-
-def _fp32_products(queries: NDArray[np.floating], passages: Vectors) -> NDArray[np.float32]:
-    """[n, b] products in the precision of the vectors."""
-    if queries.dtype == np.float32 and onednn.works():
-        with torch.inference_mode():
-            return onednn.linear(torch.from_numpy(queries), torch.from_numpy(passages)).numpy()
-    return np.ascontiguousarray(queries @ passages.T, dtype=np.float32)
 
 
 class FloatProduct:
@@ -143,7 +135,12 @@ class FloatProduct:
     def tiles(self, queries: NDArray[np.floating], block: Vectors, rows: int) -> Iterator[Bits]:
         """See `Product`."""
         for start in range(0, len(block), rows):
-            products = _fp32_products(queries, block[start : start + rows])
+            passages = block[start : start + rows]
+            if self._dtype is np.float32 and onednn.works():
+                with torch.inference_mode():
+                    products = onednn.linear(torch.from_numpy(queries), torch.from_numpy(passages)).numpy()
+            else:
+                products = np.ascontiguousarray(queries @ passages.T, dtype=np.float32)
             if self._dtype is np.float64:  # where ties count: -0.0 becomes 0.0, its equal
                 products += 0
             yield products.view(np.int32)

@@ -28,33 +28,23 @@ class SearchPlan:
     """How a search fits into its memory."""
 
     queries_at_once: int
-    resident: bool  # the corpus is kept in memory, not read anew for each group and pass
+    resident: bool  # the corpus is kept in memory, not read again for each group and pass
     bytes: int  # what it will take at most, beyond what the process has already
 
 
 def plan_search(*, queries: int, rows: int, size: int, k: int, memory: int, threads: int) -> SearchPlan:
-    """Fit a search into `memory` bytes beyond what the process holds.
+    """Fit a search for `k` of `rows` passages of `size` dimensions into `memory` bytes beyond what the process holds.
 
-    Args:
-        queries: how many there are.
-        rows: N, passages.
-        size: D.
-        k: passages a query.
-        memory: bytes.
-        threads: each has a tile of scores.
-
-    Raises:
-        UserError: not even a few queries fit, naming the memory that they need.
+    Raises UserError where not even a few queries fit, naming the memory that they need.
     """
     fixed = BLOCK_ROWS * size * 24 + threads * TILE_BYTES + (64 << 20)
     # Vectors in three formats; for each candidate its places in a list, row, score and sort key; for each result its row and score.
     each = size * 14 + (k + margin(k, rows)) * 72 + k * 24
     least = fixed + min(queries, GROUP_QUERIES) * each
     if memory < least:
-        raise UserError(
-            f"memory_gb leaves {max(0, memory) / 1e9:.2f} GB for the search, which needs {least / 1e9:.2f} GB at k={k:,} and {size} "
-            f"dimensions: set it {(least - memory) / 1e9 + 0.01:.2f} GB higher, or ask for fewer passages"
-        )
+        found = f"memory_gb leaves {max(0, memory) / 1e9:.2f} GB for the search, which needs {least / 1e9:.2f} GB at k={k:,}"
+        remedy = f"set it {(least - memory) / 1e9 + 0.01:.2f} GB higher, or ask for fewer passages"
+        raise UserError(f"{found} and {size} dimensions: {remedy}")
     corpus = rows * size * 2
     resident = corpus <= (memory - least) * 3 // 4  # the rest is for more queries at a time
     at_once = min(_MOST_QUERIES, (memory - fixed - corpus * resident) // each)
@@ -62,12 +52,7 @@ def plan_search(*, queries: int, rows: int, size: int, k: int, memory: int, thre
     return SearchPlan(at_once, resident, fixed + corpus * resident + at_once * each)
 
 
-def memory_left(memory_gb: float) -> int:
-    """Bytes between what this process holds now and the given GB."""
-    return int(memory_gb * 1e9) - resident_bytes()
-
-
-def resident_bytes() -> int:
+def _resident_bytes() -> int:
     """Memory of this process."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -82,15 +67,15 @@ Engines = Callable[[int], Sequence[tuple[Engine, int]]]  # k -> what `exact_sear
 def engines_for(settings: Search, index: Path | None, *, device: str, threads: int) -> Engines | None:
     """What searches: the approximate index in the folder `index`, a GPU, or (None) what suits the processor."""
     if index is not None:
-        from retrieval.search.index_table import IndexEngine, index_ladder
+        from retrieval.search.index_table import IndexEngine
 
         by_index = IndexEngine(index, settings, threads=threads)
-        return lambda k: index_ladder(by_index, k)
+        return lambda k: [(by_index, k + 16)]  # it ranks by rounded scores
     if device == "cuda":
-        from retrieval.search.gpu import DeviceEngine, gpu_ladder
+        from retrieval.search.gpu import DeviceEngine
 
         on_gpu = DeviceEngine(device)
-        return lambda k: gpu_ladder(on_gpu, k)
+        return lambda k: [(on_gpu, k + 64), (on_gpu, 2 * k + 512)]
     return None
 
 
@@ -104,23 +89,9 @@ class Found:
 
 
 class Searcher:
-    """A corpus ready to be searched, by queries in any number of calls.
+    """A corpus ready to be searched, by queries in any number of calls, within a peak memory of the process."""
 
-    Args:
-        corpus: its vectors.
-        memory_gb: peak memory of the process.
-        threads: CPU threads.
-        engines: k -> the engines of `exact_search`; None takes what suits the processor.
-    """
-
-    def __init__(
-        self,
-        corpus: EmbeddingTable,
-        *,
-        memory_gb: float,
-        threads: int = 1,
-        engines: Engines | None = None,
-    ) -> None:
+    def __init__(self, corpus: EmbeddingTable, *, memory_gb: float, threads: int = 1, engines: Engines | None = None) -> None:
         tune_allocator()  # tiles of scores are made and freed all the time
         self.corpus, self._memory_gb, self._threads, self._engines = corpus, memory_gb, threads, engines
         self._matrix: NDArray[np.float16] | None = None
@@ -131,19 +102,16 @@ class Searcher:
         Raises UserError: the memory is too small, or the vectors have different sizes.
         """
         if len(queries) and self.corpus.rows and queries.shape[1] != self.corpus.size:
-            raise UserError(
-                f"{self.corpus.folder} cannot be searched with these queries: "
-                f"queries have {queries.shape[1]} dimensions, the corpus has {self.corpus.size}"
-            )
+            sizes = f"queries have {queries.shape[1]} dimensions, the corpus has {self.corpus.size}"
+            raise UserError(f"{self.corpus.folder} cannot be searched with these queries: {sizes}")
         kept = 0 if self._matrix is None else self._matrix.nbytes
+        memory = int(self._memory_gb * 1e9) - _resident_bytes() + kept
         plan = plan_search(
-            queries=len(queries), rows=self.corpus.rows, size=queries.shape[1], k=k,
-            memory=memory_left(self._memory_gb) + kept, threads=self._threads,
+            queries=len(queries), rows=self.corpus.rows, size=queries.shape[1], k=k, memory=memory, threads=self._threads
         )  # fmt: skip
         if plan.resident and self._matrix is None and self.corpus.rows:
             self._matrix = self.corpus.matrix(threads=self._threads)
-        by_default = cpu_engines(k, threads=self._threads, rows=self.corpus.rows)
-        engines = by_default if self._engines is None else self._engines(k)
+        engines = self._engines(k) if self._engines else cpu_engines(k, threads=self._threads, rows=self.corpus.rows)
         blocks: Iterable[tuple[int, Vectors]] = self.corpus if self._matrix is None else [(0, self._matrix)]
         for start in range(0, len(queries), plan.queries_at_once):
             group = queries[start : start + plan.queries_at_once]
@@ -153,7 +121,7 @@ class Searcher:
         """(how many of the exact k best are among `found` [n, k], how many there are): what an approximate index misses, measured."""
         exact = Searcher(self.corpus, memory_gb=self._memory_gb, threads=self._threads)
         exact._matrix = self._matrix
-        hits = total = 0
+        hits, total = 0, 0
         for part in exact.search(queries, k=k):
             for mine, theirs in zip(found[part.first : part.first + len(part.rows)], part.rows, strict=True):
                 wanted = theirs[theirs >= 0]
@@ -178,20 +146,13 @@ class Searcher:
 
 
 def ranked(found_scores: Scores, found_rows: Rows, ids: pa.ChunkedArray) -> list[tuple[list[str], list[float]]]:
-    """Each query's (doc_ids, scores), best first, ties by doc_id; absent entries are left out.
-
-    Args:
-        found_scores: [n, k] as `exact_search` returns them, falling.
-        found_rows: [n, k] rows of the corpus, -1 where absent.
-        ids: of the whole corpus, by row.
-    """
+    """Each query's (doc_ids, scores) of what `exact_search` returned, best first, ties by doc_id; absent entries are left out."""
     rows = rows_by_id(found_scores, found_rows, ids)
     there = rows >= 0
     names = ids.take(pa.array(rows[there])).to_pylist()
     ends = np.cumsum(there.sum(axis=1)).tolist()
-    return [
-        (names[start:end], scores[: end - start].tolist()) for start, end, scores in zip([0, *ends[:-1]], ends, found_scores, strict=True)
-    ]
+    parts = zip([0, *ends[:-1]], ends, found_scores, strict=True)
+    return [(names[start:end], scores[: end - start].tolist()) for start, end, scores in parts]
 
 
 def rows_by_id(scores: Scores, rows: Rows, ids: pa.ChunkedArray | pa.Array) -> Rows:

@@ -1,8 +1,9 @@
 """The running best of many queries among scores that come a tile at a time, by operations on whole arrays.
 
-Each query has a list with room for more than is wanted, and a bar that a score must reach. A tile is compared with the bars at once; what
-passes is appended to the lists, in order of rows. Where a list has no room left, it is cut to the wanted best and its bar rises. The more
-rows were seen, the fewer pass, so that a search is comparing: a tenth of a nanosecond a score, where a heap takes ten times that.
+Each query has a list with room for more than is wanted, and a threshold that a score must reach. A tile is compared with the thresholds at
+once; what passes is appended to the lists, in order of rows. Where a list has no room left, it is cut to the wanted best and its threshold
+rises. The more rows were seen, the fewer pass, so that a search is comparing: a tenth of a nanosecond a score, where a heap takes ten times
+that.
 
 Scores are held as keys: the bits of a bf16 or fp32 number as an integer, those of negative numbers turned around, rise with the number.
 """
@@ -15,14 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ABSENT = -1
-_RISE_AFTER = 4  # bars rise when the lists have got a quarter of what is wanted since the last time
+_RISE_AFTER = 4  # thresholds rise when the lists have got a quarter of what is wanted since the last time
 
 Bits = NDArray[np.signedinteger[Any]]  # [q, b] int16 or int32: scores as the integers of their bits
-
-
-def bits_of(scores: NDArray[np.floating]) -> Bits:
-    """fp32 scores as the integers of their bits, not copied."""
-    return scores.view(np.int32)
 
 
 def rising(bits: Bits) -> Bits:
@@ -49,27 +45,26 @@ class StreamingTopK:
         self._keys = np.full((queries, self._room), self._lowest, dtype=bits)
         self._rows = np.empty((queries, self._room), dtype=np.int32)
         self._counts = np.zeros(queries, dtype=np.int64)
-        self._bars = np.full(
-            queries, self._lowest, dtype=bits
-        )  # all that is left out is below; so is no entry, but ties of what is left out
-        self._fresh = np.zeros(queries, dtype=np.int64)  # entries since the bar rose
+        # All that is discarded is below its query's threshold; so is no entry, but ties of what is discarded.
+        self._thresholds = np.full(queries, self._lowest, dtype=bits)
+        self._fresh = np.zeros(queries, dtype=np.int64)  # entries since the threshold rose
 
     def offer(self, first_query: int, bits: Bits, first_row: int) -> None:
         """Scores [q, b] of queries from `first_query` on, with rows from `first_row` on. Threads may offer for different queries."""
         if first_row + bits.shape[1] > np.iinfo(np.int32).max:
             raise ValueError("a corpus can have 2,147,483,647 passages")
         part = slice(first_query, first_query + len(bits))
-        bars = self._bars[part]
-        keys = bits if (bars > 0).all() else rising(bits)
-        if (bars == self._lowest).all() and self._counts[part].max(initial=0) + keys.shape[1] > self._room:
-            self._merge(np.arange(part.start, part.stop), keys, first_row)
+        thresholds = self._thresholds[part]
+        keys = bits if (thresholds > 0).all() else rising(bits)
+        if (thresholds == self._lowest).all() and self._counts[part].max(initial=0) + keys.shape[1] > self._room:
+            self._cut(np.arange(part.start, part.stop), keys, first_row)
             return
-        hits = np.flatnonzero(keys >= np.maximum(bars, self._lowest + 1)[:, None])
+        hits = np.flatnonzero(keys >= np.maximum(thresholds, self._lowest + 1)[:, None])
         new = _counts(hits, keys.shape)
         if (full := self._counts[part] + new > self._room).any():
             self._cut(first_query + np.flatnonzero(full))
             if (full := self._counts[part] + new > self._room).any():
-                self._merge(first_query + np.flatnonzero(full), keys[full], first_row)
+                self._cut(first_query + np.flatnonzero(full), keys[full], first_row)
                 hits = hits[np.repeat(~full, new)]
                 new[full] = 0
         self._append(part, keys, hits, new, first_row)
@@ -84,45 +79,29 @@ class StreamingTopK:
         counts += new
         self._fresh[part] += new
         if self._fresh[part].sum() * _RISE_AFTER > len(new) * self._wanted:
-            self._raise_bars(part)
+            width = int(counts.max(initial=0))
+            if width >= self._wanted:
+                thresholds = self._thresholds[part]
+                np.maximum(thresholds, _kth(self._keys[part, :width], self._wanted), out=thresholds)
+            self._fresh[part] = 0
 
-    def _raise_bars(self, part: slice) -> None:
-        width = int(self._counts[part].max(initial=0))
-        if width >= self._wanted:
-            bars = self._bars[part]
-            np.maximum(bars, _kth(self._keys[part, :width], self._wanted), out=bars)
-        self._fresh[part] = 0
-
-    def _cut(self, queries: NDArray[np.int64]) -> None:
-        """Leave the wanted best entries of some queries [q], and what ties with them, if it is not too much."""
+    def _cut(self, queries: NDArray[np.int64], new: Bits | None = None, first_row: int = 0) -> None:
+        """Leave the wanted best entries of some queries [q], with those of scores `new` [q, b], and what ties with them."""
         width = int(self._counts[queries].max(initial=0))
-        if width < self._wanted:
+        keys, thresholds = self._keys[queries, :width], self._thresholds[queries]
+        if new is not None and not width and (thresholds == self._lowest).all():
+            keys = new
+        elif new is not None:
+            keys = np.concatenate([keys, np.where(new >= thresholds[:, None], new, self._lowest)], axis=1)
+        elif width < self._wanted:
             return
-        keys = self._keys[queries, :width]
-        worst = _kth(keys, self._wanted)
+        worst = _kth(keys, self._wanted) if keys.shape[1] >= self._wanted else np.full(len(queries), self._lowest, keys.dtype)
         hits = np.flatnonzero(keys >= np.maximum(worst, self._lowest + 1)[:, None])
-        self._replace(queries, keys, hits, worst, self._rows[queries, :width].reshape(-1)[hits])
-
-    def _merge(self, queries: NDArray[np.int64], keys: Bits, first_row: int) -> None:
-        """Cut the lists of some queries [q], together with scores [q, b], to the wanted best."""
-        width = int(self._counts[queries].max(initial=0))
-        bars = self._bars[queries]
-        if width or (bars > self._lowest).any():
-            keys = np.concatenate([self._keys[queries, :width], np.where(keys >= bars[:, None], keys, self._lowest)], axis=1)
-        worst = _kth(keys, self._wanted) if keys.shape[1] >= self._wanted else np.full(len(queries), self._lowest)
-        hits = np.flatnonzero(keys >= np.maximum(worst, self._lowest + 1)[:, None])
-        columns = hits - np.repeat(np.arange(len(queries)) * keys.shape[1], _counts(hits, keys.shape))
-        rows = columns + (first_row - width)
-        if width:
-            held = np.flatnonzero(columns < width)
-            rows[held] = self._rows[queries[hits[held] // keys.shape[1]], columns[held]]
-        self._replace(queries, keys, hits, worst, rows)
-
-    def _replace(
-        self, queries: NDArray[np.int64], keys: Bits, hits: NDArray[np.int64], worst: Bits, rows: NDArray[np.integer[Any]]
-    ) -> None:
-        """Make the entries at the flat places `hits` of `keys` [q, b] and their rows the lists of the queries."""
         counts, found = _counts(hits, keys.shape), keys.reshape(-1)[hits]
+        columns = hits - np.repeat(np.arange(len(queries)) * keys.shape[1], counts)
+        rows = columns + (first_row - width)
+        held = np.flatnonzero(columns < width)
+        rows[held] = self._rows[queries[hits[held] // keys.shape[1]], columns[held]]
         crowded = counts > (self._wanted + self._room) // 2
         if crowded.any():  # too many tie with the worst: the first of them stay, and those to come must be better
             most = np.where(crowded, self._wanted, self._room)
@@ -132,7 +111,7 @@ class StreamingTopK:
         self._keys[queries] = self._lowest
         self._keys.reshape(-1)[places], self._rows.reshape(-1)[places] = found, rows
         self._counts[queries], self._fresh[queries] = counts, 0
-        self._bars[queries] = np.maximum(self._bars[queries], worst + crowded.astype(worst.dtype))
+        self._thresholds[queries] = np.maximum(thresholds, worst + crowded.astype(worst.dtype))
 
     def cut(self, first_query: int, last_query: int) -> None:
         """Leave the wanted best of some queries, and what ties with them."""
@@ -143,10 +122,11 @@ class StreamingTopK:
         width = int(self._counts.max(initial=0))
         return np.where(self._keys[:, :width] == self._lowest, np.int32(_ABSENT), self._rows[:, :width])
 
-    def left_out(self) -> NDArray[np.float64]:
+    def discarded_bound(self) -> NDArray[np.float64]:
         """[n] the highest score that a row which is not kept can have; -inf where none was refused."""
-        bars = self._bars
-        return np.where(bars == self._lowest, -np.inf, numbers_of(np.maximum(bars, self._lowest + 1) - bars.dtype.type(1)))
+        thresholds = self._thresholds
+        below = np.maximum(thresholds, self._lowest + 1) - thresholds.dtype.type(1)
+        return np.where(thresholds == self._lowest, -np.inf, numbers_of(below))
 
 
 def room_for(wanted: int) -> int:

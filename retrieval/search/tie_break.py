@@ -8,13 +8,7 @@ from numpy.typing import NDArray
 
 
 def ties_by_id(rows: NDArray[np.int64], scores: NDArray[np.floating], ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
-    """The rows with each run of equal scores in the order of their ids.
-
-    Args:
-        rows: [n] rows of the corpus, best first.
-        scores: [n] their scores, falling.
-        ids: of the whole corpus, by row.
-    """
+    """Rows [n] of the corpus, best first, with each run of equal scores [n] in the order of their ids. `ids`: of the whole corpus."""
     equal = scores[1:] == scores[:-1]
     if not equal.any():
         return rows

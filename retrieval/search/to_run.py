@@ -36,13 +36,13 @@ def search_to_run(
 
     Raises UserError: the tables cannot be searched with each other, or a run cannot hold an id.
     """
-    names = np.array(queries.ids.to_pylist(), dtype=object)
-    order = np.array(sorted((row for row, name in enumerate(names) if only is None or name in only), key=names.__getitem__), dtype=np.int64)
+    ids = queries.ids.to_pylist()
+    order = np.array(sorted((row for row, name in enumerate(ids) if only is None or name in only), key=ids.__getitem__), dtype=np.int64)
     if only is not None and not len(order):
         raise UserError(f"{queries.folder} has none of the {len(only):,} judged queries ({min(only)}, ...): do they belong together?")
-    vectors = queries.matrix()[order]
-    key: dict[str, Any] = {"queries": queries.manifest.content_digest, "only": [str(names[row]) for row in order]}
-    key |= {"corpus": searcher.corpus.manifest.content_digest, "k": k, **(how or {})}
+    vectors, names = queries.matrix()[order], [ids[row] for row in order.tolist()]
+    key = {"queries": queries.manifest.content_digest, "only": names, "corpus": searcher.corpus.manifest.content_digest, "k": k}
+    key |= how or {}
     parts = out.with_name(f".{out.name}.{json_digest(key)[:16]}.parts")
     starts = range(0, len(order), GROUP_QUERIES)
     missing = [start for start in starts if not _part(parts, start).exists()]
@@ -53,27 +53,21 @@ def search_to_run(
         lists = ranked(found.scores, found.rows, searcher.corpus.ids)
         for start in range(0, len(lists), GROUP_QUERIES):
             places = wanted[found.first + start : found.first + start + GROUP_QUERIES]
-            text = "".join(
-                run_lines(str(names[order[place]]), zip(*listed, strict=True), tag=TAG, path=out)
-                for place, listed in zip(places.tolist(), lists[start : start + GROUP_QUERIES], strict=True)
-            )
+            listed = zip(places.tolist(), lists[start : start + GROUP_QUERIES], strict=True)
+            text = "".join(run_lines(names[place], zip(*found_list, strict=True), tag=TAG, path=out) for place, found_list in listed)
             atomic_write(_part(parts, int(places[0])), text.encode())
         done += len(lists)
         report(done, len(order))
-    _join([_part(parts, start) for start in starts], out)
+    with atomic_path(out) as temporary, open(temporary, "wb") as file:
+        for start in starts:
+            try:
+                file.write(_part(parts, start).read_bytes())
+            except FileNotFoundError as error:
+                gone = f"{_part(parts, start)} is gone"
+                raise UserError(f"{gone}: another search with the same out={out} has just finished?") from error
     shutil.rmtree(parts, ignore_errors=True)
     return len(order)
 
 
 def _part(folder: Path, start: int) -> Path:
     return folder / f"{start:09d}.run"
-
-
-def _join(parts: list[Path], out: Path) -> None:
-    with atomic_path(out) as temporary, open(temporary, "wb") as file:
-        for part in parts:
-            try:
-                with open(part, "rb") as source:
-                    shutil.copyfileobj(source, file)
-            except FileNotFoundError as error:
-                raise UserError(f"{part} is gone: another search with the same out={out} has just finished?") from error

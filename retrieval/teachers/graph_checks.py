@@ -8,10 +8,9 @@ from pathlib import Path
 from data.errors import UserError
 from retrieval.checkpoints.checks import check_token_rows
 from retrieval.checkpoints.model_lengths import check_length, most_positions, usual_length
-from retrieval.teachers.onnx import GRAPH_NAME, OnnxGraph, read_graph
+from retrieval.teachers.onnx import GRAPH_NAME, INPUTS, OnnxGraph, read_graph
 from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_modules, refuse_templates
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _INTEGERS, _NUMBERS = ("int64", "int32"), ("int64", "int32", "bool", "float32", "float16")
 # Their first positions belong to padding (`retrieval.checkpoints.model_lengths`).
 _POSITIONS_AFTER_PADDING, _BEFORE_THE_FIRST = re.compile("roberta|camembert|mpnet"), 2

@@ -1,33 +1,28 @@
-"""What an ONNX file says of itself: inputs, output, operators, and the files beside it that hold its weights.
+"""A cross-encoder in a folder with model.onnx: what its file says of itself, read by the package `onnx`, and ONNX Runtime to compute it.
 
-The file is walked as protobuf (onnx.proto, field numbers below), weights are stepped over: 0.1 s, also where it has gigabytes. So a plan
-need not start ONNX Runtime, and the package `onnx` is not needed.
+Both come with the extra `onnx`. Weights beside the file are not read for a plan.
 """
 
 from __future__ import annotations
 
 import functools
-import mmap
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from data.digests import file_stamp
 from data.errors import UserError
 from retrieval.checkpoints.files import refuse_placeholder
 
 GRAPH_NAME = "model.onnx"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_EXTRA = "teacher.backend=onnx needs ONNX Runtime: pip install 'adam-distillation[onnx]'"
 _TYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}  # TensorProto.DataType
-_EXTERNAL = 1  # TensorProto.DataLocation
-_MODEL_GRAPH, _MODEL_FUNCTION, _FUNCTION_NODE = 7, 25, 7
-_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE = 1, 5, 11, 12, 15
-_NODE_OPERATOR, _NODE_ATTRIBUTE = 4, 5
-_ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
-_TENSOR_DIMS, _TENSOR_NAME, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 8, 13, 14
-
-Bytes = memoryview
-Message = dict[int, list[int | Bytes]]  # a field's number -> its values
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,13 @@ class Value:
 
     kind: str
     dims: tuple[int | None, ...] | None
+
+    @staticmethod
+    def of(info: Any) -> Value:
+        """From a ValueInfoProto. Exporters write 0 and -1, too, for a dimension that is not fixed."""
+        tensor = info.type.tensor_type
+        dims = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
+        return Value(_TYPES.get(tensor.elem_type, f"type {tensor.elem_type}"), dims if tensor.HasField("shape") else None)
 
 
 @dataclass
@@ -67,9 +69,30 @@ class OnnxGraph:
         dims = self.inputs["input_ids"].dims or ()
         return dims[place] if len(dims) == 2 else None
 
+    def note_nodes(self, nodes: Iterable[Any]) -> None:
+        """Operators, and weights of constants and of graphs within."""
+        for node in nodes:
+            self.operators.add(node.op_type)
+            for attribute in node.attribute:
+                self.note_weights([attribute.t, *attribute.tensors], [attribute.sparse_tensor, *attribute.sparse_tensors])
+                for inner in (attribute.g, *attribute.graphs):
+                    self.note_graph(inner)
 
-class _Damaged(Exception):
-    """The bytes are no protobuf message."""
+    def note_graph(self, graph: Any) -> None:
+        """Operators and weights of a graph, which may be one within another."""
+        self.note_nodes(graph.node)
+        self.note_weights(graph.initializer, graph.sparse_initializer)
+
+    def note_weights(self, tensors: Iterable[Any], sparse: Iterable[Any]) -> None:
+        """Shapes of tensors, and the files that hold them."""
+        for tensor in [*tensors, *(part for pair in sparse for part in (pair.values, pair.indices))]:
+            if tensor.name:
+                self.weights[tensor.name] = tuple(tensor.dims)
+            if tensor.data_location == tensor.EXTERNAL:
+                entries = {entry.key: entry.value for entry in tensor.external_data}
+                end = sum(int(entries[key]) for key in ("offset", "length") if entries.get(key, "").isdecimal())
+                location = entries.get("location", "")
+                self.external[location] = max(self.external.get(location, 0), end)
 
 
 def read_graph(folder: Path) -> OnnxGraph:
@@ -84,154 +107,92 @@ def read_graph(folder: Path) -> OnnxGraph:
     graph = _graph_of(path, file_stamp(path))
     for name, size in graph.external.items():
         beside = folder / name
-        if not _is_inside(name):
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"{path} keeps weights in {name}, outside its folder, which ONNX Runtime does not open: save it again")
         if not (beside.is_file() or beside.is_symlink()):
             raise UserError(f"{path} keeps weights in {name}, which is not beside it: copy or fetch that file too")
         refuse_placeholder(beside)
-        if beside.stat().st_size < size:
-            found = beside.stat().st_size
+        if (found := beside.stat().st_size) < size:
             raise UserError(f"{beside} is cut short: it has {found:,} bytes, {GRAPH_NAME} asks for {size:,}; fetch it again")
     return graph
 
 
-def _is_inside(name: str) -> bool:
-    return bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
-
-
 @functools.lru_cache(maxsize=8)
 def _graph_of(path: Path, stamp: str) -> OnnxGraph:
+    try:
+        from onnx import ModelProto
+    except ImportError as error:
+        raise UserError(_EXTRA) from error
     graph = OnnxGraph()
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as whole:
-        try:
-            found = _read_model(whole, graph)
-        except (_Damaged, UnicodeDecodeError, RecursionError):
-            found = False
-    if not found:
+    try:
+        model = ModelProto.FromString(path.read_bytes())
+        graph.note_graph(model.graph)
+        for function in model.functions:
+            graph.note_nodes(function.node)
+        graph.inputs = {info.name: Value.of(info) for info in model.graph.input if info.name not in graph.weights}  # older files list them
+        graph.outputs = {info.name: Value.of(info) for info in model.graph.output}
+        names = [*graph.inputs, *graph.outputs, *graph.weights, *graph.external, *graph.operators]
+        whole = bool(graph.outputs) and all(isinstance(name, str) for name in names)  # bytes: no UTF-8
+    except Exception:  # of the protobuf library in use, whose kinds differ
+        whole = False
+    if not whole:
         raise UserError(f"{path} is no whole ONNX graph ({path.stat().st_size:,} bytes): it is cut short or damaged, fetch it again")
     return graph
 
 
-def _message(content: Bytes) -> Message:
-    """The fields of a message. Values of a fixed width are passed over."""
-    fields: Message = {}
-    at, end = 0, len(content)
-    while at < end:
-        tag, at = _varint(content, at)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            value, at = _varint(content, at)
-            fields.setdefault(number, []).append(value)
-            continue
-        if wire == 2:
-            size, at = _varint(content, at)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-        else:
-            raise _Damaged
-        if at + size > end:
-            raise _Damaged
-        if wire == 2:
-            fields.setdefault(number, []).append(content[at : at + size])
-        at += size
-    return fields
+class OnnxCrossEncoder:
+    """A folder with model.onnx, under ONNX Runtime.
+
+    A dynamically quantised graph takes its activation scale from the whole batch, so a logit would depend on its neighbours, by
+    up to 0.1 on int8 MiniLM, and on what happens to be cached. Such a graph gets each pair alone; on a CPU that costs 7 %. So does one
+    without attention_mask, to which padding is text. Inputs are cast to what the graph wants; where its batch or length is fixed, batches
+    are filled up to that.
+    """
+
+    def __init__(self, folder: Path, *, device: str, threads: int, batch_tokens: int) -> None:
+        self._session = _session(folder / GRAPH_NAME, device=device, threads=threads)
+        graph = read_graph(folder)
+        one_by_one = "DynamicQuantizeLinear" in graph.operators or not graph.masks_padding
+        self.batch_tokens = 1 if one_by_one else batch_tokens
+        self.length_multiple = graph.length or 1
+        self.one_thread_each = False  # the session has threads of its own
+        self.packs = False
+        self._kinds = {name: value.kind for name, value in graph.inputs.items()}
+        self._batch = graph.batch
+        self._output = next(iter(graph.outputs))
+
+    def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[n, L] arrays to [n] raw fp32 logits."""
+        arrays = dict(zip(INPUTS, (ids, mask, segments), strict=True))
+        inputs = {name: arrays[name].astype(kind) for name, kind in self._kinds.items()}
+        size = self._batch or len(ids)
+        parts = [self._run({name: array[start : start + size] for name, array in inputs.items()}) for start in range(0, len(ids), size)]
+        return np.concatenate(parts)
+
+    def _run(self, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The logits of at most as many pairs as the graph takes; its last places are filled with the last pair again."""
+        pairs = len(inputs["input_ids"])
+        if self._batch:
+            inputs = {name: array[np.minimum(np.arange(self._batch), pairs - 1)] for name, array in inputs.items()}
+        (logits,) = self._session.run([self._output], inputs)
+        if logits.size != len(inputs["input_ids"]):
+            raise UserError(f"teacher.model: the ONNX graph gives {list(logits.shape)} for {pairs} pairs; one logit a pair is needed")
+        return logits.reshape(-1)[:pairs].astype(np.float32)
 
 
-def _varint(content: Bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(content) and shift < 64:
-        byte = content[at]
-        value, at, shift = value | (byte & 0x7F) << shift, at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-    raise _Damaged
-
-
-def _parts(message: Message, *numbers: int) -> list[Bytes]:
-    values = [value for number in numbers for value in message.get(number, [])]
-    if any(isinstance(value, int) for value in values):
-        raise _Damaged
-    return cast(list[Bytes], values)
-
-
-def _text(message: Message, number: int) -> str:
-    """The last one counts, as for all fields that are no lists."""
-    return bytes((_parts(message, number) or [memoryview(b"")])[-1]).decode()
-
-
-def _numbers(message: Message, number: int) -> list[int]:
-    """Integers, each in a field of its own or all packed into one."""
-    numbers: list[int] = []
-    for value in message.get(number, []):
-        if isinstance(value, int):
-            numbers.append(value)
-            continue
-        at = 0
-        while at < len(value):
-            found, at = _varint(value, at)
-            numbers.append(found)
-    return numbers
-
-
-def _read_model(content: Bytes, graph: OnnxGraph) -> bool:
-    model = _message(content)
-    for part in _parts(model, _MODEL_GRAPH):
-        outermost = _message(part)
-        _read_graph(outermost, graph)
-        graph.inputs |= map(_read_value, _parts(outermost, _GRAPH_INPUT))
-        graph.outputs |= map(_read_value, _parts(outermost, _GRAPH_OUTPUT))
-    for function in _parts(model, _MODEL_FUNCTION):
-        for node in _parts(_message(function), _FUNCTION_NODE):
-            _read_node(_message(node), graph)
-    # Older files list their weights among the inputs.
-    graph.inputs = {name: value for name, value in graph.inputs.items() if name not in graph.weights}
-    return bool(graph.outputs)
-
-
-def _read_graph(part: Message, graph: OnnxGraph) -> None:
-    """Operators and weights of a graph, which may be one within another."""
-    for node in _parts(part, _GRAPH_NODE):
-        _read_node(_message(node), graph)
-    for tensor in [*_parts(part, _GRAPH_INITIALIZER), *_sparse_tensors(part, _GRAPH_SPARSE)]:
-        _read_tensor(_message(tensor), graph)
-
-
-def _read_node(node: Message, graph: OnnxGraph) -> None:
-    graph.operators.add(_text(node, _NODE_OPERATOR))
-    for attribute in map(_message, _parts(node, _NODE_ATTRIBUTE)):
-        for tensor in [*_parts(attribute, *_ATTRIBUTE_TENSORS), *_sparse_tensors(attribute, *_ATTRIBUTE_SPARSE)]:
-            _read_tensor(_message(tensor), graph)
-        for inner in _parts(attribute, *_ATTRIBUTE_GRAPHS):
-            _read_graph(_message(inner), graph)
-
-
-def _sparse_tensors(message: Message, *numbers: int) -> list[Bytes]:
-    """Values and indices of sparse tensors."""
-    return [tensor for sparse in _parts(message, *numbers) for tensor in _parts(_message(sparse), 1, 2)]
-
-
-def _read_tensor(tensor: Message, graph: OnnxGraph) -> None:
-    if name := _text(tensor, _TENSOR_NAME):
-        graph.weights[name] = tuple(_numbers(tensor, _TENSOR_DIMS))
-    if _numbers(tensor, _TENSOR_LOCATION)[-1:] == [_EXTERNAL]:
-        entries = {_text(entry, 1): _text(entry, 2) for entry in map(_message, _parts(tensor, _TENSOR_EXTERNAL))}
-        end = sum(int(entries[key]) for key in ("offset", "length") if entries.get(key, "").isdecimal())
-        location = entries.get("location", "")
-        graph.external[location] = max(graph.external.get(location, 0), end)
-
-
-def _read_value(part: Bytes) -> tuple[str, Value]:
-    """ValueInfoProto: name, and type.tensor_type with element type and shape."""
-    value, kind, dims = _message(part), "", None
-    for tensor in [_message(tensor) for of_type in _parts(value, 2) for tensor in _parts(_message(of_type), 1)]:
-        for code in _numbers(tensor, 1):
-            kind = _TYPES.get(code, f"type {code}")
-        for shape in _parts(tensor, 2):
-            dims = tuple(_dimension(_message(dim)) for dim in _parts(_message(shape), 1))
-    return _text(value, 1), Value(kind, dims)
-
-
-def _dimension(message: Message) -> int | None:
-    """A fixed dimension; exporters write 0 and -1, too, for one that is not."""
-    fixed = _numbers(message, 1)
-    return fixed[0] if fixed and 0 < fixed[0] < 1 << 63 else None
+def _session(path: Path, *, device: str, threads: int) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(_EXTRA) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise UserError(f"ONNX Runtime here lacks {provider}: install onnxruntime-gpu, or use runner.device=cpu")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # its kinds have no common ancestor but this
+        raise UserError(f"teacher.model: ONNX Runtime does not open {path}: {' '.join(str(error).split())}") from error

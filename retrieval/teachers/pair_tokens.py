@@ -1,6 +1,6 @@
 """(query, candidate) pairs as the cross-encoder reads them, each text tokenised once and the pairs put together from the stored ids.
 
-A query stands in front of dozens of candidates, and a passage behind several queries: tokenising every pair anew would be most of the
+A query stands in front of dozens of candidates, and a passage behind several queries: tokenising every pair again would be most of the
 work of a fast GPU's host. The result is what the tokenizer's own pair encoding gives (special tokens, segment ids, truncation of the
 longer part first); that is tried out when a tokenizer is loaded, and one that differs is asked for every pair.
 """
@@ -62,7 +62,7 @@ class PairTemplate:
 
     def join(self, first: NDArray[np.int32], second: NDArray[np.int32], *, max_tokens: int) -> PairEncoding:
         """The pair of two token sequences, cut to `max_tokens`."""
-        kept = longest_first(len(first), len(second), room=max_tokens - self.added)
+        kept = truncate_longest_first(len(first), len(second), room=max_tokens - self.added)
         truncated = kept != (len(first), len(second))
         ids = np.concatenate([self.before, first[: kept[0]], self.between, second[: kept[1]], self.after])
         before, of_first, between, of_second, after = self.segments
@@ -70,7 +70,7 @@ class PairTemplate:
         return PairEncoding(ids, segments, truncated)
 
 
-def longest_first(first: int, second: int, *, room: int) -> tuple[int, int]:
+def truncate_longest_first(first: int, second: int, *, room: int) -> tuple[int, int]:
     """How many tokens of each sequence stay: the longer is cut first, then both to a half.
 
     The rule of huggingface/tokenizers, `utils/truncation.rs`, where the odd token goes to the longer one.
@@ -90,38 +90,30 @@ class PairTokenizer:
 
     def __init__(self, folder: Path, *, max_tokens: int, kept_tokens: int = _KEPT_TOKENS, trusted: bool = False) -> None:
         self._tokenizer = Tokenizer(folder, trusted=trusted)
-        self._max_tokens, self._kept_tokens = max_tokens, kept_tokens
+        self._max_tokens = max_tokens
+        self._kept_tokens = kept_tokens
         self._seen: OrderedDict[bytes, NDArray[np.int32]] = OrderedDict()
         self._seen_tokens = 0
         self.pad_id = self._tokenizer.pad_id
         self.backend = self._tokenizer.backend
-        self._template = PairTemplate.of(self._tokenizer)
-        if self._template is not None and not self._agrees():
-            self._template = None
-
-    @property
-    def template(self) -> PairTemplate | None:
-        """What is put around the ids of two texts; None where the tokenizer encodes every pair."""
-        return self._template
+        self.template = PairTemplate.of(self._tokenizer)  # what is put around two texts' ids; None: the tokenizer encodes every pair
+        if self.template is not None and not self._agrees():
+            self.template = None
 
     def _agrees(self) -> bool:
         pairs = [(first, second) for first in _PROBES for second in _PROBES]
-        theirs = self._tokenizer.encode_pairs(pairs, max_tokens=self._max_tokens)
-        ours = self.encode(pairs)
-        return all(
-            our.ids.tolist() == ids and our.segments.tolist() == segments and our.truncated == truncated
-            for our, (ids, segments, truncated) in zip(ours, theirs, strict=True)
-        )
+        ours = [(pair.ids.tolist(), pair.segments.tolist(), pair.truncated) for pair in self.encode(pairs)]
+        return ours == self._tokenizer.encode_pairs(pairs, max_tokens=self._max_tokens)
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[PairEncoding]:
         """Each (query, candidate) as one sequence of at most `max_tokens`, the longer part cut first. Marks become special tokens
         in the candidate."""
-        if self._template is None:
+        if self.template is None:
             theirs = self._tokenizer.encode_pairs(list(pairs), max_tokens=self._max_tokens)
             return [PairEncoding(np.array(ids, np.int32), np.array(segments, np.int32), cut) for ids, segments, cut in theirs]
         firsts = self._ids([query for query, _ in pairs])
         seconds = self._ids([self._tokenizer.with_special_tokens(text) for _, text in pairs])
-        return [self._template.join(first, second, max_tokens=self._max_tokens) for first, second in zip(firsts, seconds, strict=True)]
+        return [self.template.join(first, second, max_tokens=self._max_tokens) for first, second in zip(firsts, seconds, strict=True)]
 
     def _ids(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """The token ids of the texts without special tokens, each distinct text tokenised once."""
@@ -129,21 +121,14 @@ class PairTokenizer:
         new = {digest: text for digest, text in zip(digests, texts, strict=True) if digest not in self._seen}
         fresh = dict(zip(new, self._tokenizer.bare_ids(list(new.values())), strict=True))
         found = [fresh[digest] if digest in fresh else self._seen[digest] for digest in digests]
-        for digest in dict.fromkeys(digests):
-            self._remember(digest, fresh.get(digest))
-        return found
-
-    def _remember(self, digest: bytes, ids: NDArray[np.int32] | None) -> None:
-        """Keep new ids, or note that known ones were used; the longest unused go first."""
-        if ids is None:
-            if digest in self._seen:
-                self._seen.move_to_end(digest)
-            return
-        self._seen[digest] = ids
-        self._seen_tokens += len(ids)
-        while self._seen_tokens > self._kept_tokens:
+        for digest, ids in zip(digests, found, strict=True):
+            self._seen_tokens += 0 if digest in self._seen else len(ids)
+            self._seen[digest] = ids
+            self._seen.move_to_end(digest)
+        while self._seen_tokens > self._kept_tokens:  # those not used for longest go first
             _, gone = self._seen.popitem(last=False)
             self._seen_tokens -= len(gone)
+        return found
 
 
 class StoredPairs:

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import UserError
-from retrieval.checkpoints.files import module_list, read_json, transformer_folder
+from retrieval.checkpoints.files import module_list, read_json, tokenizer_settings, transformer_folder
 from retrieval.checkpoints.folder_file import FolderFile
-from retrieval.checkpoints.transformer_keys import check_arguments, check_truncation_side
+from retrieval.checkpoints.sentence_transformers_files import check_arguments, check_truncation_side
 
 ONE_OUTPUT = "a cross-encoder with one output (num_labels=1) is needed"
-_QUERY, _PASSAGE = ("query",), ("document", "passage")
 
 
 def refuse_modules(folder: Path, *, option: str) -> None:
@@ -34,7 +33,8 @@ def refuse_templates(folder: Path, *, option: str) -> None:
     """Raises UserError for a template of query and document, a prompt, a cut on the left, or arguments of sentence-transformers."""
     weights = transformer_folder(folder)
     for place, template in _templates(*dict.fromkeys((folder, weights))):
-        if all(any(_has(template, word) for word in words) for words in (_QUERY, _PASSAGE)):
+        # A role or a variable of this name; the word in running text is none.
+        if all(re.search(rf"""(['"])({names})\1|\{{\{{-?\s*({names})\b""", template) for names in ("query", "document|passage")):
             raise UserError(
                 f"{option}: {folder} has a template for query and document ({place}), which teachers do not read yet: its logits would be "
                 "of other texts than those it was trained on; choose a teacher that reads plain pairs"
@@ -51,7 +51,7 @@ def _lowers(weights: Path) -> bool:
     """Whether a tokenizer lower-cases texts itself; one without tokenizer.json is BERT's, which does as its own settings say."""
     if not (weights / "tokenizer.json").is_file():
         return True
-    normalizer = json.dumps(read_json(weights / "tokenizer.json").get("normalizer"))
+    normalizer = json.dumps(tokenizer_settings(weights).get("normalizer"))
     return '"lowercase": true' in normalizer or '"Lowercase"' in normalizer
 
 
@@ -59,10 +59,8 @@ def _refuse_prompt(folder: Path, *, option: str) -> None:
     path = folder / "config_sentence_transformers.json"
     settings = read_json(path)
     prompts = settings.get("prompts")
-    if not isinstance(prompts, dict):
-        return
-    for name in (settings.get("default_prompt_name"), *_QUERY, *_PASSAGE):
-        if name is not None and (prompt := prompts.get(str(name))):
+    for name in (settings.get("default_prompt_name"), "query", "document", "passage"):
+        if isinstance(prompts, dict) and name is not None and (prompt := prompts.get(str(name))):
             raise UserError(
                 f"{option}: {folder} asks for the prompt {name!r} ({prompt!r} in its {path.name}), which teachers do not read yet; choose "
                 "another teacher, or take the prompt out of that file if pairs are to be read without it"
@@ -81,8 +79,3 @@ def _templates(*folders: Path) -> Iterator[tuple[str, str]]:
                 text = template.get("template") if isinstance(template, dict) else template
                 if isinstance(text, str):
                     yield f"chat_template in {name}", text
-
-
-def _has(template: str, word: str) -> bool:
-    """Whether a template has a role or a variable of this name; the word in running text is none."""
-    return re.search(rf"""(['"]){word}\1|\{{\{{-?\s*{word}\b""", template) is not None

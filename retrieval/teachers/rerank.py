@@ -1,28 +1,27 @@
-"""A run's first passages in the order of a cross-encoder: what a teacher makes of a student's list."""
+"""A run's first passages in the order of a teacher: what it makes of a student's list."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data.config.settings import Teacher
+from data.config import settings
 from data.digests import DigestCache
 from data.errors import RunFailed, UserError
 from data.formats.trec import Run
 from retrieval.search.stored_texts import texts_of
-from retrieval.teachers.cross_encoder import load_cross_encoder, resolve_teacher, score_pairs
-from retrieval.teachers.pair_tokens import PairTokenizer
+from retrieval.teachers.backends import resolve_teacher
+from retrieval.teachers.base import TeacherSettings
 
 PAIRS_A_READING = 200_000  # whose texts are held at once, about 100 MB; the corpus table is read once for so many
-
-Pair = tuple[str, str]  # query_id, doc_id
 
 
 def rerank(
     run: Run,
-    teacher: Teacher,
+    teacher: settings.Teacher,
     *,
     queries: Path,
     corpus: Path,
@@ -36,54 +35,38 @@ def rerank(
 
     What lies below `depth` is left out: a list then holds nothing but the teacher's logits, and its scores are of one kind.
 
-    Args:
-        run: the lists to be ranked anew.
-        teacher: the cross-encoder and its settings; `compile=auto` does not compile here.
-        queries: a stored table of schema QUERIES.
-        corpus: a stored table of schema CORPUS.
-        depth: passages a query.
-        device: cpu or cuda.
-        threads: CPU threads.
-        pairs_a_reading: how many pairs' texts are in memory at once.
-        report: is told of the progress, a line every `teacher.segment_pairs` pairs.
+    `queries` and `corpus` are stored tables, of which the texts of `pairs_a_reading` pairs are in memory at once. `report` gets a line
+    every `teacher.segment_pairs` pairs.
 
     Raises:
         UserError: a query or passage of the run that its table does not have; whatever `resolve_teacher` refuses.
-        RunFailed: the teacher's files changed meanwhile; see `score_pairs`.
+        RunFailed: the teacher's files changed meanwhile, or what it gives is no logit.
     """
     spec, digests = resolve_teacher(teacher, device=device), DigestCache(Path(os.devnull))
     key = spec.key(digests)
     query_texts = _all_texts(list(run), queries, id_name="query_id", what="queries")
-    cut = {query: entries[:depth] for query, entries in run.items()}
-    total, done, started = sum(map(len, cut.values())), 0, time.monotonic()
-    tokenizer = PairTokenizer(spec.folder, max_tokens=spec.max_tokens, trusted=spec.trust_remote_code)
-    compiled = teacher.compile == "on" and teacher.backend == "torch"
-    model = load_cross_encoder(spec, device=device, threads=threads, batch_tokens=teacher.batch_tokens, compiled=compiled)
+    pairs = [(query, doc_id) for query, entries in run.items() for doc_id, _ in entries[:depth]]
+    opened = spec.open(TeacherSettings.of(teacher, device=device, threads=threads))
     logits: dict[str, list[tuple[str, float]]] = {query: [] for query in run}
-    for pairs in _readings(cut, size=pairs_a_reading):
-        texts = _all_texts([doc_id for _, doc_id in pairs], corpus, id_name="doc_id", what="passages")
-        for start in range(0, len(pairs), teacher.segment_pairs):
-            segment = pairs[start : start + teacher.segment_pairs]
-            encoded = tokenizer.encode([(query_texts[query], texts[doc_id]) for query, doc_id in segment])
-            for (query, doc_id), logit in zip(segment, score_pairs(model, encoded, pad_id=tokenizer.pad_id).tolist(), strict=True):
+    started, done = time.monotonic(), 0
+    for reading in _parts(pairs, pairs_a_reading):
+        texts = _all_texts([doc_id for _, doc_id in reading], corpus, id_name="doc_id", what="passages")
+        for segment in _parts(reading, teacher.segment_pairs):
+            scored = opened.score([(query_texts[query], texts[doc_id]) for query, doc_id in segment])
+            for (query, doc_id), logit in zip(segment, scored.tolist(), strict=True):
                 logits[query].append((doc_id, logit))
             done += len(segment)
-            report(f"{done:,} of {total:,} pairs, {done / max(time.monotonic() - started, 1e-9):,.0f} pairs/s")
-    if resolve_teacher(teacher, device=device).key(digests) != key:
+            report(f"{done:,} of {len(pairs):,} pairs, {done / max(time.monotonic() - started, 1e-9):,.0f} pairs/s")
+    if spec.key(digests) != key:
         raise RunFailed(f"the files of model={teacher.model} changed while this run was under way; start it again")
     return {query: sorted(entries, key=lambda entry: (-entry[1], entry[0])) for query, entries in logits.items()}
 
 
-def _readings(run: Run, *, size: int) -> Iterator[list[Pair]]:
-    """All pairs of the run in its order, `size` of them at a time."""
-    waiting: list[Pair] = []
-    for query, entries in run.items():
-        waiting += [(query, doc_id) for doc_id, _ in entries]
-        while len(waiting) >= size:
-            yield waiting[:size]
-            waiting = waiting[size:]
-    if waiting:
-        yield waiting
+def _parts(pairs: list[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
+    """The pairs in their order, `size` at a time."""
+    rest = iter(pairs)
+    while part := list(itertools.islice(rest, size)):
+        yield part
 
 
 def _all_texts(ids: list[str], folder: Path, *, id_name: str, what: str) -> dict[str, str]:

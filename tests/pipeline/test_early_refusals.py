@@ -14,7 +14,7 @@ from support.model_files import change_json
 from data.config.settings import load
 from data.errors import UserError
 from pipeline.plan import Planner, selected_tables
-from retrieval.teachers.cross_encoder import teacher_notes
+from retrieval.teachers.backends import resolve_teacher
 from trainer.run import check_machine
 
 Experiments = Callable[..., Path]
@@ -118,10 +118,10 @@ def test_a_decoder_without_a_template_is_warned_of(models: Any, tmp_path: Path, 
 
     folder = shutil.copytree(models.teacher, tmp_path / "model")
     experiment = load({"config": str(tiny_experiment(tmp_path / "run", **{"teacher.model": folder}))})
-    assert not teacher_notes(experiment.teacher)
+    assert not resolve_teacher(experiment.teacher, device="cpu").notes()
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, "score.weight": tensors["classifier.weight"]}, folder / "model.safetensors")
-    assert "is a decoder with a scoring head and names no template" in "".join(teacher_notes(experiment.teacher))
+    assert "is a decoder with a scoring head and names no template" in "".join(resolve_teacher(experiment.teacher, device="cpu").notes())
 
 
 def test_a_precision_that_is_emulated_is_told_before_training_opens_anything(

@@ -24,7 +24,7 @@ def test_stats_tell_how_often_a_pair_was_there_already(copied: Any, prep_run: An
     """Prevents: a store of which nobody knows whether it pays."""
     code, output = cache("stats", copied.config)
     assert code == 0 and re.search(r"\d+ pairs +2 segments +0\.0 MB  hits +0\.0% of \d+ asked  .*teacher \(torch/fp32\)", output), output
-    prep_run(copied.config, **{"hard_negatives.negatives": 4})
+    prep_run(copied.config, **{"hard_negatives.num_negatives": 4})
     code, output = cache("stats", copied.config)
     found = re.search(r"hits +([\d.]+)% of", output)
     assert found and 40 < float(found[1]) < 48  # of twice 12 or 14 pairs a query, 12

@@ -78,9 +78,9 @@ def test_a_model_is_tried_once(tiny_experiment: Any, prep_run: Prep, models: Any
     tried: list[list[str]] = []
     plain = opening._open
 
-    def noted(experiment: Any, names: list[str]) -> None:
-        tried.append(list(names))
-        plain(experiment, names)
+    def noted(resolved: Any, roles: list[str]) -> None:
+        tried.append(list(roles))
+        plain(resolved, roles)
 
     monkeypatch.setattr(opening, "_open", noted)
     experiment = tiny_experiment(tmp_path)

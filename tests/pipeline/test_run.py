@@ -27,7 +27,8 @@ from data.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 from pipeline import plan
 from pipeline.cli import app
 from pipeline.run import read_journal
-from retrieval.teachers.cross_encoder import resolve_teacher
+from retrieval.models.resolved import ResolvedModels
+from retrieval.teachers.backends import resolve_teacher
 
 LABELS = (
     "ingest.corpus", "ingest.queries", "ingest.qrels", "embed.corpus", "embed.queries", "pools.ranked", "hard_negatives", "dark_examples",
@@ -111,7 +112,7 @@ def test_a_shard_cut_short_is_built_again(copied: Any, prep_run: Prep, parquet_f
 def test_a_shard_of_other_settings_is_not_taken(copied: Any, prep_run: Prep, parquet_files: Files) -> None:
     """Prevents: a file copied from another experiment that counts as this one's."""
     before, shard = parquet_files(copied.store), shard_of(copied.store, "confidence/*/*.parquet")
-    prep_run(copied.config, **{"hard_negatives.negatives": 4})
+    prep_run(copied.config, **{"hard_negatives.num_negatives": 4})
     other = next(path for path in sorted(copied.store.glob(f"confidence/*/{shard.name}")) if path.parent != shard.parent)
     shutil.copyfile(other, shard)
     assert "file belongs to other settings" in states(copied.config)["confidence"]
@@ -143,11 +144,11 @@ def test_a_flipped_byte_stops_the_run_and_names_the_file(copied: Any, prep_run: 
 
 def test_a_changed_setting_builds_what_depends_on_it_and_says_why(copied: Any, prep_run: Prep) -> None:
     """Prevents: stale negatives under new settings, an embedding of the corpus for nothing, or a plan that does not say why."""
-    found = states(copied.config, **{"hard_negatives.negatives": 4})
+    found = states(copied.config, **{"hard_negatives.num_negatives": 4})
     assert all(found[label].startswith("complete") for label in LABELS[:6])
     assert "would build 2 of 2 shards" in found["hard_negatives"] and "negatives 3 -> 4" in found["hard_negatives"]
     assert all("waits for hard_negatives" in found[label] for label in LABELS[7:])
-    lines = prep_run(copied.config, **{"hard_negatives.negatives": 4})
+    lines = prep_run(copied.config, **{"hard_negatives.num_negatives": 4})
     assert [line.split()[0] for line in lines if "built" in line] == list(LABELS[6:])
     assert states(copied.config)["shards"].startswith("complete"), "the earlier settings' output must stay"
 
@@ -200,7 +201,7 @@ def test_stored_logits_are_never_scored_again(copied: Any, prep_run: Prep, parqu
 
 def test_only_new_pairs_are_scored(copied: Any, prep_run: Prep, count_scored: list[int]) -> None:
     """Prevents: a larger m, or new masks, that pays for the pairs that were there."""
-    prep_run(copied.config, **{"hard_negatives.negatives": 4})
+    prep_run(copied.config, **{"hard_negatives.num_negatives": 4})
     assert sum(count_scored) == 14 * 2  # a negative and its mix, for each query
     count_scored.clear()
     prep_run(copied.config, **{"dark_examples.mask_draws": 2})
@@ -228,7 +229,7 @@ def test_part_of_a_lost_logit_store_is_scored(copied: Any, prep_run: Prep, parqu
         (["run", "stage=teacher_score"], "stage=teacher_scores"),
         (["plan", "stage=hard_negative"], "stage=hard_negatives"),
         (["path", "stage=embed", "table=corpis"], "table=corpus"),
-        (["run", "hard_negatives.negativs=3"], "hard_negatives.negatives"),
+        (["run", "hard_negatives.negativs=3"], "hard_negatives.num_negatives"),
         (["run", "student.model=/no/such/folder"], "student.model=/no/such/folder"),
         (["run", "ingest.path=/no/such/folder"], "/no/such/folder"),
         (["inspect", "query=nobody"], "query=nobody"),
@@ -286,7 +287,7 @@ def test_precision_on_a_gpu_is_the_same_on_every_machine(
     keys = []
     for has_bf16 in (True, False):
         monkeypatch.setattr(precision, "cpu_computes_bf16", lambda has_bf16=has_bf16: has_bf16)
-        keys.append(CORPUS.key(experiment, DigestCache(tmp_path / "digests.json")))
+        keys.append(CORPUS.key(experiment, ResolvedModels(experiment)))
     assert keys[0] == keys[1] and keys[0]["precision"] == "bf16-linear"
 
 
@@ -296,8 +297,8 @@ def test_queries_have_a_precision_of_their_own(tmp_path: Path, tiny_experiment: 
 
     def keys(**settings: str) -> tuple[Any, Any]:
         experiment = load({"config": str(tiny_experiment(tmp_path, **{"runner.device": "cuda", **settings}))})
-        digests = DigestCache(tmp_path / "digests.json")
-        return CORPUS.key(experiment, digests), QUERIES.key(experiment, digests)
+        models = ResolvedModels(experiment)
+        return CORPUS.key(experiment, models), QUERIES.key(experiment, models)
 
     low, low_queries = keys(**{"embed.precision": "bf16"}), keys(**{"embed.precision": "bf16", "embed.query_precision": "fp16"})
     exact = keys(**{"embed.precision": "fp32"})
@@ -307,7 +308,7 @@ def test_queries_have_a_precision_of_their_own(tmp_path: Path, tiny_experiment: 
 
 def test_workers_get_the_driver_s_precision(tmp_path: Path, tiny_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a worker on an older processor that fills a bf16 table with fp32 vectors."""
-    from pipeline.executors.runner import with_precisions
+    from pipeline.executors.base import with_precisions
     from retrieval.compute import precision
 
     experiment = load({"config": str(tiny_experiment(tmp_path, **{"embed.precision": "auto", "teacher.precision": "auto"}))})

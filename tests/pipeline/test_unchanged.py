@@ -35,7 +35,7 @@ def after_first_shard(monkeypatch: pytest.MonkeyPatch, label: str, exchange: Cal
 
     def hooked(folder: Path, finished: Any, **words: Any) -> None:
         journal(folder, finished, **words)
-        if finished.order.label == label and not done:
+        if finished.task.label == label and not done:
             done.append(label)
             exchange()
 
@@ -85,6 +85,18 @@ def test_a_model_exchanged_after_the_first_shard(
     assert expected.items() <= after.items()
 
 
+def test_a_model_exchanged_between_two_tables(
+    tmp_path: Path, models: Any, tiny_experiment: Callable[..., Path], prep_run: Prep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: a run whose tables are of two models, since each table looks its model up for itself."""
+    student = shutil.copytree(models.student, tmp_path / "student")
+    config = tiny_experiment(tmp_path / "run", **{"student.model": student})
+    after_first_shard(monkeypatch, "ingest.qrels", lambda: flip(student / "model.safetensors"))
+    with pytest.raises(RunFailed, match=r"embed\.corpus: the files of .*student\.model changed while this run was under way"):
+        prep_run(config)
+    assert not list((config.parent / "store" / "embed").rglob("part-*"))
+
+
 def test_a_teacher_exchanged_between_two_windows(
     copied: Any, models: Any, tmp_path: Path, prep_run: Prep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,19 +123,19 @@ def test_a_teacher_exchanged_while_it_is_loaded(
     copied: Any, models: Any, tmp_path: Path, prep_run: Prep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents: a tokenizer of the old folder with weights of the new one."""
-    from pipeline.stages import teacher_scores
+    from retrieval.teachers import cross_encoder
 
     teacher = shutil.copytree(models.teacher, tmp_path / "teacher")
     shutil.rmtree(copied.store / "teacher_scores")
     shutil.rmtree(copied.store / "teacher_logits")
-    load = teacher_scores.PairTokenizer
+    load = cross_encoder.PairTokenizer
 
     def hooked(folder: Path, **words: Any) -> Any:
         loaded = load(folder, **words)
         flip(folder / "model.safetensors")
         return loaded
 
-    monkeypatch.setattr(teacher_scores, "PairTokenizer", hooked)
+    monkeypatch.setattr(cross_encoder, "PairTokenizer", hooked)
     with pytest.raises(RunFailed, match=r"teacher\.model.* changed while"):
         prep_run(copied.config, **{"teacher.model": teacher})
     assert not list(copied.store.glob("teacher_logits/*/*.parquet"))

@@ -24,6 +24,7 @@ from data.tables.shards import describe, read_shard, shard_name, write_shard
 from retrieval import cli
 from retrieval.encoding.encode import embedded_groups
 from retrieval.encoding.text_encoder import TextEncoder
+from retrieval.models.student import resolve_student
 
 WORDS = ["flea", "tick", "dog", "cat", "vet", "bite", "itch", "fur", "paw", "tail", "query", "passage", ":"]
 TEXTS = [" ".join(WORDS[(start * 5 + step * step) % 11] for step in range(2 + start % 13)) for start in range(40)]
@@ -108,7 +109,9 @@ def embed(folder: Path, model: Path, *, out: str = "") -> None:
 def test_vectors_equal_sentence_transformers(tmp_path: Path, pooling: str, normalize: bool) -> None:
     """Prevents: padding in the mean, the wrong pooling read from a folder, another cut at the limit, rows in length order."""
     folder = model_folder(tmp_path / "m", pooling=pooling, normalize=normalize)
-    encoder = TextEncoder(Student(model=str(folder), passage_tokens=16, query_tokens=16), precision="fp32", device="cpu", batch_tokens=64)
+    encoder = TextEncoder(
+        resolve_student(Student(model=str(folder), passage_tokens=16, query_tokens=16)), precision="fp32", device="cpu", batch_tokens=64
+    )
     theirs = SentenceTransformer(str(folder), device="cpu").encode(TEXTS, batch_size=7)
     assert np.abs(encoder.passages(TEXTS) - theirs).max() < 1e-5
     assert np.abs(encoder.queries(TEXTS) - theirs).max() < 1e-5
@@ -118,7 +121,7 @@ def test_prefixes_equal_sentence_transformers_prompts(tmp_path: Path) -> None:
     """Prevents: queries embedded with the passages' prefix, or with none."""
     folder = model_folder(tmp_path / "m", pooling="mean", normalize=True, query="query : ", passage="passage : ")
     student = Student(model=str(folder), query_prefix="query : ", passage_prefix="passage : ", passage_tokens=16, query_tokens=16)
-    encoder = TextEncoder(student, precision="fp32", device="cpu", batch_tokens=4096)
+    encoder = TextEncoder(resolve_student(student), precision="fp32", device="cpu", batch_tokens=4096)
     theirs = SentenceTransformer(str(folder), device="cpu")
     assert np.abs(encoder.queries(TEXTS) - theirs.encode(TEXTS, prompt_name="query")).max() < 1e-5
     assert np.abs(encoder.passages(TEXTS) - theirs.encode(TEXTS, prompt_name="document")).max() < 1e-5
@@ -128,7 +131,10 @@ def test_prefixes_equal_sentence_transformers_prompts(tmp_path: Path) -> None:
 def test_vectors_that_overflow_fp16_are_refused(tmp_path: Path) -> None:
     """Prevents: an infinite vector in the store, whose passage then leads every ranking."""
     encoder = TextEncoder(
-        Student(model=str(model_folder(tmp_path / "m", pooling="mean", normalize=False))), precision="fp32", device="cpu", batch_tokens=64
+        resolve_student(Student(model=str(model_folder(tmp_path / "m", pooling="mean", normalize=False)))),
+        precision="fp32",
+        device="cpu",
+        batch_tokens=64,
     )
     with torch.no_grad():
         encoder.model.backbone.encoder.layer[-1].output.LayerNorm.weight.mul_(1e6)

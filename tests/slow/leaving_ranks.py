@@ -24,11 +24,11 @@ from transformers import BertModel, BertTokenizerFast  # noqa: F401
 from data.command import exit_codes
 from data.errors import DamagedShard
 from trainer import loop, recipes, run
-from trainer.reporting import mfu as utilisation
-from trainer.steps import distributed as ranks
+from trainer.reporting import mfu
+from trainer.steps import distributed
 
 PROCESSES, LIMIT_SECONDS = 3, 60
-utilisation._SECONDS = 0.0
+mfu._SECONDS = 0.0
 
 
 def in_step(number: int, action: Callable[[], None]) -> None:
@@ -116,7 +116,7 @@ def play(fault: str, folder: Path, port: int, words: dict[str, str], shards: Pat
         os.dup2(log, 2)
         who, do = FAULTS[fault]
         if fault == "stopped":
-            ranks._PATIENCE = timedelta(seconds=5)
+            distributed._PATIENCE = timedelta(seconds=5)
         if who == rank:
             do()
         os._exit(join(rank, port, {**words, "train.output": str(folder / "run")}, shards))

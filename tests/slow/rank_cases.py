@@ -25,14 +25,15 @@ from transformers import BertConfig, BertModel
 
 from data.config.settings import Objective
 from trainer.cpu.embedding_gradient import add_gradient_by_row
+from trainer.cpu.fast_path import CpuBackend
 from trainer.cpu.workers import Workers
 from trainer.input.stream import TrainingRow
 from trainer.objective.plan import plan_batch
 from trainer.saving.checkpoint import TrainingState, resume, save_checkpoint, start_digest
-from trainer.steps.distributed import Ranks, joined
+from trainer.steps.backend import PlainBackend
+from trainer.steps.distributed import Distributed, joined
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
-from trainer.steps.reference_models import Frozen, FrozenEncoders
 
 CASE_SECONDS = 60
 WORDS, SIZE, STEPS = 40, 8, 3
@@ -69,6 +70,14 @@ class Bert(nn.Module):
         return (self.backbone(input_ids, attention_mask).last_hidden_state * weights).sum(1) / weights.sum(1)
 
 
+class Untried(CpuBackend):
+    """Without the trials, for which a model must be one of transformers; layers are not packed."""
+
+    def __init__(self, model: nn.Module, workers: int) -> None:
+        PlainBackend.__init__(self, model)
+        self.at_once, self._workers = workers, Workers(model, workers) if workers > 1 else None
+
+
 class Case:
     """All that a number decides."""
 
@@ -79,12 +88,12 @@ class Case:
         prod = number % 5 == 0
         self.objective = Objective(
             in_batch=str(self.chance.choice(["none", "none", "supervised", "distillation", "both"])), supervised_weight=0.3,
-            keep_weight=1.0 if prod else 0.0, without=("adaptive",) if prod else (), include_positive=prod,
+            reference_kl_weight=1.0 if prod else 0.0, without=("adaptive",) if prod else (), include_positive=prod,
         )  # fmt: skip
-        self.frozen = FrozenEncoders(start=Frozen(copy.deepcopy(self.model)) if prod else None)
+        self.references = {"initial": copy.deepcopy(self.model).requires_grad_(False).eval()} if prod else {}
         self.settings = StepSettings(
             seed=number, score_scale=1.0, temperature=1.0, micro_batch_tokens=int(self.chance.choice([16, 64, 200, 400, 10_000])), pad_id=0,
-            device="cpu", precision="fp32", cheap_dropout=True,
+            device="cpu", precision="fp32",
         )  # fmt: skip
         self.queries = int(self.chance.integers(1, 9))
         self.hubs = [self._tokens() for _ in range(self.chance.integers(0, 4))]  # passages of many queries
@@ -104,23 +113,23 @@ class Case:
         logits = self.chance.normal(size=len(KINDS)).astype(np.float32)
         return TrainingRow(query_id, self._tokens(), tuple(passages), KINDS, tuple(names), logits, -float(self.chance.random()))
 
-    def trained(self, ranks: Ranks, folder: Path | None) -> dict[str, Tensor]:
+    def trained(self, processes: Distributed, folder: Path | None) -> dict[str, Tensor]:
         """The parameters after all steps, with a resume from a checkpoint in `folder` in between."""
         model, optimizer = self._opened()
         for step, rows in enumerate(self.batches):
             if folder and step == self.resumes_after:
-                if ranks.first:
+                if processes.first:
                     state = TrainingState(step=step, seconds=0.0, fingerprint="")
                     save_checkpoint(folder, model=model, optimizer=optimizer, state=state, keep=1)
-                ranks.wait()
+                processes.wait()
                 model, optimizer = self._opened()
                 state = resume(folder, model=model, optimizer=optimizer, fingerprint="")
-                ranks.agree(start_digest(model, optimizer, state), about="the start")
+                processes.agree(start_digest(model, optimizer, state), about="the start")
             work = plan_batch(rows, objective=self.objective, share=Fraction(2, 3))
             optimizer.zero_grad(set_to_none=False)
             accumulate_gradients(
-                Workers(model, self.workers), work, cut(work, budget=self.settings.micro_batch_tokens), step=step, settings=self.settings,
-                ranks=ranks, frozen=self.frozen,
+                Untried(model, self.workers), work, cut(work, budget=self.settings.micro_batch_tokens), step=step, settings=self.settings,
+                processes=processes, references=self.references,
             )  # fmt: skip
             optimizer.step()
         return model.state_dict()
@@ -134,13 +143,13 @@ class Case:
         return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
 
 
-def check(number: int, ranks: Ranks, folder: Path) -> str:
+def check(number: int, processes: Distributed, folder: Path) -> str:
     """What a line says of a case: `ok`, or what is wrong with it."""
     case = Case(number)
-    found = case.trained(ranks, folder)
-    if not ranks.first:
+    found = case.trained(processes, folder)
+    if not processes.first:
         return ""
-    wanted = Case(number).trained(Ranks(), None)
+    wanted = Case(number).trained(Distributed(), None)
     for name, value in wanted.items():
         if not torch.isfinite(value).all() or not torch.allclose(found[name], value, rtol=1e-4, atol=1e-5):
             return f"{name} is off by {float((found[name] - value).abs().max()):g}"
@@ -151,12 +160,12 @@ def join(size: int, rank: int, port: str, cases: range, folder: Path) -> None:
     """All cases of a process."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    with joined("cpu") as ranks, open(folder / f"{size}", "a") as lines:
+    with joined("cpu") as processes, open(folder / f"{size}", "a") as lines:
         for number in cases:
             signal.alarm(CASE_SECONDS)
-            said = check(number, ranks, folder / f"run-{number}")
-            ranks.wait()
-            if ranks.first:
+            said = check(number, processes, folder / f"run-{number}")
+            processes.wait()
+            if processes.first:
                 print(number, said, file=lines, flush=True)
                 shutil.rmtree(folder / f"run-{number}")
         signal.alarm(0)

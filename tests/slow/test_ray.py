@@ -54,13 +54,15 @@ def test_a_killed_worker_is_replaced(
 def test_a_question_to_a_worker_when_all_cpus_are_held(finished: Any) -> None:
     """Prevents: a calibration that waits for ever for CPUs which the workers of an earlier stage hold."""
     from data.config.settings import load
-    from pipeline.executors.runner import RayRunner
+    from pipeline.executors.ray import RayExecutor
     from pipeline.scoring.calibration import kept_speed
+    from retrieval.models.resolved import ResolvedModels
 
-    runner = RayRunner(load({"config": str(finished.config), "runner": "ray"}))
+    experiment = load({"config": str(finished.config), "runner": "ray"})
+    executor = RayExecutor(experiment)
     try:
-        runner._actors = [runner._new_actor() for _ in range(runner.workers())]
-        assert runner.ask(kept_speed) is None
-        assert runner._actors == []
+        executor._actors = [executor._new_actor() for _ in range(executor.workers())]
+        assert executor.ask(kept_speed, ResolvedModels(experiment)) is None
+        assert executor._actors == []
     finally:
-        runner.close()
+        executor.close()

@@ -102,10 +102,10 @@ def test_threads_change_no_bit(
 @pytest.fixture(scope="module")
 def ray_of_four(tmp_path_factory: pytest.TempPathFactory, tiny_experiment: Callable[..., Path]) -> Iterator[Any]:
     """A runner whose Ray has four CPUs, whatever the machine has, and its four actors: started once, it takes seconds each."""
-    from pipeline.executors.runner import RayRunner
+    from pipeline.executors.ray import RayExecutor
 
     config = tiny_experiment(tmp_path_factory.mktemp("ray"), **SIZES, **{"embed.precision": FASTEST})
-    runner = RayRunner(load({"config": str(config), "runner": "ray", "runner.workers": "4"}))
+    runner = RayExecutor(load({"config": str(config), "runner": "ray", "runner.workers": "4"}))
     runner._start()
     runner._actors = [runner._new_actor() for _ in range(4)]
     yield runner
@@ -122,18 +122,18 @@ def test_workers_change_no_bit(
     workers: int,
 ) -> None:
     """Prevents: vectors, pools or negatives that hang on how many workers there were, or on which shard was finished first."""
-    from pipeline.executors import runner as runners
-    from pipeline.executors.runner import RayRunner
+    from pipeline.executors import ray as executors
+    from pipeline.executors.ray import RayExecutor
 
     closed: list[int] = []
 
-    def of_started_ray(experiment: Any) -> RayRunner:
-        runner = RayRunner(experiment)
+    def of_started_ray(experiment: Any) -> RayExecutor:
+        runner = RayExecutor(experiment)
         runner._ray, runner._actors = ray_of_four._ray, ray_of_four._actors[:workers]
         return runner
 
-    monkeypatch.setattr(runners, "RayRunner", of_started_ray)
-    monkeypatch.setattr(RayRunner, "close", lambda self: closed.append(len(self._actors)))
+    monkeypatch.setattr(executors, "RayExecutor", of_started_ray)
+    monkeypatch.setattr(RayExecutor, "close", lambda self: closed.append(len(self._actors)))
     made = mine(tmp_path, embed__precision=FASTEST, runner__kind="ray", runner__workers=workers)
     assert made == alone(FASTEST)
     assert closed == [workers] * len(STAGES)  # so many, and no other

@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from data.config.settings import Student
 from retrieval.encoding.text_encoder import TextEncoder
+from retrieval.models.student import resolve_student
 
 TEXTS = ["ba", "Ba BE bi", "", "zu [SEP] zo", "ÉBA be", *(" ".join(["ba", "cedi", "FO gu", "zaxe"][: 1 + n % 4] * n) for n in (3, 9, 30))]
 OLD_NAMES = "sentence_transformers.models.{0}"
@@ -74,7 +75,7 @@ def lay_out(
 def encoder_of(folder: Path, **words: Any) -> TextEncoder:
     """Lengths as the folder says, unless they are given."""
     own = {"query_tokens": None, "passage_tokens": None}
-    return TextEncoder(Student(model=str(folder), **{**own, **words}), precision="fp32", device="cpu", batch_tokens=256)
+    return TextEncoder(resolve_student(Student(model=str(folder), **{**own, **words})), precision="fp32", device="cpu", batch_tokens=256)
 
 
 def peer(folder: Path) -> SentenceTransformer:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from data.tables.manifest import Manifest, ShardRecord
-from data.tables.schemas import TRAINING_SCHEMAS, TRAINING_VERSION, CandidateKind
+from data.tables.schemas import LABELLED_VERSION, TRAINING_SCHEMAS, TRAINING_VERSION, CandidateKind
 from data.tables.shards import describe, shard_name
 from retrieval.checkpoints.files import tokenizer_digest
 
@@ -103,11 +103,12 @@ def make_row(generator: np.random.Generator, query_id: str, *, negatives: int = 
 def write_shards(
     folder: Path, rows: list[list[dict[str, Any]]], *, student: Path | None = None, group_rows: int = 5, **metadata: Any
 ) -> Path:
-    """A folder with one shard for each list of rows, in small row groups."""
+    """A folder with one shard for each list of rows, in small row groups; with labels where the rows have some."""
     import pyarrow.parquet as pq
 
     content = {
-        "schema_version": TRAINING_VERSION, "tokenizer": tokenizer_digest(student) if student else "none", "teachers": ["teacher"],
+        "schema_version": LABELLED_VERSION if "labels" in rows[0][0] else TRAINING_VERSION,
+        "tokenizer": tokenizer_digest(student) if student else "none", "teachers": ["teacher"],
         "draws": 1, "negatives_source": "student", "mask_ratios": [0.15, 0.25], "negatives": 3, **metadata,
     }  # fmt: skip
     schema = TRAINING_SCHEMAS.get(content["schema_version"], TRAINING_SCHEMAS[2]).with_metadata({b"training": json.dumps(content).encode()})

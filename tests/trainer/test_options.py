@@ -12,8 +12,7 @@ from torch import nn
 
 from trainer import recipes
 from trainer.loop import train
-from trainer.reporting import dry_run
-from trainer.reporting import mfu as utilisation
+from trainer.reporting import dry_run, mfu
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 
 
@@ -80,8 +79,8 @@ def test_flop_are_those_of_the_layers() -> None:
 
 def test_the_device_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a made-up peak."""
-    monkeypatch.setattr(utilisation, "_SIZE", {"cpu": 64})
-    monkeypatch.setattr(utilisation, "_SECONDS", 0.0)
+    monkeypatch.setattr(mfu, "_SIZE", {"cpu": 64})
+    monkeypatch.setattr(mfu, "_SECONDS", 0.0)
     assert 1e6 < measured_flop_rate(device="cpu", precision="fp32") < 1e15
 
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
+from data.config import settings
 from data.config.settings import Objective
 from data.errors import UserError
-from trainer.recipes import check_lists, check_negatives, load
+from trainer.recipes import PRESETS, check_lists, check_negatives, load
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ALL = ("reinforced", "noisy", "adaptive", "supervised")
@@ -75,7 +77,11 @@ def test_a_loss_that_is_not_what_it_is_called_is_refused(file: Path, objective: 
 def test_margin_mse_in_every_form_that_has_its_positive(file: Path) -> None:
     """Prevents: a refusal of lists that hold p+, or of a temperature that the term of the student's start reads."""
     words = {"config": str(file), "train.objective.distillation": "margin_mse", "train.objective.include_positive": "true"}
-    for more in ({}, {"train.objective.without": "noisy"}, {"train.objective.keep_weight": "1", "train.objective.temperature": "4"}):
+    for more in (
+        {},
+        {"train.objective.without": "noisy"},
+        {"train.objective.reference_kl_weight": "1", "train.objective.temperature": "4"},
+    ):
         assert load({**words, **more}).train.objective.has_positive
     assert load({"config": str(file), "recipe": "margin_mse"}).train.objective.has_positive
     with pytest.raises(UserError, match="temperature=4 has no effect"):
@@ -109,20 +115,20 @@ def test_negatives_must_be_those_of_the_name() -> None:
         check_negatives(recipe, source=source)
 
 
-def test_a_file_with_steps_is_not_trained_without_one(file: Path) -> None:
-    """The rest of a ladder's file is no training: it would be ADAM's defaults on whatever shards are given."""
-    file.write_text(file.read_text() + "steps: {first: {train: {recipe: prod}}, second: {train: {epochs: 1}}}\n")
-    with pytest.raises(UserError, match="step=first, step=second"):
+def test_a_file_with_phases_is_not_trained_without_one(file: Path) -> None:
+    """The rest of such a file is no training: it would be ADAM's defaults on whatever shards are given."""
+    file.write_text(file.read_text() + "phases: {first: {train: {recipe: prod}}, second: {train: {epochs: 1}}}\n")
+    with pytest.raises(UserError, match="phase=first, phase=second"):
         load({"config": str(file)})
-    first = load({"config": str(file), "step": "first"}).train
+    first = load({"config": str(file), "phase": "first"}).train
     assert (first.recipe, first.objective.temperature, first.epochs) == ("prod", 4, 7)
-    assert load({"config": str(file), "step": "second"}).train.recipe == "adam"
+    assert load({"config": str(file), "phase": "second"}).train.recipe == "adam"
 
 
 def test_the_ladder_holds_the_paper_s_values() -> None:
     """Another schedule under the paper's name, by a slip in a file that nobody runs to its end."""
     published = RECIPES / "prod" / "msmarco.yaml"
-    loaded = {step: load({"config": str(published), "step": step}) for step in yaml.safe_load(published.read_text())["steps"]}
+    loaded = {name: load({"config": str(published), "phase": name}) for name in yaml.safe_load(published.read_text())["phases"]}
     schedule = {
         name: (one.train.steps, one.train.learning_rate, one.train.warmup_steps, one.train.batch_queries) for name, one in loaded.items()
     }
@@ -135,28 +141,42 @@ def test_the_ladder_holds_the_paper_s_values() -> None:
     }  # fmt: skip
     for name in ("t1", "t2", "t3", "d1"):
         objective = loaded[name].train.objective
-        weights = (objective.supervised_weight, objective.distillation_weight, objective.keep_weight)
+        weights = (objective.supervised_weight, objective.distillation_weight, objective.reference_kl_weight)
         assert weights == (0.1, 0.9, 0.0 if name == "t1" else 1.0)
         assert (objective.temperature, objective.temperature_squared, objective.in_batch) == (4, True, "both" if name == "t1" else "none")
     lists = loaded["d1"].hard_negatives
-    assert (lists.depth, lists.last_rank, lists.negatives, lists.select, lists.sampler) == (1000, 100, 15, "prod", "top")
+    assert (lists.depth, lists.range_max, lists.num_negatives, lists.select, lists.sampler) == (1000, 100, 15, "prod", "top")
     assert all((one.train.clip_norm, one.train.weight_decay) == (2.0, 0) for one in loaded.values())
     assert (loaded["t3"].student.query_tokens, loaded["t3"].student.passage_tokens, loaded["t3"].teacher.max_tokens) == (32, 144, 160)
 
 
 def test_lists_must_be_those_of_the_loss(file: Path) -> None:
-    """A supervised loss over a list that has no one p+, or groups that are none."""
+    """Prevents: a supervised loss over a list that has no one p+, or a loss of labels over lists that have none."""
     curriculum = load({"config": str(file), "recipe": "cl_drd"}).train.objective
     assert curriculum.distillation == "curriculum" and curriculum.without == ALL
-    check_lists(curriculum, iterations=3, draw=0)
-    check_lists(curriculum, iterations=1, draw=None)
-    with pytest.raises(UserError, match=r"3 iterations.*train\.stages"):
-        check_lists(curriculum, iterations=3, draw=None)
+    check_lists(curriculum, labelled=True, iterations=3, draw=0)
+    check_lists(curriculum, labelled=True, iterations=1, draw=None)
+    check_lists(curriculum, labelled=True, iterations=0, draw=None)  # labels of someone else
+    with pytest.raises(UserError, match=r"3 iterations.*a phase of the file"):
+        check_lists(curriculum, labelled=True, iterations=3, draw=None)
     with pytest.raises(UserError, match=r"curriculum\.enabled=true"):
-        check_lists(curriculum, iterations=0, draw=0)
+        check_lists(curriculum, labelled=False, iterations=0, draw=0)
     with pytest.raises(UserError, match="recipe=cl_drd"):
-        check_lists(Objective(), iterations=3, draw=0)
-    check_lists(load({"config": str(file), "recipe": "hard_kd"}).train.objective, iterations=3, draw=None)  # KL over the list
+        check_lists(Objective(), labelled=True, iterations=3, draw=0)
+    kl_over_the_list = load({"config": str(file), "recipe": "hard_kd"}).train.objective
+    check_lists(kl_over_the_list, labelled=True, iterations=3, draw=None)
     for words in ({"train.objective.without": "noisy"}, {"train.objective.in_batch": "distillation"}):
         with pytest.raises(UserError, match="curriculum"):
             load({"config": str(file), "recipe": "cl_drd", **words})
+
+
+def test_a_training_s_own_seed_is_its_seed_alone(file: Path) -> None:
+    """A seed that changes the data too, or that is noted and not used."""
+    own = load({"config": str(file), "seed": "3", "train.seed": "7"})
+    assert own.seed == 7 and load({"config": str(file), "seed": "3"}).seed == 3
+    assert settings.load({"config": str(file), "seed": "3", "train.seed": "7"}).seed == 3
+
+
+def test_a_recipe_is_a_name_that_the_settings_have() -> None:
+    """A preset that no file can name, or a name without one."""
+    assert list(get_args(settings.Train.model_fields["recipe"].annotation)) == list(PRESETS)

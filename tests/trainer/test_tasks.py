@@ -21,16 +21,17 @@ from data.digests import DigestCache
 from data.errors import UserError
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
-from retrieval.teachers.cross_encoder import TorchCrossEncoder, score_pairs
+from retrieval.teachers.cross_encoder import TorchCrossEncoder
 from retrieval.teachers.pair_scorer import PairScorer
 from retrieval.teachers.pair_tokens import StoredPairs
+from retrieval.teachers.scoring import score_pairs
 from trainer import recipes
-from trainer.cpu.workers import Workers
 from trainer.input.stream import TrainingRow, open_training_shards, rows_of_epoch
 from trainer.loop import train
 from trainer.objective.plan import plan_batch
 from trainer.reporting import metrics
-from trainer.steps.distributed import Ranks
+from trainer.steps.backend import PlainBackend
+from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
 from trainer.steps.prepare_model import prepared
@@ -92,7 +93,9 @@ def test_a_cross_encoder_s_gradient(cross_encoder: Path, rows: list[TrainingRow]
     pairs = StoredPairs(cross_encoder, max_tokens=14)
     work = plan_batch([as_pairs(row, pairs) for row in rows], objective=objective, share=Fraction(1))
     settings = StepSettings(seed=1, score_scale=20.0, temperature=1.0, micro_batch_tokens=budget, pad_id=0, device="cpu", precision="fp32")
-    losses = accumulate_gradients(Workers(model), work, cut(work, budget=budget), step=0, settings=settings, ranks=Ranks())
+    losses = accumulate_gradients(
+        PlainBackend(model), work, cut(work, budget=budget), step=0, settings=settings, processes=Distributed(), references={}
+    )
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
     reference = copy.deepcopy(model)
@@ -260,13 +263,13 @@ def test_settings_that_make_no_objective(experiment_file: Path) -> None:
     """Prevents: a run without a loss, or with a term whose list is left out."""
     for words in (
         {"train.objective.without": "distillation,supervised"},
-        {"train.objective.without": "distillation", "train.objective.keep_weight": "1"},
+        {"train.objective.without": "distillation", "train.objective.reference_kl_weight": "1"},
         {"recipe": "margin_mse", "train.objective.temperature_squared": "true"},
     ):
         with pytest.raises(UserError):
             recipes.load({"config": str(experiment_file), **words})
     objective = recipes.load({"config": str(experiment_file), "recipe": "prod"}).train.objective
-    assert (objective.supervised_weight, objective.distillation_weight, objective.keep_weight) == (0.1, 0.9, 1.0)
+    assert (objective.supervised_weight, objective.distillation_weight, objective.reference_kl_weight) == (0.1, 0.9, 1.0)
     assert (objective.temperature, objective.temperature_squared, objective.in_batch) == (4.0, True, "none")
     labels = recipes.load({"config": str(experiment_file), "task": "dual_encoder"}).train.objective
     assert (labels.supervised_weight, labels.in_batch) == (1.0, "supervised") and "distillation" in labels.without

@@ -22,10 +22,10 @@ from data.command import STOP_SIGNALS, exit_codes, is_full_disk
 from data.errors import RunFailed, UserError
 from retrieval.models.student import StudentSpec
 from trainer import loop, recipes, run
-from trainer.cpu.workers import Workers
 from trainer.interruption import GracefulShutdown
 from trainer.loop import train
 from trainer.reporting import metrics
+from trainer.steps.backend import Backend
 from trainer.steps.gradients import QueryLosses
 
 STEPS = 18
@@ -290,8 +290,8 @@ def test_loss_that_is_no_number_stops(tmp_path: Path, experiment_file: Path, stu
 def test_infinite_gradient_stops(tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clipping turns an infinite norm into NaN parameters."""
 
-    def overflow(workers: Workers, *_: Any, **__: Any) -> QueryLosses:
-        parameter = next(workers.model.parameters())
+    def overflow(backend: Backend, *_: Any, **__: Any) -> QueryLosses:
+        parameter = next(backend.model.parameters())
         parameter.grad = torch.full_like(parameter, torch.inf)
         return QueryLosses({}, {}, {})
 
@@ -385,7 +385,7 @@ def test_a_student_exchanged_while_it_is_loaded(
     import trainer.run
 
     folder = shutil.copytree(student, tmp_path / "own")
-    opened = trainer.run.open_workers
+    opened = trainer.run.open_backend
 
     def exchange(*words: Any, **named: Any) -> Any:
         weights = folder / "model.safetensors"
@@ -394,6 +394,6 @@ def test_a_student_exchanged_while_it_is_loaded(
         weights.write_bytes(content)
         return opened(*words, **named)
 
-    monkeypatch.setattr(trainer.run, "open_workers", exchange)
+    monkeypatch.setattr(trainer.run, "open_backend", exchange)
     with pytest.raises(RunFailed, match="the files of a model changed while it was loaded"):
         start(experiment_file, shards, **{"student.model": folder})

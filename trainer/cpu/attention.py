@@ -1,8 +1,6 @@
 """Scaled dot product attention with dropout, forward and backward by hand, for CPUs: batched products around an fp32 softmax.
 
-PyTorch's fused CPU kernel knows no dropout, and what it falls back to takes three times as long: its bf16 softmax takes 2.1 ms where
-casting, the fp32 one and casting back take 1.1 (18 sequences of 112 tokens, 12 heads), and autograd would keep every step's result.
-Here the weights before dropout and its mask are kept, 4 bytes for each pair of tokens and head in bf16.
+Of what autograd would keep, the weights before dropout and its mask are: 4 bytes for each pair of tokens and head in bf16.
 
 Shapes: n sequences, h heads, L tokens, d dimensions a head.
 """

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from trainer.cpu.attention import attention
-from trainer.cpu.masks import drop, keep_mask, keep_scale, set_stream_state, stream_state
+from trainer.cpu.masks import drop, keep_mask, keep_scale, mask_stream
 from trainer.cpu.packing import Pack, current_pack, packed_attention, packing
 
 
@@ -32,20 +32,19 @@ class _Dropout(autograd.Function):
 
 class CpuTrainingMode(TorchFunctionMode):
     """Inside this context, dropout draws its masks with `keep_mask`, attention that has dropout is `trainer.cpu.attention`, and layer
-    stacks that were told to pack their batches (`trainer.cpu.packing`) do."""
+    stacks with another `forward` (`trainer.cpu.packing`) pack their batches."""
+
+    def __init__(self, pack: Pack | None = None) -> None:
+        super().__init__()
+        self._packing = packing(pack)
 
     def __enter__(self) -> CpuTrainingMode:
-        self._packing = packing(self._pack)
         self._packing.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._packing.__exit__(*error)
-
-    def __init__(self, pack: Pack | None = None) -> None:
-        super().__init__()
-        self._pack = pack
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Called by PyTorch in place of each of its functions."""
@@ -85,15 +84,14 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextM
 
     Without it the second computation runs outside of `CpuTrainingMode`, with other masks, and the gradient is that of no loss.
     """
-    return contextlib.nullcontext(), _again(stream_state(), current_pack())
+    return contextlib.nullcontext(), _again(mask_stream.state, current_pack())
 
 
 @contextlib.contextmanager
 def _again(state: tuple[int, int], pack: Pack | None) -> Iterator[None]:
-    before = stream_state()
-    set_stream_state(state)
+    before, mask_stream.state = mask_stream.state, state
     try:
         with CpuTrainingMode(pack):
             yield
     finally:
-        set_stream_state(before)
+        mask_stream.state = before

@@ -1,12 +1,7 @@
-"""Masks of dropout for CPUs: bits instead of booleans, from a stream that belongs to the thread.
+"""Masks of dropout for CPUs: 16 random bits make an integer of ones (kept) or zeros (dropped), and a bitwise AND applies it.
 
-PyTorch draws a CPU mask serially, one double an element, and applies it as booleans, element by element: a quarter of the training time
-of a 3-layer MiniLM. Here 16 random bits make an integer that is all ones (kept) or all zeros (dropped) by vectorised arithmetic, and a
-bitwise AND applies it: 7 times faster. The probability is rounded to a multiple of 2^-15, and the scale 1 / (1 - p) is that of the
-rounded one, so the expectation is exact.
-
-The stream is not PyTorch's generator, of which a process has one: micro-batches that are computed at the same time (`trainer.cpu.workers`)
-each have the masks that they would have alone.
+The probability is rounded to a multiple of 2^-15, and the scale 1 / (1 - p) is that of the rounded one, so the expectation is exact. The
+stream is the thread's, so micro-batches that are computed at the same time have the masks that they would have alone.
 """
 
 from __future__ import annotations
@@ -27,28 +22,18 @@ class _Stream(threading.local):
     state: tuple[int, int] = (0, 0)  # key, masks drawn since it was set
 
 
-_stream = _Stream()
+mask_stream = _Stream()
 
 
 def seed_masks(key: int) -> None:
-    """Begin this thread's stream anew. The key is at least 0."""
-    _stream.state = key, 0
-
-
-def stream_state() -> tuple[int, int]:
-    """Where this thread's stream stands, for `set_stream_state`."""
-    return _stream.state
-
-
-def set_stream_state(state: tuple[int, int]) -> None:
-    """Go on from there."""
-    _stream.state = state
+    """Begin this thread's stream again. The key is at least 0."""
+    mask_stream.state = key, 0
 
 
 def keep_mask(shape: torch.Size, *, p: float) -> Tensor:
     """The thread's next mask: int16, 0 with probability p, and else -1."""
-    key, drawn = _stream.state
-    _stream.state = key, drawn + 1
+    key, drawn = mask_stream.state
+    mask_stream.state = key, drawn + 1
     count = shape.numel()
     # SFC64 takes a third of the time of torch's Mersenne twister; the stream of a bit generator is the same in every numpy version.
     words = np.random.SFC64([key, drawn]).random_raw((count + 3) // 4)

@@ -1,13 +1,9 @@
 """Layers without padding on a CPU: a batch goes through the layer stack as one row of its real tokens.
 
-Lists of passages padded to the longest are a sixth padding where queries and passages share a batch. Here only embeddings, pooling and
-each layer's attention see padding, the last in buckets of sequences of like length; and since buckets are small whatever the batch, a
-micro-batch needs one pass, one cast of the weights and one gradient of each.
-
-The stack of a BERT-like model (its `encoder`) is told to, its parameters and their names stay as they are. It does so only
-inside `trainer.cpu.dropout.CpuTrainingMode`, which sends attention here, and only where a trial gives the padded way's vectors
-(`trainer.cpu.fast_path`).
-`retrieval.compute.unpadded` is the same idea for GPUs, without gradients.
+Only embeddings, pooling and each layer's attention see padding, the last in buckets of sequences of like length; and since buckets are
+small whatever the batch, a micro-batch needs one pass, one cast of the weights and one gradient of each. The stack of a BERT-like model
+(its `encoder`) gets another `forward`; its parameters and their names stay as they are. It packs only inside
+`trainer.cpu.dropout.CpuTrainingMode`, which sends attention here. `retrieval.compute.unpadded` is the same for GPUs, without gradients.
 
 Shapes: n sequences of at most L tokens, T real tokens of all of them, h heads, d dimensions a head, H = h d.
 """
@@ -66,12 +62,11 @@ def make_pack(mask_NL: Tensor) -> Pack:
     """Buckets of sequences by length, the longest first. The mask is 1 on the first tokens of each sequence, and else 0."""
     longest = mask_NL.shape[1]
     lengths = mask_NL.sum(1)
-    buckets, order, start = [], [], 0
+    buckets: list[Bucket] = []
+    order: list[int] = []
     for rows in token_budget_batches(lengths.tolist(), budget=_BUCKET_TOKENS):
-        own = lengths[rows]
-        buckets.append(_bucket(own, start))
+        buckets.append(_bucket(lengths[rows], buckets[-1].stop if buckets else 0))
         order += rows
-        start = buckets[-1].stop
     rows_N = torch.tensor(order)
     real = torch.arange(longest) < lengths[rows_N, None]
     return Pack((rows_N[:, None] * longest + torch.arange(longest))[real], tuple(buckets))
@@ -106,7 +101,7 @@ def current_pack() -> Pack | None:
 
 @contextmanager
 def packing(pack: Pack | None = None) -> Iterator[None]:
-    """Inside, stacks that were told to pack do; `pack` is one to go on with."""
+    """Inside, stacks of `pack_layers` pack their batches; `pack` is one to go on with."""
     before = _current.allowed, _current.mask, _current.pack
     _current.allowed, _current.mask, _current.pack = True, None, pack
     try:
@@ -116,7 +111,7 @@ def packing(pack: Pack | None = None) -> Iterator[None]:
 
 
 def pack_layers(backbone: nn.Module) -> Callable[[], None]:
-    """Tell the backbone's layer stack to pack its batches, where it has one by the name of `encoder`. Returns what undoes it."""
+    """Have the backbone's layer stack pack its batches, where it has one by the name of `encoder`. Returns what undoes it."""
     stack: Any = getattr(backbone, "encoder", None)
     if not isinstance(stack, nn.Module):
         return lambda: None
@@ -131,7 +126,7 @@ def pack_layers(backbone: nn.Module) -> Callable[[], None]:
 
 
 def packs(model: nn.Module) -> bool:
-    """Whether some layer stack of the model was told to pack."""
+    """Whether some layer stack of the model packs."""
     return any(getattr(vars(module).get("forward"), "func", None) is _forward for module in model.modules())
 
 

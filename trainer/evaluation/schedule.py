@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from data.config.settings import Train
-from trainer.evaluation.dev_set import DevSet, encode_all, evaluate
+from trainer.evaluation.dev_set import DevSet, Sequences, encode_all, evaluate
 from trainer.saving.checkpoint import TrainingState
-from trainer.steps.distributed import Ranks
+from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings
 from trainer.task import Model
 
@@ -28,22 +26,18 @@ def is_due(done: int, *, settings: Train, epoch_ends: list[int]) -> bool:
     return done % settings.evaluate_every == 0 or done == epoch_ends[-1]
 
 
-def dev_figures(model: Model, dev: DevSet, *, settings: StepSettings, ranks: Ranks) -> dict[str, float]:
+def dev_figures(model: Model, dev: DevSet, *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
     """MRR@10, nDCG@10 and Recall@100 by exact search. Each process encodes a share; all get the same figures."""
 
-    def encode(sequences: Sequence[NDArray[np.int32]]) -> Tensor:
-        mine = range(ranks.rank, len(sequences), ranks.size)
-        vectors_ND = torch.zeros(len(sequences), model.size, device=settings.device)
-        if mine:
-            vectors_ND[torch.tensor(mine)] = encode_all(
-                model, [sequences[row] for row in mine], budget_tokens=settings.micro_batch_tokens, pad_id=settings.pad_id,
-                device=settings.device, precision=settings.precision,
-            )  # fmt: skip
-        return ranks.sum(vectors_ND)
+    def encode(sequences: Sequences) -> NDArray[np.float32]:
+        vectors_ND, mine = np.zeros((len(sequences), model.size), np.float32), slice(processes.rank, None, processes.size)
+        vectors_ND[mine] = encode_all(model, sequences[mine], settings=settings)
+        processes.sum(torch.from_numpy(vectors_ND))  # in place
+        return vectors_ND
 
     figures = evaluate(encode, dev)
     # Of the first process: on other machines they could differ in rounding, and so could the best checkpoint and an early stop.
-    return dict(zip(figures, ranks.of_first([*figures.values()]), strict=True))
+    return dict(zip(figures, processes.of_first([*figures.values()]), strict=True))
 
 
 def with_dev(state: TrainingState, figures: dict[str, Any], *, metric: str) -> TrainingState:

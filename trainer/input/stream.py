@@ -18,7 +18,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from data.digests import uniforms
 from data.errors import UserError
 from data.files.what_lies import refuse_other_table, what_lies
-from data.tables.cl_drd_groups import has_groups, is_list_of_groups
 from data.tables.manifest import MANIFEST_NAME, Manifest
-from data.tables.schemas import TRAINING_SCHEMAS, TRAINING_VERSION, CandidateKind
+from data.tables.ragged import Ragged
+from data.tables.schemas import LABELLED_VERSION, TRAINING_SCHEMAS, TRAINING_VERSION, CandidateKind
 from data.tables.shards import read_row_groups
 
 WINDOW_GROUPS = 4  # of 512 rows: at the paper's sizes 6 MB each
@@ -51,12 +51,17 @@ class TrainingMetadata:
     negatives_source: str  # student, bm25, run or random
     mask_ratios: tuple[float, ...]
     negatives: int  # m
-    curriculum: tuple[str, ...] = ()  # K/N_h/N_s of each draw, where the lists are groups
+    curriculum: tuple[str, ...] = ()  # of CL-DRD's lists: what each draw, an iteration, is made of
 
     @property
     def has_never_ids(self) -> bool:
         """Whether the rows say which passages are never negatives of their query."""
         return self.schema_version >= TRAINING_VERSION
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the candidates carry labels. Such a list needs no positive."""
+        return self.schema_version >= LABELLED_VERSION
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class TrainingRow:
     teacher_logits: NDArray[np.float32]
     confidence: float
     never_ids: tuple[str, ...] = ()  # passages that are never its negatives, positives among them; unknown to shards of version 2
+    labels: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))  # [K], or none
 
 
 @dataclass(frozen=True)
@@ -134,20 +140,19 @@ def open_training_shards(
         found = f"it is {what_lies(folder)}, without {MANIFEST_NAME}"
         raise UserError(f"shards={folder}: {found}; give the output folder of `prep run stage=shards` (see `prep path`)")
     refuse_other_table(folder, manifest, metadata=METADATA_KEY, option="shards", expected="training rows, the output of stage=shards")
-    metadata: TrainingMetadata | None = None
-    groups: list[RowGroup] = []
     if verify:
         with ThreadPoolExecutor() as threads:
             list(threads.map(lambda shard: shard.check(folder), manifest.shards))
+    metadata: TrainingMetadata | None = None
+    groups: list[RowGroup] = []
     for shard in manifest.shards:
-        path = folder / shard.name
-        metadata = _read_metadata(path, tokenizer=tokenizer, remedy=remedy)
-        groups += _row_groups(path, draws=metadata.draws)
+        metadata = _read_metadata(folder / shard.name, tokenizer=tokenizer, remedy=remedy)
+        groups += _row_groups(folder / shard.name, draws=metadata.draws)
     if metadata is None or not any(sum(group.rows_of_draw) for group in groups):
         raise UserError(f"shards={folder}: no training rows in it; see the counts of its {MANIFEST_NAME} for where the queries went")
     shards = TrainingShards(digest=manifest.content_digest, metadata=metadata, groups=tuple(groups))
     if empty := [draw for draw in range(metadata.draws) if not shards.epoch_rows(draw)]:
-        raise UserError(f"shards={folder}: no rows of draw {empty[0]}, though {metadata.draws} draws are promised; make the shards anew")
+        raise UserError(f"shards={folder}: no rows of draw {empty[0]}, though {metadata.draws} draws are promised; make the shards again")
     if draw is not None and draw >= metadata.draws:
         raise UserError(f"train.draw={draw}: shards={folder} have draws 0 to {metadata.draws - 1}")
     return replace(shards, only_draw=draw)
@@ -159,16 +164,17 @@ def _read_metadata(path: Path, *, tokenizer: str, remedy: str) -> TrainingMetada
     if raw is None:
         raise UserError(f"{path} holds no training rows (no {METADATA_KEY.decode()!r} metadata); give shards= the output of stage=shards")
     content: dict[str, Any] = json.loads(raw)
-    version = content.get("schema_version")
-    if version not in TRAINING_SCHEMAS or not schema.equals(TRAINING_SCHEMAS[version]):
-        versions = " and ".join(map(str, TRAINING_SCHEMAS))
+    version: Any = content.get("schema_version")
+    known = version in TRAINING_SCHEMAS and schema.equals(TRAINING_SCHEMAS[version])
+    if not known or (content.get("curriculum") and version < LABELLED_VERSION):
+        read = "no labels, which CL-DRD's lists carry now" if known else f"this trainer reads {', '.join(map(str, TRAINING_SCHEMAS))}"
         raise UserError(
-            f"{path} has schema version {version}, this trainer reads {versions}: run `prep run config=FILE` with this version of the "
-            "project (vectors and teacher logits are kept) and give the new folder"
+            f"{path} has schema version {version}, {read}: run `prep run config=FILE` with this version of the project (vectors and "
+            "teacher logits are kept) and give the new folder"
         )
     names = {field.name for field in fields(TrainingMetadata)}
-    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in names}
-    metadata = TrainingMetadata(**known)
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in names}
+    metadata = TrainingMetadata(**values)
     if metadata.tokenizer != tokenizer:
         raise UserError(
             f"{path} holds tokens of another tokenizer ({metadata.tokenizer}) than that of the model to train ({tokenizer}): {remedy}"
@@ -176,14 +182,12 @@ def _read_metadata(path: Path, *, tokenizer: str, remedy: str) -> TrainingMetada
     return metadata
 
 
-def _row_groups(path: Path, *, draws: int) -> list[RowGroup]:
-    groups: list[RowGroup] = []
+def _row_groups(path: Path, *, draws: int) -> Iterator[RowGroup]:
     for index, table in enumerate(read_row_groups(path, columns=["draw"])):
         draw = table.column("draw").to_numpy()
         if len(draw) and (draw.min() < 0 or draw.max() >= draws):
-            raise UserError(f"{path} has draws {draw.min()} to {draw.max()}, its metadata promises 0 to {draws - 1}; make the shards anew")
-        groups.append(RowGroup(path, index, tuple(np.bincount(draw, minlength=draws).tolist())))
-    return groups
+            raise UserError(f"{path} has draws {draw.min()} to {draw.max()}, its metadata promises 0 to {draws - 1}; make the shards again")
+        yield RowGroup(path, index, tuple(np.bincount(draw, minlength=draws).tolist()))
 
 
 def permutation(count: int, *parts: object) -> NDArray[np.int64]:
@@ -228,64 +232,43 @@ def batches(shards: TrainingShards, *, seed: int, epochs: int, batch_queries: in
         step += steps
 
 
-class _Lists:
-    """A list column as flat values and offsets, so that a row is a slice and not a Python list."""
-
-    def __init__(self, array: Any) -> None:
-        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-        self.offsets = array.offsets.to_numpy()
-        self.values = array.values
-
-    def bounds(self, row: int) -> tuple[int, int]:
-        return int(self.offsets[row]), int(self.offsets[row + 1])
-
-
 class _DecodedGroup:
-    """One row group in memory."""
+    """One row group in memory, as Arrow columns: a row is a slice of them."""
 
     def __init__(self, group: RowGroup, *, draw: int) -> None:
         (table,) = read_row_groups(group.path, groups=[group.index])
         self._path = group.path
-        self.rows = np.flatnonzero(table.column("draw").to_numpy() == draw).tolist()
-        self._query_ids = table.column("query_id").to_pylist()
-        self._confidence = table.column("confidence").to_numpy()
-        self._query_tokens = _Lists(table.column("query_tokens"))
-        self._query_values = self._query_tokens.values.to_numpy()
-        self._candidates = _Lists(table.column("candidate_tokens"))
-        self._tokens = _Lists(self._candidates.values)
-        self._token_values = self._tokens.values.to_numpy()
-        self._kinds = _Lists(table.column("candidate_kind"))
-        self._ids = _Lists(table.column("candidate_id"))
-        self._logits = _Lists(table.column("teacher_logits"))
-        self._never = _Lists(table.column("never_ids")) if "never_ids" in table.column_names else None
+        self._columns: dict[str, pa.Array] = {name: table.column(name).combine_chunks() for name in table.column_names}
+        self.rows: list[int] = np.flatnonzero(self._columns["draw"].to_numpy() == draw).tolist()
 
     def row(self, row: int) -> TrainingRow:
-        query_id = self._query_ids[row]
-        start, end = self._query_tokens.bounds(row)
-        first, last = self._candidates.bounds(row)
-        kinds = self._slice(self._kinds, row).to_pylist()
-        logits = self._slice(self._logits, row).to_numpy(zero_copy_only=False)
-        ids = self._slice(self._ids, row).to_pylist()
-        whole = is_list_of_groups(kinds) if has_groups(kinds) else kinds.count(CandidateKind.POSITIVE) == 1
-        if not len(kinds) == len(logits) == len(ids) == last - first or not whole:
-            raise UserError(
-                f"{self._path}: query {query_id} has {last - first} candidates, {len(kinds)} kinds, {len(logits)} logits, {len(ids)} ids "
-                f"and {kinds.count(CandidateKind.POSITIVE)} positives; expected equal numbers and one positive, or three groups in their "
-                "order: make the shards anew"
-            )
-        tokens = tuple(self._token_values[slice(*self._tokens.bounds(place))] for place in range(first, last))
-        return TrainingRow(
-            query_id=query_id,
-            query_tokens=self._query_values[start:end],
-            candidate_tokens=tokens,
-            kinds=tuple(kinds),
-            candidate_ids=tuple(ids),
-            teacher_logits=logits,
-            confidence=float(self._confidence[row]),
-            never_ids=tuple(self._slice(self._never, row).to_pylist()) if self._never else (),
+        own = {name: column[row] for name, column in self._columns.items()}
+        tokens = Ragged.of_lists(own["candidate_tokens"].values)
+        found = TrainingRow(
+            query_id=own["query_id"].as_py(),
+            query_tokens=own["query_tokens"].values.to_numpy(),
+            candidate_tokens=tuple(tokens.part(0, len(tokens))),
+            kinds=tuple(own["candidate_kind"].as_py()),
+            candidate_ids=tuple(own["candidate_id"].as_py()),
+            teacher_logits=own["teacher_logits"].values.to_numpy(zero_copy_only=False),
+            confidence=own["confidence"].as_py(),
+            never_ids=tuple(own["never_ids"].as_py()) if "never_ids" in own else (),
         )
+        if "labels" in own:
+            found = replace(found, labels=own["labels"].values.to_numpy(zero_copy_only=False))
+        self._check(found, labelled="labels" in own)
+        return found
 
-    @staticmethod
-    def _slice(lists: _Lists, row: int) -> Any:
-        start, end = lists.bounds(row)
-        return lists.values.slice(start, end - start)
+    def _check(self, row: TrainingRow, *, labelled: bool) -> None:
+        """Raises UserError: columns of unequal lengths, or a list that has neither one positive nor labels."""
+        counts = {
+            "candidates": len(row.candidate_tokens), "kinds": len(row.kinds), "logits": len(row.teacher_logits),
+            "ids": len(row.candidate_ids), **({"labels": len(row.labels)} if labelled else {}),
+        }  # fmt: skip
+        positives = row.kinds.count(CandidateKind.POSITIVE)
+        if len(set(counts.values())) > 1 or not (labelled or positives == 1):
+            listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+            raise UserError(
+                f"{self._path}: query {row.query_id} has {listed} and {positives} positives; expected equal numbers, and one positive "
+                "where there are no labels: make the shards again"
+            )

@@ -1,5 +1,8 @@
 """The losses, as pure functions of tensors: scores and logits come in, one loss per query goes out.
 
+`DISTILLATION_LOSSES` has those that `train.objective.distillation` may name. Each is called as
+`loss(student_scores_BK, targets_BK, mask_BK, temperature=T)` and returns [B]; what else it asks of the settings is in `data.config.traits`.
+
 ADAM, section 3: Eq. 4 (distillation) and the supervised loss of 3.1; MarginMSE; CL-DRD's pairs. All of it is computed in float64: these
 are B x K numbers (B x K x K pairs), so it costs nothing, and neither large logits nor a student that already agrees with its teacher lose
 digits.
@@ -9,9 +12,16 @@ Shapes: B queries, K candidates of a query, N negatives of a query.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from data.config.registry import Registry
 
 # Stands for minus infinity: exp() of it is exactly 0 and so is its gradient, but it makes no NaN where a whole row is padding.
 _NEVER = -1e300
@@ -70,13 +80,14 @@ def supervised_loss(positive_B: Tensor, negatives_BN: Tensor, mask_BN: Tensor) -
     return -functional.logsigmoid(positive_B.double() - rivals_B)  # exact for a loss near zero and for a large one
 
 
-def margin_mse_loss(student_scores_BK: Tensor, teacher_logits_BK: Tensor, mask_BK: Tensor) -> Tensor:
+def margin_mse_loss(student_scores_BK: Tensor, teacher_logits_BK: Tensor, mask_BK: Tensor, temperature: float = 1.0) -> Tensor:
     """Mean over a query's negatives of ((s+ - s-) - (t+ - t-))^2 (MarginMSE; Hofstaetter et al., 2020, arXiv 2010.02666).
 
     Args:
         student_scores_BK: Student scores, those of p+ first.
         teacher_logits_BK: Raw teacher logits, in the same order.
         mask_BK: True where there is a candidate; padding gets no gradient.
+        temperature: Not looked at: there is no softmax.
 
     Returns:
         [B] float64, squared scores; 0 for a query without negatives.
@@ -87,7 +98,7 @@ def margin_mse_loss(student_scores_BK: Tensor, teacher_logits_BK: Tensor, mask_B
     return margins_BN.masked_fill(~mask_BN, 0.0).square().sum(-1) / mask_BN.sum(-1).clamp(min=1)
 
 
-def curriculum_loss(student_scores_BK: Tensor, labels_BK: Tensor, mask_BK: Tensor) -> Tensor:
+def curriculum_loss(student_scores_BK: Tensor, labels_BK: Tensor, mask_BK: Tensor, temperature: float = 1.0) -> Tensor:
     """Sum over the pairs with y_i > y_j of |1/pi(i) - 1/pi(j)| * log(1 + e^-(s_i - s_j)) of each query's list.
 
     CL-DRD (Zeng et al., SIGIR 2022, https://arxiv.org/abs/2204.13679). pi is the student's present rank of a candidate in its list, from
@@ -97,6 +108,7 @@ def curriculum_loss(student_scores_BK: Tensor, labels_BK: Tensor, mask_BK: Tenso
         student_scores_BK: Student scores s.
         labels_BK: Labels y; equal ones make no pair.
         mask_BK: True where there is a candidate; padding has no rank, makes no pair and gets no gradient.
+        temperature: Not looked at: there is no softmax.
 
     Returns:
         [B] float64, nats: sums, so that their mean over all pairs of a batch is for whoever knows the whole batch.
@@ -109,3 +121,14 @@ def curriculum_loss(student_scores_BK: Tensor, labels_BK: Tensor, mask_BK: Tenso
     margins_BKK = student_BK.unsqueeze(2) - student_BK.unsqueeze(1)
     # -logsigmoid is softplus of the negative without softplus's threshold, beyond which it drops e^-20 and its gradient.
     return (-functional.logsigmoid(margins_BKK) * weights_BKK).masked_fill(~pairs_BKK, 0.0).sum((1, 2))
+
+
+def ordered_pairs(labels_K: NDArray[np.floating[Any]]) -> int:
+    """The terms of `curriculum_loss`: how many pairs (i, j) of a list have y_i > y_j."""
+    _, same = np.unique(labels_K, return_counts=True)
+    return (len(labels_K) ** 2 - int((same**2).sum())) // 2
+
+
+Loss = Callable[..., Tensor]
+_BUILT_IN: dict[str, Loss] = {"kl": distillation_loss, "margin_mse": margin_mse_loss, "curriculum": curriculum_loss}
+DISTILLATION_LOSSES = Registry("loss", _BUILT_IN)

@@ -4,7 +4,7 @@ A token sequence is known by its bytes, so equal passages are found by comparing
 dark examples of unselected queries never, and of an unselected query without supervised loss nothing at all.
 
 P~ of a query (ADAM, Eq. 9) is P- and the dark examples that are not left out. A list without any dark example always holds p+ (Eq. 3);
-any other holds it only with `include_positive`. Of a list of groups (CL-DRD) P~ is all of it.
+any other holds it only with `include_positive`. Candidates of any other kind are all of P~.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config.settings import Objective
-from data.tables.cl_drd_groups import labels_of, ordered_pairs
 from data.tables.schemas import CandidateKind
 from trainer.input.stream import TrainingRow
+from trainer.objective.losses import ordered_pairs
 from trainer.objective.selection import select
 
 Sequenced = bytes  # a token sequence: its int32 tokens' bytes
@@ -35,7 +35,8 @@ class QueryWork:
     distilled: tuple[Sequenced, ...]  # P~
     teacher_logits: NDArray[np.float32]  # of P~
     own: frozenset[Sequenced | str]  # sequences and ids of its candidates, ids of what is never its negative: none an in-batch negative
-    labels: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # of P~ where the loss goes by pairs of them, else none
+    labels: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))  # of P~ where the loss learns from them, else none
+    by_pairs: bool = False  # whether the loss is averaged over pairs of different labels
 
     @property
     def sequences(self) -> list[Sequenced]:
@@ -47,7 +48,7 @@ class QueryWork:
     @property
     def terms(self) -> int:
         """How many terms its distillation loss adds up: 1, or one for each pair of different labels."""
-        return ordered_pairs(self.labels) if len(self.labels) else int(bool(self.distilled))
+        return ordered_pairs(self.labels) if self.by_pairs else int(bool(self.distilled))
 
     @property
     def tokens(self) -> int:
@@ -56,8 +57,8 @@ class QueryWork:
 
 
 @dataclass(frozen=True)
-class PoolPassage:
-    """A passage that other queries of the batch see as an in-batch negative, with the ids it goes by."""
+class InBatchPassage:
+    """A passage that other queries of the batch see as a negative, with the ids it goes by."""
 
     sequence: Sequenced
     ids: frozenset[str]
@@ -72,8 +73,8 @@ class BatchWork:
     supervised_weight: float  # lambda / b, or 0
     distillation_weight: float  # its weight, T^2 where asked for, over b or the number of selected queries or of terms; or 0
     keep_weight: float  # the same of the term that keeps the student near its start, over b or the number of selected queries
-    pool: tuple[PoolPassage, ...]  # p+ and P- of all queries, where in-batch negatives are on
-    in_batch: str
+    in_batch_passages: tuple[InBatchPassage, ...]  # p+ and P- of all queries, where in-batch negatives are on
+    in_batch: tuple[str, ...]  # the losses that these join
 
     @property
     def terms(self) -> int:
@@ -88,23 +89,18 @@ def token_count(sequence: Sequenced) -> int:
 
 def distilled_places(kinds: Sequence[int], *, objective: Objective) -> list[int]:
     """Places of P~ in a query's list of candidates, that of p+ first where it belongs to P~."""
-    left_out = {
-        CandidateKind.REINFORCED_NEGATIVE: "reinforced" in objective.without,
-        CandidateKind.NOISY_POSITIVE: "noisy" in objective.without,
-    }
-    dark = [kind for kind in kinds if not left_out.get(CandidateKind(kind), True)]
-    left_out[CandidateKind.POSITIVE] = bool(dark) and not objective.include_positive
-    places = [place for place, kind in enumerate(kinds) if not left_out.get(CandidateKind(kind), False)]
+    names = {CandidateKind.REINFORCED_NEGATIVE: "reinforced", CandidateKind.NOISY_POSITIVE: "noisy"}
+    excluded = {kind for kind, name in names.items() if name in objective.without}
+    if not objective.include_positive and (set(kinds) & names.keys()) - excluded:
+        excluded.add(CandidateKind.POSITIVE)
+    places = [place for place, kind in enumerate(kinds) if kind not in excluded]
     return sorted(places, key=lambda place: kinds[place] != CandidateKind.POSITIVE)
 
 
 def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Fraction) -> BatchWork:
-    """Select over the global batch and list what each query needs.
+    """Select over the global batch and list what each of its b queries needs.
 
-    Args:
-        rows: The global batch, b queries.
-        objective: The loss.
-        share: The epoch's share of selected queries; not looked at where adaptivity is left out.
+    `share` is the epoch's share of selected queries; it is not looked at where adaptivity is left out.
     """
     selected = [True] * len(rows)
     if "adaptive" not in objective.without:
@@ -117,19 +113,17 @@ def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Frac
     )
     factor = objective.temperature**2 if objective.temperature_squared else 1.0
     per_query = sum(selected) if objective.reduction == "selected" else len(rows)
-    terms = max(1, sum(query.terms for query in queries)) if objective.distillation == "curriculum" else per_query
-    in_batch = objective.in_batch
-    if supervised_weight == 0:
-        in_batch = "distillation" if in_batch in ("distillation", "both") else "none"
-    if not distils:
-        in_batch = "supervised" if in_batch in ("supervised", "both") else "none"
+    by_pairs = objective.loss_traits.averages_over == "pairs"
+    terms = max(1, sum(query.terms for query in queries)) if by_pairs else per_query
+    asked = {"supervised": supervised_weight > 0, "distillation": distils}
+    in_batch = tuple(loss for loss, is_asked in asked.items() if is_asked and objective.in_batch in (loss, "both"))
     return BatchWork(
         queries=queries,
         selected=sum(selected),
         supervised_weight=supervised_weight / len(rows),
         distillation_weight=objective.distillation_weight * factor / terms * distils,
-        keep_weight=objective.keep_weight * factor / per_query * distils,
-        pool=_pool(rows) if in_batch != "none" else (),
+        keep_weight=objective.reference_kl_weight * factor / per_query * distils,
+        in_batch_passages=_in_batch_passages(rows) if in_batch else (),
         in_batch=in_batch,
     )
 
@@ -137,6 +131,7 @@ def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Frac
 def _query_work(row: TrainingRow, *, objective: Objective, distilled: bool, supervised: bool) -> QueryWork:
     sequences = [_sequence(tokens) for tokens in row.candidate_tokens]
     places = distilled_places(row.kinds, objective=objective) if distilled else []
+    loss = objective.loss_traits
     return QueryWork(
         query_id=row.query_id,
         query=_sequence(row.query_tokens),
@@ -144,7 +139,8 @@ def _query_work(row: TrainingRow, *, objective: Objective, distilled: bool, supe
         distilled=tuple(sequences[place] for place in places),
         teacher_logits=row.teacher_logits[places],
         own=frozenset((*sequences, *row.candidate_ids, *row.never_ids)),
-        labels=labels_of(row.kinds)[places] if objective.distillation == "curriculum" else np.empty(0),
+        labels=row.labels[places] if loss.learns_from == "labels" else np.empty(0, np.float32),
+        by_pairs=loss.averages_over == "pairs",
     )
 
 
@@ -154,12 +150,12 @@ def _plain_places(kinds: Sequence[int]) -> list[int]:
     return [list(kinds).index(CandidateKind.POSITIVE), *negatives]
 
 
-def _pool(rows: Sequence[TrainingRow]) -> tuple[PoolPassage, ...]:
+def _in_batch_passages(rows: Sequence[TrainingRow]) -> tuple[InBatchPassage, ...]:
     ids: dict[Sequenced, set[str]] = {}
     for row in rows:
         for place in _plain_places(row.kinds):
             ids.setdefault(_sequence(row.candidate_tokens[place]), set()).add(row.candidate_ids[place])
-    return tuple(PoolPassage(sequence, frozenset(names)) for sequence, names in ids.items())
+    return tuple(InBatchPassage(sequence, frozenset(names)) for sequence, names in ids.items())
 
 
 def _sequence(tokens: NDArray[np.int32]) -> Sequenced:

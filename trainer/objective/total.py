@@ -15,9 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.objective.losses import curriculum_loss, distillation_loss, margin_mse_loss, supervised_loss
-from trainer.objective.plan import BatchWork, PoolPassage, QueryWork, Sequenced
+from data.config.traits import LOSSES as TRAITS
+from data.config.traits import traits_of
+from data.errors import UserError
+from trainer.objective.losses import DISTILLATION_LOSSES, distillation_loss, supervised_loss
+from trainer.objective.plan import BatchWork, QueryWork, Sequenced
 
+_LOSS = "train.objective.distillation"
 LOSSES = ("supervised", "distillation", "kept")
 
 
@@ -37,45 +41,50 @@ def asked_of(queries: Sequence[QueryWork], *, keeps: bool) -> NDArray[np.bool_]:
 
 
 def total_loss(
-    student: Scores, frozen: dict[str, Scores], queries: Sequence[QueryWork], *, work: BatchWork, distillation: str, temperature: float
+    student: GroupScores,
+    frozen: dict[str, GroupScores],
+    queries: Sequence[QueryWork],
+    *,
+    work: BatchWork,
+    distillation: str,
+    temperature: float,
 ) -> tuple[Tensor, list[Tensor]]:
-    """These queries' part of the total loss, and each of `LOSSES` of the queries that it is asked of.
+    """The queries' part of the total loss of `work`, and each of `LOSSES` of the queries that it is asked of.
 
     Args:
         student: Its scores, with their graph.
-        frozen: Those of `teacher`, in place of the shards' logits, and of the student's `start`, where there are such.
+        frozen: Those of `teacher`, in place of the shards' logits, and of the student's start, `initial`, where there are such.
         queries: Of the group.
         work: The global batch.
-        distillation: kl, margin_mse or curriculum.
-        temperature: Of the KL.
+        distillation: A name of `DISTILLATION_LOSSES`, or an import path.
+        temperature: Of the softmaxes.
+
+    Raises UserError where a loss of one's own returns anything but one number for each query.
     """
     supervised = [query for query in queries if query.supervised]
     distilled = [query for query in queries if query.distilled]
     supervised_B = distillation_B = kept_B = student.none
     if supervised:
-        scores_BK, mask_BK = student.listed(supervised, [query.supervised for query in supervised], work, loss="supervised")
+        scores_BK, mask_BK = student.listed(supervised, work, loss="supervised")
         supervised_B = supervised_loss(scores_BK[:, 0], scores_BK[:, 1:], mask_BK[:, 1:])
     if distilled:
-        lists = [query.distilled for query in distilled]
-        scores_BK, mask_BK = student.listed(distilled, lists, work, loss="distillation")
-        beside = {name: scores.listed(distilled, lists, work, loss="distillation")[0] for name, scores in frozen.items()}
-        if distillation == "curriculum":
-            distillation_B = curriculum_loss(scores_BK, _padded([query.labels for query in distilled], like_BK=scores_BK), mask_BK)
-        else:
-            logits_BK = beside["teacher"] if "teacher" in beside else _logits(distilled, like_BK=scores_BK)
-            if distillation == "margin_mse":
-                distillation_B = margin_mse_loss(scores_BK, logits_BK, mask_BK)
-            else:
-                distillation_B = distillation_loss(scores_BK, logits_BK, mask_BK, temperature)
-        if "start" in beside:
-            kept_B = distillation_loss(scores_BK, beside["start"], mask_BK, temperature)
+        scores_BK, mask_BK = student.listed(distilled, work, loss="distillation")
+        beside = {name: scores.listed(distilled, work, loss="distillation")[0] for name, scores in frozen.items()}
+        if traits_of(distillation, TRAITS, setting=_LOSS).learns_from == "labels":
+            targets_BK = _padded([query.labels for query in distilled], like_BK=scores_BK)
+        elif "teacher" in beside:
+            targets_BK = beside["teacher"]
+        else:  # in-batch passages have no logits, since the teacher never scored them: minus infinity is probability 0
+            targets_BK = _padded([query.teacher_logits for query in distilled], like_BK=scores_BK, padding=-np.inf)
+        loss = DISTILLATION_LOSSES.get(distillation, setting=_LOSS)
+        targets_BK = targets_BK.masked_fill(~mask_BK, 0.0)  # no infinity on padding, which times a gradient of 0 is no number
+        distillation_B = loss(scores_BK, targets_BK, mask_BK, temperature=temperature).double()
+        if (shape := tuple(distillation_B.shape)) != (len(distilled),):
+            raise UserError(f"{_LOSS}={distillation}: it returned {shape}; expected ({len(distilled)},), a loss for each query")
+        if "initial" in beside:
+            kept_B = distillation_loss(scores_BK, beside["initial"], mask_BK, temperature)
     total = work.supervised_weight * supervised_B.sum() + work.distillation_weight * distillation_B.sum() + work.keep_weight * kept_B.sum()
     return total, [part.detach() for part in (supervised_B, distillation_B, kept_B)]
-
-
-def _logits(queries: Sequence[QueryWork], *, like_BK: Tensor) -> Tensor:
-    """[B, K] logits of the shards. Minus infinity, probability 0, for in-batch passages: the teacher never scored them."""
-    return _padded([query.teacher_logits for query in queries], like_BK=like_BK, padding=-np.inf)
 
 
 def _padded(values: Sequence[NDArray[Any]], *, like_BK: Tensor, padding: float = 0.0) -> Tensor:
@@ -86,7 +95,7 @@ def _padded(values: Sequence[NDArray[Any]], *, like_BK: Tensor, padding: float =
     return torch.from_numpy(padded).to(like_BK.device)
 
 
-class Scores:
+class GroupScores:
     """Scores, score_scale * <q, p>, between vectors of known sequences; of pairs the numbers that a cross-encoder gives."""
 
     def __init__(self, vectors_ND: Tensor, sequences: list[Sequenced], *, scale: float) -> None:
@@ -98,37 +107,32 @@ class Scores:
         """The losses of no queries."""
         return self._vectors_ND.new_zeros(0, dtype=torch.float64)
 
-    def own(self, queries: Sequence[QueryWork], passages: Sequence[tuple[Sequenced, ...]]) -> tuple[Tensor, Tensor]:
-        """[B, K] scores of each query's own passages, and the mask of those that are no padding."""
-        longest = max(map(len, passages))
-        mask = np.arange(longest) < np.array([[len(row)] for row in passages])
-        places = [self._place[sequence] for row in passages for sequence in (*row, *row[:1] * (longest - len(row)))]
-        passages_BKD = self._rows(places).view(len(passages), longest, -1)
-        mask_BK = torch.from_numpy(mask).to(passages_BKD.device)
+    def listed(self, queries: Sequence[QueryWork], work: BatchWork, *, loss: str) -> tuple[Tensor, Tensor]:
+        """[B, K + N] scores of each query's list for `supervised` or `distillation`, then of the batch's passages where they join it.
+
+        The second tensor is the mask of those that are no padding, and no passage of the query's own among the batch's.
+        """
+        scores_BK, mask_BK = self._own(queries, [query.supervised if loss == "supervised" else query.distilled for query in queries])
+        if loss not in work.in_batch:
+            return scores_BK, mask_BK
+        passages = work.in_batch_passages
+        scores_BN = self._scale * self._queries(queries) @ self._rows([passage.sequence for passage in passages]).T
+        open_to = [[passage.sequence not in query.own and query.own.isdisjoint(passage.ids) for passage in passages] for query in queries]
+        return torch.cat([scores_BK, scores_BN], 1), torch.cat([mask_BK, torch.tensor(open_to, device=mask_BK.device)], 1)
+
+    def _own(self, queries: Sequence[QueryWork], lists: Sequence[tuple[Sequenced, ...]]) -> tuple[Tensor, Tensor]:
+        longest = max(map(len, lists))
+        mask_BK = torch.from_numpy(np.arange(longest) < np.array([[len(row)] for row in lists])).to(self._vectors_ND.device)
+        passages_BKD = self._rows([sequence for row in lists for sequence in (*row, *row[:1] * (longest - len(row)))])
+        passages_BKD = passages_BKD.view(len(lists), longest, -1)
         if not queries[0].query:  # pairs, of which D is 1
             return passages_BKD[:, :, 0], mask_BK
         return self._scale * torch.einsum("bd,bkd->bk", self._queries(queries), passages_BKD), mask_BK
 
-    def listed(
-        self, queries: Sequence[QueryWork], passages: Sequence[tuple[Sequenced, ...]], work: BatchWork, *, loss: str
-    ) -> tuple[Tensor, Tensor]:
-        """[B, K + N] scores of each query's own passages, and of the batch's where they join this loss; and the mask."""
-        scores_BK, mask_BK = self.own(queries, passages)
-        if work.in_batch not in (loss, "both"):
-            return scores_BK, mask_BK
-        pool_BN, pool_mask_BN = self.pool(queries, work.pool)
-        return torch.cat([scores_BK, pool_BN], 1), torch.cat([mask_BK, pool_mask_BN], 1)
-
-    def pool(self, queries: Sequence[QueryWork], passages: Sequence[PoolPassage]) -> tuple[Tensor, Tensor]:
-        """[B, N] scores of in-batch passages, and the mask of those that are negatives of the query: none equal to its own."""
-        passages_ND = self._rows([self._place[passage.sequence] for passage in passages])
-        scores_BN = self._scale * self._queries(queries) @ passages_ND.T
-        mask = [[passage.sequence not in query.own and query.own.isdisjoint(passage.ids) for passage in passages] for query in queries]
-        return scores_BN, torch.tensor(mask, device=scores_BN.device)
-
-    def _rows(self, places: Sequence[int]) -> Tensor:
+    def _rows(self, sequences: Sequence[Sequenced]) -> Tensor:
         # index_select, not indexing: on a CPU the backward of indexing adds in an order that is not fixed.
+        places = [self._place[sequence] for sequence in sequences]
         return self._vectors_ND.index_select(0, torch.tensor(places, device=self._vectors_ND.device))
 
     def _queries(self, queries: Sequence[QueryWork]) -> Tensor:
-        return self._rows([self._place[query.query] for query in queries])
+        return self._rows([query.query for query in queries])

@@ -1,4 +1,4 @@
-"""What a run tells: lines, curves, results, dry runs.
+"""What a run reports: lines, curves, results, dry runs.
 
 Not here: what is computed (`steps`, `objective`).
 """

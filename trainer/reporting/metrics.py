@@ -11,7 +11,7 @@ from typing import Any
 from data.tables.shards import atomic_write
 
 METRICS_NAME = "metrics.jsonl"
-SPEEDS = ("seconds", "waited", "queries_per_second", "tokens_per_second", "utilisation")  # all else repeats when a run is repeated
+SPEEDS = ("seconds", "waited", "queries_per_second", "tokens_per_second", "mfu")  # all else repeats when a run is repeated
 _CURVES = ("loss", "supervised", "distillation", "kept", "share", "learning_rate", "gradient_norm", *SPEEDS)
 
 
@@ -22,7 +22,11 @@ class Metrics:
         from torch.utils.tensorboard import SummaryWriter  # imports slowly
 
         path = output / METRICS_NAME
-        kept = _lines_up_to(path, step) if path.is_file() else []
+        kept: list[bytes] = []
+        for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # cut short by a kill, or damaged
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
         self.lost = step - len(kept)  # lines of steps that the run has done
         atomic_write(path, b"".join(kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
@@ -46,15 +50,6 @@ class Metrics:
         """Close both."""
         self._file.close()
         self._curves.close()
-
-
-def _lines_up_to(path: Path, step: int) -> list[bytes]:
-    kept: list[bytes] = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # cut short by a kill, or damaged
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-    return kept
 
 
 def last_figures(output: Path) -> dict[str, Any]:

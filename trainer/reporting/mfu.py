@@ -1,4 +1,4 @@
-"""Model FLOP utilisation: the arithmetic that the model needs against what the device can do, both per second.
+"""Model FLOP mfu: the arithmetic that the model needs against what the device can do, both per second.
 
 Counted as usual (PaLM, appendix B, arXiv 2204.02311): forward and backward pass once, no recomputation, no padding. The device's rate
 is measured here, with a matrix product in the run's precision, instead of taken from a data sheet.

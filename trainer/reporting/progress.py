@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +14,7 @@ LINE_SECONDS = 30.0
 
 
 class RunProgress:
-    """A context in which steps are reported."""
+    """Shows steps until it is closed."""
 
     def __init__(self, *, steps: int, done: int) -> None:
         self._console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -26,12 +25,10 @@ class RunProgress:
             console=self._console, disable=not self._console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("train", total=steps, completed=done, figures="")
-
-    def __enter__(self) -> RunProgress:
         self._bar.start()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Leave the terminal to others."""
         self._bar.stop()
 
     def note(self, message: str) -> None:

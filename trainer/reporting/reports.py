@@ -1,18 +1,16 @@
-"""What a run tells: a line and curves for every step, notes and progress for people, and the result at the end."""
+"""What a run reports: a line and curves for every step, notes and progress for people, and the result at the end."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 import torch
 
 from data.tables.shards import atomic_write
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.student import student_notes
 from trainer.reporting.metrics import Metrics, last_figures
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 from trainer.reporting.progress import RunProgress
@@ -20,8 +18,6 @@ from trainer.run import PlannedBatch, Run
 from trainer.saving.output_folder import RESULT_NAME
 from trainer.steps.gradients import QueryLosses
 from trainer.steps.optim import learning_rate
-
-_LOST = "metrics.jsonl lacks the lines of {lost} steps that the run has done: it was damaged or cut; the training is not"
 
 
 class Reports:
@@ -33,65 +29,55 @@ class Reports:
 
     def __enter__(self) -> Reports:
         run = self._run
-        if run.ranks.first:
+        if run.processes.first:
             rate = measured_flop_rate(device=run.step_settings.device, precision=run.step_settings.precision)
-            self._flop_rate = rate * run.ranks.size
+            self._flop_rate = rate * run.processes.size
             self._metrics = Metrics(run.output, step=run.state.step)
             self._progress = RunProgress(steps=run.steps, done=run.state.step)
-            self._progress.__enter__()
-            for note in (*_notes(run), *([_LOST.format(lost=self._metrics.lost)] if self._metrics.lost else [])):
+            for note in _notes(run, lost=self._metrics.lost):
                 self.note(note)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._run.ranks.first:
-            self._progress.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        if self._run.processes.first:
+            self._progress.close()
             self._metrics.close()
 
     def note(self, message: str) -> None:
         """A line that stays."""
-        if self._run.ranks.first:
+        if self._run.processes.first:
             self._progress.note(message)
 
     def step(self, batch: PlannedBatch, losses: QueryLosses, *, norm: float, seconds: float, waited: float, dev: dict[str, float]) -> None:
-        """Report a finished step.
-
-        Args:
-            batch: Its global batch.
-            losses: Of each query.
-            norm: Of the gradient, before it is clipped.
-            seconds: That the step took, without waiting for its data.
-            waited: Seconds that all steps of this sitting have waited for data.
-            dev: Figures on the dev set, where they were due.
-        """
-        if not self._run.ranks.first:
+        """Report a finished step: the gradient's norm before it is clipped, seconds without and (of all steps so far) for its data."""
+        if not self._run.processes.first:
             return
         lengths = batch.lengths
-        waited, self._waited = waited - self._waited, waited
         figures = {
-            **_figures(self._run, batch, losses, norm=norm),
+            **_figures(self._run, batch, losses),
+            "gradient_norm": norm,
             "tokens": sum(lengths),
             "seconds": round(seconds, 4),
-            "waited": round(waited, 6),
+            "waited": round(waited - self._waited, 6),
             "queries_per_second": round(len(batch.work.queries) / seconds, 3),
             "tokens_per_second": round(sum(lengths) / seconds, 1),
-            "utilisation": round(training_flop(self._run.model.backbone, lengths) / seconds / self._flop_rate, 4),
+            "mfu": round(training_flop(self._run.model.backbone, lengths) / seconds / self._flop_rate, 4),
             **({"dev": dev} if dev else {}),
         }
+        self._waited = waited
         self._metrics.write(figures)
         self._progress.step(figures)
         if dev:
-            words = ", ".join(f"{name} {value:.4f}" for name, value in dev.items())
-            self.note(f"dev set after step {figures['step']}: {words} (best at step {self._run.state.best_step})")
+            said = ", ".join(f"{name} {value:.4f}" for name, value in dev.items())
+            self.note(f"dev set after step {figures['step']}: {said} (best at step {self._run.state.best_step})")
 
     def sync(self) -> None:
         """Have all lines on the disk: called before a checkpoint, which relies on them."""
-        if self._run.ranks.first:
-            self._metrics.sync()
+        self._metrics.sync()
 
 
-def _figures(run: Run, batch: PlannedBatch, losses: QueryLosses, *, norm: float) -> dict[str, Any]:
-    """One line of metrics.jsonl. Steps and epochs count from 1; losses are means over the queries, or pairs, that have them, nats."""
+def _figures(run: Run, batch: PlannedBatch, losses: QueryLosses) -> dict[str, Any]:
+    """Of a line of metrics.jsonl. Steps and epochs count from 1; losses are means over the queries, or pairs, that have them, nats."""
     settings, work = run.experiment.train, batch.work
     supervised, distillation, kept = (math.fsum(part.values()) for part in (losses.supervised, losses.distillation, losses.kept))
     return {
@@ -105,27 +91,28 @@ def _figures(run: Run, batch: PlannedBatch, losses: QueryLosses, *, norm: float)
         "selected": work.selected,
         "share": work.selected / len(work.queries),
         "learning_rate": learning_rate(batch.step, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=run.steps),
-        "gradient_norm": norm,
     }
 
 
-def _notes(run: Run) -> Iterator[str]:
+def _notes(run: Run, *, lost: int) -> Iterator[str]:
     """What a person should know before the first step, of which nothing is an error."""
     settings, steps = run.experiment.train, run.steps
     if run.state.step:
         yield f"resumes after step {run.state.step} of {steps}"
-    if run.ranks.size > 1:
-        yield f"{run.ranks.size} processes share each batch of {settings.batch_queries} queries"
+    if run.processes.size > 1:
+        yield f"{run.processes.size} processes share each batch of {settings.batch_queries} queries"
     if settings.warmup_steps >= steps:
         yield f"train.warmup_steps={settings.warmup_steps} covers all {steps} steps: the peak rate is never reached"
     if isinstance(run.model, DualEncoder):
-        yield from student_notes(run.experiment.student)
-    if isinstance(run.model, DualEncoder) and run.model.spec.normalize and settings.score_scale == 1:
-        yield "the student's vectors have length 1 and train.score_scale is 1: scores lie in [-1, 1]; about 20 is usual"
+        yield from run.model.spec.notes
+        if run.model.spec.normalize and settings.score_scale == 1:
+            yield "the student's vectors have length 1 and train.score_scale is 1: scores lie in [-1, 1]; about 20 is usual"
+    if lost:
+        yield f"metrics.jsonl lacks the lines of {lost} steps that the run has done: it was damaged or cut; the training is not"
 
 
 def write_result(run: Run) -> None:
-    """Write what says that the run is finished, and tell a person."""
+    """Write what says that the run is finished, and report it."""
     state = run.state
     content = {
         "steps": state.step,

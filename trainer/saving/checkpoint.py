@@ -16,18 +16,20 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from pydantic import ConfigDict, NonNegativeInt
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data.command import is_full_disk
 from data.digests import json_digest
-from data.errors import RunFailed, UserError
+from data.errors import RunFailed, UserError, first_line
 from data.files.leftovers import remove_leftovers, temporary_name
 from data.tables.shards import atomic_write
 from trainer.saving.output_folder import RUN_NAME
@@ -36,30 +38,20 @@ _FOLDER = "checkpoints"
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
 
-class Saveable(Protocol):
-    """A model that writes its own folder."""
-
-    def save(self, folder: Path) -> None:
-        """Write it."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class TrainingState:
-    """How far a run is: steps done, seconds spent on them in all sittings, the run it belongs to, and what the dev set said."""
+    """How far a run is: steps done, seconds spent on them in all, the run it belongs to, and what the dev set said."""
 
-    step: int
+    step: NonNegativeInt
     seconds: float
     fingerprint: str
     best: float | None = None  # of the dev metric
-    best_step: int = 0
-    stale: int = 0  # evaluations since the best one
+    best_step: NonNegativeInt = 0
+    stale: NonNegativeInt = 0  # evaluations since the best one
 
 
-def claim_output(output: Path, *, key: dict[str, Any]) -> str:
-    """Note in the folder which run it holds. Returns the run's fingerprint.
-
-    Raises UserError where it holds another run, naming what differs.
-    """
+def claim_output(output: Path, *, key: dict[str, Any]) -> None:
+    """Note in the folder which run it holds. Raises UserError where it holds another run, naming what differs."""
     path = output / RUN_NAME
     if os.path.lexists(path):
         there = read_record(path, remedy="choose another train.output=FOLDER, or delete it if the run in it is this one")
@@ -70,7 +62,6 @@ def claim_output(output: Path, *, key: dict[str, Any]) -> str:
     else:
         output.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(key, indent=1, sort_keys=True).encode())
-    return json_digest(key)
 
 
 def read_record(path: Path, *, remedy: str) -> dict[str, Any]:
@@ -105,14 +96,8 @@ def save_checkpoint(output: Path, *, model: nn.Module, optimizer: torch.optim.Op
         _remove(old)
 
 
-def save_model(folder: Path, *, model: Saveable) -> None:
-    """Save a student as a sentence-transformers folder, a cross-encoder as a transformers folder, whole or not at all."""
-    with whole_folder(folder) as temporary:
-        model.save(temporary)
-
-
 def remove_half_written(output: Path) -> None:
-    """Remove what killed sittings have left half written."""
+    """Remove what killed processes have left half written."""
     for folder in (output, output / _FOLDER):
         remove_leftovers(folder, held=True)
 
@@ -124,7 +109,7 @@ def resume(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, 
         return TrainingState(step=0, seconds=0.0, fingerprint=fingerprint)
     newest = found[-1]
     try:
-        state = _state(newest)
+        state = TrainingState(**json.loads((newest / _STATE).read_text(encoding="utf-8")))
         if state.fingerprint == fingerprint:
             model.load_state_dict(load_file(newest / _MODEL))
             moments = load_file(newest / _OPTIMIZER)
@@ -132,7 +117,7 @@ def resume(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, 
                 raise ValueError(f"{_OPTIMIZER} lacks the optimizer's moments")
             _restore_optimizer(model, optimizer, moments)
     except Exception as error:  # safetensors, json and torch raise many kinds, all of which mean: damaged
-        raise RunFailed(f"checkpoint {newest} cannot be read ({_in_a_line(error)}); delete it to resume from the one before") from error
+        raise RunFailed(f"checkpoint {newest} cannot be read ({first_line(error)}); delete it to resume from the one before") from error
     if state.fingerprint != fingerprint:
         raise UserError(f"checkpoint {newest} belongs to a run with other settings; choose another train.output=FOLDER")
     return state
@@ -145,20 +130,6 @@ def start_digest(model: nn.Module, optimizer: torch.optim.Optimizer, state: Trai
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _state(folder: Path) -> TrainingState:
-    """Raises ValueError, TypeError or OSError where it is not what `save_checkpoint` writes."""
-    content = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-    state = TrainingState(**content)
-    numbers = (state.step, state.best_step, state.stale)
-    if not all(type(one) is int and one >= 0 for one in numbers) or not isinstance(state.best, float | None):
-        raise ValueError(f"{_STATE} holds {content}")
-    return replace(state, seconds=float(state.seconds))
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -178,7 +149,7 @@ def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
         if value.shape not in (parameter.shape, torch.Size([])):
             raise ValueError(f"{key} has the shape {list(value.shape)}, the parameter {list(parameter.shape)}")
         optimizer.state[parameter][moment] = value.to(parameter.device)
-        # As in the sitting before: from its first gradient on a parameter is updated in each step, also by moments and decay alone.
+        # As before the interruption: from its first gradient on a parameter is updated in each step, also by moments and decay alone.
         parameter.grad = torch.zeros_like(parameter)
 
 

@@ -18,9 +18,10 @@ from retrieval.compute.probe import text_config
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
 from retrieval.teachers.pair_scorer import PairScorer
+from trainer.steps.prepare_model import in_mode
 
 _TOKENS = 256  # of the texts compared: longer than most windows of attention
-_NOT_SAVED = ("folder", "layers", "option")  # what differs once the first layers are all that there is
+_NOT_SAVED = ("folder", "layers", "option", "notes")  # what differs once the first layers are all that there is
 
 
 def rehearse_saving(model: DualEncoder | PairScorer, output: Path) -> None:
@@ -51,13 +52,8 @@ def _is_same(model: DualEncoder | PairScorer, folder: Path) -> bool:
     if isinstance(again, DualEncoder) and isinstance(model, DualEncoder) and _settings(again) != _settings(model):
         return False
     ids = _two_texts(model, folder).to(device)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            return torch.allclose(again(ids, torch.ones_like(ids)), model(ids, torch.ones_like(ids)), rtol=1e-4, atol=1e-5)
-    finally:
-        model.train(was_training)
+    with in_mode(model, training=False), torch.compiler.set_stance("force_eager"):
+        return torch.allclose(again(ids, torch.ones_like(ids)), model(ids, torch.ones_like(ids)), rtol=1e-4, atol=1e-5)
 
 
 def _opened(model: DualEncoder | PairScorer, folder: Path) -> DualEncoder | PairScorer:

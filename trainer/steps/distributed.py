@@ -1,4 +1,4 @@
-"""The processes of a run: who takes which share of a step, and what they tell each other. One process needs none of it.
+"""The processes of a run: who takes which share of a step, and what they say to each other. One process needs none of it.
 
 Started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK. What a step computes does not depend on the number of processes: they
 take whole micro-batches of the one global batch, and sum their gradients once, after the last.
@@ -20,17 +20,18 @@ from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
+from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors
 
 from data.command import left_at_once, stop_if_asked
-from data.errors import RunFailed, UserError
-from trainer.cpu.workers import lpt_schedule
+from data.errors import RunFailed, UserError, first_line
+from retrieval.compute.batching import lpt_schedule
 
 _PATIENCE = timedelta(minutes=30)  # with a process that lives and does not come: it checks all shards, or saves to a slow disk
-_BUCKET_ELEMENTS = 16 << 20  # of gradients in one sum: 64 MiB in fp32 beside the gradients themselves
+_BUCKET_BYTES = 64 << 20  # of gradients in one sum, beside the gradients themselves
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Distributed:
     """This process among `size` of them."""
 
     rank: int = 0
@@ -42,20 +43,23 @@ class Ranks:
         return self.rank == 0
 
     def mine(self, costs: Sequence[int]) -> list[int]:
-        """Which pieces of work this process takes, in their order: each goes to the process with the least so far, the costly first.
-
-        Args:
-            costs: Of each piece, in tokens.
-        """
+        """Which pieces of work this process takes, in their order. `costs` are tokens."""
         return sorted(lpt_schedule(costs, self.size)[self.rank])
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all processes' tensors, in place. Raises RunFailed where a process is gone, as all that follows does."""
-        if self.size > 1:
-            with self._together():
-                if tensor.is_cuda:
-                    distributed.all_reduce(torch.zeros(1))
-                distributed.all_reduce(tensor)
+        if self.size == 1:
+            return tensor
+        try:
+            if tensor.is_cuda:
+                distributed.all_reduce(torch.zeros(1))
+            distributed.all_reduce(tensor)
+        except RuntimeError as error:
+            stop_if_asked()  # a signal has ended the others, and would end this one when it is back in Python
+            raise RunFailed(
+                f"process {self.rank} of {self.size}: another one is gone, or has not come for {_PATIENCE.total_seconds() / 60:.0f} min "
+                f"({_in_short(error)}); what it said itself says why. The last checkpoint is kept: start the same command again"
+            ) from error
         return tensor
 
     def sum_gradients(self, model: nn.Module) -> None:
@@ -64,13 +68,11 @@ class Ranks:
             return
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         having = self.sum(torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)).tolist()
-        for bucket in _buckets([_gradient(parameter) for parameter, count in zip(parameters, having, strict=True) if count]):
-            if len(bucket) == 1 and bucket[0].is_contiguous():  # word embeddings can be large: not twice
-                self.sum(bucket[0])
-                continue
-            summed = self.sum(torch.cat([gradient.flatten() for gradient in bucket]))
-            for gradient, part in zip(bucket, summed.split([gradient.numel() for gradient in bucket]), strict=True):
-                gradient.copy_(part.view_as(gradient))
+        gradients = [_gradient(parameter) for parameter, count in zip(parameters, having, strict=True) if count]
+        for bucket in _take_tensors(gradients, _BUCKET_BYTES):  # in their order; a message each would take longer than the numbers in it
+            summed = self.sum(_flatten_dense_tensors(bucket))  # of one tensor (word embeddings can be large) no copy
+            for gradient, part in zip(bucket, _unflatten_dense_tensors(summed, bucket), strict=True):
+                gradient.copy_(part)
 
     def any(self, asked: bool) -> bool:
         """Whether it is so in any process: all of them get the same answer."""
@@ -91,21 +93,10 @@ class Ranks:
         """Until all processes are here."""
         self.any(False)
 
-    @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            stop_if_asked()  # a signal has ended the others, and would end this one when it is back in Python
-            raise RunFailed(
-                f"process {self.rank} of {self.size}: another one is gone, or has not come for {_PATIENCE.total_seconds() / 60:.0f} min "
-                f"({_in_short(error)}); what it said itself says why. The last checkpoint is kept: start the same command again"
-            ) from error
-
 
 def _in_short(error: Exception) -> str:
     """The first sentence, without gloo's place in its source."""
-    return re.sub(r"^\[[^\]]*\] ", "", (str(error) or type(error).__name__).splitlines()[0]).split(". ")[0]
+    return re.sub(r"^\[[^\]]*\] ", "", first_line(error)).split(". ")[0]
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -115,25 +106,13 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """In their order, some together: a message each would take longer than the numbers in it."""
-    bucket: list[Tensor] = []
-    for gradient in gradients:
-        if bucket and sum(one.numel() for one in bucket) + gradient.numel() > _BUCKET_ELEMENTS:
-            yield bucket
-            bucket = []
-        bucket.append(gradient)
-    if bucket:
-        yield bucket
-
-
 def started_processes() -> int:
     """How many processes torchrun started; 1 without it. Raises UserError where the environment does not say it in a number."""
     return _number_of("WORLD_SIZE", least=1)
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def joined(device: str) -> Iterator[Distributed]:
     """The processes that torchrun started; this one alone where it did not.
 
     Raises:
@@ -142,9 +121,12 @@ def joined(device: str) -> Iterator[Ranks]:
     """
     size = started_processes()
     if device == "cuda" and torch.cuda.is_available():
-        torch.cuda.set_device(_own_gpu())
+        place, gpus = _number_of("LOCAL_RANK", least=0), torch.cuda.device_count()
+        if place >= gpus:
+            raise UserError(f"process {place} of this machine has no GPU: torch sees {gpus}; start torchrun with --nproc-per-node={gpus}")
+        torch.cuda.set_device(place)
     if size == 1:
-        yield Ranks()
+        yield Distributed()
         return
     rank = _number_of("RANK", least=0)
     try:
@@ -157,7 +139,7 @@ def joined(device: str) -> Iterator[Ranks]:
             "that MASTER_ADDR and MASTER_PORT can be reached from every machine"
         ) from error
     try:
-        yield Ranks(distributed.get_rank(), size)
+        yield Distributed(distributed.get_rank(), size)
     finally:
         # gloo's threads free their last piece of work only with Python's lock, which destroying the group would hold for ever.
         time.sleep(0.1)
@@ -171,10 +153,3 @@ def _number_of(name: str, *, least: int) -> int:
             f"{name}={text} in the environment: expected a number from {least} on, as torchrun sets it; unset it to train alone"
         )
     return int(text)
-
-
-def _own_gpu() -> int:
-    place, gpus = _number_of("LOCAL_RANK", least=0), torch.cuda.device_count()
-    if place >= gpus:
-        raise UserError(f"process {place} of this machine has no GPU: torch sees {gpus}; start torchrun with --nproc-per-node={gpus}")
-    return place

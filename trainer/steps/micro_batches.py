@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from retrieval.compute.batching import token_budget_batches
+from retrieval.compute.batching import lpt_schedule, token_budget_batches
 from trainer.objective.plan import BatchWork, QueryWork, Sequenced, token_count
 
 _PROCESSES = 8  # groups come in a multiple of it (fewer: in a power of two), so that 2, 4 or 8 processes get equal shares
@@ -43,10 +43,10 @@ def cut(work: BatchWork, *, budget: int) -> MicroBatches:
         budget: Tokens of a micro-batch, without padding. A single query with more is a group alone.
     """
     active = [place for place, query in enumerate(work.queries) if query.sequences]
-    if work.pool:
+    if work.in_batch_passages:
         groups = [active[start::_PROCESSES] for start in range(min(_PROCESSES, len(active)))]
         shared = _distinct([work.queries[place] for place in active])
-        shared = list(dict.fromkeys([*shared, *(passage.sequence for passage in work.pool)]))
+        shared = list(dict.fromkeys([*shared, *(passage.sequence for passage in work.in_batch_passages)]))
     else:
         groups = _groups(work.queries, active, budget=budget)
         needed = Counter(sequence for group in groups for sequence in _distinct([work.queries[place] for place in group]))
@@ -66,7 +66,7 @@ def tokens_of(queries: Sequence[QueryWork]) -> int:
 
 def _groups(queries: Sequence[QueryWork], active: Sequence[int], *, budget: int) -> list[list[int]]:
     """Queries in groups of nearly equal tokens, at most `budget` of them; those that share passages together where they fit."""
-    items: list[tuple[int, list[int]]] = []
+    items: list[tuple[int, list[int]]] = []  # tokens, places of queries
     for relatives in _relatives(queries, active):
         together = tokens_of([queries[place] for place in relatives])
         if together <= budget:
@@ -76,15 +76,9 @@ def _groups(queries: Sequence[QueryWork], active: Sequence[int], *, budget: int)
     items.sort(key=lambda item: (-item[0], item[1]))
     count = _rounded(-(-sum(tokens for tokens, _ in items) // budget)) if items else 0
     while True:
-        groups: list[list[int]] = [[] for _ in range(count)]
-        loads, sizes = [0] * count, [0] * count
-        for tokens, places in items:
-            lightest = loads.index(min(loads))
-            loads[lightest] += tokens
-            sizes[lightest] += 1
-            groups[lightest] += places
-        if all(load <= budget or size == 1 for load, size in zip(loads, sizes, strict=True)):
-            return [sorted(group) for group in groups if group]
+        shares = lpt_schedule([tokens for tokens, _ in items], count)
+        if all(len(share) == 1 or sum(items[number][0] for number in share) <= budget for share in shares):
+            return [sorted(place for number in share for place in items[number][1]) for share in shares if share]
         count = _rounded(count + 1)
 
 
@@ -95,20 +89,13 @@ def _rounded(count: int) -> int:
 
 def _relatives(queries: Sequence[QueryWork], active: Sequence[int]) -> list[list[int]]:
     """Queries that share a sequence, or share one with a query that does: connected components."""
-    parent = {place: place for place in active}
-
-    def root(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = parent[parent[place]]
-            place = parent[place]
-        return place
-
-    first_user: dict[Sequenced, int] = {}
+    found: list[tuple[list[int], set[Sequenced]]] = []
     for place in active:
-        for sequence in queries[place].sequences:
-            other = first_user.setdefault(sequence, place)
-            parent[root(place)] = root(other)
-    found: dict[int, list[int]] = {}
-    for place in active:
-        found.setdefault(root(place), []).append(place)
-    return list(found.values())
+        places, sequences, others = [place], set(queries[place].sequences), []
+        for component in found:
+            if sequences.isdisjoint(component[1]):
+                others.append(component)
+            else:
+                places, sequences = places + component[0], sequences | component[1]
+        found = [*others, (sorted(places), sequences)]
+    return [places for places, _ in found]

@@ -1,19 +1,17 @@
-"""Dual encoders that stay as they are during a run and say what they think of each batch's lists: a teacher, and the student's start.
+"""Dual encoders that stay as they are during a run and score each batch's lists: a teacher, and the student's start.
 
-Each reads every sequence of a step once, without a graph and without dropout, wherever the student reads it: a group's own sequences by
-the process that has the group, shared ones by one process for all (`trainer.steps.gradients`).
+They have no parameters to train and are in evaluation mode, so that no graph is kept and no dropout is drawn. Each reads every sequence of
+a step once, wherever the student reads it: a group's own sequences by the process that has the group, shared ones by one process for all
+(`trainer.steps.gradients`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from data.config.settings import Experiment, Student
-from data.digests import DigestCache
+from data.config.settings import Experiment, Student, Train
 from data.errors import UserError
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.padding import check_padding, results_of
@@ -22,35 +20,8 @@ from retrieval.models.student import StudentSpec, resolve_student
 _TEACHER = "train.objective.teacher_model"
 
 
-class Frozen(nn.Module):
-    """An encoder whose vectors never change: no gradient goes in, no dropout is drawn."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder.requires_grad_(False)
-        self.train(False)
-
-    def train(self, mode: bool = True) -> Frozen:
-        """Always in evaluation mode."""
-        return super().train(False)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[n, L] token ids and mask to [n, D] vectors without a graph."""
-        with torch.no_grad():
-            return self.encoder(input_ids, attention_mask)
-
-
-@dataclass(frozen=True)
-class FrozenEncoders:
-    """Those of a run; None where the objective has no use for one."""
-
-    teacher: nn.Module | None = None  # in place of the shards' logits
-    start: nn.Module | None = None  # the student as the run began, also after it was resumed
-
-    @property
-    def all(self) -> dict[str, nn.Module]:
-        """By name."""
-        return {name: encoder for name, encoder in (("teacher", self.teacher), ("start", self.start)) if encoder is not None}
+# `teacher`, in place of the shards' logits, and `initial`, the student as the run began, where the objective has a use for them.
+References = Mapping[str, nn.Module]
 
 
 def teacher_spec(experiment: Experiment, student: StudentSpec) -> StudentSpec | None:
@@ -75,19 +46,13 @@ def teacher_spec(experiment: Experiment, student: StudentSpec) -> StudentSpec | 
     return own
 
 
-def teacher_key(experiment: Experiment, student: StudentSpec, digests: DigestCache) -> dict[str, Any]:
-    """What decides its logits, for the run's key; empty where there is none."""
-    spec = teacher_spec(experiment, student)
-    return {"teacher_model": spec.key(digests)} if spec else {}
-
-
-def open_frozen(experiment: Experiment, student: StudentSpec) -> FrozenEncoders:
+def open_references(student: StudentSpec, teacher: StudentSpec | None, *, settings: Train) -> References:
     """Load them; the student's start from where the student comes from, so that a checkpoint makes no difference."""
-    settings, spec = experiment.train, teacher_spec(experiment, student)
 
-    def opened(spec: StudentSpec) -> Frozen:
-        encoder = DualEncoder(spec).to(settings.device)
-        check_padding(encoder.backbone, check=results_of(encoder), option=encoder.option)
-        return Frozen(encoder)
+    def opened(spec: StudentSpec) -> nn.Module:
+        model = DualEncoder(spec).to(settings.device).requires_grad_(False).eval()
+        check_padding(model.backbone, check=results_of(model), option=model.option)
+        return model
 
-    return FrozenEncoders(opened(spec) if spec else None, opened(student) if settings.objective.keep_weight else None)
+    initial = student if settings.objective.reference_kl_weight else None
+    return {name: opened(spec) for name, spec in (("teacher", teacher), ("initial", initial)) if spec is not None}

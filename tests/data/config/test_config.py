@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic.fields import FieldInfo
 
-from data.config.fields import Section, all_keys, keyed_values, parse_arguments, read_yaml
+from data.config.experiment_file import read_yaml
+from data.config.fields import Section, all_keys, keyed_values, parse_arguments, warn_once
 from data.config.settings import Experiment, HardNegatives, Runner, load, with_absolute_paths
 from data.errors import EXIT_BAD_INPUT, UserError
 
@@ -36,12 +37,12 @@ def load_with(file: Path, **overrides: str) -> Experiment:
 def test_values_are_coerced_by_the_declared_type(file: Path) -> None:
     """Prevents: YAML's guessing, where a model named 1e3 is the number 1000 and 5e-5 a string."""
     overrides = {
-        "teacher.model": "1e3", "student.model": "on", "train.learning_rate": "5e-5", "hard_negatives.negatives": "7",
+        "teacher.model": "1e3", "student.model": "on", "train.learning_rate": "5e-5", "hard_negatives.num_negatives": "7",
         "student.normalize": "true", "dark_examples.reinforced": "false", "dark_examples.mask_ratios": "0.1, 0.2", "student.layers": "null",
     }  # fmt: skip
     read = load_with(file, **overrides)
     assert (read.teacher.model, read.student.model) == ("1e3", "on")
-    assert read.train.learning_rate == 5e-5 and read.hard_negatives.negatives == 7
+    assert read.train.learning_rate == 5e-5 and read.hard_negatives.num_negatives == 7
     assert read.student.normalize is True and read.dark_examples.reinforced is False and read.student.layers is None
     assert read.dark_examples.mask_ratios == (0.1, 0.2)
 
@@ -72,7 +73,7 @@ def test_later_words_win_and_shorthands_are_spelt_out(file: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [
-        ("hard_negatives.negativs", "hard_negatives.negatives"),
+        ("hard_negatives.negativs", "hard_negatives.num_negatives"),
         ("learning_rate", "train.learning_rate"),
         ("teachr.model", "teacher.model"),
         ("train.objective.supervised_wieght", "train.objective.supervised_weight"),
@@ -107,7 +108,7 @@ def test_a_value_is_no_section(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("seed", "one"), ("seed", "1.5"), ("hard_negatives.negatives", "0"), ("runner.kind", "slurm"), ("train.epochs", "null"),
+    [("seed", "one"), ("seed", "1.5"), ("hard_negatives.num_negatives", "0"), ("runner.kind", "slurm"), ("train.epochs", "null"),
      ("dark_examples.mask_ratios", "0.5,0.5"), ("dark_examples.mask_ratios", "1.5"), ("train.learning_rate", "nan")],
 )  # fmt: skip
 def test_a_wrong_value_names_its_key_and_itself(file: Path, key: str, value: str) -> None:
@@ -119,8 +120,8 @@ def test_a_wrong_value_names_its_key_and_itself(file: Path, key: str, value: str
 
 def test_faults_between_fields_are_told(file: Path) -> None:
     """Prevents: negatives drawn from an empty window of ranks."""
-    with pytest.raises(UserError, match="last_rank <= depth"):
-        load_with(file, **{"hard_negatives.last_rank": "200"})
+    with pytest.raises(UserError, match="range_max <= depth"):
+        load_with(file, **{"hard_negatives.range_max": "200"})
     with pytest.raises(UserError, match="run_file=FILE"):
         load_with(file, **{"hard_negatives.source": "run"})
 
@@ -147,8 +148,8 @@ def test_missing_files_and_words(file: Path, tmp_path: Path) -> None:
         ("seed: 1\nseed: 2\n", "seed", "6 and 7"),
         ("embed: {precision: fp32}\nteacher: {model: other}\n", "teacher", "5 and 7"),
         ("train:\n  epochs: 1\n  steps: 2\n  epochs: 3\n", "epochs", "7 and 9"),
-        ("train: {stages: {a: {epochs: 1}, b: {}, a: {}}}\n", "a", "6 and 6"),
-        ("steps:\n  a: {}\n  a: {}\n", "a", "7 and 8"),
+        ("phases: {a: {train: {epochs: 1}}, b: {}, a: {}}\n", "a", "6 and 6"),
+        ("phases:\n  a: {}\n  a: {}\n", "a", "7 and 8"),
         ('{"store": "a",\n"seed": 1,\n"seed": 2}', "seed", "2 and 3"),
     ],
 )
@@ -187,8 +188,8 @@ def test_a_file_of_another_kind_is_told(file: Path, content: str | bytes, words:
 def test_a_section_without_keys_has_its_defaults(file: Path, null: str) -> None:
     """Prevents: a file that is refused since all keys of a section were commented out."""
     more = f"runner: {null}\n#  kind: local\ndev: {null}\nhard_negatives: {{false_negatives: {null}}}\n"
-    file.write_text(f"{MINIMAL}{more}steps: {{a: {{train: {null}}}, b: {null}}}\n")
-    assert load_with(file) == load_with(file, step="a") == load_with(file, step="b")
+    file.write_text(f"{MINIMAL}{more}phases: {{a: {{train: {null}}}, b: {null}}}\n")
+    assert load_with(file) == load_with(file, phase="a") == load_with(file, phase="b")
     assert load_with(file).runner == Runner() and load_with(file).dev.queries is None
     with pytest.raises(UserError, match="is a section"):
         load_with(file, embed="")
@@ -197,7 +198,7 @@ def test_a_section_without_keys_has_its_defaults(file: Path, null: str) -> None:
 ALL_PATHS = {
     "store": "store", "ingest.path": "collection", "student.model": "student", "teacher.model": "teacher", "embed.model": "miner",
     "hard_negatives.run_file": "a.run", "train.output": "out", "train.dev": "dev", "train.objective.teacher_model": "dual",
-    "train.stages.first.shards": "shards", "train.stages.first.dev": "dev2",
+    "evaluation.out": "evaluated", "evaluation.rerank": "b.run",
 }  # fmt: skip
 
 
@@ -209,19 +210,18 @@ def test_homes_and_variables_are_replaced_in_every_path(file: Path, monkeypatch:
     file.write_text(MINIMAL.replace("runs/store", f"{start}/store"))
     read = load_with(file, **{key: f"{start}/{name}" for key, name in ALL_PATHS.items()})
     assert load_with(file).store == "/there/store"
-    stage = read.train.stages["first"]
     found = [
         read.store, read.ingest.path, read.student.model, read.teacher.model, read.embed.model, read.hard_negatives.run_file,
-        read.train.output, read.train.dev, read.train.objective.teacher_model, stage["shards"], stage["dev"],
+        read.train.output, read.train.dev, read.train.objective.teacher_model, read.evaluation.out, read.evaluation.rerank,
     ]  # fmt: skip
     assert found == [f"/there/{name}" for name in ALL_PATHS.values()]
     marked = {
         name for name, field in fields(Experiment) if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("path")
     }
-    assert marked == {key for key in ALL_PATHS if ".stages." not in key}
+    assert marked == set(ALL_PATHS)
 
 
-@pytest.mark.parametrize("key", ["store", "train.output", "train.stages.first.shards"])
+@pytest.mark.parametrize("key", ["store", "train.output", "evaluation.out"])
 @pytest.mark.parametrize(
     ("value", "words"), [("$NOWHERE/x", "NOWHERE is not set"), ("${EMPTY}/x", "EMPTY is not set"), ("~nobody9/x", "no home")]
 )
@@ -291,39 +291,12 @@ def test_all_keys_are_settable_names() -> None:
 
 
 @pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[3] / "recipes").rglob("*.yaml")), ids=lambda path: path.name)
-def test_recipes_load(recipe: Path) -> None:
+def test_recipes_load(recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents: a recipe with a key that was renamed, which nobody notices until a cluster job starts."""
-    assert load({"config": str(recipe)}).store
-
-
-STEPS = """
-train: {epochs: 5, objective: {temperature: 2}}
-steps:
-  first: {train: {epochs: 1}}
-  second: {teacher: {model: b/teacher}, train: {learning_rate: 1e-3, objective: {supervised_weight: 0.5}}}
-"""
-
-
-def test_a_step_lies_over_the_file_and_below_the_command_line(file: Path) -> None:
-    """Prevents: a step that throws away the rest of a section, or wins over what a person typed."""
-    file.write_text(MINIMAL + STEPS)
-    assert load_with(file).train.epochs == 5
-    assert load_with(file, step="first").train.epochs == 1
-    second = load_with(file, step="second", **{"train.learning_rate": "1e-4"})
-    assert (second.teacher.model, second.train.epochs, second.train.learning_rate) == ("b/teacher", 5, 1e-4)
-    assert (second.train.objective.temperature, second.train.objective.supervised_weight) == (2, 0.5)
-
-
-def test_an_unknown_step_is_told(file: Path) -> None:
-    """Prevents: a misspelt step that quietly trains by the rest of the file."""
-    with pytest.raises(UserError, match="no steps"):
-        load_with(file, step="first")
-    file.write_text(MINIMAL + STEPS)
-    with pytest.raises(UserError, match=r"step=third: .* has the steps first, second"):
-        load_with(file, step="third")
-    file.write_text(MINIMAL + "steps: {first: {train: {epochz: 1}}}")
-    with pytest.raises(UserError, match="epochs"):
-        load_with(file, step="first")
+    warn_once.cache_clear()
+    for name in ("FOLDER", "OUT", "SEED"):
+        monkeypatch.setenv(name, "0")
+    assert load({"config": str(recipe)}).store and not capsys.readouterr().err
 
 
 def float_keys(model: type[Section], prefix: str = "") -> Iterator[str]:
@@ -343,8 +316,6 @@ def test_numbers_are_finite(file: Path, value: str) -> None:
     for key in keys:
         with pytest.raises(UserError, match=rf"{key}\b.*(finite number|greater than)"):
             load_with(file, **{key: value})
-    with pytest.raises(UserError, match=r"train\.stages\.a: .*\n.*learning_rate: .*finite number"):
-        load_with(file, **{"train.stages.a.learning_rate": value.lstrip("-")})
 
 
 @pytest.mark.parametrize("key", ["train.threads", "train.workers", "runner.threads"])

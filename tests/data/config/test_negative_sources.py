@@ -34,9 +34,29 @@ def test_decimals_and_ranks() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "name", "weight", "ranks"),
+    [("a.b:c", "a.b:c", 1, (1, 100)), ("a:c", "a:c", 1, (1, 100)), ("a:c:2", "a:c", 2, (1, 100)), ("a:C.d:1/2@3-9", "a:C.d", 1, (3, 9)),
+     ("a:c@3-9", "a:c", 1, (3, 9))],
+)  # fmt: skip
+def test_an_import_path_stands_where_a_name_does(text: str, name: str, weight: int, ranks: tuple[int, int]) -> None:
+    """Prevents: the object of a path taken for a weight, or the weight for a part of the path."""
+    student, own = parsed(f"student:1,{text}")
+    assert (own.name, (own.first_rank, own.last_rank)) == (name, ranks)
+    assert own.weight / student.weight == (0.5 if "1/2" in text else weight)
+    assert parsed(canonical((student, own)))[1].name == name
+
+
+def test_numbers_on_disk() -> None:
+    """Prevents: a pool whose numbers mean other sources when a built-in is added, or two plug-ins with one number."""
+    named = parsed("a:b,random,student,a:c,bm25,run")
+    assert [source.number for source in named] == [64, 3, 0, 65, 1, 2]
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [("studnt", "nearest: student"), ("student,bm52", "nearest: bm25"), ("student:0,bm25", "above 0"), ("student:-1", "above 0"),
      ("student:x", "above 0"), ("student,student", "twice"), ("", "NAME:WEIGHT"), ("student:1:2", "NAME:WEIGHT"), ("bm25@5", "NAME:WEIGHT"),
+     ("a:b,student,a:b", "names a:b twice"), ("a:b:c", "above 0"), ("a:b:1:2", "NAME:WEIGHT"), ("a.b", "package.module:object"),
      ("student:nan", "above 0"), ("student:inf", "above 0"), ("student:1/0", "above 0")],
 )  # fmt: skip
 def test_bad_words_are_told(text: str, words: str) -> None:
@@ -47,11 +67,11 @@ def test_bad_words_are_told(text: str, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"source": "student@1-200,bm25"}, "last_rank <= depth"), ({"source": "student@0-5"}, "first_rank"),
-     ({"source": "bm25@9-5"}, "first_rank"), ({"source": "student,run"}, "run_file"), ({"sampler": "top", "draws": 2}, "draws"),
+    [({"source": "student@1-200,bm25"}, "range_max <= depth"), ({"source": "student@0-5"}, "range_min"),
+     ({"source": "bm25@9-5"}, "range_min"), ({"source": "student,run"}, "run_file"), ({"sampler": "top", "draws": 2}, "draws"),
      ({"sampler": "simans", "source": "student,bm25"}, "alone"), ({"sampler": "stratified", "draws": 2}, "draws"),
      ({"source": "bm25", "false_negatives": {"student_margin": 0.1}}, "student"),
-     ({"false_negatives": {"teacher_percentile": 0}}, "greater"), ({"false_negatives": {"teacher_margin": "nan"}}, "finite")],
+     ({"false_negatives": {"teacher_percentile": 0}}, "greater"), ({"false_negatives": {"absolute_margin": "nan"}}, "finite")],
 )  # fmt: skip
 def test_settings_that_cannot_be_meant(settings: dict[str, object], words: str) -> None:
     """Prevents: a sampler or a rule that has no scores to go by, found out after the search."""

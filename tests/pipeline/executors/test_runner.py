@@ -1,4 +1,4 @@
-"""The Ray runner's decisions, without Ray."""
+"""The Ray executor's decisions, without Ray."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 
 from data.config.settings import load
 from data.errors import RunFailed, UserError
-from pipeline.executors.runner import RayRunner, _failed, _init
+from pipeline.executors.ray import RayExecutor, _failed, _init
 
 
-def runner_on(nodes: list[dict[str, float]], config: Path, **settings: Any) -> RayRunner:
-    runner = RayRunner(load({"config": str(config), **{f"runner.{name}": str(value) for name, value in settings.items()}}))
+def executor_on(nodes: list[dict[str, float]], config: Path, **settings: Any) -> RayExecutor:
+    executor = RayExecutor(load({"config": str(config), **{f"runner.{name}": str(value) for name, value in settings.items()}}))
     dead = {"Alive": False, "Resources": {"CPU": 64.0}}
-    runner._ray = SimpleNamespace(nodes=lambda: [dead, *({"Alive": True, "Resources": node} for node in nodes)])
-    return runner
+    executor._ray = SimpleNamespace(nodes=lambda: [dead, *({"Alive": True, "Resources": node} for node in nodes)])
+    return executor
 
 
 @pytest.mark.parametrize(("cpus", "threads", "fit"), [((3, 3, 3), 2, 3), ((8, 8, 8), 4, 6), ((1, 1), 2, 0), ((0, 5), 2, 2)])
@@ -27,14 +27,14 @@ def test_workers_are_counted_node_by_node(
     cpus: tuple[int, ...], threads: int, fit: int, tmp_path: Path, tiny_experiment: Callable[..., Path]
 ) -> None:
     """Prevents: one worker more than any node has room for, whose order waits for ever. Nine CPUs in threes hold three of 2, not four."""
-    runner = runner_on([{"CPU": float(count)} for count in cpus], tiny_experiment(tmp_path), threads=threads)
+    executor = executor_on([{"CPU": float(count)} for count in cpus], tiny_experiment(tmp_path), threads=threads)
     if fit:
-        assert runner._worker_count() == fit
+        assert executor._worker_count() == fit
     else:
         with pytest.raises(UserError, match="enough for 0"):
-            runner._worker_count()
+            executor._worker_count()
     with pytest.raises(UserError, match=f"Ray has {sum(cpus)} CPUs and 0 GPUs, enough for {fit}"):
-        runner_on([{"CPU": float(count)} for count in cpus], tiny_experiment(tmp_path), threads=threads, workers=fit + 1)._worker_count()
+        executor_on([{"CPU": float(count)} for count in cpus], tiny_experiment(tmp_path), threads=threads, workers=fit + 1)._worker_count()
 
 
 def test_ray_s_handlers_do_not_stay() -> None:

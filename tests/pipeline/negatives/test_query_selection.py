@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -149,8 +150,8 @@ def test_a_run_keeps_the_queries_that_its_tables_say(
     assert trained == qualified and trained.keys() == kept
 
     write_report(experiment, tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text()
-    assert "Selection of queries" in page and all(reason in page.replace("&#x27;", "'") for reason in counts["dropped"])
+    page = html.unescape((tmp_path / "report.html").read_text())
+    assert "Selection of queries" in page and all(reason in page for reason in counts["dropped"])
     scored = sum(count_scored)
     prep_run(copied.config, **{**settings, "hard_negatives.select": "prod" if rule == "prod_nq" else "prod_nq"})
     assert sum(count_scored) == scored
@@ -168,7 +169,7 @@ def test_nothing_left_to_learn_is_no_failure(copied: Any, prep_run: Prep, monkey
 
 def test_lists_without_any_positive_are_a_failure(copied: Any, prep_run: Prep) -> None:
     """Prevents: a wrong retriever that passes for a student that has learnt everything."""
-    alone = {"hard_negatives.select": "prod", "hard_negatives.depth": 1, "hard_negatives.last_rank": 1}
+    alone = {"hard_negatives.select": "prod", "hard_negatives.depth": 1, "hard_negatives.range_max": 1}
     with pytest.raises(UserError, match=r"hard_negatives has no rows .*not in the student's list.* belong to this collection") as ended:
         prep_run(copied.config, **FROM_STUDENT, **alone)
     assert ended.value.exit_code == 2

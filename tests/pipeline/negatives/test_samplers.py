@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
+from data.config.settings import HardNegatives
 from data.digests import hash64
-from pipeline.negatives.samplers import interleave, seeded, simans, stratified, turns, uniform
+from data.errors import UserError
+from pipeline.negatives.samplers import Window, interleave, preferred, round_robin, seeded, simans, stratified, uniform
 
 IDS = [f"d{number}" for number in range(30)]
 POOL = [f"d{number}" for number in range(60)]
@@ -30,8 +34,8 @@ def test_the_uniform_sample_is_pinned() -> None:
 @given(WEIGHTS, st.integers(0, 60))
 def test_turns_keep_the_shares_and_grow(weights: list[int], count: int) -> None:
     """Prevents: a mixture off by more than one turn from its shares, or a larger m that takes from a source what a smaller gave it."""
-    listed = turns(weights, count)
-    assert listed == turns(weights, count + 7)[:count]
+    listed = round_robin(weights, count)
+    assert listed == round_robin(weights, count + 7)[:count]
     for source, weight in enumerate(weights):
         assert abs(listed.count(source) - count * weight / sum(weights)) <= len(weights) - 1 + 1e-9
 
@@ -42,20 +46,20 @@ def test_sources_take_turns_without_repeats_and_help_each_other(weights: list[in
     lists = st.lists(st.sampled_from(IDS), max_size=12, unique=True)
     windows = [data.draw(lists) for _ in weights]
     small, large = sorted((one, other))
-    few, _ = interleave(windows, turns(weights, small))
-    many, made_up = interleave(windows, turns(weights, large))
+    few, _ = interleave(windows, round_robin(weights, small))
+    many, backfilled = interleave(windows, round_robin(weights, large))
     there = set().union(*windows)
     assert len(many) == len(set(many)) == min(large, len(there)) and many[: len(few)] == few and set(many) <= there
     alone = [set(window).difference(*(w for n, w in enumerate(windows) if n != place)) for place, window in enumerate(windows)]
     for place, own in enumerate(alone):
         if len(own) >= large:
-            assert not made_up[place], "a source with enough passages of its own needs no help"
+            assert not backfilled[place], "a source with enough passages of its own needs no help"
 
 
 def test_what_others_gave_is_counted() -> None:
     """Prevents: a mixture asked for that is not the mixture trained on, and nobody hears of it."""
-    chosen, made_up = interleave([["a"], ["b", "c", "d", "e"], ["f"]], turns([2, 1, 1], 6))
-    assert chosen == ["a", "b", "f", "c", "d", "e"] and made_up == [2, 0, 0]
+    chosen, backfilled = interleave([["a"], ["b", "c", "d", "e"], ["f"]], round_robin([2, 1, 1], 6))
+    assert chosen == ["a", "b", "f", "c", "d", "e"] and backfilled == [2, 0, 0]
     assert interleave([["a"], ["a", "b"]], [0, 1]) == (["a", "b"], [0, 0]), "drawn once, the next source goes on to its next"
 
 
@@ -127,3 +131,24 @@ def test_stratified_by_a_plain_reading(values: list[int], count: int, seed: int)
     assert [logits[doc_id] for doc_id in order[:count]] == [logits[doc_id] for doc_id in expected] and order[:count] == expected
     if count > 1:
         assert logits[order[0]] == max(logits.values()) and logits[order[count - 1]] == min(logits.values())
+
+
+OWN = """
+def some(window): return window.doc_ids[:2]
+def another(window): return ["d9"]
+def twice(window): return ["d1", "d1"]
+"""
+
+
+def test_a_sampler_of_ones_own_is_taken_at_its_word_and_no_further(plugin_folder: Callable[..., Path]) -> None:
+    """Prevents: passages of nowhere, or one taken twice, that are dropped without a word, so that a query has fewer negatives."""
+    plugin_folder({"mylab/own.py": OWN})
+
+    def order(name: str) -> list[str]:
+        settings = HardNegatives(sampler=f"mylab.own:{name}")
+        return list(preferred(Window("q", ["d0", "d1", "d2"], 2, seeded(0, "negatives", "q", 0), settings)))
+
+    assert order("some") == ["d0", "d1"]
+    for name in ("another", "twice"):
+        with pytest.raises(UserError, match=f"mylab.own:{name}: of query q it returned other ids"):
+            order(name)

@@ -75,7 +75,7 @@ def test_text_of_the_collection_is_escaped(report: tuple[Path, Path]) -> None:
     page = report[1].read_text()
     tags = _tags(page)
     assert "script" not in tags.counts and "img" not in tags.counts
-    assert "&lt;script&gt;" in page and "&quot;quoted&quot; &amp; so on" in page
+    assert "&lt;script&gt;" in page and "&#34;quoted&#34; &amp; so on" in page
     assert "&lt;b&gt;broken&lt;/b&gt;" in page and "empty text" in page
 
 

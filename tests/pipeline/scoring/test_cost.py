@@ -1,4 +1,4 @@
-"""The price before the bill: pairs, tokens, hours, and whether compiling pays."""
+"""The cost before the bill: pairs, tokens, hours."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from data.config.settings import load
 from data.tables.shards import read_shard
 from pipeline.cli import app
-from pipeline.execution import read_choices
 from pipeline.executors.resources import workers_that_fit
 from pipeline.progress import Progress, duration
-from pipeline.scoring import calibration, compile_choice
+from pipeline.scoring import calibration
 from pipeline.scoring.calibration import Speed, keep_speed, kept_gpu_speeds, kept_speed
-from pipeline.scoring.cost import at_most, price, wall_seconds
+from pipeline.scoring.cost import Cost, at_most, estimate_cost
 from pipeline.stage import Stored
+from retrieval.models.resolved import ResolvedModels
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +49,10 @@ def test_the_price_is_what_the_run_then_pays(copied: Any, prep_run: Any, count_s
     """Prevents: a plan that promises less, or frightens with more, than is paid."""
     experiment = load({"config": str(copied.config)})
     shutil.rmtree(copied.store / "teacher_scores")
-    assert price(experiment, candidates_of(copied.store), [0, 1]).to_score == 0
+    assert estimate_cost(ResolvedModels(experiment), candidates_of(copied.store), [0, 1]).to_score == 0
     shutil.rmtree(copied.store / "teacher_logits")
-    cost = price(experiment, candidates_of(copied.store), [0, 1])
-    assert (cost.wanted, cost.cached) == (168, 0) and cost.distinct == cost.to_score
+    cost = estimate_cost(ResolvedModels(experiment), candidates_of(copied.store), [0, 1])
+    assert (cost.requested, cost.cached) == (168, 0) and cost.distinct == cost.to_score
     prep_run(copied.config)
     scores = [row for path in sorted(copied.store.glob("teacher_scores/*/*.parquet")) for row in read_shard(path).to_pylist()]
     assert sum(count_scored) == cost.to_score
@@ -69,16 +69,16 @@ def test_the_plan_measures_once_and_tells_hours(copied: Any) -> None:
     kept = (copied.store / "calibration.json").read_text()
     assert plan(copied.config) == output.replace(next(line for line in output.splitlines(True) if "4 GPUs" in line), "")
     assert (copied.store / "calibration.json").read_text() == kept
-    experiment = load({"config": str(copied.config)})
-    assert kept_speed(experiment) and not kept_gpu_speeds(experiment)
+    models = ResolvedModels(load({"config": str(copied.config)}))
+    assert kept_speed(models) and not kept_gpu_speeds(models)
     other = load({"config": str(copied.config), "runner.threads": "2"})
-    assert kept_speed(other) is None, "another number of threads is another speed"
+    assert kept_speed(ResolvedModels(other)) is None, "another number of threads is another speed"
 
 
 def test_gpu_hours_from_a_measurement_elsewhere(copied: Any) -> None:
     """Prevents: a question for N GPUs that only a machine with N GPUs can answer; a promise that GPUs without a shard help."""
     experiment = load({"config": str(copied.config), "runner.device": "cuda"})
-    keep_speed(experiment, Speed("Some GPU", 100.0))
+    keep_speed(ResolvedModels(experiment), Speed("Some GPU", 100.0))
     shutil.rmtree(copied.store / "teacher_scores")
     shutil.rmtree(copied.store / "teacher_logits")
     output = plan(copied.config, "gpus=4")
@@ -108,53 +108,24 @@ def test_before_the_candidates_are_known(tmp_path: Path, tiny_experiment: Any, p
     assert at_most(experiment, 24) == 5 * 2 * 12
 
 
-def test_hours_and_the_choice_to_compile() -> None:
-    """Prevents: half a minute of compilation for ten seconds of work, or none for a night's."""
-    speed = Speed("cpu", 1000.0, compiled_tokens_per_second=2000.0, compile_seconds=30.0)
-    assert not speed.compiling_pays(59_000) and speed.compiling_pays(61_000)
-    assert wall_seconds(speed, 7_200_000, workers=2) == pytest.approx(30 + 1800)
-    assert wall_seconds(Speed("cpu", 1000.0), 7_200_000, workers=2) == pytest.approx(3600)
-    assert not Speed("cpu", 1000.0).compiling_pays(1e12)
+def test_hours_are_of_tokens_or_of_pairs() -> None:
+    """Prevents: no hours at all for a teacher that counts no tokens, or hours of one worker promised of two."""
+    cost = Cost(requested=20_000, distinct=12_000, cached=2_000, tokens=7_200_000)
+    assert Speed("cpu", 1000.0).seconds(cost, workers=2) == 3600
+    assert Speed("cpu", 100.0, "pairs").seconds(cost, workers=1) == 100
 
 
-@pytest.mark.parametrize(("compiled_rate", "expected"), [(1e9, True), (1.0, False)])
-def test_the_stage_takes_what_the_calibration_says(
-    copied: Any, prep_run: Any, monkeypatch: pytest.MonkeyPatch, compiled_rate: float, expected: bool
-) -> None:
-    """Prevents: a measured choice that is not followed, or that changes in the middle of a table."""
-    from pipeline.stages import teacher_scores
-
-    asked: list[bool] = []
-    built: list[bool] = []
-    load_plain = teacher_scores.load_cross_encoder
-
-    def measured(experiment: Any, candidates: str, compiled: bool) -> Speed:
-        asked.append(compiled)
-        return Speed("here", 1.0, compiled_rate if compiled else None, 1.0)
-
-    def loaded(*given: Any, compiled: bool, **more: Any) -> Any:
-        built.append(compiled)
-        return load_plain(*given, compiled=False, **more)
-
-    monkeypatch.setattr(compile_choice, "_WORTH_MEASURING", 10)
-    monkeypatch.setattr(compile_choice, "measure", measured)
-    monkeypatch.setattr(teacher_scores, "load_cross_encoder", loaded)
-    for name in ("teacher_scores", "teacher_logits"):
-        shutil.rmtree(copied.store / name)
-    lines = prep_run(copied.config)
-    assert asked == [False, True] and built == [expected] and any("compiled too, once" in line for line in lines)
+def test_what_is_left_of_an_earlier_version_does_no_harm(copied: Any, prep_run: Any, count_scored: list[int]) -> None:
+    """Prevents: a store whose tables were begun by a version that chose torch.compile by itself, refused or scored anew."""
+    experiment = load({"config": str(copied.config)})
     (folder,) = copied.store.glob("teacher_scores/*/")
-    choices = read_choices(folder)
-    assert choices and choices.compiled == expected and "calibration" in choices.why
+    (folder / "execution.json").write_text('{"compiled": true, "why": "calibration: 1 tokens/s a worker, here"}')
+    (copied.store / "calibration.json").write_text('{"k": {"device": "x", "tokens_per_second": 1.0, "compile_seconds": 0.0}}')
     next(iter(folder.glob("*.parquet"))).unlink()
-    shutil.rmtree(copied.store / "teacher_logits")
-    monkeypatch.setattr(compile_choice, "_WORTH_MEASURING", 10**9)
     prep_run(copied.config)
-    assert built == [expected] * 2 and len(asked) == 2, "a table goes on as it began"
-    assert json.loads((folder / "execution.json").read_text())["compiled"] == expected
-    for content in ("", "[]", '{"compiled": true}'):
-        (folder / "execution.json").write_text(content)
-        assert read_choices(folder) is None, "half a choice is none"
+    assert count_scored == [] and kept_speed(experiment) is None
+    keep_speed(experiment, Speed("Some GPU", 100.0))
+    assert json.loads((copied.store / "calibration.json").read_text()).keys() != {"k"}
 
 
 SHARES = st.sampled_from(["0", "0.05", "0.1", "0.25", "0.3", "0.4", "0.5", "0.6", "0.7", "0.9", "1", "2", "3"])

@@ -13,6 +13,7 @@ from data.config.settings import load
 from data.tables.schemas import SEPARATOR_MARK
 from pipeline.run import run
 from pipeline.scoring.reading_lengths import Looked, look, notes
+from retrieval.models.resolved import ResolvedModels
 
 Prep = Callable[..., list[str]]
 SYLLABLES = ["ba", "be", "bi", "bo", "bu"]
@@ -22,8 +23,8 @@ def words(count: int) -> str:
     return " ".join(SYLLABLES[number % 5] for number in range(count))
 
 
-def experiment_of(config: Path, **overrides: object) -> Any:
-    return load({"config": str(config), **{key.replace("__", "."): str(value) for key, value in overrides.items()}})
+def models_of(config: Path, **overrides: object) -> Any:
+    return ResolvedModels(load({"config": str(config), **{key.replace("__", "."): str(value) for key, value in overrides.items()}}))
 
 
 def test_what_a_teacher_cuts_of_what_the_student_reads(finished: Any) -> None:
@@ -34,12 +35,12 @@ def test_what_a_teacher_cuts_of_what_the_student_reads(finished: Any) -> None:
         f"{words(10)} {SEPARATOR_MARK} {words(9)}",
     ]
     queries = [words(10), words(12), words(10)]
-    wide = experiment_of(finished.config, teacher__max_tokens=10 + 46 + 2 + 3, student__passage_tokens=48)
+    wide = models_of(finished.config, teacher__max_tokens=10 + 46 + 2 + 3, student__passage_tokens=48)
     assert look(wide, queries, mixes, mixed=True) == Looked(3, 0, 0, 12 + 46 + 3)
-    short = experiment_of(finished.config, teacher__max_tokens=58, student__passage_tokens=48)
+    short = models_of(finished.config, teacher__max_tokens=58, student__passage_tokens=48)
     assert look(short, queries, mixes, mixed=True) == Looked(3, 2, 1, 61)  # 45 and 43 of 46 tokens; 44 of the second are p+
     # The student reads no more than 30 tokens of a plain passage: a teacher that cuts beyond has read as much.
-    plain = experiment_of(finished.config, teacher__max_tokens=43, student__passage_tokens=32)
+    plain = models_of(finished.config, teacher__max_tokens=43, student__passage_tokens=32)
     assert look(plain, [words(10)], [words(60)], mixed=False) == Looked(1, 0, 0, 43)
     assert look(plain, [words(11)], [words(60)], mixed=False) == Looked(1, 1, 0, 44)
 
@@ -58,9 +59,9 @@ def test_tokens_are_those_of_each_reader(finished: Any, tmp_path: Path, models: 
     BertTokenizerFast(vocab=str(own / "vocab.txt")).save_pretrained(own)
     settings = {"student__model": own, "student__passage_tokens": 34, "teacher__max_tokens": 43}
     # 40 words: 40 tokens of the teacher, which reads 30; 80 letters of the student, which reads 32 of them, 16 words.
-    assert look(experiment_of(finished.config, **settings), [words(10)], [words(40)], mixed=False).cut == 0
+    assert look(models_of(finished.config, **settings), [words(10)], [words(40)], mixed=False).cut == 0
     settings["student__passage_tokens"] = 66  # 64 letters, 32 words
-    assert look(experiment_of(finished.config, **settings), [words(10)], [words(40)], mixed=False) == Looked(1, 1, 0, 10 + 32 + 3)
+    assert look(models_of(finished.config, **settings), [words(10)], [words(40)], mixed=False) == Looked(1, 1, 0, 10 + 32 + 3)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,8 @@ def test_lengths_that_fit_no_query_are_told_before_any_work(
         run(load({"config": str(config)}), stage="all", say=stop)
     assert re.search(f"^note: teacher.{said}", told[-1]) and not (tmp_path / "store" / "ingest").exists()
     for others in ({"dark_examples.reinforced": False}, {"teacher.max_tokens": 128, "dark_examples.mixed_tokens": 48}):
-        assert not notes(load({"config": str(config), **{key: str(value) for key, value in others.items()}}))
+        models = ResolvedModels(load({"config": str(config), **{key: str(value) for key, value in others.items()}}))
+        assert not notes(models.experiment, models)
 
 
 def test_the_share_is_told_before_scoring(

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from data.config.settings import load
 from data.errors import UserError
-from data.tables.cl_drd_groups import GroupSizes
+from data.tables.cl_drd_groups import GroupSizes, labels_of
 from data.tables.shards import read_shard
 from pipeline.cli import app
 from pipeline.negatives.pool_pairs import PoolRow
@@ -164,6 +164,7 @@ def test_training_rows_are_the_lists(made: Path) -> None:
             seen.add((row.query_id, number))
             assert list(row.candidate_ids) == [one["candidate_id"] for one in listed]
             assert list(row.kinds) == [one["candidate_kind"] for one in listed]
+            assert row.labels.tolist() == labels_of(row.kinds).astype(np.float32).tolist()
             assert row.teacher_logits.tolist() == [one["logit"] for one in listed] and row.confidence == listed[0]["confidence"]
             texts = [tokens.tolist() for tokens in row.candidate_tokens]
             assert texts == tokenizer.encode([spec.passage_prefix + one["text"] for one in listed], max_tokens=spec.passage_tokens)

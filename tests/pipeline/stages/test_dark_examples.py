@@ -20,6 +20,7 @@ from data.tables.schemas import MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.tables.shards import read_shard
 from pipeline.scoring.reading_lengths import longest_mixed
 from pipeline.stages.dark_examples import candidates_of, mask, mix, share_room
+from retrieval.models.resolved import ResolvedModels
 from retrieval.models.tokenizer import Tokenizer
 
 POSITIVE = "bace difogu ha jekilo muna pe rosa tuveyaze bo cudafe gi"
@@ -197,7 +198,7 @@ def test_lists_of_a_run(finished: Any) -> None:
     settings = load({"config": str(finished.config)})
     rows = [row for path in sorted((finished.store / "dark_examples").rglob("*.parquet")) for row in read_shard(path).to_pylist()]
     assert Counter(row["query_id"] for row in rows) == {f"train{n}": 12 for n in range(14)}
-    assert [row["position"] for row in rows] == list(range(12)) * 14 and longest_mixed(settings) == 48
+    assert [row["position"] for row in rows] == list(range(12)) * 14 and longest_mixed(ResolvedModels(settings)) == 48
 
 
 def test_every_draw_has_its_list(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Callable[..., list[str]]) -> None:

@@ -25,8 +25,7 @@ from data.tables.manifest import Manifest
 from data.tables.schemas import DevRole
 from data.tables.shards import read_shard
 from pipeline.cli import app
-from pipeline.stages.dev_queries import choose_queries
-from pipeline.stages.dev_set import random_rows
+from pipeline.stages.dev_set import choose_queries, random_rows
 from retrieval.models.tokenizer import Tokenizer
 from retrieval.search import searcher as search
 from retrieval.search.embedding_table import EmbeddingTable
@@ -159,7 +158,7 @@ def test_what_makes_it_anew(config: Path, prep_run: Prep) -> None:
         assert code == 0, output
         return output
 
-    for word in ("hard_negatives.queries=3", "hard_negatives.negatives=2", "train.epochs=9", "search.memory_gb=2"):
+    for word in ("hard_negatives.queries=3", "hard_negatives.num_negatives=2", "train.epochs=9", "search.memory_gb=2"):
         assert "complete" in state(word), word
     for word in ("dev.queries=3", "dev.depth=9", "dev.random=2", "dev.split=test", "seed=1"):
         assert f"changed: {word.removeprefix('dev.').split('=')[0]} " in state(word), word

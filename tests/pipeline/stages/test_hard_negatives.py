@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from data.errors import UserError
 from data.tables.shards import read_shard
 from pipeline.cli import app
 from pipeline.negatives.pool_pairs import PoolRow
-from pipeline.negatives.trained_positive import choose_positive
 from pipeline.report.page import write_report
-from pipeline.stages.hard_negatives import Chosen, Logits, choose
+from pipeline.stages.hard_negatives import Chosen, Logits, choose, choose_positive
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.student import miner_of, resolve_student
+from retrieval.models.resolved import ResolvedModels
+from retrieval.models.student import resolve_student
 
 Prep = Callable[..., list[str]]
 POOL = [f"d{number}" for number in range(60)]
@@ -43,17 +44,17 @@ def sample(*, seed: int = 0, query_id: str = "q", **settings: Any) -> list[list[
 def test_a_larger_sample_holds_the_smaller_one(first: int, second: int, seed: int, sampler: str) -> None:
     """Prevents: another m that throws away all teacher logits of the last one."""
     small, large = sorted((first, second))
-    (few,), (many,) = (sample(negatives=m, seed=seed, sampler=sampler) for m in (small, large))
+    (few,), (many,) = (sample(num_negatives=m, seed=seed, sampler=sampler) for m in (small, large))
     assert len(few) == small and set(few) <= set(many)
 
 
 def test_samples_keep_to_the_ranks_in_the_order_of_the_pool() -> None:
     """Prevents: negatives from outside the window of ranks, counted from 0 or with its end left out."""
-    (all_of_window,) = sample(first_rank=11, last_rank=20, negatives=50)
+    (all_of_window,) = sample(range_min=10, range_max=20, num_negatives=50)
     assert all_of_window == POOL[10:20]
-    seen = {doc_id for seed in range(200) for doc_id in sample(first_rank=11, last_rank=20, negatives=2, seed=seed)[0]}
+    seen = {doc_id for seed in range(200) for doc_id in sample(range_min=10, range_max=20, num_negatives=2, seed=seed)[0]}
     assert seen == set(POOL[10:20])
-    assert sample(first_rank=11, last_rank=20, negatives=3, sampler="top") == [POOL[10:13]]
+    assert sample(range_min=10, range_max=20, num_negatives=3, sampler="top") == [POOL[10:13]]
 
 
 def test_seeds_queries_and_draws_differ() -> None:
@@ -69,7 +70,7 @@ def test_samples_are_uniform() -> None:
     """Prevents: a hash that favours some ranks."""
     counts = np.zeros(60)
     for seed in range(600):
-        counts[[POOL.index(doc_id) for doc_id in sample(negatives=10, seed=seed)[0]]] += 1
+        counts[[POOL.index(doc_id) for doc_id in sample(num_negatives=10, seed=seed)[0]]] += 1
     assert abs(counts - 100).max() < 45  # five standard deviations
 
 
@@ -84,8 +85,8 @@ def test_mixtures_and_rules(seed: int, sampler: str, m: int) -> None:
     row = PoolRow("q", ["p"], np.array([0.5], np.float32), ids, scores, sources)
     logits = Logits([1.0], {doc_id: float(np.float32(chance.normal())) for doc_id in ids})
     settings = HardNegatives(
-        source="student:3@2-15,bm25:1", first_rank=1, last_rank=10, depth=40, negatives=m, sampler=sampler,
-        false_negatives={"teacher_margin": 0.5, "student_margin": 0.1},
+        source="student:3@2-15,bm25:1", range_max=10, depth=40, num_negatives=m, sampler=sampler,
+        false_negatives={"absolute_margin": 0.5, "student_margin": 0.1},
     )  # fmt: skip
     chosen: Chosen = choose(row, settings, seed=seed, logits=logits)
     (negatives,) = chosen.draws
@@ -108,6 +109,13 @@ def test_a_passage_of_two_sources_counts_once() -> None:
     assert set(chosen.dropped) == {"a"} and chosen.dropped["a"].limit == 3.0 and chosen.draws == [["b", "c"]]
 
 
+def test_choice_of_a_positive() -> None:
+    """Prevents: always the first positive, or another one on every run."""
+    ids = ["a", "b", "c"]
+    chosen = [choose_positive(ids, seed=0, query_id=f"q{n}") for n in range(300)]
+    assert min(Counter(chosen).values()) > 60 and chosen == [choose_positive(ids[::-1], seed=0, query_id=f"q{n}") for n in range(300)]
+
+
 @pytest.mark.parametrize("selected_by", [None, "a", "b", "c"])
 def test_margins_and_simans_go_by_the_positive_that_is_trained(selected_by: str | None) -> None:
     """Prevents: negatives above the p+ of their own list, since a margin was taken from a better positive that is not trained."""
@@ -116,13 +124,13 @@ def test_margins_and_simans_go_by_the_positive_that_is_trained(selected_by: str 
     falling = np.linspace(5, -5, 40).astype(np.float32)
     row = PoolRow("q", positives, scores, ids, falling, np.zeros(40, np.int8))
     of = dict(zip(ids, np.linspace(7, -7, 40).tolist(), strict=True))
-    margins = HardNegatives(depth=40, last_rank=40, negatives=40, false_negatives={"teacher_margin": 1, "student_margin": 0.5})
+    margins = HardNegatives(depth=40, range_max=40, num_negatives=40, false_negatives={"absolute_margin": 1, "student_margin": 0.5})
     chosen = choose(row, margins, seed=0, logits=Logits(logits, of), selected_by=selected_by)
     place = positives.index(chosen.positive)
     assert chosen.positive == (selected_by or choose_positive(positives, seed=0, query_id="q"))
     student = dict(zip(ids, falling.tolist(), strict=True))
     assert chosen.draws == [[d for d in ids if of[d] <= logits[place] - 1 and student[d] <= float(scores[place]) - 0.5]]
-    near = HardNegatives(depth=40, last_rank=40, negatives=3, sampler="simans", simans_a=1e6)
+    near = HardNegatives(depth=40, range_max=40, num_negatives=3, sampler="simans", simans_a=1e6)
     drawn = choose(row, near, seed=0, selected_by=selected_by).draws[0]
     assert set(drawn) == set(sorted(ids, key=lambda doc_id: abs(student[doc_id] - float(scores[place])))[:3])
 
@@ -148,14 +156,14 @@ def test_drawn_from_the_pools(finished: Any) -> None:
 
 def test_rules_that_leave_nothing_are_named(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
     """Prevents: a hint at the collection where a rule has dropped every passage, and where the rank windows are empty."""
-    config = tiny_experiment(tmp_path, **{"hard_negatives.false_negatives": {"teacher_above": -1000, "teacher_margin": 1}})
-    said = r"none of 14 queries has a negative left; the rules .* dropped teacher_above 280 passages: loosen them"
+    config = tiny_experiment(tmp_path, **{"hard_negatives.false_negatives": {"max_score": -1000, "absolute_margin": 1}})
+    said = r"none of 14 queries has a negative left; the rules .* dropped max_score 280 passages: loosen them"
     for _ in range(2):
         with pytest.raises(UserError, match=said):
             prep_run(config)
     config = tiny_experiment(tmp_path / "far", **{"hard_negatives.source": "run@20-20", "hard_negatives.run_file": tmp_path / "a.run"})
     (tmp_path / "a.run").write_text("".join(f"train{number} Q0 d50 1 1.0 x\n" for number in range(14)))
-    with pytest.raises(UserError, match=r"none of 14 queries has a passage in the rank windows .*first_rank"):
+    with pytest.raises(UserError, match=r"none of 14 queries has a passage in the rank windows .*range_min"):
         prep_run(config)
 
 
@@ -164,7 +172,7 @@ def test_a_shard_without_queries(tmp_path: Path, tiny_experiment: Callable[..., 
     rules = {
         "hard_negatives.queries": 1,
         "hard_negatives.source": "student:2,bm25",
-        "hard_negatives.false_negatives": {"teacher_above": 99},
+        "hard_negatives.false_negatives": {"max_score": 99},
     }
     config = tiny_experiment(tmp_path, **rules)
     assert any(line.startswith("shards") and "1 rows" in line for line in prep_run(config))
@@ -173,7 +181,7 @@ def test_a_shard_without_queries(tmp_path: Path, tiny_experiment: Callable[..., 
 
 def test_other_samples_search_nothing_anew(copied: Any, prep_run: Prep) -> None:
     """Prevents: a corpus of millions searched again for another m."""
-    lines = prep_run(copied.config, stage="hard_negatives", **{"hard_negatives.negatives": 5, "hard_negatives.sampler": "top"})
+    lines = prep_run(copied.config, stage="hard_negatives", **{"hard_negatives.num_negatives": 5, "hard_negatives.sampler": "top"})
     assert [line.split()[:2] for line in lines] == [["pools.ranked", "complete"], ["hard_negatives", "built"]]
 
 
@@ -183,8 +191,10 @@ STAGES = ("ingest", "embed", "pools", "pool_scores", "hard_negatives", "dark_exa
 @pytest.fixture(scope="module")
 def ruled(tmp_path_factory: pytest.TempPathFactory, tiny_experiment: Callable[..., Path], prep_run: Prep) -> tuple[Path, list[str]]:
     """(config, lines) of a run with rules of the teacher, stage by stage."""
-    rules = {"teacher_margin": 0.1, "teacher_percentile": 80}
-    config = tiny_experiment(tmp_path_factory.mktemp("ruled"), **{"hard_negatives.false_negatives": rules, "hard_negatives.negatives": 6})
+    rules = {"absolute_margin": 0.1, "teacher_percentile": 80}
+    config = tiny_experiment(
+        tmp_path_factory.mktemp("ruled"), **{"hard_negatives.false_negatives": rules, "hard_negatives.num_negatives": 6}
+    )
     return config, [line for stage in STAGES for line in prep_run(config, stage=stage)]
 
 
@@ -202,7 +212,7 @@ def test_rules_of_the_teacher_end_to_end(ruled: tuple[Path, list[str]]) -> None:
             else:
                 logits[row["query_id"], row["candidate_id"]] = logit
     assert sum(map(len, positives.values())) == 15 and len(logits) == 14 * 20
-    dropped = {"teacher_margin": 0, "teacher_percentile": 0}
+    dropped = {"absolute_margin": 0, "teacher_percentile": 0}
     kept = 0
     rows = negatives_of(store)
     for query_id, of_query in positives.items():
@@ -212,7 +222,7 @@ def test_rules_of_the_teacher_end_to_end(ruled: tuple[Path, list[str]]) -> None:
         trained = of_query[positives.index(choose_positive(positives, seed=0, query_id=query_id))]
         by_margin = {doc_id for doc_id, logit in own.items() if logit > trained - 0.1}
         by_share = {doc_id for doc_id, logit in own.items() if logit > cut} - by_margin
-        dropped["teacher_margin"] += len(by_margin)
+        dropped["absolute_margin"] += len(by_margin)
         dropped["teacher_percentile"] += len(by_share)
         left = own.keys() - by_margin - by_share
         if left:
@@ -233,11 +243,11 @@ def test_what_was_scored_is_not_scored_again(
     """Prevents: a second run, another margin, or the negatives themselves, that pay the teacher again for a pool."""
     config = tiny_experiment(tmp_path)
     shutil.copytree(ruled[0].parent / "store", config.parent / "store")
-    base = {"hard_negatives.false_negatives.teacher_percentile": 80, "hard_negatives.negatives": 6}
-    assert not any("built" in line for line in prep_run(config, **base, **{"hard_negatives.false_negatives.teacher_margin": 0.1}))
+    base = {"hard_negatives.false_negatives.teacher_percentile": 80, "hard_negatives.num_negatives": 6}
+    assert not any("built" in line for line in prep_run(config, **base, **{"hard_negatives.false_negatives.absolute_margin": 0.1}))
     for stage in ("hard_negatives", "dark_examples"):
-        prep_run(config, stage=stage, **base, **{"hard_negatives.false_negatives.teacher_margin": 0.3})
-    stratified = {"hard_negatives.sampler": "stratified", "hard_negatives.negatives": 5}
+        prep_run(config, stage=stage, **base, **{"hard_negatives.false_negatives.absolute_margin": 0.3})
+    stratified = {"hard_negatives.sampler": "stratified", "hard_negatives.num_negatives": 5}
     prep_run(config, stage="hard_negatives", **stratified)
     prep_run(config, stage="dark_examples", **stratified, **{"dark_examples.reinforced": False, "dark_examples.mask_ratios": "[]"})
     prep_run(config, stage="teacher_scores", **stratified, **{"dark_examples.reinforced": False, "dark_examples.mask_ratios": "[]"})
@@ -249,7 +259,7 @@ def test_the_report_shows_what_was_dropped(ruled: tuple[Path, list[str]], tmp_pa
     write_report(load({"config": str(ruled[0])}), tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     counts = counts_of(ruled[0].parent / "store")
-    assert "Taken for false negatives" in page and f"teacher_margin {counts['false negatives']['teacher_margin']}" in page
+    assert "Taken for false negatives" in page and f"absolute_margin {counts['false negatives']['absolute_margin']}" in page
     section = page[page.index("Taken for false negatives") : page.index("Queries short of negatives")]
     assert section.count("<tr>") == 1 + sum(bool(row["dropped_ids"]) for row in negatives_of(ruled[0].parent / "store").values())
     short = [query for query, row in negatives_of(ruled[0].parent / "store").items() if len(row["negative_ids"][0]) < 6]
@@ -263,7 +273,7 @@ def test_the_bill_has_the_pools(
     from pipeline.scoring import calibration
 
     monkeypatch.setattr(calibration, "SECONDS", 0.2)
-    config = tiny_experiment(tmp_path, **{"hard_negatives.false_negatives": {"teacher_above": 3}, "hard_negatives.last_rank": 12})
+    config = tiny_experiment(tmp_path, **{"hard_negatives.false_negatives": {"max_score": 3}, "hard_negatives.range_max": 12})
 
     def plan() -> str:
         result = CliRunner().invoke(app, ["plan", f"config={config}", "stage=teacher_scores"])
@@ -284,7 +294,7 @@ def test_refusals_name_the_next_step(tmp_path: Path, tiny_experiment: Callable[.
     prep_run(config, stage="embed")
     with pytest.raises(UserError, match="nothing asks for the teacher's scores of pools; set hard_negatives"):
         prep_run(config, stage="pool_scores")
-    rule = {"hard_negatives.false_negatives.teacher_above": 3}
+    rule = {"hard_negatives.false_negatives.max_score": 3}
     with pytest.raises(UserError, match=r"needs pools\.ranked, which is not complete: run stage=pools first"):
         prep_run(config, stage="hard_negatives", **rule)
     assert not (tmp_path / "store" / "pools").exists()
@@ -295,7 +305,7 @@ def test_refusals_name_the_next_step(tmp_path: Path, tiny_experiment: Callable[.
 
 def test_whole_pools_are_scored_on_request(copied: Any, prep_run: Prep) -> None:
     """Prevents: a switch that nothing follows, or that makes the negatives stale."""
-    more = {"hard_negatives.score_pools": True, "hard_negatives.last_rank": 5}
+    more = {"hard_negatives.score_pools": True, "hard_negatives.range_max": 5}
     lines = prep_run(copied.config, **more)
     assert any(line.startswith("pool_scores") and "built" in line for line in lines)
     (pairs,) = copied.store.glob("pools/pairs-*/manifest.json")
@@ -326,17 +336,18 @@ def test_the_miner_is_a_model_of_its_own(copied: Any, models: Any, tmp_path: Pat
     trained = tmp_path / "trained"
     DualEncoder(resolve_student(Student(model=str(models.student), pooling="mean", normalize=True))).save(trained)
     experiment = load({"config": str(copied.config), **given, "embed.model": str(trained)})
-    own, student = resolve_student(miner_of(experiment)), resolve_student(experiment.student)
+    resolved = ResolvedModels(experiment)
+    own, student = resolved.miner, resolved.student
     assert (own.layers, own.pooling, own.normalize, own.query_prefix) == (None, "mean", True, "")
     assert (student.layers, student.pooling, student.normalize, student.query_prefix) == (1, "cls", False, "q: ")
     assert (own.query_tokens, own.passage_tokens) == (student.query_tokens, student.passage_tokens)
-    assert miner_of(load({"config": str(copied.config), **given})).layers == 1
+    assert ResolvedModels(load({"config": str(copied.config), **given})).miner.layers == 1
 
     (trained / "modules.json").unlink()  # a plain folder, which does not say: as the student, whose files do
     student_folder = tmp_path / "student"
     DualEncoder(resolve_student(Student(model=str(models.student), pooling="mean", normalize=True))).save(student_folder)
     asked = {"student.model": str(student_folder), "student.pooling": "auto", "student.normalize": "null", "embed.model": str(trained)}
-    own = resolve_student(miner_of(load({"config": str(copied.config), **asked})))
+    own = ResolvedModels(load({"config": str(copied.config), **asked})).miner
     assert (own.folder, own.pooling, own.normalize) == (trained, "mean", True)
 
 
@@ -361,6 +372,7 @@ def test_mining_with_a_later_student(copied: Any, models: Any, tmp_path: Path, p
     ]
     assert len(pools) == 2 and pools[0] != pools[1] and new
     again = load({"config": str(copied.config), "embed.model": str(later)})
-    assert again.student.model == str(models.student) and miner_of(again).model == str(later)
+    resolved = ResolvedModels(again)
+    assert (resolved.student.folder, resolved.miner.folder) == (models.student, later)
     with pytest.raises(UserError, match=r"embed\.model=/no/such"):
         prep_run(copied.config, **{"embed.model": "/no/such"})

@@ -17,8 +17,9 @@ from data.config.settings import Ingest
 from data.digests import text_hash
 from data.errors import UserError
 from data.formats.collection import Collection, find_collection
+from data.tables import shards as data_shards
 from data.tables.schemas import CORPUS, QRELS, QUARANTINE, QUERIES
-from data.tables.shards import open_shard, shard_name
+from data.tables.shards import open_shard, read_shard, shard_name
 from pipeline.stages import ingest
 from pipeline.stages.ingest import IngestReport, check_bad_fraction, ingest_corpus, ingest_qrels, ingest_queries
 
@@ -26,14 +27,14 @@ from pipeline.stages.ingest import IngestReport, check_bad_fraction, ingest_corp
 class Rows:
     """A sink that keeps the rows."""
 
-    def __init__(self) -> None:
-        self.tables: list[pa.Table] = []
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema, self.rows = schema, list[tuple[Any, ...]]()
 
-    def write(self, table: pa.Table) -> None:
-        self.tables.append(table)
+    def add(self, row: Sequence[Any]) -> None:
+        self.rows.append(tuple(row))
 
     def column(self, name: str) -> list[Any]:
-        return [value for table in self.tables for value in table.column(name).to_pylist()]
+        return [row[self.schema.names.index(name)] for row in self.rows]
 
 
 def options(folder: Path, **values: Any) -> Ingest:
@@ -67,14 +68,14 @@ def collection_in(
 
 def corpus_rows(collection: Collection, **values: Any) -> tuple[IngestReport, list[Rows]]:
     section = options(collection.folder, **values)
-    sinks = [Rows() for _ in range(section.corpus_shards)]
-    return ingest_corpus(collection, settings=section, sinks=sinks), sinks
+    sinks = [Rows(CORPUS) for _ in range(section.corpus_shards)]
+    return ingest_corpus(collection, sinks), sinks
 
 
 def query_rows(collection: Collection, **values: Any) -> tuple[IngestReport, list[Rows]]:
     section = options(collection.folder, **values)
-    sinks = [Rows() for _ in range(section.query_shards)]
-    return ingest_queries(collection, settings=section, sinks=sinks), sinks
+    sinks = [Rows(QUERIES) for _ in range(section.query_shards)]
+    return ingest_queries(collection, sinks), sinks
 
 
 def write_shards(
@@ -92,16 +93,16 @@ def write_shards(
         sinks = [
             stack.enter_context(open_shard(path, schema, {})) if only is None or index == only else None for index, path in enumerate(paths)
         ]
-        report = ingest_table(collection, settings=options(collection.folder), sinks=sinks)
+        report = ingest_table(collection, sinks)
     return report, paths
 
 
 def qrels_rows(collection: Collection, store: Path, **values: Any) -> tuple[IngestReport, Rows]:
     _, corpus = write_shards(ingest_corpus, collection, store / "corpus", schema=CORPUS, count=4)
     _, queries = write_shards(ingest_queries, collection, store / "queries", schema=QUERIES, count=3)
-    sink = Rows()
+    sink = Rows(QRELS)
     section = options(collection.folder, **values)
-    return ingest_qrels(collection, settings=section, sink=sink, corpus=corpus, queries=queries), sink
+    return ingest_qrels(collection, [sink], settings=section, corpus=corpus, queries=queries), sink
 
 
 def reasons(report: IngestReport) -> list[tuple[str, int, str]]:
@@ -115,7 +116,6 @@ def test_corpus(tmp_path: Path) -> None:
     assert report.faults.schema == QUARANTINE
     rows = [row for sink in sinks for row in zip(sink.column("doc_id"), sink.column("text"), sink.column("text_hash"), strict=True)]
     assert sorted(rows) == sorted((doc_id, text, text_hash(text)) for doc_id, text in PASSAGES)
-    assert all(table.schema == CORPUS for sink in sinks for table in sink.tables)
 
 
 def test_file_order_within_a_shard(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_one_shard_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ingest_table: Callable[..., IngestReport], schema: pa.Schema, count: int
 ) -> None:
     """A deleted shard, built anew, must be the old file: else all that was made from it is silently another experiment's."""
-    monkeypatch.setattr(ingest, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(data_shards, "BLOCK_ROWS", 3)
     collection = collection_in(tmp_path / "c", corpus=[*PASSAGES, ("d3", "again"), ("", "no id")])
     report, all_paths = write_shards(ingest_table, collection, tmp_path / "all", schema=schema, count=count)
     for index in range(count):
@@ -171,10 +171,9 @@ def test_one_shard_gives_the_same_bytes(
 @pytest.mark.parametrize("rows", [1, 7, 1024])
 def test_blocks_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """Rows of a last, unfilled block are the ones that get lost."""
-    monkeypatch.setattr(ingest, "BLOCK_ROWS", rows)
-    _, sinks = corpus_rows(collection_in(tmp_path), corpus_shards=2)
-    assert sum(len(sink.column("doc_id")) for sink in sinks) == 40
-    assert all(table.num_rows <= rows for sink in sinks for table in sink.tables)
+    monkeypatch.setattr(data_shards, "BLOCK_ROWS", rows)
+    _, paths = write_shards(ingest_corpus, collection_in(tmp_path / "c"), tmp_path / "s", schema=CORPUS, count=2)
+    assert sorted(name for path in paths for name in read_shard(path).column("doc_id").to_pylist()) == sorted(name for name, _ in PASSAGES)
 
 
 def test_queries(tmp_path: Path) -> None:
@@ -215,14 +214,13 @@ def test_qrels(tmp_path: Path) -> None:
     """Unknown ids, found hours later, fail a join or drop positives; relevance 0 is a judgement that evaluation needs."""
     train = [("q2", "d1", 0), ("q1", "d9", 1), ("q1", "d10", 2), ("nobody", "d1", 1), ("q1", "nothing", 1), ("q1", "d9", 0)]
     report, sink = qrels_rows(collection_in(tmp_path / "c", train=train, dev=[("q3", "d1", 1), ("q1", "d9", 1)]), tmp_path / "store")
-    assert [tuple(row.values()) for table in sink.tables for row in table.to_pylist()] == [
+    assert sink.rows == [
         ("dev", "q1", "d9", 1),
         ("dev", "q3", "d1", 1),
         ("train", "q1", "d10", 2),
         ("train", "q1", "d9", 1),
         ("train", "q2", "d1", 0),
     ]
-    assert all(table.schema == QRELS for table in sink.tables)
     assert report.counts["in"] == 8
     assert reasons(report) == [
         ("qrels/train.tsv", 5, "unknown query id"),
@@ -236,7 +234,7 @@ def test_qrels_without_sink(tmp_path: Path) -> None:
     collection = collection_in(tmp_path / "c", train=[*JUDGED, ("q1", "nothing", 1)])
     report, _ = qrels_rows(collection, tmp_path / "store")
     shards = {name: sorted((tmp_path / "store" / name).iterdir()) for name in ("corpus", "queries")}
-    again = ingest_qrels(collection, settings=options(collection.folder), sink=None, **shards)
+    again = ingest_qrels(collection, [None], settings=options(collection.folder), **shards)
     assert again.counts == report.counts
     assert again.faults.equals(report.faults)
 
@@ -272,7 +270,7 @@ def test_bad_fraction(tmp_path: Path, allowed: float, fails: bool) -> None:
     report, _ = corpus_rows(collection)
     section = options(tmp_path, max_bad_fraction=allowed)
     if not fails:
-        check_bad_fraction(report, settings=section)
+        check_bad_fraction(report, settings=section, quarantine=tmp_path)
         return
     with pytest.raises(UserError) as error:
         check_bad_fraction(report, settings=section, quarantine=tmp_path / "quarantine")
@@ -286,7 +284,7 @@ def test_bad_fraction(tmp_path: Path, allowed: float, fails: bool) -> None:
 def test_unjudged_is_not_bad(tmp_path: Path) -> None:
     """Unjudged queries counted as broken would stop every ingest of MS MARCO."""
     report, _ = query_rows(collection_in(tmp_path, queries=[*ASKED, *((f"u{i}", "x") for i in range(100))]))
-    check_bad_fraction(report, settings=options(tmp_path, max_bad_fraction=0.0))
+    check_bad_fraction(report, settings=options(tmp_path, max_bad_fraction=0.0), quarantine=tmp_path)
 
 
 def test_quarantine_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,9 +336,7 @@ def test_a_judgement_that_stands_twice(tmp_path: Path) -> None:
     train = [*JUDGED, ("q1", "d1", 1), ("q3", "d3", 0)]
     report, _ = qrels_rows(collection_in(tmp_path / "c", train=train), tmp_path / "store")
     assert report.counts["dropped"] == {"duplicate judgement": 2}
-    assert report.bad == 1 and [str(fault) for fault in report.first] == [
-        "qrels/train.tsv:33: duplicate judgement: labelled 1 in line 5, 0 here"
-    ]
+    assert report.bad == 1 and report.said.splitlines()[1:] == ["  qrels/train.tsv:33: duplicate judgement: labelled 1 in line 5, 0 here"]
 
 
 def test_strange_ids_are_shown(tmp_path: Path) -> None:

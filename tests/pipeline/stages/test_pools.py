@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.config.settings import load
-from data.digests import DigestCache
 from data.errors import UserError
 from data.formats.trec import write_run
 from data.tables.manifest import Manifest, ShardRecord
@@ -31,6 +30,7 @@ from pipeline.negatives.sources import RunFile, StudentSearch
 from pipeline.stage import Stored
 from pipeline.stages import pools
 from pipeline.stages.pools import pool_of, room_for_removals
+from retrieval.models.resolved import ResolvedModels
 from retrieval.search.embedding_table import EmbeddingTable
 from retrieval.search.searcher import Searcher
 from retrieval.search.tie_break import ties_by_id
@@ -193,7 +193,7 @@ def test_an_index_of_an_exact_search_is_refused(tmp_path: Path, tiny_experiment:
 @pytest.mark.parametrize("source", ["random", "bm25", "bm25,random"])
 def test_sources_without_vectors(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, source: str) -> None:
     """Prevents: a source of negatives that needs embeddings, or finds positives."""
-    config = tiny_experiment(tmp_path, **{"hard_negatives.source": source, "hard_negatives.negatives": 1})
+    config = tiny_experiment(tmp_path, **{"hard_negatives.source": source, "hard_negatives.num_negatives": 1})
     lines = prep_run(config)
     assert not any(line.startswith("embed") for line in lines) and not (tmp_path / "store" / "embed").exists()
     rows = rows_of(config)
@@ -403,7 +403,8 @@ def test_stop_words_belong_to_the_pools_of_bm25(tmp_path: Path, tiny_experiment:
 
     def key(**settings: str) -> dict[str, Any]:
         words = {f"hard_negatives.{name}": value for name, value in settings.items()}
-        return pools._key(load({"config": str(tiny_experiment(tmp_path)), **words}), DigestCache(tmp_path / "none"))
+        experiment = load({"config": str(tiny_experiment(tmp_path)), **words})
+        return pools._key(experiment, ResolvedModels(experiment))
 
     for source in ("bm25", "random"):
         assert "bm25_stopwords" not in key(source=source) and "ignore_identical_ids" not in key(source=source)

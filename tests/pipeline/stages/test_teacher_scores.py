@@ -18,10 +18,9 @@ from data.config.settings import load
 from data.digests import pair_key
 from data.logits.segment import as_keys
 from data.tables.shards import read_shard, write_shard
-from pipeline.scoring.requested_pairs import WantedPairs
+from pipeline.scoring.requested_pairs import RequestedPairs
 from pipeline.stages.teacher_scores import _row_windows
 from retrieval.compute.precision import cpu_computes_bf16
-from retrieval.compute.prefetch import ahead, behind
 
 Prep = Callable[..., list[str]]
 Files = Callable[[Path], dict[str, bytes]]
@@ -31,7 +30,7 @@ ROWS = 168  # 14 queries with 12 candidates
 @pytest.mark.parametrize(
     "overrides",
     [{}, {"train.objective.supervised_weight": 0.5}, {"train.epochs": 9}, {"teacher.batch_tokens": 64}, {"teacher.segment_pairs": 10},
-     {"runner.threads": 2}, {"train.recipe": "hard_kd"}, {"student.passage_tokens": 48}, {"teacher.compile": "off"}],
+     {"runner.threads": 2}, {"train.recipe": "hard_kd"}, {"student.passage_tokens": 48}, {"teacher.compile": False}],
     ids=str,
 )  # fmt: skip
 def test_what_does_not_touch_a_pair_scores_nothing(copied: Any, prep_run: Prep, count_scored: list[int], overrides: dict[str, Any]) -> None:
@@ -44,7 +43,7 @@ def test_what_does_not_touch_a_pair_scores_nothing(copied: Any, prep_run: Prep, 
 def test_more_negatives_score_only_the_new_ones(copied: Any, prep_run: Prep, count_scored: list[int]) -> None:
     """Prevents: m = 15 that pays for the ten of m = 10 again."""
     before = {(row["query"], row["text"]) for row in candidates(copied.store)}
-    prep_run(copied.config, **{"hard_negatives.negatives": 5})
+    prep_run(copied.config, **{"hard_negatives.num_negatives": 5})
     new = {(row["query"], row["text"]) for row in candidates(copied.store)} - before
     assert sum(count_scored) == len(new) and len(new) <= 14 * 4
 
@@ -78,7 +77,7 @@ def test_another_teacher_scores_all_in_a_namespace_of_its_own(
 def test_the_device_is_not_in_the_namespace(copied: Any) -> None:
     """Prevents: logits from GPUs that a CPU job pays for again."""
     from data.digests import DigestCache
-    from retrieval.teachers.cross_encoder import resolve_teacher
+    from retrieval.teachers.backends import resolve_teacher
 
     for precision in ("fp32", "bf16"):
         teacher = load({"config": str(copied.config), "teacher.precision": precision}).teacher
@@ -91,12 +90,12 @@ def test_weights_that_change_under_a_run_are_told(copied: Any, models: Any, tmp_
     """Prevents: the logits of one model stored under the name of another, for good."""
     from data.errors import RunFailed
     from pipeline.run import run
-    from pipeline.stages import teacher_scores
+    from retrieval.teachers import cross_encoder
 
     teacher = shutil.copytree(models.teacher, tmp_path / "teacher")
     shutil.rmtree(copied.store / "teacher_scores")
     shutil.rmtree(copied.store / "teacher_logits")
-    plain = teacher_scores.load_cross_encoder
+    plain = cross_encoder.load_cross_encoder
 
     def changed(*given: Any, **more: Any) -> Any:
         content = bytearray((teacher / "model.safetensors").read_bytes())
@@ -104,8 +103,8 @@ def test_weights_that_change_under_a_run_are_told(copied: Any, models: Any, tmp_
         (teacher / "model.safetensors").write_bytes(content)
         return plain(*given, **more)
 
-    monkeypatch.setattr(teacher_scores, "load_cross_encoder", changed)
-    with pytest.raises(RunFailed, match="changed while this run began"):
+    monkeypatch.setattr(cross_encoder, "load_cross_encoder", changed)
+    with pytest.raises(RunFailed, match="changed while this run was under way"):
         run(load({"config": str(copied.config), "teacher.model": str(teacher)}), stage="teacher_scores", say=lambda line: None)
     assert not list(copied.store.glob("teacher_logits/*/*.parquet"))
 
@@ -116,14 +115,14 @@ def test_a_warm_store_loads_no_model(copied: Any) -> None:
     shutil.rmtree(copied.store / "teacher_scores")
     done, loaded = loaded_by("prep", "run", f"config={copied.config}", "stage=teacher_scores")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not loaded & {"transformers", "tokenizers", "retrieval.compute.mixed_precision"}
+    assert not loaded & {"transformers", "tokenizers", "retrieval.compute.low_precision"}
 
 
 def test_wanted_pairs_are_the_rows_pairs(finished: Any) -> None:
     """Prevents: a row that gets another pair's logit."""
     for path in sorted(finished.store.glob("dark_examples/*/*.parquet")):
         rows = read_shard(path).to_pylist()
-        wanted = WantedPairs.read(path)
+        wanted = RequestedPairs.read(path)
         keys = as_keys([pair_key(row["query"], row["text"]) for row in rows])
         np.testing.assert_array_equal(wanted.keys[wanted.pair_of_row], keys)
         assert len(np.unique(wanted.keys, axis=0)) == len(wanted.keys)
@@ -133,14 +132,14 @@ def test_wanted_pairs_are_the_rows_pairs(finished: Any) -> None:
 
 def test_keys_with_a_half_in_common_stay_apart(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: two pairs taken for one because the first halves of their hashes are the same."""
-    from pipeline.scoring import requested_pairs as wanted_pairs
+    from pipeline.scoring import requested_pairs
 
     monkeypatch.setattr(
-        wanted_pairs, "pair_key", lambda query, text: bytes(7) + bytes([len(text) % 3]) + bytes(7) + bytes([len(query) % 5])
+        requested_pairs, "pair_key", lambda query, text: bytes(7) + bytes([len(text) % 3]) + bytes(7) + bytes([len(query) % 5])
     )
     path = sorted(finished.store.glob("dark_examples/*/*.parquet"))[0]
     rows = [(len(row["text"]) % 3, len(row["query"]) % 5) for row in read_shard(path).to_pylist()]
-    wanted = WantedPairs.read(path)
+    wanted = RequestedPairs.read(path)
     assert [tuple(key) for key in wanted.keys.tolist()] == list(dict.fromkeys(rows))
     assert [tuple(wanted.keys[pair].tolist()) for pair in wanted.pair_of_row] == rows
 
@@ -226,31 +225,6 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(
     count_scored.clear()
     prep_run(copied.config, **{"teacher.segment_pairs": 10})
     assert sum(count_scored) == distinct_pairs(copied.store) - kept
-
-
-def test_items_are_made_ahead_and_errors_come_through() -> None:
-    """Prevents: a window left out, or a failed write that nobody hears of."""
-    assert list(ahead(range(5))) == list(range(5)) and list(ahead([])) == []
-
-    def breaks() -> Any:
-        yield 1
-        raise OSError("tokenizer")
-
-    items = ahead(breaks())
-    assert next(items) == 1
-    with pytest.raises(OSError, match="tokenizer"):
-        next(items)
-
-    def fails() -> None:
-        raise OSError("full")
-
-    done: list[int] = []
-    with behind() as writes:
-        for number in range(20):
-            writes.do(done.append, number)
-    assert done == list(range(20))
-    with pytest.raises(OSError, match="full"), behind() as writes:
-        writes.do(fails)
 
 
 # The children note every pair before they score it, and are slowed down, so that a kill can fall into any part of the work.

@@ -24,6 +24,7 @@ from data.tables.shards import describe, open_footer, open_shard, read_shard
 from pipeline.scoring.dedup import first_occurrence
 from pipeline.stage import StageContext, Stored, WorkerCache
 from pipeline.stages import training_shards as shards
+from retrieval.models.resolved import ResolvedModels
 from retrieval.models.student import resolve_student
 from retrieval.models.tokenizer import Tokenizer
 from trainer.input.stream import open_training_shards, rows_of_epoch
@@ -88,7 +89,16 @@ def made(lists: list[list[Row]], experiment: Experiment, root: Path) -> Path:
         "pools.ranked": stored(root / "p", pool_rows(lists), POOLS),
     }
     context = StageContext(
-        experiment, shards.table(experiment), root / "out", "f", [0], 1, inputs, WorkerCache(), report=lambda unit, count: None, warn=print
+        ResolvedModels(experiment),
+        shards.table(experiment),
+        root / "out",
+        "f",
+        [0],
+        1,
+        inputs,
+        WorkerCache(),
+        report=lambda unit, count: None,
+        warn=print,
     )
     context.table.build(context)
     return next((root / "out").glob("*.parquet"))

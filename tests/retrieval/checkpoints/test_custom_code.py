@@ -22,7 +22,8 @@ from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.loading import open_model, open_tokenizer
 from retrieval.models.student import resolve_student
-from retrieval.teachers.cross_encoder import TeacherSpec, load_cross_encoder, resolve_teacher
+from retrieval.teachers.backends import resolve_teacher
+from retrieval.teachers.cross_encoder import CrossEncoderSpec, load_cross_encoder
 
 TEXTS = ["ba", "be bi bo", "fo gu zaxe ka"]
 
@@ -81,9 +82,11 @@ def test_a_tokenizer_of_own_code_is_refused_and_a_file_beside_it_used(tmp_path: 
 def test_a_class_of_transformers_stands_in_only_where_it_has_all_weights(tmp_path: Path) -> None:
     """Prevents: a folder of own code under a known model_type, computed as that model: experts left out, or other layers at random."""
     folder = save(tmp_path, "Bert")
-    expected = TextEncoder(student(folder), precision="fp32", device="cpu", batch_tokens=64).passages(TEXTS)
+    expected = TextEncoder(resolve_student(student(folder)), precision="fp32", device="cpu", batch_tokens=64).passages(TEXTS)
     change_json(folder / "config.json", auto_map={"AutoModel": "modeling_own.OwnModel"})
-    np.testing.assert_array_equal(TextEncoder(student(folder), precision="fp32", device="cpu", batch_tokens=64).passages(TEXTS), expected)
+    np.testing.assert_array_equal(
+        TextEncoder(resolve_student(student(folder)), precision="fp32", device="cpu", batch_tokens=64).passages(TEXTS), expected
+    )
     for name in ("encoder.layer.1.mlp.experts.weight", "projection.weight"):  # a part of a layer, and one above all layers
         change_weights(folder, lambda tensors, name=name: {**tensors, name: torch.ones(32, 32)})
         with pytest.raises(UserError, match=rf"{name}.*Python code of its own.*student\.trust_remote_code=true"):
@@ -105,19 +108,21 @@ def test_trusted_code_runs_and_is_keyed_by_its_content(tmp_path: Path) -> None:
     plain = save(tmp_path / "plain", "Bert", head=True)
     keys = [resolve_teacher(teacher(plain, trust_remote_code=trusted), device="cpu").key(digests) for trusted in (False, True)]
     assert keys[0] == keys[1] and "code" not in keys[0]
-    assert TeacherSpec(plain, "", "torch", "fp32", 32).key(digests) == keys[0]
+    assert CrossEncoderSpec(plain, "", "torch", "fp32", 32).key(digests) == keys[0]
 
 
 def test_a_trusted_student_embeds_and_is_saved_with_its_code(tmp_path: Path) -> None:
     """Prevents: a student that trains and cannot be opened again."""
     folder = save_own_code(tmp_path / "student")
     given = student(folder, trust_remote_code=True, normalize=True)
-    encoder = TextEncoder(given, precision="fp32", device="cpu", batch_tokens=64)
+    encoder = TextEncoder(resolve_student(given), precision="fp32", device="cpu", batch_tokens=64)
     vectors = encoder.passages(TEXTS)
-    encoder = TextEncoder(given, precision="fp32", device="cpu", batch_tokens=1)
+    encoder = TextEncoder(resolve_student(given), precision="fp32", device="cpu", batch_tokens=1)
     np.testing.assert_allclose(encoder.passages(TEXTS), vectors, atol=1e-6)
     DualEncoder(resolve_student(given)).save(tmp_path / "saved")
-    again = TextEncoder(student(tmp_path / "saved", trust_remote_code=True), precision="fp32", device="cpu", batch_tokens=64)
+    again = TextEncoder(
+        resolve_student(student(tmp_path / "saved", trust_remote_code=True)), precision="fp32", device="cpu", batch_tokens=64
+    )
     np.testing.assert_allclose(again.passages(TEXTS), vectors, atol=1e-6)
     key = again.spec.key(DigestCache(tmp_path / "digests.json"))
     assert "code" in key and not {"option", "trust_remote_code"} & set(key)
@@ -129,13 +134,13 @@ def test_what_trusted_code_raises_is_a_sentence(tmp_path: Path) -> None:
     """Prevents: a traceback for a package that the code asks for, and for a configuration without vocab_size."""
     folder = save_own_code(tmp_path / "imports", code=f"import a_package_that_is_not_here\n{OWN_CODE}")
     with pytest.raises(UserError, match=r"cannot be opened.*a_package_that_is_not_here"):
-        TextEncoder(student(folder, trust_remote_code=True), precision="fp32", device="cpu", batch_tokens=64)
+        TextEncoder(resolve_student(student(folder, trust_remote_code=True)), precision="fp32", device="cpu", batch_tokens=64)
     folder = save_own_code(
         tmp_path / "names", code=OWN_CODE.replace("self.vocab_size,", "self.rows,").replace("config.vocab_size", "config.rows")
     )
     change_json(folder / "config.json", vocab_size=None)
     with pytest.raises(UserError, match=r"student\.model: OwnModel does not run.*vocab_size"):
-        TextEncoder(student(folder, trust_remote_code=True), precision="fp32", device="cpu", batch_tokens=64)
+        TextEncoder(resolve_student(student(folder, trust_remote_code=True)), precision="fp32", device="cpu", batch_tokens=64)
 
 
 @pytest.mark.parametrize("auto_map", [5, [1, 2], {"AutoModel": {}}])

@@ -16,7 +16,7 @@ from data.digests import DigestCache
 from data.errors import UserError
 from retrieval.checkpoints.files import module_list
 from retrieval.models.dual_encoder import DualEncoder
-from retrieval.models.student import StudentSpec, resolve_student, student_notes
+from retrieval.models.student import StudentSpec, resolve_student
 
 BERT, OWN, POOLING = "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json"
 LONG = [" ".join(["ba", "cedi", "FO", "gu"] * 30), "zu ba", *TEXTS]
@@ -200,15 +200,15 @@ def test_a_folder_without_a_similarity_stays_as_it_is_and_says_so(cased: Path, t
     folder = lay_out(tmp_path / "m", cased, prompts=similarity)
     assert_equal(encoder_of(folder), peer(folder))
     said = "similarity_fn_name" in similarity and similarity["similarity_fn_name"]
-    assert len(student_notes(Student(model=str(folder)))) == (0 if said else 1)
-    assert not student_notes(Student(model=str(folder), normalize=False))
+    assert len(spec_of(folder).notes) == (0 if said else 1)
+    assert not spec_of(folder, normalize=False).notes
 
 
 def test_keys_that_nobody_knows_are_told(cased: Path, tmp_path: Path) -> None:
     """Prevents: a key of a later version read over in silence, or an ordinary folder refused for a remark."""
     folder = lay_out(tmp_path / "m", cased, prompts={"similarity_fn_name": "dot", "author": "x", "__version__": {}})
     assert_equal(encoder_of(folder), peer(folder))
-    assert ["author" in note for note in student_notes(Student(model=str(folder)))] == [True]
+    assert ["author" in note for note in spec_of(folder).notes] == [True]
 
 
 @pytest.mark.medium

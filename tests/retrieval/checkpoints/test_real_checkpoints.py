@@ -94,7 +94,7 @@ def test_a_real_checkpoint_gives_sentence_transformers_vectors(bge: Path, tmp_pa
     student = Student(model=str(folder), query_tokens=None, passage_tokens=None)
     spec = resolve_student(student)
     assert (spec.pooling, spec.normalize, spec.query_tokens, spec.passage_tokens) == (pooling, True, tokens, tokens)
-    ours = TextEncoder(student, precision="fp32", device="cpu", batch_tokens=2048)
+    ours = TextEncoder(resolve_student(student), precision="fp32", device="cpu", batch_tokens=2048)
     DualEncoder(spec).save(tmp_path / "saved")
     queries, passages = ours.queries(TEXTS), ours.passages(TEXTS)
     for source in (folder, tmp_path / "saved"):
@@ -109,7 +109,7 @@ def test_a_real_checkpoint_gives_sentence_transformers_vectors(bge: Path, tmp_pa
 
 def test_the_dequantised_model_tells_an_answer_from_another_text(bge: Path) -> None:
     """Prevents: real weights loaded into the wrong places, where both sides would agree on noise."""
-    encoder = TextEncoder(Student(model=str(bge)), precision="fp32", device="cpu", batch_tokens=2048)
+    encoder = TextEncoder(resolve_student(Student(model=str(bge))), precision="fp32", device="cpu", batch_tokens=2048)
     (question,) = encoder.queries(["how long does a claim take"])
     same, other = encoder.passages(["Claims are usually settled within thirty days.", "Whole-life policies build up a cash value."])
     assert question @ same > question @ other + 0.1

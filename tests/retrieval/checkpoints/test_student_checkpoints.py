@@ -23,7 +23,7 @@ from pipeline.plan import Planner, selected_tables
 from retrieval.checkpoints.model_lengths import most_positions
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
-from retrieval.teachers.cross_encoder import resolve_teacher
+from retrieval.teachers.backends import resolve_teacher
 
 
 @st.composite

@@ -18,7 +18,7 @@ from data.errors import UserError
 from retrieval.checkpoints.checks import check_training_start
 from retrieval.checkpoints.weight_files import tensor_shapes
 from retrieval.models.student import resolve_student
-from retrieval.teachers.cross_encoder import resolve_teacher
+from retrieval.teachers.backends import resolve_teacher
 
 READERS: dict[str, Callable[[Path], object]] = {
     "student": lambda folder: resolve_student(Student(model=str(folder), query_tokens=16, passage_tokens=48)),

@@ -11,7 +11,7 @@ import transformers
 from support.checkpoints import save
 from torch import Tensor
 
-from retrieval.compute import mixed_precision, unpadded
+from retrieval.compute import cpu_attention, low_precision, unpadded
 from retrieval.compute.probe import agree, probe_batch
 
 TAKEN = ["Bert", "Roberta", "XLMRoberta", "Camembert", "Electra"]
@@ -90,7 +90,7 @@ def test_what_the_kernel_does_not_compute_is_refused(option: dict[str, Any]) -> 
 def test_bf16_is_within_the_tolerance(tmp_path: Path) -> None:
     """Prevents: a tolerance that real rounding exceeds, so that no model is packed on a GPU."""
     model = opened(save(tmp_path, "Bert", num_hidden_layers=12), attention="sdpa")
-    mixed_precision.lower_precision(model, torch.bfloat16, pack=False)
+    low_precision.lower_precision(model, torch.bfloat16, pack=False)
     assert unpadded.install(model)
 
 
@@ -107,15 +107,15 @@ def test_agreement_is_a_share_of_the_results_own_size() -> None:
 @pytest.mark.parametrize("scale", [1.0, 1e-5])
 def test_a_wrong_cpu_attention_is_seen_at_any_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     """Prevents: the same tolerance in the twin of this check, on CPUs: vectors of 1e-5 are within 1e-3 of any others."""
-    folder, attention = save(tmp_path, "Bert"), mixed_precision.register_cpu_attention()
+    folder, attention = save(tmp_path, "Bert"), cpu_attention.register_cpu_attention()
     model = transformers.AutoModel.from_pretrained(folder, attn_implementation=attention).eval()
 
     @torch.inference_mode()
     def vectors(ids: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
         return model(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0] * scale
 
-    mixed_precision.check_attention(model, check=vectors)
+    cpu_attention.check_attention(model, check=vectors)
     assert model.config._attn_implementation == attention
-    monkeypatch.setattr(mixed_precision, "_attention", lambda query, key, value, mask, scaling: value.transpose(1, 2).contiguous())
-    mixed_precision.check_attention(model, check=vectors)
+    monkeypatch.setattr(cpu_attention, "_attention", lambda query, key, value, mask, scaling: value.transpose(1, 2).contiguous())
+    cpu_attention.check_attention(model, check=vectors)
     assert model.config._attn_implementation != attention

@@ -180,8 +180,8 @@ def test_a_querys_own_passage_is_left_out_as_beir_does() -> None:
     qrels, run = QUORA
     assert own_passages(qrels, [run])
     counted, left_out = evaluate(qrels, run), evaluate(qrels, run, without_own=qrels.keys())
-    assert (counted.mean("MRR@10"), counted.own_hits, counted.own_left_out) == (pytest.approx((1 / 2 + 1 / 3) / 2), 2, 0)
-    assert (left_out.mean("MRR@10"), left_out.own_hits, left_out.own_left_out) == (0.75, 2, 2)
+    assert (counted.mean("MRR@10"), counted.own_hits, counted.own_discarded) == (pytest.approx((1 / 2 + 1 / 3) / 2), 2, 0)
+    assert (left_out.mean("MRR@10"), left_out.own_hits, left_out.own_discarded) == (0.75, 2, 2)
     pruned = {query: {doc: -float(rank) for rank, (doc, _) in enumerate(entries) if doc != query} for query, entries in run.items()}
     theirs = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(pruned)
     assert left_out.mean("nDCG@10") == pytest.approx(sum(one["ndcg_cut_10"] for one in theirs.values()) / 2)
@@ -199,7 +199,7 @@ def test_a_querys_own_passage_is_left_out_as_beir_does() -> None:
 def test_ids_that_are_equal_by_chance_are_counted(qrels: Qrels, run: Run) -> None:
     """Prevents: a labelled answer left out because question and answer have the same number."""
     assert not own_passages(qrels, [run])
-    assert evaluate(qrels, run).own_left_out == 0
+    assert evaluate(qrels, run).own_discarded == 0
 
 
 def test_a_query_that_finds_itself_alone_has_no_result() -> None:

@@ -17,6 +17,7 @@ from data.config.settings import Student
 from data.errors import UserError
 from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.models.loading import open_model
+from retrieval.models.student import resolve_student
 from retrieval.teachers.cross_encoder import TorchCrossEncoder
 from retrieval.teachers.pair_scorer import PairScorer
 
@@ -39,7 +40,7 @@ def opened(folder: Path, head: bool) -> Any:
     if head:
         return TorchCrossEncoder(folder, precision="fp32", device="cpu")
     student = Student(model=str(folder), pooling="mean", query_tokens=40, passage_tokens=40)
-    return TextEncoder(student, precision="fp32", device="cpu", batch_tokens=200)
+    return TextEncoder(resolve_student(student), precision="fp32", device="cpu", batch_tokens=200)
 
 
 def results(model: Any) -> Any:

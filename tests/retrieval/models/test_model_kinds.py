@@ -10,9 +10,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from retrieval.compute import mixed_precision
+from retrieval.compute import cpu_attention, low_precision
 from retrieval.compute.precision import cpu_computes_bf16
-from retrieval.compute.probe import probe_batch
+from retrieval.compute.probe import Check, probe_batch
 
 SIZES = {
     "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96,
@@ -38,7 +38,7 @@ def model_of(kind: str) -> Any:
     """Random weights, large enough that padding which is not masked shows."""
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**{**SIZES, **KINDS[kind]})
-    attention = mixed_precision.register_cpu_attention()
+    attention = cpu_attention.register_cpu_attention()
     try:
         model = transformers.AutoModel.from_config(config, attn_implementation=attention)
     except ValueError:
@@ -49,7 +49,7 @@ def model_of(kind: str) -> Any:
     return model.eval()
 
 
-def vectors_of(model: Any) -> mixed_precision.Check:
+def vectors_of(model: Any) -> Check:
     @torch.inference_mode()
     def vectors(ids: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
         states = model(input_ids=ids, attention_mask=mask).last_hidden_state.float() * mask.unsqueeze(-1)
@@ -72,8 +72,8 @@ def test_a_model_gives_what_each_text_gives_alone(kind: str, precision: str) -> 
     lengths = mask.sum(1).tolist()
     model.set_attn_implementation("eager")
     alone = torch.cat([vectors(ids[row : row + 1, :length], mask[row : row + 1, :length], segments) for row, length in enumerate(lengths)])
-    model.set_attn_implementation(mixed_precision.CPU_ATTENTION if model._can_set_attn_implementation() else "eager")
-    mixed_precision.apply(model, precision=precision, check=vectors, option="embed.precision")
+    model.set_attn_implementation(cpu_attention.CPU_ATTENTION if model._can_set_attn_implementation() else "eager")
+    low_precision.apply(model, precision=precision, check=vectors, option="embed.precision")
     tolerance = 1e-5 if precision == "fp32" else 0.01
     torch.testing.assert_close(vectors(ids, mask, segments), alone, rtol=0, atol=tolerance)
 
@@ -87,8 +87,8 @@ def test_layers_that_are_not_packed_hand_on_fp32_too(kind: str) -> None:
     model.set_attn_implementation("eager")
     vectors, probe = vectors_of(model), probe_batch(model)
     expected = vectors(*probe)
-    mixed_precision.lower_precision(model, torch.bfloat16, pack=False)
+    low_precision.lower_precision(model, torch.bfloat16, pack=False)
     with pytest.raises(RuntimeError):  # as they are, they do not run: the way around it is needed
         vectors(*probe)
-    mixed_precision.make_it_run(model, check=vectors, option="embed.precision")
+    low_precision.make_it_run(model, check=vectors, option="embed.precision")
     torch.testing.assert_close(vectors(*probe), expected, rtol=0, atol=0.01)

@@ -20,9 +20,12 @@ from retrieval.compute.precision import cpu_computes_bf16
 from retrieval.compute.probe import pad_id_of, probe_batch
 from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.models.padding import check_padding, results_of
-from retrieval.teachers.cross_encoder import TorchCrossEncoder, resolve_teacher, score_pairs
+from retrieval.models.student import resolve_student
+from retrieval.teachers.backends import resolve_teacher
+from retrieval.teachers.cross_encoder import TorchCrossEncoder
 from retrieval.teachers.pair_scorer import PairScorer
 from retrieval.teachers.pair_tokens import PairTokenizer
+from retrieval.teachers.scoring import score_pairs
 
 CHANCE = random.Random(0)
 TEXTS = [" ".join(CHANCE.choices(WORDS, k=count)) for count in (1, 3, 7, 20, 40, 50, 5, 9)]
@@ -81,7 +84,8 @@ def test_a_text_has_alone_the_vector_it_has_in_any_batch(built: Any, name: str, 
     for pooling in ("mean", "cls") if precision == "fp32" and name not in DECODERS else ("mean",):
         student = Student(model=str(built(name, False)), pooling=pooling, normalize=True, query_tokens=60, passage_tokens=60)
         first, second = (
-            TextEncoder(student, precision=precision, device="cpu", batch_tokens=tokens).passages(TEXTS) for tokens in (1, 400)
+            TextEncoder(resolve_student(student), precision=precision, device="cpu", batch_tokens=tokens).passages(TEXTS)
+            for tokens in (1, 400)
         )
         np.testing.assert_allclose(first, second, atol=NOISE[precision])
 
@@ -182,7 +186,7 @@ def test_a_model_that_reads_its_padding_is_refused(tmp_path: Path, monkeypatch: 
             TorchCrossEncoder(folder, precision="fp32", device="cpu")
         else:
             student = Student(model=str(folder), pooling="mean", query_tokens=60, passage_tokens=60)
-            TextEncoder(student, precision="fp32", device="cpu", batch_tokens=400)
+            TextEncoder(resolve_student(student), precision="fp32", device="cpu", batch_tokens=400)
 
 
 def test_the_probe_is_padded_as_the_model_wants_it(built: Any) -> None:

@@ -15,6 +15,7 @@ from data.tables.shards import read_shard
 from retrieval.cli import app
 from retrieval.cli_args import text_among
 from retrieval.encoding.encode import TextEncoder
+from retrieval.models.student import resolve_student
 from retrieval.search.embedding_table import EmbeddingTable, table_paths
 from retrieval.search.query import one_line
 
@@ -47,7 +48,9 @@ def where(tables: dict[str, Path], model: Path) -> list[str]:
 def test_the_nearest_passages_are_shown_with_their_texts(models: Any, tables: dict[str, Path], words: list[str]) -> None:
     """Prevents: a text beside another passage's score, or another order than the vectors give."""
     lines = lines_of(*words, *where(tables, models.student), "k=5", "width=40")
-    vector = TextEncoder(Student(model=str(models.student)), precision="fp32", device="cpu", batch_tokens=64).queries([TEXT])[0]
+    vector = TextEncoder(resolve_student(Student(model=str(models.student))), precision="fp32", device="cpu", batch_tokens=64).queries(
+        [TEXT]
+    )[0]
     table = EmbeddingTable(tables["corpus"], "doc_id")
     doc_ids, vectors = table.ids.to_pylist(), table.matrix().astype("float32")
     scores = dict(zip(doc_ids, (vectors @ vector).tolist(), strict=True))

@@ -18,8 +18,8 @@ from data.tables.schemas import embeddings
 from data.tables.shards import describe, open_shard, shard_name
 from retrieval.search.embedding_table import EmbeddingTable
 from retrieval.search.exact import exact_search
-from retrieval.search.gpu import DeviceEngine, gathered, gpu_ladder
-from retrieval.search.index_table import IndexEngine, build_index_table, index_key, index_ladder
+from retrieval.search.gpu import DeviceEngine, gathered
+from retrieval.search.index_table import IndexEngine, build_index_table, index_key
 from retrieval.search.searcher import GROUP_QUERIES, Searcher, plan_search
 
 
@@ -102,7 +102,7 @@ def test_a_device_finds_what_a_cpu_finds(rows: int) -> None:
     engine = DeviceEngine("cpu")
     expected = exact_search(queries, blocks, k=30)
     for _ in range(2):  # the second time blocks may be kept
-        found = exact_search(queries, blocks, k=30, engines=gpu_ladder(engine, 30))
+        found = exact_search(queries, blocks, k=30, engines=[(engine, 94), (engine, 572)])
         assert np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1])
 
 
@@ -133,7 +133,7 @@ def test_an_index_finds_most_with_exact_scores_and_says_how_much(tmp_path: Path,
     corpus = stored(tmp_path / "c", vectors)
     given = Search(index=kind, probes=8)  # type: ignore[arg-type]
     build_index_table(corpus.folder, tmp_path / "i", given)
-    searcher = Searcher(corpus, memory_gb=8, engines=lambda k: index_ladder(IndexEngine(tmp_path / "i", given, threads=1), k))
+    searcher = Searcher(corpus, memory_gb=8, engines=lambda k: [(IndexEngine(tmp_path / "i", given, threads=1), k + 16)])
     scores, rows = all_of(searcher, queries, k=10)
     exact_scores, exact_rows = exact_search(queries, [(0, vectors)], k=10)
     products = queries.astype(np.float64) @ vectors.astype(np.float64).T
@@ -142,7 +142,7 @@ def test_an_index_finds_most_with_exact_scores_and_says_how_much(tmp_path: Path,
     assert (found, there) == (sum(len(np.intersect1d(a, b)) for a, b in zip(rows, exact_rows, strict=True)), 640)
     assert found / there > least and (scores <= exact_scores).all()
     wide = given.model_copy(update={"probes": 10**6, "width": 4000})
-    everything = Searcher(corpus, memory_gb=8, engines=lambda k: index_ladder(IndexEngine(tmp_path / "i", wide, threads=1), k))
+    everything = Searcher(corpus, memory_gb=8, engines=lambda k: [(IndexEngine(tmp_path / "i", wide, threads=1), k + 16)])
     if kind == "ivf":  # with every list looked into, an index is an exact search
         assert np.array_equal(all_of(everything, queries, k=10)[1], exact_rows)
 

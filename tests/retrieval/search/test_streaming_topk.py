@@ -46,15 +46,15 @@ def test_holds_what_a_sort_of_all_scores_puts_first(
             best.offer(first, np.ascontiguousarray(bits[first : first + 4, row : row + width]), row)
         row += width
     best.cut(0, queries)
-    rows, left_out, exact = best.rows(), best.left_out(), numbers_of(rising(bits))
-    assert rows.shape[1] <= room_for(wanted) and (rows[queries:] == -1).all() and np.isneginf(left_out[queries:]).all()
+    rows, bound, exact = best.rows(), best.discarded_bound(), numbers_of(rising(bits))
+    assert rows.shape[1] <= room_for(wanted) and (rows[queries:] == -1).all() and np.isneginf(bound[queries:]).all()
     for query in range(queries):
         kept = rows[query][rows[query] >= 0].tolist()
         assert kept == sorted(set(kept)) and (rows[query][len(kept) :] == -1).all()
         order_of_all = sorted(range(row), key=lambda one, query=query: (-exact[query, one], one))
         assert set(order_of_all[:wanted]) <= set(kept)
         others = np.delete(exact[query], kept)
-        assert (others <= left_out[query]).all()
+        assert (others <= bound[query]).all()
 
 
 @pytest.mark.parametrize("low", [True, False])

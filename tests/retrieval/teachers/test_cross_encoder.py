@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedConfig
 
 from data.errors import RunFailed, UserError
-from retrieval.compute import mixed_precision, onednn, precision, unpadded
-from retrieval.teachers.cross_encoder import OutOfMemory, TorchCrossEncoder, score_pairs
+from retrieval.compute import cpu_attention, low_precision, onednn, packed_linear, precision, unpadded
+from retrieval.teachers.cross_encoder import TorchCrossEncoder
 from retrieval.teachers.pair_tokens import PairEncoding, PairTokenizer
+from retrieval.teachers.scoring import OutOfMemory, score_pairs
 
 PAIRS = [("ha bo", "di " * n) for n in (1, 40, 7, 3, 22, 15, 2, 60)] + [("bace", f"fo {'ha bo ' * n}") for n in range(9)]
 
@@ -63,11 +64,11 @@ def test_bf16_is_the_plain_model_within_its_noise(models: Any, encoded: list[Pai
 def test_packed_weights_compute_the_same() -> None:
     """Prevents: an operator of torch that is not public and changes its meaning."""
     linear = torch.nn.Linear(64, 48)
-    low = mixed_precision.LowPrecisionLinear(linear, torch.bfloat16)
-    if not mixed_precision.packing_agrees(linear, torch.bfloat16):
+    low = low_precision.LowPrecisionLinear(linear, torch.bfloat16)
+    if not packed_linear.packing_agrees(linear, torch.bfloat16):
         pytest.skip("this build of torch has no packed operator")
     values = torch.randn(5, 7, 64)
-    packed = mixed_precision.PackedLinear(linear, torch.bfloat16, mixed_precision._LastCast())
+    packed = packed_linear.PackedLinear(linear, torch.bfloat16, packed_linear.LastCast())
     torch.testing.assert_close(packed(values), low(values), rtol=0.01, atol=0.01)
 
 
@@ -94,7 +95,7 @@ def test_a_gelu_that_is_no_module_is_not_taken_twice() -> None:
     block = Hidden(torch.nn.Dropout()).eval()
     with torch.inference_mode():
         exact = block(torch.ones(3, 64))
-        mixed_precision.lower_precision(torch.nn.ModuleList([block]), torch.bfloat16, pack=True)
+        low_precision.lower_precision(torch.nn.ModuleList([block]), torch.bfloat16, pack=True)
         torch.testing.assert_close(block(torch.ones(3, 64)).float(), exact, rtol=0.02, atol=0.02)
     assert isinstance(block.activation, torch.nn.Dropout)
 
@@ -105,9 +106,9 @@ def test_large_biases_are_packed_too(size: float) -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(64, 64)
     torch.nn.init.uniform_(linear.bias, -size, size)
-    if not mixed_precision.packing_agrees(torch.nn.Linear(8, 8), torch.bfloat16):
+    if not packed_linear.packing_agrees(torch.nn.Linear(8, 8), torch.bfloat16):
         pytest.skip("this build of torch has no packed operator")
-    assert mixed_precision.packing_agrees(linear, torch.bfloat16)
+    assert packed_linear.packing_agrees(linear, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -123,11 +124,11 @@ def test_only_a_plain_gelu_is_fused_and_rounds_less(activation: torch.nn.Module,
     """Prevents: an activation that is left out, taken twice or taken for another; a fused one that loses more than the two steps."""
     torch.manual_seed(0)
     block, values = Block(activation, scale=scale).eval(), 3 * torch.randn(50, 64)
-    if not mixed_precision.packing_agrees(block.dense, torch.bfloat16, gelu=True):
+    if not packed_linear.packing_agrees(block.dense, torch.bfloat16, gelu=True):
         pytest.skip("this build of torch has no packed operator")
     with torch.inference_mode():
         exact = block(values)
-        mixed_precision.lower_precision(torch.nn.ModuleList([block]), torch.bfloat16, pack=True)
+        low_precision.lower_precision(torch.nn.ModuleList([block]), torch.bfloat16, pack=True)
         found = block(values).float()
     assert isinstance(block.activation, torch.nn.Identity) is fused
     torch.testing.assert_close(found, exact, rtol=0.02, atol=0.03 * scale)
@@ -139,8 +140,8 @@ def test_a_missing_packed_operator_is_done_without(models: Any, monkeypatch: pyt
     def gone(*unused: Any, **unused_too: Any) -> None:
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(mixed_precision.PackedLinear, "__init__", gone)
-    assert not mixed_precision.packing_agrees(torch.nn.Linear(8, 8), torch.bfloat16)
+    monkeypatch.setattr(packed_linear.PackedLinear, "__init__", gone)
+    assert not packed_linear.packing_agrees(torch.nn.Linear(8, 8), torch.bfloat16)
 
 
 def test_fp32_layers_go_through_onednn_too_and_cannot_be_saved_by_mistake(models: Any, tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_fp32_layers_go_through_onednn_too_and_cannot_be_saved_by_mistake(models
     if not onednn.works():
         pytest.skip("this build of torch has no packed operator")
     teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu")
-    assert isinstance(teacher._model.bert.encoder.layer[0].attention.self.query, mixed_precision.PackedLinear)
+    assert isinstance(teacher._model.bert.encoder.layer[0].attention.self.query, packed_linear.PackedLinear)
     with pytest.raises(RuntimeError, match="cannot be saved"):
         teacher._model.save_pretrained(tmp_path)
 
@@ -168,7 +169,7 @@ def test_packing_is_undone_where_a_model_reads_its_weights(models: Any, monkeypa
         with torch.inference_mode():
             return model(input_ids=ids, attention_mask=mask, token_type_ids=segments).logits[:, 0]
 
-    mixed_precision.pack_linear(model, check=logits)
+    low_precision.pack_linear(model, check=logits)
     assert {name: id(module) for name, module in model.named_modules()} == before
 
 
@@ -180,7 +181,7 @@ def test_grouped_keys_in_low_precision_take_torchs_attention(models: Any, monkey
 
     if not (onednn.works() and precision.cpu_computes_bf16()):
         pytest.skip("needs bf16 and the packed operator")
-    monkeypatch.setattr(mixed_precision, "_attention", refuses)
+    monkeypatch.setattr(cpu_attention, "_attention", refuses)
     teacher = TorchCrossEncoder(models.teacher, precision="bf16", device="cpu")
     assert teacher._model.config._attn_implementation == "sdpa" and precisions_of_keys(teacher) == [torch.bfloat16] * 2
 
@@ -216,11 +217,11 @@ def test_a_model_that_cannot_be_lowered_says_so() -> None:
         states = model.embedding(ids) @ model.layers[0]["linear"].weight
         return states.sum((1, 2))
 
-    mixed_precision.lower_precision(model, torch.bfloat16, pack=False)
+    low_precision.lower_precision(model, torch.bfloat16, pack=False)
     with pytest.raises(
         UserError, match=r"ReadsItsOwnWeights cannot compute with linear layers in low precision .*: set teacher\.precision=fp32"
     ):
-        mixed_precision.make_it_run(model, check=check, option="teacher.precision")
+        low_precision.make_it_run(model, check=check, option="teacher.precision")
 
 
 def test_head_and_embeddings_stay_in_fp32(models: Any) -> None:
@@ -228,7 +229,7 @@ def test_head_and_embeddings_stay_in_fp32(models: Any) -> None:
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(models.teacher)
-    mixed_precision.lower_precision(model, torch.bfloat16, pack=False)
+    low_precision.lower_precision(model, torch.bfloat16, pack=False)
     kinds = {name: parameter.dtype for name, parameter in model.named_parameters()}
     low = [name for name, kind in kinds.items() if kind == torch.bfloat16]
     assert kinds["classifier.weight"] == torch.float32 and all(".layer." in name for name in low) and len(low) == 2 * 6 * 2
@@ -260,7 +261,7 @@ def test_attention_is_the_plain_formula(kind: str, spread: int) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, 9, 8, generator=generator) for _ in range(3))
     q, mask = q * spread, masks()[kind]
-    found, _ = mixed_precision._transformers_attention(torch.nn.Identity(), q, k, v, mask, 0.3)
+    found, _ = cpu_attention._transformers_attention(torch.nn.Identity(), q, k, v, mask, 0.3)
     weights = torch.softmax(q.double() @ k.double().transpose(2, 3) * 0.3 + (0 if mask is None else mask.double()), dim=-1)
     # A score of s in fp32 is off by s / 2^24, and so is, relatively, its exponential.
     torch.testing.assert_close(found.double(), (weights @ v.double()).transpose(1, 2), rtol=1e-5 * spread, atol=1e-6 * spread)
@@ -273,7 +274,7 @@ def test_attention_far_from_the_first_token_is_finite(shift: float) -> None:
     k = torch.full((1, 1, 4, 8), shift / 8)
     k[:, :, 0] = 0
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
-        found, _ = mixed_precision._transformers_attention(torch.nn.Identity(), *(part.to(dtype) for part in (q, k, v)), None, 1.0)
+        found, _ = cpu_attention._transformers_attention(torch.nn.Identity(), *(part.to(dtype) for part in (q, k, v)), None, 1.0)
         expected = v[:, :, :1] if shift < 0 else v[:, :, 1:].mean(2, keepdim=True)
         torch.testing.assert_close(found.transpose(1, 2).float(), expected.expand(1, 1, 4, 8), rtol=tolerance, atol=tolerance)
 
@@ -281,11 +282,11 @@ def test_attention_far_from_the_first_token_is_finite(shift: float) -> None:
 def test_only_scores_without_a_place_take_the_slower_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: the fast attention that is never taken, unnoticed."""
     calls: list[str] = []
-    slow = mixed_precision._by_softmax
-    monkeypatch.setattr(mixed_precision, "_by_softmax", lambda *args: calls.append("slow") or slow(*args))
+    slow = cpu_attention._by_softmax
+    monkeypatch.setattr(cpu_attention, "_by_softmax", lambda *args: calls.append("slow") or slow(*args))
     q, k, v = (torch.randn(2, 3, 9, 8) for _ in range(3))
     for kind, mask in masks().items():
-        mixed_precision._transformers_attention(torch.nn.Identity(), q, k, v, mask, 0.3)
+        cpu_attention._transformers_attention(torch.nn.Identity(), q, k, v, mask, 0.3)
         assert calls == (["slow"] if kind == "window" else [])
         calls.clear()
 
@@ -296,7 +297,7 @@ def test_the_mask_has_one_row_where_all_queries_see_the_same(windowed: bool) -> 
     from transformers import BertConfig
     from transformers.masking_utils import create_bidirectional_mask
 
-    config = BertConfig(attn_implementation=mixed_precision.register_cpu_attention())
+    config = BertConfig(attn_implementation=cpu_attention.register_cpu_attention())
     seen = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     window = {"and_mask_function": lambda batch, head, query, key: (query - key).abs() <= 1} if windowed else {}
     mask = create_bidirectional_mask(config, inputs_embeds=torch.zeros(2, 4, 8), attention_mask=seen, **window)
@@ -317,12 +318,12 @@ def test_attention_that_does_not_serve_a_model_is_not_used(
             raise NotImplementedError
         return value.transpose(1, 2).contiguous()
 
-    monkeypatch.setattr(mixed_precision, "_attention", other)
+    monkeypatch.setattr(cpu_attention, "_attention", other)
     teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu")
     np.testing.assert_allclose(score_pairs(teacher, encoded, pad_id=0), one_by_one, atol=1e-5)
     with pytest.raises(NotImplementedError):
         part = torch.zeros(1, 4, 3, 8)
-        mixed_precision._transformers_attention(torch.nn.Identity(), part, part[:, :2], part[:, :2], None)
+        cpu_attention._transformers_attention(torch.nn.Identity(), part, part[:, :2], part[:, :2], None)
 
 
 @pytest.mark.medium
@@ -366,7 +367,7 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(lengths: list[int], room: 
     def count(*figures: int) -> None:
         counted[:] = [before + more for before, more in zip(counted, figures, strict=True)]
 
-    logits = score_pairs(device, pairs, pad_id=9, progress=count)
+    logits = score_pairs(device, pairs, pad_id=9, on_batch=count)
     np.testing.assert_array_equal(logits, np.array([n * n for n in lengths], dtype=np.float32))
     assert counted[:2] == [len(lengths), sum(lengths)] and counted[2] >= counted[1]
     assert device.refused <= 12
@@ -381,7 +382,7 @@ def test_batches_side_by_side_are_the_batches_in_turn(lengths: list[int], batch_
     for side_by_side in (False, True):
         device, counted = SmallDevice(10_000, batch_tokens), np.zeros(3, int)
         device.one_thread_each = side_by_side
-        logits = score_pairs(device, pairs, pad_id=9, progress=lambda *figures, counted=counted: np.add(counted, figures, out=counted))
+        logits = score_pairs(device, pairs, pad_id=9, on_batch=lambda *figures, counted=counted: np.add(counted, figures, out=counted))
         found.append((logits.tolist(), counted.tolist()))
     assert found[0] == found[1] and found[0][1][:2] == [len(lengths), sum(lengths)]
 

@@ -15,9 +15,11 @@ from support.onnx_graphs import save_graph
 from data.config.settings import Teacher
 from data.digests import DigestCache, file_digest, json_digest
 from data.errors import UserError
-from retrieval.teachers.cross_encoder import OnnxCrossEncoder, TeacherSpec, load_cross_encoder, resolve_teacher, score_pairs
-from retrieval.teachers.onnx import read_graph
+from retrieval.teachers.backends import resolve_teacher
+from retrieval.teachers.cross_encoder import CrossEncoderSpec, load_cross_encoder
+from retrieval.teachers.onnx import OnnxCrossEncoder, read_graph
 from retrieval.teachers.pair_tokens import PairTokenizer
+from retrieval.teachers.scoring import score_pairs
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -25,7 +27,7 @@ pytest.importorskip("onnxruntime")
 PAIRS = [("ba be", "bi bo bu"), ("ca", "ce"), ("da de di do du", "fa " * 30), ("ga", ""), ("ha he", "hi ho hu ha he hi")]
 
 
-def resolved(folder: Path, *, max_tokens: int = 32) -> TeacherSpec:
+def resolved(folder: Path, *, max_tokens: int = 32) -> CrossEncoderSpec:
     return resolve_teacher(Teacher(model=str(folder), backend="onnx", max_tokens=max_tokens), device="cpu")
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data.errors import UserError
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
 from retrieval.models.tokenizer import Tokenizer
-from retrieval.teachers.pair_tokens import PairTokenizer, StoredPairs, longest_first
+from retrieval.teachers.pair_tokens import PairTokenizer, StoredPairs, truncate_longest_first
 
 TEXT = "ha bo bace di fo; Insurance (1.5%) naïve café's x\ty\n"
 STYLES = ("bert", "roberta", "modernbert", "left padding")
@@ -73,7 +73,7 @@ def test_is_the_tokenizer_s_own_pair_encoding(folders: dict[str, Path], style: s
 @given(first=st.integers(0, 60), second=st.integers(0, 60), room=st.integers(2, 60))
 def test_longest_first_fills_the_room(first: int, second: int, room: int) -> None:
     """Prevents: a cut that takes more than it must, or more from the shorter part than from the longer."""
-    kept = longest_first(first, second, room=room)
+    kept = truncate_longest_first(first, second, room=room)
     assert sum(kept) == min(first + second, room) and kept[0] <= first and kept[1] <= second
     if kept[0] < first and kept[1] < second:
         assert abs(kept[0] - kept[1]) <= 1

@@ -13,8 +13,10 @@ from support.model_files import change_json, checkpoint, write_json
 from data.config.settings import Teacher
 from data.digests import DigestCache
 from data.errors import UserError
-from retrieval.teachers.cross_encoder import TeacherSpec, load_cross_encoder, resolve_teacher, score_pairs
+from retrieval.teachers.backends import resolve_teacher
+from retrieval.teachers.cross_encoder import CrossEncoderSpec, load_cross_encoder
 from retrieval.teachers.pair_tokens import PairTokenizer
+from retrieval.teachers.scoring import score_pairs
 
 ROLES = """{%- for m in messages %}{%- if m.role == "query" %}<Query>: {{ m.content }}
 {%- elif m.role == "document" %}<Document>: {{ m.content }}{%- endif %}{%- endfor %}"""
@@ -24,7 +26,7 @@ VARIABLES = "Query: {{ query }}\nPassage: {{- passage }}"
 CHAT = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}{%- endfor %}{# answer the query from the document #}"""
 
 
-def resolved(folder: Path) -> TeacherSpec:
+def resolved(folder: Path) -> CrossEncoderSpec:
     return resolve_teacher(Teacher(model=str(folder), max_tokens=64, precision="fp32"), device="cpu")
 
 

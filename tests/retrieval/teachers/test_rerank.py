@@ -18,6 +18,7 @@ from retrieval.search import stored_texts
 from retrieval.search.embedding_table import table_paths
 from retrieval.search.stored_texts import texts_of
 from retrieval.teachers import rerank as module
+from retrieval.teachers.cross_encoder import CrossEncoderTeacher
 from retrieval.teachers.rerank import rerank
 
 
@@ -79,7 +80,7 @@ def test_equal_logits_are_in_the_order_in_which_a_run_is_read(
     models: Any, tables: dict[str, Path], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Prevents: an order that changes when the run is written and read again."""
-    monkeypatch.setattr(module, "score_pairs", lambda model, pairs, pad_id: np.zeros(len(pairs), np.float32))
+    monkeypatch.setattr(CrossEncoderTeacher, "score", lambda self, pairs: np.zeros(len(pairs), np.float32))
     ranked = rerank(run, teacher_of(models), **tables, depth=5)
     assert [doc_id for doc_id, _ in ranked["dev1"]] == ["d3", "d9", "twin"]
     write_run(tmp_path / "r", ranked, tag="t")
@@ -109,7 +110,6 @@ def test_only_the_texts_of_one_reading_are_in_memory(
     [
         ({"run": {"q": [("d1", 1.0)]}}, "1 queries of the run are not in .* first is q"),
         ({"run": {"test0": [("d1", 1.0), ("x7", 0.5)]}}, "1 passages of the run are not in .* first is x7"),
-        ({"corpus": "queries"}, "expected doc_id and text"),
         ({"teacher": {"max_tokens": 1000}}, "teacher.max_tokens=1000: .* 128 tokens at most"),
     ],
 )
@@ -119,7 +119,7 @@ def test_what_does_not_belong_together_is_named(
     """Prevents: pairs left out in silence, whose passages then seem irrelevant."""
     teacher = teacher_of(models).model_copy(update=words.get("teacher", {}))
     with pytest.raises(UserError, match=message):
-        rerank(words.get("run", run), teacher, queries=tables["queries"], corpus=tables[words.get("corpus", "corpus")], depth=3)
+        rerank(words.get("run", run), teacher, **tables, depth=3)
 
 
 def test_the_command(models: Any, tables: dict[str, Path], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,22 +133,33 @@ def test_the_command(models: Any, tables: dict[str, Path], run: Run, tmp_path: P
 
     done = invoke("depth=3", "precision=fp32", "max_tokens=64", "threads=1")
     assert done.exit_code == 0, done.output
-    assert "2 queries ranked anew" in done.stdout and "6 of 6 pairs" in done.stderr
+    assert "2 queries ranked again" in done.stdout and "6 of 6 pairs" in done.stderr
     ranked = read_run(tmp_path / "b.run")
     assert {query: len(entries) for query, entries in ranked.items()} == {"test0": 3, "dev1": 3}
     expected = rerank(run, teacher_of(models), **tables, depth=3)
     assert {query: [doc_id for doc_id, _ in entries] for query, entries in ranked.items()} == {
         query: [doc_id for doc_id, _ in entries] for query, entries in expected.items()
     }
+    assert invoke("depth=3", "max_tokens=64", "limit=1").exit_code == 0 and list(read_run(tmp_path / "b.run")) == ["dev1"]
     for words, message in [
         (("depth=0",), "depth=0: expected at least 1"),
+        (("limit=0",), "limit=0: expected at least 1"),
         (("max_token=9",), "nearest: max_tokens"),
         (("device=tpu",), "expected cpu or cuda"),
         (("precision=int8",), "precision"),
         (("max_tokens=200",), "can read 128 tokens at most"),
+        ((f"corpus={tables['queries']}",), "expected doc_id and text"),
     ]:
         done = invoke(*words)
         assert done.exit_code == 2 and message in done.stderr, done.output
+
+
+def test_a_teacher_of_one_s_own(tables: dict[str, Path], texts: dict[str, str], run: Run) -> None:
+    """Prevents: a command that takes the setting and then asks for a cross-encoder's folder."""
+    teacher = Teacher(model="any string", backend="support.plugin_teachers:Overlap")
+    ranked = rerank(run, teacher, **tables, depth=3)
+    expected = np.float32(len(set(texts["dev1"].split()) & set(texts["twin"].split())) + len(texts["twin"]) / 1000)
+    assert dict(ranked["dev1"])["twin"] == expected and len(ranked["test0"]) == 3
 
 
 def test_a_folder_of_another_backend_is_named(models: Any, tables: dict[str, Path], run: Run) -> None:

@@ -48,7 +48,7 @@ def test_any_number_of_processes_ends_in_the_same_parameters(
         "none": ["train.objective.in_batch=none"],
         "both": ["train.objective.in_batch=both"],
         "prod": ["recipe=prod"],
-        "prod_dual": ["recipe=prod_dual", f"train.objective.teacher_model={student}", "train.objective.keep_weight=1"],
+        "prod_dual": ["recipe=prod_dual", f"train.objective.teacher_model={student}", "train.objective.reference_kl_weight=1"],
         "cross_encoder": ["task=cross_encoder", f"teacher.model={cross_encoder}", "teacher.max_tokens=60"],
     }
     for size in (1, 2, 4) if what in ("none", "both") else (1, 2):
@@ -77,7 +77,7 @@ def _student_of(experiment_file: Path) -> str:
 
 
 def test_torchrun_is_interrupted_and_goes_on_with_another_number(tmp_path: Path, experiment_file: Path, shards: Path, zygote: Any) -> None:
-    """Prevents: ranks that stop after different steps, and a checkpoint that only the same number of processes can use."""
+    """Prevents: processes that stop after different steps, and a checkpoint that only the same number of processes can use."""
     output = tmp_path / "run"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     words = [f"config={experiment_file}", f"train.output={output}", "train.epochs=40"]

@@ -35,6 +35,7 @@ import retrieval.encoding.text_encoder
 import retrieval.search.searcher
 import retrieval.search.to_run
 from data.config.settings import Student
+from retrieval.models.student import resolve_student
 
 data.tables.shards.ROW_GROUP_ROWS = pipeline.stages.pools.ROW_GROUP_ROWS = 5
 retrieval.encoding.encode._WINDOW_ROWS = 10
@@ -122,7 +123,7 @@ if __name__ == "__main__":
     note(shutil, "rmtree", "remove")
     # What a first model and a first table import is imported here, once for all children.
     torch.set_num_threads(1)
-    student = Student(model=sys.argv[1])
+    student = resolve_student(Student(model=sys.argv[1]))
     retrieval.encoding.text_encoder.TextEncoder(student, precision="fp32", device="cpu", batch_tokens=64)
     pa.schema([]).empty_table()
     gc.freeze()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.cpu.dropout import CpuTrainingMode, checkpoint_contexts
+from trainer.cpu.dropout import CpuTrainingMode
 from trainer.cpu.masks import keep_mask, keep_scale, seed_masks
 
 
@@ -71,16 +71,16 @@ def test_checkpointed_layers_have_the_same_masks_again(student: Path) -> None:
     """A layer that is computed again with other masks, or outside of its pack: the gradient of a loss that nobody computed."""
     from transformers import AutoModel
 
-    from trainer.cpu.fast_path import speed_up
+    from trainer.cpu.fast_path import CpuBackend
 
     ids, mask = torch.randint(5, 60, (4, 9)), torch.ones(4, 9, dtype=torch.long)
     mask[1, 4:], mask[3, 2:] = 0, 0
     results = []
     for checkpointed in (False, True):
         model = _Encoder(AutoModel.from_pretrained(student, add_pooling_layer=False).double())
-        speed_up(model, workers=1)
         if checkpointed:
-            model.backbone.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
+            model.backbone.activation_checkpointing_enable({"use_reentrant": False})
+        CpuBackend(model, workers=1)
         model.train()
         seed_masks(7)
         with CpuTrainingMode():

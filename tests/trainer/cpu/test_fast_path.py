@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from retrieval.compute.precision import cpu_computes_bf16
 from trainer.cpu.dropout import CpuTrainingMode
-from trainer.cpu.fast_path import speed_up
+from trainer.cpu.fast_path import CpuBackend
 from trainer.cpu.masks import seed_masks
 from trainer.cpu.packing import packs
 
@@ -80,7 +80,7 @@ def test_gradient_is_that_of_the_plain_model(name: str) -> None:
     plain = student(name).eval()
     fast = copy.deepcopy(plain)
     names = list(fast.state_dict())
-    speed_up(fast)
+    CpuBackend(fast)
     assert not fast.training and list(fast.state_dict()) == names
     assert off(gradient(fast), gradient(plain, cheap=False)) < 1e-5
     assert packs(fast) == (name in ("bert", "roberta")), "others keep their padding"
@@ -90,13 +90,13 @@ def test_gradient_is_that_of_the_plain_model(name: str) -> None:
 def test_dropout_repeats_and_is_none_of_pytorchs(name: str) -> None:
     """Micro-batches at the same time with a model that draws from PyTorch's one generator: a run that cannot be repeated."""
     model = student(name).train()
-    workers = speed_up(model, workers=2)
+    backend = CpuBackend(model, workers=2)
     results = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         seed_masks(5)
         results.append(gradient(model))
-    assert workers.count == 2 and torch.equal(*results)
+    assert backend.at_once == 2 and torch.equal(*results)
     assert model.training
 
 
@@ -109,8 +109,8 @@ def test_a_model_with_randomness_of_its_own_has_one_worker() -> None:
             return vectors + 1e-3 * torch.randn_like(vectors) if self.training else vectors
 
     torch.manual_seed(0)
-    assert speed_up(Noisy(BACKBONES["bert"]()), workers=2).count == 1
-    assert speed_up(student("bert"), workers=1).count == 1
+    assert CpuBackend(Noisy(BACKBONES["bert"]()), workers=2).at_once == 1
+    assert CpuBackend(student("bert"), workers=1).at_once == 1
 
 
 def test_attention_that_is_not_scaled_dot_product_attention_is_not_packed() -> None:
@@ -118,7 +118,7 @@ def test_attention_that_is_not_scaled_dot_product_attention_is_not_packed() -> N
     torch.manual_seed(0)
     model = Student(transformers.BertModel(transformers.BertConfig(**SIZES, attn_implementation="eager"), add_pooling_layer=False)).eval()
     plain = copy.deepcopy(model)
-    speed_up(model)
+    CpuBackend(model)
     assert not packs(model) and off(gradient(model), gradient(plain, cheap=False)) < 1e-5
 
 
@@ -128,6 +128,6 @@ def test_bf16_is_no_worse_than_autocast(name: str) -> None:
     """A sum in bf16 that autocast takes in fp32."""
     plain = student(name).eval()
     fast = copy.deepcopy(plain)
-    speed_up(fast)
+    CpuBackend(fast)
     exact = gradient(copy.deepcopy(plain).double(), cheap=False)
     assert off(gradient(fast, precision="bf16").double(), exact) < 1.2 * off(gradient(plain, precision="bf16", cheap=False).double(), exact)

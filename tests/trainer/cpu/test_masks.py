@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from trainer.cpu.masks import drop, keep_mask, keep_scale, seed_masks, set_stream_state, stream_state
+from trainer.cpu.masks import drop, keep_mask, keep_scale, mask_stream, seed_masks
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5])
@@ -46,8 +46,8 @@ def test_stream_is_the_threads_own() -> None:
     other = threading.Thread(target=lambda: (seed_masks(9), keep_mask(shape, p=0.3)))
     other.start()
     other.join()
-    state = stream_state()
+    state = mask_stream.state
     assert torch.equal(keep_mask(shape, p=0.3), first[1])
     keep_mask(shape, p=0.3)
-    set_stream_state(state)
+    mask_stream.state = state
     assert torch.equal(keep_mask(shape, p=0.3), first[1])

@@ -7,27 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModel
 
 from data.config.settings import Objective
-from trainer.cpu.workers import Workers, lpt_schedule
+from trainer.cpu.fast_path import CpuBackend
+from trainer.cpu.workers import Workers
 from trainer.input.stream import TrainingRow
 from trainer.objective.plan import plan_batch
-from trainer.steps.distributed import Ranks
+from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
-
-
-@given(sizes=st.lists(st.integers(0, 50), max_size=20), count=st.integers(1, 5))
-def test_each_micro_batch_is_dealt_once(sizes: list[int], count: int) -> None:
-    """A micro-batch that nobody computes leaves its queries out of the gradient; one worker with all the work gains nothing."""
-    shares = lpt_schedule(sizes, count)
-    assert sorted(number for share in shares for number in share) == list(range(len(sizes)))
-    loads = [sum(sizes[number] for number in share) for share in shares]
-    assert max(loads) - min(loads) <= max(sizes, default=0)
 
 
 class Encoder(nn.Module):
@@ -60,7 +50,9 @@ def test_workers_change_rounding_alone(student: Path, in_batch: str) -> None:
     for name, count in (("one", 1), ("two", 2), ("two again", 2), ("three", 3)):
         own = copy.deepcopy(model)
         own.zero_grad(set_to_none=False)
-        losses[name] = accumulate_gradients(Workers(own, count), work, cut(work, budget=64), step=4, settings=options, ranks=Ranks())
+        losses[name] = accumulate_gradients(
+            CpuBackend(own, workers=count), work, cut(work, budget=64), step=4, settings=options, processes=Distributed(), references={}
+        )
         results[name] = {key: parameter.grad for key, parameter in own.named_parameters() if parameter.grad is not None}
     assert losses["one"] == losses["two"] == losses["three"], "each micro-batch has the masks that it would have alone"
     scale = max(float(value.abs().max()) for value in results["one"].values())

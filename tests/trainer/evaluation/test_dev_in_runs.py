@@ -80,13 +80,13 @@ def dev_lines_of(file: Path, dev_set: Path, folder: Path) -> dict[str, float]:
     from retrieval.models.student import resolve_student
     from trainer.evaluation.dev_set import open_dev_set
     from trainer.run import step_settings
-    from trainer.steps.distributed import Ranks
+    from trainer.steps.distributed import Distributed
 
     experiment = recipes.load({"config": str(file), "student.model": str(folder), "student.normalize": "true"})
     spec = resolve_student(experiment.student)
     model = DualEncoder(spec)
     dev = open_dev_set(dev_set, tokenizer=spec.tokenizer_digest)
-    return evaluation.dev_figures(model, dev, settings=step_settings(experiment, model), ranks=Ranks())
+    return evaluation.dev_figures(model, dev, settings=step_settings(experiment, model), processes=Distributed())
 
 
 @pytest.mark.medium

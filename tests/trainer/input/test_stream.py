@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.config.settings import Experiment
+from data.config.settings import Experiment, Objective
 from data.errors import DamagedShard, UserError
 from retrieval.checkpoints.files import tokenizer_digest
 from trainer.input import stream
 from trainer.input.stream import TrainingShards, batches, open_training_shards, permutation, rows_of_epoch, windows
+from trainer.objective.losses import ordered_pairs
+from trainer.objective.plan import distilled_places, plan_batch
 from trainer.recipes import check_shards
 
 Maker = Callable[..., Any]
@@ -165,6 +168,33 @@ def test_shards_of_version_2_serve_without_in_batch_negatives(tmp_path: Path, sh
             check_shards(experiment, old.metadata)
 
 
+def test_lists_of_a_curriculum_without_labels_are_refused(tmp_path: Path, shard_writer: Maker, row_maker: Maker) -> None:
+    """Prevents: CL-DRD's lists of the version before trained as if they had no labels, or a traceback at the first row."""
+    row = {**row_maker(np.random.default_rng(0), "q", negatives=1, dark=False), "candidate_kind": [4, 5]}
+    folder = shard_writer(tmp_path / "old", [[row]], curriculum=["1/1/0"])
+    with pytest.raises(UserError, match=r"schema version 3, no labels.*`prep run config=FILE`.*logits are kept"):
+        open_training_shards(folder, tokenizer="none")
+
+
+def test_any_list_may_carry_labels(tmp_path: Path, shard_writer: Maker, row_maker: Maker) -> None:
+    """Prevents: labels of a neighbour, labels that only CL-DRD's groups may have, and a list of positives alone refused."""
+    generator, rows = np.random.default_rng(0), []
+    for number in range(12):
+        row = row_maker(generator, f"q{number}", negatives=number % 3, dark=number % 2 == 0)
+        row["candidate_kind"] = [0] * len(row["candidate_kind"]) if number == 4 else row["candidate_kind"]
+        rows.append({**row, "labels": generator.normal(size=len(row["candidate_id"])).astype(np.float32).tolist()})
+    found = open_training_shards(shard_writer(tmp_path / "labels", [rows]), tokenizer="none")
+    assert found.metadata.has_labels
+    read = {row.query_id: row for row in rows_of_epoch(found, seed=0, epoch=0)}
+    assert [read[row["query_id"]].labels.tolist() for row in rows] == [row["labels"] for row in rows]
+    work = plan_batch(list(read.values()), objective=Objective(distillation="curriculum", without=("supervised",)), share=Fraction(1))
+    assert work.terms == sum(ordered_pairs(query.labels) for query in work.queries) > 0
+    for query in work.queries:
+        row = read[query.query_id]
+        places = distilled_places(row.kinds, objective=Objective())
+        assert query.labels.tolist() == row.labels[places].tolist() and len(query.distilled) == len(query.labels)
+
+
 def test_folder_without_manifest_is_refused(tmp_path: Path) -> None:
     """A half-made folder is no folder."""
     with pytest.raises(UserError, match=r"manifest\.json"):
@@ -197,10 +227,12 @@ def test_flipped_byte_is_refused(shards: Path, student: Path, place: float) -> N
         opened(shards, student)
 
 
-def test_unequal_lists_are_refused(tmp_path: Path, shard_writer: Maker, row_maker: Maker) -> None:
-    """Logits that are one short would pair each candidate with its neighbour's."""
+@pytest.mark.parametrize("column", ["teacher_logits", "candidate_id", "labels", "candidate_kind"])
+def test_unequal_lists_are_refused(tmp_path: Path, shard_writer: Maker, row_maker: Maker, column: str) -> None:
+    """Prevents: logits or labels that are one short, so that each candidate gets its neighbour's."""
     row = row_maker(np.random.default_rng(0), "q7")
-    row["teacher_logits"] = row["teacher_logits"][:-1]
+    row["labels"] = row["teacher_logits"]
+    row[column] = row[column][:-1]
     found = open_training_shards(shard_writer(tmp_path / "uneven", [[row]]), tokenizer="none")
     with pytest.raises(UserError, match="q7"):
         list(itertools.chain(rows_of_epoch(found, seed=0, epoch=0)))

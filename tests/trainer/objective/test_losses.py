@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from data.tables.cl_drd_groups import labels_of
-from trainer.objective.losses import curriculum_loss, distillation_loss, supervised_loss
+from trainer.objective.losses import curriculum_loss, distillation_loss, ordered_pairs, supervised_loss
 
 getcontext().prec = 60
 SCORE = st.floats(-300, 300, allow_nan=False)
@@ -156,6 +156,13 @@ def test_curriculum_is_the_sum_over_pairs(sizes: list[tuple[int, int, int]], see
         assert float(losses[row].detach()) == pytest.approx(total, rel=1e-12, abs=1e-300)
         np.testing.assert_allclose(tensor.grad[row, :count].numpy(), gradient, rtol=1e-11, atol=1e-14)
         assert (tensor.grad[row, count:] == 0).all()
+
+
+@given(st.lists(st.sampled_from([1.0, 1 / 2, 1 / 3, 0.1, -0.25, -0.5]), max_size=12))
+def test_pairs_are_counted(labels: list[float]) -> None:
+    """Prevents: a mean over more or fewer pairs than the loss adds up; labels come in fp32 from the shards."""
+    counted = sum(one > other for one in labels for other in labels)
+    assert ordered_pairs(np.array(labels)) == ordered_pairs(np.array(labels, np.float32)) == counted
 
 
 def test_curriculum_loss_of_far_margins_keeps_its_digits() -> None:

@@ -91,9 +91,9 @@ def test_what_is_never_a_negative_is_none_of_the_batch_s(rows: list[TrainingRow]
     other, mine = rows[1], rows[0]
     positive = other.candidate_ids[0]
     work = plan_batch([replace(mine, never_ids=(positive, "elsewhere")), other], objective=Objective(in_batch="both"), share=Fraction(1))
-    open_to = {query.query_id: [query.own.isdisjoint(passage.ids) for passage in work.pool] for query in work.queries}
-    of_other = [positive in passage.ids for passage in work.pool]
+    open_to = {query.query_id: [query.own.isdisjoint(passage.ids) for passage in work.in_batch_passages] for query in work.queries}
+    of_other = [positive in passage.ids for passage in work.in_batch_passages]
     assert sum(of_other) == 1 and not open_to[mine.query_id][of_other.index(True)]
     assert sum(open_to[mine.query_id]) == 3  # the other query's negatives
     before = plan_batch([mine, other], objective=Objective(in_batch="both"), share=Fraction(1))
-    assert sum(before.queries[0].own.isdisjoint(passage.ids) for passage in before.pool) == 4
+    assert sum(before.queries[0].own.isdisjoint(passage.ids) for passage in before.in_batch_passages) == 4

@@ -1,135 +1,16 @@
-"""Who may write in a run's folder."""
+"""Which folders a run may write to."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from data.config.settings import Experiment, Train
-from data.errors import RunFailed, UserError
-from data.files.leftovers import process_start
+from data.config.settings import Train
+from data.errors import UserError
 from data.tables.manifest import Manifest
-from trainer.saving import output_folder
-from trainer.saving.output_folder import check_names, check_place, held
-from trainer.stages import check_outputs, stages_of
-
-LOCK = "running.json"
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_folder, "_BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(output_folder, "_WATCH_SECONDS", 0.5)
-
-
-def locked_by(output: Path, **changes: Any) -> Path:
-    """A lock of this process, but for some of it."""
-    output.mkdir(exist_ok=True)
-    (output / LOCK).write_text(json.dumps({**output_folder._me(), "since": "2020-01-01 00:00:00", "token": "another", **changes}))
-    return output
-
-
-def test_a_folder_is_held_as_long_as_the_run_lives(tmp_path: Path) -> None:
-    """Prevents: two runs that write the same checkpoints, of which one cuts the other's lines out of metrics.jsonl."""
-    with held(tmp_path / "run"), pytest.raises(UserError, match=rf"another run is writing there \(process {os.getpid()} on ") as told:
-        held(tmp_path / "run").__enter__()
-    assert os.uname().nodename in str(told.value) and "train.output" in str(told.value)
-    assert not list((tmp_path / "run").iterdir())
-    with held(tmp_path / "run"):
-        pass
-
-
-def test_a_killed_run_of_this_machine_holds_nothing(tmp_path: Path) -> None:
-    """Prevents: a run that cannot go on after kill -9, or waits for a heartbeat that nobody can give: here the kernel knows."""
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    of_child = {"pid": child.pid, "process": process_start(child.pid)}
-    with pytest.raises(UserError, match=f"process {child.pid} on"), held(locked_by(tmp_path / "run", **of_child)):
-        pass
-    child.kill()
-    while process_start(child.pid) is not None:  # until it is a zombie, which nobody has waited for
-        time.sleep(0.01)
-    began = time.monotonic()
-    with held(locked_by(tmp_path / "run", **of_child)):
-        pass
-    child.wait()
-    with held(locked_by(tmp_path / "run", **of_child)):
-        pass
-    with held(locked_by(tmp_path / "run", process="1")):  # its number was given to a process that lives
-        assert time.monotonic() - began < 0.5
-
-
-def test_a_run_of_another_machine_lives_as_long_as_its_heart_beats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Prevents: a second run beside one on another node, and a requeued job that finds its own dead predecessor in the way."""
-    output, there = tmp_path / "run", tmp_path / "run" / LOCK
-    locked_by(output, machine="another", host="node7", pid=1)
-    os.utime(there, (1, 1))  # clocks of machines differ, by years where it goes wrong: only a change counts
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(0.05):
-            os.utime(there)
-
-    heart = threading.Thread(target=beat)
-    heart.start()
-    with pytest.raises(UserError, match="process 1 on node7"), held(output):
-        pass
-    ended.set()
-    heart.join()
-    with held(output):
-        assert json.loads(there.read_text())["pid"] == os.getpid()
-    assert "process 1 on node7: watching" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("content", [b"", b'{"pid": 1', b"[1]", b'{"pid": "x"}', b"\xff"])
-def test_a_lock_that_says_nothing_is_watched(tmp_path: Path, content: bytes) -> None:
-    """Prevents: a traceback, or a folder that is locked for ever, where a kill or a full disk cut the lock short."""
-    (tmp_path / LOCK).write_bytes(content)
-    with held(tmp_path):
-        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-
-
-def test_a_run_that_was_taken_for_dead_writes_no_more(tmp_path: Path) -> None:
-    """Prevents: a process that was stopped, or cut off from the file system, and wakes up beside the run that has taken its place."""
-    with held(tmp_path) as keep:
-        keep()
-        (tmp_path / LOCK).unlink()  # by a person: the run is still here, and says so again
-        keep()
-        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-        locked_by(tmp_path, host="node7")
-        with pytest.raises(RunFailed, match="taken the folder over"):
-            keep()
-    assert json.loads((tmp_path / LOCK).read_text())["host"] == "node7"
-
-
-def test_of_two_that_find_a_dead_run_one_gets_the_folder(tmp_path: Path) -> None:
-    """Prevents: two that take away the same dead lock, one of them the other's new one."""
-    for _ in range(8):
-        locked_by(tmp_path, process="1")
-        start, held_by = threading.Barrier(4), list[int]()
-
-        def take(number: int, start: threading.Barrier = start, held_by: list[int] = held_by) -> None:
-            start.wait()
-            try:
-                with held(tmp_path):
-                    held_by.append(number)
-                    start.wait()
-            except UserError:
-                start.wait()
-
-        threads = [threading.Thread(target=take, args=(number,)) for number in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(held_by) == 1
+from trainer.saving.output_folder import check_names, check_place
 
 
 def check(output: Path) -> None:
@@ -163,13 +44,6 @@ def test_a_place_where_no_run_can_write_is_told_first(tmp_path: Path, monkeypatc
     check(tmp_path / "finished")  # nothing is written there
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc here")
-def test_a_folder_that_cannot_be_made_is_told() -> None:
-    """Prevents: a traceback where permissions allow what the file system does not."""
-    with pytest.raises(UserError, match=r"train\.output=/proc/run cannot be written \(/proc/run: No such file"), held(Path("/proc/run")):
-        pass
-
-
 def test_tables_are_no_place_for_a_run(tmp_path: Path) -> None:
     """Prevents: run.json and checkpoints among the files of a table."""
     table = tmp_path / "store" / "pools" / "1"
@@ -185,12 +59,3 @@ def test_tables_are_no_place_for_a_run(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")  # not ours
     for output in (tmp_path / "store" / "run", tmp_path / "store", tmp_path):
         check(output)
-
-
-def test_a_run_that_was_begun_in_a_table_goes_on_with_its_next_stage(tmp_path: Path) -> None:
-    """Prevents: a chain of stages that stops where its second one would begin."""
-    Manifest("shards", "", "fingerprint", {}, [], {}).write(tmp_path)
-    (tmp_path / "run.json").write_text("{}")
-    train = Train(output=str(tmp_path), stages={"a": {}, "b": {}})
-    experiment = Experiment(store="s", ingest={"path": "x"}, teacher={"model": "x"}, student={"model": "x"}, train=train)
-    check_outputs(experiment, stages_of(experiment, shards_folder=tmp_path))

@@ -20,7 +20,7 @@ from trainer import recipes
 from trainer.loop import train
 from trainer.run import open_run
 from trainer.saving.rehearsal import rehearse_saving
-from trainer.steps.distributed import Ranks
+from trainer.steps.distributed import Distributed
 
 NOBODY_SAVES = "num_hidden_layers (4) must be equal to the number of layer_types (6)"
 
@@ -124,5 +124,5 @@ def test_a_resumed_run_rehearses_nothing(
     words = words_of(experiment_file, train__output=tmp_path / "out", train__steps=2, train__checkpoint_every=1)
     assert train(recipes.load(words), shards_folder=shards) == 0
     (tmp_path / "out" / "result.json").unlink()
-    assert open_run(recipes.load(words), shards_folder=shards, ranks=Ranks()) is not None
+    assert open_run(recipes.load(words), shards_folder=shards, processes=Distributed()) is not None
     assert called == [tmp_path / "out"]

@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from data.config.settings import Objective, Student
+from data.tables.cl_drd_groups import labels_of
 from data.tables.schemas import CandidateKind
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
-from trainer.cpu.workers import Workers
 from trainer.input.stream import TrainingRow
 from trainer.objective.plan import BatchWork, plan_batch
 from trainer.steps import gradients
-from trainer.steps.distributed import Ranks
+from trainer.steps.backend import PlainBackend
+from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import QueryLosses, StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
-from trainer.steps.reference_models import Frozen, FrozenEncoders
+from trainer.steps.reference_models import References
 
 SCALE = 3.0
 
@@ -80,10 +81,12 @@ def settings(**changes: Any) -> StepSettings:
 
 
 def accumulate(
-    model: nn.Module, work: BatchWork, *, settings: StepSettings, step: int = 0, frozen: FrozenEncoders | None = None
+    model: nn.Module, work: BatchWork, *, settings: StepSettings, step: int = 0, references: References | None = None
 ) -> QueryLosses:
     parts = cut(work, budget=settings.micro_batch_tokens)
-    return accumulate_gradients(Workers(model), work, parts, step=step, settings=settings, ranks=Ranks(), frozen=frozen or FrozenEncoders())
+    return accumulate_gradients(
+        PlainBackend(model), work, parts, step=step, settings=settings, processes=Distributed(), references=references or {}
+    )
 
 
 def gradient_of(model: nn.Module) -> dict[str, Tensor]:
@@ -167,14 +170,14 @@ def test_second_encoding_repeats_the_first(student: Path, rows: list[TrainingRow
     """Gradient caching with other dropout masks the second time: the gradient of a loss that nobody computed."""
     model = Float64Encoder(student).train()
     seen: list[Tensor] = []
-    original = gradients._encode_padded
+    original = gradients._Step._encode_padded
 
-    def recorded(*arguments: Any, **options: Any) -> Tensor:
-        vectors = original(*arguments, **options)
+    def recorded(*arguments: Any) -> Tensor:
+        vectors = original(*arguments)
         seen.append(vectors.detach().clone())
         return vectors
 
-    monkeypatch.setattr(gradients, "_encode_padded", recorded)
+    monkeypatch.setattr(gradients._Step, "_encode_padded", recorded)
     work = plan_batch(rows, objective=Objective(in_batch="both"), share=Fraction(1))
     accumulate(model, work, settings=settings())
     half = len(seen) // 2
@@ -185,8 +188,8 @@ def test_second_encoding_repeats_the_first(student: Path, rows: list[TrainingRow
 def test_equal_passages_are_encoded_once(student: Path, rows: list[TrainingRow], monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
     """The same passage encoded for each of its queries, or for each micro-batch that they fall into."""
     sizes: list[int] = []
-    original: Callable[..., Tensor] = gradients._encode_padded
-    monkeypatch.setattr(gradients, "_encode_padded", lambda e, s, **o: (sizes.append(len(s)), original(e, s, **o))[1])
+    original: Callable[..., Tensor] = gradients._Step._encode_padded
+    monkeypatch.setattr(gradients._Step, "_encode_padded", lambda self, e, s: (sizes.append(len(s)), original(self, e, s))[1])
     work = plan_batch(rows, objective=Objective(), share=Fraction(1))
     assert bool(cut(work, budget=budget).shared) == (budget == 100)
     accumulate(Float64Encoder(student), work, settings=settings(micro_batch_tokens=budget))
@@ -204,7 +207,7 @@ def moved(model: nn.Module, by: float) -> nn.Module:
     with torch.no_grad():
         for parameter in other.parameters():
             parameter += by * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    return other
+    return other.requires_grad_(False).eval()
 
 
 def undivided_prod_loss(
@@ -258,33 +261,37 @@ def undivided_prod_loss(
 def test_prod_s_objective_in_micro_batches(
     student: Path, rows: list[TrainingRow], monkeypatch: pytest.MonkeyPatch, budget: int, teacher: bool, start: bool, in_batch: bool
 ) -> None:
-    """Prevents: a weight or T^2 on the wrong term, a frozen encoder that is compared on another list or trained itself, and passages read
+    """Prevents: a weight or T^2 on the wrong term, a reference model that is compared on another list or trained itself, and passages read
     by it again for each query that has them."""
     model = Float64Encoder(student).eval()
-    frozen = FrozenEncoders(teacher=Frozen(moved(model, 0.2)) if teacher else None, start=Frozen(moved(model, 0.1)) if start else None)
+    references = {"teacher": moved(model, 0.2)} if teacher else {}
+    references |= {"initial": moved(model, 0.1)} if start else {}
     objective = Objective(
-        **PROD, without=("reinforced", "noisy", "adaptive"), keep_weight=1.0 if start else 0.0, in_batch="both" if in_batch else "none"
+        **PROD,
+        without=("reinforced", "noisy", "adaptive"),
+        reference_kl_weight=1.0 if start else 0.0,
+        in_batch="both" if in_batch else "none",
     )
     work = plan_batch(rows, objective=objective, share=Fraction(1))
-    read: dict[nn.Module, list[bytes]] = {encoder: [] for encoder in (model, *frozen.all.values())}
-    original = gradients._encode_padded
+    read: dict[nn.Module, list[bytes]] = {encoder: [] for encoder in (model, *references.values())}
+    original = gradients._Step._encode_padded
 
-    def counted(encoder: nn.Module, sequences: Any, **options: Any) -> Tensor:
+    def counted(self: Any, encoder: nn.Module, sequences: Any) -> Tensor:
         read[encoder] += sequences
-        return original(encoder, sequences, **options)
+        return original(self, encoder, sequences)
 
-    monkeypatch.setattr(gradients, "_encode_padded", counted)
-    losses = accumulate(model, work, settings=settings(micro_batch_tokens=budget, temperature=4.0), frozen=frozen)
+    monkeypatch.setattr(gradients._Step, "_encode_padded", counted)
+    losses = accumulate(model, work, settings=settings(micro_batch_tokens=budget, temperature=4.0), references=references)
     found = gradient_of(model)
     monkeypatch.undo()
-    needed = {sequence for query in work.queries for sequence in query.sequences} | {one.sequence for one in work.pool}
-    for encoder in frozen.all.values():
+    needed = {sequence for query in work.queries for sequence in query.sequences} | {one.sequence for one in work.in_batch_passages}
+    for encoder in references.values():
         assert sorted(read[encoder]) == sorted(needed)  # each once
         assert all(parameter.grad is None for parameter in encoder.parameters())
 
     reference = copy.deepcopy(model)
     reference.zero_grad()
-    total = undivided_prod_loss(reference, rows, teacher=frozen.teacher, start=frozen.start, in_batch=in_batch)
+    total = undivided_prod_loss(reference, rows, teacher=references.get("teacher"), start=references.get("initial"), in_batch=in_batch)
     total.backward()
     wanted = gradient_of(reference)
     scale = max(float(value.abs().max()) for value in wanted.values())
@@ -305,13 +312,11 @@ def test_a_student_has_not_left_its_start_yet(
 ) -> None:
     """Prevents: a term that pulls at the first step already: other weights, other passages, or dropout in the frozen copy."""
     spec = resolve_student(Student(model=str(make_student(tmp_path / "still", dropout=0.0)), query_tokens=32, passage_tokens=64))
-    model, start = DualEncoder(spec).train(), Frozen(DualEncoder(spec))
-    objective = Objective(**PROD, without=("adaptive",), keep_weight=1.0, in_batch=in_batch)
+    model, start = DualEncoder(spec).train(), DualEncoder(spec).requires_grad_(False).eval()
+    objective = Objective(**PROD, without=("adaptive",), reference_kl_weight=1.0, in_batch=in_batch)
     work = plan_batch(rows, objective=objective, share=Fraction(1))
-    losses = accumulate(model, work, settings=settings(temperature=4.0), frozen=FrozenEncoders(start=start))
+    losses = accumulate(model, work, settings=settings(temperature=4.0), references={"initial": start})
     assert len(losses.kept) == len(rows) and max(losses.kept.values()) < 1e-12
-    start.train()
-    assert not any(module.training for module in start.modules())
 
 
 def curriculum_rows(rows: list[TrainingRow], *, shared: bool) -> list[TrainingRow]:
@@ -327,7 +332,7 @@ def curriculum_rows(rows: list[TrainingRow], *, shared: bool) -> list[TrainingRo
         made.append(
             replace(
                 row, kinds=tuple(kinds), candidate_tokens=tokens, candidate_ids=row.candidate_ids[:count],
-                teacher_logits=row.teacher_logits[:count],
+                teacher_logits=row.teacher_logits[:count], labels=labels_of(kinds).astype(np.float32),
             )
         )  # fmt: skip
     return made
@@ -370,7 +375,9 @@ def test_a_curriculum_s_mean_is_over_the_pairs_of_the_global_batch(
     total = 0.0
     for rank in range(processes):
         model.zero_grad()
-        losses = accumulate_gradients(Workers(model), work, parts, step=0, settings=own, ranks=Alone(rank, processes))
+        losses = accumulate_gradients(
+            PlainBackend(model), work, parts, step=0, settings=own, processes=Alone(rank, processes), references={}
+        )
         total += work.distillation_weight * sum(losses.distillation.values())
         for name, value in gradient_of(model).items():
             found[name] = found.get(name, torch.zeros_like(value)) + value
@@ -386,7 +393,7 @@ def test_a_curriculum_s_mean_is_over_the_pairs_of_the_global_batch(
     assert work.terms == 3 + 6 + 12 + 8 + 0 + 1 + 14 + 36 + (4 + 4 + 16) + 3
 
 
-class Alone(Ranks):
+class Alone(Distributed):
     """One of several processes whose sums are done by hand."""
 
     def sum(self, tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data.config.settings import Objective
 from trainer.input.stream import TrainingRow
 from trainer.objective.plan import BatchWork, plan_batch, token_count
-from trainer.steps.distributed import Ranks
+from trainer.steps.distributed import Distributed
 from trainer.steps.micro_batches import cut, tokens_of
 
 # Of each query: the numbers of its three passages. Passage n has 2 + n % 7 tokens; equal numbers are equal passages.
@@ -68,7 +68,7 @@ def test_processes_take_every_piece_once_and_like_amounts(passages: list[list[in
     work = work_of(passages)
     parts = cut(work, budget=40)
     costs = [tokens_of([work.queries[place] for place in group]) for group in parts.groups]
-    shares = [Ranks(rank, size).mine(costs) for rank in range(size)]
+    shares = [Distributed(rank, size).mine(costs) for rank in range(size)]
     assert sorted(piece for share in shares for piece in share) == list(range(len(costs)))
     loads = [sum(costs[piece] for piece in share) for share in shares]
     assert max(loads) - min(loads) <= max(costs)
@@ -89,7 +89,7 @@ def test_shares_of_many_queries_are_equal(count: int) -> None:
     costs = [tokens_of([work.queries[place] for place in group]) for group in parts.groups]
     for size in (2, 4, 8):
         if len(costs) >= size:
-            loads = [sum(costs[piece] for piece in Ranks(rank, size).mine(costs)) for rank in range(size)]
+            loads = [sum(costs[piece] for piece in Distributed(rank, size).mine(costs)) for rank in range(size)]
             assert max(loads) <= 1.25 * min(loads)
 
 

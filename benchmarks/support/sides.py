@@ -1,0 +1,48 @@
+"""What benchmarks share: each side in a process of its own, and tables that no stage made."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a side is timed with its imports
+    import pyarrow as pa
+
+
+def run_again(*more: object) -> dict[str, float]:
+    """This script with the same arguments and some more, in a process of its own; the JSON of its last line."""
+    done = subprocess.run([sys.executable, *sys.argv, *map(str, more)], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(started: float) -> None:
+    """The last line of such a process: seconds since `started` (of time.perf_counter) and peak memory in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak}), flush=True)
+
+
+def middle(rounds: dict[str, list[dict[str, float]]], name: str) -> dict[str, float]:
+    """The median of a figure over the rounds of each side."""
+    return {side: median(one[name] for one in done) for side, done in rounds.items()}
+
+
+def write_table(folder: Path, groups: Iterator[pa.Table]) -> Any:
+    """A complete table of one shard; its manifest."""
+    from data.tables.manifest import Manifest, ShardRecord
+    from data.tables.shards import describe, open_shard
+
+    first = next(groups)
+    with open_shard(folder / "part.parquet", first.schema, {}) as writer:
+        for group in itertools.chain([first], groups):
+            writer.write(group)
+    manifest = Manifest("", "", "", {}, [ShardRecord("part.parquet", *describe(folder / "part.parquet"))], {})
+    manifest.write(folder)
+    return manifest

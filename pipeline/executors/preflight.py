@@ -1,0 +1,50 @@
+"""What is looked at before the first shard is built: the store, the address, the GPU."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from pathlib import Path
+
+from data.config.settings import Experiment
+from data.errors import UserError
+from data.files.what_lies import stored_table, what_lies
+
+_CONNECT_SECONDS = 5.0
+
+
+def preflight(experiment: Experiment, *, uses_device: bool) -> None:
+    """Raises UserError, with the remedy: a store that cannot be written, a GPU that is not there, an address that does not answer.
+
+    Without `uses_device` no model runs, so a machine without the GPU of the settings may do the work.
+    """
+    store = Path(experiment.store)
+    if stored_table(store) is not None:
+        raise UserError(f"store={store} is {what_lies(store)}: give the folder that all tables lie in, or a new one")
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=store):
+            pass
+    except OSError as error:
+        raise UserError(f"store={store} cannot be written: {error.strerror}; choose another store=FOLDER") from error
+    if experiment.runner.address:
+        _check_address(experiment.runner.address)
+    elif experiment.runner.device == "cuda" and uses_device:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(
+                "runner.device=cuda, but this machine has no usable GPU; use runner.device=cpu, or runner.address=HOST:PORT of a cluster"
+            )
+
+
+def _check_address(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS):
+            pass
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"runner.address={address} does not answer within {_CONNECT_SECONDS:.0f} s ({error}); "
+            "start the cluster with `ray start --head`, or leave runner.address out for a local one"
+        ) from error

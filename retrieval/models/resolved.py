@@ -1,0 +1,147 @@
+"""The models of an experiment, each resolved once a command: its folder, the settings that its files name, the digests of its content.
+
+The driver resolves them. They travel with each task, so a worker computes by the driver's settings and looks at digests alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from data.config.settings import Experiment, Student
+from data.digests import DigestCache, json_digest
+from data.errors import UserError
+from retrieval.checkpoints.files import resolve_folder
+from retrieval.checkpoints.sentence_transformers_files import is_sentence_transformers
+from retrieval.models.student import StudentSpec, resolve_student
+from retrieval.teachers.backends import PluginSpec, resolve_teacher
+from retrieval.teachers.base import TeacherSpec
+from retrieval.teachers.cross_encoder import CrossEncoderSpec
+
+_SPECS: dict[str, Callable[..., StudentSpec | TeacherSpec]] = {"student": StudentSpec, "miner": StudentSpec, "teacher": CrossEncoderSpec}
+
+
+class ResolvedModels:
+    """Student, miner and teacher, each resolved when it is first asked for, and never again.
+
+    What cannot be resolved raises the same UserError each time; see `resolve_student` and `resolve_teacher`.
+    """
+
+    def __init__(self, experiment: Experiment, digests: DigestCache | None = None) -> None:
+        self.experiment = experiment
+        self.digests = digests or DigestCache.of_store(experiment.store)
+        self._found: dict[str, StudentSpec | TeacherSpec | UserError] = {}
+        self._keys: dict[str, dict[str, Any]] = {}
+
+    @property
+    def student(self) -> StudentSpec:
+        """What is trained."""
+        return cast(StudentSpec, self._resolved("student", lambda: resolve_student(self.experiment.student)))
+
+    @property
+    def has_student(self) -> bool:
+        """Whether the student's files are here: scoring does without them."""
+        try:
+            return bool(self.student)
+        except UserError:
+            return False
+
+    @property
+    def miner(self) -> StudentSpec:
+        """What embeds and mines: the student as it starts, or `embed.model`, with all of its layers.
+
+        `embed.model` reads as long a text as the student. Pooling, normalisation and prompts are those of its own files where it is a
+        sentence-transformers folder, as trained students are, and else the student's.
+        """
+        if self.experiment.embed.model is None:
+            return self.student
+        return cast(StudentSpec, self._resolved("miner", self._resolve_miner))
+
+    @property
+    def teacher(self) -> TeacherSpec:
+        """What scores pairs, its precision resolved."""
+        settings, device = self.experiment.teacher, self.experiment.runner.device
+        return cast(TeacherSpec, self._resolved("teacher", lambda: resolve_teacher(settings, device=device)))
+
+    @property
+    def teacher_tokenizer(self) -> Path | None:
+        """Folder of the tokenizer that dark examples are made with; None without a teacher, or where it has no tokens.
+
+        Asks for no precision: a host that cannot compute the teacher's may make dark examples.
+        """
+        settings = self.experiment.teacher
+        if settings.backend == "none":
+            return None
+        try:
+            return self.teacher.tokenizer_folder
+        except UserError:
+            return resolve_teacher(settings.model_copy(update={"precision": "auto"}), device="cpu").tokenizer_folder
+
+    @property
+    def namespace(self) -> str:
+        """The folder of the teacher's logits in the store."""
+        return json_digest(self.key("teacher"))
+
+    def key(self, role: str) -> dict[str, Any]:
+        """What a fingerprint holds of `student`, `miner` or `teacher`: digests of content and resolved settings, never a path."""
+        if role == "miner" and self.experiment.embed.model is None:
+            role = "student"
+        if role not in self._keys:
+            self._keys[role] = getattr(self, role).key(self.digests)
+        return self._keys[role]
+
+    def reread(self) -> ResolvedModels:
+        """The same models with the digests of their files as they are now. A file that was not touched is not read."""
+        again = ResolvedModels(self.experiment, self.digests)
+        again._found = self._found
+        return again
+
+    def to_json(self) -> dict[str, Any]:
+        """What was resolved so far, as plain values for a worker."""
+        values: dict[str, Any] = {}
+        for role, found in self._found.items():
+            if isinstance(found, UserError):
+                values[role] = {"error": str(found)}
+            else:
+                spec = {name: str(value) if isinstance(value, Path) else value for name, value in vars(found).items()}
+                values[role] = {"spec": spec, "key": self._keys.get(role)}
+        return values
+
+    @staticmethod
+    def from_json(values: dict[str, Any], experiment: Experiment, digests: DigestCache) -> ResolvedModels:
+        """What the driver resolved. A folder that this host does not have, as with a hub's cache of its own, is looked for here."""
+        models = ResolvedModels(experiment, digests)
+        for role, found in values.items():
+            if "error" in found:
+                models._found[role] = UserError(found["error"])
+                continue
+            spec = found["spec"]
+            if "folder" not in spec:
+                models._found[role] = PluginSpec(**spec)
+            elif (folder := Path(spec["folder"])).is_dir():
+                models._found[role] = _SPECS[role](**{**spec, "folder": folder})
+            if found["key"]:
+                models._keys[role] = found["key"]
+        return models
+
+    def _resolved(self, role: str, resolve: Callable[[], StudentSpec | TeacherSpec]) -> StudentSpec | TeacherSpec:
+        if role not in self._found:
+            try:
+                self._found[role] = resolve()
+            except UserError as error:
+                self._found[role] = error
+        found = self._found[role]
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def _resolve_miner(self) -> StudentSpec:
+        settings: dict[str, Any] = {
+            "model": self.experiment.embed.model,
+            "query_tokens": self.student.query_tokens,
+            "passage_tokens": self.student.passage_tokens,
+        }
+        like = {name: getattr(self.student, name) for name in ("pooling", "normalize", "query_prefix", "passage_prefix")}
+        folder = resolve_folder(settings["model"], option="embed.model")
+        return resolve_student(Student(**settings, **({} if is_sentence_transformers(folder) else like)), option="embed.model")

@@ -1,0 +1,116 @@
+"""Which teacher `teacher.backend` names: a built-in by its name, anyone's own by its import path.
+
+    teacher.backend=torch                          in `BACKENDS`
+    teacher.backend=mylab.teachers:Bm25Teacher     called with `TeacherSettings`; gives a `Teacher`
+
+The logits of a teacher outside this project are kept under its import path, its `version` (0 where it has none), and the settings `model`,
+`revision`, `max_tokens` and `precision`. A `model` that is a file or folder is taken by its content, any other as it is written. The author
+raises `version` when the same settings give other logits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.config import settings
+from data.config.registry import Registry, is_import_path
+from data.digests import DigestCache
+from data.errors import RunFailed, UserError
+from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
+from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, Teacher, TeacherSettings, TeacherSpec, tell_nobody
+from retrieval.teachers.cross_encoder import resolve_cross_encoder
+from retrieval.teachers.scoring import refuse_infinite
+
+
+def _no_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
+    raise UserError("teacher.backend=none: there is no teacher; set teacher.backend=torch or onnx")
+
+
+# Each finds and checks what its settings name, and opens nothing.
+BACKENDS: dict[str, Callable[..., TeacherSpec]] = {"torch": resolve_cross_encoder, "onnx": resolve_cross_encoder, "none": _no_teacher}
+_REGISTRY: Registry[Any] = Registry("teacher", BACKENDS)
+
+
+def resolve_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
+    """Find and check the teacher of the settings. Raises UserError: no such backend or module, and what the backend finds in its files."""
+    found = _REGISTRY.get(teacher.backend, setting="teacher.backend")
+    if is_import_path(teacher.backend):
+        return PluginSpec(teacher.backend, teacher.model, teacher.revision, teacher.max_tokens, teacher.precision)
+    spec: TeacherSpec = found(teacher, device=device)
+    return spec
+
+
+@dataclass(frozen=True)
+class PluginSpec(TeacherSpec):
+    """A teacher of an import path."""
+
+    backend: str  # its import path
+    model: str
+    revision: str | None
+    max_tokens: int
+    precision: str
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Import path and model."""
+        return f"{self.backend} of {self.model}"
+
+    def key(self, digests: DigestCache) -> dict[str, Any]:
+        """See the head of this file."""
+        path, model = Path(self.model), cast(Any, self.model)
+        if os.path.exists(path):
+            files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+            model = {file.relative_to(path).as_posix(): digests.file(file) for file in files}
+        own = {"model": model, "revision": self.revision, "max_tokens": self.max_tokens, "precision": self.precision}
+        return {**_REGISTRY.key(self.backend, setting="teacher.backend"), **own}
+
+    def open(self, given: TeacherSettings) -> PluginTeacher:
+        """The teacher that the import path makes."""
+        return PluginTeacher(_REGISTRY.get(self.backend, setting="teacher.backend")(given), name=self.backend)
+
+
+class PluginTeacher:
+    """A teacher of other people's code, whose logits are looked at. It reads `[SEP]` and `[MASK]` for the marks of dark examples."""
+
+    def __init__(self, teacher: Teacher, *, name: str) -> None:
+        if not hasattr(teacher, "score"):
+            raise UserError(f"teacher.backend={name} gives a {type(teacher).__name__}, which has no score(pairs)")
+        self._teacher: Any = teacher
+        self._name = name
+        self._prepares = hasattr(teacher, "prepare")
+
+    def load(self) -> None:
+        """Score one pair."""
+        self.score([("a query", "a passage")])
+
+    def prepare(self, pairs: Sequence[Pair]) -> PreparedPairs:
+        """As the teacher does, if it does."""
+        plain = [(query, text.replace(SEPARATOR_MARK, "[SEP]").replace(MASK_MARK, "[MASK]")) for query, text in pairs]
+        if not self._prepares:
+            return PreparedPairs(plain, np.zeros(len(plain), np.int32), np.zeros(len(plain), bool))
+        prepared: PreparedPairs = self._teacher.prepare(plain)
+        return prepared
+
+    def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = tell_nobody) -> NDArray[np.float32]:
+        """[n] raw logits. Raises RunFailed where they are not one finite number a pair."""
+        if self._prepares:
+            given = self._teacher.score_prepared(prepared, on_batch=on_batch)
+        else:
+            given = self._teacher.score(prepared.pairs)
+            on_batch(len(prepared.pairs), 0, 0)
+        logits = np.asarray(given, dtype=np.float32)
+        if logits.shape != (len(prepared.pairs),):
+            raise RunFailed(f"teacher.backend={self._name} gave {list(logits.shape)} logits for {len(prepared.pairs)} pairs")
+        refuse_infinite(logits)
+        return logits
+
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """[n] raw logits, as `score_prepared`."""
+        return self.score_prepared(self.prepare(pairs))
