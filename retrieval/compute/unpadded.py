@@ -40,14 +40,16 @@ def install(model: nn.Module) -> bool:
     Returns whether it was done; a model of another kind, one with an attention of its own, an old GPU or another result leaves the padded
     path in place.
     """
-    base, config = base_of(model), cast(Any, model.config)
+    base = base_of(model)
+    config = cast(Any, model.config)
     stack = getattr(base, "encoder", None)
     if not isinstance(stack, nn.Module) or not isinstance(layers := getattr(stack, "layer", None), nn.ModuleList):
         return False
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ids, mask, _ = probe_batch(model)
-    before, calls = config._attn_implementation, list[nn.Module]()
+    before = config._attn_implementation
+    calls: list[nn.Module] = []
 
     def noted(module: nn.Module, *parts: Any, **options: Any) -> tuple[Tensor, None]:
         calls.append(module)
@@ -122,20 +124,18 @@ def _attention(
     if any(part is not None for part in unknown) or more.get("is_causal") or getattr(module, "is_causal", False):
         raise NotImplementedError("windows, capped scores, sinks, biases and causal masks")
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
-    each = _kernel if query.is_cuda else _sequence_by_sequence
-    return each(query, key, value, _current, scaling)[None], None
-
-
-def _kernel(query: Tensor, key: Tensor, value: Tensor, pack: _Pack, scaling: float | None) -> Tensor:
+    if not query.is_cuda:
+        return _sequence_by_sequence(query, key, value, _current, scaling)[None], None
     from torch.nn.attention.varlen import varlen_attn
 
-    return cast(Tensor, varlen_attn(query, key, value, pack.starts, pack.starts, pack.longest, pack.longest, scale=scaling))
+    starts, longest = _current.starts, _current.longest
+    return cast(Tensor, varlen_attn(query, key, value, starts, starts, longest, longest, scale=scaling))[None], None
 
 
 def _sequence_by_sequence(query: Tensor, key: Tensor, value: Tensor, pack: _Pack, scaling: float | None) -> Tensor:
     """What the kernel computes, in plain words: for devices that lack it, and for tests."""
-    result, bounds = torch.empty_like(query), pack.starts.tolist()
-    for start, stop in itertools.pairwise(bounds):
+    result = torch.empty_like(query)
+    for start, stop in itertools.pairwise(pack.starts.tolist()):
         q, k, v = (part[start:stop].transpose(0, 1)[None] for part in (query, key, value))
         result[start:stop] = nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)[0].transpose(0, 1)
     return result

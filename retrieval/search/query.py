@@ -8,6 +8,7 @@ from pathlib import Path
 from data.config.settings import Student
 from data.digests import DigestCache
 from data.errors import UserError
+from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.models.student import StudentSpec, resolve_student
 from retrieval.search.embedding_table import EmbeddingTable, differences
 from retrieval.search.searcher import Searcher, ranked
@@ -19,7 +20,7 @@ _READ_BACK = ("layers", "pooling", "normalize", "query_prefix", "query_tokens")
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage found."""
+    """A passage found: its rank from 1, inner product with the query, id and text."""
 
     rank: int
     score: float
@@ -76,12 +77,9 @@ def find(
     table = EmbeddingTable(corpus, "doc_id")
     spec = resolve_student(student)
     _check_same_student(spec, table)
-    from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
-    from retrieval.encoding.text_encoder import TextEncoder
-
-    encoder = TextEncoder(spec, precision=precision, device=device, batch_tokens=DEFAULT_BATCH_TOKENS[device])
-    (found_rows,) = Searcher(table, memory_gb=memory_gb, threads=threads).search(encoder.queries([text]), k=k)
-    doc_ids, scores = ranked(found_rows.scores, found_rows.rows, table.ids)[0]
+    encoder = TextEncoder(spec, precision=precision, device=device)
+    (best,) = Searcher(table, memory_gb=memory_gb, threads=threads).search(encoder.queries([text]), k=k)
+    doc_ids, scores = ranked(best, table.ids)[0]
     found = texts_of(doc_ids, texts, id_name="doc_id")
     missing = [doc_id for doc_id in doc_ids if doc_id not in found]
     if missing:

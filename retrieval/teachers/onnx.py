@@ -42,7 +42,7 @@ class Value:
 
 @dataclass
 class OnnxGraph:
-    """A graph's outside."""
+    """What a graph says of itself: inputs, outputs, weights and operators."""
 
     inputs: dict[str, Value] = field(default_factory=dict)
     outputs: dict[str, Value] = field(default_factory=dict)
