@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -165,7 +166,7 @@ def _run(args: FileArgs, key: str) -> Any:
     return read_run(args.file(key), note=_note)
 
 
-@_command("model", "run", "queries", "corpus", "out", **settings_of(Teacher), depth="50", device="cpu", threads="0")
+@_command("model", "run", "queries", "corpus", "out", **settings_of(Teacher), depth="50", limit="", device="cpu", threads="0")
 def rerank(args: FileArgs) -> None:
     """The first passages of a run in a cross-encoder's order; what lies below is left out.
 
@@ -175,7 +176,8 @@ def rerank(args: FileArgs) -> None:
     teacher = args.section(Teacher)
     device = args.one_of("device", *_DEVICES)
     depth = args.number("depth", least=1)
-    run = _run(args, "run")
+    limit = args.number("limit", least=1) if args["limit"] else None
+    run = dict(itertools.islice(_run(args, "run").items(), limit))
     threads = _threads(args)
     import torch
 
