@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
@@ -23,41 +22,26 @@ class Prefetched(Generic[Item]):
 
     def __init__(self, make: Callable[[], Iterable[Item]], *, ahead: int) -> None:
         self.waited = 0.0  # seconds that the one who uses the items waited for them, so far
-        self._made: queue.SimpleQueue[tuple[Item, BaseException | None]] = queue.SimpleQueue()
-        self._slots = threading.Semaphore(ahead)
-        self._closed = False
-        self._thread = threading.Thread(target=self._fill, args=(make,), name="prefetch", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._items = self._thread.submit(lambda: iter(make()))
+        self._made = deque(self._thread.submit(self._next) for _ in range(ahead))
 
     def __iter__(self) -> Iterator[Item]:
         while True:
             started = time.perf_counter()
-            item, error = self._made.get()
+            item = self._made.popleft().result()
             self.waited += time.perf_counter() - started
-            if error is not None:
-                raise error
             if item is _END:
                 return
-            self._slots.release()
+            self._made.append(self._thread.submit(self._next))
             yield item
 
     def close(self) -> None:
         """End the thread, also before the last item."""
-        self._closed = True
-        self._slots.release()
-        self._thread.join()
+        self._thread.shutdown(cancel_futures=True)
 
-    def _fill(self, make: Callable[[], Iterable[Item]]) -> None:
-        try:
-            items, item = iter(make()), None
-            while item is not _END:
-                self._slots.acquire()
-                if self._closed:
-                    return
-                item = next(items, _END)
-                self._made.put((item, None))
-        except BaseException as error:  # whatever it is, it is raised where the items are used
-            self._made.put((_END, error))
+    def _next(self) -> Item:
+        return next(self._items.result(), _END)
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:

@@ -1,7 +1,7 @@
 """Attention without padding on GPUs: a batch goes through the layer stack as one row of its real tokens.
 
-The stack of a BERT-like model (its `encoder`) is wrapped: [n, L] states are packed to [1, tokens], every layer's attention looks only
-inside its own sequence (torch's variable-length kernel), and the result is unpacked, so embeddings and head see what they always see.
+The stack of a BERT-like model (its `encoder`) is wrapped. [n, L] states are packed to [1, tokens], and every layer's attention looks only
+inside its own sequence (torch's variable-length kernel). The result is unpacked, so embeddings and head see what they always see.
 It is used only where a check at the start gives the logits of the padded path.
 """
 
@@ -110,13 +110,7 @@ class UnpaddedStack(nn.Module):
 
 
 def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None = None,
-    scaling: float | None = None,
-    **more: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **more: Any
 ) -> tuple[Tensor, None]:
     """[1, h, tokens, d] each to [1, tokens, h, d], every sequence for itself."""
     assert _current is not None

@@ -205,7 +205,8 @@ def heap_engine(product: Product, *, threads: int) -> Engine:
                         row += tile[1]
 
                 list(executor.map(offer, range(0, len(queries), tile[0])))
-            list(executor.map(lambda start: best.cut(start, min(start + _TILE[0], len(queries))), range(0, len(queries), _TILE[0])))
+            every = np.arange(len(queries))
+            list(executor.map(best.cut, [every[start : start + _TILE[0]] for start in range(0, len(queries), _TILE[0])]))
         bound = slack.above(best.discarded_bound()) if seen > k else np.full(len(queries), -np.inf)
         return Candidates(best.rows(), bound)
 

@@ -38,9 +38,7 @@ def index_parts(vectors: Path, settings: Search) -> Iterator[pa.Table]:
     rows = sum(map(len, groups))
     if not rows:
         return
-    content = build_index(
-        np.concatenate(groups), kind=settings.index, lists=settings.lists, links=settings.links, build_width=settings.build_width
-    )
+    content = build_index(np.concatenate(groups), settings)
     for start in range(0, len(content), _PART_BYTES):
         yield pa.table([[rows], [content[start : start + _PART_BYTES]]], schema=INDEX)
 
@@ -94,7 +92,7 @@ class IndexEngine:
             count, content = _content(path)
             if not count:
                 continue
-            index = open_index(content, probes=self._settings.probes, width=self._settings.width)
+            index = open_index(content, self._settings)
             found_scores, found = search_index(index, queries, min(k, count), threads=self._threads)
             scores = np.concatenate([scores, np.where(found >= 0, found_scores, -np.inf)], axis=1)
             rows = np.concatenate([rows, np.where(found >= 0, found + first_row, -1)], axis=1)

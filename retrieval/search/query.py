@@ -53,32 +53,22 @@ def find(
     corpus: Path,
     texts: Path,
     k: int,
-    precision: str = "fp32",
-    device: str = "cpu",
-    threads: int = 1,
-    memory_gb: float = 4.0,
+    precision: str,
+    device: str,
+    threads: int,
 ) -> list[Hit]:
     """The k passages (fewer where the corpus is smaller) of the largest inner product with the query, best first.
 
-    Args:
-        text: the query.
-        student: what embedded the corpus.
-        corpus: its stored embeddings, read once, block by block.
-        texts: the stored corpus table that they were made from.
-        k: passages.
-        precision: fp32, bf16 or fp16, of the query's vector.
-        device: cpu or cuda, for the query's vector.
-        threads: CPU threads of the search.
-        memory_gb: peak memory of the process.
+    `corpus` are stored embeddings, read once, block by block; `texts` is the stored table that they were made from. `precision` (fp32,
+    bf16 or fp16) and `device` (cpu or cuda) are those of the query's vector, `threads` those of the search on the CPU.
 
-    Raises:
-        UserError: another student, no such tables, or a passage found that `texts` does not have.
+    Raises UserError: another student, no such tables, or a passage found that `texts` does not have.
     """
     table = EmbeddingTable(corpus, "doc_id")
     spec = resolve_student(student)
     _check_same_student(spec, table)
     encoder = TextEncoder(spec, precision=precision, device=device)
-    (best,) = Searcher(table, memory_gb=memory_gb, threads=threads).search(encoder.queries([text]), k=k)
+    (best,) = Searcher(table, memory_gb=4.0, threads=threads).search(encoder.queries([text]), k=k)
     doc_ids, scores = ranked(best, table.ids)[0]
     found = texts_of(doc_ids, texts, id_name="doc_id")
     missing = [doc_id for doc_id in doc_ids if doc_id not in found]

@@ -58,14 +58,14 @@ class StreamingTopK:
         thresholds = self._thresholds[part]
         keys = bits if (thresholds > 0).all() else rising(bits)
         if (thresholds == self._lowest).all() and self._counts[part].max(initial=0) + keys.shape[1] > self._capacity:
-            self._cut(np.arange(part.start, part.stop), keys, first_row)
+            self.cut(np.arange(part.start, part.stop), keys, first_row)
             return
         hits = np.flatnonzero(keys >= np.maximum(thresholds, self._lowest + 1)[:, None])
         new = _counts(hits, keys.shape)
         if (full := self._counts[part] + new > self._capacity).any():
-            self._cut(first_query + np.flatnonzero(full))
+            self.cut(first_query + np.flatnonzero(full))
             if (full := self._counts[part] + new > self._capacity).any():
-                self._cut(first_query + np.flatnonzero(full), keys[full], first_row)
+                self.cut(first_query + np.flatnonzero(full), keys[full], first_row)
                 hits = hits[np.repeat(~full, new)]
                 new[full] = 0
         self._append(part, keys, hits, new, first_row)
@@ -86,7 +86,7 @@ class StreamingTopK:
                 np.maximum(thresholds, _kth(self._keys[part, :width], self._k), out=thresholds)
             self._fresh[part] = 0
 
-    def _cut(self, queries: NDArray[np.int64], new: Bits | None = None, first_row: int = 0) -> None:
+    def cut(self, queries: NDArray[np.int64], new: Bits | None = None, first_row: int = 0) -> None:
         """Leave the k best entries of some queries [q], with those of scores `new` [q, b], and what ties with them."""
         width = int(self._counts[queries].max(initial=0))
         keys, thresholds = self._keys[queries, :width], self._thresholds[queries]
@@ -113,10 +113,6 @@ class StreamingTopK:
         self._keys.reshape(-1)[places], self._rows.reshape(-1)[places] = found, rows
         self._counts[queries], self._fresh[queries] = counts, 0
         self._thresholds[queries] = np.maximum(thresholds, worst + crowded.astype(worst.dtype))
-
-    def cut(self, first_query: int, last_query: int) -> None:
-        """Leave the k best of some queries, and what ties with them."""
-        self._cut(np.arange(first_query, last_query))
 
     def rows(self) -> NDArray[np.int32]:
         """[n, m] rows of each query in ascending order, -1 where it has fewer than m."""

@@ -3,9 +3,9 @@
     teacher.backend=torch                          in `BACKENDS`
     teacher.backend=mylab.teachers:Bm25Teacher     called with `TeacherSettings`; gives a `Teacher`
 
-The logits of a teacher outside this project are kept under its import path, its `version` (0 where it has none), and the settings `model`,
-`revision`, `max_tokens` and `precision`. A `model` that is a file or folder is taken by its content, any other as it is written. The author
-raises `version` when the same settings give other logits.
+The logits of a teacher outside this project are kept under its import path, its `version` (0 where it has none), and four settings:
+`model`, `revision`, `max_tokens` and `precision`. A `model` that is a file or folder is taken by its content, any other as it is written.
+The author raises `version` when the same settings give other logits.
 """
 
 from __future__ import annotations

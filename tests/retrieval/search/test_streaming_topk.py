@@ -45,7 +45,7 @@ def test_holds_what_a_sort_of_all_scores_puts_first(
         for first in (0, 4):  # queries of two tiles; those at the end get nothing
             best.offer(first, np.ascontiguousarray(bits[first : first + 4, row : row + width]), row)
         row += width
-    best.cut(0, queries)
+    best.cut(np.arange(queries))
     rows, bound, exact = best.rows(), best.discarded_bound(), numbers_of(rising(bits))
     assert rows.shape[1] <= capacity_of(wanted) and (rows[queries:] == -1).all() and np.isneginf(bound[queries:]).all()
     for query in range(queries):
