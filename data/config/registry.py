@@ -9,14 +9,16 @@ computes changes: qualified name and version enter the fingerprint.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import platform
 import re
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-from data.errors import UserError
+from data.errors import RunFailed, UserError
 
 Thing = TypeVar("Thing")
 IMPORT_PATH = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
@@ -72,6 +74,23 @@ class Registry(Generic[Thing]):
     def key(self, name: str, *, setting: str) -> dict[str, Any]:
         """`plugin_key` of the thing of this name."""
         return plugin_key(name, self.get(name, setting=setting))
+
+
+@contextlib.contextmanager
+def plugin_call(name: str, *, setting: str) -> Iterator[None]:
+    """Around a call of a plug-in and the first use of its answer: what goes wrong there is reported with the setting and its place.
+
+    Raises RunFailed. A built-in's exceptions pass through: they are faults of this project.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_import_path(name):
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise RunFailed(f"{setting}={name} ends in {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})") from error
 
 
 def import_object(name: str, *, setting: str) -> Any:

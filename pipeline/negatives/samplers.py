@@ -17,14 +17,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from data.config.registry import Registry, is_import_path
+from data.config.registry import Registry, is_import_path, plugin_call
 from data.config.settings import HardNegatives
 from data.digests import hash64_after
 from data.errors import UserError
 
 SeededHash = Callable[[str], int]  # of a passage id
 _SETTING = "hard_negatives.sampler"
+
+
+class NotAsked(Sequence[float]):
+    """Stands where a sampler's `needs` has nothing. Raises UserError when it is read."""
+
+    def __init__(self, name: str, settings: HardNegatives) -> None:
+        self._message = f'{_SETTING}={settings.sampler}: it reads {name}, which it does not ask for; set its attribute needs = {{"{name}"}}'
+
+    def __len__(self) -> int:
+        raise UserError(self._message)
+
+    def __getitem__(self, place: Any) -> Any:
+        raise UserError(self._message)
 
 
 @dataclass(frozen=True)
@@ -132,7 +146,9 @@ def preferred(window: Window) -> list[str]:
     Raises UserError where it returns anything else than passages of the window, each once.
     """
     name = window.settings.sampler
-    listed = list(SAMPLERS.get(name, setting=_SETTING)(window))
+    sampler = SAMPLERS.get(name, setting=_SETTING)
+    with plugin_call(name, setting=_SETTING):
+        listed = list(sampler(window))
     if is_import_path(name) and (not set(listed) <= set(window.doc_ids) or len(set(listed)) < len(listed)):
         raise UserError(f"{_SETTING}={name}: of query {window.query_id} it returned other ids than those of its window, each once")
     return listed

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data.config.registry import Registry, is_import_path
+from data.config.registry import Registry, is_import_path, plugin_call
 from data.digests import hash64
 from data.errors import UserError
 from data.formats.trec import read_entries
@@ -169,7 +169,8 @@ class PluginSource:
     """The lists that a function of your own gives, one for each query in their order; they are asked for as they are needed."""
 
     def __init__(self, name: str, queries: pa.Table, corpus: Corpus, *, seed: int) -> None:
-        self._what, self._source = f"hard_negatives.source={name}", SOURCES.get(name, setting=_SETTING)
+        self._name, self._what = name, f"{_SETTING}={name}"
+        self._source = SOURCES.get(name, setting=_SETTING)
         self._query_ids, self._texts = (queries.column(column).to_pylist() for column in ("query_id", "text"))
         self._corpus, self._seed = corpus, seed
         self._lists: Iterator[Ranked] | None = None
@@ -177,19 +178,23 @@ class PluginSource:
     def rank(self, first: int, stop: int, *, k: int) -> Ranking:
         """Raises UserError: another number of lists than of queries, a passage that the corpus has not, or a list has twice."""
         if self._lists is None:
-            self._lists = iter(self._source(SourceRequest(self._query_ids, self._texts, self._corpus, k, self._seed)))
+            with plugin_call(self._name, setting=_SETTING):
+                self._lists = iter(self._source(SourceRequest(self._query_ids, self._texts, self._corpus, k, self._seed)))
         rows, scores = np.full((stop - first, k), -1, np.int64), np.zeros((stop - first, k), np.float32)
         for place, query_id in enumerate(self._query_ids[first:stop]):
-            ranked = next(self._lists, None)
-            if ranked is None:
-                raise UserError(f"{self._what} gave {first + place} lists for {len(self._query_ids)} queries")
-            pairs = [(one, 0.0) if isinstance(one, str) else one for one in itertools.islice(ranked, k)]
-            ids = [doc_id for doc_id, _ in pairs]
-            found = self._corpus.rows_of(pa.array(ids, pa.large_string()))
-            if (found < 0).any() or len(set(ids)) < len(ids):
-                wrong = next(doc_id for doc_id, row in zip(ids, found, strict=True) if row < 0 or ids.count(doc_id) > 1)
-                raise UserError(f"{self._what} lists passage {wrong} for query {query_id}, which is not in the corpus, or is listed twice")
-            rows[place, : len(ids)], scores[place, : len(ids)] = found, [score for _, score in pairs]
+            with plugin_call(self._name, setting=_SETTING):
+                ranked = next(self._lists, None)
+                if ranked is None:
+                    raise UserError(f"{self._what} gave {first + place} lists for {len(self._query_ids)} queries")
+                pairs = [(one, 0.0) if isinstance(one, str) else one for one in itertools.islice(ranked, k)]
+                ids = [doc_id for doc_id, _ in pairs]
+                found = self._corpus.rows_of(pa.array(ids, pa.large_string()))
+                scores[place, : len(ids)] = [score for _, score in pairs]
+            for doc_id, row in zip(ids, found.tolist(), strict=True):
+                if row < 0 or ids.count(doc_id) > 1:
+                    why = "is not in the corpus" if row < 0 else "is listed twice"
+                    raise UserError(f"{self._what} lists passage {doc_id} for query {query_id}, which {why}")
+            rows[place, : len(ids)] = found
         if stop == len(self._query_ids) and next(self._lists, None) is not None:
             raise UserError(f"{self._what} gave more lists than the {stop} queries")
         return rows, scores

@@ -35,7 +35,7 @@ from data.tables.schemas import CandidateKind
 from pipeline.negatives.false_negatives import Dropped, false_negatives
 from pipeline.negatives.pool_pairs import PoolRow, begins_of, read_pools, scored_pairs
 from pipeline.negatives.query_selection import KEPT_RANKS, NO_RANKS, RANKS, ranks_of, why_dropped
-from pipeline.negatives.samplers import Window, interleave, preferred, round_robin, sampler_key, seeded
+from pipeline.negatives.samplers import NotAsked, Window, interleave, preferred, round_robin, sampler_key, seeded
 from pipeline.stage import StageContext, Stored, Table
 from pipeline.stages.pools import window_places
 from retrieval.models.resolved import ResolvedModels
@@ -107,9 +107,11 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
                 count=count,
                 hashed=seeded(seed, "negatives", row.query_id, draw),
                 settings=settings,
-                student_scores=[student[doc_id] for doc_id in window] if "student_scores" in needs else (),
+                student_scores=[student[doc_id] for doc_id in window]
+                if "student_scores" in needs
+                else NotAsked("student_scores", settings),
                 positive_score=positive_score,
-                teacher_logits=[of[doc_id] for doc_id in window] if "teacher_logits" in needs else (),
+                teacher_logits=[of[doc_id] for doc_id in window] if "teacher_logits" in needs else NotAsked("teacher_logits", settings),
                 positive_logit=positive_logit,
             )
         )

@@ -11,7 +11,7 @@ The author raises `version` when the same settings give other logits.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import settings
-from data.config.registry import Registry, is_import_path
+from data.config.registry import Registry, is_import_path, plugin_call
 from data.digests import DigestCache
 from data.errors import RunFailed, UserError
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
 from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, PreparingTeacher, Teacher, TeacherSettings, TeacherSpec, ignore_batch
 from retrieval.teachers.cross_encoder import resolve_cross_encoder
-from retrieval.teachers.scoring import refuse_infinite
 
 
 def _no_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
@@ -93,18 +92,21 @@ class PluginTeacher(PreparingTeacher):
         plain = [(query, text.replace(SEPARATOR_MARK, "[SEP]").replace(MASK_MARK, "[MASK]")) for query, text in pairs]
         if not self._prepares:
             return PreparedPairs(plain, np.zeros(len(plain), np.int32), np.zeros(len(plain), bool))
-        prepared: PreparedPairs = self._teacher.prepare(plain)
+        with plugin_call(self._name, setting="teacher.backend"):
+            prepared: PreparedPairs = self._teacher.prepare(plain)
         return prepared
 
     def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = ignore_batch) -> NDArray[np.float32]:
         """[n] raw logits. Raises RunFailed where they are not one finite number a pair."""
-        if self._prepares:
-            given = self._teacher.score_prepared(prepared, on_batch=on_batch)
-        else:
-            given = self._teacher.score(prepared.pairs)
-            on_batch(len(prepared.pairs), 0, 0)
-        logits = np.asarray(given, dtype=np.float32)
+        with plugin_call(self._name, setting="teacher.backend"):
+            if self._prepares:
+                given = self._teacher.score_prepared(prepared, on_batch=on_batch)
+            else:
+                given = self._teacher.score(prepared.pairs)
+                on_batch(len(prepared.pairs), 0, 0)
+            logits = np.asarray(list(given) if isinstance(given, Iterator) else given, dtype=np.float32)
         if logits.shape != (len(prepared.pairs),):
             raise RunFailed(f"teacher.backend={self._name} gave {list(logits.shape)} logits for {len(prepared.pairs)} pairs")
-        refuse_infinite(logits)
+        if broken := int((~np.isfinite(logits)).sum()):
+            raise RunFailed(f"teacher.backend={self._name} gave {broken} logits that are not finite numbers")
         return logits

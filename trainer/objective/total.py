@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.config.registry import plugin_call
 from data.config.traits import LOSSES as TRAITS
 from data.config.traits import traits_of
 from data.errors import UserError
@@ -78,7 +79,10 @@ def total_loss(
             targets_BK = _padded([query.teacher_logits for query in distilled], like_BK=scores_BK, padding=-np.inf)
         loss = DISTILLATION_LOSSES.get(distillation, setting=_LOSS)
         targets_BK = targets_BK.masked_fill(~mask_BK, 0.0)  # no infinity on padding, which times a gradient of 0 is no number
-        distillation_B = loss(scores_BK, targets_BK, mask_BK, temperature=temperature).double()
+        with plugin_call(distillation, setting=_LOSS):
+            distillation_B = loss(scores_BK, targets_BK, mask_BK, temperature=temperature).double()
+        if scores_BK.requires_grad and not distillation_B.requires_grad:
+            raise UserError(f"{_LOSS}={distillation}: it does not depend on the scores by operations that have a gradient")
         if (shape := tuple(distillation_B.shape)) != (len(distilled),):
             raise UserError(f"{_LOSS}={distillation}: it returned {shape}; expected ({len(distilled)},), a loss for each query")
         if "initial" in beside:
