@@ -164,7 +164,7 @@ def _run(args: FileArgs, key: str) -> Any:
     return read_run(args.file(key), note=_note)
 
 
-@_command("model", "run", "queries", "corpus", "out", **settings_of(Teacher), depth="50", device="cpu", threads="0")
+@_command("model", "run", "queries", "corpus", "out", **settings_of(Teacher), depth="50", limit="", device="cpu", threads="0")
 def rerank(args: FileArgs) -> None:
     """The first passages of a run in a cross-encoder's order; what lies below is left out.
 
@@ -173,6 +173,8 @@ def rerank(args: FileArgs) -> None:
     """
     teacher, device, depth = args.section(Teacher), args.one_of("device", *_DEVICES), args.number("depth", least=1)
     run, threads = _run(args, "run"), _threads(args)
+    if args["limit"]:
+        run = dict(list(run.items())[: args.number("limit", least=1)])
     import torch
 
     from data.formats.trec import write_run
