@@ -37,16 +37,6 @@ def check_name(name: str, names: Iterable[str], *, kind: str) -> str:
     raise ValueError(f"no {kind} {name!r}; {hint}; or give your own as package.module:object")
 
 
-def plugin_key(name: str, thing: Any) -> dict[str, Any]:
-    """What a fingerprint holds of a plug-in: `{"plugin": "mylab.losses:rank_net", "version": 2}`; empty for a built-in, whose stay."""
-    if not is_import_path(name):
-        return {}
-    version = getattr(thing, "version", 0)
-    if not isinstance(version, int | str):
-        raise UserError(f"{name}: its version is {version!r}; expected a whole number or a text")
-    return {"plugin": name, "version": version}
-
-
 class Registry(Generic[Thing]):
     """The built-ins of one kind, and the door for others."""
 
@@ -70,8 +60,14 @@ class Registry(Generic[Thing]):
         return import_object(name, setting=setting)
 
     def key(self, name: str, *, setting: str) -> dict[str, Any]:
-        """`plugin_key` of the thing of this name."""
-        return plugin_key(name, self.get(name, setting=setting))
+        """What a fingerprint holds of a plug-in: `{"plugin": "mylab.losses:rank_net", "version": 2}`; nothing of a built-in."""
+        thing = self.get(name, setting=setting)
+        if name in self._things:
+            return {}
+        version = getattr(thing, "version", 0)
+        if not isinstance(version, int | str):
+            raise UserError(f"{name}: its version is {version!r}; expected a whole number or a text")
+        return {"plugin": name, "version": version}
 
 
 def import_object(name: str, *, setting: str) -> Any:

@@ -1,6 +1,6 @@
 """What settings must know of a loss or a sampler before it runs.
 
-A plug-in says it by attributes of these names. The built-ins live in rooms that this one cannot import: theirs are listed here.
+A plug-in says it by attributes of these names. The built-ins live in packages that this one cannot import: theirs are listed here.
 """
 
 from __future__ import annotations

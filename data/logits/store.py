@@ -5,9 +5,8 @@
         <random>.parquet           segments (`data.logits.segment`): append-only, whole or not at all, no locks
         <random>.parquet.damaged   segments that failed a checksum, set aside: their pairs count as never scored
 
-A lookup reads every segment once, a row group at a time: its memory is that of one row group, which is a segment as the scoring stage
-writes it or a bucket of a compacted one, and 21 bytes for each pair asked for. Where two writers scored one pair the smaller logit
-counts: every reader agrees.
+A lookup reads every segment once, a row group at a time: a whole segment as the scoring stage writes it, a bucket of a compacted one. Its
+memory is one row group, and 21 bytes for each pair asked for. Where two writers scored one pair the smaller logit counts, for every reader.
 """
 
 from __future__ import annotations

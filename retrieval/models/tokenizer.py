@@ -102,7 +102,7 @@ def _parts(items: list[Item]) -> Iterator[list[Item]]:
 
 
 def tokenizer_of(student: StudentSpec) -> Tokenizer:
-    """A student's own."""
+    """The tokenizer that reads a student's texts, opened."""
     return Tokenizer(student.weights_folder, lower_case=student.lower_case, trusted=student.trust_remote_code)
 
 
