@@ -75,7 +75,8 @@ class DigestCache:
 
     def file(self, path: str | Path) -> str:
         """Digest of the file's content, from memory where the file has not been touched since."""
-        changed_ns, key = os.stat(path).st_ctime_ns, file_stamp(path)
+        changed_ns = os.stat(path).st_ctime_ns
+        key = file_stamp(path)
         known = self._known.get(key)
         if isinstance(known, str):
             return known

@@ -67,7 +67,8 @@ def _mark(model: type[BaseModel], name: str, mark: str) -> Any:
 
 def keyed_values(section: Section, *, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
     """The semantic fields of a section, ready for a fingerprint: under the names and values of the version that had each first."""
-    model, values = type(section), section.model_dump(mode="json")
+    model = type(section)
+    values = section.model_dump(mode="json")
     key: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         unset = _mark(model, name, "later") and getattr(section, name) == field.default
@@ -86,7 +87,9 @@ def map_paths(
     """
     changed = dict(values)
     for name, value in values.items():
-        key, section, kind = f"{prefix}{name}", section_of(model, name), _mark(model, name, "path")
+        key = f"{prefix}{name}"
+        section = section_of(model, name)
+        kind = _mark(model, name, "path")
         if section and isinstance(value, dict):
             changed[name] = map_paths(section, value, change, prefix=f"{key}.")
         elif kind and isinstance(value, str) and not (value in NULLS and _may_be_null(model.model_fields[name].annotation)):

@@ -26,7 +26,7 @@ from typing import TypeVar
 from data.digests import bytes_digest, json_digest
 from data.errors import DamagedShard, RunFailed, UserError
 from data.files.leftovers import remove_leftovers
-from data.files.outputs import Kind, is_anything, local_output_file, local_output_folder
+from data.files.outputs import Kind, local_output_file, local_output_folder
 from data.files.paths import expanded
 from data.remote.object_store import Entry, RemotePath, is_remote
 from data.tables.manifest import MANIFEST_NAME, Manifest
@@ -95,7 +95,7 @@ class RemoteFolder:
 
 
 @contextlib.contextmanager
-def output_file(path: str, *, option: str = "out", kind: Kind = is_anything) -> Iterator[Path]:
+def output_file(path: str, *, option: str = "out", kind: Kind | None = None) -> Iterator[Path]:
     """A local path to write; when the block ends well, a remote one is put as one object. When it does not, what is there stays.
 
     `option` is for errors; a file that is there is overwritten only where it is of the same kind. Raises UserError before the block
@@ -130,7 +130,8 @@ def output_table(folder: str, *, option: str = "out") -> Iterator[Path]:
             yield place
         return
     remote = RemotePath.of(folder)
-    before, local = remote.child(MANIFEST_NAME).read(), _place("outputs", folder)
+    before = remote.child(MANIFEST_NAME).read()
+    local = _place("outputs", folder)
     if before is not None:
         _fill(local, _local_table(remote, before))
     yield local
@@ -207,7 +208,8 @@ def _fetch(address: str, objects: Sequence[_Object]) -> None:
 
 def _copy(source: _Object, stop: threading.Event) -> None:
     """Raises DamagedShard where the bytes are not the recorded ones; nothing is left then."""
-    digest, size = hashlib.blake2b(digest_size=16), 0
+    digest = hashlib.blake2b(digest_size=16)
+    size = 0
     with atomic_path(source.target) as temporary, open(temporary, "wb") as file:
         for block in source.remote.blocks():
             if stop.is_set():

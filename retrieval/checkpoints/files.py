@@ -5,17 +5,16 @@ A digest is of content, never of a name or path: a model moved elsewhere is the 
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.digests import DigestCache, bytes_digest, canonical_json, file_stamp, json_digest
+from data.digests import DigestCache, bytes_digest, file_stamp, json_digest
 from data.errors import UserError, first_line
 from data.files.what_lies import stored_table, what_lies
 
@@ -163,17 +162,15 @@ def weights_digest(folder: Path, digests: DigestCache, *, option: str, beside: S
     if not files:
         raise UserError(no_weights(folder, option=option))
     config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _VOLATILE_CONFIG_KEYS}
-    with _digestible(folder / "config.json"):
-        return json_digest({"config": config, "weights": [digests.file(file) for file in files]})
+    return _digest({"config": config, "weights": [digests.file(file) for file in files]}, of=folder / "config.json")
 
 
-@contextlib.contextmanager
-def _digestible(path: Path) -> Iterator[None]:
-    """Raises UserError where the content is none of JSON's, although Python reads it: NaN, Infinity, half a character."""
+def _digest(content: Any, *, of: Path) -> str:
+    """Digest of what a file says. Raises UserError where that is none of JSON's, although Python reads it: NaN, half a character."""
     try:
-        yield
+        return json_digest(content)
     except ValueError as error:
-        raise UserError(f"{path} holds what is no JSON ({first_line(error)})") from error
+        raise UserError(f"{of} holds what is no JSON ({first_line(error)})") from error
 
 
 def no_weights(folder: Path, *, option: str) -> str:
@@ -247,9 +244,7 @@ def _tokenizer_of(folder: Path, stamps: tuple[str, ...]) -> TokenizerFiles:
     settings: dict[str, Any] = {}
     if path.name == "tokenizer.json":  # vocabulary files beside it are not read
         tables = _parsed(path)
-        with _digestible(path):
-            hashed = {key: value for key, value in tables.items() if key not in ("padding", "truncation")}
-            parts[path.name] = bytes_digest(canonical_json(hashed).encode())
+        parts[path.name] = _digest({key: value for key, value in tables.items() if key not in ("padding", "truncation")}, of=path)
         count, pad_id = _ids(tables, path, roles=role_tokens(folder))
         settings = {key: value for key, value in tables.items() if key not in ("model", "added_tokens")}
     else:
@@ -260,8 +255,8 @@ def _tokenizer_of(folder: Path, stamps: tuple[str, ...]) -> TokenizerFiles:
             if path.name == "vocab.txt":
                 count = len(content.splitlines())
     config, special = (read_json(folder / name) for name in _TOKENIZER_SETTINGS)
-    with _digestible(folder / _TOKENIZER_SETTINGS[0]):
-        digest = json_digest({"files": parts, "config": {key: config.get(key) for key in _TOKENIZER_CONFIG_KEYS}, "special": special})
+    own = {"files": parts, "config": {key: config.get(key) for key in _TOKENIZER_CONFIG_KEYS}, "special": special}
+    digest = _digest(own, of=folder / _TOKENIZER_SETTINGS[0])
     return TokenizerFiles(digest, count, pad_id, settings)
 
 
@@ -272,7 +267,8 @@ def _ids(tables: dict[str, Any], path: Path, *, roles: dict[str, str]) -> tuple[
     the table that has no role is left out: Gemma's tokenizer has one of images, its text models have no row for it.
     """
     try:
-        vocabulary, added = tables["model"]["vocab"], {token["content"]: token for token in tables.get("added_tokens") or []}
+        vocabulary = tables["model"]["vocab"]
+        added = {token["content"]: token for token in tables.get("added_tokens") or []}
         ids = dict(vocabulary) if isinstance(vocabulary, dict) else {entry[0]: place for place, entry in enumerate(vocabulary)}
         plain = [token["id"] for token in added.values() if not token.get("special")]
         of_added = {content: token["id"] for content, token in added.items()}

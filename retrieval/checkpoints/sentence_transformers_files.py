@@ -88,7 +88,8 @@ def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSet
     own = FolderFile.read(folder / "config_sentence_transformers.json", option=option)
     if own.text("model_type") not in (None, "SentenceTransformer"):
         raise own.refusal("model_type", "and only a SentenceTransformer gives one vector for a text")
-    similarity, kept = own.text("similarity_fn_name"), own.count("truncate_dim")
+    similarity = own.text("similarity_fn_name")
+    kept = own.count("truncate_dim")
     size = read_json(weights / "config.json").get("hidden_size")
     query_length, passage_length = _named_lengths(transformer)
     return FolderSettings(
@@ -119,7 +120,8 @@ def _modules(folder: Path, *, option: str) -> tuple[FolderFile, bool]:
     """(settings of the pooling, whether its vectors are normalised)."""
     found: list[tuple[str, FolderFile]] = []
     for module in module_list(folder):
-        kind, settings = module["type"], FolderFile.read(folder / module["path"] / "config.json", option=option)
+        kind = module["type"]
+        settings = FolderFile.read(folder / module["path"] / "config.json", option=option)
         # `Pooling` of whichever module of sentence-transformers: it moved. A class from elsewhere is code that comes with the checkpoint.
         kind = kind.rsplit(".", 1)[-1] if kind.startswith("sentence_transformers.") else kind
         if kind not in _MODULES or (kind == "Normalize" and not _normalizes_texts(settings)):

@@ -8,9 +8,8 @@ checkpoint runs only where it is trusted (`retrieval.checkpoints.custom_code`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.errors import UserError, first_line
 from retrieval.checkpoints.custom_code import has_model_code, way_to_trust
@@ -68,7 +67,7 @@ def open_model(
             if number == len(ways):
                 raise UserError(f"{option}: {folder} cannot be opened by transformers' {auto_class}: {first_line(error)}") from error
     faults = _faults_of(model, report, new_head=new_head, strict=has_model_code(folder) and not trusted)
-    if faults:
+    if any(faults):
         remedy = _remedy(model, faults, report["unexpected_keys"], folder, option=option)
         raise UserError(f"{option}: {folder} {faults.message(type(model).__name__)}; {remedy}")
     return model
@@ -98,25 +97,20 @@ def _quieten() -> None:
     logging.set_verbosity_error()
 
 
-@dataclass(frozen=True)
-class _Faults:
+class _Faults(NamedTuple):
     """Why a model is not the one in the file."""
 
     missing: list[str]  # names in the model
     reshaped: list[str]  # with both shapes
     homeless: list[str]  # names in the file, inside the part that is used
 
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.reshaped or self.homeless)
-
     def message(self, kind: str) -> str:
-        parts = [
-            ("lacks {} of its weights", self.missing),
-            ("has {} in another shape", self.reshaped),
-            ("has {} that this class has no place for", self.homeless),
-        ]
-        shown = ((phrase.format(len(names)), [*names[:_SHOWN], *["..."] * (len(names) > _SHOWN)]) for phrase, names in parts if names)
-        found = [f"{what} ({', '.join(names)})" for what, names in shown]
+        phrases = ("lacks {} of its weights", "has {} in another shape", "has {} that this class has no place for")
+        found = []
+        for phrase, names in zip(phrases, self, strict=True):
+            if names:
+                shown = [*names[:_SHOWN], *["..."] * (len(names) > _SHOWN)]
+                found.append(f"{phrase.format(len(names))} ({', '.join(shown)})")
         return f"opens as a {kind} but {' and '.join(found)}"
 
 

@@ -44,17 +44,14 @@ def check_padding(model: Any, *, check: Check, option: str) -> None:
         except MemoryError:
             raise
         except Exception as error:  # code of any model
+            remedy = "give a model of another architecture"
+            if pad_id_of(model) is None:
+                remedy = "its config.json has no pad_token_id: write one into it that no text ends in, such as the tokenizer's"
             reason = f"cannot compute a batch of texts of several lengths ({first_line(error)})"
-            raise UserError(f"{option}: a {kind} {reason}{_remedy(model)}") from error
+            raise UserError(f"{option}: a {kind} {reason}; {remedy}") from error
     off = largest_difference(together, alone)
     if not off <= FP32_NOISE:
         raise UserError(
             f"{option}: a {kind} gives a text another result beside longer ones than alone (off by {off:.1%}), so its results would "
             "depend on how texts are put together: give a model that leaves padding out"
         )
-
-
-def _remedy(model: Any) -> str:
-    if pad_id_of(model) is None:
-        return "; its config.json has no pad_token_id: write one into it that no text ends in, such as the tokenizer's padding token"
-    return "; give a model of another architecture"
