@@ -43,18 +43,14 @@ class Registry(Generic[Thing]):
     def __init__(self, kind: str, built_in: dict[str, Thing]) -> None:
         """`kind`, for errors: `loss`, `sampler`, `source`, `teacher`."""
         self.kind = kind
-        self._things = dict(built_in)
-
-    def names(self) -> list[str]:
-        """The built-ins, in the order of their registration."""
-        return list(self._things)
+        self.built_in = built_in
 
     def get(self, name: str, *, setting: str) -> Thing:
         """The thing of this name. Raises UserError: an unknown name, with the nearest; a module or an object that is not there."""
-        if name in self._things:
-            return self._things[name]
+        if name in self.built_in:
+            return self.built_in[name]
         try:
-            check_name(name, self._things, kind=self.kind)
+            check_name(name, self.built_in, kind=self.kind)
         except ValueError as error:
             raise UserError(f"{setting}={name}: {error}") from None
         return import_object(name, setting=setting)
@@ -62,7 +58,7 @@ class Registry(Generic[Thing]):
     def key(self, name: str, *, setting: str) -> dict[str, Any]:
         """What a fingerprint holds of a plug-in: `{"plugin": "mylab.losses:rank_net", "version": 2}`; nothing of a built-in."""
         thing = self.get(name, setting=setting)
-        if name in self._things:
+        if name in self.built_in:
             return {}
         version = getattr(thing, "version", 0)
         if not isinstance(version, int | str):
