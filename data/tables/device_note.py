@@ -20,7 +20,10 @@ def note_device(folder: Path, device: str, *, option: str, begun: bool) -> None:
 
     Raises UserError where that is another one.
     """
-    noted = _noted(folder)
+    try:
+        noted = str(json.loads((folder / NOTE_NAME).read_text())["device"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        noted = None
     if begun and noted not in (None, device):
         raise UserError(
             f"{folder} was begun with {option}={noted}, and a table holds the numbers of one kind of device: go on with {option}={noted}, "
@@ -28,10 +31,3 @@ def note_device(folder: Path, device: str, *, option: str, begun: bool) -> None:
         )
     if noted != device:
         atomic_write(folder / NOTE_NAME, json.dumps({"device": device}).encode())
-
-
-def _noted(folder: Path) -> str | None:
-    try:
-        return str(json.loads((folder / NOTE_NAME).read_text())["device"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None

@@ -125,11 +125,9 @@ class ResolvedModels:
         return found
 
     def _resolve_miner(self) -> StudentSpec:
-        settings: dict[str, Any] = {
-            "model": self.experiment.embed.model,
-            "query_tokens": self.student.query_tokens,
-            "passage_tokens": self.student.passage_tokens,
-        }
-        like = {name: getattr(self.student, name) for name in ("pooling", "normalize", "query_prefix", "passage_prefix")}
-        folder = resolve_folder(settings["model"], option="embed.model")
-        return resolve_student(Student(**settings, **({} if is_sentence_transformers(folder) else like)), option="embed.model")
+        settings: dict[str, Any] = {"model": self.experiment.embed.model}
+        of_student = ["query_tokens", "passage_tokens"]
+        if not is_sentence_transformers(resolve_folder(settings["model"], option="embed.model")):
+            of_student += ["pooling", "normalize", "query_prefix", "passage_prefix"]
+        settings |= {name: getattr(self.student, name) for name in of_student}
+        return resolve_student(Student(**settings), option="embed.model")
