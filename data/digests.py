@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from data.files.leftovers import temporary_name
 
 _READ_BYTES = 4 << 20
-_SETTLED_NS = 2_000_000_000  # a file changed more lately is not remembered: a second change in the same clock tick would not show
+_RECENT_NS = 2_000_000_000  # a file changed more lately is not remembered: a second change in the same clock tick would not show
 
 
 def canonical_json(value: Any) -> str:
@@ -28,9 +28,9 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def json_digest(value: Any, *, size: int = 16) -> str:
-    """Hex digest of `size` bytes of a JSON-able value."""
-    return hashlib.blake2b(canonical_json(value).encode(), digest_size=size).hexdigest()
+def json_digest(value: Any) -> str:
+    """Hex digest (16 bytes) of a JSON-able value."""
+    return bytes_digest(canonical_json(value).encode())
 
 
 def bytes_digest(data: bytes) -> str:
@@ -75,12 +75,13 @@ class DigestCache:
 
     def file(self, path: str | Path) -> str:
         """Digest of the file's content, from memory where the file has not been touched since."""
-        changed_ns, key = os.stat(path).st_ctime_ns, file_stamp(path)
+        changed_ns = os.stat(path).st_ctime_ns
+        key = file_stamp(path)
         known = self._known.get(key)
         if isinstance(known, str):
             return known
         digest = file_digest(path)
-        if time.time_ns() - changed_ns > _SETTLED_NS:
+        if time.time_ns() - changed_ns > _RECENT_NS:
             self._known[key] = digest
             self._dirty = True
         return digest

@@ -14,7 +14,7 @@ from data.config.arguments import Args as OwnArgs
 from data.config.fields import parse_arguments, unknown_key
 from data.config.settings import Experiment, load
 from data.errors import UserError
-from data.files.outputs import is_html, is_standard_output
+from data.files.outputs import is_standard_output
 from data.files.paths import expanded
 from data.remote.cache import output_file
 from data.terminal import printable
@@ -163,7 +163,7 @@ def report(args: Args = None) -> None:
         experiment, own = _experiment(args, out="report.html")
         from pipeline.report.page import write_report
 
-        with output_file(expanded(own["out"], key="out"), option="out", kind=is_html) as out:
+        with output_file(expanded(own["out"], key="out"), option="out", kind="html") as out:
             write_report(experiment, out)
         if not is_standard_output(own["out"]):
             _say(f"wrote {own['out']}")

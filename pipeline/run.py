@@ -15,7 +15,7 @@ from data.config.settings import Experiment
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers
 from data.logits.store import clean_store
-from data.tables.device_note import settle_device
+from data.tables.device_note import note_device
 from data.tables.manifest import JOURNAL_NAME, Manifest, ShardRecord
 from data.tables.shards import describe, read_footer, shard_name
 from pipeline.executors.base import Executor, make_executor
@@ -111,7 +111,7 @@ def _build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, sa
         raise UserError(f"{table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
     plan.folder.mkdir(parents=True, exist_ok=True)
     if table.rounds_by_device:
-        settle_device(plan.folder, models.experiment.runner.device, option="runner.device", begun=len(stale) < plan.shard_count)
+        note_device(plan.folder, models.experiment.runner.device, option="runner.device", begun=len(stale) < plan.shard_count)
     if table.prepare:
         table.prepare(plan, models, executor, say)
     tasks = [
@@ -123,7 +123,7 @@ def _build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, sa
             shard_count=plan.shard_count,
             inputs={label: str(stored.folder.absolute()) for label, stored in plan.inputs.items()},
             settings=plan.full_key["settings"],
-            models=models.to_json(),
+            models=models.resolved(),
             version=table.version,
         )
         for shards in ([tuple(stale)] if table.builds_all_shards else [(shard,) for shard in stale])

@@ -18,7 +18,7 @@ from data.command import exit_codes
 from data.config.fields import build
 from data.config.settings import Search, Student, Teacher
 from data.errors import UserError
-from data.files.outputs import is_json, is_run, is_standard_output
+from data.files.outputs import is_standard_output
 from data.formats.readers import shown
 from data.terminal import printable
 from retrieval.cli_args import NOT_GIVEN, FileArgs, settings_of, text_among
@@ -101,7 +101,7 @@ def search(args: FileArgs) -> None:
     corpus=FOLDER queries=FOLDER out=RUN [depth=1000] [memory_gb=4] [device=cpu] [index=FOLDER probes=32 width=256] [qrels=, split=]
     """
     only = set(_qrels(args)) if args["qrels"] else None
-    with args.output_file("out", is_run) as out:
+    with args.output_file("out", "run") as out:
         searched = _search(args, out, only=only)
     _done(f"{searched:,} queries searched, run in {args['out']}", args["out"])
 
@@ -185,7 +185,7 @@ def rerank(args: FileArgs) -> None:
     from retrieval.teachers.rerank import rerank as rerank_run
 
     torch.set_num_threads(threads)
-    with args.output_file("out", is_run) as out:
+    with args.output_file("out", "run") as out:
         ranked = rerank_run(
             run, teacher, queries=args.table("queries", "query texts"), corpus=args.table("corpus", "corpus texts"), depth=depth,
             device=device, threads=threads, report=_note,
@@ -215,11 +215,11 @@ def evaluate(args: FileArgs) -> None:
     from retrieval.evaluation.printing import print_evaluation
 
     with contextlib.ExitStack() as outputs:  # opened before the work, so that one that cannot be written stops it
-        per_query = outputs.enter_context(args.output_file("per_query", is_json)) if args["per_query"] else None
+        per_query = outputs.enter_context(args.output_file("per_query", "json")) if args["per_query"] else None
         if args["run"]:
             run = _run(args, "run")
         else:
-            out = outputs.enter_context(args.output_file("out", is_run))
+            out = outputs.enter_context(args.output_file("out", "run"))
             _search(args, out, only=set(qrels))
             run = read_run(out)
         (evaluation,) = _evaluated(qrels, {"run" if args["run"] else "out": run}, args)

@@ -67,7 +67,9 @@ def _mark(model: type[BaseModel], name: str, mark: str) -> Any:
 
 def keyed_values(section: Section, *, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
     """The semantic fields of a section, ready for a fingerprint: under the names and values of the version that had each first."""
-    model, values, key = type(section), section.model_dump(mode="json"), dict[str, Any]()
+    model = type(section)
+    values = section.model_dump(mode="json")
+    key: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         unset = _mark(model, name, "later") and getattr(section, name) == field.default
         if _mark(model, name, "keyed") and not unset and name not in leave_out:
@@ -85,7 +87,9 @@ def map_paths(
     """
     changed = dict(values)
     for name, value in values.items():
-        key, section, kind = f"{prefix}{name}", section_of(model, name), _mark(model, name, "path")
+        key = f"{prefix}{name}"
+        section = section_of(model, name)
+        kind = _mark(model, name, "path")
         if section and isinstance(value, dict):
             changed[name] = map_paths(section, value, change, prefix=f"{key}.")
         elif kind and isinstance(value, str) and not (value in NULLS and _may_be_null(model.model_fields[name].annotation)):
@@ -95,7 +99,7 @@ def map_paths(
     return changed
 
 
-def expanded_paths(model: type[BaseModel], values: dict[str, Any], *, prefix: str = "") -> dict[str, Any]:
+def expanded_paths(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
     """The values with `~` and environment variables replaced in each path.
 
     Raises UserError as `data.files.paths.expanded` does, and where a path that must be given is empty: `~` alone is YAML's null.
@@ -106,7 +110,7 @@ def expanded_paths(model: type[BaseModel], values: dict[str, Any], *, prefix: st
             raise UserError(f"{key} is empty: give a path")
         return expanded(path, key=key)
 
-    return map_paths(model, values, change, prefix=prefix)
+    return map_paths(model, values, change)
 
 
 def build(model: type[SectionType], values: dict[str, Any]) -> SectionType:
@@ -128,14 +132,9 @@ def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def known(model: type[BaseModel], values: dict[str, Any], *, from_file: bool = False, prefix: str = "") -> dict[str, Any]:
-    """The raw values under the names of this version. An old name is warned of.
+    """Raw values, nested mappings of strings, under the names of this version. An old name is warned of. `prefix` is for messages.
 
-    Args:
-        model: whose keys they are.
-        values: nested mappings of strings.
-        from_file: a section that holds nothing (`runner:` with every key commented out) is left out, and has its defaults.
-        prefix: of the keys, in messages.
-
+    With `from_file` a section that holds nothing (`runner:` with every key commented out) is left out, and has its defaults.
     Raises UserError: a key that the model has not, with the nearest that it has; a section with a value; a key under both its names.
     """
     new_names = {renamed.old: name for name in model.model_fields if (renamed := _mark(model, name, "renamed"))}
@@ -196,11 +195,11 @@ def _shaped_value(annotation: Any, value: Any) -> Any:
 
 
 def parse_arguments(arguments: list[str]) -> dict[str, str]:
-    """`key=value` words of a command line, in order; a later one wins. Raises UserError on any other word."""
+    """`key=value` arguments of a command line, in order; a later one wins. Raises UserError on any other."""
     parsed: dict[str, str] = {}
-    for word in arguments:
-        key, equals, value = word.partition("=")
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
         if not equals or not key:
-            raise UserError(f"expected key=value, got {word!r} (for example stage=embed or hard_negatives.num_negatives=10)")
+            raise UserError(f"expected key=value, got {argument!r} (for example stage=embed or hard_negatives.num_negatives=10)")
         parsed[key] = value
     return parsed

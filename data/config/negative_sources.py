@@ -53,15 +53,9 @@ def parse_sources(text: str, *, first_rank: int, last_rank: int) -> tuple[Source
     scale = math.lcm(*(weight.denominator for weight in weights))
     whole = [int(weight * scale) for weight in weights]
     divisor = math.gcd(*whole)
-    plugins = list(filter(is_import_path, names))
+    plugins = {name: place for place, name in enumerate(filter(is_import_path, names))}
     return tuple(
-        Source(
-            name,
-            weight // divisor,
-            int(part["first"] or first_rank),
-            int(part["last"] or last_rank),
-            plugins.index(name) if name in plugins else 0,
-        )
+        Source(name, weight // divisor, int(part["first"] or first_rank), int(part["last"] or last_rank), plugins.get(name, 0))
         for part, name, weight in zip(parts, names, whole, strict=True)
     )
 

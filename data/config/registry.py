@@ -39,41 +39,33 @@ def check_name(name: str, names: Iterable[str], *, kind: str) -> str:
     raise ValueError(f"no {kind} {name!r}; {hint}; or give your own as package.module:object")
 
 
-def plugin_key(name: str, thing: Any) -> dict[str, Any]:
-    """What a fingerprint holds of a plug-in: `{"plugin": "mylab.losses:rank_net", "version": 2}`; empty for a built-in, whose stay."""
-    if not is_import_path(name):
-        return {}
-    version = getattr(thing, "version", 0)
-    if not isinstance(version, int | str):
-        raise UserError(f"{name}: its version is {version!r}; expected a whole number or a text")
-    return {"plugin": name, "version": version}
-
-
 class Registry(Generic[Thing]):
     """The built-ins of one kind, and the door for others."""
 
     def __init__(self, kind: str, built_in: dict[str, Thing]) -> None:
         """`kind`, for errors: `loss`, `sampler`, `source`, `teacher`."""
         self.kind = kind
-        self._things = dict(built_in)
-
-    def names(self) -> list[str]:
-        """The built-ins, in the order of their registration."""
-        return list(self._things)
+        self.built_in = built_in
 
     def get(self, name: str, *, setting: str) -> Thing:
         """The thing of this name. Raises UserError: an unknown name, with the nearest; a module or an object that is not there."""
-        if name in self._things:
-            return self._things[name]
+        if name in self.built_in:
+            return self.built_in[name]
         try:
-            check_name(name, self._things, kind=self.kind)
+            check_name(name, self.built_in, kind=self.kind)
         except ValueError as error:
             raise UserError(f"{setting}={name}: {error}") from None
         return import_object(name, setting=setting)
 
     def key(self, name: str, *, setting: str) -> dict[str, Any]:
-        """`plugin_key` of the thing of this name."""
-        return plugin_key(name, self.get(name, setting=setting))
+        """What a fingerprint holds of a plug-in: `{"plugin": "mylab.losses:rank_net", "version": 2}`; nothing of a built-in."""
+        thing = self.get(name, setting=setting)
+        if name in self.built_in:
+            return {}
+        version = getattr(thing, "version", 0)
+        if not isinstance(version, int | str):
+            raise UserError(f"{name}: its version is {version!r}; expected a whole number or a text")
+        return {"plugin": name, "version": version}
 
 
 @contextlib.contextmanager

@@ -6,14 +6,13 @@ file is checked by every command, so that a misspelt key in any section is found
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
 
 from data.config import experiment_file
-from data.config.fields import PathKind, Renamed, Section, build, execution, expanded_paths, keyed, map_paths
+from data.config.fields import PathKind, Renamed, Section, build, execution, expanded_paths, keyed, map_paths, warn_once
 from data.config.negative_sources import Source, canonical, parse_sources
 from data.config.registry import check_name
 from data.config.traits import LOSSES, SAMPLERS, LossTraits, SamplerTraits, traits_of
@@ -28,6 +27,7 @@ StopWords = Literal[
 SamplerName = Annotated[str, AfterValidator(lambda name: check_name(name, SAMPLERS, kind="sampler"))]
 LossName = Annotated[str, AfterValidator(lambda name: check_name(name, LOSSES, kind="loss"))]
 TEACHER_BACKENDS = ("torch", "onnx", "none")  # what each is: retrieval/teachers/backends.py
+BackendName = Annotated[str, AfterValidator(lambda name: check_name(name, TEACHER_BACKENDS, kind="teacher"))]
 Prefix = Annotated[str, BeforeValidator(lambda value: "auto" if value in (None, "null", "~") else value)]  # never one that reads `null`
 Length = Annotated[int | None, BeforeValidator(lambda value: None if value == "auto" else value)]
 Switch = Annotated[Literal["auto", "true", "false"], BeforeValidator(lambda value: str(value).lower())]  # YAML has True, too
@@ -81,25 +81,20 @@ class Teacher(Section):
     )
     revision: str | None = execution(None, "of a hub id: branch, tag or commit; null: its main branch")
     trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
-    backend: str = keyed("torch", "torch, onnx (ONNX Runtime), your own as package.module:object, or none: shards without logits")
+    backend: BackendName = keyed("torch", "torch, onnx (ONNX Runtime), your own as package.module:object, or none: shards without logits")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
     max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first", ge=16)
     compile: bool = execution(False, "torch.compile, under torch; its start takes half a minute a worker")
     segment_pairs: int = execution(2048, "rows of a window, whose new pairs are one segment; a kill loses at most two windows", ge=1)
     batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
 
-    @field_validator("backend")
-    @classmethod
-    def _known_backend(cls, value: str) -> str:
-        return check_name(value, TEACHER_BACKENDS, kind="teacher")
-
     @field_validator("compile", mode="before")
     @classmethod
-    def _former_words(cls, value: Any) -> Any:
+    def _old_choices(cls, value: Any) -> Any:
         """`auto` chose by a calibration, whose answer is no on today's machines."""
         if value not in ("auto", "on", "off"):
             return value
-        print(f"warning: teacher.compile={value} is now teacher.compile={str(value == 'on').lower()}", file=sys.stderr)
+        warn_once(f"teacher.compile={value} is now teacher.compile={str(value == 'on').lower()}")
         return value == "on"
 
 
@@ -190,7 +185,7 @@ class HardNegatives(Section):
         return parse_sources(self.source, first_rank=self.range_min + 1, last_rank=self.range_max)
 
     @property
-    def source_words(self) -> str:
+    def canonical_source(self) -> str:
         """Names and weights as training shards carry them."""
         return canonical(self.sources)
 
@@ -256,7 +251,7 @@ class Curriculum(Section):
 
     @property
     def sizes(self) -> tuple[GroupSizes, ...]:
-        """Of each iteration."""
+        """The sizes of the groups in each iteration."""
         return tuple(parse_sizes(text) for text in self.iterations)
 
     @model_validator(mode="after")
@@ -336,7 +331,9 @@ class Objective(Section):
 
     def check_loss(self) -> None:
         """Raises ValueError where the other settings do not give the loss what it needs. Imports a plug-in: for commands that train."""
-        name, loss, by_labels = self.distillation, self.loss_traits, self.loss_traits.learns_from == "labels"
+        name = self.distillation
+        loss = self.loss_traits
+        by_labels = loss.learns_from == "labels"
         if not by_labels and not loss.takes_unscored and self.in_batch in ("distillation", "both"):
             raise ValueError(f"{name} needs teacher logits, which in-batch passages have not: set in_batch=none or supervised")
         if not loss.uses_temperature and self.temperature_squared:
@@ -475,19 +472,20 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _pools_serve_the_curriculum(self) -> Experiment:
-        pools, wanted = self.hard_negatives, self.curriculum.retrieved
+        pools = self.hard_negatives
+        retrieved = self.curriculum.retrieved
         if not self.curriculum.enabled:
             return self
         if self.teacher.backend == "none":
             raise UserError("curriculum.enabled ranks by the teacher: set teacher.backend=torch or onnx")
         if pools.select != "none":
             raise UserError(f"curriculum.enabled takes all queries: leave hard_negatives.select={pools.select} out")
-        if pools.source_words != "student":
+        if pools.canonical_source != "student":
             raise UserError(f"curriculum.enabled ranks what the student retrieves: set hard_negatives.source=student, not {pools.source}")
-        if pools.depth < wanted:
+        if pools.depth < retrieved:
             raise UserError(
-                f"curriculum.enabled ranks the student's {wanted} best passages, the pools have {pools.depth}: set "
-                f"hard_negatives.depth={wanted} (or a smaller curriculum.retrieved)"
+                f"curriculum.enabled ranks the student's {retrieved} best passages, the pools have {pools.depth}: set "
+                f"hard_negatives.depth={retrieved} (or a smaller curriculum.retrieved)"
             )
         if any(value is not None for value in pools.false_negatives.model_dump().values()):
             raise UserError("curriculum.enabled draws by ranks alone: leave the rules of hard_negatives.false_negatives unset")

@@ -1,6 +1,6 @@
 """What settings must know of a loss or a sampler before it runs.
 
-A plug-in says it by attributes of these names. The built-ins live in rooms that this one cannot import: theirs are listed here.
+A plug-in says it by attributes of these names. The built-ins live in packages that this one cannot import: theirs are listed here.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def traits_of(name: str, built_in: dict[str, Traits], *, setting: str) -> Traits
     if name in built_in:
         return built_in[name]
     kind = type(next(iter(built_in.values())))
-    plugin, known = import_object(name, setting=setting), list(kind.model_fields)
+    plugin = import_object(name, setting=setting)
+    known = list(kind.model_fields)
     own = vars(plugin) if isinstance(plugin, FunctionType) else {}
     if unknown := [attribute for attribute in own if attribute not in (*known, "version") and not attribute.startswith("_")]:
         raise UserError(f"{setting}={name}: it has an attribute {unknown[0]}; known are version, {', '.join(known)}")

@@ -2,9 +2,8 @@
 
     .part-00000-of-00004.parquet.1f0c9a2b-4711-8d2e6f0a1b3c.tmp      .<final name>.<place>-<process>-<random>.tmp
 
-A place is a boot of a machine and a namespace of process ids in it: there, a process that is gone can be told for certain. A file of
-another place (another host of a network file system, a container, a machine that was started again) counts as abandoned when nobody wrote
-to it for a day.
+A place is a boot of a machine and a namespace of process ids in it: there, a process that is gone is known for certain. Other places are
+hosts of a network file system, containers, a machine that was started again: a file of theirs is abandoned when it is a day old.
 """
 
 from __future__ import annotations

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from data.errors import RunFailed, UserError
 from data.files.leftovers import remove_leftovers, temporary_name
@@ -22,28 +24,9 @@ from data.tables.shards import kind_of
 
 _HEAD_BYTES = 4096
 
-# What the first bytes of a file say of whose it is: one that begins otherwise is not overwritten.
-Kind = Callable[[bytes], bool]
-
-
-def is_anything(head: bytes) -> bool:
-    """For files that may hold what they like."""
-    return True
-
-
-def is_run(head: bytes) -> bool:
-    """A TREC run, whole or cut."""
-    return head.split(maxsplit=2)[1:2] == [b"Q0"]
-
-
-def is_json(head: bytes) -> bool:
-    """A JSON object."""
-    return head.startswith(b"{")
-
-
-def is_html(head: bytes) -> bool:
-    """An HTML page."""
-    return head[:14].lower() == b"<!doctype html"
+Kind = Literal["run", "json", "html"]
+# How files of a kind begin, whole or cut. One that begins otherwise is not overwritten.
+_STARTS: dict[Kind, bytes] = {"run": rb"\s*\S+\s+Q0(\s|$)", "json": rb"\{", "html": rb"(?i)<!doctype html"}
 
 
 def is_stream(path: str | Path) -> bool:
@@ -66,8 +49,8 @@ def is_standard_output(path: str | Path, descriptor: int = 1) -> bool:
 
 
 @contextlib.contextmanager
-def local_output_file(given: str, *, option: str, kind: Kind) -> Iterator[Path]:
-    """A local path to write. Raises UserError before the block where nothing can, or may, be written."""
+def local_output_file(given: str, *, option: str, kind: Kind | None = None) -> Iterator[Path]:
+    """A local path to write; a file there must be of the kind. Raises UserError before the block where nothing can, or may, be written."""
     if is_stream(given):
         with _streamed(given, option=option) as path:
             yield path
@@ -87,7 +70,7 @@ def local_output_file(given: str, *, option: str, kind: Kind) -> Iterator[Path]:
     if path.exists():
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
-        if head and not kind(head):
+        if head and kind and not re.match(_STARTS[kind], head):
             found = f"a file of another kind (it begins {head[:20]!r})"
             raise UserError(f"{option}={given} is {found}, which is left as it is; choose another name")
     remove_leftovers(path.parent, of=path.name)

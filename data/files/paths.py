@@ -1,4 +1,4 @@
-"""`~` and environment variables in paths that a person writes: in every setting and word alike, once, before anything uses them."""
+"""`~` and environment variables in paths that a person writes: in every setting and argument alike, once, before anything uses them."""
 
 from __future__ import annotations
 

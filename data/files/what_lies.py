@@ -33,11 +33,19 @@ def table_name(manifest: Manifest) -> str:
     return f"the stored table {manifest.stage}.{manifest.table}" if manifest.table else f"the stored table {manifest.stage}"
 
 
-def refuse_other_table(folder: Path, manifest: Manifest, *, metadata: bytes, option: str, expected: str) -> None:
-    """Raises UserError where the first shard's schema lacks this metadata: before every shard is read for its digest."""
+def output_of(stage: str, folder: Path, *, metadata: bytes, what: str) -> Manifest:
+    """The manifest of a stage's output, known by the metadata of its schema: before every shard is read for its digest.
+
+    Raises UserError where the folder holds no table, or another one. `what` names the rows of the stage in words.
+    """
+    manifest = Manifest.read(folder)
+    if manifest is None:
+        found = f"it is {what_lies(folder)}, without {MANIFEST_NAME}"
+        raise UserError(f"{stage}={folder}: {found}; give the output folder of `prep run stage={stage}` (see `prep path`)")
     with contextlib.suppress(OSError, pa.ArrowException):  # whoever reads it says what is damaged
         if manifest.shards and metadata not in (pq.read_schema(folder / manifest.shards[0].name).metadata or {}):
-            raise UserError(f"{option}={folder} is {table_name(manifest)}; expected {expected}")
+            raise UserError(f"{stage}={folder} is {table_name(manifest)}; expected {what}, the output of stage={stage}")
+    return manifest
 
 
 def stored_table(folder: Path) -> Manifest | None:

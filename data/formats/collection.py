@@ -93,7 +93,7 @@ def _detect(folder: str | Path, names: Sequence[str]) -> Format:
     return "beir" if beir else "msmarco"
 
 
-def _missing(folder: str | Path, names: Sequence[str] | None, wanted: str) -> UserError:
+def _missing(folder: str | Path, names: Sequence[str] | None, expected: str) -> UserError:
     if names is None:
         there = "that folder does not exist"
     elif not names:
@@ -101,14 +101,14 @@ def _missing(folder: str | Path, names: Sequence[str] | None, wanted: str) -> Us
     else:
         rest = f" and {len(names) - _SOME_NAMES} more" if len(names) > _SOME_NAMES else ""
         there = f"it holds {', '.join(names[:_SOME_NAMES])}{rest}"
-    return UserError(f"{folder}: looked for {wanted}; {there}")
+    return UserError(f"{folder}: looked for {expected}; {there}")
 
 
 def _choose_beir(folder: str | Path, names: Sequence[str], below: Sequence[str] | None) -> _Chosen:
     files = _present(names)
-    for wanted in ("corpus.jsonl", "queries.jsonl"):
-        if wanted not in files:
-            raise _missing(folder, names, f"{wanted}[.gz]")
+    for expected in ("corpus.jsonl", "queries.jsonl"):
+        if expected not in files:
+            raise _missing(folder, names, f"{expected}[.gz]")
     qrels = {name.removesuffix(".tsv"): f"qrels/{file}" for name, file in _present(below).items() if name.endswith(".tsv")}
     if not qrels:
         raise _missing(f"{folder}/qrels", below, "<split>.tsv[.gz], for example train.tsv")

@@ -1,7 +1,7 @@
 """From a collection's files to records: JSONL or TSV, and qrels of any form. Which files: `data.formats.collection`.
 
-Files are read a line at a time and never held. A line that is no record becomes a `Fault` with file, line, a short fixed reason and
-what was found and expected; only what concerns a whole file (missing, a gzip cut short, another kind of file) is an exception.
+Files are read a line at a time and never held. A line that is no record becomes a `Fault`: file, line, reason, what was found and expected.
+Only what concerns a whole file (missing, a gzip cut short, another kind of file) is an exception.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Passage(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A query."""
+    """A query of a collection; its id is what qrels name."""
 
     query_id: str
     text: str
@@ -245,12 +245,13 @@ def _judgement(line: str, *, split: str) -> Judgement:
     cells = [cell.strip() for cell in line.split("\t")]
     while len(cells) > 3 and not cells[-1]:
         cells.pop()
-    words = line.split()
-    if len(words) in (3, 4) and (len(cells) not in (3, 4) or not _INTEGER.fullmatch(cells[-1])):
-        cells = words
+    columns = line.split()
+    if len(columns) in (3, 4) and (len(cells) not in (3, 4) or not _INTEGER.fullmatch(cells[-1])):
+        cells = columns
     if len(cells) not in (3, 4):
-        few, found = len(cells) < 3 and len(words) < 3, "a run, " if len(words) == 6 else ""
-        raise _Broken("too few columns" if few else "too many columns", f"expected {JUDGEMENT_FORM}, found {found}{shown(line)}")
+        reason = "too few columns" if len(cells) < 3 and len(columns) < 3 else "too many columns"
+        found = "a run, " if len(columns) == 6 else ""
+        raise _Broken(reason, f"expected {JUDGEMENT_FORM}, found {found}{shown(line)}")
     query_id, *_, doc_id, label = cells
     try:
         query_id, doc_id = _checked(query_id, name="id"), _checked(doc_id, name="id")

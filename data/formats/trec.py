@@ -53,10 +53,10 @@ def read_entries(path: Path, queries: Container[str] | None = None) -> Iterator[
             cells = [cell.strip() for cell in line.split("\t")] if has_tabs else line.split()
             if not any(cells):
                 continue
-            wanted = queries is None or cells[0] in queries
-            if (wanted or first) and not (first and is_header(cells[:4])):
+            is_requested = queries is None or cells[0] in queries
+            if (is_requested or first) and not (first and is_header(cells[:4])):
                 entry = Entry(number, *_parsed(cells, line))
-                if wanted:
+                if is_requested:
                     yield entry
         except UnicodeDecodeError as error:
             raise UserError(f"{path}:{number} is not UTF-8 text ({error.reason}), so it is no line of a TREC run") from error
@@ -66,7 +66,7 @@ def read_entries(path: Path, queries: Container[str] | None = None) -> Iterator[
 
 
 def _is_of_others(line: str, queries: Container[str]) -> bool:
-    """Whether a line is of none of the queries for certain, told by its beginning: a shard wants few lines of a run of millions."""
+    """Whether a line is of none of the queries for certain, by its beginning alone: a shard needs few lines of a run of millions."""
     start = line.split(None, 1)
     return not start or (start[0] not in queries and ("\t" not in line or line.partition("\t")[0].strip() not in queries))
 
@@ -84,7 +84,7 @@ def check_run(path: Path, *, option: str) -> None:
 def read_run(path: Path, *, note: Callable[[str], None] = lambda line: None) -> Run:
     """A run, read line by line. As in trec_eval the score decides the order, not the rank field; ties go by doc_id.
 
-    `note` is told where most ranks go the other way, as they do in a run of distances.
+    `note` gets a line where most ranks go the other way, as they do in a run of distances.
 
     Raises UserError with file and line: a line that is not six fields with a finite number as the fifth, or a passage that a query
     lists twice (it would be counted twice).
@@ -125,8 +125,8 @@ def _parsed(cells: list[str], line: str) -> tuple[str, str, str, float]:
 def write_run(path: Path, run: Run, *, tag: str) -> None:
     """Write a run, whole or not at all, queries by id: the same run gives the same bytes.
 
-    Scores have the nine digits that tell any two fp32 numbers apart: with fewer, scores that differ would be ties to the next
-    reader, and the order would change. Raises UserError where an id is empty or holds a space, which the format cannot carry.
+    Scores have the nine digits that tell any two fp32 numbers apart. With fewer, the next reader would find ties, and another order. Raises
+    UserError where an id is empty or holds a space, which the format cannot carry.
     """
     parts = [run_lines(query_id, entries, tag=tag, path=path) for query_id, entries in sorted(run.items())]
     atomic_write(path, "".join(parts).encode())

@@ -83,7 +83,7 @@ class Segment:
 
     @property
     def rows(self) -> int:
-        """Its pairs."""
+        """How many pairs it holds."""
         return sum(self.bucket_rows)
 
     def parts(self) -> list[range]:

@@ -5,9 +5,8 @@
         <random>.parquet           segments (`data.logits.segment`): append-only, whole or not at all, no locks
         <random>.parquet.damaged   segments that failed a checksum, set aside: their pairs count as never scored
 
-A lookup reads every segment once, a row group at a time: its memory is that of one row group, which is a segment as the scoring stage
-writes it or a bucket of a compacted one, and 21 bytes for each pair asked for. Where two writers scored one pair the smaller logit
-counts: every reader agrees.
+A lookup reads every segment once, a row group at a time: a whole segment as the scoring stage writes it, a bucket of a compacted one. Its
+memory is one row group, and 21 bytes for each pair asked for. Where two writers scored one pair the smaller logit counts, for every reader.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ class LogitStore:
         """
         segments = self._read_steadily(self._segments)
         for group in _groups([segment for segment in segments if segment.rows < segment_rows], segment_rows):
-            merged = (as_table(*_stored(group, range(bucket, bucket + 1))) for bucket in range(BUCKETS))
+            merged = (as_table(*_stored(group, bucket)) for bucket in range(BUCKETS))
             try:
                 write_segment(self.folder / f"{uuid.uuid4().hex}.parquet", merged, rows=sum(segment.rows for segment in group))
             except FileNotFoundError:
@@ -137,7 +136,7 @@ class LogitStore:
 
     def _size(self) -> tuple[int, int, int]:
         segments = self._segments()
-        pairs = sum(len(_stored(segments, range(bucket, bucket + 1))[0]) for bucket in range(BUCKETS))
+        pairs = sum(len(_stored(segments, bucket)[0]) for bucket in range(BUCKETS))
         return pairs, len(segments), sum(segment.path.stat().st_size for segment in segments)
 
     def delete(self) -> None:
@@ -147,9 +146,9 @@ class LogitStore:
         shutil.rmtree(gone)
 
 
-def _stored(segments: list[Segment], buckets: range) -> tuple[Keys, Scores]:
-    """The stored pairs of some buckets in key order, each once."""
-    parts = [segment.read(buckets) for segment in segments]
+def _stored(segments: list[Segment], bucket: int) -> tuple[Keys, Scores]:
+    """The stored pairs of a bucket in key order, each once."""
+    parts = [segment.read(range(bucket, bucket + 1)) for segment in segments]
     keys = np.concatenate([np.empty((0, 2), dtype=np.uint64), *(keys for keys, _ in parts)])
     scores = Scores.concatenated([scores for _, scores in parts])
     order = np.argsort(keys[:, 0])

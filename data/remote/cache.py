@@ -26,7 +26,7 @@ from typing import TypeVar
 from data.digests import bytes_digest, json_digest
 from data.errors import DamagedShard, RunFailed, UserError
 from data.files.leftovers import remove_leftovers
-from data.files.outputs import Kind, is_anything, local_output_file, local_output_folder
+from data.files.outputs import Kind, local_output_file, local_output_folder
 from data.files.paths import expanded
 from data.remote.object_store import Entry, RemotePath, is_remote
 from data.tables.manifest import MANIFEST_NAME, Manifest
@@ -60,9 +60,7 @@ def local_table(folder: str) -> Path:
 
     The copy is named after the manifest, which names every shard's content; a shard that is there with the right size is not read again.
 
-    Raises:
-        UserError: no manifest there, or the store cannot be reached.
-        DamagedShard: an object is not the shard that the manifest records.
+    Raises UserError: no manifest there, or the store cannot be reached. DamagedShard: an object is not the shard that the manifest records.
     """
     if not is_remote(folder):
         return Path(folder)
@@ -78,7 +76,7 @@ def local_table_or_file(path: str) -> Path:
 
 
 class RemoteFolder:
-    """A folder of which some files are wanted, by name: those are copied, the rest is not touched."""
+    """A folder of which some files are asked for by name: those are copied, the rest is not touched."""
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
@@ -97,7 +95,7 @@ class RemoteFolder:
 
 
 @contextlib.contextmanager
-def output_file(path: str, *, option: str = "out", kind: Kind = is_anything) -> Iterator[Path]:
+def output_file(path: str, *, option: str = "out", kind: Kind | None = None) -> Iterator[Path]:
     """A local path to write; when the block ends well, a remote one is put as one object. When it does not, what is there stays.
 
     `option` is for errors; a file that is there is overwritten only where it is of the same kind. Raises UserError before the block
@@ -122,8 +120,8 @@ def output_file(path: str, *, option: str = "out", kind: Kind = is_anything) -> 
 def output_table(folder: str, *, option: str = "out") -> Iterator[Path]:
     """A local folder to write a stored table to; when the block ends well, a remote one's shards are put, then its manifest.
 
-    A table that is complete at the address is fetched first: writing the same one again does nothing, and another one is refused by the
-    same rules as in a local folder. Shards without a manifest there do not count, and are overwritten.
+    A table that is complete at the address is fetched first. To write the same one again does nothing; another one is refused, as in a
+    local folder. Shards without a manifest there do not count, and are overwritten.
 
     Raises UserError as `output_file` does.
     """
@@ -132,7 +130,8 @@ def output_table(folder: str, *, option: str = "out") -> Iterator[Path]:
             yield place
         return
     remote = RemotePath.of(folder)
-    before, local = remote.child(MANIFEST_NAME).read(), _place("outputs", folder)
+    before = remote.child(MANIFEST_NAME).read()
+    local = _place("outputs", folder)
     if before is not None:
         _fill(local, _local_table(remote, before))
     yield local
@@ -158,7 +157,7 @@ def _place(kind: str, address: str) -> Path:
 def _copies(address: str, files: dict[str, tuple[RemotePath, Entry]]) -> Path:
     """A local folder that holds these objects of an address under these names."""
     target = _place("inputs", address) / json_digest([[name, entry.bytes, entry.version] for name, (_, entry) in sorted(files.items())])
-    _fetch(address, [_Wanted(remote, target / name, entry.bytes, version=entry.version) for name, (remote, entry) in files.items()])
+    _fetch(address, [_Object(remote, target / name, entry.bytes, version=entry.version) for name, (remote, entry) in files.items()])
     return target
 
 
@@ -174,7 +173,7 @@ def _local_table(remote: RemotePath, content: bytes) -> Path:
         if PurePath(shard.name).name != shard.name or shard.name in ("", "..", MANIFEST_NAME):  # it must not name a file elsewhere
             raise DamagedShard(f"{remote.address}/{MANIFEST_NAME} names a shard {shard.name!r}, which is no file's name")
     target = _place("inputs", remote.address) / bytes_digest(content)
-    shards = [_Wanted(remote.child(shard.name), target / shard.name, shard.bytes, digest=shard.digest) for shard in manifest.shards]
+    shards = [_Object(remote.child(shard.name), target / shard.name, shard.bytes, digest=shard.digest) for shard in manifest.shards]
     _fetch(remote.address, shards)
     if not (target / MANIFEST_NAME).is_file():  # last: a folder that has it has all shards
         atomic_write(target / MANIFEST_NAME, content)
@@ -182,7 +181,7 @@ def _local_table(remote: RemotePath, content: bytes) -> Path:
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _Object:
     """An object, the file that it becomes, and what is known of its content."""
 
     remote: RemotePath
@@ -196,8 +195,8 @@ class _Wanted:
         return bool(self.digest or self.version) and self.target.is_file() and self.target.stat().st_size == self.bytes
 
 
-def _fetch(address: str, wanted: Sequence[_Wanted]) -> None:
-    missing = [one for one in wanted if not one.is_there()]
+def _fetch(address: str, objects: Sequence[_Object]) -> None:
+    missing = [one for one in objects if not one.is_there()]
     if not missing:
         return
     for folder in {one.target.parent for one in missing}:
@@ -207,36 +206,37 @@ def _fetch(address: str, wanted: Sequence[_Wanted]) -> None:
     _in_threads(_copy, missing)
 
 
-def _copy(wanted: _Wanted, stop: threading.Event) -> None:
-    """Raises DamagedShard where the bytes are not the wanted ones; nothing is left then."""
-    digest, size = hashlib.blake2b(digest_size=16), 0
-    with atomic_path(wanted.target) as temporary, open(temporary, "wb") as file:
-        for block in wanted.remote.blocks():
+def _copy(source: _Object, stop: threading.Event) -> None:
+    """Raises DamagedShard where the bytes are not the recorded ones; nothing is left then."""
+    digest = hashlib.blake2b(digest_size=16)
+    size = 0
+    with atomic_path(source.target) as temporary, open(temporary, "wb") as file:
+        for block in source.remote.blocks():
             if stop.is_set():
                 raise RunFailed("stopped")  # never seen: what made it stop is
             file.write(block)
             digest.update(block)
             size += len(block)
-        if wanted.digest and (size, digest.hexdigest()) != (wanted.bytes, wanted.digest):
-            recorded = f"{MANIFEST_NAME} records ({wanted.bytes} bytes, digest {wanted.digest}; found {size} bytes)"
+        if source.digest and (size, digest.hexdigest()) != (source.bytes, source.digest):
+            recorded = f"{MANIFEST_NAME} records ({source.bytes} bytes, digest {source.digest}; found {size} bytes)"
             remedy = "it is damaged or was replaced; put the table there again"
-            raise DamagedShard(f"{wanted.remote.address} is not the file that {recorded}: {remedy}")
-        if size != wanted.bytes:
-            found = f"{wanted.remote.address} has {size} bytes, {wanted.bytes} were listed"
+            raise DamagedShard(f"{source.remote.address} is not the file that {recorded}: {remedy}")
+        if size != source.bytes:
+            found = f"{source.remote.address} has {size} bytes, {source.bytes} were listed"
             raise RunFailed(f"{found}: it was replaced; start the same command again")
 
 
 def _in_threads(work: Callable[[Item, threading.Event], None], items: Sequence[Item]) -> None:
     """Run `work` on all items. The first failure, or an interrupt, stops the others, which are waited for: nothing is left behind."""
     stop = threading.Event()
-    with ThreadPoolExecutor(THREADS) as pool:
-        futures = [pool.submit(work, item, stop) for item in items]
+    with ThreadPoolExecutor(THREADS) as executor:
+        futures = [executor.submit(work, item, stop) for item in items]
         try:
             for done in as_completed(futures):
                 done.result()
         except BaseException:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(wait=False, cancel_futures=True)
             raise
 
 

@@ -133,27 +133,28 @@ def _explained(address: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each package has kinds of its own
-        raise _in_words(error, address) from error
+        raise _explanation(error, address) from error
 
 
-def _in_words(error: Exception, address: str) -> UserError:
+def _explanation(error: Exception, address: str) -> UserError:
     scheme = address.split("://")[0]
-    kind, words = type(error).__name__, " ".join(str(error).split())[:300]
+    kind = type(error).__name__
+    said = " ".join(str(error).split())[:300]
     if isinstance(error, ImportError):
         remedy = "pip install -c constraints.txt -e '.[s3]'" if scheme in ("s3", "s3a") else "install it"
-        return UserError(f"{address}: addresses {scheme}:// need a package that is not installed ({words}): {remedy}")
-    if isinstance(error, ValueError) and "Protocol not known" in words:
+        return UserError(f"{address}: addresses {scheme}:// need a package that is not installed ({said}): {remedy}")
+    if isinstance(error, ValueError) and "Protocol not known" in said:
         return UserError(f"{address}: unknown kind of address {scheme}://; known are s3://, gs:// and all others of fsspec")
     if isinstance(error, FileNotFoundError):
         return UserError(f"{address}: no such bucket" if _is_of_bucket(error) else f"{address}: nothing there")
     if kind in _NO_CREDENTIALS:
         remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; FSSPEC_S3_ANON=true reads public buckets"
-        return UserError(f"{address}: no credentials ({words}); {remedy}" if scheme == "s3" else f"{address}: no credentials ({words})")
+        return UserError(f"{address}: no credentials ({said}); {remedy}" if scheme == "s3" else f"{address}: no credentials ({said})")
     if isinstance(error, PermissionError):
-        return UserError(f"{address}: access is refused ({words}): wrong credentials, or they lack this right")
+        return UserError(f"{address}: access is refused ({said}): wrong credentials, or they lack this right")
     if kind in _NO_ANSWER:
         remedy = "check the network, and AWS_ENDPOINT_URL where the store is not Amazon's" if scheme == "s3" else "check the network"
-        return UserError(f"{address}: the store does not answer ({words}); {remedy}")
+        return UserError(f"{address}: the store does not answer ({said}); {remedy}")
     if kind == "FileExpired":
         return RunFailed(f"{address} was replaced while it was read; start the same command again")
-    return RunFailed(f"{address}: {kind}: {words}; start the same command again if the store was at fault")
+    return RunFailed(f"{address}: {kind}: {said}; start the same command again if the store was at fault")

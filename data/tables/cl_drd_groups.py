@@ -1,7 +1,6 @@
 """CL-DRD's three groups of a query's list: their sizes in each iteration, and the labels that follow from a candidate's group and place.
 
-Zeng et al., "Curriculum Learning for Dense Retrieval Distillation" (SIGIR 2022, https://arxiv.org/abs/2204.13679): the labelled positives
-and the teacher's best are graded 1/r by their place r, passages of middle rank -0.25, the others -0.5.
+Zeng et al., "Curriculum Learning for Dense Retrieval Distillation" (SIGIR 2022, https://arxiv.org/abs/2204.13679).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The kind of device that computes a table, noted beside its shards: one that was begun on a GPU is not finished on a CPU.
 
-Their vectors and logits differ at the level of rounding noise, and the fingerprint is the same: where both are in one table nobody can
-tell any more which is which. A table that is whole serves everywhere.
+Their vectors and logits differ at the level of rounding noise, under one fingerprint: in one table nobody could tell them apart. A table
+that is whole serves everywhere.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from data.tables.shards import atomic_write
 NOTE_NAME = "device.json"
 
 
-def settle_device(folder: Path, device: str, *, option: str, begun: bool) -> None:
+def note_device(folder: Path, device: str, *, option: str, begun: bool) -> None:
     """Note the device of the shards to come. `begun`: some are there already, which were computed on the noted one.
 
     Raises UserError where that is another one.
     """
-    noted = _noted(folder)
+    try:
+        noted = str(json.loads((folder / NOTE_NAME).read_text())["device"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        noted = None
     if begun and noted not in (None, device):
         raise UserError(
             f"{folder} was begun with {option}={noted}, and a table holds the numbers of one kind of device: go on with {option}={noted}, "
@@ -28,10 +31,3 @@ def settle_device(folder: Path, device: str, *, option: str, begun: bool) -> Non
         )
     if noted != device:
         atomic_write(folder / NOTE_NAME, json.dumps({"device": device}).encode())
-
-
-def _noted(folder: Path) -> str | None:
-    try:
-        return str(json.loads((folder / NOTE_NAME).read_text())["device"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None

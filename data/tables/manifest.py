@@ -33,9 +33,7 @@ class ShardRecord:
     def check(self, folder: Path) -> None:
         """Compare the file's bytes with the record: page checksums cover data pages only, this covers footers and page headers too.
 
-        Raises:
-            UserError: it is missing.
-            DamagedShard: it is another file.
+        Raises UserError where it is missing, DamagedShard where it is another file.
         """
         path = folder / self.name
         if not path.is_file():

@@ -42,11 +42,6 @@ class Ragged:
         return pa.ListArray.from_arrays(pa.array(self.bounds).cast(pa.int32()), pa.array(self.values))
 
     @staticmethod
-    def of_column(column: pa.ChunkedArray) -> Ragged:
-        """The lists of a column without nulls."""
-        return Ragged.of_lists(column.combine_chunks())
-
-    @staticmethod
     def of_lists(lists: pa.ListArray) -> Ragged:
         """The lists of an Arrow array without nulls."""
         values = lists.flatten().to_numpy(zero_copy_only=False)

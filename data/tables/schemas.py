@@ -1,7 +1,7 @@
 """The tables on disk: one Arrow schema a table, the candidate kinds, and the neutral marks inside dark examples.
 
-Training shards and dev sets are all that `pipeline` and `trainer` share. A column that changes raises the `version` of its table, so that
-this one and what is made from it is made again; `SCHEMA_VERSION` is in every fingerprint, that of the embeddings too.
+Training shards and dev sets are all that `pipeline` and `trainer` share. A column that changes raises the `version` of its table, which is
+then made again with all that is made from it. `SCHEMA_VERSION` is in every fingerprint, that of the embeddings too.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class LocalExecutor:
 
     def ask(self, function: Callable[..., Any], models: ResolvedModels, *args: Any) -> Any:
         """Run it in this process."""
-        return self._worker.ask(function, models.to_json(), *args)
+        return self._worker.ask(function, models.resolved(), *args)
 
     def workers(self) -> int:
         """One."""

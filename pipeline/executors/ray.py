@@ -139,7 +139,7 @@ class RayExecutor:
         self._stop_actors()  # they hold the CPUs that the new one needs
         actor, what = self._new_actor(), f"{function.__name__} in a worker"
         try:
-            return self._outcome(actor.ask.remote(function, models.to_json(), *args), what)
+            return self._outcome(actor.ask.remote(function, models.resolved(), *args), what)
         except self._ray.exceptions.RayActorError as error:
             raise _failed(what, error) from error
         finally:

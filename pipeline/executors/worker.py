@@ -21,7 +21,7 @@ from retrieval.models.resolved import ResolvedModels
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Some shards of one table. Small and made of plain values: only paths travel, never data."""
+    """Some shards of one table. Small: only settings, paths and digests travel, never data."""
 
     label: str
     folder: str
@@ -30,7 +30,7 @@ class ShardTask:
     shard_count: int
     inputs: dict[str, str]  # label -> folder
     settings: dict[str, Any]  # the part of the table's key that is of settings and of files outside the store, as it was planned
-    models: dict[str, Any]  # `ResolvedModels.to_json`
+    models: dict[str, Any]  # `ResolvedModels.resolved`
     version: int  # of the table, in the driver's code
 
     @property
@@ -67,7 +67,7 @@ class Worker:
                 f"{task.name}: {platform.node()} has other code than the driver ({table.label} of version {table.version}, not "
                 f"{task.version}), which would write other rows: install the same commit on every host"
             )
-        models = ResolvedModels.from_json(task.models, self._experiment, self._digests)
+        models = ResolvedModels.of_driver(task.models, self._experiment, self._digests)
         check_unchanged = partial(table.refuse_changed, task.settings, models)
         check_unchanged()
         if table.uses_device and not self._limited:
@@ -95,7 +95,7 @@ class Worker:
 
     def ask(self, function: Callable[..., Any], models: dict[str, Any], *args: Any) -> Any:
         """Run a function of this package here, with the models of the driver."""
-        return function(ResolvedModels.from_json(models, self._experiment, self._digests), *args)
+        return function(ResolvedModels.of_driver(models, self._experiment, self._digests), *args)
 
 
 def _stored(folder: Path) -> Stored:

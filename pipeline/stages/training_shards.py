@@ -35,7 +35,7 @@ def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
         "tokenizer": models.student.tokenizer_digest,
         "teachers": [] if experiment.teacher.backend == "none" else [models.namespace],
         "draws": experiment.draws,
-        "negatives_source": experiment.hard_negatives.source_words,
+        "negatives_source": experiment.hard_negatives.canonical_source,
     }
     if experiment.curriculum.enabled:
         iterations = list(experiment.curriculum.iterations)

@@ -1,4 +1,4 @@
-"""What the files of a transformers checkpoint tell about whether it can be used, told before any work. No model is loaded, no torch
+"""What the files of a transformers checkpoint tell about whether it can be used, before any work. No model is loaded, no torch
 imported.
 
     student    whole weights | not quantised | a token table that has all of the tokenizer's ids
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from retrieval.checkpoints.files import read_json, role_tokens, text_settings, token_count, transformer_folder
+from retrieval.checkpoints.files import read_json, role_tokens, text_settings, tokenizer_files, transformer_folder
 from retrieval.checkpoints.weight_files import Shapes, refuse_adapter, tensor_shapes, token_rows
 from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_modules, refuse_templates
 
@@ -77,13 +77,13 @@ def check_marks(folder: Path, *, option: str, masked: bool, mixed: bool, trusted
 
     The tokenizer is loaded, in about three seconds, only where its files do not name the token: its class may have one.
     """
-    wanted = [role for role, asked in (("mask_token", masked), ("sep_token", mixed)) if asked]
-    if role_tokens(folder).keys() >= set(wanted):
+    needed = [role for role, asked in (("mask_token", masked), ("sep_token", mixed)) if asked]
+    if role_tokens(folder).keys() >= set(needed):
         return
     from retrieval.models.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(folder, trusted=trusted)
-    lacking = [role for role in wanted if tokenizer.role_token(role) is None]
+    lacking = [role for role in needed if tokenizer.role_token(role) is None]
     if lacking:
         raise UserError(
             f"{option}: the tokenizer in {folder} has no {' and no '.join(lacking)}, which the dark examples asked for need; take another "
@@ -98,7 +98,7 @@ def bare_decoder(folder: Path) -> bool:
 
 def check_token_rows(folder: Path, rows: Any, *, option: str) -> None:
     """Raises UserError where the tokenizer has ids beyond the `rows` of the model's token table."""
-    count = token_count(folder)
+    count = tokenizer_files(folder).rows
     if isinstance(rows, int) and count > rows:
         raise UserError(
             f"{option}: the tokenizer in {folder} has ids up to {count - 1:,}, the model has embeddings for {rows:,} tokens; "

@@ -5,17 +5,16 @@ A digest is of content, never of a name or path: a model moved elsewhere is the 
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.digests import DigestCache, bytes_digest, canonical_json, file_stamp, json_digest
+from data.digests import DigestCache, bytes_digest, file_stamp, json_digest
 from data.errors import UserError, first_line
 from data.files.what_lies import stored_table, what_lies
 
@@ -163,21 +162,19 @@ def weights_digest(folder: Path, digests: DigestCache, *, option: str, beside: S
     if not files:
         raise UserError(no_weights(folder, option=option))
     config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _VOLATILE_CONFIG_KEYS}
-    with _digestible(folder / "config.json"):
-        return json_digest({"config": config, "weights": [digests.file(file) for file in files]})
+    return _digest({"config": config, "weights": [digests.file(file) for file in files]}, of=folder / "config.json")
 
 
-@contextlib.contextmanager
-def _digestible(path: Path) -> Iterator[None]:
-    """Raises UserError where the content is none of JSON's, although Python reads it: NaN, Infinity, half a character."""
+def _digest(content: Any, *, of: Path) -> str:
+    """Digest of what a file says. Raises UserError where that is none of JSON's, although Python reads it: NaN, half a character."""
     try:
-        yield
+        return json_digest(content)
     except ValueError as error:
-        raise UserError(f"{path} holds what is no JSON ({first_line(error)})") from error
+        raise UserError(f"{of} holds what is no JSON ({first_line(error)})") from error
 
 
 def no_weights(folder: Path, *, option: str) -> str:
-    """In words: a folder has none that are read. A hub model's pickles are not even downloaded, so the remedy is always named."""
+    """The text of an error: a folder has no weights that are read. A hub's pickles are not downloaded, so the remedy is always named."""
     pickles = sorted(path.name for pattern in ("*.bin", "*.bin.index.json", "*.pt", "*.pth") for path in folder.glob(pattern))
     found = f"; {pickles[0]} is a pickle" if pickles else ""
     return (
@@ -210,38 +207,31 @@ def withholds_segments(folder: Path) -> bool:
 
 def tokenizer_digest(folder: Path) -> str:
     """Digest of what decides the tokens of a text: the tokenizer's tables without its padding and truncation settings."""
-    return _tokenizer(folder).digest
-
-
-def token_count(folder: Path) -> int:
-    """One more than the largest id that a text can be given: rows that an embedding table must have; 0 where it cannot be told."""
-    return _tokenizer(folder).rows
-
-
-def tokenizer_pad_id(folder: Path) -> int:
-    """The id of the token that the tokenizer's files name for padding; 0 where they name none, or one that its tables lack."""
-    return _tokenizer(folder).pad_id
+    return tokenizer_files(folder).digest
 
 
 def tokenizer_settings(folder: Path) -> dict[str, Any]:
     """tokenizer.json without its vocabulary; empty where there is none."""
-    return _tokenizer(folder).settings if (folder / "tokenizer.json").is_file() else {}
+    return tokenizer_files(folder).settings if (folder / "tokenizer.json").is_file() else {}
 
 
-class _TokenizerFiles(NamedTuple):
-    digest: str
-    rows: int
-    pad_id: int
-    settings: dict[str, Any]
+class TokenizerFiles(NamedTuple):
+    """What a tokenizer's files say of it."""
+
+    digest: str  # see `tokenizer_digest`
+    rows: int  # that an embedding table must have: one more than the largest id of a text; 0 where it cannot be found out
+    pad_id: int  # of the token named for padding; 0 where none is named, or one that the tables lack
+    settings: dict[str, Any]  # tokenizer.json without its vocabulary
 
 
-def _tokenizer(folder: Path) -> _TokenizerFiles:
+def tokenizer_files(folder: Path) -> TokenizerFiles:
+    """Read a folder's tokenizer, once while its files stay as they are. Raises UserError where there is none that can be read."""
     files = [folder / name for name in (*_TOKENIZER_FILES, *_TOKENIZER_SETTINGS)]
     return _tokenizer_of(folder, tuple(file_stamp(path) for path in files if path.is_file()))
 
 
 @functools.lru_cache(maxsize=16)  # the tables of a large vocabulary take 100 MB when parsed, and 0.1 s to write as canonical JSON
-def _tokenizer_of(folder: Path, stamps: tuple[str, ...]) -> _TokenizerFiles:
+def _tokenizer_of(folder: Path, stamps: tuple[str, ...]) -> TokenizerFiles:
     path = next((folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()), None)
     if path is None:
         unread = [name for name in _UNREAD_TOKENIZER_FILES if (folder / name).is_file()]
@@ -250,12 +240,11 @@ def _tokenizer_of(folder: Path, stamps: tuple[str, ...]) -> _TokenizerFiles:
         )
         raise UserError(f"{folder} holds no tokenizer (tokenizer.json, or a vocabulary file){hint}")
     parts: dict[str, str] = {}
-    count, pad_id, settings = 0, 0, dict[str, Any]()
+    count, pad_id = 0, 0
+    settings: dict[str, Any] = {}
     if path.name == "tokenizer.json":  # vocabulary files beside it are not read
         tables = _parsed(path)
-        with _digestible(path):
-            hashed = {key: value for key, value in tables.items() if key not in ("padding", "truncation")}
-            parts[path.name] = bytes_digest(canonical_json(hashed).encode())
+        parts[path.name] = _digest({key: value for key, value in tables.items() if key not in ("padding", "truncation")}, of=path)
         count, pad_id = _ids(tables, path, roles=role_tokens(folder))
         settings = {key: value for key, value in tables.items() if key not in ("model", "added_tokens")}
     else:
@@ -266,9 +255,9 @@ def _tokenizer_of(folder: Path, stamps: tuple[str, ...]) -> _TokenizerFiles:
             if path.name == "vocab.txt":
                 count = len(content.splitlines())
     config, special = (read_json(folder / name) for name in _TOKENIZER_SETTINGS)
-    with _digestible(folder / _TOKENIZER_SETTINGS[0]):
-        digest = json_digest({"files": parts, "config": {key: config.get(key) for key in _TOKENIZER_CONFIG_KEYS}, "special": special})
-    return _TokenizerFiles(digest, count, pad_id, settings)
+    own = {"files": parts, "config": {key: config.get(key) for key in _TOKENIZER_CONFIG_KEYS}, "special": special}
+    digest = _digest(own, of=folder / _TOKENIZER_SETTINGS[0])
+    return TokenizerFiles(digest, count, pad_id, settings)
 
 
 def _ids(tables: dict[str, Any], path: Path, *, roles: dict[str, str]) -> tuple[int, int]:
@@ -278,7 +267,8 @@ def _ids(tables: dict[str, Any], path: Path, *, roles: dict[str, str]) -> tuple[
     the table that has no role is left out: Gemma's tokenizer has one of images, its text models have no row for it.
     """
     try:
-        vocabulary, added = tables["model"]["vocab"], {token["content"]: token for token in tables.get("added_tokens") or []}
+        vocabulary = tables["model"]["vocab"]
+        added = {token["content"]: token for token in tables.get("added_tokens") or []}
         ids = dict(vocabulary) if isinstance(vocabulary, dict) else {entry[0]: place for place, entry in enumerate(vocabulary)}
         plain = [token["id"] for token in added.values() if not token.get("special")]
         of_added = {content: token["id"] for content, token in added.items()}

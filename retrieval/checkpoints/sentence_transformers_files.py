@@ -83,14 +83,15 @@ def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSet
         return FolderSettings(query_tokens=longest, passage_tokens=longest)
     files = [FolderFile.read(weights / f"sentence_{name}_config.json", option=option) for name in _TRANSFORMER_NAMES]
     transformer = next((file for file in files if file.content), files[0])
-    check_transformer(transformer, weights)
+    _check_transformer(transformer, weights)
     pooling, normalizes = _modules(folder, option=option)
     own = FolderFile.read(folder / "config_sentence_transformers.json", option=option)
     if own.text("model_type") not in (None, "SentenceTransformer"):
         raise own.refusal("model_type", "and only a SentenceTransformer gives one vector for a text")
-    similarity, kept = own.text("similarity_fn_name"), own.count("truncate_dim")
+    similarity = own.text("similarity_fn_name")
+    kept = own.count("truncate_dim")
     size = read_json(weights / "config.json").get("hidden_size")
-    query_length, passage_length = named_lengths(transformer)
+    query_length, passage_length = _named_lengths(transformer)
     return FolderSettings(
         pooling=_pooling_modes(pooling),
         # Search is by inner product, which is cosine between vectors of length 1. A folder that names no similarity stays as it is:
@@ -119,7 +120,8 @@ def _modules(folder: Path, *, option: str) -> tuple[FolderFile, bool]:
     """(settings of the pooling, whether its vectors are normalised)."""
     found: list[tuple[str, FolderFile]] = []
     for module in module_list(folder):
-        kind, settings = module["type"], FolderFile.read(folder / module["path"] / "config.json", option=option)
+        kind = module["type"]
+        settings = FolderFile.read(folder / module["path"] / "config.json", option=option)
         # `Pooling` of whichever module of sentence-transformers: it moved. A class from elsewhere is code that comes with the checkpoint.
         kind = kind.rsplit(".", 1)[-1] if kind.startswith("sentence_transformers.") else kind
         if kind not in _MODULES or (kind == "Normalize" and not _normalizes_texts(settings)):
@@ -169,7 +171,7 @@ def _prompt(own: FolderFile, names: tuple[str, ...], *, others: tuple[str, ...])
     return "" if default is None or default in others else prompts.text(default) or ""
 
 
-def check_transformer(file: FolderFile, weights: Path) -> None:
+def _check_transformer(file: FolderFile, weights: Path) -> None:
     """Raises UserError, naming file and key, for the first one that would change a vector and is not honoured."""
     file.refuse_others([*_READ, *_HARMLESS, *(name for pair, _, _ in _LOADING for name in pair)])
     if file.content.get("query_expansion"):
@@ -188,7 +190,7 @@ def check_transformer(file: FolderFile, weights: Path) -> None:
 
 
 def check_arguments(file: FolderFile, weights: Path) -> None:
-    """Raises UserError for what the file would have from_pretrained told and is not read."""
+    """Raises UserError for arguments of from_pretrained that the file gives and that are not read."""
     for pair, harmless, home in _LOADING:
         there = read_json(weights / home)
         for section in map(file.part, pair):
@@ -208,7 +210,7 @@ def _check_modalities(file: FolderFile, modalities: FolderFile) -> None:
         raise file.refusal("module_output_name", "but only token_embeddings can be pooled")
 
 
-def named_lengths(file: FolderFile) -> tuple[int | None, int | None]:
+def _named_lengths(file: FolderFile) -> tuple[int | None, int | None]:
     """The longest query and passage in tokens, None where the file leaves it to model and tokenizer. The innermost name wins."""
     of_tokenizer = [file.part(name).count("model_max_length") for name in ("processor_kwargs", "tokenizer_args")]
     plain = next((length for length in of_tokenizer if length), None) or file.count("max_seq_length")

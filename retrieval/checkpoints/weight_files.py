@@ -1,4 +1,4 @@
-"""Whether a checkpoint's weights are whole, told from the headers of its files. No weight is read, and torch is not imported.
+"""Whether a checkpoint's weights are whole, by the headers of its files. No weight is read, and torch is not imported.
 
 transformers opens `model.safetensors`, else the shards that `model.safetensors.index.json` names.
 """

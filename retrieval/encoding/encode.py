@@ -14,7 +14,7 @@ import torch
 from data.config.settings import Embed, Student
 from data.digests import DigestCache, json_digest
 from data.errors import RunFailed, UserError
-from data.tables.device_note import settle_device
+from data.tables.device_note import note_device
 from data.tables.manifest import Manifest, ShardRecord, refuse_others
 from data.tables.schemas import embeddings
 from data.tables.shards import describe, open_shard, read_footer, read_row_groups
@@ -106,7 +106,7 @@ def encode_table(
     refuse_others(out, fingerprint, footers, what="embeddings of other texts or of another model")
     missing = [shard for shard in source.shards if footers[shard.name] is None]
     if missing:
-        settle_device(out, device, option="device", begun=any(footers.values()))
+        note_device(out, device, option="device", begun=any(footers.values()))
         for note in spec.notes:
             report(f"note: {note}")
         encoder = TextEncoder(spec, precision=precision, device=device, batch_tokens=batch_tokens)

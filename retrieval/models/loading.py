@@ -1,16 +1,15 @@
 """The one way in which a transformers checkpoint is opened: all weights that the class computes with must come from the file.
 
-transformers draws what a file lacks at random, and leaves out what a class has no place for, with a warning at most: two loads of one
-folder then are two models, in every worker another one. Here the loading report is read, and such a checkpoint refused by the names of
-its tensors. Code that comes with a checkpoint runs only where it is trusted (`retrieval.checkpoints.custom_code`).
+transformers draws what a file lacks at random, and leaves out what a class has no place for, with a warning at most. Each load of such a
+folder is another model. Here the loading report is read, and the checkpoint refused by the names of its tensors. Code that comes with a
+checkpoint runs only where it is trusted (`retrieval.checkpoints.custom_code`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.errors import UserError, first_line
 from retrieval.checkpoints.custom_code import has_model_code, way_to_trust
@@ -57,7 +56,7 @@ def open_model(
     _quieten()
     load = getattr(transformers, auto_class).from_pretrained
     always = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": trusted}
-    asked = {**always, "output_loading_info": True, "ignore_mismatched_sizes": True, **given}  # mismatched ones are told, all at once
+    asked = {**always, "output_loading_info": True, "ignore_mismatched_sizes": True, **given}  # mismatched ones are reported, all at once
     for number, way in enumerate(ways, 1):
         try:
             model, report = load(folder, **asked, **way)
@@ -67,8 +66,8 @@ def open_model(
         except Exception as error:  # transformers and a checkpoint's own code raise many kinds
             if number == len(ways):
                 raise UserError(f"{option}: {folder} cannot be opened by transformers' {auto_class}: {first_line(error)}") from error
-    faults = faults_of(model, report, new_head=new_head, strict=has_model_code(folder) and not trusted)
-    if faults:
+    faults = _faults_of(model, report, new_head=new_head, strict=has_model_code(folder) and not trusted)
+    if any(faults):
         remedy = _remedy(model, faults, report["unexpected_keys"], folder, option=option)
         raise UserError(f"{option}: {folder} {faults.message(type(model).__name__)}; {remedy}")
     return model
@@ -98,30 +97,24 @@ def _quieten() -> None:
     logging.set_verbosity_error()
 
 
-@dataclass(frozen=True)
-class Faults:
+class _Faults(NamedTuple):
     """Why a model is not the one in the file."""
 
     missing: list[str]  # names in the model
     reshaped: list[str]  # with both shapes
     homeless: list[str]  # names in the file, inside the part that is used
 
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.reshaped or self.homeless)
-
     def message(self, kind: str) -> str:
-        """What is wrong, with some of the names."""
-        parts = [
-            ("lacks {} of its weights", self.missing),
-            ("has {} in another shape", self.reshaped),
-            ("has {} that this class has no place for", self.homeless),
-        ]
-        shown = ((words.format(len(names)), [*names[:_SHOWN], *["..."] * (len(names) > _SHOWN)]) for words, names in parts if names)
-        found = [f"{what} ({', '.join(names)})" for what, names in shown]
+        phrases = ("lacks {} of its weights", "has {} in another shape", "has {} that this class has no place for")
+        found = []
+        for phrase, names in zip(phrases, self, strict=True):
+            if names:
+                shown = [*names[:_SHOWN], *["..."] * (len(names) > _SHOWN)]
+                found.append(f"{phrase.format(len(names))} ({', '.join(shown)})")
         return f"opens as a {kind} but {' and '.join(found)}"
 
 
-def faults_of(model: Any, report: dict[str, Any], *, new_head: bool = False, strict: bool = False) -> Faults:
+def _faults_of(model: Any, report: dict[str, Any], *, new_head: bool = False, strict: bool = False) -> _Faults:
     """What of transformers' loading report makes the model another one than the checkpoint's.
 
     Passed over: poolers that nothing reads, heads of other tasks, buffers that a class computes, and what the class itself declares
@@ -136,7 +129,7 @@ def faults_of(model: Any, report: dict[str, Any], *, new_head: bool = False, str
     reshaped = [f"{name}: {list(there)} in the file, {list(here)} in the model" for name, there, here in report["mismatched_keys"]]
     only_known = strict or (base_of(model) is not model and not new_head)
     homeless = [name for name in report["unexpected_keys"] if _is_used(name, model, only_known_heads=only_known)]
-    return Faults(sorted(missing), sorted(reshaped), sorted(homeless))
+    return _Faults(sorted(missing), sorted(reshaped), sorted(homeless))
 
 
 def base_of(model: Any) -> Any:
@@ -172,7 +165,7 @@ def _is_used(name: str, model: Any, *, only_known_heads: bool) -> bool:
     return name.startswith(prefix) or top in own or (only_known_heads and top not in _OTHER_HEADS)
 
 
-def _remedy(model: Any, faults: Faults, unexpected: set[str], folder: Path, *, option: str) -> str:
+def _remedy(model: Any, faults: _Faults, unexpected: set[str], folder: Path, *, option: str) -> str:
     """The likely cause, and what to do about it."""
     wrapped = (there.removesuffix(name) for name in faults.missing for there in unexpected if there.endswith(f".{name}"))
     if prefix := next(wrapped, ""):

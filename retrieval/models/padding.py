@@ -2,8 +2,8 @@
 
 Models that take the state of a text's last token (decoders with a head) find it by `config.pad_token_id`, whatever the mask says. So
 padding has that id (`probe.pad_id_of`), not the tokenizer's, which may be another one. A text that ends in the padding token is read as
-transformers reads it alone. What then still differs (no padding id at all, states that mix along the batch's length, a head that wants
-as many end tokens in every text) is found by trying it out, and refused.
+transformers reads it alone. What then still differs is found by trying it out, and refused: no padding id at all, states that mix along
+the batch's length, a head that wants as many end tokens in every text.
 """
 
 from __future__ import annotations
@@ -29,14 +29,10 @@ def results_of(model: Any) -> Check:
 
 
 def check_padding(model: Any, *, check: Check, option: str) -> None:
-    """Refuse a model that gives a text another result in a batch than alone. It is in fp32, in eval mode, on its device.
+    """Raises UserError for a transformers model that gives a text another result in a batch than alone.
 
-    Args:
-        model: a transformers model.
-        check: ids, mask and segments [n, L] to its results, [n] or [n, D].
-        option: the setting that names the model, for errors.
-
-    Raises UserError.
+    The model is in fp32, in eval mode, on its device. `check` takes ids, mask and segments [n, L] and gives its results, [n] or [n, D].
+    `option` is the setting that names it, for errors.
     """
     kind = type(model).__name__
     with own_attention(model):
@@ -48,17 +44,14 @@ def check_padding(model: Any, *, check: Check, option: str) -> None:
         except MemoryError:
             raise
         except Exception as error:  # code of any model
+            remedy = "give a model of another architecture"
+            if pad_id_of(model) is None:
+                remedy = "its config.json has no pad_token_id: write one into it that no text ends in, such as the tokenizer's"
             reason = f"cannot compute a batch of texts of several lengths ({first_line(error)})"
-            raise UserError(f"{option}: a {kind} {reason}{_remedy(model)}") from error
+            raise UserError(f"{option}: a {kind} {reason}; {remedy}") from error
     off = largest_difference(together, alone)
     if not off <= FP32_NOISE:
         raise UserError(
             f"{option}: a {kind} gives a text another result beside longer ones than alone (off by {off:.1%}), so its results would "
             "depend on how texts are put together: give a model that leaves padding out"
         )
-
-
-def _remedy(model: Any) -> str:
-    if pad_id_of(model) is None:
-        return "; its config.json has no pad_token_id: write one into it that no text ends in, such as the tokenizer's padding token"
-    return "; give a model of another architecture"

@@ -15,11 +15,11 @@ from data.errors import UserError
 from retrieval.checkpoints.files import resolve_folder
 from retrieval.checkpoints.sentence_transformers_files import is_sentence_transformers
 from retrieval.models.student import StudentSpec, resolve_student
-from retrieval.teachers.backends import PluginSpec, resolve_teacher
+from retrieval.teachers.backends import resolve_teacher
 from retrieval.teachers.base import TeacherSpec
-from retrieval.teachers.cross_encoder import CrossEncoderSpec
 
-_SPECS: dict[str, Callable[..., StudentSpec | TeacherSpec]] = {"student": StudentSpec, "miner": StudentSpec, "teacher": CrossEncoderSpec}
+Found = StudentSpec | TeacherSpec | UserError  # of a role: what it is, or why it is nothing
+Key = dict[str, Any]  # what a fingerprint holds of a model
 
 
 class ResolvedModels:
@@ -31,8 +31,8 @@ class ResolvedModels:
     def __init__(self, experiment: Experiment, digests: DigestCache | None = None) -> None:
         self.experiment = experiment
         self.digests = digests or DigestCache.of_store(experiment.store)
-        self._found: dict[str, StudentSpec | TeacherSpec | UserError] = {}
-        self._keys: dict[str, dict[str, Any]] = {}
+        self._found: dict[str, Found] = {}
+        self._keys: dict[str, Key] = {}
 
     @property
     def student(self) -> StudentSpec:
@@ -83,7 +83,7 @@ class ResolvedModels:
         """The folder of the teacher's logits in the store."""
         return json_digest(self.key("teacher"))
 
-    def key(self, role: str) -> dict[str, Any]:
+    def key(self, role: str) -> Key:
         """What a fingerprint holds of `student`, `miner` or `teacher`: digests of content and resolved settings, never a path."""
         if role == "miner" and self.experiment.embed.model is None:
             role = "student"
@@ -97,32 +97,20 @@ class ResolvedModels:
         again._found = self._found
         return again
 
-    def to_json(self) -> dict[str, Any]:
-        """What was resolved so far, as plain values for a worker."""
-        values: dict[str, Any] = {}
-        for role, found in self._found.items():
-            if isinstance(found, UserError):
-                values[role] = {"error": str(found)}
-            else:
-                spec = {name: str(value) if isinstance(value, Path) else value for name, value in vars(found).items()}
-                values[role] = {"spec": spec, "key": self._keys.get(role)}
-        return values
+    def resolved(self) -> dict[str, tuple[Found, Key | None]]:
+        """What was resolved so far, for a worker: by role, with the key where it was asked for."""
+        return {role: (found, self._keys.get(role)) for role, found in self._found.items()}
 
     @staticmethod
-    def from_json(values: dict[str, Any], experiment: Experiment, digests: DigestCache) -> ResolvedModels:
+    def of_driver(resolved: dict[str, tuple[Found, Key | None]], experiment: Experiment, digests: DigestCache) -> ResolvedModels:
         """What the driver resolved. A folder that this host does not have, as with a hub's cache of its own, is looked for here."""
         models = ResolvedModels(experiment, digests)
-        for role, found in values.items():
-            if "error" in found:
-                models._found[role] = UserError(found["error"])
-                continue
-            spec = found["spec"]
-            if "folder" not in spec:
-                models._found[role] = PluginSpec(**spec)
-            elif (folder := Path(spec["folder"])).is_dir():
-                models._found[role] = _SPECS[role](**{**spec, "folder": folder})
-            if found["key"]:
-                models._keys[role] = found["key"]
+        for role, (found, key) in resolved.items():
+            folder = getattr(found, "folder", None)
+            if folder is None or folder.is_dir():
+                models._found[role] = found
+            if key is not None:
+                models._keys[role] = key
         return models
 
     def _resolved(self, role: str, resolve: Callable[[], StudentSpec | TeacherSpec]) -> StudentSpec | TeacherSpec:
@@ -137,11 +125,9 @@ class ResolvedModels:
         return found
 
     def _resolve_miner(self) -> StudentSpec:
-        settings: dict[str, Any] = {
-            "model": self.experiment.embed.model,
-            "query_tokens": self.student.query_tokens,
-            "passage_tokens": self.student.passage_tokens,
-        }
-        like = {name: getattr(self.student, name) for name in ("pooling", "normalize", "query_prefix", "passage_prefix")}
-        folder = resolve_folder(settings["model"], option="embed.model")
-        return resolve_student(Student(**settings, **({} if is_sentence_transformers(folder) else like)), option="embed.model")
+        settings: dict[str, Any] = {"model": self.experiment.embed.model}
+        of_student = ["query_tokens", "passage_tokens"]
+        if not is_sentence_transformers(resolve_folder(settings["model"], option="embed.model")):
+            of_student += ["pooling", "normalize", "query_prefix", "passage_prefix"]
+        settings |= {name: getattr(self.student, name) for name in of_student}
+        return resolve_student(Student(**settings), option="embed.model")

@@ -54,7 +54,7 @@ class StudentSpec:
             del settings["truncate_dim"]
         return {
             **settings,
-            "weights": weights_digest(self.weights_folder, digests, option="student.model"),
+            "weights": weights_digest(self.weights_folder, digests, option=self.option),
             "tokenizer": self.tokenizer_digest,
             **code_key(self.weights_folder, trusted=self.trust_remote_code),
         }
@@ -69,9 +69,8 @@ class StudentSpec:
 def resolve_student(student: Student, *, option: str = "student.model") -> StudentSpec:
     """Fill `auto` and `null` from the folder's files. Imports no model code. `option` is for errors.
 
-    Raises UserError: a folder or a model that is not supported (`folder_settings`, `check_student`), another pooling than cls or mean, a
-    similarity that no inner product is, a length above the model's positions, prompts that this checkpoint leaves out of its pooling,
-    files that are not whole (`check_student`).
+    Raises UserError: what `folder_settings` and `check_student` refuse, another pooling than cls or mean, a similarity that no inner
+    product is, a length above the model's positions, prompts that this checkpoint leaves out of its pooling.
     """
     folder = resolve_folder(student.model, option=option, revision=student.revision, with_code=student.trust_remote_code)
     check_custom_code(transformer_folder(folder), option=option, trusted=student.trust_remote_code)
@@ -109,7 +108,7 @@ def _notes(student: Student, own: FolderSettings, folder: Path) -> Iterator[str]
     if is_sentence_transformers(folder) and own.similarity is None and not own.normalize and student.normalize is None:
         yield (
             f"{folder} names no similarity and normalises nothing: passages are ranked by inner product, where sentence-transformers "
-            "would take cosine; student.normalize=true or false settles it"
+            "would take cosine; student.normalize=true or false decides it"
         )
     if own.unread:
         yield f"{folder}/config_sentence_transformers.json has keys that are not known here: {', '.join(own.unread)}"

@@ -34,8 +34,11 @@ class Tokenizer:
         self.backend: Any = self._tokenizer.backend_tokenizer
         self.backend.no_padding()
         self.backend.no_truncation()
-        if lower_case:
-            self.backend.normalizer = _lower_first(self.backend.normalizer)
+        if lower_case:  # before its own normaliser, as in sentence-transformers: marks stay, special tokens are found first
+            from tokenizers import normalizers
+
+            own = [] if self.backend.normalizer is None else [self.backend.normalizer]
+            self.backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
         self.pad_id = int(self._tokenizer.pad_token_id or 0)
         self._gives_segments = gives_segments(folder)
 
@@ -102,12 +105,5 @@ def _parts(items: list[Item]) -> Iterator[list[Item]]:
 
 
 def tokenizer_of(student: StudentSpec) -> Tokenizer:
-    """A student's own."""
+    """The tokenizer that reads a student's texts, opened."""
     return Tokenizer(student.weights_folder, lower_case=student.lower_case, trusted=student.trust_remote_code)
-
-
-def _lower_first(normalizer: Any) -> Any:
-    """Lower-casing before a tokenizer's own normaliser, where sentence-transformers puts it; marks stay, special tokens are found first."""
-    from tokenizers import normalizers
-
-    return normalizers.Sequence([normalizers.Lowercase(), *([] if normalizer is None else [normalizer])])

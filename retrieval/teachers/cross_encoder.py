@@ -26,7 +26,7 @@ from retrieval.checkpoints.files import (
     resolve_folder,
     text_settings,
     tokenizer_digest,
-    tokenizer_pad_id,
+    tokenizer_files,
     transformer_folder,
     weights_digest,
     withholds_segments,
@@ -88,7 +88,7 @@ class CrossEncoderSpec(TeacherSpec):
         if self.backend != "torch" or not bare_decoder(self.folder):
             return {}
         named = text_settings(read_json(self.folder / "config.json")).get("pad_token_id")
-        return {} if named == tokenizer_pad_id(self.folder) else {"padding": named}
+        return {} if named == tokenizer_files(self.folder).pad_id else {"padding": named}
 
     def _reads_segments(self, graph: OnnxGraph | None) -> bool:
         """Whether the model tells segments apart, which it was once given against what its tokenizer's settings say."""

@@ -91,7 +91,7 @@ def test_digest_cache_sees_changed_content_of_the_same_size(tmp_path: Path) -> N
 
 def test_digest_cache_remembers_and_survives_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a plan that reads gigabytes each time, and a damaged cache file that stops every command."""
-    monkeypatch.setattr("data.digests._SETTLED_NS", -1)
+    monkeypatch.setattr("data.digests._RECENT_NS", -1)
     file, store = tmp_path / "weights", tmp_path / "digests.json"
     file.write_bytes(b"weights")
     cache = DigestCache(store)

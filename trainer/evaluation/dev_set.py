@@ -23,9 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from data.errors import RunFailed, UserError
-from data.files.what_lies import refuse_other_table, what_lies
+from data.files.what_lies import output_of
 from data.formats.trec import Run
-from data.tables.manifest import MANIFEST_NAME, Manifest
 from data.tables.ragged import Ragged
 from data.tables.schemas import DEV, SCHEMA_VERSION, DevRole
 from data.tables.shards import read_row_groups
@@ -80,11 +79,7 @@ def open_dev_set(folder: Path, *, tokenizer: str) -> DevSet:
         UserError: no manifest, a missing shard, no dev set, another schema version, another tokenizer.
         DamagedShard: a shard whose bytes are not those that the manifest records.
     """
-    manifest = Manifest.read(folder)
-    if manifest is None:
-        found = f"it is {what_lies(folder)}, without {MANIFEST_NAME}"
-        raise UserError(f"dev={folder}: {found}; give the output folder of `prep run stage=dev` (see `prep path`)")
-    refuse_other_table(folder, manifest, metadata=METADATA_KEY, option="dev", expected="a dev set, the output of stage=dev")
+    manifest = output_of("dev", folder, metadata=METADATA_KEY, what="a dev set")
     groups = [DEV.empty_table()]
     for shard in manifest.shards:
         shard.check(folder)
@@ -102,9 +97,9 @@ def open_dev_set(folder: Path, *, tokenizer: str) -> DevSet:
     return DevSet(
         digest=manifest.content_digest,
         query_ids=tuple(query_ids),
-        queries=Ragged.of_column(queries.column("tokens")),
+        queries=Ragged.of_lists(queries.column("tokens").combine_chunks()),
         doc_ids=tuple(doc_ids),
-        passages=Ragged.of_column(passages.column("tokens")),
+        passages=Ragged.of_lists(passages.column("tokens").combine_chunks()),
         qrels={query: dict(zip(docs, grades, strict=True)) for query, (docs, grades) in zip(query_ids, judged, strict=True)},
     )
 

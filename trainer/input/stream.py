@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from data.digests import uniforms
 from data.errors import UserError
-from data.files.what_lies import refuse_other_table, what_lies
-from data.tables.manifest import MANIFEST_NAME, Manifest
+from data.files.what_lies import output_of
+from data.tables.manifest import MANIFEST_NAME
 from data.tables.ragged import Ragged
 from data.tables.schemas import LABELLED_VERSION, TRAINING_SCHEMAS, TRAINING_VERSION, CandidateKind
 from data.tables.shards import read_row_groups
@@ -135,11 +135,7 @@ def open_training_shards(
         UserError: No manifest, a missing shard, no training shards, another schema version, another tokenizer, no such draw.
         DamagedShard: A shard whose bytes are not those that the manifest records.
     """
-    manifest = Manifest.read(folder)
-    if manifest is None:
-        found = f"it is {what_lies(folder)}, without {MANIFEST_NAME}"
-        raise UserError(f"shards={folder}: {found}; give the output folder of `prep run stage=shards` (see `prep path`)")
-    refuse_other_table(folder, manifest, metadata=METADATA_KEY, option="shards", expected="training rows, the output of stage=shards")
+    manifest = output_of("shards", folder, metadata=METADATA_KEY, what="training rows")
     if verify:
         with ThreadPoolExecutor() as threads:
             list(threads.map(lambda shard: shard.check(folder), manifest.shards))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data.config import negative_sources
-from data.config.registry import Registry, check_name, import_object, plugin_key
+from data.config.registry import Registry, check_name
 from data.config.settings import HardNegatives, Objective
 from data.config.traits import LOSSES, SAMPLERS, LossTraits, traits_of
 from data.errors import UserError
@@ -53,8 +53,8 @@ def lab(plugin_folder: Callable[..., Path]) -> Path:
 
 def test_names_of_settings_are_those_that_are_registered() -> None:
     """Prevents: a built-in that the settings let through and nobody knows, or that nobody can ask for."""
-    assert DISTILLATION_LOSSES.names() == list(LOSSES) and samplers.SAMPLERS.names() == list(SAMPLERS)
-    assert sources.SOURCES.names() == list(negative_sources.SOURCES)
+    assert list(DISTILLATION_LOSSES.built_in) == list(LOSSES) and list(samplers.SAMPLERS.built_in) == list(SAMPLERS)
+    assert list(sources.SOURCES.built_in) == list(negative_sources.SOURCES)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_keys(lab: Path) -> None:
     assert registry.key("mylab.things:loss", setting="loss") == {"plugin": "mylab.things:loss", "version": "b2"}
     assert registry.key("mylab.things:misspelt", setting="loss") == {"plugin": "mylab.things:misspelt", "version": 0}
     with pytest.raises(UserError, match="version is inf"):
-        plugin_key("mylab.things:odd", import_object("mylab.things:odd", setting="loss"))
+        registry.key("mylab.things:odd", setting="loss")
 
 
 def test_traits(lab: Path) -> None:
@@ -117,4 +117,4 @@ def test_rules_of_built_ins_hold_for_plug_ins_with_their_traits(lab: Path) -> No
     with pytest.raises(ValueError, match="over a list of labels"):
         Objective(distillation="mylab.things:loss").check_loss()
     absent = HardNegatives(sampler="nowhere_at_all:x", source="student,nowhere_at_all:y")
-    assert absent.source_words == "student:1,nowhere_at_all:y:1" and Objective(distillation="nowhere_at_all:z").in_batch == "none"
+    assert absent.canonical_source == "student:1,nowhere_at_all:y:1" and Objective(distillation="nowhere_at_all:z").in_batch == "none"

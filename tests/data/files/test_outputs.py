@@ -12,13 +12,13 @@ import pytest
 
 from data.digests import DigestCache
 from data.errors import RunFailed, UserError
-from data.files.outputs import is_anything, is_html, is_json, is_run, is_standard_output, is_stream, local_output_file, local_output_folder
+from data.files.outputs import is_standard_output, is_stream, local_output_file, local_output_folder
 from data.tables.shards import atomic_write
 
 RUN = b"q1 Q0 d1 1 0.5 dense\n"
 
 
-def written(given: str | Path, content: bytes = RUN, *, kind: Any = is_run) -> None:
+def written(given: str | Path, content: bytes = RUN, *, kind: Any = "run") -> None:
     with local_output_file(str(given), option="out", kind=kind) as path:
         atomic_write(path, content)
 
@@ -71,7 +71,7 @@ def test_a_reader_that_stops_reading_is_told(tmp_path: Path) -> None:
     read, write = os.pipe()
     with (
         pytest.raises(RunFailed, match="who read it has stopped reading"),
-        local_output_file(f"/dev/fd/{write}", option="out", kind=is_run) as path,
+        local_output_file(f"/dev/fd/{write}", option="out", kind="run") as path,
     ):
         path.write_bytes(RUN)
         os.close(read)
@@ -133,7 +133,7 @@ def test_what_cannot_be_written_is_told_before_the_work(given: str, expected: st
     Path("link").symlink_to("file/below")
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind("socket")
-        with pytest.raises(UserError, match=expected), local_output_file(given, option="out", kind=is_run):
+        with pytest.raises(UserError, match=expected), local_output_file(given, option="out", kind="run"):
             raise AssertionError("the work began")
     assert sorted(os.listdir()) == ["file", "folder", "link", "notes.txt", "socket"] and Path("notes.txt").read_text() == "my notes"
 
@@ -146,20 +146,30 @@ def test_a_read_only_place(full_disk: Path) -> None:
         pytest.skip("cannot be mounted read-only here")
     with (
         pytest.raises(UserError, match=r"cannot be written: .*Read-only file system"),
-        local_output_file(f"{full_disk}/a", option="out", kind=is_run),
+        local_output_file(f"{full_disk}/a", option="out", kind="run"),
     ):
         raise AssertionError
     with pytest.raises(UserError, match=r"cannot be written: .*Read-only file system"), local_output_folder(f"{full_disk}/a", option="out"):
         raise AssertionError
 
 
-def test_kinds_of_files() -> None:
-    """Prevents: a run of another system, or an empty or cut file of ours, that may not be written anew."""
-    assert all(map(is_run, (RUN, b"q1\tQ0\td1\t1\t0.5\tx\n", b"q Q0 d 1"))) and not any(map(is_run, (b"{", b"q1 0 d1 1\n", b"id\ttext\n")))
-    assert (
-        is_json(b'{"q": {}}') and not is_json(b"q1") and is_html(b"<!doctype html>\n") and is_html(b"<!DOCTYPE html>") and is_anything(b"")
-    )
-    assert not is_html(b"<p>")
+def test_kinds_of_files(tmp_path: Path) -> None:
+    """Prevents: a run of another system, or an empty or cut file of ours, that may not be written again."""
+    path = tmp_path / "file"
+    ours = {
+        "run": (RUN, b"q1\tQ0\td1\t1\t0.5\tx\n", b"q Q0 d 1", b"q1 Q0", b""),
+        "json": (b'{"q": {}}', b""),
+        "html": (b"<!doctype html>\n", b"<!DOCTYPE html>"),
+        None: (b"anything",),
+    }
+    others = {"run": (b"{", b"q1 0 d1 1\n", b"id\ttext\n"), "json": (b"q1",), "html": (b"<p>",)}
+    for kind, content in ((kind, content) for kind, contents in ours.items() for content in contents):
+        path.write_bytes(content)
+        written(path, kind=kind)
+    for kind, content in ((kind, content) for kind, contents in others.items() for content in contents):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="a file of another kind"):
+            written(path, kind=kind)
 
 
 def test_a_folder_for_a_table(tmp_path: Path) -> None:

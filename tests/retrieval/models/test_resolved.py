@@ -1,10 +1,11 @@
-"""The models of an experiment: resolved once, and sent to workers as plain values."""
+"""The models of an experiment: resolved once, and sent to workers."""
 
 from __future__ import annotations
 
-import json
+import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def experiment_of(folder: Path, write: Write, **settings: Any) -> Experiment:
 
 def sent(models: ResolvedModels) -> ResolvedModels:
     """As a worker gets them."""
-    return ResolvedModels.from_json(json.loads(json.dumps(models.to_json())), models.experiment, models.digests)
+    return ResolvedModels.of_driver(pickle.loads(pickle.dumps(models.resolved())), models.experiment, models.digests)
 
 
 def test_a_worker_computes_by_what_the_driver_read(
@@ -39,7 +40,7 @@ def test_a_worker_computes_by_what_the_driver_read(
     monkeypatch.setattr(resolved, "resolve_teacher", None)
     for role, key in keys.items():
         assert worker.key(role) == worker.reread().key(role) == key
-        assert {**vars(getattr(worker, role)), "notes": ()} == {**vars(getattr(driver, role)), "notes": ()}
+        assert getattr(worker, role) == getattr(driver, role)
     assert worker.namespace == driver.namespace and worker.miner.option == "embed.model"
 
 
@@ -70,7 +71,6 @@ def test_a_folder_of_another_host_is_looked_for_there(models: Any, tmp_path: Pat
     """Prevents: a hub's model that lies in each host's own cache, opened at the driver's path."""
     driver = ResolvedModels(experiment_of(tmp_path, tiny_experiment))
     key = driver.key("teacher")
-    values = driver.to_json()
-    values["teacher"]["spec"]["folder"] = "/cache/of/the/driver"
-    worker = ResolvedModels.from_json(values, driver.experiment, driver.digests)
+    there = replace(driver.teacher, folder=Path("/cache/of/the/driver"))
+    worker = ResolvedModels.of_driver({"teacher": (there, key)}, driver.experiment, driver.digests)
     assert worker.teacher.folder == models.teacher and worker.reread().key("teacher") == key

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.plugin_teachers import Overlap
 
+from data.config.fields import warn_once
 from data.config.settings import TEACHER_BACKENDS, Teacher
 from data.digests import DigestCache
 from data.errors import RunFailed, UserError
@@ -136,7 +137,9 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 
 @pytest.mark.parametrize(("given", "meant"), [("auto", False), ("off", False), ("on", True)])
 def test_the_words_of_before_still_say_whether_to_compile(given: str, meant: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """Prevents: an experiment file of the version before that is refused, or changes its meaning without a word."""
+    """Prevents: an experiment file of the version before that is refused, or changes its meaning without a word, or with one each time."""
+    warn_once.cache_clear()
     assert Teacher(model="m", compile=given).compile is meant
     assert f"warning: teacher.compile={given} is now teacher.compile={str(meant).lower()}" in capsys.readouterr().err
+    assert Teacher(model="m", compile=given).compile is meant and not capsys.readouterr().err
     assert Teacher(model="m", compile="true").compile is True and not capsys.readouterr().err
