@@ -16,8 +16,7 @@ from data.tables.manifest import MANIFEST_NAME, Manifest
 from data.tables.shards import read_footer, shard_name
 from pipeline.negatives import pool_pairs, search_index
 from pipeline.stage import Stored, Table
-from pipeline.stages import cl_drd_lists as curriculum
-from pipeline.stages import confidence, dark_examples, dev_set, embed, hard_negatives, ingest_tables, pools, teacher_scores
+from pipeline.stages import cl_drd_lists, confidence, dark_examples, dev_set, embed, hard_negatives, ingest_tables, pools, teacher_scores
 from pipeline.stages import training_shards as shards
 from retrieval.models.resolved import ResolvedModels
 
@@ -49,7 +48,7 @@ def tables(experiment: Experiment) -> list[Table]:
         *([search_index.TABLE] if experiment.uses_index else []),
         pools.table(experiment),
         *scored,
-        *([curriculum.TABLE, shards.OF_CURRICULUM] if experiment.curriculum.enabled else by_lists),
+        *([cl_drd_lists.TABLE, shards.OF_CURRICULUM] if experiment.curriculum.enabled else by_lists),
         *([dev_set.TABLE] if experiment.dev.queries else []),
     ]
 

@@ -24,6 +24,8 @@ from pipeline.executors.worker import ShardTask, TaskResult
 from pipeline.opening import open_once
 from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
 from pipeline.progress import Progress
+from pipeline.scoring import reading_lengths
+from pipeline.scoring.cost import estimate_cost
 from pipeline.stage import Say, Stored, Table
 from retrieval.models.resolved import ResolvedModels
 
@@ -112,8 +114,8 @@ def _build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, sa
     plan.folder.mkdir(parents=True, exist_ok=True)
     if table.rounds_by_device:
         settle_device(plan.folder, models.experiment.runner.device, option="runner.device", begun=len(stale) < plan.shard_count)
-    if table.prepare:
-        table.prepare(plan, models, executor, say)
+    if table.scores_pairs_of:
+        _say_what_is_scored(models, plan.inputs[table.scores_pairs_of], stale, label=table.label, say=say)
     tasks = [
         ShardTask(
             label=table.label,
@@ -136,6 +138,14 @@ def _build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, sa
                 say(f"warning: {line}")
             _journal(plan.folder, done, wall=time.perf_counter() - started)
             stop_if_asked()
+
+
+def _say_what_is_scored(models: ResolvedModels, candidates: Stored, shards: list[int], *, label: str, say: Say) -> None:
+    """How many pairs will be scored, and what the teacher would not read of them."""
+    cost = estimate_cost(models, candidates, shards, warn=lambda line: say(f"warning: {line}"))
+    say(f"{label:<16} {cost}")
+    for line in reading_lengths.warnings(models, candidates, shards) if cost.to_score else ():
+        say(f"warning: {line}")
 
 
 def _rows_to_read(plan: TablePlan) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from data.config.settings import Experiment
-from pipeline.executors.base import Report
 from pipeline.executors.worker import ShardTask, TaskResult, Worker
+from pipeline.stage import Report
 from retrieval.models.resolved import ResolvedModels
 
 
@@ -25,10 +25,6 @@ class LocalExecutor:
     def ask(self, function: Callable[..., Any], models: ResolvedModels, *args: Any) -> Any:
         """Run it in this process."""
         return self._worker.ask(function, models.to_json(), *args)
-
-    def workers(self) -> int:
-        """One."""
-        return 1
 
     def close(self) -> None:
         """There is nothing to release."""

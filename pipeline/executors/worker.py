@@ -15,7 +15,7 @@ from data.digests import DigestCache
 from data.errors import DamagedShard, RunFailed
 from data.tables.manifest import Manifest
 from pipeline.plan import table_named
-from pipeline.stage import StageContext, Stored, WorkerCache
+from pipeline.stage import Report, StageContext, Stored, WorkerCache
 from retrieval.models.resolved import ResolvedModels
 
 
@@ -59,7 +59,7 @@ class Worker:
         self._digests = DigestCache.of_store(self._experiment.store)
         self._limited = False
 
-    def build(self, task: ShardTask, *, report: Callable[[str, int], None]) -> TaskResult:
+    def build(self, task: ShardTask, *, report: Report) -> TaskResult:
         """Build the task's shards. Raises UserError and its kinds for what a user can mend."""
         table = table_named(self._experiment, task.label)
         if table.version != task.version:

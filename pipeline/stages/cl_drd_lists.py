@@ -121,7 +121,7 @@ def _lists(pairs: pa.Table, begins: list[int], pools: Iterator[PoolRow], experim
     return pa.table(listed_columns, names=schemas.CURRICULUM.names)
 
 
-def _remark(counts: dict[str, Any]) -> str:
+def _summary(counts: dict[str, Any]) -> str:
     lines = [f"{counts[name]:,} {name}" for name in (UNDERFILLED, CUT) if counts.get(name)]
     return f"curriculum: of {counts.get('lists', 0):,} lists: {'; '.join(lines)}" if lines else ""
 
@@ -130,7 +130,4 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     return {**keyed_values(experiment.curriculum, leave_out=("enabled",)), "seed": experiment.seed}
 
 
-TABLE = Table(
-    stage="curriculum", name="", version=1, reads=("pools.ranked", "pools.pairs", "pool_scores"), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, summary=_remark,
-)  # fmt: skip
+TABLE = Table(stage="curriculum", version=1, reads=("pools.ranked", "pools.pairs", "pool_scores"), key=_key, build=_build, summary=_summary)

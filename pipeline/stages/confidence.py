@@ -67,7 +67,4 @@ def list_bounds(table: pa.Table) -> list[tuple[tuple[str, int], int, int]]:
     return [(keys[start], start, stop) for start, stop in zip(starts, [*starts, len(keys)][1:], strict=True)]
 
 
-TABLE = Table(
-    stage="confidence", name="", version=1, reads=("dark_examples", "teacher_scores"), key=lambda experiment, models: {},
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
-)  # fmt: skip
+TABLE = Table(stage="confidence", version=1, reads=("dark_examples", "teacher_scores"), key=lambda experiment, models: {}, build=_build)

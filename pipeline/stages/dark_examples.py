@@ -212,6 +212,6 @@ def _check_tokenizers(experiment: Experiment, models: ResolvedModels) -> None:
 
 
 TABLE = Table(
-    stage="dark_examples", name="", version=1, reads=("ingest.corpus", "ingest.queries", "hard_negatives"), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, notes=reading_lengths.notes,
+    stage="dark_examples", version=1, reads=("ingest.corpus", "ingest.queries", "hard_negatives"), key=_key, build=_build,
+    notes=reading_lengths.notes,
 )  # fmt: skip

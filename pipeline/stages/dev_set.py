@@ -187,7 +187,7 @@ def _check_split(experiment: Experiment) -> None:
     check_judgements(collection, split=split, setting="dev.split")
 
 
-def _remark(counts: dict[str, Any]) -> str:
+def _summary(counts: dict[str, Any]) -> str:
     lines = []
     if leaks := sum(counts["dropped"].get(reason, 0) for reason in _LEAKS):
         lines.append(f"{leaks:,} queries of dev.split are in the training split too, by id or by text; they are left out of the dev set")
@@ -197,7 +197,6 @@ def _remark(counts: dict[str, Any]) -> str:
 
 
 TABLE = Table(
-    stage="dev", name="", version=1, key=_key,
-    reads=("ingest.corpus", "ingest.queries", "ingest.qrels", "embed.corpus", "embed.queries"),
-    shard_count=lambda experiment: 1, build=_build, summary=_remark, uses_device=True,
+    stage="dev", version=1, reads=("ingest.corpus", "ingest.queries", "ingest.qrels", "embed.corpus", "embed.queries"), key=_key,
+    build=_build, sharded_by="nothing", summary=_summary, uses_device=True,
 )  # fmt: skip

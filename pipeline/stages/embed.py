@@ -50,12 +50,7 @@ def _build(context: StageContext) -> None:
 
 
 CORPUS = Table(
-    stage="embed", name="corpus", version=EMBEDDING_VERSION, reads=("ingest.corpus",), key=partial(_key, "corpus"),
-    shard_count=lambda experiment: experiment.ingest.corpus_shards, build=_build, uses_device=True,
-    notes=lambda experiment, models: list(models.miner.notes),
-    rounds_by_device=True,
+    stage="embed", name="corpus", version=EMBEDDING_VERSION, reads=("ingest.corpus",), key=partial(_key, "corpus"), build=_build,
+    sharded_by="corpus", uses_device=True, rounds_by_device=True, notes=lambda experiment, models: list(models.miner.notes),
 )  # fmt: skip
-QUERIES = replace(
-    CORPUS, name="queries", reads=("ingest.queries",), key=partial(_key, "queries"), notes=None,
-    shard_count=lambda experiment: experiment.ingest.query_shards,
-)  # fmt: skip
+QUERIES = replace(CORPUS, name="queries", reads=("ingest.queries",), key=partial(_key, "queries"), sharded_by="queries", notes=None)

@@ -175,7 +175,7 @@ def _row(row: PoolRow, chosen: Chosen) -> tuple[Any, ...]:
     return row.query_id, positives, chosen.draws, list(chosen.dropped), list(map(int, rules)), scores, limits
 
 
-def _remark(counts: dict[str, Any]) -> str:
+def _summary(counts: dict[str, Any]) -> str:
     underfilled, none = counts.get(UNDERFILLED, 0), counts.get("dropped", {}).get(_NONE, 0)
     parts = []
     if RANKS in counts:
@@ -227,7 +227,5 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
 def table(experiment: Experiment) -> Table:
     """The stage's table: it reads the teacher's logits only where the settings go by them."""
     scores = ("pools.pairs", "pool_scores") if experiment.hard_negatives.uses_pool_scores else ()
-    return Table(
-        stage="hard_negatives", name="", version=3, reads=("pools.ranked", *scores), key=_key,
-        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, summary=_remark, refuse=_refuse,
-    )  # fmt: skip
+    reads = ("pools.ranked", *scores)
+    return Table(stage="hard_negatives", version=3, reads=reads, key=_key, build=_build, summary=_summary, refuse=_refuse)

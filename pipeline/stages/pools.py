@@ -199,7 +199,7 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     return key
 
 
-def _remark(experiment: Experiment, counts: dict[str, Any]) -> str:
+def _summary(experiment: Experiment, counts: dict[str, Any]) -> str:
     lines = []
     if unknown := counts.get(UNKNOWN):
         lines.append(f"{unknown:,} entries of hard_negatives.run_file name passages that are not in the corpus; they are left out")
@@ -248,7 +248,6 @@ def table(experiment: Experiment) -> Table:
     student = any(source.name == SOURCES[0] for source in experiment.hard_negatives.sources)
     vectors = ("embed.corpus", "embed.queries", *(["index"] if experiment.uses_index else [])) if student else ()
     return Table(
-        stage="pools", name="ranked", version=2, reads=(*base, *vectors), key=_key,
-        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, summary=partial(_remark, experiment),
-        refuse=partial(_refuse, experiment), uses_device=student,
+        stage="pools", name="ranked", version=2, reads=(*base, *vectors), key=_key, build=_build, uses_device=student,
+        summary=partial(_summary, experiment), refuse=partial(_refuse, experiment),
     )  # fmt: skip

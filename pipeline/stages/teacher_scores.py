@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,18 +26,12 @@ from data.logits.segment import Keys, Scores
 from data.logits.store import LogitStore
 from data.tables import schemas
 from data.tables.shards import ROW_GROUP_ROWS, ShardWriter, read_row_groups
-from pipeline.scoring import reading_lengths
-from pipeline.scoring.cost import estimate_cost
 from pipeline.scoring.requested_pairs import RequestedPairs, open_teacher, store_of, texts_of_rows
-from pipeline.stage import Say, StageContext, Table
+from pipeline.stage import StageContext, Table
 from retrieval.compute.allocator import tune_allocator
 from retrieval.compute.prefetch import ahead, behind
 from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.base import PreparedPairs, PreparingTeacher
-
-if TYPE_CHECKING:
-    from pipeline.executors.base import Executor
-    from pipeline.plan import TablePlan
 
 
 def _build(context: StageContext) -> None:
@@ -146,23 +140,12 @@ def _report(context: StageContext, pairs: int, tokens: int, padded: int) -> None
         context.report("padded tokens", padded)
 
 
-def _prepare(plan: TablePlan, models: ResolvedModels, executor: Executor, say: Say) -> None:
-    """Say what will be scored, and what the teacher would not read of it."""
-    assert plan.table.scores_pairs_of is not None
-    candidates, stale = plan.inputs[plan.table.scores_pairs_of], list(plan.stale)
-    cost = estimate_cost(models, candidates, stale, warn=lambda line: say(f"warning: {line}"))
-    say(f"{plan.table.label:<16} {cost}")
-    for line in reading_lengths.warnings(models, candidates, stale) if cost.to_score else ():
-        say(f"warning: {line}")
-
-
 def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     return {"teacher": models.key("teacher")}
 
 
 TABLE = Table(
-    stage="teacher_scores", name="", version=2, reads=("dark_examples",), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=_prepare, uses_device=True,
-    scores_pairs_of="dark_examples", notes=lambda experiment, models: models.teacher.notes(), rounds_by_device=True,
+    stage="teacher_scores", version=2, reads=("dark_examples",), key=_key, build=_build, scores_pairs_of="dark_examples",
+    uses_device=True, rounds_by_device=True, notes=lambda experiment, models: models.teacher.notes(),
 )  # fmt: skip
 OF_POOLS = replace(TABLE, stage="pool_scores", version=1, reads=("pools.pairs",), scores_pairs_of="pools.pairs")

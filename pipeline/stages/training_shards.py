@@ -92,10 +92,7 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     return {**_metadata(experiment, models), **lengths, **prefixes, "seed": experiment.seed}
 
 
-OF_CURRICULUM = Table(
-    stage="shards", name="", version=3, reads=("curriculum", "pools.ranked"), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
-)  # fmt: skip
+OF_CURRICULUM = Table(stage="shards", version=3, reads=("curriculum", "pools.ranked"), key=_key, build=_build)
 
 
 def table(experiment: Experiment) -> Table:

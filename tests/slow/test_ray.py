@@ -61,7 +61,8 @@ def test_a_question_to_a_worker_when_all_cpus_are_held(finished: Any) -> None:
     experiment = load({"config": str(finished.config), "runner": "ray"})
     executor = RayExecutor(experiment)
     try:
-        executor._actors = [executor._new_actor() for _ in range(executor.workers())]
+        executor._ready(uses_device=True)
+        executor._actors = [executor._new_actor() for _ in range(executor._worker_count())]
         assert executor.ask(kept_speed, ResolvedModels(experiment)) is None
         assert executor._actors == []
     finally:
