@@ -17,6 +17,7 @@ from pipeline.executors.base import Executor
 from pipeline.scoring.requested_pairs import open_teacher
 from pipeline.stage import Table
 from retrieval.compute import precision
+from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
 from retrieval.models.resolved import ResolvedModels
 
 
@@ -54,7 +55,6 @@ def _precision(models: ResolvedModels) -> str:
 
 def _open(models: ResolvedModels, roles: Sequence[str]) -> None:
     """Open the models one after the other, as the stages do. Runs in a worker."""
-    from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
     from retrieval.encoding.text_encoder import TextEncoder
 
     runner = models.experiment.runner

@@ -119,9 +119,9 @@ class StageContext:
             if shard == self.shards[-1]:
                 self.check_unchanged()
 
-    def write(self, table: pa.Table, counts: dict[str, Any], *, shard: int | None = None) -> None:
-        """Write one whole shard with its counts (in, kept, dropped by reason, and figures that repeat exactly)."""
-        with self.writer(self.shard if shard is None else shard, table.schema) as writer:
+    def write(self, table: pa.Table, counts: dict[str, Any]) -> None:
+        """Write the one shard whole with its counts (in, kept, dropped by reason, and figures that repeat exactly)."""
+        with self.writer(self.shard, table.schema) as writer:
             writer.write(table)
             writer.figures["counts"] = counts
 

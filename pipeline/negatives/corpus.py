@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from data.tables.ragged import bounds_of
 from data.tables.shards import group_rows, read_row_groups
 from pipeline.stage import Stored
+from retrieval.search.embedding_table import EmbeddingTable
 
 if TYPE_CHECKING:
     from data.config.settings import Experiment
@@ -107,7 +108,6 @@ class Corpus:
     def searcher(self, vectors: Stored, index: Stored | None, experiment: Experiment) -> Searcher:
         """The search over the corpus's vectors, kept with what it holds of them."""
         if self._searcher is None:
-            from retrieval.search.embedding_table import EmbeddingTable
             from retrieval.search.searcher import Searcher, engines_for
 
             settings, runner = experiment.search, experiment.runner

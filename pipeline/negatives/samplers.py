@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 from data.config.registry import Registry, is_import_path
 from data.config.settings import HardNegatives
-from data.digests import hash64_after
 from data.errors import UserError
 
 SeededHash = Callable[[str], int]  # of a passage id
@@ -43,11 +42,6 @@ class Window:
 
 
 Sampler = Callable[[Window], Iterable[str]]
-
-
-def seeded(seed: int, purpose: str, query_id: str, draw: int) -> SeededHash:
-    """The hash of a passage id for one purpose, query and draw."""
-    return hash64_after(seed, purpose, query_id, draw)
 
 
 def uniform(doc_ids: Sequence[str], hashed: SeededHash) -> list[str]:

@@ -13,6 +13,7 @@ from pipeline.plan import Planner, TablePlan, table_named
 from pipeline.progress import duration
 from pipeline.scoring.calibration import SECONDS, Speed, keep_speed, kept_gpu_speeds, kept_speed, measure
 from pipeline.scoring.cost import Cost, a_full_shard, at_most, at_most_of_pools, estimate_cost
+from pipeline.stages.pools import labels_above_0
 from retrieval.models.resolved import ResolvedModels
 
 
@@ -42,8 +43,7 @@ def _upper_bound(experiment: Experiment, scored: TablePlan) -> list[str]:
     planned = Planner(experiment).plan(table_named(experiment, "ingest.qrels"))
     if not planned.complete:
         return []
-    qrels = pl.concat(map(pl.DataFrame, planned.stored.row_groups(columns=["split", "query_id", "relevance"])))
-    labels = qrels.filter(pl.col("split") == experiment.ingest.train_split, pl.col("relevance") > 0)["query_id"]
+    labels = labels_above_0(planned.stored).filter(pl.col("split") == experiment.ingest.train_split)["query_id"]
     of_pools = scored.table.label == "pool_scores"
     queries = labels.n_unique()
     pairs = at_most_of_pools(experiment, queries, labels=len(labels)) if of_pools else at_most(experiment, queries)

@@ -17,7 +17,7 @@ from pipeline.negatives.pool_pairs import read_pools
 from pipeline.negatives.query_selection import KEPT_RANKS, RANKS
 from pipeline.report.inspect import complete_tables
 from pipeline.stage import Stored
-from pipeline.stages.hard_negatives import UNDERFILLED, read_logits
+from pipeline.stages.hard_negatives import NO_NEGATIVES, RULES, UNDERFILLED, read_logits
 
 _EXAMPLES, _NAMED = 20, 20
 
@@ -41,9 +41,9 @@ def negatives_findings(experiment: Experiment) -> Findings:
     """Read what `hard_negatives` wrote. Raises UserError where it is not complete."""
     negatives, pools = complete_tables(experiment, "hard_negatives", "pools.ranked")
     counts = negatives.manifest.counts
-    dropped = counts.get("false negatives", {})
+    dropped = counts.get(RULES, {})
     unselected = dict(counts["dropped"])
-    without = unselected.pop("no negatives", 0)
+    without = unselected.pop(NO_NEGATIVES, 0)
     few = counts.get(UNDERFILLED, 0)
     return Findings(
         dropped,
@@ -73,25 +73,29 @@ def _ids_without(negatives: Stored, pools: Stored) -> Iterator[str]:
 
 def _examples(experiment: Experiment, negatives: Stored, pools: Stored) -> list[list[str]]:
     """One dropped passage of each of some queries, chosen by hash."""
-    chosen: list[tuple[int, str, int, dict[str, Any]]] = []
+    chosen: list[dict[str, Any]] = []
+
+    def order(row: dict[str, Any]) -> tuple[int, str]:
+        return hash64(experiment.seed, "dropped", row["query_id"]), row["query_id"]
+
     columns = ["query_id", "dropped_ids", "dropped_rules", "dropped_scores", "dropped_limits", "positive_ids"]
     for shard in range(len(negatives.paths())):
         for group in negatives.shard_groups(shard, columns=columns):
-            for row in group.filter(pc.greater(pc.list_value_length(group.column("dropped_ids")), 0)).to_pylist():
-                one = (hash64(experiment.seed, "dropped", row["query_id"]), row["query_id"], shard, row)
-                chosen = heapq.nsmallest(_EXAMPLES, [*chosen, one], key=lambda item: item[:2])
-    positive_of = {query_id: row["positive_ids"][0] for _, query_id, _, row in chosen}
-    place_of = {query_id: hash64(experiment.seed, "dropped passage", query_id) % len(row["dropped_ids"]) for _, query_id, _, row in chosen}
-    scored = _scored_positives(experiment, pools, positive_of, shards={shard for _, _, shard, _ in chosen})
+            some = group.filter(pc.greater(pc.list_value_length(group.column("dropped_ids")), 0)).to_pylist()
+            chosen = heapq.nsmallest(_EXAMPLES, [*chosen, *({**row, "shard": shard} for row in some)], key=order)
+    scored = _scored_positives(
+        experiment, pools, {row["query_id"]: row["positive_ids"][0] for row in chosen}, {row["shard"] for row in chosen}
+    )
     queries, corpus = complete_tables(experiment, "ingest.queries", "ingest.corpus")
-    query_texts = queries.texts_of(list(positive_of), id_name="query_id")
-    passages = corpus.texts_of([row["dropped_ids"][place_of[query_id]] for _, query_id, _, row in chosen], id_name="doc_id")
+    query_texts = queries.texts_of([row["query_id"] for row in chosen], id_name="query_id")
+    passages = corpus.texts_of({doc_id for row in chosen for doc_id in row["dropped_ids"]}, id_name="doc_id")
     examples = []
-    for _, query_id, _, row in chosen:
-        doc_id, rule, score, limit = (row[name][place_of[query_id]] for name in columns[1:-1])
-        positive = scored[query_id][rule == FalseNegativeRule.STUDENT_MARGIN]
+    for row in chosen:
+        place = hash64(experiment.seed, "dropped passage", row["query_id"]) % len(row["dropped_ids"])
+        doc_id, rule, score, limit = (row[name][place] for name in columns[1:-1])
+        positive = scored[row["query_id"]][rule == FalseNegativeRule.STUDENT_MARGIN]
         numbers = [f"{score:.2f}", f"{limit:.2f}", "" if positive is None else f"{positive:.2f}"]
-        examples.append([query_texts[query_id], passages[doc_id], FalseNegativeRule(rule).name.lower(), *numbers])
+        examples.append([query_texts[row["query_id"]], passages[doc_id], FalseNegativeRule(rule).name.lower(), *numbers])
     return examples
 
 

@@ -23,10 +23,11 @@ import pyarrow as pa
 
 from data.config.fields import keyed_values
 from data.config.settings import Experiment
+from data.digests import hash64_after
 from data.tables import schemas
 from data.tables.cl_drd_groups import GroupSizes
 from pipeline.negatives.pool_pairs import PoolRow, begins_of, read_pools, scored_pairs
-from pipeline.negatives.samplers import seeded, uniform
+from pipeline.negatives.samplers import uniform
 from pipeline.stage import StageContext, Table
 from pipeline.stages.confidence import confidence
 from retrieval.models.resolved import ResolvedModels
@@ -63,7 +64,7 @@ def draw_groups(
     `ranking` is `teacher_ranking`'s; none of the positives, retrieved or not, is in group 2 or 3; `sizes` are K, N_h and N_s; `near_rank`
     is the last rank of group 2; iterations count from 0.
     """
-    labelled, hashed = set(positives), seeded(seed, "curriculum", query_id, iteration)
+    labelled, hashed = set(positives), hash64_after(seed, "curriculum", query_id, iteration)
 
     def drawn(window: Sequence[str], count: int) -> list[str]:
         allowed = [doc_id for doc_id in window if doc_id not in labelled]

@@ -27,6 +27,7 @@ from pipeline.stage import StageContext, Table
 from retrieval.checkpoints.checks import check_marks
 from retrieval.checkpoints.files import tokenizer_digest
 from retrieval.models.resolved import ResolvedModels
+from retrieval.models.tokenizer import Tokenizer
 
 _SPECIAL_TOKENS_OF_A_PASSAGE = 2  # [CLS] and the final [SEP]
 
@@ -149,8 +150,6 @@ def candidates_of(
 
 
 def _build(context: StageContext) -> None:
-    from retrieval.models.tokenizer import Tokenizer
-
     experiment, inputs, shard = context.experiment, context.inputs, context.shard
     settings, longest = experiment.dark_examples, longest_mixed(context.models)
     splitter: Splitter = WordSplitter()

@@ -37,6 +37,8 @@ from pipeline.stages.ingest import check_judgements
 from pipeline.stages.pools import labels_above_0
 from retrieval.models.resolved import ResolvedModels
 from retrieval.models.student import StudentSpec
+from retrieval.models.tokenizer import tokenizer_of
+from retrieval.search.embedding_table import embedding_matrix
 
 if TYPE_CHECKING:
     from retrieval.search.searcher import Searcher
@@ -93,8 +95,6 @@ def choose_queries(queries: Stored, labels: pl.DataFrame, experiment: Experiment
 
 def vectors_of(query_ids: list[str], embedded: Stored) -> NDArray[np.float16]:
     """[n, D] stored vectors of some queries, in the order asked for."""
-    from retrieval.search.embedding_table import embedding_matrix
-
     requested = pa.array(query_ids, pa.string())
     found = pa.concat_tables(group.filter(pc.is_in(group.column("query_id"), value_set=requested)) for group in embedded.row_groups())
     return embedding_matrix(found.take(pc.index_in(requested, value_set=found.column("query_id").combine_chunks())))
@@ -142,8 +142,6 @@ def _build(context: StageContext) -> None:
 
 def _tables(queries: DevQueries, corpus: Corpus, rows: NDArray[np.int64], student: StudentSpec) -> Iterator[pa.Table]:
     """Row groups: the queries, then the passages in the given order."""
-    from retrieval.models.tokenizer import tokenizer_of
-
     tokenizer = tokenizer_of(student)
 
     def tables(role: DevRole, ids: list[str], texts: list[str], grades: list[dict[str, int]], *, longest: int) -> Iterator[pa.Table]:

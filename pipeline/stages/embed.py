@@ -7,8 +7,10 @@ from functools import partial
 from typing import Any
 
 from data.config.settings import Experiment
+from data.tables.schemas import embeddings
 from pipeline.stage import StageContext, Table
 from retrieval.compute import precision
+from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
 from retrieval.models.resolved import ResolvedModels
 from retrieval.models.student import EMBEDDING_VERSION
 
@@ -27,8 +29,6 @@ def _precision(experiment: Experiment, kind: str) -> str:
 
 
 def _build(context: StageContext) -> None:
-    from data.tables.schemas import embeddings
-    from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
     from retrieval.encoding.encode import embedded_groups
     from retrieval.encoding.text_encoder import TextEncoder
 

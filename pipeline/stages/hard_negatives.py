@@ -28,14 +28,14 @@ from data.config.fields import keyed_values
 from data.config.negative_sources import SOURCES
 from data.config.registry import is_import_path
 from data.config.settings import Experiment, HardNegatives
-from data.digests import hash64
+from data.digests import hash64, hash64_after
 from data.errors import NothingLeft, UserError
 from data.tables import schemas
 from data.tables.schemas import CandidateKind
 from pipeline.negatives.false_negatives import Dropped, false_negatives
 from pipeline.negatives.pool_pairs import PoolRow, begins_of, read_pools, scored_pairs
 from pipeline.negatives.query_selection import KEPT_RANKS, NO_RANKS, RANKS, ranks_of, why_dropped
-from pipeline.negatives.samplers import Window, interleave, preferred, round_robin, sampler_key, seeded
+from pipeline.negatives.samplers import Window, interleave, preferred, round_robin, sampler_key
 from pipeline.stage import StageContext, Stored, Table
 from pipeline.stages.pools import window_places
 from retrieval.models.resolved import ResolvedModels
@@ -43,7 +43,7 @@ from retrieval.models.resolved import ResolvedModels
 UNDERFILLED = "queries with fewer than m negatives"
 RULES = "false negatives"
 BACKFILLED = "negatives of other sources for"
-_NONE = "no negatives"
+NO_NEGATIVES = "no negatives"
 _OF_THE_POOLS = ("ignore_identical_ids", "bm25_stopwords")  # settings that are keyed there
 
 
@@ -105,7 +105,7 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
                 query_id=row.query_id,
                 doc_ids=window,
                 count=count,
-                hashed=seeded(seed, "negatives", row.query_id, draw),
+                hashed=hash64_after(seed, "negatives", row.query_id, draw),
                 settings=settings,
                 student_scores=[student[doc_id] for doc_id in window] if "student_scores" in needs else (),
                 positive_score=positive_score,
@@ -155,7 +155,7 @@ def _build(context: StageContext) -> None:
             figures[RULES].update(why.rule.name.lower() for why in chosen.dropped.values())
             figures[BACKFILLED].update(chosen.backfilled)
             if not chosen.draws[0]:
-                figures["dropped"][_NONE] += 1
+                figures["dropped"][NO_NEGATIVES] += 1
                 continue
             if ranks is not None:
                 figures[KEPT_RANKS][ranks.bands] += 1
@@ -176,7 +176,7 @@ def _row(row: PoolRow, chosen: Chosen) -> tuple[Any, ...]:
 
 
 def _summary(counts: dict[str, Any]) -> str:
-    underfilled, none = counts.get(UNDERFILLED, 0), counts.get("dropped", {}).get(_NONE, 0)
+    underfilled, none = counts.get(UNDERFILLED, 0), counts.get("dropped", {}).get(NO_NEGATIVES, 0)
     parts = []
     if RANKS in counts:
         why = ", ".join(f"{reason} {count:,}" for reason, count in counts["dropped"].items())
@@ -202,7 +202,7 @@ def _refuse(stored: Stored) -> None:
     if rules := counts.get(RULES):
         listed = ", ".join(f"{rule} {count:,} passages" for rule, count in rules.items())
         why = f"negative left; the rules of hard_negatives.false_negatives dropped {listed}: loosen them"
-    elif counts["dropped"].get(_NONE):
+    elif counts["dropped"].get(NO_NEGATIVES):
         why = "passage in the rank windows of its sources; lower hard_negatives.range_min, or the ranks in hard_negatives.source"
     else:
         return

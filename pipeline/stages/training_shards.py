@@ -10,7 +10,7 @@ passages as such.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,7 @@ from pipeline.stages.training_rows import Encode, Encoders, read_rows
 from retrieval.checkpoints.model_lengths import check_length
 from retrieval.models.resolved import ResolvedModels
 from retrieval.models.student import StudentSpec
-
-if TYPE_CHECKING:
-    from retrieval.models.tokenizer import Tokenizer
+from retrieval.models.tokenizer import Tokenizer, tokenizer_of
 
 
 def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
@@ -45,8 +43,6 @@ def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
 
 
 def _build(context: StageContext) -> None:
-    from retrieval.models.tokenizer import tokenizer_of
-
     experiment, models, student = context.experiment, context.models, context.models.student
     tokenizer = context.worker_cache.get_or_create("student tokenizer", lambda: tokenizer_of(student))
     rows = read_rows(context.inputs, context.shard, _encoders(student, tokenizer, mixed_tokens=_longest_mixed(experiment, models)))

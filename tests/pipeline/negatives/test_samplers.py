@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from data.config.settings import HardNegatives
-from data.digests import hash64
+from data.digests import hash64, hash64_after
 from data.errors import UserError
-from pipeline.negatives.samplers import Window, interleave, preferred, round_robin, seeded, simans, stratified, uniform
+from pipeline.negatives.samplers import Window, interleave, preferred, round_robin, simans, stratified, uniform
 
 IDS = [f"d{number}" for number in range(30)]
 POOL = [f"d{number}" for number in range(60)]
@@ -26,7 +26,7 @@ WEIGHTS = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 
 def test_the_uniform_sample_is_pinned() -> None:
     """Prevents: another hash or order, after which every stored sample, and the logits paid for it, would be of no use."""
-    chosen = uniform(POOL, seeded(0, "negatives", "q", 0))[:5]
+    chosen = uniform(POOL, hash64_after(0, "negatives", "q", 0))[:5]
     assert chosen == ["d35", "d23", "d4", "d27", "d38"]
     assert chosen == sorted(POOL, key=lambda doc_id: hash64(0, "negatives", "q", 0, doc_id))[:5]
 
@@ -85,7 +85,7 @@ def test_simans_draws_by_its_formula(a: float, b: float) -> None:
     drawn: Counter[str] = Counter()
     firsts: Counter[str] = Counter()
     for seed in range(rounds):
-        order = simans(ids, scores, positive, seeded(seed, "negatives", "q", 0), a=a, b=b)
+        order = simans(ids, scores, positive, hash64_after(seed, "negatives", "q", 0), a=a, b=b)
         drawn.update(order[:count])
         firsts.update(order[:1])
     expected = np.array([weight / sum(weights) for weight in weights]) * rounds
@@ -98,7 +98,7 @@ def test_simans_draws_by_its_formula(a: float, b: float) -> None:
 def test_simans_with_scores_far_off() -> None:
     """Prevents: weights that are all 0 in floating point, so that the order is that of the ids."""
     scores = [-200.0, -100.0, -150.0]
-    assert simans(IDS[:3], scores, 0.0, seeded(0, "negatives", "q", 0), a=1.0, b=0.0) == ["d1", "d2", "d0"]
+    assert simans(IDS[:3], scores, 0.0, hash64_after(0, "negatives", "q", 0), a=1.0, b=0.0) == ["d1", "d2", "d0"]
 
 
 def plainly_stratified(logits: dict[str, float], count: int, hashes: dict[str, int]) -> list[str]:
@@ -122,7 +122,7 @@ def test_stratified_by_a_plain_reading(values: list[int], count: int, seed: int)
     """Prevents: quantiles of the wrong end or by rank alone, a passage taken twice, ties by where they stand."""
     ids = IDS[: len(values)]
     logits = {doc_id: value / 4 for doc_id, value in zip(ids, values, strict=True)}
-    hashed = seeded(seed, "negatives", "q", 0)
+    hashed = hash64_after(seed, "negatives", "q", 0)
     order = stratified(ids, [logits[doc_id] for doc_id in ids], count, hashed)
     assert sorted(order) == sorted(ids)
     count = min(count, len(ids))
@@ -146,7 +146,7 @@ def test_a_sampler_of_ones_own_is_taken_at_its_word_and_no_further(plugin_folder
 
     def order(name: str) -> list[str]:
         settings = HardNegatives(sampler=f"mylab.own:{name}")
-        return list(preferred(Window("q", ["d0", "d1", "d2"], 2, seeded(0, "negatives", "q", 0), settings)))
+        return list(preferred(Window("q", ["d0", "d1", "d2"], 2, hash64_after(0, "negatives", "q", 0), settings)))
 
     assert order("some") == ["d0", "d1"]
     for name in ("another", "twice"):
