@@ -126,8 +126,8 @@ def _phases(args: dict[str, str]) -> list[Phase]:
     listed = phases_of(Experiment, args.get("config"))
     if not listed:
         raise UserError(f"{args['config']} has no phases: it is one training (prep run, train run)")
-    words = [f"{key}={value}" for key, value in args.items()]
-    phases = [Phase(name, load({**args, "phase": name}), "train" in own, (*words, f"phase={name}")) for name, own in listed.items()]
+    shared = [f"{key}={value}" for key, value in args.items()]
+    phases = [Phase(name, load({**args, "phase": name}), "train" in own, (*shared, f"phase={name}")) for name, own in listed.items()]
     for output, count in Counter(os.path.abspath(phase.output) for phase in phases if phase.trains).items():
         if count > 1:
             raise UserError(f"{count} phases have train.output={output}: give each a folder of its own")

@@ -11,8 +11,8 @@ from data.config.settings import Experiment
 from pipeline.executors.resources import usable_cpus, workers_that_fit
 from pipeline.plan import Planner, TablePlan, table_named
 from pipeline.progress import duration
-from pipeline.scoring.calibration import SECONDS, Speed, keep_speed, kept_gpu_speeds, kept_speed, measure
-from pipeline.scoring.cost import Cost, a_full_shard, at_most, at_most_of_pools, estimate_cost
+from pipeline.scoring.calibration import SECONDS, Speed, load_gpu_speeds, load_speed, measure, save_speed
+from pipeline.scoring.cost import Cost, at_most, at_most_of_pools, estimate_cost, first_filled_shard
 from pipeline.stages.pools import labels_above_0
 from retrieval.models.resolved import ResolvedModels
 
@@ -33,7 +33,7 @@ def format_cost(models: ResolvedModels, planned: TablePlan, *, measuring: bool, 
     cost = estimate_cost(models, candidates, stale, warn=warnings.append)
     lines = [*warnings, str(cost)]
     if cost.to_score:
-        lines += [_here(models, cost, a_full_shard(candidates, stale), shards=len(stale), measuring=measuring)]
+        lines += [_here(models, cost, first_filled_shard(candidates, stale), shards=len(stale), measuring=measuring)]
         lines += _on_gpus(models, cost, gpus, shards=len(stale)) if gpus else []
     return lines
 
@@ -51,7 +51,7 @@ def _upper_bound(experiment: Experiment, scored: TablePlan) -> list[str]:
 
 
 def _here(models: ResolvedModels, cost: Cost, candidates: Path, *, shards: int, measuring: bool) -> str:
-    experiment, speed = models.experiment, kept_speed(models)
+    experiment, speed = models.experiment, load_speed(models)
     if speed is None and not measuring:
         return f"hours: `prep plan stage=teacher_scores` measures this teacher here, in {SECONDS:.0f} s, once"
     runner = experiment.runner
@@ -61,7 +61,7 @@ def _here(models: ResolvedModels, cost: Cost, candidates: Path, *, shards: int, 
     if speed is None:
         speed = measure(models, candidates)
         with contextlib.suppress(OSError):  # a store that can only be read: measured again next time
-            keep_speed(models, speed)
+            save_speed(models, speed)
     if not _device_is_here(experiment):
         return f"about {_time(speed, cost, 1)} on one {speed.device}"
     workers = 1 if runner.kind == "local" else runner.workers or max(1, _room_here(experiment))
@@ -90,7 +90,7 @@ def _room_here(experiment: Experiment) -> int:
 
 
 def _on_gpus(models: ResolvedModels, cost: Cost, gpus: int, *, shards: int) -> list[str]:
-    speeds = kept_gpu_speeds(models)
+    speeds = load_gpu_speeds(models)
     if not speeds:
         return [f"on {gpus} GPUs: not known, no GPU was measured yet; run this plan with runner.device=cuda where there is one"]
     return [f"about {_time(speed, cost, min(gpus, shards))} on {gpus} x {speed.device}" for speed in speeds]

@@ -63,11 +63,11 @@ def scored_shards(experiment: Experiment, *, columns: list[str] | None = None) -
         yield candidates.read(shard, columns=columns).append_column("logit", logits), confidence.read(shard).to_pylist()
 
 
-def scored_lists(experiment: Experiment, wanted: Callable[[str, int], bool]) -> Iterator[ScoredList]:
-    """The lists of those (query_id, draw) that are wanted, shard after shard."""
+def scored_lists(experiment: Experiment, requested: Callable[[str, int], bool]) -> Iterator[ScoredList]:
+    """The lists of those (query_id, draw) that are requested, shard after shard."""
     for rows, facts in scored_shards(experiment):
         for ((query_id, draw), start, stop), of_list in zip(list_bounds(rows), facts, strict=True):
-            if wanted(query_id, draw):
+            if requested(query_id, draw):
                 candidates = rows.slice(start, stop - start).to_pylist()
                 yield ScoredList(query_id, candidates[0]["query"], draw, candidates, of_list)
 

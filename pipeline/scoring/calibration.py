@@ -66,18 +66,18 @@ def device_name(device: str) -> str:
         return platform.processor() or platform.machine()
 
 
-def kept_speed(models: ResolvedModels) -> Speed | None:
+def load_speed(models: ResolvedModels) -> Speed | None:
     """The speed measured earlier on a device like this one; where only the workers have GPUs, on one of theirs."""
     device = models.experiment.runner.device
     if device == "cuda":
         import torch
 
         if not torch.cuda.is_available():  # the workers have it
-            return next(iter(kept_gpu_speeds(models)), None)
+            return next(iter(load_gpu_speeds(models)), None)
     return _read(models.experiment).get(speed_key(models, device=device, device_name=device_name(device)))
 
 
-def kept_gpu_speeds(models: ResolvedModels) -> list[Speed]:
+def load_gpu_speeds(models: ResolvedModels) -> list[Speed]:
     """The speeds of this teacher on GPUs, wherever they were measured."""
     known = _read(models.experiment)
     return [speed for key, speed in known.items() if key == speed_key(models, device="cuda", device_name=speed.device)]
@@ -90,7 +90,7 @@ def _read(experiment: Experiment) -> dict[str, Speed]:
         return {}
 
 
-def keep_speed(models: ResolvedModels, speed: Speed) -> None:
+def save_speed(models: ResolvedModels, speed: Speed) -> None:
     """Remember a speed."""
     experiment = models.experiment
     known = _read(experiment)

@@ -52,7 +52,7 @@ class Logits:
     """The teacher's logits of one query's positives and window passages."""
 
     positives: list[float]  # in the order of the pool's
-    of: dict[str, float]
+    passages: dict[str, float]  # by id
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,16 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
     sources = settings.sources
     positive = selected_by or choose_positive(row.positive_ids, seed=seed, query_id=row.query_id)
     place = row.positive_ids.index(positive)
-    windows = [[row.ids[place] for place in window_places(row.sources, source).tolist()] for source in sources]
+    windows = [[row.ids[at] for at in window_places(row.sources, source).tolist()] for source in sources]
     positive_score = math.nan if row.positive_scores is None else float(row.positive_scores[place])
-    by_student = np.flatnonzero(row.sources == SOURCES.index("student"))
-    student = dict(zip([row.ids[place] for place in by_student.tolist()], row.scores[by_student].tolist(), strict=True))
-    of = logits.of if logits else {}
+    by_student = np.flatnonzero(row.sources == SOURCES.index("student")).tolist()
+    student = {row.ids[at]: float(row.scores[at]) for at in by_student}
+    passage_logits = logits.passages if logits else {}
     positive_logit = logits.positives[place] if logits else math.nan
     dropped = false_negatives(
         list(dict.fromkeys(doc_id for window in windows for doc_id in window)),
         settings.false_negatives,
-        logits=of,
+        logits=passage_logits,
         positive_logit=positive_logit,
         scores=student,
         positive_score=positive_score,
@@ -96,7 +96,6 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
     windows = [[doc_id for doc_id in window if doc_id not in dropped] for window in windows]
     turns = round_robin([source.weight for source in sources], settings.num_negatives)
     backfilled: Counter[str] = Counter()
-
     needs = settings.sampler_traits.needs
 
     def prefer(window: list[str], count: int, draw: int) -> list[str]:
@@ -109,7 +108,7 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
                 settings=settings,
                 student_scores=[student[doc_id] for doc_id in window] if "student_scores" in needs else (),
                 positive_score=positive_score,
-                teacher_logits=[of[doc_id] for doc_id in window] if "teacher_logits" in needs else (),
+                teacher_logits=[passage_logits[doc_id] for doc_id in window] if "teacher_logits" in needs else (),
                 positive_logit=positive_logit,
             )
         )
@@ -146,7 +145,7 @@ def _build(context: StageContext) -> None:
                 raise AssertionError(f"pool of {row.query_id}, logits of {query_id}: the tables do not belong together")
             ranks = None
             if settings.select != "none" and of_query is not None:
-                ranks = ranks_of(row, logits=of_query.of, positive_logits=of_query.positives, depth=settings.depth)
+                ranks = ranks_of(row, logits=of_query.passages, positive_logits=of_query.positives, depth=settings.depth)
                 figures[RANKS][ranks.bands] += 1
                 if why := why_dropped(ranks, settings.select):
                     figures["dropped"][why] += 1
