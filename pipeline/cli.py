@@ -66,7 +66,8 @@ def plan(args: Args = None) -> None:
         experiment, own = _experiment(args, stage="all", gpus="0")
         from pipeline.plan import Planner, tables, tables_to_run
 
-        planner, selected = Planner(experiment), tables_to_run(experiment, own["stage"])
+        planner = Planner(experiment)
+        selected = tables_to_run(experiment, own["stage"])
         if own["stage"] == "teacher_scores":  # the whole bill of the teacher
             selected = [table for table in tables(experiment) if table.scores_pairs_of]
         for planned in planner.plan_all(selected):

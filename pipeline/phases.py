@@ -101,7 +101,8 @@ def run_phases(args: dict[str, str], *, names: list[str], say: Callable[[str], N
     phases = _phases(args)
     if unknown := [name for name in names if name not in (phase.name for phase in phases)]:
         raise unknown_key(f"phases={unknown[0]}", valid=[f"phases={phase.name}" for phase in phases])
-    with_dev, again = None, False
+    with_dev: Phase | None = None
+    again = False
     for phase in phases:
         with_dev = phase if phase.experiment.dev.queries else with_dev
         if names and phase.name not in names:

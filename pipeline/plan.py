@@ -31,8 +31,7 @@ def tables(experiment: Experiment) -> list[Table]:
 
     With a curriculum the training rows are its lists, and there are no tables of negatives and dark examples.
     """
-    whole_pools, by_teacher = experiment.scores_whole_pools, experiment.hard_negatives.uses_pool_scores
-    scored = [pool_pairs.TABLE, teacher_scores.OF_POOLS] if whole_pools or by_teacher else []
+    pools_are_scored = experiment.scores_whole_pools or experiment.hard_negatives.uses_pool_scores
     by_lists = [
         hard_negatives.table(experiment),
         dark_examples.TABLE,
@@ -47,7 +46,7 @@ def tables(experiment: Experiment) -> list[Table]:
         embed.QUERIES,
         *([search_index.TABLE] if experiment.uses_index else []),
         pools.table(experiment),
-        *scored,
+        *([pool_pairs.TABLE, teacher_scores.OF_POOLS] if pools_are_scored else []),
         *([cl_drd_lists.TABLE, shards.OF_CURRICULUM] if experiment.curriculum.enabled else by_lists),
         *([dev_set.TABLE] if experiment.dev.queries else []),
     ]
@@ -214,8 +213,8 @@ def _change(name: str, before: Any, now: Any) -> str:
     name = name.removeprefix("settings.")
     if name.startswith("inputs."):
         return f"input {name.removeprefix('inputs.')}"
-    short = [str(value)[:8] if isinstance(value, str) and len(value) == 32 else str(value) for value in (before, now)]
-    return f"{name} {short[0]} -> {short[1]}"
+    shown = [str(value)[:8] if isinstance(value, str) and len(value) == 32 else str(value) for value in (before, now)]
+    return f"{name} {' -> '.join(shown)}"
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,7 +23,10 @@ class Progress:
     """
 
     def __init__(self, label: str, *, shards: int, rows: int = 0) -> None:
-        self._label, self._shards, self._rows, self._done = label, shards, rows, 0
+        self._label = label
+        self._shards = shards
+        self._rows = rows
+        self._done = 0
         self._units: Counter[str] = Counter()
         self._started = self._logged = time.monotonic()
         self._bar: Bar | None = None

@@ -107,7 +107,8 @@ def _refuse(table: Table, stored: Stored) -> None:
 
 
 def _build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, say: Say) -> None:
-    table, stale = plan.table, list(plan.stale)
+    table = plan.table
+    stale = list(plan.stale)
     missing = [label for label, stored in plan.inputs.items() if not all(path.exists() for path in stored.paths())]
     if missing:
         raise UserError(f"{table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
@@ -179,7 +180,9 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
 
 def write_manifest(plan: TablePlan) -> Manifest:
     """Write the manifest from the shards' own footers: the table is complete from now on."""
-    records, counts, versions = [], dict[str, Any](), dict[str, str]()
+    records = []
+    counts: dict[str, Any] = {}
+    versions: dict[str, str] = {}
     for shard in range(plan.shard_count):
         path = plan.folder / shard_name(shard, plan.shard_count)
         footer = read_footer(path)

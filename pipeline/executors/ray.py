@@ -90,7 +90,8 @@ class RayExecutor:
     def run(self, tasks: Sequence[ShardTask], *, uses_device: bool, report: Report) -> Iterator[TaskResult]:
         """Build the tasks on all actors; yields each as it finishes."""
         self._ready(uses_device=uses_device)
-        waiting, idle = list(reversed(tasks)), list(reversed(self._actors))
+        waiting = list(reversed(tasks))
+        idle = list(reversed(self._actors))
         for _ in range(min(self._worker_count(), len(tasks)) - len(self._actors)):
             idle.append(self._new_actor())
             self._actors.append(idle[-1])
@@ -137,7 +138,8 @@ class RayExecutor:
         """Run it on a new worker, which is stopped afterwards, with its model."""
         self._ready(uses_device=True)
         self._stop_actors()  # they hold the CPUs that the new one needs
-        actor, what = self._new_actor(), f"{function.__name__} in a worker"
+        actor = self._new_actor()
+        what = f"{function.__name__} in a worker"
         try:
             return self._outcome(actor.ask.remote(function, models.to_json(), *args), what)
         except self._ray.exceptions.RayActorError as error:

@@ -77,12 +77,13 @@ def stratified(doc_ids: Sequence[str], logits: Sequence[float], count: int, hash
 
     After Jang et al., "Beyond Hard Negatives" (SIGIR 2026, https://arxiv.org/abs/2604.04734): negatives that cover the whole spectrum of
     the teacher's scores uniformly, so that their distribution is that of the pool. [our reading of the abstract] Target j of `count` is
-    the quantile 1 - j / (count - 1) of the logits (the median where one is wanted), linear between ranks; it takes the passage
+    the quantile 1 - j / (count - 1) of the logits (the median where `count` is 1), linear between ranks; it takes the passage
     nearest to it that is not taken yet, the lower hash where two are as near.
     """
     hashes = {doc_id: hashed(doc_id) for doc_id in doc_ids}
     left = {doc_id: float(logit) for doc_id, logit in zip(doc_ids, logits, strict=True)}
-    ordered, chosen = sorted(left.values()), []
+    ordered = sorted(left.values())
+    chosen = []
     for place in range(count := min(count, len(doc_ids))):
         target = _between(ordered, *((count - 1 - place, count - 1) if count > 1 else (1, 2)))
         nearest = min(left, key=lambda doc_id: (abs(left[doc_id] - target), hashes[doc_id], doc_id))
@@ -137,7 +138,8 @@ def round_robin(weights: Sequence[int], count: int) -> list[int]:
 
     The turns of a smaller count are the first ones of a larger.
     """
-    taken, listed = [0] * len(weights), []
+    taken = [0] * len(weights)
+    listed: list[int] = []
     for number in range(1, count + 1):
         deficits = [weight * number - sum(weights) * have for weight, have in zip(weights, taken, strict=True)]
         listed.append(deficits.index(max(deficits)))

@@ -51,8 +51,9 @@ class StudentSearch:
         mine = stored.filter(pc.is_in(stored.column("query_id"), value_set=queries.column("query_id").combine_chunks()))
         if mine.column("query_id").to_pylist() != queries.column("query_id").to_pylist():
             raise AssertionError("vectors lie in the order of their texts")
-        self._queries, self._searcher, self._corpus = embedding_matrix(mine), searcher, corpus
-        self._watched, self._watched_vectors = np.empty(0, np.int64), np.empty((0, 0), np.float64)
+        self._queries = embedding_matrix(mine)
+        self._searcher = searcher
+        self._corpus = corpus
 
     def watch(self, rows: NDArray[np.int64]) -> None:
         """Fetch the vectors of these rows: of the labelled positives, for `scores_of`."""
@@ -146,12 +147,12 @@ class AtRandom:
 
     def rank(self, first: int, stop: int, *, k: int) -> Ranking:
         """Fewer than k where the corpus is hardly larger."""
-        rows, scores = np.full((stop - first, min(k, self._size)), -1, np.int64), np.zeros((stop - first, min(k, self._size)), np.float32)
+        rows = np.full((stop - first, min(k, self._size)), -1, np.int64)
         for place in range(first, stop):
             drawn = (hash64(self._seed, "random", self._query_ids[place], number) % self._size for number in range(2 * k + 10))
             distinct = list(dict.fromkeys(drawn))[:k]
             rows[place - first, : len(distinct)] = distinct
-        return rows, scores
+        return rows, np.zeros(rows.shape, np.float32)
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,11 @@ class PluginSource:
     """The lists that a function of your own gives, one for each query in their order; they are asked for as they are needed."""
 
     def __init__(self, name: str, queries: pa.Table, corpus: Corpus, *, seed: int) -> None:
-        self._what, self._source = f"hard_negatives.source={name}", SOURCES.get(name, setting=_SETTING)
+        self._what = f"{_SETTING}={name}"
+        self._source = SOURCES.get(name, setting=_SETTING)
         self._query_ids, self._texts = (queries.column(column).to_pylist() for column in ("query_id", "text"))
-        self._corpus, self._seed = corpus, seed
+        self._corpus = corpus
+        self._seed = seed
         self._lists: Iterator[Ranked] | None = None
 
     def rank(self, first: int, stop: int, *, k: int) -> Ranking:

@@ -39,7 +39,8 @@ class ScoredList:
 
 def complete_tables(experiment: Experiment, *labels: str) -> list[Stored]:
     """The complete tables of these labels. Raises UserError naming the stage to run."""
-    planner, found = Planner(experiment), []
+    planner = Planner(experiment)
+    found = []
     for label in labels:
         plan = planner.plan(table_named(experiment, label))
         if plan.waits_for or not plan.complete:
@@ -87,21 +88,24 @@ def show(experiment: Experiment, *, query_id: str | None, width: int) -> None:
 
 
 def _print(found: ScoredList, *, width: int) -> None:
-    facts, kinds = found.facts, [CandidateKind(candidate["candidate_kind"]) for candidate in found.candidates]
-    lines, labels = f"C(q) {facts['confidence']:.4f}", None
-    if "positive_rank" in facts:
-        lines += f"   positive is number {facts['positive_rank']} among {{p+}} and P-   "
-        lines += f"entropy of the soft label {facts['label_entropy']:.2f} nats"
+    facts = found.facts
+    kinds = [CandidateKind(candidate["candidate_kind"]) for candidate in found.candidates]
+    labels = None if "positive_rank" in facts else labels_of(kinds)
+    line = f"C(q) {facts['confidence']:.4f}"
+    if labels is None:
+        line += f"   positive is number {facts['positive_rank']} among {{p+}} and P-   "
+        line += f"entropy of the soft label {facts['label_entropy']:.2f} nats"
     else:
-        lines, labels = f"iteration {found.draw + 1}   {lines}", labels_of(kinds)
+        line = f"iteration {found.draw + 1}   {line}"
     grid = Grid(*(["kind"] if labels is None else ["group", "label"]), "id", "logit", "text", show_lines=True)
     for place, (kind, candidate) in enumerate(zip(kinds, found.candidates, strict=True)):
         label = [] if labels is None else [f"{labels[place]:.3g}"]
-        identifier, text = Text(printable(candidate["candidate_id"])), Text(_readable(candidate["text"], width=width))
+        identifier = Text(printable(candidate["candidate_id"]))
+        text = Text(_readable(candidate["text"], width=width))
         grid.add_row(KIND_NAMES[kind], *label, identifier, f"{candidate['logit']:.2f}", text)
     console = Console()
     console.print(Text(printable(f"{found.query_id}  {found.query}"), style="bold"))
-    console.print(lines)
+    console.print(line)
     console.print(grid)
 
 

@@ -146,7 +146,8 @@ def _of_adam(experiment: Experiment, scores: pl.DataFrame, confidences: Confiden
 
 def _of_curriculum(experiment: Experiment, scores: pl.DataFrame) -> dict[str, Any]:
     """What the page shows of CL-DRD's groups, iteration by iteration."""
-    figures, rows = [], []
+    figures = []
+    rows = []
     for number, name in enumerate(experiment.curriculum.iterations):
         own = scores.filter(pl.col("draw") == number)
         present = [kind for kind in GROUPS if not _kind(own, kind).is_empty()]

@@ -45,7 +45,9 @@ class Speed:
 
 def speed_key(models: ResolvedModels, *, device: str, device_name: str) -> str:
     """Under which a speed is kept: all that decides it, and no path."""
-    experiment, teacher, namespace = models.experiment, models.experiment.teacher, models.namespace
+    experiment = models.experiment
+    teacher = experiment.teacher
+    namespace = models.namespace
     if device != experiment.runner.device:  # where another precision may be the default
         namespace = resolve_teacher(teacher, device=device).namespace(models.digests)
     budget = teacher.batch_tokens or DEFAULT_BATCH_TOKENS[device]
@@ -66,14 +68,20 @@ def device_name(device: str) -> str:
         return platform.processor() or platform.machine()
 
 
+def device_is_here(experiment: Experiment) -> bool:
+    """Whether this machine has the device of the settings, and not the workers alone."""
+    if experiment.runner.device == "cpu":
+        return True
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def load_speed(models: ResolvedModels) -> Speed | None:
     """The speed measured earlier on a device like this one; where only the workers have GPUs, on one of theirs."""
+    if not device_is_here(models.experiment):
+        return next(iter(load_gpu_speeds(models)), None)
     device = models.experiment.runner.device
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():  # the workers have it
-            return next(iter(load_gpu_speeds(models)), None)
     return _read(models.experiment).get(speed_key(models, device=device, device_name=device_name(device)))
 
 
@@ -102,8 +110,7 @@ def save_speed(models: ResolvedModels, speed: Speed) -> None:
 def measure(models: ResolvedModels, candidates: Path) -> Speed:
     """Score pairs of the shard `candidates` for about ten seconds, ever more at a time; the last ones count."""
     experiment = models.experiment
-    device = experiment.runner.device
-    if device == "cpu":
+    if experiment.runner.device == "cpu":
         import torch
 
         torch.set_num_threads(experiment.runner.threads)
@@ -111,7 +118,9 @@ def measure(models: ResolvedModels, candidates: Path) -> Speed:
     table = next(iter(read_row_groups(candidates, columns=["query", "text"], groups=[0])))
     pairs = texts_of_rows(table.take(np.random.default_rng(0).permutation(table.num_rows)))
     teacher.score(pairs[:16])  # loads the model
-    count, scored, seconds = 32, 0, 0.0
+    count = 32
+    scored = 0
+    seconds = 0.0
     while seconds < SECONDS / 2:
         prepared = teacher.prepare([pairs[place % len(pairs)] for place in range(scored, scored + count)])
         scored += count
@@ -121,5 +130,5 @@ def measure(models: ResolvedModels, candidates: Path) -> Speed:
         seconds += took
         count = min(2 * count, experiment.teacher.segment_pairs)
     tokens = int(prepared.token_counts.sum())
-    name = device_name(device)
+    name = device_name(experiment.runner.device)
     return Speed(name, tokens / took) if tokens else Speed(name, len(prepared.pairs) / took, "pairs")

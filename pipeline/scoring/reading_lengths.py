@@ -40,8 +40,12 @@ class Truncation:
 
 
 def longest_mixed(models: ResolvedModels) -> int:
-    """Longest mixed passage in tokens. The student's files are read only where its length comes from them."""
-    given = models.experiment.dark_examples.mixed_tokens or models.experiment.student.passage_tokens
+    """Longest mixed passage in tokens; that of any passage with a curriculum, which has none.
+
+    The student's files are read only where its length comes from them.
+    """
+    experiment = models.experiment
+    given = None if experiment.curriculum.enabled else experiment.dark_examples.mixed_tokens or experiment.student.passage_tokens
     return given or models.student.passage_tokens
 
 

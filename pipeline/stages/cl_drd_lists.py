@@ -64,7 +64,8 @@ def draw_groups(
     `ranking` is `teacher_ranking`'s; none of the positives, retrieved or not, is in group 2 or 3; `sizes` are K, N_h and N_s; `near_rank`
     is the last rank of group 2; iterations count from 0.
     """
-    labelled, hashed = set(positives), hash64_after(seed, "curriculum", query_id, iteration)
+    labelled = set(positives)
+    hashed = hash64_after(seed, "curriculum", query_id, iteration)
 
     def drawn(window: Sequence[str], count: int) -> list[str]:
         allowed = [doc_id for doc_id in window if doc_id not in labelled]

@@ -113,7 +113,8 @@ def _pieces_of_words(pieces: Spans, words: Spans, ratio: float, seed_parts: tupl
 
 
 def _replaced(text: str, spans: Spans) -> str:
-    parts, at = [], 0
+    parts: list[str] = []
+    at = 0
     for start, end in spans:
         if end > start:  # a tokenizer may give a token no characters
             parts += [text[at:start], MASK_MARK]
@@ -151,7 +152,8 @@ def candidates_of(
 
 def _build(context: StageContext) -> None:
     experiment, inputs, shard = context.experiment, context.inputs, context.shard
-    settings, longest = experiment.dark_examples, longest_mixed(context.models)
+    settings = experiment.dark_examples
+    longest = longest_mixed(context.models)
     splitter: Splitter = WordSplitter()
     if folder := context.models.teacher_tokenizer:
         splitter = context.worker_cache.get_or_create(
@@ -185,7 +187,8 @@ def _build(context: StageContext) -> None:
 
 
 def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
-    settings, tokenizer = experiment.dark_examples, None
+    settings = experiment.dark_examples
+    tokenizer = None
     if experiment.teacher.backend != "none":
         _check_tokenizers(experiment, models)
         tokenizer = tokenizer_digest(models.teacher_tokenizer) if models.teacher_tokenizer else "words"

@@ -32,8 +32,10 @@ def _build(context: StageContext) -> None:
     from retrieval.encoding.encode import embedded_groups
     from retrieval.encoding.text_encoder import TextEncoder
 
-    experiment, kind = context.experiment, context.table.name
-    device, computed = experiment.runner.device, _precision(experiment, kind)
+    experiment = context.experiment
+    kind = context.table.name
+    device = experiment.runner.device
+    computed = _precision(experiment, kind)
 
     def load() -> TextEncoder:
         batch_tokens = experiment.embed.batch_tokens or DEFAULT_BATCH_TOKENS[device]

@@ -38,7 +38,8 @@ def _build(context: StageContext) -> None:
     experiment = context.experiment
     if experiment.runner.device == "cpu":
         tune_allocator()
-    models, namespace = context.models, context.models.namespace
+    models = context.models
+    namespace = models.namespace
     store = store_of(models, warn=context.warn)
     store.describe(key=models.key("teacher"), name=models.teacher.name)
     teacher: PreparingTeacher = context.worker_cache.get_or_create(("teacher", namespace), lambda: open_teacher(models))
@@ -95,7 +96,8 @@ def _windows(
         pairs = texts_of_rows(table.take(first_rows[new]))
         ids = table.select(["query_id", "draw", "position"])
         yield _Window(ids, start, len(distinct), distinct[new].astype(np.int64), teacher.prepare(pairs) if pairs else None)
-        start, seen = start + table.num_rows, max(seen, int(distinct.max(initial=-1)) + 1)
+        start += table.num_rows
+        seen = max(seen, int(distinct.max(initial=-1)) + 1)
 
 
 def _row_windows(path: Path, rows: int) -> Iterator[pa.Table]:

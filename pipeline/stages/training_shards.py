@@ -43,9 +43,11 @@ def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
 
 
 def _build(context: StageContext) -> None:
-    experiment, models, student = context.experiment, context.models, context.models.student
+    experiment = context.experiment
+    models = context.models
+    student = models.student
     tokenizer = context.worker_cache.get_or_create("student tokenizer", lambda: tokenizer_of(student))
-    rows = read_rows(context.inputs, context.shard, _encoders(student, tokenizer, mixed_tokens=_longest_mixed(experiment, models)))
+    rows = read_rows(context.inputs, context.shard, _encoders(student, tokenizer, mixed_tokens=longest_mixed(models)))
     order = _shuffled(rows.query_ids.to_pylist(), rows.draws.tolist(), seed=experiment.seed)
     metadata = canonical_json(_metadata(experiment, models))
     schema = TRAINING if rows.labels is None else LABELLED_TRAINING
@@ -56,11 +58,6 @@ def _build(context: StageContext) -> None:
             context.report("queries", len(part))
         counts = {"in": len(order), "kept": len(order), "dropped": {}}
         writer.figures["counts"] = {**counts, "candidates": len(rows.logits), "candidate tokens": rows.candidate_tokens}
-
-
-def _longest_mixed(experiment: Experiment, models: ResolvedModels) -> int:
-    """Longest mixed passage in tokens; a curriculum has none."""
-    return models.student.passage_tokens if experiment.curriculum.enabled else longest_mixed(models)
 
 
 def _encoders(student: StudentSpec, tokenizer: Tokenizer, *, mixed_tokens: int) -> Encoders:
@@ -81,7 +78,7 @@ def _shuffled(query_ids: list[str], draws: list[int], *, seed: int) -> NDArray[n
 
 def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     student = models.student
-    longest = _longest_mixed(experiment, models)
+    longest = longest_mixed(models)
     check_length(longest, student.weights_folder, option="dark_examples.mixed_tokens")
     lengths = {"query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens, "mixed_tokens": longest}
     prefixes = {"query_prefix": student.query_prefix, "passage_prefix": student.passage_prefix}
