@@ -27,7 +27,7 @@ from data.digests import hash64_after
 from data.tables import schemas
 from data.tables.cl_drd_groups import GroupSizes
 from pipeline.negatives.pool_pairs import PoolRow, begins_of, read_pools, scored_pairs
-from pipeline.negatives.samplers import uniform
+from pipeline.negatives.samplers import by_hash
 from pipeline.stage import StageContext, Table
 from pipeline.stages.confidence import confidence
 from retrieval.models.resolved import ResolvedModels
@@ -69,7 +69,7 @@ def draw_groups(
 
     def drawn(window: Sequence[str], count: int) -> list[str]:
         allowed = [doc_id for doc_id in window if doc_id not in labelled]
-        chosen = set(uniform(allowed, hashed)[:count])
+        chosen = set(by_hash(allowed, hashed)[:count])
         return [doc_id for doc_id in allowed if doc_id in chosen]
 
     # Of the teacher's best at most K come in, and positives take up ranks, too: all of them have ranks up to K.
