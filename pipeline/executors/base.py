@@ -1,7 +1,6 @@
 """Who builds the shards: the protocol, and the choice between this process and Ray.
 
-One task in, its shards out, as each finishes. A worker that dies is replaced and its task tried again; a task that still fails fails the
-run, by name.
+A worker that dies is replaced and its task tried again; a task that still fails fails the run, by name.
 """
 
 from __future__ import annotations

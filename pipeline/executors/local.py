@@ -23,8 +23,8 @@ class LocalExecutor:
             yield self._worker.build(task, report=report)
 
     def ask(self, function: Callable[..., Any], models: ResolvedModels, *args: Any) -> Any:
-        """Run it in this process."""
+        """What the function returns, called in this process."""
         return self._worker.ask(function, models.to_json(), *args)
 
     def close(self) -> None:
-        """There is nothing to release."""
+        """Nothing: the worker ends with this process."""

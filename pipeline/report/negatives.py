@@ -44,12 +44,13 @@ def negatives_findings(experiment: Experiment) -> Findings:
     counts = negatives.manifest.counts
     dropped = counts.get(RULES, {})
     unselected = dict(counts["dropped"])
+    underfilled = counts.get(UNDERFILLED, 0)
     without = unselected.pop(NO_NEGATIVES, 0)
     return Findings(
         dropped,
         _examples(experiment, negatives, pools) if dropped else [],
-        counts.get(UNDERFILLED, 0),
-        list(itertools.islice(_underfilled_ids(negatives, experiment.hard_negatives.num_negatives), _NAMED)),
+        underfilled,
+        list(itertools.islice(_underfilled_ids(negatives, experiment.hard_negatives.num_negatives), _NAMED)) if underfilled else [],
         without,
         list(itertools.islice(_ids_without(negatives, pools), _NAMED)) if without and RANKS not in counts else [],
         counts.get(RANKS, {}),

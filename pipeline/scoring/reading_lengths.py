@@ -1,8 +1,8 @@
 """Whether the teacher reads as much of the candidates as the student does, reported before a logit is paid for.
 
-A teacher's logit is of the text that the teacher reads. Where `teacher.max_tokens` has no room for the query and what the student reads
-of a candidate, the teacher cuts its end: of `p+ [SEP] p-` that is p-, so what is left is mostly p+, and on long passages p+ alone. That
-the longest mixed passages leave room for no query, the settings tell (`notes`); how many are so long, a sample of the texts (`warnings`).
+A teacher's logit is of the text that the teacher reads. Where query and candidate are longer than `teacher.max_tokens`, it cuts the
+candidate's end: of `p+ [SEP] p-` that is p-, and on long passages p+ alone is left. The settings show whether the longest mixed passages
+fit beside a query (`notes`); a sample of the texts shows how many are cut (`warnings`).
 """
 
 from __future__ import annotations

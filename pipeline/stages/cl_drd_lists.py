@@ -4,9 +4,9 @@ Zeng et al., SIGIR 2022, https://arxiv.org/abs/2204.13679:
 
     what the student retrieves, positives among it -> the teacher's ranking -> group 1 | group 2 | group 3, drawn once an iteration
 
-Pools have the labelled positives taken out, and their ranks close up. Both lists carry the student's scores, so the passages that it really
-retrieved, and so all teacher ranks, are got back exactly: the best `curriculum.retrieved` of pool and positives together. One thing
-differs: passages of exactly the text of a positive, and labels of other splits, are no candidates, and the ranks close up over them.
+Pools lack the labelled positives. Both carry the student's scores, so what it really retrieved is got back exactly: the best
+`curriculum.retrieved` of pool and positives together. One thing differs: passages of exactly the text of a positive, and labels of other
+splits, are no candidates, and the ranks close up over them.
 
 The teacher's logits are those of `pool_scores`: nothing is scored here.
 """
@@ -61,8 +61,8 @@ def draw_groups(
 ) -> Groups:
     """The groups of one list, a pure function of the arguments. The teacher's order within each; shorter where ranks run out.
 
-    `ranking` is `teacher_ranking`'s; none of the positives, retrieved or not, is in group 2 or 3; `sizes` are K, N_h and N_s; `near_rank`
-    is the last rank of group 2; iterations count from 0.
+    `ranking` is `teacher_ranking`'s; no positive, retrieved or not, is in group 2 or 3; `sizes` are K, N_h and N_s; `near_rank` is the
+    last rank of group 2; iterations count from 0.
     """
     labelled = set(positives)
     hashed = hash64_after(seed, "curriculum", query_id, iteration)

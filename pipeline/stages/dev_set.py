@@ -1,11 +1,10 @@
 """Stage `dev`: a small collection in the student's tokens, on which a trainer measures the student by search as it goes.
 
-Its queries are some of a split's judged ones. Its passages are their positives, what the student that mines (as it is before training)
-finds for them in the whole corpus by exact search, and some by chance. The student's metrics at cutoffs up to `dev.depth` so begin at what
-they are on the whole corpus; what a later student would wrongly prefer there may be missing here.
+Its queries are some of a split's judged ones. Its passages are their positives, what the mining student finds for them in the whole corpus
+by exact search, and some by chance. So the untrained student's metrics up to `dev.depth` are those on the whole corpus; what a later
+student would wrongly prefer there may be missing here.
 
-None of them is a training query: one that is in the training split too, under its id or with its text, is left out, whether it is trained
-on or not. A dev set so stays the same when more queries are trained on.
+A query of the training split, by id or by text, is left out, trained on or not. So the dev set stays when more queries are trained on.
 """
 
 from __future__ import annotations

@@ -4,12 +4,11 @@ With `hard_negatives.select` for some of the queries only: see `pipeline.negativ
 
     the rank window of each source -> the rules of `false_negatives` -> the sampler, `draws` times
 
-Where a rule or the sampler goes by the teacher, its logits come from the table `pool_scores`, which has all passages of the windows: a
+The teacher's logits, where a rule or the sampler needs them, come from the table `pool_scores`, which has all passages of the windows. A
 choice by what happens to be in the logit store could not be repeated.
 
-A list has one p+ (ADAM, CE, MarginMSE, PROD), whatever the query's labels: with `select` the positive by whose ranks the query was
-selected, else a seeded choice. What is said of "p+" while negatives are drawn (margins of the rules, SimANS, PROD's ranks) holds for that
-very passage, which is written first among `positive_ids`.
+A list has one p+ (ADAM, CE, MarginMSE, PROD), whatever the query's labels. With `select` it is the positive by whose ranks the query was
+selected, else a seeded choice. Rules, SimANS and PROD's ranks all mean this passage, which is written first among `positive_ids`.
 """
 
 from __future__ import annotations
@@ -73,8 +72,7 @@ def choose_positive(positive_ids: Sequence[str], *, seed: int, query_id: str) ->
 def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits | None = None, selected_by: str | None = None) -> Chosen:
     """p+ and the negatives of one query. Fewer than m where its windows hold fewer that no rule drops.
 
-    `logits` are the teacher's, where a rule or the sampler goes by them; `selected_by` is the positive by whose ranks the query was
-    selected, if it was.
+    `logits` are the teacher's, where a rule or the sampler needs them; `selected_by` is the positive by which the query was selected.
     """
     sources = settings.sources
     positive = selected_by or choose_positive(row.positive_ids, seed=seed, query_id=row.query_id)

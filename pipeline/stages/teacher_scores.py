@@ -3,10 +3,9 @@
     keys of the shard -> look up in the logit store -> window by window: tokenise | score what is missing | append, write the rows
 
 The unit of scoring is a window of `teacher.segment_pairs` rows: its new pairs are appended to the store whole or not at all. Windows are
-tokenised ahead of the forward pass and written behind it, so a kill loses at most two of them, the one being scored and the one being
-written, and what is scored after it has the same batches as in an unbroken run. In memory are 30 bytes for each pair of the shard, a row
-group, and three windows.
-Shards hold different query texts (`ingest` sees to that), so no pair is requested by two shards.
+tokenised ahead of the forward pass and written behind it. So a kill loses at most two of them, and what is scored after it has the same
+batches as in an unbroken run. In memory are 30 bytes for each pair of the shard, a row group, and three windows. Shards hold different
+query texts (`ingest` sees to that), so no pair is requested by two shards.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Stage `shards`: the self-contained training rows: the student's tokens, the kinds, the teacher's logits and C(q).
 
-A row is a query and draw; where the experiment has a curriculum, a draw is an iteration, and the lists are those of `curriculum`, with
-their labels. Rows are shuffled by a hash of seed and query id, and written in small row groups, since a trainer holds several of them at a
-time. The Arrow schema's metadata under `training` says what a trainer must know before it reads a row: schema version, digest of the
-student's tokenizer, teachers, draws. From the pools comes which passages are never negatives of a query, for who takes the batch's other
-passages as such.
+A row is a query and draw. With a curriculum a draw is an iteration, and the lists are those of `curriculum`, with their labels. Rows are
+shuffled by a hash of seed and query id, and written in small row groups, since a trainer holds several of them at a time. The Arrow
+schema's metadata under `training` says what a trainer must know before it reads a row: schema version, digest of the student's tokenizer,
+teachers, draws. The pools say which passages are never negatives of a query, for losses over the batch's other passages.
 """
 
 from __future__ import annotations
