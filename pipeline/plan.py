@@ -156,9 +156,9 @@ class Planner:
         folder = table.folder(self.experiment, fingerprint)
         count = table.shard_count(self.experiment)
         manifest = Manifest.read(folder)
-        stale = stale_shards(folder, count, fingerprint=fingerprint, manifest=manifest)
+        stale = _stale_shards(folder, count, fingerprint=fingerprint, manifest=manifest)
         if len(stale) == count and manifest is None:
-            stale = dict.fromkeys(stale, why_new(folder, full_key, table))
+            stale = dict.fromkeys(stale, _why_new(folder, full_key, table))
         self.models.digests.save()
         planned = TablePlan(table, None, full_key, fingerprint, folder, count, stale, manifest, inputs)
         if planned.complete:  # its shards are not looked through again for each table that reads it
@@ -172,8 +172,8 @@ class Planner:
             yield self.plan(table)
 
 
-def stale_shards(folder: Path, count: int, *, fingerprint: str, manifest: Manifest | None) -> dict[int, str]:
-    """Shards that are not complete, with the reason. Completeness is a final name and a footer with this fingerprint."""
+def _stale_shards(folder: Path, count: int, *, fingerprint: str, manifest: Manifest | None) -> dict[int, str]:
+    """Shards that are not complete, with the reason. A complete one has its final name and a footer with this fingerprint."""
     recorded = {shard.name: shard for shard in manifest.shards} if manifest else {}
     stale: dict[int, str] = {}
     for shard in range(count):
@@ -192,7 +192,7 @@ def stale_shards(folder: Path, count: int, *, fingerprint: str, manifest: Manife
     return stale
 
 
-def why_new(folder: Path, full_key: dict[str, Any], table: Table) -> str:
+def _why_new(folder: Path, full_key: dict[str, Any], table: Table) -> str:
     """Why no output exists for this key: which settings or inputs differ from the nearest earlier output of the table."""
     prefix = f"{table.name}-" if table.name else ""
     earlier = [path.parent for path in folder.parent.glob(f"{prefix}*/{MANIFEST_NAME}") if path.parent != folder]

@@ -59,7 +59,7 @@ def run(experiment: Experiment, *, stage: str, say: Say) -> int:
                 executor = executor or _start(planner, selected[place:], say)
                 _build_stale(plan, planner.models, executor, say)
             table.refuse_changed(plan.full_key["settings"], planner.models)
-            manifest = write_manifest(plan)
+            manifest = _write_manifest(plan)
             _refuse(table, Stored(plan.folder, manifest))
             built += len(plan.stale)
             done = f"built {len(plan.stale)} of {plan.shard_count} shards"
@@ -178,7 +178,7 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def write_manifest(plan: TablePlan) -> Manifest:
+def _write_manifest(plan: TablePlan) -> Manifest:
     """Write the manifest from the shards' own footers: the table is complete from now on."""
     records = []
     counts: dict[str, Any] = {}

@@ -43,7 +43,7 @@ class Speed:
         return f"{self.rate:,.0f} {self.unit}/s a worker, {self.device}"
 
 
-def speed_key(models: ResolvedModels, *, device: str, device_name: str) -> str:
+def _speed_key(models: ResolvedModels, *, device: str, device_name: str) -> str:
     """Under which a speed is kept: all that decides it, and no path."""
     experiment = models.experiment
     teacher = experiment.teacher
@@ -55,7 +55,7 @@ def speed_key(models: ResolvedModels, *, device: str, device_name: str) -> str:
     return json_digest([namespace, device_name, threads, budget, teacher.compile, _CODE])
 
 
-def device_name(device: str) -> str:
+def _device_name(device: str) -> str:
     """The processor's or the GPU's name."""
     if device == "cuda":
         import torch
@@ -82,13 +82,13 @@ def load_speed(models: ResolvedModels) -> Speed | None:
     if not device_is_here(models.experiment):
         return next(iter(load_gpu_speeds(models)), None)
     device = models.experiment.runner.device
-    return _read(models.experiment).get(speed_key(models, device=device, device_name=device_name(device)))
+    return _read(models.experiment).get(_speed_key(models, device=device, device_name=_device_name(device)))
 
 
 def load_gpu_speeds(models: ResolvedModels) -> list[Speed]:
     """The speeds of this teacher on GPUs, wherever they were measured."""
     known = _read(models.experiment)
-    return [speed for key, speed in known.items() if key == speed_key(models, device="cuda", device_name=speed.device)]
+    return [speed for key, speed in known.items() if key == _speed_key(models, device="cuda", device_name=speed.device)]
 
 
 def _read(experiment: Experiment) -> dict[str, Speed]:
@@ -102,7 +102,7 @@ def save_speed(models: ResolvedModels, speed: Speed) -> None:
     """Remember a speed."""
     experiment = models.experiment
     known = _read(experiment)
-    known[speed_key(models, device=experiment.runner.device, device_name=speed.device)] = speed
+    known[_speed_key(models, device=experiment.runner.device, device_name=speed.device)] = speed
     content = json.dumps({key: asdict(speed) for key, speed in known.items()}, indent=1)
     atomic_write(Path(experiment.store) / _FILE, content.encode())
 
@@ -130,5 +130,5 @@ def measure(models: ResolvedModels, candidates: Path) -> Speed:
         seconds += took
         count = min(2 * count, experiment.teacher.segment_pairs)
     tokens = int(prepared.token_counts.sum())
-    name = device_name(experiment.runner.device)
+    name = _device_name(experiment.runner.device)
     return Speed(name, tokens / took) if tokens else Speed(name, len(prepared.pairs) / took, "pairs")

@@ -53,7 +53,7 @@ class TrainingQuery:
     never: Never
 
 
-def training_queries(queries: pa.Table, labels: pl.DataFrame, experiment: Experiment) -> pa.Table:
+def _training_queries(queries: pa.Table, labels: pl.DataFrame, experiment: Experiment) -> pa.Table:
     """The queries of a shard that are trained on.
 
     With `hard_negatives.queries` the subset is the lowest hashes over the training queries of all shards: a larger subset
@@ -90,7 +90,7 @@ def _build(context: StageContext) -> None:
     experiment, settings, inputs = context.experiment, context.experiment.hard_negatives, context.inputs
     corpus = context.worker_cache.get_or_create("corpus", lambda: Corpus(inputs["ingest.corpus"]))
     labels = labels_above_0(inputs["ingest.qrels"])
-    queries = training_queries(inputs["ingest.queries"].read(context.shard), labels, experiment)
+    queries = _training_queries(inputs["ingest.queries"].read(context.shard), labels, experiment)
     asked = _with_positives(queries, inputs["ingest.queries"], labels, corpus, experiment)
     k = settings.depth + room_for_removals((one.never for one in asked), (one.positives for one in asked))
     sources = {source: make_source(source.name, context, queries, corpus) for source in settings.sources}

@@ -17,7 +17,7 @@ evaluate() { # OUT [student.model=...]: search with the stored embeddings of a s
 
 title "the collection: InsuranceQA, from its package"
 python recipes/demo/prepare.py runs/demo
-title "prep: eight stages, from the collection to training shards and dev set"
+title "prep: from the collection to training shards and dev set"
 prep run "$config"
 title "the untrained student, on 2,000 test questions"
 evaluate runs/demo/before.trec
