@@ -8,10 +8,10 @@ from pathlib import Path
 import polars as pl
 
 from data.config.settings import Experiment
-from pipeline.executors.resources import usable_cpus, workers_that_fit
+from pipeline.executors.resources import device_is_here, usable_cpus, workers_that_fit
 from pipeline.plan import Planner, TablePlan, table_named
 from pipeline.progress import duration
-from pipeline.scoring.calibration import SECONDS, Speed, device_is_here, load_gpu_speeds, load_speed, measure, save_speed
+from pipeline.scoring.calibration import SECONDS, Speed, load_gpu_speeds, load_speed, measure, save_speed
 from pipeline.scoring.cost import Cost, at_most, at_most_of_pools, estimate_cost, first_filled_shard
 from pipeline.stages.pools import labels_above_0
 from retrieval.models.resolved import ResolvedModels
@@ -57,14 +57,14 @@ def _here(models: ResolvedModels, cost: Cost, candidates: Path, *, shards: int, 
     if speed is None and not measuring:
         return f"hours: `prep plan stage=teacher_scores` measures this teacher here, in {SECONDS:.0f} s, once"
     runner = experiment.runner
-    if speed is None and (runner.address or not device_is_here(experiment)):
+    if speed is None and (runner.address or not device_is_here(runner.device)):
         where = "the workers' device is not on this machine"
         return f"hours: not known, {where}; plan once on a machine like theirs, with this store"
     if speed is None:
         speed = measure(models, candidates)
         with contextlib.suppress(OSError):  # a store that can only be read: measured again next time
             save_speed(models, speed)
-    if not device_is_here(experiment):
+    if not device_is_here(runner.device):
         return f"about {_time(speed, cost, 1)} on one {speed.device}"
     workers = 1 if runner.kind == "local" else runner.workers or max(1, _room_here(experiment))
     workers = min(workers, shards)

@@ -16,6 +16,7 @@ import numpy as np
 from data.config.settings import Experiment
 from data.digests import json_digest
 from data.tables.shards import atomic_write, read_row_groups
+from pipeline.executors.resources import device_is_here
 from pipeline.scoring.cost import Cost
 from pipeline.scoring.requested_pairs import open_teacher, texts_of_rows
 from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
@@ -68,20 +69,11 @@ def _device_name(device: str) -> str:
         return platform.processor() or platform.machine()
 
 
-def device_is_here(experiment: Experiment) -> bool:
-    """Whether this machine has the device of the settings, and not the workers alone."""
-    if experiment.runner.device == "cpu":
-        return True
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def load_speed(models: ResolvedModels) -> Speed | None:
     """The speed measured earlier on a device like this one; where only the workers have GPUs, on one of theirs."""
-    if not device_is_here(models.experiment):
-        return next(iter(load_gpu_speeds(models)), None)
     device = models.experiment.runner.device
+    if not device_is_here(device):
+        return next(iter(load_gpu_speeds(models)), None)
     return _read(models.experiment).get(_speed_key(models, device=device, device_name=_device_name(device)))
 
 

@@ -20,10 +20,11 @@ _OF_THE_OTHERS = {"corpus": ("query_prefix", "query_tokens"), "queries": ("passa
 
 def _key(kind: str, experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     own = {name: value for name, value in models.key("miner").items() if name not in _OF_THE_OTHERS[kind]}
-    return {"student": own, "precision": precision.class_of(_precision(experiment, kind))}
+    return {"student": own, "precision": precision.class_of(precision_of(experiment, kind))}
 
 
-def _precision(experiment: Experiment, kind: str) -> str:
+def precision_of(experiment: Experiment, kind: str) -> str:
+    """In which format the vectors of `corpus` or `queries` are computed: fp32, bf16 or fp16."""
     asked = experiment.embed.precision if kind == "corpus" else experiment.embed.query_precision
     return precision.resolve(asked, device=experiment.runner.device)
 
@@ -35,7 +36,7 @@ def _build(context: StageContext) -> None:
     experiment = context.experiment
     kind = context.table.name
     device = experiment.runner.device
-    computed = _precision(experiment, kind)
+    computed = precision_of(experiment, kind)
 
     def load() -> TextEncoder:
         batch_tokens = experiment.embed.batch_tokens or DEFAULT_BATCH_TOKENS[device]
