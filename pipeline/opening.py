@@ -17,7 +17,6 @@ from pipeline.executors.base import Executor
 from pipeline.scoring.requested_pairs import open_teacher
 from pipeline.stage import Table
 from pipeline.stages.embed import precision_of
-from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
 from retrieval.models.resolved import ResolvedModels
 
 
@@ -60,4 +59,4 @@ def _open(models: ResolvedModels, roles: Sequence[str]) -> None:
             open_teacher(models).load()
         else:
             spec = models.student if role == "student" else models.miner
-            TextEncoder(spec, precision=computed, device=runner.device, batch_tokens=DEFAULT_BATCH_TOKENS[runner.device])
+            TextEncoder(spec, precision=computed, device=runner.device)

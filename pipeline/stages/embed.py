@@ -10,7 +10,6 @@ from data.config.settings import Experiment
 from data.tables.schemas import embeddings
 from pipeline.stage import StageContext, Table
 from retrieval.compute import precision
-from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
 from retrieval.models.resolved import ResolvedModels
 from retrieval.models.student import EMBEDDING_VERSION
 
@@ -39,8 +38,7 @@ def _build(context: StageContext) -> None:
     computed = precision_of(experiment, kind)
 
     def load() -> TextEncoder:
-        batch_tokens = experiment.embed.batch_tokens or DEFAULT_BATCH_TOKENS[device]
-        return TextEncoder(context.models.miner, precision=computed, device=device, batch_tokens=batch_tokens)
+        return TextEncoder(context.models.miner, precision=computed, device=device, batch_tokens=experiment.embed.batch_tokens)
 
     encoder = context.worker_cache.get_or_create(f"{computed} encoder", load)
     texts = context.inputs[f"ingest.{kind}"].paths()[context.shard]
