@@ -66,7 +66,8 @@ def plan(args: Args = None) -> None:
         experiment, own = _experiment(args, stage="all", gpus="0")
         from pipeline.plan import Planner, tables, tables_to_run
 
-        planner, selected = Planner(experiment), tables_to_run(experiment, own["stage"])
+        planner = Planner(experiment)
+        selected = tables_to_run(experiment, own["stage"])
         if own["stage"] == "teacher_scores":  # the whole bill of the teacher
             selected = [table for table in tables(experiment) if table.scores_pairs_of]
         for planned in planner.plan_all(selected):
@@ -173,14 +174,9 @@ def report(args: Args = None) -> None:
 def cache(action: Annotated[str, typer.Argument(help="stats, verify, compact or gc")], args: Args = None) -> None:
     """Look after the store of teacher logits: `prep cache stats|verify|compact|gc config=FILE [namespace=START] [yes=true]`."""
     with exit_codes():
-        from pipeline import logit_cache as cache_care
+        from pipeline.logit_cache import ACTIONS
 
-        if action not in cache_care.ACTIONS:
-            raise unknown_key(f"cache {action}", valid=[f"cache {name}" for name in cache_care.ACTIONS])
+        if action not in ACTIONS:
+            raise unknown_key(f"cache {action}", valid=[f"cache {name}" for name in ACTIONS])
         experiment, own = _experiment(args, namespace="", yes="false")
-        cache_care.ACTIONS[action](Path(experiment.store), own["namespace"], own["yes"] == "true", _say)
-
-
-def main() -> None:
-    """The command `prep`; its console script is `pipeline.__main__`."""
-    app()
+        ACTIONS[action](Path(experiment.store), own["namespace"], own["yes"] == "true", _say)

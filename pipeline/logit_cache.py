@@ -11,8 +11,7 @@ from data.config.fields import unknown_key
 from data.errors import RunFailed, UserError
 from data.logits.store import LogitStore, namespace_note, namespaces
 from pipeline.run import read_journal
-
-Say = Callable[[str], None]
+from pipeline.stage import Say
 
 
 def stats(root: Path, namespace: str, yes: bool, say: Say) -> None:

@@ -16,7 +16,7 @@ from data.tables.shards import atomic_write
 from pipeline.executors.base import Executor
 from pipeline.scoring.requested_pairs import open_teacher
 from pipeline.stage import Table
-from retrieval.compute import precision
+from pipeline.stages.embed import precision_of
 from retrieval.models.resolved import ResolvedModels
 
 
@@ -44,12 +44,8 @@ def _roles(tables: Sequence[Table], models: ResolvedModels) -> set[str]:
 
 
 def _key(role: str, models: ResolvedModels) -> str:
-    key = models.key(role) if role == "teacher" else {**models.key(role), "precision": _precision(models)}
+    key = models.key(role) if role == "teacher" else {**models.key(role), "precision": precision_of(models.experiment, "corpus")}
     return json_digest([key, models.experiment.runner.device, [version(library) for library in ("torch", "transformers")]])
-
-
-def _precision(models: ResolvedModels) -> str:
-    return precision.resolve(models.experiment.embed.precision, device=models.experiment.runner.device)
 
 
 def _open(models: ResolvedModels, roles: Sequence[str]) -> None:
@@ -57,9 +53,10 @@ def _open(models: ResolvedModels, roles: Sequence[str]) -> None:
     from retrieval.encoding.text_encoder import TextEncoder
 
     runner = models.experiment.runner
+    computed = precision_of(models.experiment, "corpus")
     for role in roles:
         if role == "teacher":
             open_teacher(models).load()
         else:
             spec = models.student if role == "student" else models.miner
-            TextEncoder(spec, precision=_precision(models), device=runner.device)
+            TextEncoder(spec, precision=computed, device=runner.device)

@@ -78,14 +78,6 @@ class Phase:
         return self.note.is_file() and all(path.is_file() for path in made)
 
 
-class _Ended(Exception):
-    """A command ended with another exit code than 0; it has said why."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__()
-        self.code = code
-
-
 def run_phases(args: dict[str, str], *, names: list[str], say: Callable[[str], None]) -> int:
     """Run phases of the file `config=FILE` in its order. Returns the exit code: 0, or that of the command that ended otherwise.
 
@@ -101,7 +93,8 @@ def run_phases(args: dict[str, str], *, names: list[str], say: Callable[[str], N
     phases = _phases(args)
     if unknown := [name for name in names if name not in (phase.name for phase in phases)]:
         raise unknown_key(f"phases={unknown[0]}", valid=[f"phases={phase.name}" for phase in phases])
-    with_dev, again = None, False
+    with_dev: Phase | None = None
+    again = False
     for phase in phases:
         with_dev = phase if phase.experiment.dev.queries else with_dev
         if names and phase.name not in names:
@@ -113,10 +106,14 @@ def run_phases(args: dict[str, str], *, names: list[str], say: Callable[[str], N
         say(f"== phase {phase.name}")
         try:
             _run(phase, with_dev, say)
-        except _Ended as ended:
-            if ended.code == EXIT_NOTHING_LEFT:
-                say(f"== phase {phase.name}: nothing is left to learn; the model of the phase before is the last one")
-            return EXIT_COMPLETE if ended.code == EXIT_NOTHING_LEFT else ended.code
+        except subprocess.CalledProcessError as ended:  # the command has said why
+            if ended.returncode < 0:
+                killed = f"{ended.cmd} was ended by {signal.Signals(-ended.returncode).name}"
+                raise RunFailed(f"{killed}; start the same command again, it goes on") from ended
+            if ended.returncode != EXIT_NOTHING_LEFT:
+                return ended.returncode
+            say(f"== phase {phase.name}: nothing is left to learn; the model of the phase before is the last one")
+            return EXIT_COMPLETE
         phase.note.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(phase.note, json.dumps({"phase": phase.name, "model": phase.model}).encode())
     return EXIT_COMPLETE
@@ -126,8 +123,8 @@ def _phases(args: dict[str, str]) -> list[Phase]:
     listed = phases_of(Experiment, args.get("config"))
     if not listed:
         raise UserError(f"{args['config']} has no phases: it is one training (prep run, train run)")
-    words = [f"{key}={value}" for key, value in args.items()]
-    phases = [Phase(name, load({**args, "phase": name}), "train" in own, (*words, f"phase={name}")) for name, own in listed.items()]
+    shared = [f"{key}={value}" for key, value in args.items()]
+    phases = [Phase(name, load({**args, "phase": name}), "train" in own, (*shared, f"phase={name}")) for name, own in listed.items()]
     for output, count in Counter(os.path.abspath(phase.output) for phase in phases if phase.trains).items():
         if count > 1:
             raise UserError(f"{count} phases have train.output={output}: give each a folder of its own")
@@ -177,11 +174,8 @@ def _device(phase: Phase) -> str:
 
 def _command(say: Callable[[str], None], command: str, *args: str) -> None:
     say(" ".join(["--", command, *args]))
-    code = call(command, *args)
-    if code < 0:
-        raise RunFailed(f"{command} {args[0]} was ended by {signal.Signals(-code).name}; start the same command again, it goes on")
-    if code:
-        raise _Ended(code)
+    if code := call(command, *args):
+        raise subprocess.CalledProcessError(code, f"{command} {args[0]}")
 
 
 def call(command: str, *args: str) -> int:
@@ -200,7 +194,7 @@ def _path(phase: Phase, stage: str, table: str = "", *more: str) -> str:
     """What `prep path` prints."""
     done = subprocess.run(_python("prep", "path", *phase.args, f"stage={stage}", f"table={table}", *more), stdout=subprocess.PIPE)
     if done.returncode:
-        raise _Ended(done.returncode)
+        raise subprocess.CalledProcessError(done.returncode, f"prep path stage={stage}")
     return os.fsdecode(done.stdout).removesuffix("\n")
 
 

@@ -16,8 +16,7 @@ from data.tables.manifest import MANIFEST_NAME, Manifest
 from data.tables.shards import read_footer, shard_name
 from pipeline.negatives import pool_pairs, search_index
 from pipeline.stage import Stored, Table
-from pipeline.stages import cl_drd_lists as curriculum
-from pipeline.stages import confidence, dark_examples, dev_set, embed, hard_negatives, ingest_tables, pools, teacher_scores
+from pipeline.stages import cl_drd_lists, confidence, dark_examples, dev_set, embed, hard_negatives, ingest_tables, pools, teacher_scores
 from pipeline.stages import training_shards as shards
 from retrieval.models.resolved import ResolvedModels
 
@@ -32,8 +31,7 @@ def tables(experiment: Experiment) -> list[Table]:
 
     With a curriculum the training rows are its lists, and there are no tables of negatives and dark examples.
     """
-    whole_pools, by_teacher = experiment.scores_whole_pools, experiment.hard_negatives.uses_pool_scores
-    scored = [pool_pairs.TABLE, teacher_scores.OF_POOLS] if whole_pools or by_teacher else []
+    pools_are_scored = experiment.scores_whole_pools or experiment.hard_negatives.uses_pool_scores
     by_lists = [
         hard_negatives.table(experiment),
         dark_examples.TABLE,
@@ -48,8 +46,8 @@ def tables(experiment: Experiment) -> list[Table]:
         embed.QUERIES,
         *([search_index.TABLE] if experiment.uses_index else []),
         pools.table(experiment),
-        *scored,
-        *([curriculum.TABLE, shards.OF_CURRICULUM] if experiment.curriculum.enabled else by_lists),
+        *([pool_pairs.TABLE, teacher_scores.OF_POOLS] if pools_are_scored else []),
+        *([cl_drd_lists.TABLE, shards.OF_CURRICULUM] if experiment.curriculum.enabled else by_lists),
         *([dev_set.TABLE] if experiment.dev.queries else []),
     ]
 
@@ -158,9 +156,9 @@ class Planner:
         folder = table.folder(self.experiment, fingerprint)
         count = table.shard_count(self.experiment)
         manifest = Manifest.read(folder)
-        stale = stale_shards(folder, count, fingerprint=fingerprint, manifest=manifest)
+        stale = _stale_shards(folder, count, fingerprint=fingerprint, manifest=manifest)
         if len(stale) == count and manifest is None:
-            stale = dict.fromkeys(stale, why_new(folder, full_key, table))
+            stale = dict.fromkeys(stale, _why_new(folder, full_key, table))
         self.models.digests.save()
         planned = TablePlan(table, None, full_key, fingerprint, folder, count, stale, manifest, inputs)
         if planned.complete:  # its shards are not looked through again for each table that reads it
@@ -174,8 +172,8 @@ class Planner:
             yield self.plan(table)
 
 
-def stale_shards(folder: Path, count: int, *, fingerprint: str, manifest: Manifest | None) -> dict[int, str]:
-    """Shards that are not complete, with the reason. Completeness is a final name and a footer with this fingerprint."""
+def _stale_shards(folder: Path, count: int, *, fingerprint: str, manifest: Manifest | None) -> dict[int, str]:
+    """Shards that are not complete, with the reason. A complete one has its final name and a footer with this fingerprint."""
     recorded = {shard.name: shard for shard in manifest.shards} if manifest else {}
     stale: dict[int, str] = {}
     for shard in range(count):
@@ -194,7 +192,7 @@ def stale_shards(folder: Path, count: int, *, fingerprint: str, manifest: Manife
     return stale
 
 
-def why_new(folder: Path, full_key: dict[str, Any], table: Table) -> str:
+def _why_new(folder: Path, full_key: dict[str, Any], table: Table) -> str:
     """Why no output exists for this key: which settings or inputs differ from the nearest earlier output of the table."""
     prefix = f"{table.name}-" if table.name else ""
     earlier = [path.parent for path in folder.parent.glob(f"{prefix}*/{MANIFEST_NAME}") if path.parent != folder]
@@ -215,8 +213,8 @@ def _change(name: str, before: Any, now: Any) -> str:
     name = name.removeprefix("settings.")
     if name.startswith("inputs."):
         return f"input {name.removeprefix('inputs.')}"
-    short = [str(value)[:8] if isinstance(value, str) and len(value) == 32 else str(value) for value in (before, now)]
-    return f"{name} {short[0]} -> {short[1]}"
+    shown = [str(value)[:8] if isinstance(value, str) and len(value) == 32 else str(value) for value in (before, now)]
+    return f"{name} {' -> '.join(shown)}"
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

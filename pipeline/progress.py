@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -23,7 +22,10 @@ class Progress:
     """
 
     def __init__(self, label: str, *, shards: int, rows: int = 0) -> None:
-        self._label, self._shards, self._rows, self._done = label, shards, rows, 0
+        self._label = label
+        self._shards = shards
+        self._rows = rows
+        self._done = 0
         self._units: Counter[str] = Counter()
         self._started = self._logged = time.monotonic()
         self._bar: Bar | None = None
@@ -36,7 +38,7 @@ class Progress:
             self._bar.add_task(self._label, total=self._shards, figures="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar:
             self._bar.stop()
 

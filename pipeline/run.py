@@ -24,6 +24,8 @@ from pipeline.executors.worker import ShardTask, TaskResult
 from pipeline.opening import open_once
 from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
 from pipeline.progress import Progress
+from pipeline.scoring import reading_lengths
+from pipeline.scoring.cost import estimate_cost
 from pipeline.stage import Say, Stored, Table
 from retrieval.models.resolved import ResolvedModels
 
@@ -57,7 +59,7 @@ def run(experiment: Experiment, *, stage: str, say: Say) -> int:
                 executor = executor or _start(planner, selected[place:], say)
                 _build_stale(plan, planner.models, executor, say)
             table.refuse_changed(plan.full_key["settings"], planner.models)
-            manifest = write_manifest(plan)
+            manifest = _write_manifest(plan)
             _refuse(table, Stored(plan.folder, manifest))
             built += len(plan.stale)
             done = f"built {len(plan.stale)} of {plan.shard_count} shards"
@@ -105,15 +107,16 @@ def _refuse(table: Table, stored: Stored) -> None:
 
 
 def _build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, say: Say) -> None:
-    table, stale = plan.table, list(plan.stale)
+    table = plan.table
+    stale = list(plan.stale)
     missing = [label for label, stored in plan.inputs.items() if not all(path.exists() for path in stored.paths())]
     if missing:
         raise UserError(f"{table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
     plan.folder.mkdir(parents=True, exist_ok=True)
     if table.rounds_by_device:
         note_device(plan.folder, models.experiment.runner.device, option="runner.device", begun=len(stale) < plan.shard_count)
-    if table.prepare:
-        table.prepare(plan, models, executor, say)
+    if table.scores_pairs_of:
+        _say_what_is_scored(models, plan.inputs[table.scores_pairs_of], stale, label=table.label, say=say)
     tasks = [
         ShardTask(
             label=table.label,
@@ -136,6 +139,14 @@ def _build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, sa
                 say(f"warning: {line}")
             _journal(plan.folder, done, wall=time.perf_counter() - started)
             stop_if_asked()
+
+
+def _say_what_is_scored(models: ResolvedModels, candidates: Stored, shards: list[int], *, label: str, say: Say) -> None:
+    """How many pairs will be scored, and what the teacher would not read of them."""
+    cost = estimate_cost(models, candidates, shards, warn=lambda line: say(f"warning: {line}"))
+    say(f"{label:<16} {cost}")
+    for line in reading_lengths.warnings(models, candidates, shards) if cost.to_score else ():
+        say(f"warning: {line}")
 
 
 def _rows_to_read(plan: TablePlan) -> int:
@@ -167,9 +178,11 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def write_manifest(plan: TablePlan) -> Manifest:
+def _write_manifest(plan: TablePlan) -> Manifest:
     """Write the manifest from the shards' own footers: the table is complete from now on."""
-    records, counts, versions = [], dict[str, Any](), dict[str, str]()
+    records = []
+    counts: dict[str, Any] = {}
+    versions: dict[str, str] = {}
     for shard in range(plan.shard_count):
         path = plan.folder / shard_name(shard, plan.shard_count)
         footer = read_footer(path)

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -24,11 +24,8 @@ from data.tables.shards import ShardWriter
 from retrieval.models.resolved import ResolvedModels
 from retrieval.search.stored_texts import texts_of
 
-if TYPE_CHECKING:
-    from pipeline.executors.base import Executor
-    from pipeline.plan import TablePlan
-
-Say = Callable[[str], None]
+Say = Callable[[str], None]  # takes a line for people
+Report = Callable[[str, int], None]  # takes (unit, how many more are done): progress, for people
 
 # Where a key's first part comes from, for people.
 _OPTIONS = {
@@ -94,8 +91,8 @@ class StageContext:
     shard_count: int
     inputs: dict[str, Stored]
     worker_cache: WorkerCache
-    report: Callable[[str, int], None]  # (unit, how many more are done): progress, for people
-    warn: Callable[[str], None]  # a line that must be seen
+    report: Report
+    warn: Say  # a line that must be seen
     figures: dict[str, Any] = field(default_factory=dict)  # figures of this execution, for the journal
     check_unchanged: Callable[[], None] = lambda: None  # raises RunFailed where models or files are not those of the fingerprint any more
 
@@ -122,14 +119,14 @@ class StageContext:
             if shard == self.shards[-1]:
                 self.check_unchanged()
 
-    def write(self, table: pa.Table, counts: dict[str, Any], *, shard: int | None = None) -> None:
-        """Write one whole shard with its counts (in, kept, dropped by reason, and figures that repeat exactly)."""
-        with self.writer(self.shard if shard is None else shard, table.schema) as writer:
+    def write(self, table: pa.Table, counts: dict[str, Any]) -> None:
+        """Write the one shard whole with its counts (in, kept, dropped by reason, and figures that repeat exactly)."""
+        with self.writer(self.shard, table.schema) as writer:
             writer.write(table)
             writer.figures["counts"] = counts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """One table of a stage.
 
@@ -138,13 +135,12 @@ class Table:
     """
 
     stage: str
-    name: str  # "" where the stage has one table
+    name: str = ""  # where the stage has several tables
     version: int
     reads: tuple[str, ...]  # labels of the tables it reads
     key: Callable[[Experiment, ResolvedModels], dict[str, Any]]
-    shard_count: Callable[[Experiment], int]
     build: Callable[[StageContext], None]
-    prepare: Callable[[TablePlan, ResolvedModels, Executor, Say], None] | None = None  # runs in the driver before stale shards are built
+    sharded_by: Literal["corpus", "queries", "nothing"] = "queries"  # whose number of shards it has; one, where it is nothing's
     builds_all_shards: bool = False  # all stale shards in one task, for sources that are read in one pass
     uses_device: bool = False  # builds with a model, so it wants the runner's GPU
     rounds_by_device: bool = False  # what it writes differs between kinds of devices, at the level of rounding noise
@@ -157,6 +153,10 @@ class Table:
     def label(self) -> str:
         """`embed.corpus`, or just `shards`."""
         return f"{self.stage}.{self.name}" if self.name else self.stage
+
+    def shard_count(self, experiment: Experiment) -> int:
+        """How many shards the table has."""
+        return {"corpus": experiment.ingest.corpus_shards, "queries": experiment.ingest.query_shards, "nothing": 1}[self.sharded_by]
 
     def full_key(self, models: ResolvedModels, inputs: dict[str, Stored]) -> dict[str, Any]:
         """What the fingerprint is the hash of."""

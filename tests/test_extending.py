@@ -14,9 +14,10 @@ import torch
 from support.extending import FILES, SETTINGS
 
 from data.config.settings import HardNegatives, Teacher
+from data.digests import hash64_after
 from data.tables.manifest import Manifest
 from pipeline.negatives.corpus import Corpus
-from pipeline.negatives.samplers import Window, preferred, seeded
+from pipeline.negatives.samplers import Window, preferred
 from pipeline.negatives.sources import PluginSource
 from pipeline.stage import Stored
 from trainer.objective.losses import DISTILLATION_LOSSES
@@ -60,7 +61,9 @@ def test_the_sampler(plugin_folder: Callable[..., Path]) -> None:
     plugin_folder(FILES)
     settings = HardNegatives(sampler="mylab.samplers:just_below")
     assert settings.uses_pool_scores
-    window = Window("q", ["a", "b", "c"], 2, seeded(0, "negatives", "q", 0), settings, teacher_logits=[5.0, -1.0, 2.0], positive_logit=4.0)
+    window = Window(
+        "q", ["a", "b", "c"], 2, hash64_after(0, "negatives", "q", 0), settings, teacher_logits=[5.0, -1.0, 2.0], positive_logit=4.0
+    )
     assert preferred(window) == ["c", "b", "a"]
 
 

@@ -1,4 +1,4 @@
-"""Where shards are computed: this process, local processes, Ray.
+"""Where shards are computed: this process, or Ray's workers.
 
 Not here: what a shard holds (`stages`).
 """

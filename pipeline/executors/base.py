@@ -1,7 +1,6 @@
 """Who builds the shards: the protocol, and the choice between this process and Ray.
 
-One task in, its shards out, as each finishes. A worker that dies is replaced and its task tried again; a task that still fails fails the
-run, by name.
+A worker that dies is replaced and its task tried again; a task that still fails fails the run, by name.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from typing import Any, Protocol
 
 from data.config.settings import Experiment, with_absolute_paths
 from pipeline.executors.worker import ShardTask, TaskResult
+from pipeline.stage import Report
 from retrieval.compute import precision
 from retrieval.models.resolved import ResolvedModels
-
-Report = Callable[[str, int], None]
 
 
 class Executor(Protocol):
@@ -25,9 +23,6 @@ class Executor(Protocol):
 
     def ask(self, function: Callable[..., Any], models: ResolvedModels, *args: Any) -> Any:
         """Run `function(models, *args)` on one worker that holds its share of the device."""
-
-    def workers(self) -> int:
-        """How many tasks are built at once."""
 
     def close(self) -> None:
         """Release everything."""
@@ -47,10 +42,9 @@ def make_executor(experiment: Experiment) -> Executor:
 
 def with_precisions(experiment: Experiment) -> Experiment:
     """`auto` resolved once: a worker on another processor must compute what the fingerprint says, or refuse."""
-    sections: dict[str, Any] = {
-        "embed": experiment.embed,
-        **({"teacher": experiment.teacher} if experiment.teacher.backend == "torch" else {}),
-    }
+    sections: dict[str, Any] = {"embed": experiment.embed}
+    if experiment.teacher.backend == "torch":
+        sections["teacher"] = experiment.teacher
     return experiment.model_copy(
         update={
             name: section.model_copy(update={"precision": precision.resolve(section.precision, device=experiment.runner.device)})

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from data.config.settings import Experiment
-from pipeline.executors.base import Report
 from pipeline.executors.worker import ShardTask, TaskResult, Worker
+from pipeline.stage import Report
 from retrieval.models.resolved import ResolvedModels
 
 
@@ -23,12 +23,8 @@ class LocalExecutor:
             yield self._worker.build(task, report=report)
 
     def ask(self, function: Callable[..., Any], models: ResolvedModels, *args: Any) -> Any:
-        """Run it in this process."""
+        """What the function returns, called in this process."""
         return self._worker.ask(function, models.resolved(), *args)
 
-    def workers(self) -> int:
-        """One."""
-        return 1
-
     def close(self) -> None:
-        """There is nothing to release."""
+        """Nothing: the worker ends with this process."""

@@ -1,4 +1,4 @@
-"""Plug-ins under workers: what the driver can import, a worker must import, too, and be told where it lies."""
+"""Plug-ins under workers: the driver names the folder where it finds each, and a worker looks there, too."""
 
 from __future__ import annotations
 

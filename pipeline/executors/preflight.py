@@ -9,6 +9,7 @@ from pathlib import Path
 from data.config.settings import Experiment
 from data.errors import UserError
 from data.files.what_lies import stored_table, what_lies
+from pipeline.executors.resources import device_is_here
 
 _CONNECT_SECONDS = 5.0
 
@@ -29,13 +30,10 @@ def preflight(experiment: Experiment, *, uses_device: bool) -> None:
         raise UserError(f"store={store} cannot be written: {error.strerror}; choose another store=FOLDER") from error
     if experiment.runner.address:
         _check_address(experiment.runner.address)
-    elif experiment.runner.device == "cuda" and uses_device:
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError(
-                "runner.device=cuda, but this machine has no usable GPU; use runner.device=cpu, or runner.address=HOST:PORT of a cluster"
-            )
+    elif uses_device and not device_is_here(experiment.runner.device):
+        raise UserError(
+            "runner.device=cuda, but this machine has no usable GPU; use runner.device=cpu, or runner.address=HOST:PORT of a cluster"
+        )
 
 
 def _check_address(address: str) -> None:

@@ -17,10 +17,10 @@ from typing import Any
 from data.command import in_words
 from data.config.settings import Experiment, Runner
 from data.errors import RunFailed, UserError
-from pipeline.executors.base import Report
 from pipeline.executors.plugins import find_plugins, plugin_folders
 from pipeline.executors.resources import usable_cpus, workers_that_fit
 from pipeline.executors.worker import ShardTask, TaskResult, Worker
+from pipeline.stage import Report
 from retrieval.models.resolved import ResolvedModels
 
 _POLL_SECONDS = 0.5
@@ -47,8 +47,8 @@ class RayExecutor:
         if self._settings.address:
             where: dict[str, Any] = {"address": self._settings.address}
         else:
-            wanted = (self._settings.workers or 1) * self._settings.threads
-            where = {"num_cpus": max(usable_cpus(), wanted), "include_dashboard": False, "object_store_memory": 100 << 20}
+            needed = (self._settings.workers or 1) * self._settings.threads
+            where = {"num_cpus": max(usable_cpus(), needed), "include_dashboard": False, "object_store_memory": 100 << 20}
         if not (self._settings.address or "").startswith("ray://"):
             # As if a Ray client had started the job: then workers do not have the driver's working directory first in their path, where a
             # data.py or rich.py would be imported in place of ours or the library's.
@@ -64,14 +64,14 @@ class RayExecutor:
             workers_that_fit(cpus=node.get("CPU", 0), gpus=node.get("GPU", 0), threads=self._settings.threads, share=self._gpus)
             for node in nodes
         )
-        wanted = self._settings.workers or max(1, fit)
-        if wanted > fit:
+        count = self._settings.workers or max(1, fit)
+        if count > fit:
             needs = f"{self._settings.threads} CPUs" + (f" and {self._gpus:g} GPUs" if self._gpus else "")
             raise UserError(
-                f"runner.workers={wanted} with {needs} each, but Ray has {cpus:.0f} CPUs and {gpus:.0f} GPUs, enough for {fit}: "
+                f"runner.workers={count} with {needs} each, but Ray has {cpus:.0f} CPUs and {gpus:.0f} GPUs, enough for {fit}: "
                 "lower runner.workers, runner.threads or runner.gpus"
             )
-        return wanted
+        return count
 
     def _stop_actors(self) -> None:
         for actor in self._actors:
@@ -90,7 +90,8 @@ class RayExecutor:
     def run(self, tasks: Sequence[ShardTask], *, uses_device: bool, report: Report) -> Iterator[TaskResult]:
         """Build the tasks on all actors; yields each as it finishes."""
         self._ready(uses_device=uses_device)
-        waiting, idle = list(reversed(tasks)), list(reversed(self._actors))
+        waiting = list(reversed(tasks))
+        idle = list(reversed(self._actors))
         for _ in range(min(self._worker_count(), len(tasks)) - len(self._actors)):
             idle.append(self._new_actor())
             self._actors.append(idle[-1])
@@ -137,18 +138,14 @@ class RayExecutor:
         """Run it on a new worker, which is stopped afterwards, with its model."""
         self._ready(uses_device=True)
         self._stop_actors()  # they hold the CPUs that the new one needs
-        actor, what = self._new_actor(), f"{function.__name__} in a worker"
+        actor = self._new_actor()
+        what = f"{function.__name__} in a worker"
         try:
             return self._outcome(actor.ask.remote(function, models.resolved(), *args), what)
         except self._ray.exceptions.RayActorError as error:
             raise _failed(what, error) from error
         finally:
             self._ray.kill(actor)
-
-    def workers(self) -> int:
-        """As many as fit, or as the settings say."""
-        self._ready(uses_device=True)
-        return self._worker_count()
 
     def _ready(self, *, uses_device: bool) -> None:
         """Ray started, and workers stopped that hold another share of a GPU than the next tasks need."""
@@ -206,6 +203,14 @@ def _init(ray: Any, **settings: Any) -> None:
             signal.signal(signal.SIGTERM, ours)
 
 
+def _or_its_error(work: Callable[[], Any]) -> Any:
+    """What the work returns, or the UserError that it raises, as a value: Ray would wrap an exception and lose its kind."""
+    try:
+        return work()
+    except UserError as error:
+        return error
+
+
 class _RayWorker:
     """The actor: a `Worker` that counts its progress until it is asked for it."""
 
@@ -215,16 +220,10 @@ class _RayWorker:
         self._progress: dict[str, int] = {}
 
     def build(self, task: ShardTask) -> TaskResult | UserError:
-        try:
-            return self._worker.build(task, report=self._count)
-        except UserError as error:
-            return error  # as a value: Ray would wrap an exception and lose its kind
+        return _or_its_error(lambda: self._worker.build(task, report=self._count))
 
     def ask(self, function: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return self._worker.ask(function, *args)
-        except UserError as error:
-            return error
+        return _or_its_error(lambda: self._worker.ask(function, *args))
 
     def _count(self, unit: str, count: int) -> None:
         self._progress[unit] = self._progress.get(unit, 0) + count

@@ -1,4 +1,4 @@
-"""How many workers a machine, or a cluster, has room for."""
+"""What a machine has: CPUs, the device of the settings, and room for how many workers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ import os
 def usable_cpus() -> int:
     """CPUs that this process may use (a container may have fewer than the machine)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_is_here(device: str) -> bool:
+    """Whether this machine has the device `cpu` or `cuda`, and not the workers alone."""
+    if device == "cpu":
+        return True
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def workers_that_fit(*, cpus: float, gpus: float, threads: int, share: float) -> int:

@@ -15,7 +15,7 @@ from data.digests import DigestCache
 from data.errors import DamagedShard, RunFailed
 from data.tables.manifest import Manifest
 from pipeline.plan import table_named
-from pipeline.stage import StageContext, Stored, WorkerCache
+from pipeline.stage import Report, StageContext, Stored, WorkerCache
 from retrieval.models.resolved import ResolvedModels
 
 
@@ -57,9 +57,8 @@ class Worker:
         self._experiment = Experiment.model_validate_json(experiment_json)
         self._worker_cache = WorkerCache()
         self._digests = DigestCache.of_store(self._experiment.store)
-        self._limited = False
 
-    def build(self, task: ShardTask, *, report: Callable[[str, int], None]) -> TaskResult:
+    def build(self, task: ShardTask, *, report: Report) -> TaskResult:
         """Build the task's shards. Raises UserError and its kinds for what a user can mend."""
         table = table_named(self._experiment, task.label)
         if table.version != task.version:
@@ -70,11 +69,10 @@ class Worker:
         models = ResolvedModels.of_driver(task.models, self._experiment, self._digests)
         check_unchanged = partial(table.refuse_changed, task.settings, models)
         check_unchanged()
-        if table.uses_device and not self._limited:
+        if table.uses_device:
             import torch
 
             torch.set_num_threads(self._experiment.runner.threads)
-            self._limited = True
         started = time.perf_counter()
         warnings: list[str] = []
         context = StageContext(

@@ -1,4 +1,4 @@
-"""Negatives: sources of candidates, filters, samplers, choice of queries.
+"""Negatives: sources of candidates, filters, samplers, choice of queries, and the two tables beside them (`pools.pairs`, `index`).
 
-Not here: the stages that write them (`stages`).
+Not here: all other stages (`stages`).
 """

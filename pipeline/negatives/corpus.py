@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from data.tables.ragged import bounds_of
 from data.tables.shards import group_rows, read_row_groups
 from pipeline.stage import Stored
+from retrieval.search.embedding_table import EmbeddingTable
 
 if TYPE_CHECKING:
     from data.config.settings import Experiment
@@ -33,7 +34,8 @@ class Corpus:
     """Ids and text hashes of all passages of a stored corpus, read row group by row group."""
 
     def __init__(self, stored: Stored) -> None:
-        ids, hashes = [pa.array([], pa.large_string())], [np.empty(0, np.int64)]
+        ids = [pa.array([], pa.large_string())]
+        hashes = [np.empty(0, np.int64)]
         for table in stored.row_groups(columns=["doc_id", "text_hash"]):
             ids += table.column("doc_id").cast(pa.large_string()).chunks
             hashes.append(table.column("text_hash").to_numpy())
@@ -79,7 +81,8 @@ class Corpus:
     def texts_of(self, rows: NDArray[np.int64]) -> pa.Array:
         """The texts of some rows, each row group that has one of them read once: in memory are these and one row group."""
         requested, place = np.unique(rows, return_inverse=True)
-        parts, first = [pa.array([], pa.large_string())], 0
+        parts = [pa.array([], pa.large_string())]
+        first = 0
         for path, shard in zip(self._stored.paths(), self._stored.manifest.shards, strict=True):
             mine = requested[slice(*np.searchsorted(requested, [first, first + shard.rows]))] - first
             first += shard.rows
@@ -101,13 +104,11 @@ class Corpus:
         """`make(corpus)`, made once and kept as long as the corpus: a source's own index."""
         if make not in self._made:
             self._made[make] = make(self)
-        made: Made = self._made[make]
-        return made
+        return cast(Made, self._made[make])
 
     def searcher(self, vectors: Stored, index: Stored | None, experiment: Experiment) -> Searcher:
         """The search over the corpus's vectors, kept with what it holds of them."""
         if self._searcher is None:
-            from retrieval.search.embedding_table import EmbeddingTable
             from retrieval.search.searcher import Searcher, engines_for
 
             settings, runner = experiment.search, experiment.runner

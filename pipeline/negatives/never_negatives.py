@@ -6,9 +6,9 @@
     the query itself                the passage of the query's own id, where a query is a passage, too (Quora, ArguAna)
     text of the query               a passage of exactly the text of the query, or of the query itself
 
-A passage counts for the first of them. The last two are `hard_negatives.ignore_identical_ids`: `auto` takes a passage for the query
-itself where id and text agree, that is where the passage begins or ends with the query's text (it may have a title, which the query has
-not); `true` goes by the id alone, as BEIR does; `false` leaves both in the pool.
+A passage counts for the first of them. The last two are `hard_negatives.ignore_identical_ids`. `auto` takes a passage for the query itself
+where id and text agree: it begins or ends with the query's text, since it may have a title. `true` goes by the id alone, as BEIR does;
+`false` leaves both in the pool.
 """
 
 from __future__ import annotations

@@ -130,7 +130,4 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     return {"windows": [[source.name, source.first_rank, source.last_rank] for source in experiment.hard_negatives.sources]}
 
 
-TABLE = Table(
-    stage="pools", name="pairs", version=1, reads=("pools.ranked", "ingest.corpus", "ingest.queries"), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
-)  # fmt: skip
+TABLE = Table(stage="pools", name="pairs", version=1, reads=("pools.ranked", "ingest.corpus", "ingest.queries"), key=_key, build=_build)

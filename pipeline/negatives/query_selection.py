@@ -1,11 +1,10 @@
-"""Which training queries are worth another look: those that the teacher gets right and the student does not yet (PROD's step D).
+"""Which training queries are trained again: those that the teacher gets right and the student does not yet (PROD's phase D).
 
-The student's list is the first `depth` passages of its search, positives among them; the teacher ranks that list again. p+ is the
-first labelled positive of the student's list; both ranks are of this one passage, from 1, all others of the list above it counted, other
-positives too; equal scores go by passage id. It is the p+ that the query is then trained with: a query is kept for what the student can
-learn of it, which is to put this passage where the teacher has it. (The first positive of each ranker's own order may be two passages; a
-list trained with the one says nothing of the other.) Pools have the positives taken out, and all that is never a negative of the query
-(`pipeline.negatives.never_negatives`); positives are put back by their scores, the others count as no rivals.
+The student's list is the first `depth` passages of its search, positives among them; the teacher ranks that list again. p+ is the first
+labelled positive of the student's list, and both ranks are of this one passage. They count from 1, with other positives above it; equal
+scores go by passage id. The query is then trained with this p+, so that the student can learn to put it where the teacher has it. (The
+first positives of the two orders may be two passages.) Pools lack what is never a negative of the query
+(`pipeline.negatives.never_negatives`): positives are put back by their scores, the others are no rivals.
 
     prod      kept where the student's rank is 2 to 15 and the teacher's is 1
     prod_nq   kept where the teacher's rank is lower than the student's and at most 15 (the variant for Natural Questions)

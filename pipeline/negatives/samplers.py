@@ -21,7 +21,6 @@ from typing import Any
 
 from data.config.registry import Registry, is_import_path, plugin_call
 from data.config.settings import HardNegatives
-from data.digests import hash64_after
 from data.errors import UserError
 
 SeededHash = Callable[[str], int]  # of a passage id
@@ -59,51 +58,41 @@ class Window:
 Sampler = Callable[[Window], Iterable[str]]
 
 
-def seeded(seed: int, purpose: str, query_id: str, draw: int) -> SeededHash:
-    """The hash of a passage id for one purpose, query and draw."""
-    return hash64_after(seed, purpose, query_id, draw)
-
-
-def uniform(doc_ids: Sequence[str], hashed: SeededHash) -> list[str]:
-    """In the order of the hashes."""
+def by_hash(doc_ids: Sequence[str], hashed: SeededHash) -> list[str]:
+    """Passages in the order of their hashes."""
     return sorted(doc_ids, key=lambda doc_id: (hashed(doc_id), doc_id))
 
 
-def simans(doc_ids: Sequence[str], scores: Sequence[float], positive_score: float, hashed: SeededHash, *, a: float, b: float) -> list[str]:
+def simans(window: Window) -> list[str]:
     """SimANS (Zhou et al., EMNLP 2022, https://arxiv.org/abs/2210.11773), as a seeded order.
 
     Drawing one passage after the other, each in proportion to the weights w of those that are left, gives the order of E / w with
     independent exponential E (Efraimidis and Spirakis, 2006). Taken as logarithms, since w may be below the smallest number.
-
-    Args:
-        doc_ids: n passages.
-        scores: [n] s(q, d) of the student.
-        positive_score: s(q, p+), of the positive that the list is trained with.
-        hashed: the source of E.
-        a: sharpness.
-        b: offset.
     """
+    a, b = window.settings.simans_a, window.settings.simans_b  # sharpness, offset
 
     def log_key(doc_id: str, score: float) -> float:
-        uniform_number = ((hashed(doc_id) >> 11) + 0.5) * 2.0**-53  # in (0, 1)
-        return math.log(-math.log1p(-uniform_number)) + a * (score - positive_score - b) ** 2
+        uniform = ((window.hashed(doc_id) >> 11) + 0.5) * 2.0**-53  # in (0, 1)
+        return math.log(-math.log1p(-uniform)) + a * (score - window.positive_score - b) ** 2
 
-    keys = {doc_id: log_key(doc_id, float(score)) for doc_id, score in zip(doc_ids, scores, strict=True)}
-    return sorted(doc_ids, key=lambda doc_id: (keys[doc_id], doc_id))
+    keys = {doc_id: log_key(doc_id, float(score)) for doc_id, score in zip(window.doc_ids, window.student_scores, strict=True)}
+    return sorted(window.doc_ids, key=lambda doc_id: (keys[doc_id], doc_id))
 
 
-def stratified(doc_ids: Sequence[str], logits: Sequence[float], count: int, hashed: SeededHash) -> list[str]:
+def stratified(window: Window) -> list[str]:
     """Passages spread evenly over the quantiles of the teacher's scores, from the highest to the lowest, then the others by hash.
 
     After Jang et al., "Beyond Hard Negatives" (SIGIR 2026, https://arxiv.org/abs/2604.04734): negatives that cover the whole spectrum of
     the teacher's scores uniformly, so that their distribution is that of the pool. [our reading of the abstract] Target j of `count` is
-    the quantile 1 - j / (count - 1) of the logits (the median where one is wanted), linear between ranks; it takes the passage
+    the quantile 1 - j / (count - 1) of the logits (the median where `count` is 1), linear between ranks; it takes the passage
     nearest to it that is not taken yet, the lower hash where two are as near.
     """
-    hashes = {doc_id: hashed(doc_id) for doc_id in doc_ids}
-    left = {doc_id: float(logit) for doc_id, logit in zip(doc_ids, logits, strict=True)}
-    ordered, chosen = sorted(left.values()), []
-    for place in range(count := min(count, len(doc_ids))):
+    hashes = {doc_id: window.hashed(doc_id) for doc_id in window.doc_ids}
+    left = {doc_id: float(logit) for doc_id, logit in zip(window.doc_ids, window.teacher_logits, strict=True)}
+    ordered = sorted(left.values())
+    chosen = []
+    count = min(window.count, len(window.doc_ids))
+    for place in range(count):
         target = _between(ordered, *((count - 1 - place, count - 1) if count > 1 else (1, 2)))
         nearest = min(left, key=lambda doc_id: (abs(left[doc_id] - target), hashes[doc_id], doc_id))
         chosen.append(nearest)
@@ -120,15 +109,12 @@ def _between(ordered: list[float], part: int, parts: int) -> float:
 SAMPLERS: Registry[Sampler] = Registry(
     "sampler",
     {
-        "uniform": lambda window: uniform(window.doc_ids, window.hashed),
+        "uniform": lambda window: by_hash(window.doc_ids, window.hashed),
         "top": lambda window: window.doc_ids,
-        "simans": lambda window: simans(
-            window.doc_ids, window.student_scores, window.positive_score, window.hashed,
-            a=window.settings.simans_a, b=window.settings.simans_b,
-        ),
-        "stratified": lambda window: stratified(window.doc_ids, window.teacher_logits, window.count, window.hashed),
+        "simans": simans,
+        "stratified": stratified,
     },
-)  # fmt: skip
+)
 
 
 def sampler_key(settings: HardNegatives) -> dict[str, object]:
@@ -159,7 +145,8 @@ def round_robin(weights: Sequence[int], count: int) -> list[int]:
 
     The turns of a smaller count are the first ones of a larger.
     """
-    taken, listed = [0] * len(weights), []
+    taken = [0] * len(weights)
+    listed: list[int] = []
     for number in range(1, count + 1):
         deficits = [weight * number - sum(weights) * have for weight, have in zip(weights, taken, strict=True)]
         listed.append(deficits.index(max(deficits)))

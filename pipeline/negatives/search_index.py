@@ -38,7 +38,4 @@ def _build(context: StageContext) -> None:
     context.report("vectors", rows)
 
 
-TABLE = Table(
-    stage="index", name="", version=1, reads=("embed.corpus",), key=_key,
-    shard_count=lambda experiment: experiment.ingest.corpus_shards, build=_build,
-)  # fmt: skip
+TABLE = Table(stage="index", version=1, reads=("embed.corpus",), key=_key, build=_build, sharded_by="corpus")

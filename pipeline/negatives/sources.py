@@ -25,11 +25,13 @@ from data.formats.trec import read_entries
 from data.remote.cache import local_file
 from pipeline.negatives.corpus import Corpus
 from pipeline.stage import StageContext, Stored
+from retrieval.search.embedding_table import embedding_matrix
 from retrieval.search.tie_break import ties_by_id
 
 if TYPE_CHECKING:
     from retrieval.search.searcher import Searcher
 
+_SETTING = "hard_negatives.source"
 Ranking = tuple[NDArray[np.int64], NDArray[np.float32]]
 _ENTRIES_AT_ONCE = 1 << 18  # entries of a run file held as text
 
@@ -45,14 +47,13 @@ class StudentSearch:
     """Exact search over the stored vectors, which a worker keeps from shard to shard where its memory allows it."""
 
     def __init__(self, queries: pa.Table, vectors: Stored, shard: int, searcher: Searcher, corpus: Corpus) -> None:
-        from retrieval.search.embedding_table import embedding_matrix
-
         stored = vectors.read(shard)
         mine = stored.filter(pc.is_in(stored.column("query_id"), value_set=queries.column("query_id").combine_chunks()))
         if mine.column("query_id").to_pylist() != queries.column("query_id").to_pylist():
             raise AssertionError("vectors lie in the order of their texts")
-        self._queries, self._searcher, self._corpus = embedding_matrix(mine), searcher, corpus
-        self._watched, self._watched_vectors = np.empty(0, np.int64), np.empty((0, 0), np.float64)
+        self._queries = embedding_matrix(mine)
+        self._searcher = searcher
+        self._corpus = corpus
 
     def watch(self, rows: NDArray[np.int64]) -> None:
         """Fetch the vectors of these rows: of the labelled positives, for `scores_of`."""
@@ -83,8 +84,10 @@ class StudentSearch:
 class Bm25Search:
     """BM25 over all passages; those without a common word are in no list."""
 
-    def __init__(self, texts: list[str], corpus: Corpus, *, stop_words: str) -> None:
-        self._texts, self._corpus, self._stop_words = texts, corpus, stop_words
+    def __init__(self, context: StageContext, queries: pa.Table, corpus: Corpus) -> None:
+        self._texts = queries.column("text").to_pylist()
+        self._corpus = corpus
+        self._stop_words = context.experiment.hard_negatives.bm25_stopwords
 
     def rank(self, first: int, stop: int, *, k: int) -> Ranking:
         """Builds the index with the first piece."""
@@ -137,17 +140,19 @@ def _entries(path: Path, place_of: dict[str, int], corpus: Corpus) -> pl.DataFra
 class AtRandom:
     """Passages by chance, a pure function of seed, query and place in the list; all have score 0."""
 
-    def __init__(self, query_ids: list[str], corpus: Corpus, *, seed: int) -> None:
-        self._query_ids, self._size, self._seed = query_ids, len(corpus), seed
+    def __init__(self, context: StageContext, queries: pa.Table, corpus: Corpus) -> None:
+        self._query_ids = queries.column("query_id").to_pylist()
+        self._size = len(corpus)
+        self._seed = context.experiment.seed
 
     def rank(self, first: int, stop: int, *, k: int) -> Ranking:
         """Fewer than k where the corpus is hardly larger."""
-        rows, scores = np.full((stop - first, min(k, self._size)), -1, np.int64), np.zeros((stop - first, min(k, self._size)), np.float32)
+        rows = np.full((stop - first, min(k, self._size)), -1, np.int64)
         for place in range(first, stop):
             drawn = (hash64(self._seed, "random", self._query_ids[place], number) % self._size for number in range(2 * k + 10))
             distinct = list(dict.fromkeys(drawn))[:k]
             rows[place - first, : len(distinct)] = distinct
-        return rows, scores
+        return rows, np.zeros(rows.shape, np.float32)
 
 
 @dataclass(frozen=True)
@@ -169,10 +174,12 @@ class PluginSource:
     """The lists that a function of your own gives, one for each query in their order; they are asked for as they are needed."""
 
     def __init__(self, name: str, queries: pa.Table, corpus: Corpus, *, seed: int) -> None:
-        self._name, self._what = name, f"{_SETTING}={name}"
+        self._name = name
+        self._what = f"{_SETTING}={name}"
         self._source = SOURCES.get(name, setting=_SETTING)
         self._query_ids, self._texts = (queries.column(column).to_pylist() for column in ("query_id", "text"))
-        self._corpus, self._seed = corpus, seed
+        self._corpus = corpus
+        self._seed = seed
         self._lists: Iterator[Ranked] | None = None
 
     def rank(self, first: int, stop: int, *, k: int) -> Ranking:
@@ -205,22 +212,13 @@ def _student(context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSo
     return StudentSearch(queries, context.inputs["embed.queries"], context.shard, searcher, corpus)
 
 
-def _bm25(context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
-    return Bm25Search(queries.column("text").to_pylist(), corpus, stop_words=context.experiment.hard_negatives.bm25_stopwords)
-
-
 def _run(context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
     run_file = local_file(context.experiment.hard_negatives.run_file or "")
     return RunFile(run_file, queries.column("query_id").to_pylist(), corpus)
 
 
-def _random(context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
-    return AtRandom(queries.column("query_id").to_pylist(), corpus, seed=context.experiment.seed)
-
-
-_SETTING = "hard_negatives.source"
 # A built-in makes a `PoolSource` of (context, queries, corpus); one of your own is an `OwnSource`.
-SOURCES: Registry[Callable[..., Any]] = Registry("source", {"student": _student, "bm25": _bm25, "run": _run, "random": _random})
+SOURCES: Registry[Callable[..., Any]] = Registry("source", {"student": _student, "bm25": Bm25Search, "run": _run, "random": AtRandom})
 
 
 def plugin_keys(names: Sequence[str]) -> list[dict[str, Any]]:

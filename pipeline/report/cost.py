@@ -8,11 +8,12 @@ from pathlib import Path
 import polars as pl
 
 from data.config.settings import Experiment
-from pipeline.executors.resources import usable_cpus, workers_that_fit
+from pipeline.executors.resources import device_is_here, usable_cpus, workers_that_fit
 from pipeline.plan import Planner, TablePlan, table_named
 from pipeline.progress import duration
-from pipeline.scoring.calibration import SECONDS, Speed, keep_speed, kept_gpu_speeds, kept_speed, measure
-from pipeline.scoring.cost import Cost, a_full_shard, at_most, at_most_of_pools, estimate_cost
+from pipeline.scoring.calibration import SECONDS, Speed, load_gpu_speeds, load_speed, measure, save_speed
+from pipeline.scoring.cost import Cost, at_most, at_most_of_pools, estimate_cost, first_filled_shard
+from pipeline.stages.pools import labels_above_0
 from retrieval.models.resolved import ResolvedModels
 
 
@@ -25,14 +26,15 @@ def format_cost(models: ResolvedModels, planned: TablePlan, *, measuring: bool, 
     if planned.waits_for:
         return _upper_bound(experiment, planned)
     assert planned.table.scores_pairs_of is not None
-    candidates, warnings = planned.inputs[planned.table.scores_pairs_of], list[str]()
+    candidates = planned.inputs[planned.table.scores_pairs_of]
     if not all(path.exists() for path in candidates.paths()):
         return [f"the cost is known once the missing shards of {planned.table.scores_pairs_of} are built again"]
     stale = list(planned.stale)
-    cost = estimate_cost(models, candidates, stale, warn=warnings.append)
-    lines = [*warnings, str(cost)]
+    lines: list[str] = []
+    cost = estimate_cost(models, candidates, stale, warn=lines.append)
+    lines.append(str(cost))
     if cost.to_score:
-        lines += [_here(models, cost, a_full_shard(candidates, stale), shards=len(stale), measuring=measuring)]
+        lines += [_here(models, cost, first_filled_shard(candidates, stale), shards=len(stale), measuring=measuring)]
         lines += _on_gpus(models, cost, gpus, shards=len(stale)) if gpus else []
     return lines
 
@@ -42,8 +44,7 @@ def _upper_bound(experiment: Experiment, scored: TablePlan) -> list[str]:
     planned = Planner(experiment).plan(table_named(experiment, "ingest.qrels"))
     if not planned.complete:
         return []
-    qrels = pl.concat(map(pl.DataFrame, planned.stored.row_groups(columns=["split", "query_id", "relevance"])))
-    labels = qrels.filter(pl.col("split") == experiment.ingest.train_split, pl.col("relevance") > 0)["query_id"]
+    labels = labels_above_0(planned.stored).filter(pl.col("split") == experiment.ingest.train_split)["query_id"]
     of_pools = scored.table.label == "pool_scores"
     queries = labels.n_unique()
     pairs = at_most_of_pools(experiment, queries, labels=len(labels)) if of_pools else at_most(experiment, queries)
@@ -51,18 +52,19 @@ def _upper_bound(experiment: Experiment, scored: TablePlan) -> list[str]:
 
 
 def _here(models: ResolvedModels, cost: Cost, candidates: Path, *, shards: int, measuring: bool) -> str:
-    experiment, speed = models.experiment, kept_speed(models)
+    experiment = models.experiment
+    speed = load_speed(models)
     if speed is None and not measuring:
         return f"hours: `prep plan stage=teacher_scores` measures this teacher here, in {SECONDS:.0f} s, once"
     runner = experiment.runner
-    if speed is None and (runner.address or not _device_is_here(experiment)):
+    if speed is None and (runner.address or not device_is_here(runner.device)):
         where = "the workers' device is not on this machine"
         return f"hours: not known, {where}; plan once on a machine like theirs, with this store"
     if speed is None:
         speed = measure(models, candidates)
         with contextlib.suppress(OSError):  # a store that can only be read: measured again next time
-            keep_speed(models, speed)
-    if not _device_is_here(experiment):
+            save_speed(models, speed)
+    if not device_is_here(runner.device):
         return f"about {_time(speed, cost, 1)} on one {speed.device}"
     workers = 1 if runner.kind == "local" else runner.workers or max(1, _room_here(experiment))
     workers = min(workers, shards)
@@ -70,27 +72,18 @@ def _here(models: ResolvedModels, cost: Cost, candidates: Path, *, shards: int, 
     return f"about {_time(speed, cost, workers)} {place} ({workers} workers, {speed})"
 
 
-def _device_is_here(experiment: Experiment) -> bool:
-    if experiment.runner.device == "cpu":
-        return True
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def _room_here(experiment: Experiment) -> int:
     """Workers that this machine has room for."""
-    runner, gpus = experiment.runner, 0
-    if runner.device != "cpu":
-        import torch
+    runner = experiment.runner
+    if runner.device == "cpu":
+        return workers_that_fit(cpus=usable_cpus(), gpus=0, threads=runner.threads, share=0)
+    import torch
 
-        gpus = torch.cuda.device_count()
-    share = 0 if runner.device == "cpu" else runner.gpus
-    return workers_that_fit(cpus=usable_cpus(), gpus=gpus, threads=runner.threads, share=share)
+    return workers_that_fit(cpus=usable_cpus(), gpus=torch.cuda.device_count(), threads=runner.threads, share=runner.gpus)
 
 
 def _on_gpus(models: ResolvedModels, cost: Cost, gpus: int, *, shards: int) -> list[str]:
-    speeds = kept_gpu_speeds(models)
+    speeds = load_gpu_speeds(models)
     if not speeds:
         return [f"on {gpus} GPUs: not known, no GPU was measured yet; run this plan with runner.device=cuda where there is one"]
     return [f"about {_time(speed, cost, min(gpus, shards))} on {gpus} x {speed.device}" for speed in speeds]

@@ -39,7 +39,8 @@ class ScoredList:
 
 def complete_tables(experiment: Experiment, *labels: str) -> list[Stored]:
     """The complete tables of these labels. Raises UserError naming the stage to run."""
-    planner, found = Planner(experiment), []
+    planner = Planner(experiment)
+    found = []
     for label in labels:
         plan = planner.plan(table_named(experiment, label))
         if plan.waits_for or not plan.complete:
@@ -63,11 +64,11 @@ def scored_shards(experiment: Experiment, *, columns: list[str] | None = None) -
         yield candidates.read(shard, columns=columns).append_column("logit", logits), confidence.read(shard).to_pylist()
 
 
-def scored_lists(experiment: Experiment, wanted: Callable[[str, int], bool]) -> Iterator[ScoredList]:
-    """The lists of those (query_id, draw) that are wanted, shard after shard."""
+def scored_lists(experiment: Experiment, requested: Callable[[str, int], bool]) -> Iterator[ScoredList]:
+    """The lists of those (query_id, draw) that are requested, shard after shard."""
     for rows, facts in scored_shards(experiment):
         for ((query_id, draw), start, stop), of_list in zip(list_bounds(rows), facts, strict=True):
-            if wanted(query_id, draw):
+            if requested(query_id, draw):
                 candidates = rows.slice(start, stop - start).to_pylist()
                 yield ScoredList(query_id, candidates[0]["query"], draw, candidates, of_list)
 
@@ -87,21 +88,24 @@ def show(experiment: Experiment, *, query_id: str | None, width: int) -> None:
 
 
 def _print(found: ScoredList, *, width: int) -> None:
-    facts, kinds = found.facts, [CandidateKind(candidate["candidate_kind"]) for candidate in found.candidates]
-    lines, labels = f"C(q) {facts['confidence']:.4f}", None
-    if "positive_rank" in facts:
-        lines += f"   positive is number {facts['positive_rank']} among {{p+}} and P-   "
-        lines += f"entropy of the soft label {facts['label_entropy']:.2f} nats"
+    facts = found.facts
+    kinds = [CandidateKind(candidate["candidate_kind"]) for candidate in found.candidates]
+    labels = None if "positive_rank" in facts else labels_of(kinds)
+    line = f"C(q) {facts['confidence']:.4f}"
+    if labels is None:
+        line += f"   positive is number {facts['positive_rank']} among {{p+}} and P-   "
+        line += f"entropy of the soft label {facts['label_entropy']:.2f} nats"
     else:
-        lines, labels = f"iteration {found.draw + 1}   {lines}", labels_of(kinds)
+        line = f"iteration {found.draw + 1}   {line}"
     grid = Grid(*(["kind"] if labels is None else ["group", "label"]), "id", "logit", "text", show_lines=True)
     for place, (kind, candidate) in enumerate(zip(kinds, found.candidates, strict=True)):
         label = [] if labels is None else [f"{labels[place]:.3g}"]
-        identifier, text = Text(printable(candidate["candidate_id"])), Text(_readable(candidate["text"], width=width))
+        identifier = Text(printable(candidate["candidate_id"]))
+        text = Text(_readable(candidate["text"], width=width))
         grid.add_row(KIND_NAMES[kind], *label, identifier, f"{candidate['logit']:.2f}", text)
     console = Console()
     console.print(Text(printable(f"{found.query_id}  {found.query}"), style="bold"))
-    console.print(lines)
+    console.print(line)
     console.print(grid)
 
 

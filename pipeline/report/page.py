@@ -42,12 +42,13 @@ def write_report(experiment: Experiment, out: Path) -> None:
     """Write the page. Raises UserError, naming the stage to run, where the tables up to the teacher's scores are not complete."""
     scores, confidences = _read_scores(experiment)
     of_method = _of_curriculum(experiment, scores) if experiment.curriculum.enabled else _of_adam(experiment, scores, confidences)
-    quarantined, quarantine = _quarantine(experiment)
+    plans = list(Planner(experiment).plan_all(tables(experiment)))
+    quarantined, quarantine = _quarantine([plan for plan in plans if plan.table.stage == "ingest"])
     page = _template().render(
         facts=_facts(experiment, queries=len({query_id for query_id, _ in confidences}), candidates=len(scores) / max(1, len(confidences))),
         **of_method,
         bands=BANDS,
-        stages=[_stage_row(plan) for plan in Planner(experiment).plan_all(tables(experiment)) if plan.manifest is not None],
+        stages=[_stage_row(plan) for plan in plans if plan.manifest is not None],
         quarantined=quarantined,
         quarantine=quarantine,
         lists=_chosen(experiment, confidences),
@@ -145,7 +146,8 @@ def _of_adam(experiment: Experiment, scores: pl.DataFrame, confidences: Confiden
 
 def _of_curriculum(experiment: Experiment, scores: pl.DataFrame) -> dict[str, Any]:
     """What the page shows of CL-DRD's groups, iteration by iteration."""
-    figures, rows = [], []
+    figures = []
+    rows = []
     for number, name in enumerate(experiment.curriculum.iterations):
         own = scores.filter(pl.col("draw") == number)
         present = [kind for kind in GROUPS if not _kind(own, kind).is_empty()]
@@ -179,11 +181,11 @@ def _named(counts: dict[str, Any]) -> str:
     return "; ".join(f"{name}: {_named(value)}" if isinstance(value, dict) else f"{name} {value:,}" for name, value in counts.items())
 
 
-def _quarantine(experiment: Experiment) -> tuple[dict[str, int], list[list[str]]]:
+def _quarantine(ingested: Sequence[TablePlan]) -> tuple[dict[str, int], list[list[str]]]:
     """How many lines were quarantined for which reason, and the first of them: file, line, reason, record."""
     reasons: Counter[str] = Counter()
     first: list[list[str]] = []
-    for plan in Planner(experiment).plan_all([table for table in tables(experiment) if table.stage == "ingest"]):
+    for plan in ingested:
         path = quarantine_file(plan.folder)
         for group in read_row_groups(path) if path.exists() else ():
             reasons.update(group.column("reason").to_pylist())

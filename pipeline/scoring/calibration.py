@@ -16,6 +16,7 @@ import numpy as np
 from data.config.settings import Experiment
 from data.digests import json_digest
 from data.tables.shards import atomic_write, read_row_groups
+from pipeline.executors.resources import device_is_here
 from pipeline.scoring.cost import Cost
 from pipeline.scoring.requested_pairs import open_teacher, texts_of_rows
 from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
@@ -43,9 +44,11 @@ class Speed:
         return f"{self.rate:,.0f} {self.unit}/s a worker, {self.device}"
 
 
-def speed_key(models: ResolvedModels, *, device: str, device_name: str) -> str:
+def _speed_key(models: ResolvedModels, *, device: str, device_name: str) -> str:
     """Under which a speed is kept: all that decides it, and no path."""
-    experiment, teacher, namespace = models.experiment, models.experiment.teacher, models.namespace
+    experiment = models.experiment
+    teacher = experiment.teacher
+    namespace = models.namespace
     if device != experiment.runner.device:  # where another precision may be the default
         namespace = resolve_teacher(teacher, device=device).namespace(models.digests)
     budget = teacher.batch_tokens or DEFAULT_BATCH_TOKENS[device]
@@ -53,7 +56,7 @@ def speed_key(models: ResolvedModels, *, device: str, device_name: str) -> str:
     return json_digest([namespace, device_name, threads, budget, teacher.compile, _CODE])
 
 
-def device_name(device: str) -> str:
+def _device_name(device: str) -> str:
     """The processor's or the GPU's name."""
     if device == "cuda":
         import torch
@@ -66,21 +69,18 @@ def device_name(device: str) -> str:
         return platform.processor() or platform.machine()
 
 
-def kept_speed(models: ResolvedModels) -> Speed | None:
+def load_speed(models: ResolvedModels) -> Speed | None:
     """The speed measured earlier on a device like this one; where only the workers have GPUs, on one of theirs."""
     device = models.experiment.runner.device
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():  # the workers have it
-            return next(iter(kept_gpu_speeds(models)), None)
-    return _read(models.experiment).get(speed_key(models, device=device, device_name=device_name(device)))
+    if not device_is_here(device):
+        return next(iter(load_gpu_speeds(models)), None)
+    return _read(models.experiment).get(_speed_key(models, device=device, device_name=_device_name(device)))
 
 
-def kept_gpu_speeds(models: ResolvedModels) -> list[Speed]:
+def load_gpu_speeds(models: ResolvedModels) -> list[Speed]:
     """The speeds of this teacher on GPUs, wherever they were measured."""
     known = _read(models.experiment)
-    return [speed for key, speed in known.items() if key == speed_key(models, device="cuda", device_name=speed.device)]
+    return [speed for key, speed in known.items() if key == _speed_key(models, device="cuda", device_name=speed.device)]
 
 
 def _read(experiment: Experiment) -> dict[str, Speed]:
@@ -90,11 +90,11 @@ def _read(experiment: Experiment) -> dict[str, Speed]:
         return {}
 
 
-def keep_speed(models: ResolvedModels, speed: Speed) -> None:
+def save_speed(models: ResolvedModels, speed: Speed) -> None:
     """Remember a speed."""
     experiment = models.experiment
     known = _read(experiment)
-    known[speed_key(models, device=experiment.runner.device, device_name=speed.device)] = speed
+    known[_speed_key(models, device=experiment.runner.device, device_name=speed.device)] = speed
     content = json.dumps({key: asdict(speed) for key, speed in known.items()}, indent=1)
     atomic_write(Path(experiment.store) / _FILE, content.encode())
 
@@ -102,8 +102,7 @@ def keep_speed(models: ResolvedModels, speed: Speed) -> None:
 def measure(models: ResolvedModels, candidates: Path) -> Speed:
     """Score pairs of the shard `candidates` for about ten seconds, ever more at a time; the last ones count."""
     experiment = models.experiment
-    device = experiment.runner.device
-    if device == "cpu":
+    if experiment.runner.device == "cpu":
         import torch
 
         torch.set_num_threads(experiment.runner.threads)
@@ -111,7 +110,9 @@ def measure(models: ResolvedModels, candidates: Path) -> Speed:
     table = next(iter(read_row_groups(candidates, columns=["query", "text"], groups=[0])))
     pairs = texts_of_rows(table.take(np.random.default_rng(0).permutation(table.num_rows)))
     teacher.score(pairs[:16])  # loads the model
-    count, scored, seconds = 32, 0, 0.0
+    count = 32
+    scored = 0
+    seconds = 0.0
     while seconds < SECONDS / 2:
         prepared = teacher.prepare([pairs[place % len(pairs)] for place in range(scored, scored + count)])
         scored += count
@@ -121,5 +122,5 @@ def measure(models: ResolvedModels, candidates: Path) -> Speed:
         seconds += took
         count = min(2 * count, experiment.teacher.segment_pairs)
     tokens = int(prepared.token_counts.sum())
-    name = device_name(device)
+    name = _device_name(experiment.runner.device)
     return Speed(name, tokens / took) if tokens else Speed(name, len(prepared.pairs) / took, "pairs")

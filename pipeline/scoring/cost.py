@@ -55,10 +55,9 @@ def estimate_cost(models: ResolvedModels, candidates: Stored, shards: Sequence[i
     return Cost(rows, len(missing), len(missing) - to_score, round(tokens_each * to_score))
 
 
-def a_full_shard(candidates: Stored, shards: Sequence[int]) -> Path:
+def first_filled_shard(candidates: Stored, shards: Sequence[int]) -> Path:
     """The first of the shards that has rows: few queries may leave some empty."""
-    rows = [candidates.manifest.shards[shard].rows for shard in shards]
-    return candidates.paths()[shards[next((place for place, count in enumerate(rows) if count), 0)]]
+    return candidates.paths()[next((shard for shard in shards if candidates.manifest.shards[shard].rows), shards[0])]
 
 
 def _some_missing(path: Path, missing: NDArray[np.bool_], count: int) -> list[Pair]:

@@ -1,8 +1,8 @@
-"""Whether the teacher reads as much of the candidates as the student does, told before a logit is paid for.
+"""Whether the teacher reads as much of the candidates as the student does, reported before a logit is paid for.
 
-A teacher's logit is of the text that the teacher reads. Where `teacher.max_tokens` has no room for the query and what the student reads
-of a candidate, the teacher cuts its end: of `p+ [SEP] p-` that is p-, so what is left is mostly p+, and on long passages p+ alone. That
-the longest mixed passages leave room for no query, the settings tell (`notes`); how many are so long, a sample of the texts (`warnings`).
+A teacher's logit is of the text that the teacher reads. Where query and candidate are longer than `teacher.max_tokens`, it cuts the
+candidate's end: of `p+ [SEP] p-` that is p-, and on long passages p+ alone is left. The settings show whether the longest mixed passages
+fit beside a query (`notes`); a sample of the texts shows how many are cut (`warnings`).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from retrieval.teachers.pair_tokens import truncate_longest_first
 
 _SAMPLED = 2000  # candidates
 _SAMPLED_SHARDS = 20  # that they come from: a row group has thousands
-_TOLD_ABOVE = 0.01  # share of them; a few queries are always long
+_REPORTED_ABOVE = 0.01  # share of them; a few queries are always long
 _SHORTEST_PAIR = 2  # tokens that a pair has more than its passage as the student reads it: a query of one, one more special token
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What a sample of one kind of candidates shows."""
+class Truncation:
+    """What the teacher cuts from a sample of one kind of candidates."""
 
     candidates: int
     cut: int  # of which the teacher reads less than the student
@@ -40,8 +40,12 @@ class Looked:
 
 
 def longest_mixed(models: ResolvedModels) -> int:
-    """Longest mixed passage in tokens. The student's files are read only where its length comes from them."""
-    given = models.experiment.dark_examples.mixed_tokens or models.experiment.student.passage_tokens
+    """Longest mixed passage in tokens; that of any passage with a curriculum, which has none.
+
+    The student's files are read only where its length comes from them.
+    """
+    experiment = models.experiment
+    given = None if experiment.curriculum.enabled else experiment.dark_examples.mixed_tokens or experiment.student.passage_tokens
     return given or models.student.passage_tokens
 
 
@@ -72,15 +76,18 @@ def warnings(models: ResolvedModels, candidates: Stored, shards: Sequence[int]) 
     if models.teacher_tokenizer is None or not models.has_student:
         return []
     sample = _sample(candidates, shards)
-    mixed = pc.equal(sample.column("candidate_kind"), int(CandidateKind.REINFORCED_NEGATIVE))
+    is_mixed = pc.equal(sample.column("candidate_kind"), int(CandidateKind.REINFORCED_NEGATIVE))
     lines = []
-    for name, rows in (("mixed passages (p+ [SEP] p-)", sample.filter(mixed)), ("passages", sample.filter(pc.invert(mixed)))):
-        looked = look(models, rows.column("query").to_pylist(), rows.column("text").to_pylist(), mixed=name != "passages")
-        if looked.cut > _TOLD_ABOVE * looked.candidates:
-            lost = f", and nothing of p- of {looked.without_negative:,}" if looked.without_negative else ""
+    for name, mixed, rows in (
+        ("mixed passages (p+ [SEP] p-)", True, sample.filter(is_mixed)),
+        ("passages", False, sample.filter(pc.invert(is_mixed))),
+    ):
+        found = truncation(models, rows.column("query").to_pylist(), rows.column("text").to_pylist(), mixed=mixed)
+        if found.cut > _REPORTED_ABOVE * found.candidates:
+            lost = f", and nothing of p- of {found.without_negative:,}" if found.without_negative else ""
             lines.append(
-                f"the teacher reads less than the student of {looked.cut:,} of {looked.candidates:,} {name} looked at{lost}: "
-                f"teacher.max_tokens={models.experiment.teacher.max_tokens} cuts them; {looked.needed} would cut none"
+                f"the teacher reads less than the student of {found.cut:,} of {found.candidates:,} {name} looked at{lost}: "
+                f"teacher.max_tokens={models.experiment.teacher.max_tokens} cuts them; {found.needed} would cut none"
             )
     return lines
 
@@ -96,7 +103,7 @@ def _sample(candidates: Stored, shards: Sequence[int]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def look(models: ResolvedModels, queries: Sequence[str], texts: Sequence[str], *, mixed: bool) -> Looked:
+def truncation(models: ResolvedModels, queries: Sequence[str], texts: Sequence[str], *, mixed: bool) -> Truncation:
     """Compare, in the tokens of both, what teacher and student read of some candidates, mixed passages or others."""
     folder, experiment = models.teacher_tokenizer, models.experiment
     assert folder is not None
@@ -109,7 +116,7 @@ def look(models: ResolvedModels, queries: Sequence[str], texts: Sequence[str], *
     less = (kept < whole) & (kept * of_student < read * whole)
     needed = of_queries + np.ceil(read / np.maximum(of_student, 1) * whole).astype(int) + added
     before = _tokens(teacher, [text.partition(SEPARATOR_MARK)[0] for text in texts]) if mixed else kept
-    return Looked(len(texts), int(less.sum()), int((less & mixed & (kept <= before + 1)).sum()), int(needed.max(initial=0)))
+    return Truncation(len(texts), int(less.sum()), int((less & mixed & (kept <= before + 1)).sum()), int(needed.max(initial=0)))
 
 
 def _student_reads(

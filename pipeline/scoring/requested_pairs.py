@@ -40,7 +40,8 @@ class RequestedPairs:
     @staticmethod
     def read(path: Path) -> RequestedPairs:
         """The keys of all rows, a row group at a time."""
-        keys, read = np.empty((sum(group_rows(path)), 2), dtype=np.uint64), 0
+        keys = np.empty((sum(group_rows(path)), 2), dtype=np.uint64)
+        read = 0
         for table in read_row_groups(path, columns=["query", "text"]):
             keys[read : read + table.num_rows] = as_keys([pair_key(query, text) for query, text in texts_of_rows(table)])
             read += table.num_rows

@@ -4,9 +4,9 @@ Zeng et al., SIGIR 2022, https://arxiv.org/abs/2204.13679:
 
     what the student retrieves, positives among it -> the teacher's ranking -> group 1 | group 2 | group 3, drawn once an iteration
 
-Pools have the labelled positives taken out, and their ranks close up. Both lists carry the student's scores, so the passages that it really
-retrieved, and so all teacher ranks, are got back exactly: the best `curriculum.retrieved` of pool and positives together. One thing
-differs: passages of exactly the text of a positive, and labels of other splits, are no candidates, and the ranks close up over them.
+Pools lack the labelled positives. Both carry the student's scores, so what it really retrieved is got back exactly: the best
+`curriculum.retrieved` of pool and positives together. One thing differs: passages of exactly the text of a positive, and labels of other
+splits, are no candidates, and the ranks close up over them.
 
 The teacher's logits are those of `pool_scores`: nothing is scored here.
 """
@@ -23,10 +23,11 @@ import pyarrow as pa
 
 from data.config.fields import keyed_values
 from data.config.settings import Experiment
+from data.digests import hash64_after
 from data.tables import schemas
 from data.tables.cl_drd_groups import GroupSizes
 from pipeline.negatives.pool_pairs import PoolRow, begins_of, read_pools, scored_pairs
-from pipeline.negatives.samplers import seeded, uniform
+from pipeline.negatives.samplers import by_hash
 from pipeline.stage import StageContext, Table
 from pipeline.stages.confidence import confidence
 from retrieval.models.resolved import ResolvedModels
@@ -60,14 +61,15 @@ def draw_groups(
 ) -> Groups:
     """The groups of one list, a pure function of the arguments. The teacher's order within each; shorter where ranks run out.
 
-    `ranking` is `teacher_ranking`'s; none of the positives, retrieved or not, is in group 2 or 3; `sizes` are K, N_h and N_s; `near_rank`
-    is the last rank of group 2; iterations count from 0.
+    `ranking` is `teacher_ranking`'s; no positive, retrieved or not, is in group 2 or 3; `sizes` are K, N_h and N_s; `near_rank` is the
+    last rank of group 2; iterations count from 0.
     """
-    labelled, hashed = set(positives), seeded(seed, "curriculum", query_id, iteration)
+    labelled = set(positives)
+    hashed = hash64_after(seed, "curriculum", query_id, iteration)
 
     def drawn(window: Sequence[str], count: int) -> list[str]:
         allowed = [doc_id for doc_id in window if doc_id not in labelled]
-        chosen = set(uniform(allowed, hashed)[:count])
+        chosen = set(by_hash(allowed, hashed)[:count])
         return [doc_id for doc_id in allowed if doc_id in chosen]
 
     # Of the teacher's best at most K come in, and positives take up ranks, too: all of them have ranks up to K.
@@ -121,7 +123,7 @@ def _lists(pairs: pa.Table, begins: list[int], pools: Iterator[PoolRow], experim
     return pa.table(listed_columns, names=schemas.CURRICULUM.names)
 
 
-def _remark(counts: dict[str, Any]) -> str:
+def _summary(counts: dict[str, Any]) -> str:
     lines = [f"{counts[name]:,} {name}" for name in (UNDERFILLED, CUT) if counts.get(name)]
     return f"curriculum: of {counts.get('lists', 0):,} lists: {'; '.join(lines)}" if lines else ""
 
@@ -130,7 +132,4 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     return {**keyed_values(experiment.curriculum, leave_out=("enabled",)), "seed": experiment.seed}
 
 
-TABLE = Table(
-    stage="curriculum", name="", version=1, reads=("pools.ranked", "pools.pairs", "pool_scores"), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, summary=_remark,
-)  # fmt: skip
+TABLE = Table(stage="curriculum", version=1, reads=("pools.ranked", "pools.pairs", "pool_scores"), key=_key, build=_build, summary=_summary)

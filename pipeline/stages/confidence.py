@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from data.tables import schemas
 from data.tables.schemas import CandidateKind
+from pipeline.negatives.pool_pairs import begins_of
 from pipeline.stage import StageContext, Table
 
 
@@ -47,7 +49,7 @@ def describe_list(kinds: NDArray[np.int8], logits: NDArray[np.float64]) -> dict[
 
 
 def _build(context: StageContext) -> None:
-    scores = context.inputs["teacher_scores"].read(context.shard, columns=["query_id", "draw", "logit"])
+    scores = context.inputs["teacher_scores"].read(context.shard, columns=["query_id", "draw", "position", "logit"])
     kinds = context.inputs["dark_examples"].read(context.shard, columns=["candidate_kind"]).column("candidate_kind").to_numpy()
     logits = scores.column("logit").to_numpy().astype(np.float64)
     rows = [
@@ -62,12 +64,8 @@ def _build(context: StageContext) -> None:
 
 def list_bounds(table: pa.Table) -> list[tuple[tuple[str, int], int, int]]:
     """((query_id, draw), first row, row after the last) of each list: a list's rows stand together."""
-    keys = list(zip(table.column("query_id").to_pylist(), table.column("draw").to_pylist(), strict=True))
-    starts = [row for row in range(len(keys)) if row == 0 or keys[row] != keys[row - 1]]
-    return [(keys[start], start, stop) for start, stop in zip(starts, [*starts, len(keys)][1:], strict=True)]
+    query_ids, draws = table.column("query_id").to_pylist(), table.column("draw").to_pylist()
+    return [((query_ids[start], draws[start]), start, stop) for start, stop in itertools.pairwise([*begins_of(table), len(draws)])]
 
 
-TABLE = Table(
-    stage="confidence", name="", version=1, reads=("dark_examples", "teacher_scores"), key=lambda experiment, models: {},
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
-)  # fmt: skip
+TABLE = Table(stage="confidence", version=1, reads=("dark_examples", "teacher_scores"), key=lambda experiment, models: {}, build=_build)

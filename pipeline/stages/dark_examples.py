@@ -27,6 +27,7 @@ from pipeline.stage import StageContext, Table
 from retrieval.checkpoints.checks import check_marks
 from retrieval.checkpoints.files import tokenizer_digest
 from retrieval.models.resolved import ResolvedModels
+from retrieval.models.tokenizer import Tokenizer
 
 _SPECIAL_TOKENS_OF_A_PASSAGE = 2  # [CLS] and the final [SEP]
 
@@ -112,7 +113,8 @@ def _pieces_of_words(pieces: Spans, words: Spans, ratio: float, seed_parts: tupl
 
 
 def _replaced(text: str, spans: Spans) -> str:
-    parts, at = [], 0
+    parts: list[str] = []
+    at = 0
     for start, end in spans:
         if end > start:  # a tokenizer may give a token no characters
             parts += [text[at:start], MASK_MARK]
@@ -149,10 +151,9 @@ def candidates_of(
 
 
 def _build(context: StageContext) -> None:
-    from retrieval.models.tokenizer import Tokenizer
-
     experiment, inputs, shard = context.experiment, context.inputs, context.shard
-    settings, longest = experiment.dark_examples, longest_mixed(context.models)
+    settings = experiment.dark_examples
+    longest = longest_mixed(context.models)
     splitter: Splitter = WordSplitter()
     if folder := context.models.teacher_tokenizer:
         splitter = context.worker_cache.get_or_create(
@@ -186,7 +187,8 @@ def _build(context: StageContext) -> None:
 
 
 def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
-    settings, tokenizer = experiment.dark_examples, None
+    settings = experiment.dark_examples
+    tokenizer = None
     if experiment.teacher.backend != "none":
         _check_tokenizers(experiment, models)
         tokenizer = tokenizer_digest(models.teacher_tokenizer) if models.teacher_tokenizer else "words"
@@ -212,6 +214,6 @@ def _check_tokenizers(experiment: Experiment, models: ResolvedModels) -> None:
 
 
 TABLE = Table(
-    stage="dark_examples", name="", version=1, reads=("ingest.corpus", "ingest.queries", "hard_negatives"), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, notes=reading_lengths.notes,
+    stage="dark_examples", version=1, reads=("ingest.corpus", "ingest.queries", "hard_negatives"), key=_key, build=_build,
+    notes=reading_lengths.notes,
 )  # fmt: skip

@@ -1,11 +1,10 @@
 """Stage `dev`: a small collection in the student's tokens, on which a trainer measures the student by search as it goes.
 
-Its queries are some of a split's judged ones. Its passages are their positives, what the student that mines (as it is before training)
-finds for them in the whole corpus by exact search, and some by chance. The student's metrics at cutoffs up to `dev.depth` so begin at what
-they are on the whole corpus; what a later student would wrongly prefer there may be missing here.
+Its queries are some of a split's judged ones. Its passages are their positives, what the mining student finds for them in the whole corpus
+by exact search, and some by chance. So the untrained student's metrics up to `dev.depth` are those on the whole corpus; what a later
+student would wrongly prefer there may be missing here.
 
-None of them is a training query: one that is in the training split too, under its id or with its text, is left out, whether it is trained
-on or not. A dev set so stays the same when more queries are trained on.
+A query of the training split, by id or by text, is left out, trained on or not. So the dev set stays when more queries are trained on.
 """
 
 from __future__ import annotations
@@ -37,6 +36,8 @@ from pipeline.stages.ingest import check_judgements
 from pipeline.stages.pools import labels_above_0
 from retrieval.models.resolved import ResolvedModels
 from retrieval.models.student import StudentSpec
+from retrieval.models.tokenizer import tokenizer_of
+from retrieval.search.embedding_table import embedding_matrix
 
 if TYPE_CHECKING:
     from retrieval.search.searcher import Searcher
@@ -93,8 +94,6 @@ def choose_queries(queries: Stored, labels: pl.DataFrame, experiment: Experiment
 
 def vectors_of(query_ids: list[str], embedded: Stored) -> NDArray[np.float16]:
     """[n, D] stored vectors of some queries, in the order asked for."""
-    from retrieval.search.embedding_table import embedding_matrix
-
     requested = pa.array(query_ids, pa.string())
     found = pa.concat_tables(group.filter(pc.is_in(group.column("query_id"), value_set=requested)) for group in embedded.row_groups())
     return embedding_matrix(found.take(pc.index_in(requested, value_set=found.column("query_id").combine_chunks())))
@@ -142,8 +141,6 @@ def _build(context: StageContext) -> None:
 
 def _tables(queries: DevQueries, corpus: Corpus, rows: NDArray[np.int64], student: StudentSpec) -> Iterator[pa.Table]:
     """Row groups: the queries, then the passages in the given order."""
-    from retrieval.models.tokenizer import tokenizer_of
-
     tokenizer = tokenizer_of(student)
 
     def tables(role: DevRole, ids: list[str], texts: list[str], grades: list[dict[str, int]], *, longest: int) -> Iterator[pa.Table]:
@@ -187,7 +184,7 @@ def _check_split(experiment: Experiment) -> None:
     check_judgements(collection, split=split, setting="dev.split")
 
 
-def _remark(counts: dict[str, Any]) -> str:
+def _summary(counts: dict[str, Any]) -> str:
     lines = []
     if leaks := sum(counts["dropped"].get(reason, 0) for reason in _LEAKS):
         lines.append(f"{leaks:,} queries of dev.split are in the training split too, by id or by text; they are left out of the dev set")
@@ -197,7 +194,6 @@ def _remark(counts: dict[str, Any]) -> str:
 
 
 TABLE = Table(
-    stage="dev", name="", version=1, key=_key,
-    reads=("ingest.corpus", "ingest.queries", "ingest.qrels", "embed.corpus", "embed.queries"),
-    shard_count=lambda experiment: 1, build=_build, summary=_remark, uses_device=True,
+    stage="dev", version=1, reads=("ingest.corpus", "ingest.queries", "ingest.qrels", "embed.corpus", "embed.queries"), key=_key,
+    build=_build, sharded_by="nothing", summary=_summary, uses_device=True,
 )  # fmt: skip

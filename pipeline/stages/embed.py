@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from data.config.settings import Experiment
+from data.tables.schemas import embeddings
 from pipeline.stage import StageContext, Table
 from retrieval.compute import precision
 from retrieval.models.resolved import ResolvedModels
@@ -18,21 +19,23 @@ _OF_THE_OTHERS = {"corpus": ("query_prefix", "query_tokens"), "queries": ("passa
 
 def _key(kind: str, experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     own = {name: value for name, value in models.key("miner").items() if name not in _OF_THE_OTHERS[kind]}
-    return {"student": own, "precision": precision.class_of(_precision(experiment, kind))}
+    return {"student": own, "precision": precision.class_of(precision_of(experiment, kind))}
 
 
-def _precision(experiment: Experiment, kind: str) -> str:
+def precision_of(experiment: Experiment, kind: str) -> str:
+    """In which format the vectors of `corpus` or `queries` are computed: fp32, bf16 or fp16."""
     asked = experiment.embed.precision if kind == "corpus" else experiment.embed.query_precision
     return precision.resolve(asked, device=experiment.runner.device)
 
 
 def _build(context: StageContext) -> None:
-    from data.tables.schemas import embeddings
     from retrieval.encoding.encode import embedded_groups
     from retrieval.encoding.text_encoder import TextEncoder
 
-    experiment, kind = context.experiment, context.table.name
-    device, computed = experiment.runner.device, _precision(experiment, kind)
+    experiment = context.experiment
+    kind = context.table.name
+    device = experiment.runner.device
+    computed = precision_of(experiment, kind)
 
     def load() -> TextEncoder:
         return TextEncoder(context.models.miner, precision=computed, device=device, batch_tokens=experiment.embed.batch_tokens)
@@ -48,12 +51,7 @@ def _build(context: StageContext) -> None:
 
 
 CORPUS = Table(
-    stage="embed", name="corpus", version=EMBEDDING_VERSION, reads=("ingest.corpus",), key=partial(_key, "corpus"),
-    shard_count=lambda experiment: experiment.ingest.corpus_shards, build=_build, uses_device=True,
-    notes=lambda experiment, models: list(models.miner.notes),
-    rounds_by_device=True,
+    stage="embed", name="corpus", version=EMBEDDING_VERSION, reads=("ingest.corpus",), key=partial(_key, "corpus"), build=_build,
+    sharded_by="corpus", uses_device=True, rounds_by_device=True, notes=lambda experiment, models: list(models.miner.notes),
 )  # fmt: skip
-QUERIES = replace(
-    CORPUS, name="queries", reads=("ingest.queries",), key=partial(_key, "queries"), notes=None,
-    shard_count=lambda experiment: experiment.ingest.query_shards,
-)  # fmt: skip
+QUERIES = replace(CORPUS, name="queries", reads=("ingest.queries",), key=partial(_key, "queries"), sharded_by="queries", notes=None)

@@ -4,12 +4,11 @@ With `hard_negatives.select` for some of the queries only: see `pipeline.negativ
 
     the rank window of each source -> the rules of `false_negatives` -> the sampler, `draws` times
 
-Where a rule or the sampler goes by the teacher, its logits come from the table `pool_scores`, which has all passages of the windows: a
+The teacher's logits, where a rule or the sampler needs them, come from the table `pool_scores`, which has all passages of the windows. A
 choice by what happens to be in the logit store could not be repeated.
 
-A list has one p+ (ADAM, CE, MarginMSE, PROD), whatever the query's labels: with `select` the positive by whose ranks the query was
-selected, else a seeded choice. What is said of "p+" while negatives are drawn (margins of the rules, SimANS, PROD's ranks) holds for that
-very passage, which is written first among `positive_ids`.
+A list has one p+ (ADAM, CE, MarginMSE, PROD), whatever the query's labels. With `select` it is the positive by whose ranks the query was
+selected, else a seeded choice. Rules, SimANS and PROD's ranks all mean this passage, which is written first among `positive_ids`.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from data.config.fields import keyed_values
 from data.config.negative_sources import SOURCES
 from data.config.registry import is_import_path
 from data.config.settings import Experiment, HardNegatives
-from data.digests import hash64
+from data.digests import hash64, hash64_after
 from data.errors import NothingLeft, UserError
 from data.tables import schemas
 from data.tables.schemas import CandidateKind
 from pipeline.negatives.false_negatives import Dropped, false_negatives
 from pipeline.negatives.pool_pairs import PoolRow, begins_of, read_pools, scored_pairs
 from pipeline.negatives.query_selection import KEPT_RANKS, NO_RANKS, RANKS, ranks_of, why_dropped
-from pipeline.negatives.samplers import NotAsked, Window, interleave, preferred, round_robin, sampler_key, seeded
+from pipeline.negatives.samplers import NotAsked, Window, interleave, preferred, round_robin, sampler_key
 from pipeline.stage import StageContext, Stored, Table
 from pipeline.stages.pools import window_places
 from retrieval.models.resolved import ResolvedModels
@@ -43,7 +42,7 @@ from retrieval.models.resolved import ResolvedModels
 UNDERFILLED = "queries with fewer than m negatives"
 RULES = "false negatives"
 BACKFILLED = "negatives of other sources for"
-_NONE = "no negatives"
+NO_NEGATIVES = "no negatives"
 _OF_THE_POOLS = ("ignore_identical_ids", "bm25_stopwords")  # settings that are keyed there
 
 
@@ -52,7 +51,7 @@ class Logits:
     """The teacher's logits of one query's positives and window passages."""
 
     positives: list[float]  # in the order of the pool's
-    of: dict[str, float]
+    passages: dict[str, float]  # by id
 
 
 @dataclass(frozen=True)
@@ -73,22 +72,21 @@ def choose_positive(positive_ids: Sequence[str], *, seed: int, query_id: str) ->
 def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits | None = None, selected_by: str | None = None) -> Chosen:
     """p+ and the negatives of one query. Fewer than m where its windows hold fewer that no rule drops.
 
-    `logits` are the teacher's, where a rule or the sampler goes by them; `selected_by` is the positive by whose ranks the query was
-    selected, if it was.
+    `logits` are the teacher's, where a rule or the sampler needs them; `selected_by` is the positive by which the query was selected.
     """
     sources = settings.sources
     positive = selected_by or choose_positive(row.positive_ids, seed=seed, query_id=row.query_id)
     place = row.positive_ids.index(positive)
-    windows = [[row.ids[place] for place in window_places(row.sources, source).tolist()] for source in sources]
+    windows = [[row.ids[at] for at in window_places(row.sources, source).tolist()] for source in sources]
     positive_score = math.nan if row.positive_scores is None else float(row.positive_scores[place])
-    by_student = np.flatnonzero(row.sources == SOURCES.index("student"))
-    student = dict(zip([row.ids[place] for place in by_student.tolist()], row.scores[by_student].tolist(), strict=True))
-    of = logits.of if logits else {}
+    by_student = np.flatnonzero(row.sources == SOURCES.index("student")).tolist()
+    student = {row.ids[at]: float(row.scores[at]) for at in by_student}
+    passage_logits = logits.passages if logits else {}
     positive_logit = logits.positives[place] if logits else math.nan
     dropped = false_negatives(
         list(dict.fromkeys(doc_id for window in windows for doc_id in window)),
         settings.false_negatives,
-        logits=of,
+        logits=passage_logits,
         positive_logit=positive_logit,
         scores=student,
         positive_score=positive_score,
@@ -96,7 +94,6 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
     windows = [[doc_id for doc_id in window if doc_id not in dropped] for window in windows]
     turns = round_robin([source.weight for source in sources], settings.num_negatives)
     backfilled: Counter[str] = Counter()
-
     needs = settings.sampler_traits.needs
 
     def prefer(window: list[str], count: int, draw: int) -> list[str]:
@@ -105,13 +102,15 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
                 query_id=row.query_id,
                 doc_ids=window,
                 count=count,
-                hashed=seeded(seed, "negatives", row.query_id, draw),
+                hashed=hash64_after(seed, "negatives", row.query_id, draw),
                 settings=settings,
                 student_scores=[student[doc_id] for doc_id in window]
                 if "student_scores" in needs
                 else NotAsked("student_scores", settings),
                 positive_score=positive_score,
-                teacher_logits=[of[doc_id] for doc_id in window] if "teacher_logits" in needs else NotAsked("teacher_logits", settings),
+                teacher_logits=[passage_logits[doc_id] for doc_id in window]
+                if "teacher_logits" in needs
+                else NotAsked("teacher_logits", settings),
                 positive_logit=positive_logit,
             )
         )
@@ -148,7 +147,7 @@ def _build(context: StageContext) -> None:
                 raise AssertionError(f"pool of {row.query_id}, logits of {query_id}: the tables do not belong together")
             ranks = None
             if settings.select != "none" and of_query is not None:
-                ranks = ranks_of(row, logits=of_query.of, positive_logits=of_query.positives, depth=settings.depth)
+                ranks = ranks_of(row, logits=of_query.passages, positive_logits=of_query.positives, depth=settings.depth)
                 figures[RANKS][ranks.bands] += 1
                 if why := why_dropped(ranks, settings.select):
                     figures["dropped"][why] += 1
@@ -157,7 +156,7 @@ def _build(context: StageContext) -> None:
             figures[RULES].update(why.rule.name.lower() for why in chosen.dropped.values())
             figures[BACKFILLED].update(chosen.backfilled)
             if not chosen.draws[0]:
-                figures["dropped"][_NONE] += 1
+                figures["dropped"][NO_NEGATIVES] += 1
                 continue
             if ranks is not None:
                 figures[KEPT_RANKS][ranks.bands] += 1
@@ -177,8 +176,8 @@ def _row(row: PoolRow, chosen: Chosen) -> tuple[Any, ...]:
     return row.query_id, positives, chosen.draws, list(chosen.dropped), list(map(int, rules)), scores, limits
 
 
-def _remark(counts: dict[str, Any]) -> str:
-    underfilled, none = counts.get(UNDERFILLED, 0), counts.get("dropped", {}).get(_NONE, 0)
+def _summary(counts: dict[str, Any]) -> str:
+    underfilled, none = counts.get(UNDERFILLED, 0), counts.get("dropped", {}).get(NO_NEGATIVES, 0)
     parts = []
     if RANKS in counts:
         why = ", ".join(f"{reason} {count:,}" for reason, count in counts["dropped"].items())
@@ -204,7 +203,7 @@ def _refuse(stored: Stored) -> None:
     if rules := counts.get(RULES):
         listed = ", ".join(f"{rule} {count:,} passages" for rule, count in rules.items())
         why = f"negative left; the rules of hard_negatives.false_negatives dropped {listed}: loosen them"
-    elif counts["dropped"].get(_NONE):
+    elif counts["dropped"].get(NO_NEGATIVES):
         why = "passage in the rank windows of its sources; lower hard_negatives.range_min, or the ranks in hard_negatives.source"
     else:
         return
@@ -229,7 +228,5 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
 def table(experiment: Experiment) -> Table:
     """The stage's table: it reads the teacher's logits only where the settings go by them."""
     scores = ("pools.pairs", "pool_scores") if experiment.hard_negatives.uses_pool_scores else ()
-    return Table(
-        stage="hard_negatives", name="", version=3, reads=("pools.ranked", *scores), key=_key,
-        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, summary=_remark, refuse=_refuse,
-    )  # fmt: skip
+    reads = ("pools.ranked", *scores)
+    return Table(stage="hard_negatives", version=3, reads=reads, key=_key, build=_build, summary=_summary, refuse=_refuse)

@@ -28,7 +28,6 @@ _FIRST_FAULTS = 10
 _JUDGED_TWICE = "duplicate judgement"
 _SHOWN_IDS = 3
 
-
 Sinks = Sequence[ShardWriter | None]  # of each shard; None where it is complete already. The report does not depend on them
 
 
@@ -154,7 +153,8 @@ def ingest_qrels(
     report = IngestReport()
     relevance: dict[tuple[str, str, str], tuple[int, int]] = {}  # (label, line)
     for split in collection.qrels:
-        kept, of_split = report.kept, IngestReport()
+        kept = report.kept
+        of_split = IngestReport()
         for line, judgement in read_qrels(collection, split=split):
             checked = judgement if isinstance(judgement, Fault) else _checked(line, judgement, query_ids, doc_ids, relevance)
             if isinstance(checked, Fault):

@@ -70,16 +70,13 @@ def _query_files(collection: Collection) -> dict[str, Path]:
 
 CORPUS = Table(
     stage="ingest", name="corpus", version=1, reads=(), key=partial(_key, lambda collection: {"corpus": collection.corpus}),
-    shard_count=lambda experiment: experiment.ingest.corpus_shards, builds_all_shards=True,
-    build=partial(_build, schema=schemas.CORPUS, ingest=ingest_corpus),
+    build=partial(_build, schema=schemas.CORPUS, ingest=ingest_corpus), sharded_by="corpus", builds_all_shards=True,
 )  # fmt: skip
 QUERIES = Table(
     stage="ingest", name="queries", version=1, reads=(), key=partial(_key, _query_files),
-    shard_count=lambda experiment: experiment.ingest.query_shards, builds_all_shards=True,
-    build=partial(_build, schema=schemas.QUERIES, ingest=ingest_queries),
+    build=partial(_build, schema=schemas.QUERIES, ingest=ingest_queries), builds_all_shards=True,
 )  # fmt: skip
 QRELS = Table(
     stage="ingest", name="qrels", version=1, reads=("ingest.corpus", "ingest.queries"),
-    key=partial(_key, lambda collection: dict(collection.qrels)),
-    shard_count=lambda experiment: 1, build=_build_qrels, builds_all_shards=True,
+    key=partial(_key, lambda collection: dict(collection.qrels)), build=_build_qrels, sharded_by="nothing", builds_all_shards=True,
 )  # fmt: skip

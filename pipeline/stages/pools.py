@@ -45,15 +45,15 @@ RECALL = "recall of the index on sampled queries"
 
 
 @dataclass(frozen=True)
-class Own:
-    """What belongs to one query before anything is ranked."""
+class TrainingQuery:
+    """A query before anything is ranked for it."""
 
     query_id: str
     positives: NDArray[np.int64]  # rows of the training split's, best label first, ties by id
     never: Never
 
 
-def training_queries(queries: pa.Table, labels: pl.DataFrame, experiment: Experiment) -> pa.Table:
+def _training_queries(queries: pa.Table, labels: pl.DataFrame, experiment: Experiment) -> pa.Table:
     """The queries of a shard that are trained on.
 
     With `hard_negatives.queries` the subset is the lowest hashes over the training queries of all shards: a larger subset
@@ -90,27 +90,27 @@ def _build(context: StageContext) -> None:
     experiment, settings, inputs = context.experiment, context.experiment.hard_negatives, context.inputs
     corpus = context.worker_cache.get_or_create("corpus", lambda: Corpus(inputs["ingest.corpus"]))
     labels = labels_above_0(inputs["ingest.qrels"])
-    queries = training_queries(inputs["ingest.queries"].read(context.shard), labels, experiment)
-    own = _own(queries, inputs["ingest.queries"], labels, corpus, experiment)
-    k = settings.depth + room_for_removals((one.never for one in own), (one.positives for one in own))
+    queries = _training_queries(inputs["ingest.queries"].read(context.shard), labels, experiment)
+    asked = _with_positives(queries, inputs["ingest.queries"], labels, corpus, experiment)
+    k = settings.depth + room_for_removals((one.never for one in asked), (one.positives for one in asked))
     sources = {source: make_source(source.name, context, queries, corpus) for source in settings.sources}
     student = next((made for made in sources.values() if isinstance(made, StudentSearch)), None)
     if student is not None:
-        student.watch(np.concatenate([np.empty(0, np.int64), *(one.positives for one in own)]))
+        student.watch(np.concatenate([np.empty(0, np.int64), *(one.positives for one in asked)]))
 
     removed: Counter[str] = Counter()
     nothing: Counter[str] = Counter()
     with context.writer(context.shard, schemas.POOLS) as writer:
-        for first, stop in _pieces(len(own), _RANKED_AT_ONCE // k):
+        for first, stop in _pieces(len(asked), _RANKED_AT_ONCE // k):
             rankings = {source: made.rank(first, stop, k=k) for source, made in sources.items()}
             for start, end in _pieces(stop - first, min(ROW_GROUP_ROWS, _WRITTEN_AT_ONCE // (k * len(sources)))):
-                ranked = [(one, place) for place, one in enumerate(own[first + start : first + end], start)]
+                ranked = [(one, place) for place, one in enumerate(asked[first + start : first + end], start)]
                 pools = [_pools_of(one, place, rankings, depth=settings.depth, removed=removed) for one, place in ranked]
                 nothing.update(source.name for made in pools for source, rows in zip(sources, made.rows, strict=True) if not len(rows))
                 of_student = [student.scores_of(first + place, one.positives) if student else None for one, place in ranked]
                 writer.write_row_group(_table([one for one, _ in ranked], of_student, pools, corpus))
                 context.report("queries", end - start)
-        counts: dict[str, Any] = {"in": len(own), "kept": len(own), "dropped": {}, REMOVED: removed}
+        counts: dict[str, Any] = {"in": len(asked), "kept": len(asked), "dropped": {}, REMOVED: removed}
         counts |= {NOTHING: nothing} if nothing else {}
         counts.update((UNKNOWN, made.unknown) for made in sources.values() if isinstance(made, RunFile))
         if experiment.uses_index and student is not None:
@@ -119,8 +119,8 @@ def _build(context: StageContext) -> None:
         writer.figures["counts"] = counts
 
 
-def _own(queries: pa.Table, judged: Stored, labels: pl.DataFrame, corpus: Corpus, experiment: Experiment) -> list[Own]:
-    """What belongs to each of the queries, of all judged ones; `labels` are above 0."""
+def _with_positives(queries: pa.Table, judged: Stored, labels: pl.DataFrame, corpus: Corpus, experiment: Experiment) -> list[TrainingQuery]:
+    """The queries, out of all `judged` ones, with their positives and what is never their negative; `labels` are above 0."""
     equal = equal_queries(queries, judged)
     labels = labels.filter(pl.col("query_id").is_in({query_id for ids in equal.values() for query_id in ids}))
     labels = labels.with_columns(pl.Series("row", corpus.rows_of(labels["doc_id"].to_arrow())))
@@ -129,7 +129,7 @@ def _own(queries: pa.Table, judged: Stored, labels: pl.DataFrame, corpus: Corpus
     positives = dict(trained.group_by("query_id", maintain_order=True).agg("row").iter_rows())
     never = never_negatives(queries, equal, labels, corpus, identical=experiment.hard_negatives.ignore_identical_ids)
     ids = queries.column("query_id").to_pylist()
-    return [Own(query_id, np.array(positives[query_id], np.int64), never[query_id]) for query_id in ids]
+    return [TrainingQuery(query_id, np.array(positives[query_id], np.int64), never[query_id]) for query_id in ids]
 
 
 def _pieces(count: int, size: int) -> Iterator[tuple[int, int]]:
@@ -145,7 +145,7 @@ class Pools(NamedTuple):
     sources: list[NDArray[np.int8]]
 
 
-def _pools_of(query: Own, place: int, rankings: dict[Source, Ranking], *, depth: int, removed: Counter[str]) -> Pools:
+def _pools_of(query: TrainingQuery, place: int, rankings: dict[Source, Ranking], *, depth: int, removed: Counter[str]) -> Pools:
     """The pools of the query at a place of the rankings."""
     pools = Pools([], [], [])
     for source, (rows, scores) in rankings.items():
@@ -156,7 +156,7 @@ def _pools_of(query: Own, place: int, rankings: dict[Source, Ranking], *, depth:
     return pools
 
 
-def _table(mine: list[Own], of_student: list[NDArray[np.float32] | None], pools: list[Pools], corpus: Corpus) -> pa.Table:
+def _table(mine: list[TrainingQuery], of_student: list[NDArray[np.float32] | None], pools: list[Pools], corpus: Corpus) -> pa.Table:
     def lists(lengths: list[int], values: pa.Array) -> pa.ListArray:
         return pa.ListArray.from_arrays(pa.array(bounds_of(np.array(lengths)).astype(np.int32)), values)
 
@@ -199,7 +199,7 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     return key
 
 
-def _remark(experiment: Experiment, counts: dict[str, Any]) -> str:
+def _summary(experiment: Experiment, counts: dict[str, Any]) -> str:
     lines = []
     if unknown := counts.get(UNKNOWN):
         lines.append(f"{unknown:,} entries of hard_negatives.run_file name passages that are not in the corpus; they are left out")
@@ -248,7 +248,6 @@ def table(experiment: Experiment) -> Table:
     student = any(source.name == SOURCES[0] for source in experiment.hard_negatives.sources)
     vectors = ("embed.corpus", "embed.queries", *(["index"] if experiment.uses_index else [])) if student else ()
     return Table(
-        stage="pools", name="ranked", version=2, reads=(*base, *vectors), key=_key,
-        shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, summary=partial(_remark, experiment),
-        refuse=partial(_refuse, experiment), uses_device=student,
+        stage="pools", name="ranked", version=2, reads=(*base, *vectors), key=_key, build=_build, uses_device=student,
+        summary=partial(_summary, experiment), refuse=partial(_refuse, experiment),
     )  # fmt: skip

@@ -3,10 +3,9 @@
     keys of the shard -> look up in the logit store -> window by window: tokenise | score what is missing | append, write the rows
 
 The unit of scoring is a window of `teacher.segment_pairs` rows: its new pairs are appended to the store whole or not at all. Windows are
-tokenised ahead of the forward pass and written behind it, so a kill loses at most two of them, the one being scored and the one being
-written, and what is scored after it has the same batches as in an unbroken run. In memory are 30 bytes for each pair of the shard, a row
-group, and three windows.
-Shards hold different query texts (`ingest` sees to that), so no pair is requested by two shards.
+tokenised ahead of the forward pass and written behind it. So a kill loses at most two of them, and what is scored after it has the same
+batches as in an unbroken run. In memory are 30 bytes for each pair of the shard, a row group, and three windows. Shards hold different
+query texts (`ingest` sees to that), so no pair is requested by two shards.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,25 +25,20 @@ from data.logits.segment import Keys, Scores
 from data.logits.store import LogitStore
 from data.tables import schemas
 from data.tables.shards import ROW_GROUP_ROWS, ShardWriter, read_row_groups
-from pipeline.scoring import reading_lengths
-from pipeline.scoring.cost import estimate_cost
 from pipeline.scoring.requested_pairs import RequestedPairs, open_teacher, store_of, texts_of_rows
-from pipeline.stage import Say, StageContext, Table
+from pipeline.stage import StageContext, Table
 from retrieval.compute.allocator import tune_allocator
 from retrieval.compute.prefetch import ahead, behind
 from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.base import PreparedPairs, PreparingTeacher
-
-if TYPE_CHECKING:
-    from pipeline.executors.base import Executor
-    from pipeline.plan import TablePlan
 
 
 def _build(context: StageContext) -> None:
     experiment = context.experiment
     if experiment.runner.device == "cpu":
         tune_allocator()
-    models, namespace = context.models, context.models.namespace
+    models = context.models
+    namespace = models.namespace
     store = store_of(models, warn=context.warn)
     store.describe(key=models.key("teacher"), name=models.teacher.name)
     teacher: PreparingTeacher = context.worker_cache.get_or_create(("teacher", namespace), lambda: open_teacher(models))
@@ -100,7 +94,8 @@ def _windows(
         pairs = texts_of_rows(table.take(first_rows[new]))
         ids = table.select(["query_id", "draw", "position"])
         yield _Window(ids, start, len(distinct), distinct[new].astype(np.int64), teacher.prepare(pairs) if pairs else None)
-        start, seen = start + table.num_rows, max(seen, int(distinct.max(initial=-1)) + 1)
+        start += table.num_rows
+        seen = max(seen, int(distinct.max(initial=-1)) + 1)
 
 
 def _row_windows(path: Path, rows: int) -> Iterator[pa.Table]:
@@ -145,23 +140,12 @@ def _report(context: StageContext, pairs: int, tokens: int, padded: int) -> None
         context.report("padded tokens", padded)
 
 
-def _prepare(plan: TablePlan, models: ResolvedModels, executor: Executor, say: Say) -> None:
-    """Say what will be scored, and what the teacher would not read of it."""
-    assert plan.table.scores_pairs_of is not None
-    candidates, stale = plan.inputs[plan.table.scores_pairs_of], list(plan.stale)
-    cost = estimate_cost(models, candidates, stale, warn=lambda line: say(f"warning: {line}"))
-    say(f"{plan.table.label:<16} {cost}")
-    for line in reading_lengths.warnings(models, candidates, stale) if cost.to_score else ():
-        say(f"warning: {line}")
-
-
 def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     return {"teacher": models.key("teacher")}
 
 
 TABLE = Table(
-    stage="teacher_scores", name="", version=2, reads=("dark_examples",), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build, prepare=_prepare, uses_device=True,
-    scores_pairs_of="dark_examples", notes=lambda experiment, models: models.teacher.notes(), rounds_by_device=True,
+    stage="teacher_scores", version=2, reads=("dark_examples",), key=_key, build=_build, scores_pairs_of="dark_examples",
+    uses_device=True, rounds_by_device=True, notes=lambda experiment, models: models.teacher.notes(),
 )  # fmt: skip
 OF_POOLS = replace(TABLE, stage="pool_scores", version=1, reads=("pools.pairs",), scores_pairs_of="pools.pairs")

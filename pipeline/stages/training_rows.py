@@ -63,7 +63,8 @@ class TrainingRows:
         """Some lists in the order asked for, of schema `TRAINING`, with labels `LABELLED_TRAINING`."""
         lengths = np.diff(self.bounds)[rows]
         candidates = spans(self.bounds[rows], lengths)
-        offsets, chosen = pa.array(bounds_of(lengths).astype(np.int32)), pa.array(rows)
+        offsets = pa.array(bounds_of(lengths).astype(np.int32))
+        chosen = pa.array(rows)
 
         def of_lists(values: pa.Array) -> pa.Array:
             return pa.ListArray.from_arrays(offsets, values)
@@ -95,7 +96,8 @@ def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders) -> Trai
     def column(label: str, name: str) -> pa.ChunkedArray:
         return inputs[label].read(shard, columns=[name]).column(name)
 
-    lists, labels = "curriculum" if "curriculum" in inputs else "dark_examples", None
+    lists = "curriculum" if "curriculum" in inputs else "dark_examples"
+    labels = None
     keys = [as_keys(_text_keys(group)) for group in inputs[lists].shard_groups(shard, columns=["candidate_kind", "text"])]
     first, texts = first_occurrence(np.concatenate([as_keys([]), *keys]))
     kinds = column(lists, "candidate_kind").to_numpy()

@@ -1,16 +1,15 @@
 """Stage `shards`: the self-contained training rows: the student's tokens, the kinds, the teacher's logits and C(q).
 
-A row is a query and draw; where the experiment has a curriculum, a draw is an iteration, and the lists are those of `curriculum`, with
-their labels. Rows are shuffled by a hash of seed and query id, and written in small row groups, since a trainer holds several of them at a
-time. The Arrow schema's metadata under `training` says what a trainer must know before it reads a row: schema version, digest of the
-student's tokenizer, teachers, draws. From the pools comes which passages are never negatives of a query, for who takes the batch's other
-passages as such.
+A row is a query and draw. With a curriculum a draw is an iteration, and the lists are those of `curriculum`, with their labels. Rows are
+shuffled by a hash of seed and query id, and written in small row groups, since a trainer holds several of them at a time. The Arrow
+schema's metadata under `training` says what a trainer must know before it reads a row: schema version, digest of the student's tokenizer,
+teachers, draws. The pools say which passages are never negatives of a query, for losses over the batch's other passages.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +24,7 @@ from pipeline.stages.training_rows import Encode, Encoders, read_rows
 from retrieval.checkpoints.model_lengths import check_length
 from retrieval.models.resolved import ResolvedModels
 from retrieval.models.student import StudentSpec
-
-if TYPE_CHECKING:
-    from retrieval.models.tokenizer import Tokenizer
+from retrieval.models.tokenizer import Tokenizer, tokenizer_of
 
 
 def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
@@ -45,11 +42,11 @@ def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
 
 
 def _build(context: StageContext) -> None:
-    from retrieval.models.tokenizer import tokenizer_of
-
-    experiment, models, student = context.experiment, context.models, context.models.student
+    experiment = context.experiment
+    models = context.models
+    student = models.student
     tokenizer = context.worker_cache.get_or_create("student tokenizer", lambda: tokenizer_of(student))
-    rows = read_rows(context.inputs, context.shard, _encoders(student, tokenizer, mixed_tokens=_longest_mixed(experiment, models)))
+    rows = read_rows(context.inputs, context.shard, _encoders(student, tokenizer, mixed_tokens=longest_mixed(models)))
     order = _shuffled(rows.query_ids.to_pylist(), rows.draws.tolist(), seed=experiment.seed)
     metadata = canonical_json(_metadata(experiment, models))
     schema = TRAINING if rows.labels is None else LABELLED_TRAINING
@@ -60,11 +57,6 @@ def _build(context: StageContext) -> None:
             context.report("queries", len(part))
         counts = {"in": len(order), "kept": len(order), "dropped": {}}
         writer.figures["counts"] = {**counts, "candidates": len(rows.logits), "candidate tokens": rows.candidate_tokens}
-
-
-def _longest_mixed(experiment: Experiment, models: ResolvedModels) -> int:
-    """Longest mixed passage in tokens; a curriculum has none."""
-    return models.student.passage_tokens if experiment.curriculum.enabled else longest_mixed(models)
 
 
 def _encoders(student: StudentSpec, tokenizer: Tokenizer, *, mixed_tokens: int) -> Encoders:
@@ -85,17 +77,14 @@ def _shuffled(query_ids: list[str], draws: list[int], *, seed: int) -> NDArray[n
 
 def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     student = models.student
-    longest = _longest_mixed(experiment, models)
+    longest = longest_mixed(models)
     check_length(longest, student.weights_folder, option="dark_examples.mixed_tokens")
     lengths = {"query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens, "mixed_tokens": longest}
     prefixes = {"query_prefix": student.query_prefix, "passage_prefix": student.passage_prefix}
     return {**_metadata(experiment, models), **lengths, **prefixes, "seed": experiment.seed}
 
 
-OF_CURRICULUM = Table(
-    stage="shards", name="", version=3, reads=("curriculum", "pools.ranked"), key=_key,
-    shard_count=lambda experiment: experiment.ingest.query_shards, build=_build,
-)  # fmt: skip
+OF_CURRICULUM = Table(stage="shards", version=3, reads=("curriculum", "pools.ranked"), key=_key, build=_build)
 
 
 def table(experiment: Experiment) -> Table:

@@ -31,8 +31,8 @@ def main(source: Path, target: Path, sizes: dict[str, int]) -> None:
         (target / "qrels" / path.name).write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
     corpus = _lines(source / "corpus.jsonl")
     others = sorted(corpus.keys() - labelled, key=lambda name: (hash64("passage", name), name))
-    wanted = labelled | set(others[: max(0, sizes["passages"] - len(labelled))])
-    for name, lines, chosen in (("corpus", corpus, wanted), ("queries", _lines(source / "queries.jsonl"), queries)):
+    passages = labelled | set(others[: max(0, sizes["passages"] - len(labelled))])
+    for name, lines, chosen in (("corpus", corpus, passages), ("queries", _lines(source / "queries.jsonl"), queries)):
         kept = [line for key, line in lines.items() if key in chosen]
         (target / f"{name}.jsonl").write_text("".join(kept), encoding="utf-8")
         print(f"{len(kept):,} of {len(lines):,} lines of {name} in {target}")

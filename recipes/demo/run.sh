@@ -6,7 +6,7 @@ export PATH="$PWD/.venv/bin:$PATH" TOKENIZERS_PARALLELISM=false
 config=config=recipes/demo/demo.yaml
 trained=student.model=runs/demo/train/student
 
-step() { printf '\n== %s\n' "$*"; }
+title() { printf '\n== %s\n' "$*"; }
 place() { prep path "$config" "$@"; }
 evaluate() { # OUT [student.model=...]: search with the stored embeddings of a student
   local out=$1
@@ -15,21 +15,21 @@ evaluate() { # OUT [student.model=...]: search with the stored embeddings of a s
     "qrels=$(place stage=ingest table=qrels)" split=test "out=$out"
 }
 
-step "the collection: InsuranceQA, from its package"
+title "the collection: InsuranceQA, from its package"
 python recipes/demo/prepare.py runs/demo
-step "prep: eight stages, from the collection to training shards and dev set"
+title "prep: from the collection to training shards and dev set"
 prep run "$config"
-step "the untrained student, on 2,000 test questions"
+title "the untrained student, on 2,000 test questions"
 evaluate runs/demo/before.trec
-step "train: ADAM"
+title "train: ADAM"
 train run "$config" "shards=$(place stage=shards)" "dev=$(place stage=dev)"
-step "embed with the trained student"
+title "embed with the trained student"
 prep run "$config" stage=embed "$trained"
-step "the trained student, on the same questions"
+title "the trained student, on the same questions"
 evaluate runs/demo/after.trec "$trained"
-step "report"
+title "report"
 prep report "$config" out=runs/demo/report.html
-step "before and after"
+title "before and after"
 retrieve compare before=runs/demo/before.trec after=runs/demo/after.trec "qrels=$(place stage=ingest table=qrels)"
 echo
 echo "training shards  $(place stage=shards)"

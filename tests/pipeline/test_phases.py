@@ -148,6 +148,17 @@ def test_a_command_that_was_killed_is_told(commands: Commands) -> None:
         commands.run()
 
 
+def test_a_path_whose_command_was_killed_is_told(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: the same where the command was asked for a folder."""
+
+    def killed(phase: driver.Phase, stage: str, *more: str) -> str:
+        raise subprocess.CalledProcessError(-signal.SIGKILL, f"prep path stage={stage}")
+
+    monkeypatch.setattr(driver, "_path", killed)
+    with pytest.raises(RunFailed, match=r"prep path stage=.* was ended by SIGKILL"):
+        commands.run()
+
+
 WAITS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('there', flush=True); time.sleep(60)"
 
 

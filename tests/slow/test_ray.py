@@ -55,14 +55,15 @@ def test_a_question_to_a_worker_when_all_cpus_are_held(finished: Any) -> None:
     """Prevents: a calibration that waits for ever for CPUs which the workers of an earlier stage hold."""
     from data.config.settings import load
     from pipeline.executors.ray import RayExecutor
-    from pipeline.scoring.calibration import kept_speed
+    from pipeline.scoring.calibration import load_speed
     from retrieval.models.resolved import ResolvedModels
 
     experiment = load({"config": str(finished.config), "runner": "ray"})
     executor = RayExecutor(experiment)
     try:
-        executor._actors = [executor._new_actor() for _ in range(executor.workers())]
-        assert executor.ask(kept_speed, ResolvedModels(experiment)) is None
+        executor._ready(uses_device=True)
+        executor._actors = [executor._new_actor() for _ in range(executor._worker_count())]
+        assert executor.ask(load_speed, ResolvedModels(experiment)) is None
         assert executor._actors == []
     finally:
         executor.close()

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,18 +16,24 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from data.config.settings import HardNegatives
-from data.digests import hash64
+from data.digests import hash64, hash64_after
 from data.errors import UserError
-from pipeline.negatives.samplers import Window, interleave, preferred, round_robin, seeded, simans, stratified, uniform
+from pipeline.negatives.samplers import Window, by_hash, interleave, preferred, round_robin, simans, stratified
 
 IDS = [f"d{number}" for number in range(30)]
 POOL = [f"d{number}" for number in range(60)]
 WEIGHTS = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 
 
+def window(doc_ids: list[str], seed: int = 0, *, count: int = 2, **given: Any) -> Window:
+    """A rank window of query q, with settings of `hard_negatives` and fields of its own."""
+    settings = {name: given.pop(name) for name in [*given] if name in HardNegatives.model_fields}
+    return Window("q", doc_ids, count, hash64_after(seed, "negatives", "q", 0), HardNegatives(**settings), **given)
+
+
 def test_the_uniform_sample_is_pinned() -> None:
     """Prevents: another hash or order, after which every stored sample, and the logits paid for it, would be of no use."""
-    chosen = uniform(POOL, seeded(0, "negatives", "q", 0))[:5]
+    chosen = by_hash(POOL, hash64_after(0, "negatives", "q", 0))[:5]
     assert chosen == ["d35", "d23", "d4", "d27", "d38"]
     assert chosen == sorted(POOL, key=lambda doc_id: hash64(0, "negatives", "q", 0, doc_id))[:5]
 
@@ -85,7 +92,7 @@ def test_simans_draws_by_its_formula(a: float, b: float) -> None:
     drawn: Counter[str] = Counter()
     firsts: Counter[str] = Counter()
     for seed in range(rounds):
-        order = simans(ids, scores, positive, seeded(seed, "negatives", "q", 0), a=a, b=b)
+        order = simans(window(ids, seed, simans_a=a, simans_b=b, student_scores=scores, positive_score=positive))
         drawn.update(order[:count])
         firsts.update(order[:1])
     expected = np.array([weight / sum(weights) for weight in weights]) * rounds
@@ -98,7 +105,8 @@ def test_simans_draws_by_its_formula(a: float, b: float) -> None:
 def test_simans_with_scores_far_off() -> None:
     """Prevents: weights that are all 0 in floating point, so that the order is that of the ids."""
     scores = [-200.0, -100.0, -150.0]
-    assert simans(IDS[:3], scores, 0.0, seeded(0, "negatives", "q", 0), a=1.0, b=0.0) == ["d1", "d2", "d0"]
+    far_off = window(IDS[:3], simans_a=1.0, simans_b=0.0, student_scores=scores, positive_score=0.0)
+    assert simans(far_off) == ["d1", "d2", "d0"]
 
 
 def plainly_stratified(logits: dict[str, float], count: int, hashes: dict[str, int]) -> list[str]:
@@ -122,11 +130,11 @@ def test_stratified_by_a_plain_reading(values: list[int], count: int, seed: int)
     """Prevents: quantiles of the wrong end or by rank alone, a passage taken twice, ties by where they stand."""
     ids = IDS[: len(values)]
     logits = {doc_id: value / 4 for doc_id, value in zip(ids, values, strict=True)}
-    hashed = seeded(seed, "negatives", "q", 0)
-    order = stratified(ids, [logits[doc_id] for doc_id in ids], count, hashed)
+    given_ids = window(ids, seed, count=count, teacher_logits=[logits[doc_id] for doc_id in ids])
+    order = stratified(given_ids)
     assert sorted(order) == sorted(ids)
     count = min(count, len(ids))
-    hashes = {doc_id: hashed(doc_id) for doc_id in ids}
+    hashes = {doc_id: given_ids.hashed(doc_id) for doc_id in ids}
     expected = plainly_stratified(logits, count, hashes)
     assert [logits[doc_id] for doc_id in order[:count]] == [logits[doc_id] for doc_id in expected] and order[:count] == expected
     if count > 1:
@@ -145,8 +153,7 @@ def test_a_sampler_of_ones_own_is_taken_at_its_word_and_no_further(plugin_folder
     plugin_folder({"mylab/own.py": OWN})
 
     def order(name: str) -> list[str]:
-        settings = HardNegatives(sampler=f"mylab.own:{name}")
-        return list(preferred(Window("q", ["d0", "d1", "d2"], 2, seeded(0, "negatives", "q", 0), settings)))
+        return list(preferred(window(["d0", "d1", "d2"], sampler=f"mylab.own:{name}")))
 
     assert order("some") == ["d0", "d1"]
     for name in ("another", "twice"):

@@ -19,7 +19,7 @@ from pipeline.cli import app
 from pipeline.executors.resources import workers_that_fit
 from pipeline.progress import Progress, duration
 from pipeline.scoring import calibration
-from pipeline.scoring.calibration import Speed, keep_speed, kept_gpu_speeds, kept_speed
+from pipeline.scoring.calibration import Speed, load_gpu_speeds, load_speed, save_speed
 from pipeline.scoring.cost import Cost, at_most, estimate_cost
 from pipeline.stage import Stored
 from retrieval.models.resolved import ResolvedModels
@@ -70,15 +70,15 @@ def test_the_plan_measures_once_and_tells_hours(copied: Any) -> None:
     assert plan(copied.config) == output.replace(next(line for line in output.splitlines(True) if "4 GPUs" in line), "")
     assert (copied.store / "calibration.json").read_text() == kept
     models = ResolvedModels(load({"config": str(copied.config)}))
-    assert kept_speed(models) and not kept_gpu_speeds(models)
+    assert load_speed(models) and not load_gpu_speeds(models)
     other = load({"config": str(copied.config), "runner.threads": "2"})
-    assert kept_speed(ResolvedModels(other)) is None, "another number of threads is another speed"
+    assert load_speed(ResolvedModels(other)) is None, "another number of threads is another speed"
 
 
 def test_gpu_hours_from_a_measurement_elsewhere(copied: Any) -> None:
     """Prevents: a question for N GPUs that only a machine with N GPUs can answer; a promise that GPUs without a shard help."""
     experiment = load({"config": str(copied.config), "runner.device": "cuda"})
-    keep_speed(ResolvedModels(experiment), Speed("Some GPU", 100.0))
+    save_speed(ResolvedModels(experiment), Speed("Some GPU", 100.0))
     shutil.rmtree(copied.store / "teacher_scores")
     shutil.rmtree(copied.store / "teacher_logits")
     output = plan(copied.config, "gpus=4")
@@ -124,8 +124,8 @@ def test_what_is_left_of_an_earlier_version_does_no_harm(copied: Any, prep_run: 
     next(iter(folder.glob("*.parquet"))).unlink()
     prep_run(copied.config)
     models = ResolvedModels(experiment)
-    assert count_scored == [] and kept_speed(models) is None
-    keep_speed(models, Speed("Some GPU", 100.0))
+    assert count_scored == [] and load_speed(models) is None
+    save_speed(models, Speed("Some GPU", 100.0))
     assert json.loads((copied.store / "calibration.json").read_text()).keys() != {"k"}
 
 

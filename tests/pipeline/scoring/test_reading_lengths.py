@@ -12,7 +12,7 @@ import pytest
 from data.config.settings import load
 from data.tables.schemas import SEPARATOR_MARK
 from pipeline.run import run
-from pipeline.scoring.reading_lengths import Looked, look, notes
+from pipeline.scoring.reading_lengths import Truncation, notes, truncation
 from retrieval.models.resolved import ResolvedModels
 
 Prep = Callable[..., list[str]]
@@ -36,13 +36,13 @@ def test_what_a_teacher_cuts_of_what_the_student_reads(finished: Any) -> None:
     ]
     queries = [words(10), words(12), words(10)]
     wide = models_of(finished.config, teacher__max_tokens=10 + 46 + 2 + 3, student__passage_tokens=48)
-    assert look(wide, queries, mixes, mixed=True) == Looked(3, 0, 0, 12 + 46 + 3)
+    assert truncation(wide, queries, mixes, mixed=True) == Truncation(3, 0, 0, 12 + 46 + 3)
     short = models_of(finished.config, teacher__max_tokens=58, student__passage_tokens=48)
-    assert look(short, queries, mixes, mixed=True) == Looked(3, 2, 1, 61)  # 45 and 43 of 46 tokens; 44 of the second are p+
+    assert truncation(short, queries, mixes, mixed=True) == Truncation(3, 2, 1, 61)  # 45 and 43 of 46 tokens; 44 of the second are p+
     # The student reads no more than 30 tokens of a plain passage: a teacher that cuts beyond has read as much.
     plain = models_of(finished.config, teacher__max_tokens=43, student__passage_tokens=32)
-    assert look(plain, [words(10)], [words(60)], mixed=False) == Looked(1, 0, 0, 43)
-    assert look(plain, [words(11)], [words(60)], mixed=False) == Looked(1, 1, 0, 44)
+    assert truncation(plain, [words(10)], [words(60)], mixed=False) == Truncation(1, 0, 0, 43)
+    assert truncation(plain, [words(11)], [words(60)], mixed=False) == Truncation(1, 1, 0, 44)
 
 
 def test_tokens_are_those_of_each_reader(finished: Any, tmp_path: Path, models: Any) -> None:
@@ -59,9 +59,9 @@ def test_tokens_are_those_of_each_reader(finished: Any, tmp_path: Path, models: 
     BertTokenizerFast(vocab=str(own / "vocab.txt")).save_pretrained(own)
     settings = {"student__model": own, "student__passage_tokens": 34, "teacher__max_tokens": 43}
     # 40 words: 40 tokens of the teacher, which reads 30; 80 letters of the student, which reads 32 of them, 16 words.
-    assert look(models_of(finished.config, **settings), [words(10)], [words(40)], mixed=False).cut == 0
+    assert truncation(models_of(finished.config, **settings), [words(10)], [words(40)], mixed=False).cut == 0
     settings["student__passage_tokens"] = 66  # 64 letters, 32 words
-    assert look(models_of(finished.config, **settings), [words(10)], [words(40)], mixed=False) == Looked(1, 1, 0, 10 + 32 + 3)
+    assert truncation(models_of(finished.config, **settings), [words(10)], [words(40)], mixed=False) == Truncation(1, 1, 0, 10 + 32 + 3)
 
 
 @pytest.mark.parametrize(

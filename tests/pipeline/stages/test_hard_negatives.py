@@ -92,7 +92,7 @@ def test_mixtures_and_rules(seed: int, sampler: str, m: int) -> None:
     (negatives,) = chosen.draws
     windows = [lists[0][1:15], lists[1][:10]]
     student = dict(zip(lists[0], scores[: len(lists[0])].tolist(), strict=True))
-    wrong = {d for w in windows for d in w if logits.of[d] > 0.5 or student.get(d, -math.inf) > np.float32(0.5).item() - 0.1}
+    wrong = {d for w in windows for d in w if logits.passages[d] > 0.5 or student.get(d, -math.inf) > np.float32(0.5).item() - 0.1}
     left = [[doc_id for doc_id in window if doc_id not in wrong] for window in windows]
     assert set(chosen.dropped) == wrong
     assert len(set(negatives)) == len(negatives) == min(m, len({*left[0], *left[1]})) and set(negatives) <= {*left[0], *left[1]}

@@ -6,7 +6,7 @@ import atexit
 import importlib
 import sys
 
-COMMANDS = {"prep": "pipeline.cli", "train": "trainer.cli", "retrieve": "retrieval.cli"}
+COMMANDS = {"prep": "pipeline.__main__", "train": "trainer.__main__", "retrieve": "retrieval.__main__"}
 
 
 def say_what_is_loaded() -> None:
