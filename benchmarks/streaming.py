@@ -58,7 +58,7 @@ def lists(queries: int) -> list[dict[str, Any]]:
 
 def run(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Make shards and train; peak memory in MB, and the share of time spent waiting."""
-    from retrieval.checkpoints.files import tokenizer_digest
+    from retrieval.model_files.files import tokenizer_digest
     from trainer import recipes
     from trainer.loop import train
 

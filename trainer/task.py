@@ -20,10 +20,10 @@ from data.config.settings import Experiment
 from data.digests import DigestCache
 from data.errors import UserError
 from data.tables.schemas import CandidateKind
-from retrieval.checkpoints.checks import check_training_start
-from retrieval.checkpoints.custom_code import check_custom_code, code_key
-from retrieval.checkpoints.files import tokenizer_digest, transformer_folder, weights_digest
-from retrieval.checkpoints.model_lengths import check_length
+from retrieval.model_files.checks import check_training_start
+from retrieval.model_files.custom_code import check_custom_code, code_key
+from retrieval.model_files.files import tokenizer_digest, transformer_folder, weights_digest
+from retrieval.model_files.model_lengths import check_length
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
 from retrieval.teachers.cross_encoder import teacher_source

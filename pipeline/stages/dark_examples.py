@@ -24,8 +24,8 @@ from data.tables.shards import table_of
 from pipeline.scoring import reading_lengths
 from pipeline.scoring.reading_lengths import longest_mixed
 from pipeline.stage import StageContext, Table
-from retrieval.checkpoints.checks import check_marks
-from retrieval.checkpoints.files import tokenizer_digest
+from retrieval.model_files.checks import check_marks
+from retrieval.model_files.files import tokenizer_digest
 from retrieval.models.resolved import ResolvedModels
 from retrieval.models.tokenizer import Tokenizer
 

@@ -21,7 +21,7 @@ from data.tables.shards import TRAINING_GROUP_ROWS
 from pipeline.scoring.reading_lengths import longest_mixed
 from pipeline.stage import StageContext, Table
 from pipeline.stages.training_rows import Encode, Encoders, read_rows
-from retrieval.checkpoints.model_lengths import check_length
+from retrieval.model_files.model_lengths import check_length
 from retrieval.models.resolved import ResolvedModels
 from retrieval.models.student import StudentSpec
 from retrieval.models.tokenizer import Tokenizer, tokenizer_of

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError, first_line
-from retrieval.checkpoints.checks import causal_decoder
-from retrieval.checkpoints.files import copy_tokenizer
 from retrieval.compute.cpu_attention import own_attention
 from retrieval.compute.probe import text_config
+from retrieval.model_files.checks import causal_decoder
+from retrieval.model_files.files import copy_tokenizer
 from retrieval.models.first_layers import keep_first_layers
 from retrieval.models.loading import open_model
+from retrieval.models.pooling import POOLINGS, pooling_config
 from retrieval.models.student import StudentSpec
 
 
@@ -44,12 +45,7 @@ class DualEncoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[n, L] token ids and mask to [n, D] fp32 vectors."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        if self.spec.pooling == "cls":
-            vectors = hidden[:, 0].float()
-        else:
-            weights = attention_mask.unsqueeze(-1).to(torch.float32)
-            vectors = (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
-        vectors = vectors[:, : self.size]
+        vectors = POOLINGS[self.spec.pooling](hidden, attention_mask)[:, : self.size]
         return nn.functional.normalize(vectors, dim=-1) if self.spec.normalize else vectors
 
     def save(self, folder: Path) -> None:
@@ -66,15 +62,8 @@ class DualEncoder(nn.Module):
             {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for place, (path, kind) in enumerate(modules)
         ]
-        pooling = {
-            "word_embedding_dimension": self._token_size,
-            "pooling_mode_cls_token": self.spec.pooling == "cls",
-            "pooling_mode_mean_tokens": self.spec.pooling == "mean",
-            "pooling_mode_max_tokens": False,
-            "pooling_mode_mean_sqrt_len_tokens": False,
-        }
         _write_json(folder / "modules.json", listed)
-        _write_json(folder / "1_Pooling" / "config.json", pooling)
+        _write_json(folder / "1_Pooling" / "config.json", pooling_config(self.spec.pooling, self._token_size))
         _write_json(folder / "sentence_bert_config.json", {**_lengths(self.spec), "do_lower_case": self.spec.lower_case})
         similarity = "cosine" if self.spec.normalize else "dot"
         kept = {} if self.spec.truncate_dim is None else {"truncate_dim": self.spec.truncate_dim}

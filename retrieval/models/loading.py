@@ -2,7 +2,7 @@
 
 transformers draws what a file lacks at random, and leaves out what a class has no place for, with a warning at most. Each load of such a
 folder is another model. Here the loading report is read, and the checkpoint refused by the names of its tensors. Code that comes with a
-checkpoint runs only where it is trusted (`retrieval.checkpoints.custom_code`).
+checkpoint runs only where it is trusted (`retrieval.model_files.custom_code`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import UserError, first_line
-from retrieval.checkpoints.custom_code import has_model_code, way_to_trust
+from retrieval.model_files.custom_code import has_model_code, way_to_trust
 
 _SHOWN = 3  # names of tensors in a message
 

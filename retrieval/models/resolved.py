@@ -12,8 +12,8 @@ from typing import Any, cast
 from data.config.settings import Experiment, Student
 from data.digests import DigestCache, json_digest
 from data.errors import UserError
-from retrieval.checkpoints.files import resolve_folder
-from retrieval.checkpoints.sentence_transformers_files import is_sentence_transformers
+from retrieval.model_files.files import resolve_folder
+from retrieval.model_files.sentence_transformers_files import is_sentence_transformers
 from retrieval.models.student import StudentSpec, resolve_student
 from retrieval.teachers.backends import resolve_teacher
 from retrieval.teachers.base import TeacherSpec

@@ -10,11 +10,11 @@ from typing import Any
 from data.config.settings import Student
 from data.digests import DigestCache, json_digest
 from data.errors import UserError
-from retrieval.checkpoints.checks import check_student
-from retrieval.checkpoints.custom_code import check_custom_code, code_key
-from retrieval.checkpoints.files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
-from retrieval.checkpoints.model_lengths import check_length
-from retrieval.checkpoints.sentence_transformers_files import FolderSettings, folder_settings, is_sentence_transformers
+from retrieval.model_files.checks import check_student
+from retrieval.model_files.custom_code import check_custom_code, code_key
+from retrieval.model_files.files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
+from retrieval.model_files.model_lengths import check_length
+from retrieval.model_files.sentence_transformers_files import FolderSettings, folder_settings, is_sentence_transformers
 
 _NOT_KEYED = ("folder", "lower_case", "trust_remote_code", "option", "notes")
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
-from retrieval.checkpoints.files import gives_segments, tokenizer_digest
+from retrieval.model_files.files import gives_segments, tokenizer_digest
 from retrieval.models.loading import open_tokenizer
 from retrieval.models.student import StudentSpec
 

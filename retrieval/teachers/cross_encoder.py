@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 from data.config import settings
 from data.digests import DigestCache
 from data.errors import UserError, first_line
-from retrieval.checkpoints.checks import bare_decoder, check_teacher
-from retrieval.checkpoints.custom_code import check_custom_code, code_key
-from retrieval.checkpoints.files import (
+from retrieval.compute import precision as precisions
+from retrieval.compute.allocator import tune_allocator
+from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
+from retrieval.model_files.checks import bare_decoder, check_teacher
+from retrieval.model_files.custom_code import check_custom_code, code_key
+from retrieval.model_files.files import (
     read_json,
     resolve_folder,
     text_settings,
@@ -31,11 +34,8 @@ from retrieval.checkpoints.files import (
     weights_digest,
     withholds_segments,
 )
-from retrieval.checkpoints.model_lengths import check_length
-from retrieval.checkpoints.weight_files import tensor_shapes
-from retrieval.compute import precision as precisions
-from retrieval.compute.allocator import tune_allocator
-from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
+from retrieval.model_files.model_lengths import check_length
+from retrieval.model_files.weight_files import tensor_shapes
 from retrieval.models.loading import open_model
 from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, PreparingTeacher, TeacherSettings, TeacherSpec, ignore_batch
 from retrieval.teachers.graph_checks import check_graph

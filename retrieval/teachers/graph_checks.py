@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 
 from data.errors import UserError
-from retrieval.checkpoints.checks import check_token_rows
-from retrieval.checkpoints.model_lengths import check_length, most_positions, usual_length
+from retrieval.model_files.checks import check_token_rows
+from retrieval.model_files.model_lengths import check_length, most_positions, usual_length
 from retrieval.teachers.onnx import GRAPH_NAME, INPUTS, OnnxGraph, read_graph
 from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_modules, refuse_templates
 
 _INTEGERS = ("int64", "int32")
 _NUMBERS = (*_INTEGERS, "bool", "float32", "float16")
-_POSITIONS_AFTER_PADDING = re.compile("roberta|camembert|mpnet")  # their first two are padding's (`retrieval.checkpoints.model_lengths`)
+_POSITIONS_AFTER_PADDING = re.compile("roberta|camembert|mpnet")  # their first two are padding's (`retrieval.model_files.model_lengths`)
 
 
 def check_graph(folder: Path, *, max_tokens: int, option: str) -> None:

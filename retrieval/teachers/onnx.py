@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data.digests import file_stamp
 from data.errors import UserError
-from retrieval.checkpoints.files import refuse_placeholder
+from retrieval.model_files.files import refuse_placeholder
 
 GRAPH_NAME = "model.onnx"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

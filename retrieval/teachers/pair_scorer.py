@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data.digests import hash64
-from retrieval.checkpoints.checks import has_head
-from retrieval.checkpoints.files import copy_tokenizer
+from retrieval.model_files.checks import has_head
+from retrieval.model_files.files import copy_tokenizer
 from retrieval.models.loading import open_model
 from retrieval.teachers.pair_tokens import PairEncoding
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import UserError
-from retrieval.checkpoints.files import module_list, read_json, tokenizer_settings, transformer_folder
-from retrieval.checkpoints.folder_file import FolderFile
-from retrieval.checkpoints.sentence_transformers_files import check_arguments, check_truncation_side
+from retrieval.model_files.files import module_list, read_json, tokenizer_settings, transformer_folder
+from retrieval.model_files.folder_file import FolderFile
+from retrieval.model_files.sentence_transformers_files import check_arguments, check_truncation_side
 
 ONE_OUTPUT = "a cross-encoder with one output (num_labels=1) is needed"
 

@@ -14,7 +14,7 @@ import pytest
 from data.tables.manifest import Manifest, ShardRecord
 from data.tables.schemas import LABELLED_VERSION, TRAINING_SCHEMAS, TRAINING_VERSION, CandidateKind
 from data.tables.shards import describe, shard_name
-from retrieval.checkpoints.files import tokenizer_digest
+from retrieval.model_files.files import tokenizer_digest
 
 WORDS = [f"w{number}" for number in range(60)]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]

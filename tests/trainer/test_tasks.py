@@ -61,7 +61,7 @@ def rows(shards: Path, student: Path) -> list[TrainingRow]:
 
 
 def _digest(folder: Path) -> str:
-    from retrieval.checkpoints.files import tokenizer_digest
+    from retrieval.model_files.files import tokenizer_digest
 
     return tokenizer_digest(folder)
 

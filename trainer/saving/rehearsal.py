@@ -13,8 +13,8 @@ from data.command import is_full_disk
 from data.config.settings import Student
 from data.errors import RunFailed, UserError, first_line
 from data.files.leftovers import temporary_name
-from retrieval.checkpoints.model_lengths import most_positions
 from retrieval.compute.probe import text_config
+from retrieval.model_files.model_lengths import most_positions
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
 from retrieval.teachers.pair_scorer import PairScorer

@@ -19,7 +19,7 @@ from data.errors import UserError
 from data.tables.manifest import Manifest, ShardRecord
 from data.tables.schemas import DEV, SCHEMA_VERSION, DevRole
 from data.tables.shards import describe, open_shard
-from retrieval.checkpoints.files import tokenizer_digest
+from retrieval.model_files.files import tokenizer_digest
 from trainer import recipes
 from trainer.evaluation import schedule as evaluation
 from trainer.evaluation.schedule import is_due, with_dev

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data.config.settings import Experiment, Objective
 from data.errors import DamagedShard, UserError
-from retrieval.checkpoints.files import tokenizer_digest
+from retrieval.model_files.files import tokenizer_digest
 from trainer.input import stream
 from trainer.input.stream import TrainingShards, batches, open_training_shards, permutation, rows_of_epoch, windows
 from trainer.objective.losses import ordered_pairs

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import UserError
-from retrieval.checkpoints.files import module_list, read_json, tokenizer_settings, transformer_folder
-from retrieval.checkpoints.folder_file import FolderFile
-from retrieval.checkpoints.model_lengths import most_positions, usual_length
+from retrieval.model_files.files import module_list, read_json, tokenizer_settings, transformer_folder
+from retrieval.model_files.folder_file import FolderFile
+from retrieval.model_files.model_lengths import most_positions, usual_length
 
 _QUERY_PROMPTS, _PASSAGE_PROMPTS = ("query",), ("document", "passage", "corpus")  # the first one there is taken
 _SHORT_MODES = {"cls_token": "cls", "mean_tokens": "mean"}

@@ -11,7 +11,7 @@ import pytest
 
 from data.digests import DigestCache
 from data.errors import UserError
-from retrieval.checkpoints.files import copy_tokenizer, resolve_folder, tokenizer_digest, weights_digest
+from retrieval.model_files.files import copy_tokenizer, resolve_folder, tokenizer_digest, weights_digest
 
 
 @pytest.mark.parametrize(("name", "value"), [("do_lower_case", False), ("mask_token", "[UNK]"), ("tokenizer_class", "Other")])

@@ -20,7 +20,7 @@ from data.config.settings import Student, Teacher, load
 from data.digests import DigestCache
 from data.errors import UserError
 from pipeline.plan import Planner, selected_tables
-from retrieval.checkpoints.model_lengths import most_positions
+from retrieval.model_files.model_lengths import most_positions
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
 from retrieval.teachers.backends import resolve_teacher

@@ -11,7 +11,7 @@ from support.model_files import SEQUENCE_CLASSIFIER, change_json, checkpoint, vo
 
 from data.config.settings import Student, Teacher
 from data.errors import UserError
-from retrieval.checkpoints.checks import check_marks, check_training_start
+from retrieval.model_files.checks import check_marks, check_training_start
 from retrieval.models.student import StudentSpec, resolve_student
 from retrieval.teachers.backends import resolve_teacher
 from retrieval.teachers.cross_encoder import CrossEncoderSpec

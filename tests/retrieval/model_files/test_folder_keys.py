@@ -14,7 +14,7 @@ from support.student_folders import TEXTS, assert_equal, encoder_of, lay_out, mo
 from data.config.settings import Student
 from data.digests import DigestCache
 from data.errors import UserError
-from retrieval.checkpoints.files import module_list
+from retrieval.model_files.files import module_list
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import StudentSpec, resolve_student
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from data.digests import file_stamp
 from data.errors import UserError
-from retrieval.checkpoints.files import no_weights, read_json, refuse_placeholder
+from retrieval.model_files.files import no_weights, read_json, refuse_placeholder
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER_CONFIG = "adapter_config.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.errors import UserError
-from retrieval.checkpoints.files import read_json
+from retrieval.model_files.files import read_json
 
 # Their position ids begin after the padding id, so `max_position_embeddings` counts padding_idx + 1 places that no token can take
 # (transformers, `create_position_ids_from_input_ids`).

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from data.errors import UserError
-from retrieval.checkpoints.files import read_json
+from retrieval.model_files.files import read_json
 
 _NO_LIMIT = 1e9
 

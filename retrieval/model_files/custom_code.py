@@ -14,7 +14,7 @@ from typing import Any
 
 from data.digests import bytes_digest, json_digest
 from data.errors import UserError
-from retrieval.checkpoints.files import read_json
+from retrieval.model_files.files import read_json
 
 _CAN_BE_TRUSTED = ("student.model", "teacher.model")
 

@@ -15,8 +15,8 @@ from support.model_files import LFS_POINTER, change_json, checkpoint, write_json
 
 from data.config.settings import Student, Teacher
 from data.errors import UserError
-from retrieval.checkpoints.checks import check_training_start
-from retrieval.checkpoints.weight_files import tensor_shapes
+from retrieval.model_files.checks import check_training_start
+from retrieval.model_files.weight_files import tensor_shapes
 from retrieval.models.student import resolve_student
 from retrieval.teachers.backends import resolve_teacher
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from retrieval.checkpoints.files import read_json, role_tokens, text_settings, tokenizer_files, transformer_folder
-from retrieval.checkpoints.weight_files import Shapes, refuse_adapter, tensor_shapes, token_rows
+from retrieval.model_files.files import read_json, role_tokens, text_settings, tokenizer_files, transformer_folder
+from retrieval.model_files.weight_files import Shapes, refuse_adapter, tensor_shapes, token_rows
 from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_modules, refuse_templates
 
 _HEADS = ("classifier.", "score.", "classification_head.", "logits_proj.", "sequence_summary.", "head.")

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 from data.config.settings import Student, Teacher
 from data.digests import DigestCache
 from data.errors import UserError
-from retrieval.checkpoints.files import resolve_folder
 from retrieval.encoding.text_encoder import TextEncoder
+from retrieval.model_files.files import resolve_folder
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.loading import open_model, open_tokenizer
 from retrieval.models.student import resolve_student
