@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from support.ceiling import ceilings, print_ceilings
 from support.sides import middle, report, run_again
 
 from pipeline.executors.resources import usable_cpus
@@ -73,7 +74,7 @@ def ours(arguments: argparse.Namespace, collection: Path, work: Path) -> None:
         "student": {"model": str(arguments.student), "normalize": True, "query_tokens": None, "passage_tokens": None},
         "teacher": {"model": str(arguments.student)},
         "embed": {"precision": arguments.precision},
-        "hard_negatives": {"depth": arguments.top, "last_rank": arguments.top, "negatives": NEGATIVES},
+        "hard_negatives": {"depth": arguments.top, "range_max": arguments.top, "num_negatives": NEGATIVES},
         "runner": {"kind": "local", "threads": arguments.threads},
     }
     experiment = Experiment.model_validate(settings)
@@ -163,6 +164,7 @@ def main() -> None:
         "name": "mining", "ours": round(seconds["ours"], 2), "peer": round(seconds["peer"], 2),
         "ratio": round(seconds["peer"] / seconds["ours"], 3), "unit": "seconds", "memory_ours_gb": round(peak["ours"], 3),
         "memory_peer_gb": round(peak["peer"], 3), "memory_ratio": round(peak["ours"] / peak["peer"], 3), "overlap": round(share, 5),
+        **print_ceilings(ceilings(arguments.student, threads=arguments.threads)),
     }  # fmt: skip
     print(json.dumps(figures))
 
