@@ -29,7 +29,7 @@ def _train() -> None:
 
 @app.command()
 def run(
-    words: Annotated[
+    args: Annotated[
         list[str],
         typer.Argument(metavar="config=FILE shards=DIR [dev=DIR] [recipe=NAME] [dry_run=true] [key=value ...]", show_default=False),
     ],
@@ -41,13 +41,13 @@ def run(
     Exit codes: 0 finished, 1 failed, 2 bad configuration or input, 75 interrupted (the same command goes on).
     """
     with exit_codes():
-        raise typer.Exit(_run(words))
+        raise typer.Exit(_run(args))
 
 
-def _run(words: list[str]) -> int:
+def _run(args: list[str]) -> int:
     from trainer import recipes
 
-    parsed = parse_arguments(words)
+    parsed = parse_arguments(args)
     shards = parsed.pop("shards", None)
     if shards is None:
         raise UserError("say what to train on: shards=DIR (the output of `prep run stage=shards`, see `prep path`; s3:// is fine)")

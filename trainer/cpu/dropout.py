@@ -71,7 +71,8 @@ def _own_attention(
     """None where PyTorch's own is to be called."""
     if torch.is_autocast_enabled("cpu"):  # as it would cast them itself
         query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
-    pack, plain = current_pack(), not any(more.values())
+    pack = current_pack()
+    plain = not any(more.values())
     if pack is not None:
         if attn_mask is not None or not plain:
             raise NotImplementedError("attention with a mask or more inside a pack")

@@ -63,7 +63,8 @@ class DevSet:
         Known by the tokens that not every query has (of the prefix), four fifths of them, since a passage may be cut.
         """
         tokens = [set(sequence.tolist()) for sequence in self.queries.part(0, len(self.queries))]
-        everywhere, place = set.intersection(*tokens), {doc_id: row for row, doc_id in enumerate(self.doc_ids)}
+        everywhere = set.intersection(*tokens)
+        place = {doc_id: row for row, doc_id in enumerate(self.doc_ids)}
         own = set()
         for query_id, mine in zip(self.query_ids, tokens, strict=True):
             if query_id in place and self.qrels[query_id].get(query_id, 0) <= 0 and (marks := mine - everywhere):

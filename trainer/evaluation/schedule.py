@@ -14,7 +14,7 @@ from trainer.evaluation.dev_set import DevSet, Sequences, encode_all, evaluate
 from trainer.saving.checkpoint import TrainingState
 from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings
-from trainer.task import Model
+from trainer.steps.prepare_model import Model
 
 
 def is_due(done: int, *, settings: Train, epoch_ends: list[int]) -> bool:
@@ -30,7 +30,8 @@ def dev_figures(model: Model, dev: DevSet, *, settings: StepSettings, processes:
     """MRR@10, nDCG@10 and Recall@100 by exact search. Each process encodes a share; all get the same figures."""
 
     def encode(sequences: Sequences) -> NDArray[np.float32]:
-        vectors_ND, mine = np.zeros((len(sequences), model.size), np.float32), slice(processes.rank, None, processes.size)
+        vectors_ND = np.zeros((len(sequences), model.size), np.float32)
+        mine = slice(processes.rank, None, processes.size)
         vectors_ND[mine] = encode_all(model, sequences[mine], settings=settings)
         processes.sum(torch.from_numpy(vectors_ND))  # in place
         return vectors_ND

@@ -106,7 +106,7 @@ class _Step:
             else:
                 self._each(self.my_chunks, self.chunk_tokens, self._backward_cached, gradient_SD)
         self.processes.sum_gradients(self.backend.model)
-        asked = asked_of(self.work.queries, keeps="initial" in self.references)
+        asked = asked_of(self.work.queries, with_initial="initial" in self.references)
         losses = self.processes.sum(self.losses_3B).tolist()
         return QueryLosses(
             *(
@@ -161,7 +161,7 @@ class _Step:
         )  # fmt: skip
         total.backward()
         places = torch.tensor(self.cut.groups[group])
-        for row, asked in enumerate(asked_of(queries, keeps="initial" in references)):
+        for row, asked in enumerate(asked_of(queries, with_initial="initial" in references)):
             self.losses_3B[row, places[torch.from_numpy(asked)]] = losses[row]
 
     def _backward_cached(self, model: nn.Module, number: int, gradient_SD: Tensor | None) -> None:
