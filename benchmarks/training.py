@@ -101,7 +101,9 @@ def candidate_lists(collection: Path, tokenizer: Any) -> Any:
     for name in ("corpus", "queries"):
         with open(collection / f"{name}.jsonl", encoding="utf-8") as file:
             texts[name] = {record["_id"]: record["text"] for record in map(json.loads, file)}
-    chance, doc_ids, settings = random.Random(0), sorted(texts["corpus"]), DarkExamples(mask_ratios=MASK_RATIOS)
+    chance = random.Random(0)
+    doc_ids = sorted(texts["corpus"])
+    settings = DarkExamples(mask_ratios=MASK_RATIOS)
     seen: set[str] = set()
     with open(collection / "qrels" / "train.tsv", encoding="utf-8") as file:
         for line in itertools.islice(file, 1, None):

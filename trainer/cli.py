@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 from typing import Annotated
-
-# As in `trainer.__main__`: under `torchrun -m trainer.cli` a file of the working directory must not be taken for a module of ours.
-if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).resolve() != Path(__file__).resolve().parents[1]:
-    del sys.path[0]
 
 import typer
 
@@ -71,10 +65,3 @@ def _run(args: list[str]) -> int:
 def main() -> None:
     """The command `train`; its console script is `trainer.__main__`."""
     app()
-
-
-if __name__ == "__main__":  # torchrun -m trainer.cli
-    from data.command import leave_on_signals
-
-    leave_on_signals()
-    main()

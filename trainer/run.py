@@ -23,7 +23,7 @@ from trainer.objective.losses import DISTILLATION_LOSSES
 from trainer.objective.plan import BatchWork, plan_batch
 from trainer.objective.selection import selected_share
 from trainer.recipes import check_shards
-from trainer.saving.checkpoint import TrainingState, claim_output, read_record, remove_half_written, resume, start_digest
+from trainer.saving.checkpoint import TrainingState, claim_output, read_record, resume, start_digest
 from trainer.saving.output_folder import RESULT_NAME, RESULT_REMEDY
 from trainer.saving.rehearsal import rehearse_saving
 from trainer.steps.backend import Backend, PlainBackend
@@ -79,7 +79,7 @@ class TrainingRun:
 
     @property
     def steps(self) -> int:
-        """Of the whole run, where nothing stops it early."""
+        """Steps of the optimizer, unless the run stops early."""
         return self.epoch_ends[-1]
 
     @property
@@ -110,7 +110,6 @@ def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distribu
     key = _run_key(experiment, shards=shards, task=task, dev=dev)
     if processes.first:
         claim_output(output, key=key)
-        remove_half_written(output)
     fingerprint = json_digest(key)
     processes.agree(fingerprint, about="settings, shards and models")  # the first process has checked the shards and noted the run
     if finished:

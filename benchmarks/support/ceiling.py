@@ -12,9 +12,9 @@ _SECONDS = 0.75  # for each precision
 
 
 def ceilings(folder: Path, *, threads: int | None = None) -> dict[str, float]:
-    """FLOP/s of `torch.nn.functional.linear` at the shapes of the layers of a BERT-like model, by precision (bf16, fp32).
+    """FLOP/s of `torch.nn.functional.linear` at the shapes of a model's layers, by precision (bf16, fp32).
 
-    `threads` are torch's; None leaves them as they are.
+    A model whose configuration has other names for its sizes counts as BERT-base. `threads` are torch's; None leaves them as they are.
     """
     import torch
 
@@ -23,7 +23,8 @@ def ceilings(folder: Path, *, threads: int | None = None) -> dict[str, float]:
     if threads is not None:
         torch.set_num_threads(threads)
     config = json.loads((transformer_folder(folder) / "config.json").read_text())
-    size, inner = config["hidden_size"], config["intermediate_size"]
+    size = config.get("hidden_size", 768)
+    inner = config.get("intermediate_size", 4 * size)
     shapes = [(size, size)] * 4 + [(size, inner), (inner, size)]
     work = sum(2 * _ROWS * i * o for i, o in shapes)
     found = {}

@@ -112,11 +112,9 @@ def open_dev_set(folder: Path, *, tokenizer: str) -> DevSet:
 
 def _check_schema(path: Path, *, tokenizer: str) -> None:
     schema = pq.read_schema(path)
-    raw = (schema.metadata or {}).get(METADATA_KEY)
-    if raw is None:
-        raise UserError(f"{path} holds no dev set (no {METADATA_KEY.decode()!r} metadata); give dev= the output of stage=dev")
-    content = json.loads(raw)
-    version, own = content.get("schema_version"), content.get("tokenizer")
+    content = json.loads((schema.metadata or {}).get(METADATA_KEY, "{}"))
+    version = content.get("schema_version")
+    own = content.get("tokenizer")
     if version != SCHEMA_VERSION or not schema.equals(DEV):
         raise UserError(
             f"{path} has schema version {version}, this trainer reads {SCHEMA_VERSION}: run `prep run stage=dev` with this version of the "

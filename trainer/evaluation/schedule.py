@@ -1,4 +1,4 @@
-"""The dev set during a run: when it is looked at, which checkpoint is the best, and when to stop early."""
+"""The dev set during a run: when it is evaluated, which checkpoint is the best, and when to stop early."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from trainer.steps.prepare_model import Model
 
 
 def is_due(done: int, *, settings: Train, epoch_ends: list[int]) -> bool:
-    """Whether the dev set is looked at after `done` steps: every so many, and at the end of the run."""
-    if settings.dev is None:
-        return False
+    """Whether an evaluation is due after `done` steps: every so many and at the end of the run, or at the end of each epoch."""
     if settings.evaluate_every is None:
         return done in epoch_ends
     return done % settings.evaluate_every == 0 or done == epoch_ends[-1]

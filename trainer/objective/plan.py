@@ -50,11 +50,6 @@ class QueryWork:
         """How many terms its distillation loss adds up: 1, or one for each pair of different labels."""
         return ordered_pairs(self.labels) if self.by_pairs else int(bool(self.distilled))
 
-    @property
-    def tokens(self) -> int:
-        """Tokens to encode, without padding."""
-        return sum(token_count(sequence) for sequence in self.sequences)
-
 
 @dataclass(frozen=True)
 class InBatchPassage:
@@ -107,7 +102,7 @@ def distilled_places(kinds: Sequence[int], *, objective: Objective) -> list[int]
 def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Fraction) -> BatchWork:
     """Select over the global batch and list what each of its b queries needs.
 
-    `share` is the epoch's share of selected queries; it is not looked at where adaptivity is left out.
+    `share` is the epoch's share of selected queries; unused where the objective is not adaptive.
     """
     selected = [True] * len(rows)
     if "adaptive" not in objective.without:

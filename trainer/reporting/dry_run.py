@@ -72,19 +72,22 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
 
 def _tokens_per_second(backend: Backend, batch: PlannedBatch, *, settings: StepSettings, references: References) -> tuple[float, float]:
     """Tokens a second and model FLOP utilisation of forward and backward passes, from as many groups of a batch as ten seconds allow."""
-    best, began, cut = (0.0, 0.0), time.perf_counter(), batch.cut.groups
+    cut = batch.cut.groups
     groups = [cut[start : start + backend.at_once] for start in range(0, len(cut), backend.at_once)]
     if not groups:
         raise UserError("the first batch has nothing to encode: no loss is asked for")
     peak = measured_flop_rate(device=settings.device, precision=settings.precision)
+    best = (0.0, 0.0)
+    began = time.perf_counter()
     for round_ in range(1 + len(groups)):
         some = groups[round_ % len(groups)]
         queries = tuple(batch.work.queries[place] for group in some for place in group)
         work = replace(batch.work, in_batch_passages=(), in_batch=())
         lengths = replace(work, queries=queries).lengths
         started = time.perf_counter()
-        parts, processes = MicroBatches([], [], some), Distributed()
-        accumulate_gradients(backend, work, parts, step=0, settings=settings, processes=processes, references=references)
+        accumulate_gradients(
+            backend, work, MicroBatches([], [], some), step=0, settings=settings, processes=Distributed(), references=references
+        )
         seconds = time.perf_counter() - started
         if round_ and sum(lengths) / seconds > best[0]:  # the first one warms up
             best = sum(lengths) / seconds, training_flop(backend.model.backbone, lengths) / seconds / peak

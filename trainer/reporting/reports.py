@@ -21,7 +21,7 @@ from trainer.steps.optim import learning_rate
 
 
 class Reports:
-    """A context in which the steps of a run are reported; only the first process says anything."""
+    """A context in which the steps of a run are reported, by the first process alone."""
 
     def __init__(self, run: TrainingRun) -> None:
         self._run = run
