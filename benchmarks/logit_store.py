@@ -81,11 +81,12 @@ def main() -> None:
         compacted = time.perf_counter() - started
         size = store.size()[2]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    rates = len(keys) / median(ours), len(asked_of_peer) / median(peer)
-    print(f"{segments[0]} segments: {rates[0] / 1e6:.2f} M lookups/s; SQLite {rates[1] / 1e6:.2f} M/s; {size / 1e6:.0f} MB")
+    rate = len(keys) / median(ours)
+    peer_rate = len(asked_of_peer) / median(peer)
+    print(f"{segments[0]} segments: {rate / 1e6:.2f} M lookups/s; SQLite {peer_rate / 1e6:.2f} M/s; {size / 1e6:.0f} MB")
     print(f"compacted in {compaction:.1f} s to {segments[1]}: {len(keys) / compacted / 1e6:.2f} M lookups/s; peak {peak:.0f} MB")
-    ratio = round(rates[0] / rates[1], 2)
-    print(json.dumps({"name": "logit_store", "ours": round(rates[0]), "peer": round(rates[1]), "ratio": ratio, "unit": "lookups/s"}))
+    ratio = round(rate / peer_rate, 2)
+    print(json.dumps({"name": "logit_store", "ours": round(rate), "peer": round(peer_rate), "ratio": ratio, "unit": "lookups/s"}))
 
 
 if __name__ == "__main__":

@@ -37,17 +37,16 @@ def write_collection(source: Path, out: Path, *, queries: int, passages: int) ->
         for line in itertools.islice(file, passages or None):
             kept.add(json.loads(line)["_id"])
             target.write(line)
-    chosen: list[str] = []
+    chosen: dict[str, None] = {}  # in the order of the file
     with open(source / "qrels" / "train.tsv", encoding="utf-8") as file, open(out / "qrels" / "train.tsv", "w", encoding="utf-8") as target:
         target.write(next(file))
         for line in file:
             query_id, doc_id, _ = line.split("\t")
-            if doc_id in kept and (query_id in chosen[-1:] or len(chosen) < queries):
-                chosen += [query_id] if query_id not in chosen[-1:] else []
+            if doc_id in kept and (query_id in chosen or len(chosen) < queries):
+                chosen[query_id] = None
                 target.write(line)
-    wanted = set(chosen)
     with open(source / "queries.jsonl", encoding="utf-8") as file, open(out / "queries.jsonl", "w", encoding="utf-8") as target:
-        target.writelines(line for line in file if json.loads(line)["_id"] in wanted)
+        target.writelines(line for line in file if json.loads(line)["_id"] in chosen)
 
 
 def read_collection(folder: Path) -> tuple[dict[str, str], dict[str, str], list[tuple[str, str]]]:

@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
-from support.sides import run_again, write_table
+from support.sides import print_peaks, write_table
 
 SHALLOW = 100
 WORDS = np.array([f"word{number}" for number in range(20_000)])
@@ -58,21 +57,21 @@ def stored(folder: Path, tables: Iterator[pa.Table]) -> Any:
 
 def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
     """Build one shard; peak memory in MB, that before the stage, and seconds."""
-    from data.config.settings import load
+    from data.config.settings import Experiment
     from data.tables.schemas import QRELS, QUERIES
     from pipeline.stage import StageContext, WorkerCache
     from pipeline.stages import pools
     from retrieval.models.resolved import ResolvedModels
 
-    count, depth = arguments.queries, arguments.one
+    count = arguments.queries
+    depth = arguments.one
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         settings = {
             "store": folder, "ingest": {"path": folder}, "student": {"model": folder}, "teacher": {"model": folder},
             "hard_negatives": {"source": arguments.source, "depth": depth, "range_max": min(depth, 100)},
         }  # fmt: skip
-        (root / "experiment.yaml").write_text(yaml.safe_dump(settings))
-        experiment = load({"config": str(root / "experiment.yaml")})
+        experiment = Experiment.model_validate(settings)
         ids = [f"q{number}" for number in range(count)]
         chance = np.random.default_rng(2)
         texts = [" ".join(WORDS[chance.integers(100, len(WORDS), 5)]) for _ in ids]
@@ -110,13 +109,7 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(run_stage(arguments)))
         return
-    peaks = []
-    for depth in (SHALLOW, arguments.depth):
-        figures = run_again(f"--one={depth}")
-        peaks.append(figures["peak"])
-        print(f"depth {depth:>6,}: peak {figures['peak']:.0f} MB ({figures['before']:.0f} before), {figures['seconds']:.1f} s")
-    shallow, deep = peaks
-    print(json.dumps({"name": "pool_memory", "ours": round(deep), "peer": round(shallow), "ratio": round(deep / shallow, 3), "unit": "MB"}))
+    print_peaks("pool_memory", "depth", SHALLOW, arguments.depth)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
+from support.sides import print_peaks
 
 PER_QUERY = 26  # candidates: p+, m = 10 negatives, 10 mixed, 5 masked (ADAM, section 4.3)
 
@@ -30,7 +30,10 @@ PER_QUERY = 26  # candidates: p+, m = 10 negatives, 10 mixed, 5 masked (ADAM, se
 class StubTeacher:
     """The shape of a cross-encoder without its arithmetic."""
 
-    batch_tokens, length_multiple, one_thread_each, packs = 16_384, 8, False, False
+    batch_tokens = 16_384
+    length_multiple = 8
+    one_thread_each = False
+    packs = False
 
     def logits(self, ids: Any, mask: Any, segments: Any) -> Any:
         """[n, L] arrays to [n] numbers that depend on the pair alone."""
@@ -46,7 +49,8 @@ def candidates(first: int, count: int) -> pa.Table:
     numbers = range(first, first + count)
     texts = [f"{' '.join(row)} {number}" for row, number in zip(drawn, numbers, strict=True)]
     ids = [str(number // PER_QUERY) for number in numbers]
-    zeros, positions = [0] * count, [number % PER_QUERY for number in numbers]
+    zeros = [0] * count
+    positions = [number % PER_QUERY for number in numbers]
     return pa.table([ids, zeros, positions, zeros, ids, [f"what pays {query}" for query in ids], texts], schema=CANDIDATES)
 
 
@@ -63,10 +67,10 @@ def write_candidates(root: Path, pairs: int, shards: int) -> None:
 
 
 def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
-    """Build all shards of the stage; peak memory in MB, and seconds."""
+    """Build all shards of the stage; peak memory in MB, that before the stage, and seconds."""
     import torch  # noqa: F401  what a real worker holds
 
-    from data.config.settings import load
+    from data.config.settings import Experiment
     from data.tables.manifest import Manifest, ShardRecord
     from data.tables.shards import shard_name
     from pipeline.stage import StageContext, Stored, WorkerCache
@@ -80,14 +84,13 @@ def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
             "store": str(root / "store"), "ingest": {"path": str(root)}, "student": {"model": str(teacher)},
             "teacher": {"model": str(teacher), "precision": "fp32", "max_tokens": 128},
         }  # fmt: skip
-        (root / "experiment.yaml").write_text(yaml.safe_dump(settings))
-        experiment = load({"config": str(root / "experiment.yaml")})
-        words = [sys.executable, __file__, str(teacher), "--shards", str(shards), "--one", str(pairs), "--write", folder]
-        subprocess.run(words, check=True)
+        experiment = Experiment.model_validate(settings)
+        subprocess.run([sys.executable, *sys.argv, f"--write={folder}"], check=True)
         records = [ShardRecord(shard_name(shard, shards), 0, 0, "") for shard in range(shards)]
         inputs = {"dark_examples": Stored(root, Manifest("dark_examples", "", "", {}, records, {}))}
         cross_encoder.load_cross_encoder = lambda *given, **more: StubTeacher()  # type: ignore[assignment]
         worker_cache = WorkerCache()  # a worker's, which keeps the teacher from shard to shard
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         started = time.perf_counter()
         for shard in range(shards):
             context = StageContext(
@@ -98,7 +101,7 @@ def run_stage(teacher: Path, pairs: int, shards: int) -> dict[str, float]:
         seconds = time.perf_counter() - started
         stored_pairs = sum(pq.read_metadata(path).num_rows for path in (root / "store" / "teacher_logits").glob("*/*.parquet"))
         assert stored_pairs == pairs // shards * shards, f"{stored_pairs} pairs were scored"
-    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "seconds": seconds}
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "before": before, "seconds": seconds}
 
 
 def main() -> None:
@@ -117,14 +120,7 @@ def main() -> None:
     if given.one:
         print(json.dumps(run_stage(given.teacher, given.one, given.shards)))
         return
-    peaks = []
-    for pairs in (given.few, given.many):
-        words = [sys.executable, __file__, str(given.teacher), "--shards", str(given.shards), "--one", str(pairs)]
-        figures = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-        peaks.append(figures["peak"])
-        print(f"{pairs:>9,} pairs: peak {figures['peak']:.0f} MB, {pairs / figures['seconds']:,.0f} pairs/s without the forward pass")
-    few, many = peaks
-    print(json.dumps({"name": "scoring_memory", "ours": round(many), "peer": round(few), "ratio": round(many / few, 3), "unit": "MB"}))
+    print_peaks("scoring_memory", "pairs", given.few, given.many)
 
 
 if __name__ == "__main__":

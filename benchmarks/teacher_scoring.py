@@ -36,7 +36,9 @@ def real_pairs(collection: Path, count: int) -> Pairs:
     for name in ("corpus", "queries"):
         with open(collection / f"{name}.jsonl", encoding="utf-8") as file:
             texts[name] = {record["_id"]: record["text"] for record in map(json.loads, file)}
-    chance, doc_ids, pairs = random.Random(0), sorted(texts["corpus"]), []
+    chance = random.Random(0)
+    doc_ids = sorted(texts["corpus"])
+    pairs: Pairs = []
     with open(collection / "qrels" / "train.tsv", encoding="utf-8") as file:
         for line in itertools.islice(file, 1, None):
             query_id, doc_id, _ = line.split("\t")
@@ -48,11 +50,11 @@ def real_pairs(collection: Path, count: int) -> Pairs:
 class Side:
     """One competitor in a process of its own."""
 
-    def __init__(self, name: str, given: argparse.Namespace) -> None:
-        words = [sys.executable, __file__, str(given.teacher), str(given.collection), "--side", name]
-        words += ["--pairs", str(given.pairs), "--threads", str(given.threads)]
-        self.name, self.rounds = name, list[float]()
-        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    def __init__(self, name: str) -> None:
+        command = [sys.executable, *sys.argv, f"--side={name}"]
+        self.name = name
+        self.rounds: list[float] = []
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.start_up = self._ask()["start_up"]
         self.result: Any = None
 
@@ -143,7 +145,8 @@ def warm_seconds(pairs: Pairs, logits: list[float]) -> float:
     from data.logits.store import LogitStore
 
     with tempfile.TemporaryDirectory() as root:
-        store, keys = LogitStore(Path(root), "benchmark"), as_keys([pair_key(*pair) for pair in pairs])
+        store = LogitStore(Path(root), "benchmark")
+        keys = as_keys([pair_key(*pair) for pair in pairs])
         _, first = np.unique(keys, axis=0, return_index=True)
         scores = Scores(np.array(logits, np.float32), np.zeros(len(pairs), np.int32), np.zeros(len(pairs), bool))
         store.append(keys[first], scores.take(first))
@@ -174,7 +177,7 @@ def main() -> None:
     from scipy.stats import spearmanr
 
     pairs = real_pairs(given.collection, given.pairs)
-    sides = {name: Side(name, given) for name in SIDES}
+    sides = {name: Side(name) for name in SIDES}
     for number in range(given.rounds):
         for name, side in sides.items():
             side.run_round()
@@ -195,7 +198,8 @@ def main() -> None:
             f"by {off[name].max():.4f} (mean {off[name].mean():.4f}, Spearman {rank:.5f})"
         )
     ceiling_figures = print_ceilings(ceiling)
-    cold, warm = median(sides["ours"].rounds), warm_seconds(pairs, sides["ours"].result)
+    cold = median(sides["ours"].rounds)
+    warm = warm_seconds(pairs, sides["ours"].result)
     print(f"warm           {len(pairs) / warm:7.0f} pairs/s, {cold / warm:,.0f} times cold")
     figures = {
         "name": "teacher_scoring", "ours": round(rate["ours"], 2), "peer": round(rate["peer"], 2),

@@ -54,7 +54,6 @@ def _precision(models: ResolvedModels) -> str:
 
 def _open(models: ResolvedModels, roles: Sequence[str]) -> None:
     """Open the models one after the other, as the stages do. Runs in a worker."""
-    from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
     from retrieval.encoding.text_encoder import TextEncoder
 
     runner = models.experiment.runner
@@ -63,4 +62,4 @@ def _open(models: ResolvedModels, roles: Sequence[str]) -> None:
             open_teacher(models).load()
         else:
             spec = models.student if role == "student" else models.miner
-            TextEncoder(spec, precision=_precision(models), device=runner.device, batch_tokens=DEFAULT_BATCH_TOKENS[runner.device])
+            TextEncoder(spec, precision=_precision(models), device=runner.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -51,7 +52,7 @@ def _note(line: str) -> None:
 
 
 def _done(line: str, out: str) -> None:
-    """The last line; a note where the run itself is printed."""
+    """Print the last line; a note where the run itself is printed."""
     if is_standard_output(out):
         _note(line)
     else:
@@ -59,23 +60,22 @@ def _done(line: str, out: str) -> None:
 
 
 @_command(
-    "model", "texts", "kind", "out", **settings_of(Student), precision="auto", device="cpu", batch_tokens="", threads="0"
+    "model", "texts", "kind", "out", **settings_of(Student), precision="auto", device="cpu", batch_tokens="0", threads="0"
 )  # fmt: skip
 def encode(args: FileArgs) -> None:
     """Embed a stored corpus or queries table with any student.
 
     model=FOLDER|HUB-ID texts=TABLE-FOLDER kind=corpus|queries out=FOLDER, and any of the student's settings (pooling=, ...).
     """
-    device, precision = args.one_of("device", *_DEVICES), args.one_of("precision", *_PRECISIONS)
+    device = args.one_of("device", *_DEVICES)
+    precision = args.one_of("precision", *_PRECISIONS)
     kind = args.one_of("kind", "corpus", "queries")
-    from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
     from retrieval.encoding.encode import encode_table
 
     with args.output_table("out") as out:
         encode_table(
             args.section(Student), args.table("texts", "texts"), out, kind=kind, precision=precision, device=device,
-            batch_tokens=args.number("batch_tokens") if args["batch_tokens"] else DEFAULT_BATCH_TOKENS[device],
-            threads=args.number("threads"), report=_note,
+            batch_tokens=args.number("batch_tokens"), threads=args.number("threads"), report=_note,
         )  # fmt: skip
     print(f"embeddings in {args['out']}")
 
@@ -115,7 +115,9 @@ def _search(args: FileArgs, out: Path, *, only: set[str] | None) -> int:
     from retrieval.search.searcher import Searcher, engines_for
     from retrieval.search.to_run import search_to_run
 
-    depth, memory_gb, device = args.number("depth", least=1), args.positive("memory_gb"), args.one_of("device", *_DEVICES)
+    depth = args.number("depth", least=1)
+    memory_gb = args.positive("memory_gb")
+    device = args.one_of("device", *_DEVICES)
     settings = build(Search, {name: args[name] for name in ("probes", "width") if args[name] != NOT_GIVEN})
     queries = EmbeddingTable(args.table("queries", "query vectors"), "query_id")
     corpus = EmbeddingTable(args.table("corpus", "corpus vectors"), "doc_id")
@@ -132,7 +134,7 @@ def _search(args: FileArgs, out: Path, *, only: set[str] | None) -> int:
     searcher = Searcher(corpus, memory_gb=memory_gb, threads=threads, engines=engines)
     searched = search_to_run(searcher, queries, out, k=depth, only=only, how=of_index, report=_Eta("queries"))
     if of_index:
-        found, there = searcher.sampled_recall(queries.matrix(), k=depth, queries_sampled=settings.recall_queries)
+        found, there = searcher.recall(queries.matrix(), k=depth, sampled=settings.recall_queries)
         _note(f"the index found {found / max(1, there):.2%} of the {there:,} passages that exact search finds for sampled queries")
     return searched
 
@@ -164,15 +166,19 @@ def _run(args: FileArgs, key: str) -> Any:
     return read_run(args.file(key), note=_note)
 
 
-@_command("model", "run", "queries", "corpus", "out", **settings_of(Teacher), depth="50", device="cpu", threads="0")
+@_command("model", "run", "queries", "corpus", "out", **settings_of(Teacher), depth="50", limit="", device="cpu", threads="0")
 def rerank(args: FileArgs) -> None:
     """The first passages of a run in a cross-encoder's order; what lies below is left out.
 
     model=FOLDER|HUB-ID run=RUN queries=TABLE corpus=TABLE out=RUN [depth=50] [limit=QUERIES, the run's first], and any of the teacher's
     settings (max_tokens=, ...).
     """
-    teacher, device, depth = args.section(Teacher), args.one_of("device", *_DEVICES), args.number("depth", least=1)
-    run, threads = _run(args, "run"), _threads(args)
+    teacher = args.section(Teacher)
+    device = args.one_of("device", *_DEVICES)
+    depth = args.number("depth", least=1)
+    limit = args.number("limit", least=1) if args["limit"] else None
+    run = dict(itertools.islice(_run(args, "run").items(), limit))
+    threads = _threads(args)
     import torch
 
     from data.formats.trec import write_run
@@ -235,8 +241,8 @@ def _evaluated(qrels: Any, named: dict[str, Any], args: FileArgs) -> list[Any]:
     for name, run in named.items():
         if not any(query_id in run for query_id in qrels):
             found = f"its first is {shown(next(iter(run)))}" if run else "it has no entry"
-            wanted = f"the {len(qrels):,} queries of qrels={args['qrels']} ({shown(next(iter(qrels)))}, ...)"
-            raise UserError(f"{name}={args[name]} has none of {wanted}: {found}")
+            expected = f"the {len(qrels):,} queries of qrels={args['qrels']} ({shown(next(iter(qrels)))}, ...)"
+            raise UserError(f"{name}={args[name]} has none of {expected}: {found}")
     if args.one_of("missing", "zero", "skip") == "skip":
         qrels = {query_id: judged for query_id, judged in qrels.items() if all(query_id in run for run in runs)}
     without_own = qrels.keys() if ignore == "true" or (ignore == "auto" and own_passages(qrels, runs)) else ()
@@ -269,8 +275,10 @@ def query(args: FileArgs) -> None:
 
     "TEXT" or text=TEXT, model=FOLDER|HUB-ID corpus=EMBEDDINGS texts=CORPUS-TABLE [k=10] [width=160], and any of the student's settings.
     """
-    device, precision = args.one_of("device", *_DEVICES), args.one_of("precision", *_PRECISIONS)
-    k, width = args.number("k", least=1), args.number("width", least=2)
+    device = args.one_of("device", *_DEVICES)
+    precision = args.one_of("precision", *_PRECISIONS)
+    k = args.number("k", least=1)
+    width = args.number("width", least=2)
     if not args["text"].strip():
         raise UserError('the query is empty: retrieve query "how long does a claim take" ...')
     from retrieval.compute.precision import resolve

@@ -6,14 +6,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from data.config import fields as config
 from data.config.arguments import Args
-from data.config.fields import Section
+from data.config.fields import Section, build, expanded_paths
 from data.errors import UserError
-from data.files.outputs import Kind as FileKind
+from data.files.outputs import Kind
 from data.files.paths import expanded
 from data.remote.cache import local_file, local_table, local_table_or_file, output_file, output_table
-from retrieval.table_kinds import Kind, checked_table
+from retrieval.table_kinds import TableKind, checked_table
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -30,7 +29,7 @@ class FileArgs(Args):
         """The value as a local file."""
         return local_file(self._path(key))
 
-    def table(self, key: str, kind: Kind) -> Path:
+    def table(self, key: str, kind: TableKind) -> Path:
         """The value as the local folder of a stored table of this kind."""
         return checked_table(local_table(self._path(key)), kind, key=key)
 
@@ -38,7 +37,7 @@ class FileArgs(Args):
         """The value as the local folder of a stored table, or a single file."""
         return local_table_or_file(self._path(key))
 
-    def output_file(self, key: str, kind: FileKind) -> AbstractContextManager[Path]:
+    def output_file(self, key: str, kind: Kind) -> AbstractContextManager[Path]:
         """A local path to write; it is put where the value says when the block ends well. A file of another kind is not overwritten."""
         return output_file(self._path(key), option=key, kind=kind)
 
@@ -49,7 +48,7 @@ class FileArgs(Args):
     def section(self, model: type[SectionType], **known: str) -> SectionType:
         """A section of settings from the arguments that bear its fields' names and are given. `known` values give way to them."""
         named = {name: self[name] for name in model.model_fields if self.get(name, NOT_GIVEN) != NOT_GIVEN}
-        return config.build(model, config.expanded_paths(model, {**known, **named}))
+        return build(model, expanded_paths(model, {**known, **named}))
 
 
 def settings_of(model: type[Section], *names: str) -> dict[str, str]:

@@ -88,6 +88,7 @@ def test_another_models_vectors_are_refused_on_the_store_too(
     assert bucket.objects() == before
 
 
+@pytest.mark.medium
 def test_a_killed_encode_goes_on_from_its_staging_folder(bucket: Any, tmp_path: Path, finished: Any, models: Any, contents: Any) -> None:
     """Prevents: embeddings of hours made anew because they were on their way to an object store."""
     from retrieval.cli import main

@@ -78,6 +78,7 @@ def msmarco(collection: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("name", "phase"), [("adam", ""), ("cl_drd", "coarse"), ("prod", "t1"), ("prod", "c1"), ("prod", "t3")])
 def test_msmarco_settings_are_accepted(
     name: str, phase: str, msmarco: Path, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -48,6 +48,17 @@ def middle(rounds: dict[str, list[dict[str, float]]], name: str) -> dict[str, fl
     return {side: median(one[name] for one in done) for side, done in rounds.items()}
 
 
+def print_peaks(name: str, unit: str, few: int, many: int) -> None:
+    """Peak memory for few and for many of a unit, each in a process of its own with `--one=NUMBER`; then the JSON line."""
+    peaks = []
+    for count in (few, many):
+        figures = run_again(f"--one={count}")
+        peaks.append(figures["peak"])
+        print(f"{unit} {count:>9,}: peak {figures['peak']:.0f} MB ({figures['before']:.0f} before), {figures['seconds']:.1f} s")
+    small, large = peaks
+    print(json.dumps({"name": name, "ours": round(large), "peer": round(small), "ratio": round(large / small, 3), "unit": "MB"}))
+
+
 def write_table(folder: Path, groups: Iterator[pa.Table]) -> Any:
     """A complete table of one shard; its manifest."""
     from data.tables.manifest import Manifest, ShardRecord

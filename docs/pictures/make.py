@@ -1,7 +1,7 @@
 """The two pictures of the README.
 
-    python docs/pictures/make.py                          pipeline.svg, drawn here
-    python docs/pictures/make.py runs/demo/report.html    report.png too, the upper part of a report, as Chromium shows it
+python docs/pictures/make.py                          pipeline.svg, drawn here
+python docs/pictures/make.py runs/demo/report.html    report.png too, the upper part of a report, as Chromium shows it
 """
 
 from __future__ import annotations

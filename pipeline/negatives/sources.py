@@ -67,12 +67,12 @@ class StudentSearch:
         rows, scores = np.empty((stop - first, k), np.int64), np.empty((stop - first, k), np.float32)
         for found in self._searcher.search(self._queries[first:stop], k=k):
             part = slice(found.first, found.first + len(found.rows))
-            rows[part], scores[part] = rows_by_id(found.scores, found.rows, self._corpus.ids), found.scores
+            rows[part], scores[part] = rows_by_id(found, self._corpus.ids), found.scores
         return rows, scores
 
     def recall(self, *, k: int, queries: int) -> tuple[int, int]:
         """(found, there are) of the exact k best of some queries, spread over the shard."""
-        return self._searcher.sampled_recall(self._queries, k=k, queries_sampled=queries)
+        return self._searcher.recall(self._queries, k=k, sampled=queries)
 
     def scores_of(self, place: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n] the student's scores of watched rows for the query at `place`: in float64, rounded to fp32, as in the search."""

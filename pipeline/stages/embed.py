@@ -28,7 +28,6 @@ def _precision(experiment: Experiment, kind: str) -> str:
 
 def _build(context: StageContext) -> None:
     from data.tables.schemas import embeddings
-    from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
     from retrieval.encoding.encode import embedded_groups
     from retrieval.encoding.text_encoder import TextEncoder
 
@@ -36,8 +35,7 @@ def _build(context: StageContext) -> None:
     device, computed = experiment.runner.device, _precision(experiment, kind)
 
     def load() -> TextEncoder:
-        batch_tokens = experiment.embed.batch_tokens or DEFAULT_BATCH_TOKENS[device]
-        return TextEncoder(context.models.miner, precision=computed, device=device, batch_tokens=batch_tokens)
+        return TextEncoder(context.models.miner, precision=computed, device=device, batch_tokens=experiment.embed.batch_tokens)
 
     encoder = context.worker_cache.get_or_create(f"{computed} encoder", load)
     texts = context.inputs[f"ingest.{kind}"].paths()[context.shard]

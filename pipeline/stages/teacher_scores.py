@@ -56,7 +56,7 @@ def _build(context: StageContext) -> None:
     missing = np.isnan(known.logits)
     cached = int((~missing).sum())
     context.report("cached", cached)
-    with context.writer(context.shard, schemas.TEACHER_SCORES) as writer, behind() as writes:
+    with context.writer(context.shard, schemas.TEACHER_SCORES) as writer, behind() as write_behind:
         windows = _windows(path, requested, missing, teacher, rows=experiment.teacher.segment_pairs)
         for window in ahead(windows):
             if window.prepared is not None:
@@ -64,11 +64,10 @@ def _build(context: StageContext) -> None:
                 fresh = Scores(logits, window.prepared.token_counts, window.prepared.truncated)
                 known.put(window.new, fresh)
                 context.check_unchanged()  # a file that is written over in place may change a model that is mapped from it
-                writes.do(_append_and_write, store, requested.keys[window.new], fresh, writer, _rows(window, requested, known))
+                write_behind(_append_and_write, store, requested.keys[window.new], fresh, writer, _rows(window, requested, known))
             else:
-                writes.do(writer.write, _rows(window, requested, known))
+                write_behind(writer.write, _rows(window, requested, known))
             _report_rows(context, window)
-        writes.wait()
         rows = len(requested.pair_of_row)
         figures = {"distinct pairs": len(missing), "truncated": int(known.truncated.sum()), "tokens": int(known.token_counts.sum())}
         writer.figures["counts"] = {"in": rows, "kept": rows, "dropped": {}, **figures}

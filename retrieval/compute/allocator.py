@@ -18,8 +18,8 @@ def tune_allocator() -> None:
     glibc keeps freed blocks of any size: else each large tensor is mapped and zeroed by the kernel again, a third of the time of a forward
     pass. Not for processes that must give memory back between jobs.
 
-    No more heaps are made; threads share those that there are (polars and pyarrow bring a few when they are imported): each thread that a
-    stage starts for a shard would else leave its own behind, which grows with the number of shards (a tenth of the memory of scoring).
+    No more heaps are made; threads share those that there are (polars and pyarrow bring a few when they are imported). Each thread that a
+    stage starts for a shard would else leave its own behind, one more a shard (a tenth of the memory of scoring).
 
     oneDNN and the layer between it and torch keep a compiled product for each of the last 1,024 shapes, by a megabyte each; batches
     of like length hardly ever repeat a shape but from layer to layer, so a few are enough (0.5 GB less, measured, at the same speed).

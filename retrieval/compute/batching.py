@@ -50,10 +50,15 @@ def pad(sequences: Sequence[Sequence[int]], *, value: int) -> tuple[torch.Tensor
     """Token lists to (input_ids [n, L], attention_mask [n, L]), padded on the right to the longest of them."""
     import torch
 
-    longest = max(len(sequence) for sequence in sequences)
-    ids = np.full((len(sequences), longest), value, dtype=np.int64)
-    mask = np.zeros((len(sequences), longest), dtype=np.int64)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = sequence
-        mask[row, : len(sequence)] = 1
+    ids, mask = padded(sequences, length=max(map(len, sequences)), value=value)
     return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def padded(
+    sequences: Sequence[Sequence[int] | NDArray[np.integer]], *, length: int, value: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sequences to [n, length], filled with `value` on the right, and the [n, length] mask, 1 where they are."""
+    mask = np.arange(length) < np.array([len(sequence) for sequence in sequences])[:, None]
+    filled = np.full(mask.shape, value, dtype=np.int64)
+    filled[mask] = np.concatenate(sequences)
+    return filled, mask.astype(np.int64)

@@ -87,13 +87,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: f
 
 
 def _transformers_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **unused: object,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **unused: Any
 ) -> tuple[Tensor, None]:
     """The signature that transformers calls."""
     if not query.shape == key.shape == value.shape or any(unused.get(name) is not None for name in ("softcap", "s_aux")):
@@ -122,8 +116,8 @@ def register_cpu_attention() -> str:
 
 
 def check_attention(model: nn.Module, *, check: Check) -> None:
-    """Go back to the model's own attention where it does not ask for ours, ours cannot serve it, or ours gives other logits on a batch of
-    different lengths."""
+    """Go back to the model's own attention where ours does not serve it: it never calls ours, ours refuses what it asks for, or ours gives
+    other results on a batch of different lengths."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     config: Any = model.config

@@ -38,7 +38,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, casts: LastCast, *, gelu: bool = False) -> None:
         super().__init__()
-        self._casts, self._dtype = casts, dtype
+        self._casts = casts
+        self._dtype = dtype
         self._then = onednn.GELU if gelu else onednn.NOTHING
         self._bias = None if linear.bias is None else linear.bias.detach()
         self._weight = onednn.packed(linear.weight.detach().to(dtype))

@@ -26,7 +26,7 @@ def side_by_side(compute: Callable[[Batch], Result], batches: Sequence[Batch]) -
         torch.set_num_threads(1)
         return compute(batch)
 
-    waiting: list[Future[Result]] = [_pool(threads).submit(alone, batch) for batch in batches]
+    waiting: list[Future[Result]] = [_executor(threads).submit(alone, batch) for batch in batches]
     try:
         for done in as_completed(waiting):
             yield done.result()
@@ -36,10 +36,10 @@ def side_by_side(compute: Callable[[Batch], Result], batches: Sequence[Batch]) -
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _executor(threads: int) -> ThreadPoolExecutor:
     """The same threads for all batches of the process: glibc keeps what each has freed for itself."""
     return ThreadPoolExecutor(threads, thread_name_prefix="side by side")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of them
+    os.register_at_fork(after_in_child=_executor.cache_clear)  # a forked process has none of them

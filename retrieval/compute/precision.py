@@ -5,12 +5,8 @@ from __future__ import annotations
 import functools
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 
 @functools.cache
@@ -39,10 +35,3 @@ def class_of(precision: str) -> str:
     """What fingerprints hold: low precision means the linear layers (`retrieval.compute.low_precision`). How a graph is compiled or a
     batch is packed rounds differently within the same class."""
     return precision if precision == "fp32" else f"{precision}-linear"
-
-
-def torch_type(precision: str) -> torch.dtype:
-    """The torch type of fp32, bf16 or fp16, for those who compute: this imports torch."""
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

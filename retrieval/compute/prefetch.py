@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
@@ -23,41 +22,26 @@ class Prefetched(Generic[Item]):
 
     def __init__(self, make: Callable[[], Iterable[Item]], *, ahead: int) -> None:
         self.waited = 0.0  # seconds that the one who uses the items waited for them, so far
-        self._made: queue.SimpleQueue[tuple[Item, BaseException | None]] = queue.SimpleQueue()
-        self._room = threading.Semaphore(ahead)
-        self._closed = False
-        self._thread = threading.Thread(target=self._fill, args=(make,), name="prefetch", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._items = self._thread.submit(lambda: iter(make()))
+        self._made = deque(self._thread.submit(self._next) for _ in range(ahead))
 
     def __iter__(self) -> Iterator[Item]:
         while True:
             started = time.perf_counter()
-            item, error = self._made.get()
+            item = self._made.popleft().result()
             self.waited += time.perf_counter() - started
-            if error is not None:
-                raise error
             if item is _END:
                 return
-            self._room.release()
+            self._made.append(self._thread.submit(self._next))
             yield item
 
     def close(self) -> None:
         """End the thread, also before the last item."""
-        self._closed = True
-        self._room.release()
-        self._thread.join()
+        self._thread.shutdown(cancel_futures=True)
 
-    def _fill(self, make: Callable[[], Iterable[Item]]) -> None:
-        try:
-            items, item = iter(make()), None
-            while item is not _END:
-                self._room.acquire()
-                if self._closed:
-                    return
-                item = next(items, _END)
-                self._made.put((item, None))
-        except BaseException as error:  # whatever it is, it is the user's of the items
-            self._made.put((_END, error))
+    def _next(self) -> Item:
+        return next(self._items.result(), _END)
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
@@ -66,29 +50,21 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
         yield from made
 
 
-class Behind:
-    """Runs writes in order in a thread, one waiting at most, so that memory stays bounded. An error is raised at the next call."""
-
-    def __init__(self, thread: ThreadPoolExecutor) -> None:
-        self._thread = thread
-        self._last: Future[Any] | None = None
-
-    def do(self, write: Callable[..., Any], *args: Any) -> None:
-        """Wait for the write before, then start this one."""
-        self.wait()
-        self._last = self._thread.submit(write, *args)
-
-    def wait(self) -> None:
-        """Until nothing is left to write."""
-        if self._last is not None:
-            self._last.result()
-            self._last = None
-
-
 @contextlib.contextmanager
-def behind() -> Iterator[Behind]:
-    """A `Behind` whose writes are all done when the block ends well."""
+def behind() -> Iterator[Callable[..., None]]:
+    """`write(function, *args)`, which runs writes in order in a thread. All are done when the block ends well.
+
+    One waits at most, so that memory stays bounded. A write's error is raised at the next call, or at the end.
+    """
+    last: Future[Any] | None = None
+
+    def write(function: Callable[..., Any], *args: Any) -> None:
+        nonlocal last
+        if last is not None:
+            last.result()
+        last = thread.submit(function, *args)
+
     with ThreadPoolExecutor(1, thread_name_prefix="behind") as thread:
-        writes = Behind(thread)
-        yield writes
-        writes.wait()
+        yield write
+        if last is not None:
+            last.result()

@@ -42,6 +42,6 @@ def agree(results: Tensor, expected: Tensor, *, within: float) -> bool:
 
 
 def largest_difference(results: Tensor, expected: Tensor) -> float:
-    """Of two results as above; NaN where one has NaN, which is below no tolerance."""
+    """What `agree` compares with its tolerance. NaN where one result has NaN, which is below no tolerance."""
     results, expected = (part.detach().float() if part.ndim > 1 else part.detach().float()[None] for part in (results, expected))
     return float(((results - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)).max())

@@ -1,7 +1,7 @@
 """Attention without padding on GPUs: a batch goes through the layer stack as one row of its real tokens.
 
-The stack of a BERT-like model (its `encoder`) is wrapped: [n, L] states are packed to [1, tokens], every layer's attention looks only
-inside its own sequence (torch's variable-length kernel), and the result is unpacked, so embeddings and head see what they always see.
+The stack of a BERT-like model (its `encoder`) is wrapped. [n, L] states are packed to [1, tokens], and every layer's attention looks only
+inside its own sequence (torch's variable-length kernel). The result is unpacked, so embeddings and head see what they always see.
 It is used only where a check at the start gives the logits of the padded path.
 """
 
@@ -40,14 +40,16 @@ def install(model: nn.Module) -> bool:
     Returns whether it was done; a model of another kind, one with an attention of its own, an old GPU or another result leaves the padded
     path in place.
     """
-    base, config = base_of(model), cast(Any, model.config)
+    base = base_of(model)
+    config = cast(Any, model.config)
     stack = getattr(base, "encoder", None)
     if not isinstance(stack, nn.Module) or not isinstance(layers := getattr(stack, "layer", None), nn.ModuleList):
         return False
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ids, mask, _ = probe_batch(model)
-    before, calls = config._attn_implementation, list[nn.Module]()
+    before = config._attn_implementation
+    calls: list[nn.Module] = []
 
     def noted(module: nn.Module, *parts: Any, **options: Any) -> tuple[Tensor, None]:
         calls.append(module)
@@ -108,13 +110,7 @@ class UnpaddedStack(nn.Module):
 
 
 def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None = None,
-    scaling: float | None = None,
-    **more: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **more: Any
 ) -> tuple[Tensor, None]:
     """[1, h, tokens, d] each to [1, tokens, h, d], every sequence for itself."""
     assert _current is not None
@@ -122,20 +118,18 @@ def _attention(
     if any(part is not None for part in unknown) or more.get("is_causal") or getattr(module, "is_causal", False):
         raise NotImplementedError("windows, capped scores, sinks, biases and causal masks")
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
-    each = _kernel if query.is_cuda else _sequence_by_sequence
-    return each(query, key, value, _current, scaling)[None], None
-
-
-def _kernel(query: Tensor, key: Tensor, value: Tensor, pack: _Pack, scaling: float | None) -> Tensor:
+    if not query.is_cuda:
+        return _sequence_by_sequence(query, key, value, _current, scaling)[None], None
     from torch.nn.attention.varlen import varlen_attn
 
-    return cast(Tensor, varlen_attn(query, key, value, pack.starts, pack.starts, pack.longest, pack.longest, scale=scaling))
+    starts, longest = _current.starts, _current.longest
+    return cast(Tensor, varlen_attn(query, key, value, starts, starts, longest, longest, scale=scaling))[None], None
 
 
 def _sequence_by_sequence(query: Tensor, key: Tensor, value: Tensor, pack: _Pack, scaling: float | None) -> Tensor:
     """What the kernel computes, in plain words: for devices that lack it, and for tests."""
-    result, bounds = torch.empty_like(query), pack.starts.tolist()
-    for start, stop in itertools.pairwise(bounds):
+    result = torch.empty_like(query)
+    for start, stop in itertools.pairwise(pack.starts.tolist()):
         q, k, v = (part[start:stop].transpose(0, 1)[None] for part in (query, key, value))
         result[start:stop] = nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)[0].transpose(0, 1)
     return result

@@ -68,7 +68,7 @@ def encode_table(
     kind: str,
     precision: str,
     device: str,
-    batch_tokens: int,
+    batch_tokens: int | None = None,
     threads: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
@@ -81,7 +81,7 @@ def encode_table(
         kind: corpus or queries.
         precision: fp32, bf16, fp16 or auto, which is fp32 for queries and for passages bf16 where the device computes it.
         device: cpu or cuda.
-        batch_tokens: tokens of a batch, padding included.
+        batch_tokens: tokens of a batch, padding included; None takes the device's default.
         threads: CPU threads; 0 takes all.
         report: gets a line for every finished shard.
 
@@ -102,26 +102,22 @@ def encode_table(
     key = {"version": EMBEDDING_VERSION, "student": student_key, "precision": precisions.class_of(precision)}
     key |= {"kind": kind, "texts": source.content_digest}
     fingerprint = json_digest(key)
-    encoder: TextEncoder | None = None
-    records = []
     footers = {shard.name: read_footer(out / shard.name) for shard in source.shards}
     refuse_others(out, fingerprint, footers, what="embeddings of other texts or of another model")
-    if None in footers.values():
+    missing = [shard for shard in source.shards if footers[shard.name] is None]
+    if missing:
         settle_device(out, device, option="device", begun=any(footers.values()))
-    for shard in source.shards:
-        if footers[shard.name] is None:
-            if encoder is None:
-                for note in spec.notes:
-                    report(f"note: {note}")
-                encoder = TextEncoder(spec, precision=precision, device=device, batch_tokens=batch_tokens)
-            started = time.monotonic()
-            schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
-            with open_shard(out / shard.name, schema, {"fingerprint": fingerprint}) as writer:
-                for group in embedded_groups(encoder, texts / shard.name, kind=kind):
-                    writer.write(group)
-                if spec.key(digests) != student_key:
-                    raise RunFailed(f"the files of model={student.model} changed while {shard.name} was computed; start the command again")
-            report(f"{shard.name}: {shard.rows:,} texts, {shard.rows / max(time.monotonic() - started, 1e-9):,.0f} texts/s")
-        records.append(ShardRecord(shard.name, *describe(out / shard.name)))
-    rows = sum(record.rows for record in records)
-    Manifest("embed", kind, fingerprint, key, records, {"in": rows, "kept": rows, "dropped": {}}).write(out)
+        for note in spec.notes:
+            report(f"note: {note}")
+        encoder = TextEncoder(spec, precision=precision, device=device, batch_tokens=batch_tokens)
+        schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
+    for shard in missing:
+        started = time.monotonic()
+        with open_shard(out / shard.name, schema, {"fingerprint": fingerprint}) as writer:
+            for group in embedded_groups(encoder, texts / shard.name, kind=kind):
+                writer.write(group)
+            if spec.key(digests) != student_key:
+                raise RunFailed(f"the files of model={student.model} changed while {shard.name} was computed; start the command again")
+        report(f"{shard.name}: {shard.rows:,} texts, {shard.rows / max(time.monotonic() - started, 1e-9):,.0f} texts/s")
+    records = [ShardRecord(shard.name, *describe(out / shard.name)) for shard in source.shards]
+    Manifest("embed", kind, fingerprint, key, records, {"in": source.rows, "kept": source.rows, "dropped": {}}).write(out)

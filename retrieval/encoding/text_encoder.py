@@ -13,7 +13,7 @@ from torch import Tensor
 from data.errors import UserError
 from retrieval.compute import cpu_attention, low_precision, unpadded
 from retrieval.compute.allocator import tune_allocator
-from retrieval.compute.batching import pad, token_budget_batches
+from retrieval.compute.batching import DEFAULT_BATCH_TOKENS, pad, token_budget_batches
 from retrieval.compute.parallel_batches import side_by_side
 from retrieval.compute.probe import pad_id_of
 from retrieval.models.dual_encoder import DualEncoder
@@ -28,22 +28,25 @@ class TextEncoder:
     """The student's weights in the chosen precision on the chosen device, in eval mode.
 
     As for a teacher, low precision means the linear layers alone, and a CPU has its own attention (`retrieval.compute.low_precision`).
+    `batch_tokens` count padding; None takes the device's default.
     """
 
-    def __init__(self, spec: StudentSpec, *, precision: str, device: str, batch_tokens: int) -> None:
+    def __init__(self, spec: StudentSpec, *, precision: str, device: str, batch_tokens: int | None = None) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda, but torch sees no GPU here; use device=cpu")
         self.spec = spec
         on_cpu = device == "cpu"
         if on_cpu:
             tune_allocator()
-        model = DualEncoder(self.spec, attention=cpu_attention.register_cpu_attention() if on_cpu else None).eval()
+        model = DualEncoder(spec, attention=cpu_attention.register_cpu_attention() if on_cpu else None).eval()
         self.model = model.to(device=device)
-        self._device, self._batch_tokens, self._pad_id = device, batch_tokens, pad_id_of(model.backbone) or 0
+        self._device = device
+        self._batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
+        self._pad_id = pad_id_of(model.backbone) or 0
         check_padding(model.backbone, check=self._forward, option=spec.option)
         low_precision.apply(model.backbone, precision=precision, check=self._forward, option="embed.precision")
         self.packs = not on_cpu and precision != "fp32" and unpadded.install(model.backbone)  # batches without padding in the layers
-        self.tokenizer = tokenizer_of(self.spec)
+        self.tokenizer = tokenizer_of(spec)
 
     @property
     def size(self) -> int:
@@ -67,7 +70,7 @@ class TextEncoder:
         return self.vectors(self.passage_tokens(texts))
 
     def vectors(self, tokens: TokenLists, *, progress: Callable[[int], None] = lambda rows: None) -> NDArray[np.float32]:
-        """[n, D] fp32 vectors of tokenised texts; `progress` is told how many more are done."""
+        """[n, D] fp32 vectors of tokenised texts; `progress` gets how many more are done."""
         return encode_tokens(
             self._forward, tokens, size=self.size, batch_tokens=self._batch_tokens, pad_id=self._pad_id, device=self._device,
             each=side_by_side if self._device == "cpu" else map, progress=progress,

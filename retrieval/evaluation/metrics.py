@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import ir_measures
@@ -11,14 +11,13 @@ from ir_measures import RR, R, nDCG
 from numpy.typing import NDArray
 
 from data.formats.trec import Run
-
-Qrels = Mapping[str, Mapping[str, int]]  # query_id -> doc_id -> relevance
+from retrieval.evaluation.qrels import Qrels
 
 _EXACT_UP_TO = 16  # queries that differ: up to 2^16 sign patterns are enumerated
 _PATTERNS_AT_ONCE = 1024
 
 
-def measures(relevant_from: int = 1) -> dict[str, object]:
+def _measures(relevant_from: int) -> dict[str, object]:
     """The project's metrics by name. `relevant_from`: the lowest label that is relevant where a metric is binary (2 for TREC DL)."""
     return {
         "MRR@10": RR(rel=relevant_from) @ 10,
@@ -84,8 +83,9 @@ def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1, without_own: Con
     for query in discarded:
         del ranked[query][query]
     ranked = {query: entries for query, entries in ranked.items() if entries}
-    named = measures(relevant_from)
-    row_of, name_of = {query: row for row, query in enumerate(judged)}, {str(measure): name for name, measure in named.items()}
+    named = _measures(relevant_from)
+    row_of = {query: row for row, query in enumerate(judged)}
+    name_of = {str(measure): name for name, measure in named.items()}
     values = {name: np.zeros(len(judged)) for name in named}
     if ranked:
         for metric in ir_measures.iter_calc(list(named.values()), {query: dict(qrels[query]) for query in ranked}, ranked):

@@ -15,7 +15,7 @@ Qrels = dict[str, dict[str, int]]  # query_id -> doc_id -> relevance
 
 
 def read_qrels(path: Path, *, split: str, note: Callable[[str], None] = lambda line: None) -> Qrels:
-    """The labels. `split` chooses among a stored table's splits; a file holds one split. `note` is told what was passed over.
+    """The labels. `split` chooses among a stored table's splits; a file holds one split. `note` gets a line on what was passed over.
 
     Raises UserError: nothing there, a split without labels (naming those there are), a line that is no label, two labels of one pair.
     """
@@ -50,7 +50,8 @@ def _from_file(path: Path, *, note: Callable[[str], None]) -> Qrels:
             if judgement.reason == "empty line":
                 continue
             raise UserError(str(judgement))
-        labels, (_, query_id, doc_id, label) = qrels.setdefault(judgement.query_id, {}), judgement
+        _, query_id, doc_id, label = judgement
+        labels = qrels.setdefault(query_id, {})
         if labels.setdefault(doc_id, label) != label:
             before = f"{labels[doc_id]} in line {lines[query_id, doc_id]} and {label} here"
             raise UserError(f"{path}:{line.number}: query {query_id} and passage {doc_id} are judged {before}: leave one of the two")

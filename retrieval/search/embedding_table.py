@@ -50,12 +50,12 @@ class EmbeddingTable:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """Of the table."""
+        """Shards, rows and key of the table."""
         return manifest_of(self.folder)
 
     @property
     def rows(self) -> int:
-        """N, vectors."""
+        """N, the number of vectors."""
         return self.manifest.rows
 
     @cached_property
@@ -93,12 +93,12 @@ class EmbeddingTable:
                 row += group.num_rows
 
         first_row = 0
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads) as executor:
             reads = []
             for path in table_paths(self.folder):
                 starts = np.cumsum([first_row, *group_rows(path)])
                 cuts = np.linspace(0, len(starts) - 1, threads + 1).astype(int).tolist()
-                reads += [pool.submit(read, path, range(start, end), int(starts[start])) for start, end in itertools.pairwise(cuts)]
+                reads += [executor.submit(read, path, range(start, end), int(starts[start])) for start, end in itertools.pairwise(cuts)]
                 first_row = int(starts[-1])
             for done in reads:
                 done.result()

@@ -32,13 +32,14 @@ from retrieval.search.streaming_topk import StreamingTopK, rising
 
 BLOCK_ROWS = 8192
 # Queries and passages of a tile: bf16 scores of 4 MiB stay in a cache. The first one is wide, since of its scores every query takes many.
-_TILE, _FIRST_TILE = (1024, 2048), (256, BLOCK_ROWS)
+_TILE = (1024, 2048)
+_FIRST_TILE = (256, BLOCK_ROWS)
 _RESCORED_BYTES = 8 << 20  # of passages in float64 at a time: they should stay in a core's share of the last-level cache
 _ABSENT = -1
 
 TILE_BYTES = _TILE[0] * _TILE[1] * 12  # of a thread: products in fp32, their keys and comparisons
 
-Scores = NDArray[np.float32]
+ScoreArray = NDArray[np.float32]
 Rows = NDArray[np.int64]
 SomeRows = NDArray[np.signedinteger[Any]]  # int32 where memory counts
 
@@ -51,7 +52,7 @@ class Candidates:
     discarded_bound: NDArray[np.float64]  # [n]: no passage outside `rows` has an exact score above it; -inf where there is none
 
 
-Engine = Callable[[Vectors, Iterable[tuple[int, Vectors]], int], Candidates]  # (queries, blocks, how many) -> candidates
+Engine = Callable[[Vectors, Iterable[tuple[int, Vectors]], int], Candidates]  # (queries, blocks, candidates a query) -> candidates
 
 
 def exact_search(
@@ -61,7 +62,7 @@ def exact_search(
     k: int,
     threads: int = 1,
     engines: Sequence[tuple[Engine, int]] | None = None,
-) -> tuple[Scores, Rows]:
+) -> tuple[ScoreArray, Rows]:
     """The k best passages of each query by inner product.
 
     Args:
@@ -82,19 +83,19 @@ def exact_search(
         raise ValueError(f"k must be at least 1, got {k}")
     if iter(blocks) is blocks:
         raise ValueError("blocks must be readable more than once: give a list or an object with __iter__, not a generator")
-    scores, rows = np.full((len(queries), k), -np.inf, dtype=np.float32), np.full((len(queries), k), _ABSENT, dtype=np.int64)
-    # Last comes float64 rounded to fp32, equal scores by row at the cut: slow and certain.
-    sure = heap_engine(FloatProduct(np.float64), threads=1)
+    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    rows = np.full((len(queries), k), _ABSENT, dtype=np.int64)
+    sure = heap_engine(FloatProduct(np.float64), threads=1)  # rounded to fp32, equal scores by row at the cut: slow and certain
     chosen = [*(cpu_engines(k, threads=threads) if engines is None else engines), (sure, k)]
     unproved = np.arange(len(queries))
     with contextlib.ExitStack() as restoring:
         restoring.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads)
-        for engine, wanted in chosen:
+        for engine, count in chosen:
             left = []
-            at_once = max(1, len(queries) * chosen[0][1] // wanted)  # more candidates for fewer queries take no more memory
+            at_once = max(1, len(queries) * chosen[0][1] // count)  # more candidates for fewer queries take no more memory
             for some in (unproved[start : start + at_once] for start in range(0, len(unproved), at_once)):
-                found = engine(queries[some], _checked(blocks, queries.shape[1]), wanted)
+                found = engine(queries[some], _checked(blocks, queries.shape[1]), count)
                 best_scores, best_rows = _best_of(queries[some], blocks, found.rows, k=k)
                 scores[some, : best_scores.shape[1]], rows[some, : best_rows.shape[1]] = best_scores, best_rows
                 proved = np.isneginf(found.discarded_bound) | (scores[some, -1] > found.discarded_bound.astype(np.float32))
@@ -103,7 +104,7 @@ def exact_search(
     return scores, rows
 
 
-def _best_of(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows, *, k: int) -> tuple[Scores, SomeRows]:
+def _best_of(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows, *, k: int) -> tuple[ScoreArray, SomeRows]:
     """(scores, rows) of the k best of each query's candidate rows [n, m] by exact score, equal scores by row; m where m < k."""
     rows = np.sort(rows, axis=1)  # absent ones come first
     scores = _exact_scores(queries, blocks, rows)
@@ -115,18 +116,18 @@ def _best_of(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: Some
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
-def _exact_scores(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows) -> Scores:
+def _exact_scores(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows) -> ScoreArray:
     """[n, m] inner products of each query with its own rows [n, m] (rising, -1 where absent, which gives -inf), in float64, rounded."""
     scores = np.full(rows.shape, -np.inf, dtype=np.float32)
     flat_scores, flat_rows = scores.reshape(-1), rows.reshape(-1)
     exact_queries = torch.from_numpy(np.asarray(queries, dtype=np.float64))
-    step = max(1, _RESCORED_BYTES // (8 * queries.shape[1]))
-    order, bounds = _by_cell(flat_rows, step)
-    for first_row, vectors in _in_cells(blocks, step):
-        cell = first_row // step
+    cell_rows = max(1, _RESCORED_BYTES // (8 * queries.shape[1]))
+    order, bounds = _by_cell(flat_rows, cell_rows)
+    for first_row, vectors in _in_cells(blocks, cell_rows):
+        cell = first_row // cell_rows
         entries = order[bounds[cell] : bounds[cell + 1]] if cell + 1 < len(bounds) else order[:0]
         columns = flat_rows[entries] - first_row
-        if len(vectors) < step:  # a part of its cell
+        if len(vectors) < cell_rows:  # a part of its cell
             here = (columns >= 0) & (columns < len(vectors))
             entries, columns = entries[here], columns[here]
         if len(entries):
@@ -135,23 +136,23 @@ def _exact_scores(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows:
     return scores
 
 
-def _by_cell(rows: SomeRows, step: int) -> tuple[Rows, Rows]:
-    """Places of rows [e] grouped by the cell of `step` rows that each lies in, and where each cell begins; absent rows left out."""
-    cells = rows // step + 1  # absent: 0
+def _by_cell(rows: SomeRows, cell_rows: int) -> tuple[Rows, Rows]:
+    """Places of rows [e] grouped by the cell of so many rows that each lies in, and where each cell begins; absent rows left out."""
+    cells = rows // cell_rows + 1  # absent: 0
     kind = np.uint16 if cells.max(initial=0) < 1 << 16 else np.int32  # numpy sorts 16 bits by counting
     order = np.argsort(cells.astype(kind), kind="stable")
     return order, np.cumsum(np.bincount(cells, minlength=1))
 
 
-def _in_cells(blocks: Iterable[tuple[int, Vectors]], step: int) -> Iterator[tuple[int, Vectors]]:
-    """The same vectors, cut where a multiple of `step` rows begins."""
+def _in_cells(blocks: Iterable[tuple[int, Vectors]], cell_rows: int) -> Iterator[tuple[int, Vectors]]:
+    """The same vectors, cut where a multiple of `cell_rows` rows begins."""
     for first_row, vectors in blocks:
-        cuts = [0, *range(step - first_row % step, len(vectors), step), len(vectors)]
+        cuts = [0, *range(cell_rows - first_row % cell_rows, len(vectors), cell_rows), len(vectors)]
         for start, end in itertools.pairwise(cuts):
             yield first_row + start, vectors[start:end]
 
 
-def _sampled_products(queries: torch.Tensor, vectors: Vectors, of_query: Rows, columns: SomeRows) -> Scores:
+def _sampled_products(queries: torch.Tensor, vectors: Vectors, of_query: Rows, columns: SomeRows) -> ScoreArray:
     """Products of (query, column) pairs, query by query, of which each query has `of_query` [n], as one sparse sampled product."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
@@ -186,15 +187,16 @@ def cpu_engines(k: int, *, threads: int, rows: int = 0) -> list[tuple[Engine, in
 def heap_engine(product: Product, *, threads: int) -> Engine:
     """Candidates by a running best over all blocks, on a CPU."""
 
-    def engine(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], wanted: int) -> Candidates:
+    def engine(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], k: int) -> Candidates:
         prepared, slack = product.prepare(queries)
-        best = StreamingTopK(len(queries), wanted, product.bits)
+        best = StreamingTopK(len(queries), k, product.bits)
         seen = 0
         # Each thread computes alone: two that share a product and then a heap would wait for each other twice.
-        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        with threadpool_limits(limits=1, user_api="blas"), pool:
+        executor = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        with threadpool_limits(limits=1, user_api="blas"), executor:
             for first_row, vectors in in_blocks(blocks, BLOCK_ROWS):
-                block, seen = product.block(vectors, slack), first_row + len(vectors)
+                block = product.block(vectors, slack)
+                seen = first_row + len(vectors)
                 tile = _TILE if first_row else _FIRST_TILE
 
                 def offer(start: int, block: object = block, row: int = first_row, tile: tuple[int, int] = tile) -> None:
@@ -202,10 +204,10 @@ def heap_engine(product: Product, *, threads: int) -> Engine:
                         best.offer(start, products, row)
                         row += tile[1]
 
-                list(pool.map(offer, range(0, len(queries), tile[0])))
-            starts = range(0, len(queries), _TILE[0])
-            list(pool.map(lambda start: best.cut(start, min(start + _TILE[0], len(queries))), starts))
-        bound = slack.above(best.discarded_bound()) if seen > wanted else np.full(len(queries), -np.inf)
+                list(executor.map(offer, range(0, len(queries), tile[0])))
+            every = np.arange(len(queries))
+            list(executor.map(best.cut, [every[start : start + _TILE[0]] for start in range(0, len(queries), _TILE[0])]))
+        bound = slack.above(best.discarded_bound()) if seen > k else np.full(len(queries), -np.inf)
         return Candidates(best.rows(), bound)
 
     return engine

@@ -29,31 +29,34 @@ class DeviceEngine:
         self._device = torch.device(device)
         self._kept: dict[int, torch.Tensor] = {}
 
-    def __call__(self, queries: Vectors, blocks: Iterable[tuple[int, Vectors]], wanted: int) -> Candidates:
-        """See `exact_search`."""
+    def __call__(self, queries: Vectors, blocks: Iterable[tuple[int, Vectors]], k: int) -> Candidates:
+        """At least the k best rows of each query [n, D] by TF32 products, with the bound of all others."""
         low = np.array(queries, dtype=np.float16)
         norms = norms_of(queries)
         lost = norms_of(np.asarray(queries, np.float64) - low.astype(np.float64))  # nothing, where they come from a stored table
         slack = Slack(of_norm=lost + 2 * queries.shape[1] * _UNIT * norms, of_residual=np.zeros(len(queries)), relative=2.0**-20)
-        scores = torch.full((len(queries), wanted), -torch.inf, device=self._device)
-        rows = torch.full((len(queries), wanted), -1, dtype=torch.int64, device=self._device)
-        on_device, seen = torch.from_numpy(low).to(self._device), 0
+        scores = torch.full((len(queries), k), -torch.inf, device=self._device)
+        rows = torch.full((len(queries), k), -1, dtype=torch.int64, device=self._device)
+        on_device = torch.from_numpy(low).to(self._device)
+        seen = 0
         products = torch.backends.cuda.matmul
         with torch.inference_mode(), contextlib.ExitStack() as restoring:
             restoring.callback(setattr, products, "allow_tf32", products.allow_tf32)
             products.allow_tf32 = True
             for first_row, vectors in gathered(blocks, _BLOCK_ROWS):
                 slack.largest_norm = max(slack.largest_norm, largest_norm(vectors))
-                passages, seen = self._on_device(first_row, vectors).float(), first_row + len(vectors)
+                passages = self._on_device(first_row, vectors).float()
+                seen = first_row + len(vectors)
                 for start in range(0, len(queries), _TILE_QUERIES):
                     part = slice(start, start + _TILE_QUERIES)
                     tile = on_device[part].float() @ passages.T
-                    best, columns = torch.topk(tile, min(wanted, tile.shape[1]), dim=1, sorted=False)
-                    best, columns = torch.cat([scores[part], best], dim=1), torch.cat([rows[part], columns + first_row], dim=1)
-                    scores[part], kept = torch.topk(best, wanted, dim=1, sorted=False)
+                    best, columns = torch.topk(tile, min(k, tile.shape[1]), dim=1, sorted=False)
+                    best = torch.cat([scores[part], best], dim=1)
+                    columns = torch.cat([rows[part], columns + first_row], dim=1)
+                    scores[part], kept = torch.topk(best, k, dim=1, sorted=False)
                     rows[part] = columns.gather(1, kept)
         worst = scores.min(dim=1).values.double().cpu().numpy()
-        return Candidates(rows.cpu().numpy(), slack.above(worst) if seen > wanted else np.full(len(queries), -np.inf))
+        return Candidates(rows.cpu().numpy(), slack.above(worst) if seen > k else np.full(len(queries), -np.inf))
 
     def _on_device(self, first_row: int, vectors: Vectors) -> torch.Tensor:
         if first_row in self._kept:

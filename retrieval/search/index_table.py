@@ -38,9 +38,7 @@ def index_parts(vectors: Path, settings: Search) -> Iterator[pa.Table]:
     rows = sum(map(len, groups))
     if not rows:
         return
-    content = build_index(
-        np.concatenate(groups), kind=settings.index, lists=settings.lists, links=settings.links, build_width=settings.build_width
-    )
+    content = build_index(np.concatenate(groups), settings)
     for start in range(0, len(content), _PART_BYTES):
         yield pa.table([[rows], [content[start : start + _PART_BYTES]]], schema=INDEX)
 
@@ -53,7 +51,7 @@ def build_index_table(vectors: Path, out: Path, settings: Search, *, report: Cal
     """
     source = EmbeddingTable(vectors, "doc_id").manifest
     key = {"vectors": source.content_digest, **building_key(settings)}
-    fingerprint, records = json_digest(key), []
+    fingerprint = json_digest(key)
     footers = {shard.name: read_footer(out / shard.name) for shard in source.shards}
     refuse_others(out, fingerprint, footers, what="an index of other vectors or of another kind")
     for shard in source.shards:
@@ -62,7 +60,7 @@ def build_index_table(vectors: Path, out: Path, settings: Search, *, report: Cal
                 for part in index_parts(vectors / shard.name, settings):
                     writer.write_row_group(part)
             report(f"{shard.name}: {shard.rows:,} vectors")
-        records.append(ShardRecord(shard.name, *describe(out / shard.name)))
+    records = [ShardRecord(shard.name, *describe(out / shard.name)) for shard in source.shards]
     Manifest("index", "", fingerprint, key, records, {"in": source.rows, "kept": source.rows, "dropped": {}}).write(out)
 
 
@@ -81,22 +79,24 @@ class IndexEngine:
     """An engine of `exact_search` that takes what the indexes find for the truth: nothing is proved."""
 
     def __init__(self, folder: Path, settings: Search, *, threads: int) -> None:
-        self._paths, self._settings, self._threads = table_paths(folder), settings, threads
+        self._paths = table_paths(folder)
+        self._settings = settings
+        self._threads = threads
 
-    def __call__(self, queries: Vectors, blocks: Iterable[tuple[int, Vectors]], wanted: int) -> Candidates:
+    def __call__(self, queries: Vectors, blocks: Iterable[tuple[int, Vectors]], k: int) -> Candidates:
         """The candidates of all shards' indexes, one index in memory at a time."""
-        rows = np.full((len(queries), wanted), -1, dtype=np.int64)
-        scores = np.full((len(queries), wanted), -np.inf, dtype=np.float32)
+        rows = np.full((len(queries), k), -1, dtype=np.int64)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         first_row = 0
         for path in self._paths:
             count, content = _content(path)
             if not count:
                 continue
-            index = open_index(content, probes=self._settings.probes, width=self._settings.width)
-            found_scores, found = search_index(index, queries, min(wanted, count), threads=self._threads)
+            index = open_index(content, self._settings)
+            found_scores, found = search_index(index, queries, min(k, count), threads=self._threads)
             scores = np.concatenate([scores, np.where(found >= 0, found_scores, -np.inf)], axis=1)
             rows = np.concatenate([rows, np.where(found >= 0, found + first_row, -1)], axis=1)
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :wanted]
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
             scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
             first_row += count
         return Candidates(rows, np.full(len(queries), -np.inf))

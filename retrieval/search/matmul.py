@@ -85,7 +85,8 @@ class LowProduct:
     def prepare(self, queries: Vectors) -> tuple[torch.Tensor, Slack]:
         """[n, D] bf16. By Cauchy and Schwarz q.p - q'.p' = (q - q').p' + q.(p - p') is at most |q - q'| |p'| + |q| |p - p'|."""
         low = torch.empty(queries.shape, dtype=torch.bfloat16)
-        norms, residuals = np.empty(len(queries)), np.empty(len(queries))
+        norms = np.empty(len(queries))
+        residuals = np.empty(len(queries))
         for part in _parts(len(queries)):
             low[part] = torch.from_numpy(np.array(queries[part], dtype=np.float32))
             norms[part] = norms_of(queries[part])
@@ -106,7 +107,7 @@ class LowProduct:
         return low
 
     def tiles(self, queries: torch.Tensor, block: torch.Tensor, rows: int) -> Iterator[Bits]:
-        """See `Product`."""
+        """[queries, b] products, `rows` of the block at a time, as the integers of their bits."""
         with torch.inference_mode():
             for start in range(0, len(block), rows):
                 yield torch.mm(queries, block[start : start + rows].t()).view(torch.int16).numpy()
@@ -133,7 +134,7 @@ class FloatProduct:
         return block
 
     def tiles(self, queries: NDArray[np.floating], block: Vectors, rows: int) -> Iterator[Bits]:
-        """See `Product`."""
+        """[queries, b] products, `rows` of the block at a time, as the integers of their bits."""
         for start in range(0, len(block), rows):
             passages = block[start : start + rows]
             if self._dtype is np.float32 and onednn.works():

@@ -8,6 +8,7 @@ from pathlib import Path
 from data.config.settings import Student
 from data.digests import DigestCache
 from data.errors import UserError
+from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.models.student import StudentSpec, resolve_student
 from retrieval.search.embedding_table import EmbeddingTable, differences
 from retrieval.search.searcher import Searcher, ranked
@@ -19,7 +20,7 @@ _READ_BACK = ("layers", "pooling", "normalize", "query_prefix", "query_tokens")
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage found."""
+    """A passage found: its rank from 1, inner product with the query, id and text."""
 
     rank: int
     score: float
@@ -52,36 +53,23 @@ def find(
     corpus: Path,
     texts: Path,
     k: int,
-    precision: str = "fp32",
-    device: str = "cpu",
-    threads: int = 1,
-    memory_gb: float = 4.0,
+    precision: str,
+    device: str,
+    threads: int,
 ) -> list[Hit]:
     """The k passages (fewer where the corpus is smaller) of the largest inner product with the query, best first.
 
-    Args:
-        text: the query.
-        student: what embedded the corpus.
-        corpus: its stored embeddings, read once, block by block.
-        texts: the stored corpus table that they were made from.
-        k: passages.
-        precision: fp32, bf16 or fp16, of the query's vector.
-        device: cpu or cuda, for the query's vector.
-        threads: CPU threads of the search.
-        memory_gb: peak memory of the process.
+    `corpus` are stored embeddings, read once, block by block; `texts` is the stored table that they were made from. `precision` (fp32,
+    bf16 or fp16) and `device` (cpu or cuda) are those of the query's vector, `threads` those of the search on the CPU.
 
-    Raises:
-        UserError: another student, no such tables, or a passage found that `texts` does not have.
+    Raises UserError: another student, no such tables, or a passage found that `texts` does not have.
     """
     table = EmbeddingTable(corpus, "doc_id")
     spec = resolve_student(student)
     _check_same_student(spec, table)
-    from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
-    from retrieval.encoding.text_encoder import TextEncoder
-
-    encoder = TextEncoder(spec, precision=precision, device=device, batch_tokens=DEFAULT_BATCH_TOKENS[device])
-    (found_rows,) = Searcher(table, memory_gb=memory_gb, threads=threads).search(encoder.queries([text]), k=k)
-    doc_ids, scores = ranked(found_rows.scores, found_rows.rows, table.ids)[0]
+    encoder = TextEncoder(spec, precision=precision, device=device)
+    (best,) = Searcher(table, memory_gb=4.0, threads=threads).search(encoder.queries([text]), k=k)
+    doc_ids, scores = ranked(best, table.ids)[0]
     found = texts_of(doc_ids, texts, id_name="doc_id")
     missing = [doc_id for doc_id in doc_ids if doc_id not in found]
     if missing:

@@ -16,7 +16,7 @@ from data.config.settings import Search
 from data.errors import UserError
 from retrieval.compute.allocator import tune_allocator
 from retrieval.search.embedding_table import EmbeddingTable
-from retrieval.search.exact import BLOCK_ROWS, TILE_BYTES, Engine, Rows, Scores, Vectors, cpu_engines, exact_search, margin
+from retrieval.search.exact import BLOCK_ROWS, TILE_BYTES, Engine, Rows, ScoreArray, Vectors, cpu_engines, exact_search, margin
 from retrieval.search.tie_break import ties_by_id
 
 GROUP_QUERIES = 256  # searched at a time, or a multiple: with fewer the corpus would be read more than it is computed with
@@ -55,8 +55,7 @@ def plan_search(*, queries: int, rows: int, size: int, k: int, memory: int, thre
 def _resident_bytes() -> int:
     """Memory of this process."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * resource.getpagesize()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except (OSError, ValueError):  # not Linux: the peak so far
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -84,7 +83,7 @@ class Found:
     """The results of some of the queries: those from number `first` on."""
 
     first: int
-    scores: Scores  # [n, k], best first, equal scores by row
+    scores: ScoreArray  # [n, k], best first, equal scores by row
     rows: Rows  # [n, k], -1 where the corpus ran out
 
 
@@ -93,7 +92,10 @@ class Searcher:
 
     def __init__(self, corpus: EmbeddingTable, *, memory_gb: float, threads: int = 1, engines: Engines | None = None) -> None:
         tune_allocator()  # tiles of scores are made and freed all the time
-        self.corpus, self._memory_gb, self._threads, self._engines = corpus, memory_gb, threads, engines
+        self.corpus = corpus
+        self._memory_gb = memory_gb
+        self._threads = threads
+        self._engines = engines
         self._matrix: NDArray[np.float16] | None = None
 
     def search(self, queries: Vectors, *, k: int) -> Iterator[Found]:
@@ -101,14 +103,13 @@ class Searcher:
 
         Raises UserError: the memory is too small, or the vectors have different sizes.
         """
-        if len(queries) and self.corpus.rows and queries.shape[1] != self.corpus.size:
-            sizes = f"queries have {queries.shape[1]} dimensions, the corpus has {self.corpus.size}"
+        size = queries.shape[1]
+        if len(queries) and self.corpus.rows and size != self.corpus.size:
+            sizes = f"queries have {size} dimensions, the corpus has {self.corpus.size}"
             raise UserError(f"{self.corpus.folder} cannot be searched with these queries: {sizes}")
         kept = 0 if self._matrix is None else self._matrix.nbytes
         memory = int(self._memory_gb * 1e9) - _resident_bytes() + kept
-        plan = plan_search(
-            queries=len(queries), rows=self.corpus.rows, size=queries.shape[1], k=k, memory=memory, threads=self._threads
-        )  # fmt: skip
+        plan = plan_search(queries=len(queries), rows=self.corpus.rows, size=size, k=k, memory=memory, threads=self._threads)
         if plan.resident and self._matrix is None and self.corpus.rows:
             self._matrix = self.corpus.matrix(threads=self._threads)
         engines = self._engines(k) if self._engines else cpu_engines(k, threads=self._threads, rows=self.corpus.rows)
@@ -117,22 +118,20 @@ class Searcher:
             group = queries[start : start + plan.queries_at_once]
             yield Found(start, *exact_search(group, blocks, k=k, threads=self._threads, engines=engines))
 
-    def recall(self, queries: Vectors, found: Rows, *, k: int) -> tuple[int, int]:
-        """(how many of the exact k best are among `found` [n, k], how many there are): what an approximate index misses, measured."""
+    def recall(self, queries: Vectors, *, k: int, sampled: int) -> tuple[int, int]:
+        """(how many of the exact k best are found, how many there are) for `sampled` of the queries, spread evenly.
+
+        What an approximate index misses, measured.
+        """
+        if not len(queries):
+            return 0, 0
+        asked = queries[np.unique(np.linspace(0, len(queries) - 1, min(sampled, len(queries))).astype(np.int64))]
+        found = np.concatenate([part.rows for part in self.search(asked, k=k)])
         exact = Searcher(self.corpus, memory_gb=self._memory_gb, threads=self._threads)
         exact._matrix = self._matrix
-        hits, total = 0, 0
-        for part in exact.search(queries, k=k):
-            for mine, theirs in zip(found[part.first : part.first + len(part.rows)], part.rows, strict=True):
-                wanted = theirs[theirs >= 0]
-                hits, total = hits + len(np.intersect1d(mine, wanted)), total + len(wanted)
-        return hits, total
-
-    def sampled_recall(self, queries: Vectors, *, k: int, queries_sampled: int) -> tuple[int, int]:
-        """As `recall`, on some of the queries, spread evenly."""
-        asked = np.unique(np.linspace(0, len(queries) - 1, min(queries_sampled, len(queries))).astype(np.int64))
-        found = [part.rows for part in self.search(queries[asked], k=k)]
-        return self.recall(queries[asked], np.concatenate(found), k=k) if found else (0, 0)
+        best = np.concatenate([part.rows for part in exact.search(asked, k=k)])
+        hits = sum(len(np.intersect1d(mine, theirs[theirs >= 0])) for mine, theirs in zip(found, best, strict=True))
+        return hits, int((best >= 0).sum())
 
     def vectors_of(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
         """[n, D] vectors of some rows; read from the files where the corpus is not in memory."""
@@ -145,18 +144,19 @@ class Searcher:
         return found
 
 
-def ranked(found_scores: Scores, found_rows: Rows, ids: pa.ChunkedArray) -> list[tuple[list[str], list[float]]]:
-    """Each query's (doc_ids, scores) of what `exact_search` returned, best first, ties by doc_id; absent entries are left out."""
-    rows = rows_by_id(found_scores, found_rows, ids)
+def ranked(found: Found, ids: pa.ChunkedArray) -> list[tuple[list[str], list[float]]]:
+    """Each query's (doc_ids, scores), best first, ties by doc_id; absent entries are left out."""
+    rows = rows_by_id(found, ids)
     there = rows >= 0
     names = ids.take(pa.array(rows[there])).to_pylist()
     ends = np.cumsum(there.sum(axis=1)).tolist()
-    parts = zip([0, *ends[:-1]], ends, found_scores, strict=True)
+    parts = zip([0, *ends[:-1]], ends, found.scores, strict=True)
     return [(names[start:end], scores[: end - start].tolist()) for start, end, scores in parts]
 
 
-def rows_by_id(scores: Scores, rows: Rows, ids: pa.ChunkedArray | pa.Array) -> Rows:
+def rows_by_id(found: Found, ids: pa.ChunkedArray | pa.Array) -> Rows:
     """Rows [n, k] with each run of equal scores in the order of their ids."""
+    scores, rows = found.scores, found.rows
     ties = (rows[:, 1:] >= 0) & (scores[:, 1:] == scores[:, :-1])
     ordered = rows.copy()
     for place in np.flatnonzero(ties.any(axis=1)).tolist():

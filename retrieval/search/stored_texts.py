@@ -14,9 +14,10 @@ from retrieval.search.embedding_table import table_paths
 
 def texts_of(ids: Collection[str], folder: Path, *, id_name: str) -> dict[str, str]:
     """id -> text of those ids that the table (schema CORPUS or QUERIES) has. In memory are these and one row group."""
-    wanted, texts = pa.array(sorted(set(ids)), pa.string()), dict[str, str]()
+    requested = pa.array(sorted(set(ids)), pa.string())
+    texts: dict[str, str] = {}
     for path in table_paths(folder):
         for group in read_row_groups(path, columns=[id_name, "text"]):
-            found = group.filter(pc.is_in(group.column(id_name), value_set=wanted))
+            found = group.filter(pc.is_in(group.column(id_name), value_set=requested))
             texts.update(zip(found.column(id_name).to_pylist(), found.column("text").to_pylist(), strict=True))
     return texts

@@ -1,7 +1,7 @@
 """The running best of many queries among scores that come a tile at a time, by operations on whole arrays.
 
-Each query has a list with room for more than is wanted, and a threshold that a score must reach. A tile is compared with the thresholds at
-once; what passes is appended to the lists, in order of rows. Where a list has no room left, it is cut to the wanted best and its threshold
+Each query has a list with room for more than k entries, and a threshold that a score must reach. A tile is compared with the thresholds at
+once; what passes is appended to the lists, in order of rows. Where a list is full, it is cut to the k best and its threshold
 rises. The more rows were seen, the fewer pass, so that a search is comparing: a tenth of a nanosecond a score, where a heap takes ten times
 that.
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ABSENT = -1
-_RISE_AFTER = 4  # thresholds rise when the lists have got a quarter of what is wanted since the last time
+_RISE_AFTER = 4  # thresholds rise when the lists have got a quarter of k entries since the last time
 
 Bits = NDArray[np.signedinteger[Any]]  # [q, b] int16 or int32: scores as the integers of their bits
 
@@ -34,16 +34,17 @@ def numbers_of(keys: Bits) -> NDArray[np.float64]:
 
 
 class StreamingTopK:
-    """At least the `wanted` best rows of each of n queries among those offered, rows ascending; more where scores tie.
+    """At least the k best rows of each of n queries among those offered, rows ascending; more where scores tie.
 
-    Where too many rows tie, the lower ones are kept. Memory: 4 bytes and a key for each of 2.5 times as many entries as are wanted.
+    Where too many rows tie, the lower ones are kept. Memory: 4 bytes and a key for each of 2.5 k entries.
     """
 
-    def __init__(self, queries: int, wanted: int, bits: type[np.signedinteger[Any]]) -> None:
-        self._wanted, self._room = wanted, room_for(wanted)
+    def __init__(self, queries: int, k: int, bits: type[np.signedinteger[Any]]) -> None:
+        self._k = k
+        self._capacity = capacity_of(k)
         self._lowest: Any = np.iinfo(bits).min  # the key of no number
-        self._keys = np.full((queries, self._room), self._lowest, dtype=bits)
-        self._rows = np.empty((queries, self._room), dtype=np.int32)
+        self._keys = np.full((queries, self._capacity), self._lowest, dtype=bits)
+        self._rows = np.empty((queries, self._capacity), dtype=np.int32)
         self._counts = np.zeros(queries, dtype=np.int64)
         # All that is discarded is below its query's threshold; so is no entry, but ties of what is discarded.
         self._thresholds = np.full(queries, self._lowest, dtype=bits)
@@ -56,15 +57,15 @@ class StreamingTopK:
         part = slice(first_query, first_query + len(bits))
         thresholds = self._thresholds[part]
         keys = bits if (thresholds > 0).all() else rising(bits)
-        if (thresholds == self._lowest).all() and self._counts[part].max(initial=0) + keys.shape[1] > self._room:
-            self._cut(np.arange(part.start, part.stop), keys, first_row)
+        if (thresholds == self._lowest).all() and self._counts[part].max(initial=0) + keys.shape[1] > self._capacity:
+            self.cut(np.arange(part.start, part.stop), keys, first_row)
             return
         hits = np.flatnonzero(keys >= np.maximum(thresholds, self._lowest + 1)[:, None])
         new = _counts(hits, keys.shape)
-        if (full := self._counts[part] + new > self._room).any():
-            self._cut(first_query + np.flatnonzero(full))
-            if (full := self._counts[part] + new > self._room).any():
-                self._cut(first_query + np.flatnonzero(full), keys[full], first_row)
+        if (full := self._counts[part] + new > self._capacity).any():
+            self.cut(first_query + np.flatnonzero(full))
+            if (full := self._counts[part] + new > self._capacity).any():
+                self.cut(first_query + np.flatnonzero(full), keys[full], first_row)
                 hits = hits[np.repeat(~full, new)]
                 new[full] = 0
         self._append(part, keys, hits, new, first_row)
@@ -72,50 +73,46 @@ class StreamingTopK:
     def _append(self, part: slice, keys: Bits, hits: NDArray[np.int64], new: NDArray[np.int64], first_row: int) -> None:
         """Append the entries at the flat places `hits`, of which each query has `new`."""
         counts, queries = self._counts[part], np.arange(part.start, part.stop)
-        ends = queries * self._room + counts - (np.cumsum(new) - new)
+        ends = queries * self._capacity + counts - (np.cumsum(new) - new)
         place = np.repeat(ends, new) + np.arange(len(hits))
         self._keys.reshape(-1)[place] = keys.reshape(-1)[hits]
         self._rows.reshape(-1)[place] = hits + np.repeat(first_row - np.arange(len(new)) * keys.shape[1], new)
         counts += new
         self._fresh[part] += new
-        if self._fresh[part].sum() * _RISE_AFTER > len(new) * self._wanted:
+        if self._fresh[part].sum() * _RISE_AFTER > len(new) * self._k:
             width = int(counts.max(initial=0))
-            if width >= self._wanted:
+            if width >= self._k:
                 thresholds = self._thresholds[part]
-                np.maximum(thresholds, _kth(self._keys[part, :width], self._wanted), out=thresholds)
+                np.maximum(thresholds, _kth(self._keys[part, :width], self._k), out=thresholds)
             self._fresh[part] = 0
 
-    def _cut(self, queries: NDArray[np.int64], new: Bits | None = None, first_row: int = 0) -> None:
-        """Leave the wanted best entries of some queries [q], with those of scores `new` [q, b], and what ties with them."""
+    def cut(self, queries: NDArray[np.int64], new: Bits | None = None, first_row: int = 0) -> None:
+        """Leave the k best entries of some queries [q], with those of scores `new` [q, b], and what ties with them."""
         width = int(self._counts[queries].max(initial=0))
         keys, thresholds = self._keys[queries, :width], self._thresholds[queries]
         if new is not None and not width and (thresholds == self._lowest).all():
             keys = new
         elif new is not None:
             keys = np.concatenate([keys, np.where(new >= thresholds[:, None], new, self._lowest)], axis=1)
-        elif width < self._wanted:
+        elif width < self._k:
             return
-        worst = _kth(keys, self._wanted) if keys.shape[1] >= self._wanted else np.full(len(queries), self._lowest, keys.dtype)
+        worst = _kth(keys, self._k) if keys.shape[1] >= self._k else np.full(len(queries), self._lowest, keys.dtype)
         hits = np.flatnonzero(keys >= np.maximum(worst, self._lowest + 1)[:, None])
         counts, found = _counts(hits, keys.shape), keys.reshape(-1)[hits]
         columns = hits - np.repeat(np.arange(len(queries)) * keys.shape[1], counts)
         rows = columns + (first_row - width)
         held = np.flatnonzero(columns < width)
         rows[held] = self._rows[queries[hits[held] // keys.shape[1]], columns[held]]
-        crowded = counts > (self._wanted + self._room) // 2
+        crowded = counts > (self._k + self._capacity) // 2
         if crowded.any():  # too many tie with the worst: the first of them stay, and those to come must be better
-            most = np.where(crowded, self._wanted, self._room)
+            most = np.where(crowded, self._k, self._capacity)
             kept = _without_late_ties(found == np.repeat(worst, counts), counts, most)
             found, rows, counts = found[kept], rows[kept], np.minimum(counts, most)
-        places = np.repeat(queries * self._room - (np.cumsum(counts) - counts), counts) + np.arange(len(rows))
+        places = np.repeat(queries * self._capacity - (np.cumsum(counts) - counts), counts) + np.arange(len(rows))
         self._keys[queries] = self._lowest
         self._keys.reshape(-1)[places], self._rows.reshape(-1)[places] = found, rows
         self._counts[queries], self._fresh[queries] = counts, 0
         self._thresholds[queries] = np.maximum(thresholds, worst + crowded.astype(worst.dtype))
-
-    def cut(self, first_query: int, last_query: int) -> None:
-        """Leave the wanted best of some queries, and what ties with them."""
-        self._cut(np.arange(first_query, last_query))
 
     def rows(self) -> NDArray[np.int32]:
         """[n, m] rows of each query in ascending order, -1 where it has fewer than m."""
@@ -129,9 +126,9 @@ class StreamingTopK:
         return np.where(thresholds == self._lowest, -np.inf, numbers_of(below))
 
 
-def room_for(wanted: int) -> int:
-    """Entries that a list of `StreamingTopK` has room for."""
-    return wanted * 5 // 2 + 64
+def capacity_of(k: int) -> int:
+    """Entries that a list of `StreamingTopK` may have."""
+    return k * 5 // 2 + 64
 
 
 def _counts(hits: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.int64]:

@@ -40,19 +40,20 @@ def search_to_run(
     order = np.array(sorted((row for row, name in enumerate(ids) if only is None or name in only), key=ids.__getitem__), dtype=np.int64)
     if only is not None and not len(order):
         raise UserError(f"{queries.folder} has none of the {len(only):,} judged queries ({min(only)}, ...): do they belong together?")
-    vectors, names = queries.matrix()[order], [ids[row] for row in order.tolist()]
+    vectors = queries.matrix()[order]
+    names = [ids[row] for row in order.tolist()]
     key = {"queries": queries.manifest.content_digest, "only": names, "corpus": searcher.corpus.manifest.content_digest, "k": k}
     key |= how or {}
     parts = out.with_name(f".{out.name}.{json_digest(key)[:16]}.parts")
     starts = range(0, len(order), GROUP_QUERIES)
     missing = [start for start in starts if not _part(parts, start).exists()]
-    wanted = np.concatenate([np.arange(start, min(start + GROUP_QUERIES, len(order))) for start in missing] or [np.empty(0, np.int64)])
-    done = len(order) - len(wanted)
+    remaining = np.concatenate([np.arange(start, min(start + GROUP_QUERIES, len(order))) for start in missing] or [np.empty(0, np.int64)])
+    done = len(order) - len(remaining)
     report(done, len(order))
-    for found in searcher.search(vectors[wanted], k=k):
-        lists = ranked(found.scores, found.rows, searcher.corpus.ids)
+    for found in searcher.search(vectors[remaining], k=k):
+        lists = ranked(found, searcher.corpus.ids)
         for start in range(0, len(lists), GROUP_QUERIES):
-            places = wanted[found.first + start : found.first + start + GROUP_QUERIES]
+            places = remaining[found.first + start : found.first + start + GROUP_QUERIES]
             listed = zip(places.tolist(), lists[start : start + GROUP_QUERIES], strict=True)
             text = "".join(run_lines(names[place], zip(*found_list, strict=True), tag=TAG, path=out) for place, found_list in listed)
             atomic_write(_part(parts, int(places[0])), text.encode())

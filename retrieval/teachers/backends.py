@@ -3,9 +3,9 @@
     teacher.backend=torch                          in `BACKENDS`
     teacher.backend=mylab.teachers:Bm25Teacher     called with `TeacherSettings`; gives a `Teacher`
 
-The logits of a teacher outside this project are kept under its import path, its `version` (0 where it has none), and the settings `model`,
-`revision`, `max_tokens` and `precision`. A `model` that is a file or folder is taken by its content, any other as it is written. The author
-raises `version` when the same settings give other logits.
+The logits of a teacher outside this project are kept under its import path, its `version` (0 where it has none), and four settings:
+`model`, `revision`, `max_tokens` and `precision`. A `model` that is a file or folder is taken by its content, any other as it is written.
+The author raises `version` when the same settings give other logits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from data.config.registry import Registry, is_import_path
 from data.digests import DigestCache
 from data.errors import RunFailed, UserError
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
-from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, Teacher, TeacherSettings, TeacherSpec, tell_nobody
+from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, PreparingTeacher, Teacher, TeacherSettings, TeacherSpec, ignore_batch
 from retrieval.teachers.cross_encoder import resolve_cross_encoder
 from retrieval.teachers.scoring import refuse_infinite
 
@@ -42,7 +42,7 @@ def resolve_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
     """Find and check the teacher of the settings. Raises UserError: no such backend or module, and what the backend finds in its files."""
     found = _REGISTRY.get(teacher.backend, setting="teacher.backend")
     if is_import_path(teacher.backend):
-        return PluginSpec(teacher.backend, teacher.model, teacher.revision, teacher.max_tokens, teacher.precision)
+        return PluginSpec(teacher)
     spec: TeacherSpec = found(teacher, device=device)
     return spec
 
@@ -51,33 +51,31 @@ def resolve_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
 class PluginSpec(TeacherSpec):
     """A teacher of an import path."""
 
-    backend: str  # its import path
-    model: str
-    revision: str | None
-    max_tokens: int
-    precision: str
+    teacher: settings.Teacher  # whose backend is the import path
 
     @property
     def name(self) -> str:  # type: ignore[override]
         """Import path and model."""
-        return f"{self.backend} of {self.model}"
+        return f"{self.teacher.backend} of {self.teacher.model}"
 
     def key(self, digests: DigestCache) -> dict[str, Any]:
-        """See the head of this file."""
-        path, model = Path(self.model), cast(Any, self.model)
+        """Import path, version and what the head of this file names."""
+        path = Path(self.teacher.model)
+        model: Any = self.teacher.model
         if os.path.exists(path):
             files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
             model = {file.relative_to(path).as_posix(): digests.file(file) for file in files}
-        own = {"model": model, "revision": self.revision, "max_tokens": self.max_tokens, "precision": self.precision}
-        return {**_REGISTRY.key(self.backend, setting="teacher.backend"), **own}
+        own = {name: getattr(self.teacher, name) for name in ("revision", "max_tokens", "precision")}
+        return {**_REGISTRY.key(self.teacher.backend, setting="teacher.backend"), "model": model, **own}
 
     def open(self, given: TeacherSettings) -> PluginTeacher:
         """The teacher that the import path makes."""
-        return PluginTeacher(_REGISTRY.get(self.backend, setting="teacher.backend")(given), name=self.backend)
+        backend = self.teacher.backend
+        return PluginTeacher(_REGISTRY.get(backend, setting="teacher.backend")(given), name=backend)
 
 
-class PluginTeacher:
-    """A teacher of other people's code, whose logits are looked at. It reads `[SEP]` and `[MASK]` for the marks of dark examples."""
+class PluginTeacher(PreparingTeacher):
+    """A teacher of other people's code, whose logits are checked. It reads `[SEP]` and `[MASK]` for the marks of dark examples."""
 
     def __init__(self, teacher: Teacher, *, name: str) -> None:
         if not hasattr(teacher, "score"):
@@ -91,14 +89,14 @@ class PluginTeacher:
         self.score([("a query", "a passage")])
 
     def prepare(self, pairs: Sequence[Pair]) -> PreparedPairs:
-        """As the teacher does, if it does."""
+        """As the teacher prepares them; without token counts where it has no `prepare`."""
         plain = [(query, text.replace(SEPARATOR_MARK, "[SEP]").replace(MASK_MARK, "[MASK]")) for query, text in pairs]
         if not self._prepares:
             return PreparedPairs(plain, np.zeros(len(plain), np.int32), np.zeros(len(plain), bool))
         prepared: PreparedPairs = self._teacher.prepare(plain)
         return prepared
 
-    def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = tell_nobody) -> NDArray[np.float32]:
+    def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = ignore_batch) -> NDArray[np.float32]:
         """[n] raw logits. Raises RunFailed where they are not one finite number a pair."""
         if self._prepares:
             given = self._teacher.score_prepared(prepared, on_batch=on_batch)
@@ -110,7 +108,3 @@ class PluginTeacher:
             raise RunFailed(f"teacher.backend={self._name} gave {list(logits.shape)} logits for {len(prepared.pairs)} pairs")
         refuse_infinite(logits)
         return logits
-
-    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """[n] raw logits, as `score_prepared`."""
-        return self.score_prepared(self.prepare(pairs))

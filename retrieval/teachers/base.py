@@ -23,7 +23,7 @@ Pair = tuple[str, str]  # query, candidate
 OnBatch = Callable[[int, int, int], None]  # of a scored batch: pairs, their tokens, tokens with padding; no tokens: 0
 
 
-def tell_nobody(pairs: int, tokens: int, padded: int) -> None:
+def ignore_batch(pairs: int, tokens: int, padded: int) -> None:
     """An `OnBatch` that does nothing."""
 
 
@@ -46,14 +46,18 @@ class PreparedPairs:
 class PreparingTeacher(Teacher, Protocol):
     """A teacher that makes pairs ready (tokens, prompts) in one thread while it scores those before in another."""
 
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """[n] raw logits of the pairs, as `score_prepared` gives them."""
+        return self.score_prepared(self.prepare(pairs))
+
     def load(self) -> None:
         """Load now what is else loaded at the first pair, and try it out: before a run's first shard."""
 
     def prepare(self, pairs: Sequence[Pair]) -> PreparedPairs:
         """The pairs, ready to be scored. Loads no model."""
 
-    def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = tell_nobody) -> NDArray[np.float32]:
-        """[n] raw logits, as `score` gives them; `on_batch` is told of each batch."""
+    def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = ignore_batch) -> NDArray[np.float32]:
+        """[n] raw logits of the pairs, in their order; `on_batch` is called after each batch."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,15 @@ class TeacherSettings:
     max_tokens: int
     precision: str  # auto, fp32, bf16 or fp16
     device: str  # cpu or cuda
-    threads: int
+    threads: int  # of a CPU
     batch_tokens: int | None  # of a batch, padding included; None: the teacher's choice
     compile: bool
 
     @staticmethod
     def of(teacher: settings.Teacher, *, device: str, threads: int) -> TeacherSettings:
         """From an experiment's section."""
-        given = (teacher.model, teacher.revision, teacher.max_tokens, teacher.precision, device, threads)
-        return TeacherSettings(*given, batch_tokens=teacher.batch_tokens, compile=teacher.compile)
+        own = ("model", "revision", "max_tokens", "precision", "batch_tokens", "compile")
+        return TeacherSettings(device=device, threads=threads, **{name: getattr(teacher, name) for name in own})
 
 
 class TeacherSpec(ABC):

@@ -37,7 +37,7 @@ from retrieval.compute import precision as precisions
 from retrieval.compute.allocator import tune_allocator
 from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
 from retrieval.models.loading import open_model
-from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, TeacherSettings, TeacherSpec, tell_nobody
+from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, PreparingTeacher, TeacherSettings, TeacherSpec, ignore_batch
 from retrieval.teachers.graph_checks import check_graph
 from retrieval.teachers.onnx import GRAPH_NAME, OnnxCrossEncoder, OnnxGraph, read_graph
 from retrieval.teachers.pair_tokens import PairTokenizer
@@ -61,7 +61,7 @@ class CrossEncoderSpec(TeacherSpec):
 
     @property
     def tokenizer_folder(self) -> Path:  # type: ignore[override]
-        """The weights' own."""
+        """Where the weights lie."""
         return self.folder
 
     def key(self, digests: DigestCache) -> dict[str, Any]:
@@ -111,11 +111,12 @@ class CrossEncoderSpec(TeacherSpec):
         return CrossEncoderTeacher(self, given)
 
 
-class CrossEncoderTeacher:
+class CrossEncoderTeacher(PreparingTeacher):
     """A cross-encoder with its tokenizer."""
 
     def __init__(self, spec: CrossEncoderSpec, given: TeacherSettings) -> None:
-        self._spec, self._given = spec, given
+        self._spec = spec
+        self._given = given
 
     @cached_property
     def _tokenizer(self) -> PairTokenizer:
@@ -141,13 +142,9 @@ class CrossEncoderTeacher:
         counts = np.array([len(pair.ids) for pair in encoded], np.int32)
         return PreparedPairs(encoded, counts, np.array([pair.truncated for pair in encoded], bool))
 
-    def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = tell_nobody) -> NDArray[np.float32]:
+    def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = ignore_batch) -> NDArray[np.float32]:
         """[n] raw logits. Raises RunFailed as `score_pairs` does."""
         return score_pairs(self._model, prepared.pairs, pad_id=self._tokenizer.pad_id, on_batch=on_batch)
-
-    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """[n] raw logits. Raises RunFailed as `score_pairs` does."""
-        return self.score_prepared(self.prepare(pairs))
 
 
 def teacher_source(teacher: settings.Teacher) -> Path:
@@ -161,7 +158,8 @@ def resolve_cross_encoder(teacher: settings.Teacher, *, device: str) -> CrossEnc
     Raises UserError: no such model, not of this backend, `max_tokens` above what it can read, and all that `check_teacher` and
     `check_graph` find.
     """
-    folder, backend = teacher_source(teacher), teacher.backend
+    folder = teacher_source(teacher)
+    backend = teacher.backend
     weights = folder if backend == "onnx" else transformer_folder(folder)
     needed, other, remedy = (GRAPH_NAME, "config.json", "torch") if backend == "onnx" else ("config.json", GRAPH_NAME, "onnx")
     if not os.path.lexists(weights / needed):
@@ -193,9 +191,8 @@ def load_cross_encoder(
     `threads` are those of an ONNX session; torch's are the caller's to set. `batch_tokens` count padding; None takes the device's default.
     `compiled`: use torch.compile, under torch; the first batches then take about half a minute.
     """
-    batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
     if spec.backend == "onnx":
-        return OnnxCrossEncoder(spec.folder, device=device, threads=threads, batch_tokens=batch_tokens)
+        return OnnxCrossEncoder(spec.folder, device=device, threads=threads, batch_tokens=batch_tokens or DEFAULT_BATCH_TOKENS[device])
     return TorchCrossEncoder(
         spec.folder, precision=spec.precision, device=device, batch_tokens=batch_tokens, compiled=compiled, trusted=spec.trust_remote_code
     )
@@ -221,7 +218,9 @@ class TorchCrossEncoder:
         from retrieval.compute.probe import pad_id_of
         from retrieval.models.padding import check_padding
 
-        self._torch, self._device, self._compiled = torch, device, compiled
+        self._torch = torch
+        self._device = device
+        self._compiled = compiled
         self.batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
         self.length_multiple = 1 if device == "cpu" else 8  # tensor cores want multiples of 8; a CPU only has more padding then (3 %)
         self.one_thread_each = device == "cpu" and not compiled and not unpad  # compiled code has its number of threads inside

@@ -1,4 +1,4 @@
-"""Whether a folder's ONNX graph is a cross-encoder that can be fed, told from the graph's outside. ONNX Runtime is not needed."""
+"""Whether a folder's ONNX graph is a cross-encoder that can be fed, as its inputs, outputs and weights say. ONNX Runtime is not needed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from retrieval.checkpoints.model_lengths import check_length, most_positions, us
 from retrieval.teachers.onnx import GRAPH_NAME, INPUTS, OnnxGraph, read_graph
 from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_modules, refuse_templates
 
-_INTEGERS, _NUMBERS = ("int64", "int32"), ("int64", "int32", "bool", "float32", "float16")
-# Their first positions belong to padding (`retrieval.checkpoints.model_lengths`).
-_POSITIONS_AFTER_PADDING, _BEFORE_THE_FIRST = re.compile("roberta|camembert|mpnet"), 2
+_INTEGERS = ("int64", "int32")
+_NUMBERS = (*_INTEGERS, "bool", "float32", "float16")
+_POSITIONS_AFTER_PADDING = re.compile("roberta|camembert|mpnet")  # their first two are padding's (`retrieval.checkpoints.model_lengths`)
 
 
 def check_graph(folder: Path, *, max_tokens: int, option: str) -> None:
@@ -71,7 +71,7 @@ def _most_tokens(folder: Path, graph: OnnxGraph) -> tuple[int | None, str]:
         return graph.length, "its inputs are of that length"
     if table := _table(graph, "position_embeddings.weight"):
         name, rows = table
-        return rows - (_BEFORE_THE_FIRST if _POSITIONS_AFTER_PADDING.search(name) else 0), f"its table {name}"
+        return rows - (2 if _POSITIONS_AFTER_PADDING.search(name) else 0), f"its table {name}"
     if (folder / "config.json").is_file():
         return None, ""
     return usual_length(folder), "model_max_length in tokenizer_config.json"

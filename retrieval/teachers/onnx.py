@@ -42,7 +42,7 @@ class Value:
 
 @dataclass
 class OnnxGraph:
-    """A graph's outside."""
+    """What a graph says of itself: inputs, outputs, weights and operators."""
 
     inputs: dict[str, Value] = field(default_factory=dict)
     outputs: dict[str, Value] = field(default_factory=dict)
@@ -143,9 +143,9 @@ def _graph_of(path: Path, stamp: str) -> OnnxGraph:
 class OnnxCrossEncoder:
     """A folder with model.onnx, under ONNX Runtime.
 
-    A dynamically quantised graph takes its activation scale from the whole batch, so a logit would depend on its neighbours, by
-    up to 0.1 on int8 MiniLM, and on what happens to be cached. Such a graph gets each pair alone; on a CPU that costs 7 %. So does one
-    without attention_mask, to which padding is text. Inputs are cast to what the graph wants; where its batch or length is fixed, batches
+    A dynamically quantised graph takes its activation scale from the whole batch. A logit would then depend on its neighbours, by up to
+    0.1 on int8 MiniLM, and so on what happens to be cached. Such a graph gets each pair alone; on a CPU that costs 7 %. So does one
+    without attention_mask, to which padding is text. Inputs are cast to what the graph wants. Where its batch or length is fixed, batches
     are filled up to that.
     """
 

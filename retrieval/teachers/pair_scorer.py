@@ -42,7 +42,8 @@ class PairScorer(nn.Module):
         What its files can tell has been checked (`check_training_start`). Raises UserError where weights are missing but for a whole head.
         """
         super().__init__()
-        self.source, self.trusted = folder, trusted
+        self.source = folder
+        self.trusted = trusted
         torch.manual_seed(hash64("head", seed))
         self.backbone: Any = open_model(
             "AutoModelForSequenceClassification", folder, option=self.option, trusted=trusted, new_head=not has_head(folder), num_labels=1

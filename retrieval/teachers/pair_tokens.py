@@ -45,7 +45,9 @@ class PairTemplate:
     def of(tokenizer: Tokenizer) -> PairTemplate | None:
         """Read off an encoded pair; None where the tokenizer does not put the first sequence whole before the second."""
         encoded = tokenizer.backend.encode("a", "a")
-        owners, ids, types = list(encoded.sequence_ids), np.array(encoded.ids, np.int32), np.array(tokenizer.segments(encoded), np.int32)
+        owners = list(encoded.sequence_ids)
+        ids = np.array(encoded.ids, np.int32)
+        types = np.array(tokenizer.segments(encoded), np.int32)
         if 0 not in owners or 1 not in owners:
             return None
         start, stop = owners.index(0), len(owners) - owners[::-1].index(0)
@@ -143,8 +145,10 @@ class StoredPairs:
         inside = np.flatnonzero(~special)
         if tokenizer.template is None or not len(inside):
             raise UserError(f"{folder}: pairs of this tokenizer cannot be put together from the tokens of their texts")
-        self._template, self._max_tokens = tokenizer.template, max_tokens
-        self._before, self._after = ids[: inside[0]], ids[inside[-1] + 1 :]
+        self._template = tokenizer.template
+        self._max_tokens = max_tokens
+        self._before = ids[: inside[0]]
+        self._after = ids[inside[-1] + 1 :]
 
     def join(self, first: NDArray[np.int32], second: NDArray[np.int32]) -> PairEncoding:
         """The tokenizer's own encoding of the pair of these texts, the longer one cut first."""
@@ -153,5 +157,5 @@ class StoredPairs:
     def _bare(self, stored: NDArray[np.int32]) -> NDArray[np.int32]:
         before, end = len(self._before), len(stored) - len(self._after)
         if not (np.array_equal(stored[:before], self._before) and np.array_equal(stored[end:], self._after)):
-            raise UserError("stored tokens do not begin and end as this tokenizer has it; make the training shards anew")
+            raise UserError("stored tokens do not begin and end as this tokenizer has it; make the training shards again")
         return stored[before:end]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from data.config import settings
@@ -15,8 +14,6 @@ from data.formats.trec import Run
 from retrieval.search.stored_texts import texts_of
 from retrieval.teachers.backends import resolve_teacher
 from retrieval.teachers.base import TeacherSettings
-
-PAIRS_A_READING = 200_000  # whose texts are held at once, about 100 MB; the corpus table is read once for so many
 
 
 def rerank(
@@ -28,30 +25,34 @@ def rerank(
     depth: int,
     device: str = "cpu",
     threads: int = 1,
-    pairs_a_reading: int = PAIRS_A_READING,
+    pairs_a_reading: int = 200_000,  # about 100 MB of texts
     report: Callable[[str], None] = lambda line: None,
 ) -> Run:
     """The first `depth` passages of each query, best logit first, equal logits by doc_id.
 
     What lies below `depth` is left out: a list then holds nothing but the teacher's logits, and its scores are of one kind.
 
-    `queries` and `corpus` are stored tables, of which the texts of `pairs_a_reading` pairs are in memory at once. `report` gets a line
-    every `teacher.segment_pairs` pairs.
+    `queries` and `corpus` are stored tables. The corpus is read once for every `pairs_a_reading` pairs, whose texts are in memory at once.
+    `report` gets a line every `teacher.segment_pairs` pairs.
 
     Raises:
         UserError: a query or passage of the run that its table does not have; whatever `resolve_teacher` refuses.
         RunFailed: the teacher's files changed meanwhile, or what it gives is no logit.
     """
-    spec, digests = resolve_teacher(teacher, device=device), DigestCache(Path(os.devnull))
+    spec = resolve_teacher(teacher, device=device)
+    digests = DigestCache(Path(os.devnull))
     key = spec.key(digests)
     query_texts = _all_texts(list(run), queries, id_name="query_id", what="queries")
     pairs = [(query, doc_id) for query, entries in run.items() for doc_id, _ in entries[:depth]]
     opened = spec.open(TeacherSettings.of(teacher, device=device, threads=threads))
     logits: dict[str, list[tuple[str, float]]] = {query: [] for query in run}
-    started, done = time.monotonic(), 0
-    for reading in _parts(pairs, pairs_a_reading):
+    started = time.monotonic()
+    done = 0
+    for first in range(0, len(pairs), pairs_a_reading):
+        reading = pairs[first : first + pairs_a_reading]
         texts = _all_texts([doc_id for _, doc_id in reading], corpus, id_name="doc_id", what="passages")
-        for segment in _parts(reading, teacher.segment_pairs):
+        for start in range(0, len(reading), teacher.segment_pairs):
+            segment = reading[start : start + teacher.segment_pairs]
             scored = opened.score([(query_texts[query], texts[doc_id]) for query, doc_id in segment])
             for (query, doc_id), logit in zip(segment, scored.tolist(), strict=True):
                 logits[query].append((doc_id, logit))
@@ -60,13 +61,6 @@ def rerank(
     if spec.key(digests) != key:
         raise RunFailed(f"the files of model={teacher.model} changed while this run was under way; start it again")
     return {query: sorted(entries, key=lambda entry: (-entry[1], entry[0])) for query, entries in logits.items()}
-
-
-def _parts(pairs: list[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
-    """The pairs in their order, `size` at a time."""
-    rest = iter(pairs)
-    while part := list(itertools.islice(rest, size)):
-        yield part
 
 
 def _all_texts(ids: list[str], folder: Path, *, id_name: str, what: str) -> dict[str, str]:

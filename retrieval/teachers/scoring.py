@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import RunFailed
-from retrieval.compute.batching import order_by_length, token_budget_batches
-from retrieval.teachers.base import OnBatch, tell_nobody
+from retrieval.compute.batching import order_by_length, padded, token_budget_batches
+from retrieval.teachers.base import OnBatch, ignore_batch
 from retrieval.teachers.pair_tokens import PairEncoding
 
 
@@ -31,7 +31,7 @@ class CrossEncoder(Protocol):
 
 
 def score_pairs(
-    cross_encoder: CrossEncoder, pairs: Sequence[PairEncoding], *, pad_id: int, on_batch: OnBatch = tell_nobody
+    cross_encoder: CrossEncoder, pairs: Sequence[PairEncoding], *, pad_id: int, on_batch: OnBatch = ignore_batch
 ) -> NDArray[np.float32]:
     """[n] raw logits of the pairs, in their order.
 
@@ -44,8 +44,10 @@ def score_pairs(
 
     def compute(rows: list[int]) -> tuple[int, int, int]:
         length = lengths[rows[0]]
-        logits[rows] = cross_encoder.logits(*_batch([pairs[row] for row in rows], length, pad_id))
-        return len(rows), sum(len(pairs[row].ids) for row in rows), len(rows) * length
+        ids, mask = padded([pairs[row].ids for row in rows], length=length, value=pad_id)
+        segments, _ = padded([pairs[row].segments for row in rows], length=length, value=0)
+        logits[rows] = cross_encoder.logits(ids, mask, segments)
+        return len(rows), int(mask.sum()), mask.size
 
     for done in _computed(compute, lengths, cross_encoder):
         on_batch(*done)
@@ -81,13 +83,3 @@ def _computed(
             continue
         waiting = waiting[len(rows) :]
         yield done
-
-
-def _batch(pairs: list[PairEncoding], length: int, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """[n, length] token ids, mask and segment ids."""
-    ids = np.full((len(pairs), length), pad_id, dtype=np.int64)
-    mask, segments = np.zeros_like(ids), np.zeros_like(ids)
-    for row, pair in enumerate(pairs):
-        own = len(pair.ids)
-        ids[row, :own], segments[row, :own], mask[row, :own] = pair.ids, pair.segments, 1
-    return ids, mask, segments

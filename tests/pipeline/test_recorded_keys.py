@@ -82,7 +82,7 @@ def experiment_of(case: str, folder: Path, write: Any) -> Any:
             path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoModel": "modeling.Model"}}))
         settings = {"student.trust_remote_code": True, "teacher.trust_remote_code": True}
     elif case == "curriculum":
-        settings = {"curriculum.enabled": True, "hard_negatives.depth": 200, "hard_negatives.last_rank": 200}
+        settings = {"curriculum.enabled": True, "hard_negatives.depth": 200, "hard_negatives.range_max": 200}
     elif case == "no teacher":
         settings = {"teacher.backend": "none", "dark_examples.reinforced": False, "dark_examples.mask_ratios": []}
     elif case == "pools":

@@ -414,7 +414,7 @@ def test_an_interrupted_run_goes_on(
     config = tiny_experiment(tmp_path / "run")
     script = Path(sys.executable).parent / "prep"
     process = subprocess.Popen([script, "run", f"config={config}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (tmp_path / "run" / "store" / "teacher_scores").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)

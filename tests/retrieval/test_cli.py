@@ -104,6 +104,7 @@ def embed(folder: Path, model: Path, *, out: str = "") -> None:
         )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("pooling", "normalize"), [("mean", True), ("mean", False), ("cls", False), ("cls", True)])
 def test_vectors_equal_sentence_transformers(tmp_path: Path, pooling: str, normalize: bool) -> None:
     """Prevents: padding in the mean, the wrong pooling read from a folder, another cut at the limit, rows in length order."""
@@ -143,6 +144,7 @@ def test_vectors_that_overflow_fp16_are_refused(tmp_path: Path) -> None:
         list(embedded_groups(encoder, tmp_path / "corpus.parquet", kind="corpus"))
 
 
+@pytest.mark.medium
 def test_from_texts_to_metrics(collection: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents: a stored run that scores otherwise than the search that wrote it; a judged query without results left out."""
     embed(collection, model_folder(collection / "model", pooling="mean", normalize=True))
@@ -183,6 +185,7 @@ def test_from_texts_to_metrics(collection: Path, capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["nDCG@10"]["ties"] == 2
 
 
+@pytest.mark.medium
 def test_encoding_keeps_finished_shards_and_refuses_another_models(collection: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents: hours of embeddings made again after a kill, and two models' vectors mixed in one folder."""
     model = model_folder(collection / "model", pooling="mean", normalize=True)
@@ -205,6 +208,7 @@ def test_encoding_keeps_finished_shards_and_refuses_another_models(collection: P
     assert "of another model" in capsys.readouterr().err
 
 
+@pytest.mark.medium
 def test_vectors_of_two_students_are_named(collection: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents: queries of the trained student searched in the corpus of the untrained one, without a word."""
     embed(collection, model_folder(collection / "one", pooling="mean", normalize=True))

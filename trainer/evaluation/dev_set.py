@@ -30,8 +30,8 @@ from data.tables.ragged import Ragged
 from data.tables.schemas import DEV, SCHEMA_VERSION, DevRole
 from data.tables.shards import read_row_groups
 from retrieval.encoding.text_encoder import encode_tokens
-from retrieval.evaluation.metrics import Qrels
 from retrieval.evaluation.metrics import evaluate as evaluate_run
+from retrieval.evaluation.qrels import Qrels
 from retrieval.search.exact import exact_search
 from retrieval.search.matmul import Vectors
 from trainer.steps.gradients import StepSettings

@@ -106,6 +106,7 @@ def test_every_rank_is_judged_as_defined(student: int, teacher: int) -> None:
     ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("rule", ["prod", "prod_nq"])
 def test_a_run_keeps_the_queries_that_its_tables_say(
     copied: Any, prep_run: Prep, tmp_path: Path, rule: str, count_scored: list[int]

@@ -123,8 +123,9 @@ def test_what_is_left_of_an_earlier_version_does_no_harm(copied: Any, prep_run: 
     (copied.store / "calibration.json").write_text('{"k": {"device": "x", "tokens_per_second": 1.0, "compile_seconds": 0.0}}')
     next(iter(folder.glob("*.parquet"))).unlink()
     prep_run(copied.config)
-    assert count_scored == [] and kept_speed(experiment) is None
-    keep_speed(experiment, Speed("Some GPU", 100.0))
+    models = ResolvedModels(experiment)
+    assert count_scored == [] and kept_speed(models) is None
+    keep_speed(models, Speed("Some GPU", 100.0))
     assert json.loads((copied.store / "calibration.json").read_text()).keys() != {"k"}
 
 

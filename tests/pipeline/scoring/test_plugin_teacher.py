@@ -60,7 +60,7 @@ def test_a_missing_module_is_told_before_any_work(tmp_path: Path, tiny_experimen
     config = tiny_experiment(tmp_path, **{"teacher.backend": "not_installed_lab.teachers:T"})
     for words in (["plan"], ["run", "runner=local"]):
         done = CliRunner().invoke(app, [*words, f"config={config}"])
-        assert done.exit_code == 2 and "no module not_installed_lab.teachers here" in done.output
+        assert done.exit_code == 2 and "has no module not_installed_lab: install it there" in done.output
     assert not list((tmp_path / "store").rglob("*.parquet"))
     with pytest.raises(UserError, match="nearest: torch"):
         load({"config": str(config), "teacher.backend": "troch"})

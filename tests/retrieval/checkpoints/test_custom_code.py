@@ -78,6 +78,7 @@ def test_a_tokenizer_of_own_code_is_refused_and_a_file_beside_it_used(tmp_path: 
         resolve_student(student(folder))
 
 
+@pytest.mark.medium
 def test_a_class_of_transformers_stands_in_only_where_it_has_all_weights(tmp_path: Path) -> None:
     """Prevents: a folder of own code under a known model_type, computed as that model: experts left out, or other layers at random."""
     folder = save(tmp_path, "Bert")

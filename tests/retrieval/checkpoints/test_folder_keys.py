@@ -49,6 +49,7 @@ def test_lengths_under_all_their_names(cased: Path, tmp_path: Path, said: dict[s
         np.testing.assert_allclose(ours.passages(LONG), theirs.encode_document(LONG), atol=1e-5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "said",
     [
@@ -166,6 +167,7 @@ def test_another_pooling_can_be_asked_for(cased: Path, tmp_path: Path) -> None:
 # Prompts
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("default", ["query", "document"])
 def test_a_default_prompt_of_one_side_is_not_the_other_s(cased: Path, tmp_path: Path, default: str) -> None:
     """Prevents: passages with the prompt of queries, since that is the default: `encode_document` gives them none."""
@@ -176,6 +178,7 @@ def test_a_default_prompt_of_one_side_is_not_the_other_s(cased: Path, tmp_path: 
 # Similarity and size
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_cosine_without_a_normalize_is_the_inner_product_of_unit_vectors(cased: Path, tmp_path: Path, pooling: str) -> None:
     """Prevents: a checkpoint that compares by cosine mined and trained by the inner product of vectors of any length."""
@@ -190,6 +193,7 @@ def test_cosine_without_a_normalize_is_the_inner_product_of_unit_vectors(cased: 
     assert_equal(ours, peer(tmp_path / "saved"))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("similarity", [{}, {"similarity_fn_name": None}, {"similarity_fn_name": "dot"}])
 def test_a_folder_without_a_similarity_stays_as_it_is_and_says_so(cased: Path, tmp_path: Path, similarity: dict[str, Any]) -> None:
     """Prevents: stores of dot-product models (TAS-B) embedded anew by cosine; a choice that nobody hears of."""
@@ -207,6 +211,7 @@ def test_keys_that_nobody_knows_are_told(cased: Path, tmp_path: Path) -> None:
     assert ["author" in note for note in spec_of(folder).notes] == [True]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("normalize", [False, True])
 def test_truncate_dim_keeps_the_first_dimensions(cased: Path, tmp_path: Path, normalize: bool) -> None:
     """Prevents: a Matryoshka checkpoint embedded, trained and saved with all of its dimensions."""

@@ -80,12 +80,12 @@ def test_items_are_made_ahead_and_errors_come_through() -> None:
         raise OSError("full")
 
     done: list[int] = []
-    with behind() as writes:
+    with behind() as write:
         for number in range(20):
-            writes.do(done.append, number)
+            write(done.append, number)
     assert done == list(range(20))
-    with pytest.raises(OSError, match="full"), behind() as writes:
-        writes.do(fails)
+    with pytest.raises(OSError, match="full"), behind() as write:
+        write(fails)
 
 
 def test_one_is_made_ahead_and_a_user_who_leaves_ends_the_thread() -> None:

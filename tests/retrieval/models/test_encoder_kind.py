@@ -20,6 +20,7 @@ def resolve(folder: Path, **words: Any) -> Any:
     return resolve_student(Student(model=str(folder), **words))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("architecture", ["Qwen3", "Llama", "Gemma3Text", "GPT2"])
 @pytest.mark.parametrize("words", [{}, {"pooling": "cls"}])
 def test_a_causal_decoder_has_no_first_token_to_pool(tmp_path: Path, architecture: str, words: dict[str, Any]) -> None:
@@ -41,6 +42,7 @@ def test_an_encoder_made_causal_is_one(tmp_path: Path) -> None:
         resolve(folder)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_a_decoder_made_bidirectional_is_an_encoder(tmp_path: Path, pooling: str) -> None:
     """Prevents: LLM encoders (`is_causal: false`) refused for their model_type."""
@@ -74,6 +76,7 @@ def test_a_model_without_vectors_of_tokens_is_found_out(tmp_path: Path) -> None:
         DualEncoder(resolve(folder))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("composite", [False, True])
 def test_vectors_of_another_size_than_the_hidden_one(tmp_path: Path, composite: bool) -> None:
     """Prevents: room for 32 dimensions where the model gives 24, and a configuration within another one that nobody finds."""

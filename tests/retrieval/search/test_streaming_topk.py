@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval.search.streaming_topk import Bits, StreamingTopK, numbers_of, rising, room_for
+from retrieval.search.streaming_topk import Bits, StreamingTopK, capacity_of, numbers_of, rising
 
 
 def as_bits(scores: NDArray[np.float32], *, low: bool) -> Bits:
@@ -45,9 +45,9 @@ def test_holds_what_a_sort_of_all_scores_puts_first(
         for first in (0, 4):  # queries of two tiles; those at the end get nothing
             best.offer(first, np.ascontiguousarray(bits[first : first + 4, row : row + width]), row)
         row += width
-    best.cut(0, queries)
+    best.cut(np.arange(queries))
     rows, bound, exact = best.rows(), best.discarded_bound(), numbers_of(rising(bits))
-    assert rows.shape[1] <= room_for(wanted) and (rows[queries:] == -1).all() and np.isneginf(bound[queries:]).all()
+    assert rows.shape[1] <= capacity_of(wanted) and (rows[queries:] == -1).all() and np.isneginf(bound[queries:]).all()
     for query in range(queries):
         kept = rows[query][rows[query] >= 0].tolist()
         assert kept == sorted(set(kept)) and (rows[query][len(kept) :] == -1).all()

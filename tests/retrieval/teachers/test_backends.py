@@ -116,7 +116,7 @@ def test_a_plugin_may_prepare_its_pairs_itself() -> None:
     ("backend", "message"),
     [
         ("support.plugin_teachers:Overlpa", r"teacher.backend=.* support.plugin_teachers has no Overlpa; nearest: Overlap"),
-        ("not_installed_lab.teachers:T", "no module not_installed_lab.teachers here: install it, or put its folder on PYTHONPATH"),
+        ("not_installed_lab.teachers:T", "has no module not_installed_lab: install it there, or put its folder on PYTHONPATH"),
         ("support.plugin_teachers:gives_none", r"gives a NoneType, which has no score\(pairs\)"),
         ("support.plugin_teachers:gives_two", r"gave \[1, 2\] logits for 1 pairs"),
         ("support.plugin_teachers:gives_nan", "gave 1 logits that are not finite numbers"),

@@ -134,5 +134,5 @@ def test_pairs_of_texts_that_were_stored_alone(folders: dict[str, Path], style: 
 def test_tokens_of_another_tokenizer_are_refused(folders: dict[str, Path]) -> None:
     """Prevents: words taken for special tokens, and cut away."""
     stored = np.array([7, 8, 9, 10], np.int32)
-    with pytest.raises(UserError, match="make the training shards anew"):
+    with pytest.raises(UserError, match="make the training shards again"):
         StoredPairs(folders["bert"], max_tokens=20).join(stored, stored)
