@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from support.ceiling import ceilings, print_ceilings
 from support.sides import middle, report, run_again
 
 from pipeline.executors.resources import usable_cpus
@@ -162,6 +163,7 @@ def main() -> None:
         "name": "mining", "ours": round(seconds["ours"], 2), "peer": round(seconds["peer"], 2),
         "ratio": round(seconds["peer"] / seconds["ours"], 3), "unit": "seconds", "memory_ours_gb": round(peak["ours"], 3),
         "memory_peer_gb": round(peak["peer"], 3), "memory_ratio": round(peak["ours"] / peak["peer"], 3), "overlap": round(share, 5),
+        **print_ceilings(ceilings(arguments.student, threads=arguments.threads)),
     }  # fmt: skip
     print(json.dumps(figures))
 

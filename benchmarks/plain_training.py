@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 
@@ -52,37 +53,40 @@ def main() -> None:
     args = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
     if len(args) < len(sys.argv) - 1 or not {"config", "shards", "dev"} <= set(args):
         sys.exit(__doc__)
-    shards, dropout = args.pop("shards"), float(args.pop("dropout", -1))
+    shards = args.pop("shards")
+    dropout = float(args.pop("dropout", -1))
     args |= {"train.dev": args.pop("dev"), "train.steps": args.pop("steps", STEPS), "train.dev_metric": METRIC}
     half = int(args.get("train.micro_batch_tokens", 4096)) // 2
     sides = {"fast": {}, "again": {"train.micro_batch_tokens": str(half)}, "plain": {"train.cpu_fast_path": "false"}}
     if dropout == 0:
         del sides["again"]
     with tempfile.TemporaryDirectory() as work:
-        start, results, lasts = Path(work) / "start", {}, {}
+        start = Path(work) / "start"
+        results: dict[str, Any] = {}
         save_start(args, start, dropout=None if dropout < 0 else dropout)
         args |= {"student.model": str(start), "student.layers": "null", "student.revision": "null"}
         for side, own in sides.items():
             output = Path(work) / side
-            words = [f"{key}={value}" for key, value in {**args, **own, "train.output": str(output)}.items()]
-            subprocess.run([sys.executable, "-m", "trainer", "run", f"shards={shards}", *words], check=True, stdout=subprocess.DEVNULL)
+            given = [f"{key}={value}" for key, value in {**args, **own, "train.output": str(output)}.items()]
+            subprocess.run([sys.executable, "-m", "trainer", "run", f"shards={shards}", *given], check=True, stdout=subprocess.DEVNULL)
             results[side] = json.loads((output / "result.json").read_text())
-            lasts[side] = last = results[side]["last_step"]
+            last = results[side]["last_step"]
             print(
                 f"{side:6} {METRIC} {last['dev'][METRIC]:.4f} after {last['step']} steps in {results[side]['seconds']:.0f} s, "
                 f"loss of the last one {last['loss']:.4f}",
                 flush=True,
             )
         fast = Path(work) / "fast" / "student"
-        off, moved = distance(fast, Path(work) / "plain" / "student"), distance(fast, start)
-    value = {side: last["dev"][METRIC] for side, last in lasts.items()}
+        off = distance(fast, Path(work) / "plain" / "student")
+        moved = distance(fast, start)
+    value = {side: result["last_step"]["dev"][METRIC] for side, result in results.items()}
     print(f"fast minus plain {value['fast'] - value['plain']:+.4f}; parameters are {off / moved:.1e} of the way apart that they moved")
     figures = {
         "name": "plain_training", "ours": value["fast"], "peer": value["plain"],
         "ratio": value["fast"] / value["plain"] if value["plain"] else None, "unit": METRIC,
         "difference": round(value["fast"] - value["plain"], 6), "parameters_apart": off / moved, "moved": moved,
         "seconds": {side: result["seconds"] for side, result in results.items()},
-        "last_loss": {side: last["loss"] for side, last in lasts.items()},
+        "last_loss": {side: result["last_step"]["loss"] for side, result in results.items()},
     }  # fmt: skip
     if "again" in value:
         figures["difference_by_chance"] = round(value["fast"] - value["again"], 6)

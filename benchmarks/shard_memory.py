@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import yaml
+from support.sides import compare_peaks
 
 
 def whole_words(student: Path) -> Any:
@@ -104,17 +103,9 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         started = time.perf_counter()
         context = StageContext(
-            ResolvedModels(experiment),
-            shards.table(experiment),
-            root / "out",
-            "f",
-            [0],
-            1,
-            found,
-            WorkerCache(),
-            report=lambda unit, count: None,
-            warn=print,
-        )
+            ResolvedModels(experiment), shards.table(experiment), root / "out", "f", [0], 1, found, WorkerCache(),
+            report=lambda unit, count: None, warn=print,
+        )  # fmt: skip
         context.table.build(context)
         seconds = time.perf_counter() - started
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "before": before, "seconds": seconds}
@@ -134,15 +125,10 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(run_stage(arguments)))
         return
-    peaks = []
-    for queries in (arguments.few, arguments.many):
-        words = [str(arguments.student), str(arguments.teacher), f"--candidates={arguments.candidates}", f"--tokens={arguments.tokens}"]
-        done = subprocess.run([sys.executable, __file__, *words, f"--one={queries}"], check=True, stdout=subprocess.PIPE, text=True)
-        figures = json.loads(done.stdout.splitlines()[-1])
-        peaks.append(figures["peak"])
-        print(f"{queries:>6,} queries: peak {figures['peak']:.0f} MB ({figures['before']:.0f} before), {figures['seconds']:.1f} s")
-    few, many = peaks
-    print(json.dumps({"name": "shard_memory", "ours": round(many), "peer": round(few), "ratio": round(many / few, 3), "unit": "MB"}))
+    compare_peaks(
+        "shard_memory", [(f"--one={queries}", f"{queries:>6,} queries") for queries in (arguments.few, arguments.many)],
+        line="peak {peak:.0f} MB ({before:.0f} before), {seconds:.1f} s",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from support.sides import compare_peaks
 from training import write_shards  # the benchmark beside this one
 
 CANDIDATES, TOKENS, VOCABULARY = 26, 112, 30_522
@@ -90,17 +89,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(run(Path(folder), arguments)))
         return
-    peaks = []
-    for copies in (1, arguments.times):
-        command = [sys.executable, __file__, *sys.argv[1:], f"--copies={copies}"]
-        figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-        peaks.append(figures["peak"])
-        print(
-            f"{copies * arguments.queries:>7,} queries: peak {figures['peak']:.0f} MB ({figures['made']:.0f} before the run), "
-            f"{figures['waited']:.3%} of the time waited for data, {figures['queries_per_second']:.2f} queries/s"
-        )
-    few, many = peaks
-    print(json.dumps({"name": "streaming_memory", "ours": round(many), "peer": round(few), "ratio": round(many / few, 3), "unit": "MB"}))
+    compare_peaks(
+        "streaming_memory", [(f"--copies={copies}", f"{copies * arguments.queries:>7,} queries") for copies in (1, arguments.times)],
+        line="peak {peak:.0f} MB ({made:.0f} before the run), {waited:.3%} of the time waited for data, {queries_per_second:.2f} queries/s",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

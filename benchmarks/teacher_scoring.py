@@ -22,10 +22,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from support.ceiling import ceilings, print_ceilings
+
 from pipeline.executors.resources import usable_cpus
 
 MAX_TOKENS = 128  # of a pair; ADAM's passages have as many (section 4.3)
-CEILING_TOKENS = 2048  # rows of the ceiling's matrices: a batch of the project's default size
 Pairs = list[tuple[str, str]]
 
 
@@ -97,37 +98,13 @@ def peer(folder: Path, *, precision: str) -> Callable[[Pairs], list[float]]:
     return lambda pairs: [float(logit) for logit in encoder.predict(pairs, show_progress_bar=False)]
 
 
-def ceiling(folder: Path) -> Callable[[Pairs], float]:
-    """FLOP/s of torch.nn.functional.linear at the shapes of the model's layers, bf16: measured for a second and a half."""
-    import torch
-
-    size, inner = (json.loads((folder / "config.json").read_text())[name] for name in ("hidden_size", "intermediate_size"))
-    shapes = [(size, size)] * 4 + [(size, inner), (inner, size)]
-    layers = [(torch.randn(CEILING_TOKENS, i), torch.randn(o, i), torch.randn(o)) for i, o in shapes]
-    low = [[tensor.to(torch.bfloat16) for tensor in layer] for layer in layers]
-    work = sum(2 * CEILING_TOKENS * i * o for i, o in shapes)
-
-    def measure(unused: Pairs) -> float:
-        times = []
-        started = time.perf_counter()
-        with torch.inference_mode():
-            while time.perf_counter() - started < 1.5:
-                before = time.perf_counter()
-                for values, weight, bias in low:
-                    torch.nn.functional.linear(values, weight, bias)
-                times.append(time.perf_counter() - before)
-        return work / median(times)
-
-    return measure
-
-
 SIDES: dict[str, Callable[[Path], Callable[[Pairs], Any]]] = {
     "ours": lambda folder: ours(folder, precision="bf16"),
     "ours compiled": lambda folder: ours(folder, precision="bf16", compiled=True),
     "ours fp32": lambda folder: ours(folder, precision="fp32"),
     "peer": lambda folder: peer(folder, precision="fp32"),
     "peer bf16": lambda folder: peer(folder, precision="bf16"),
-    "ceiling": ceiling,
+    "ceiling": lambda folder: lambda pairs: ceilings(folder),
 }
 
 
@@ -208,10 +185,10 @@ def main() -> None:
     for side in sides.values():
         side.close()
 
-    best = sides.pop("ceiling").result
+    ceiling = sides.pop("ceiling").result
     work = flops(given.teacher, pairs)
     rate = {name: len(pairs) / median(side.rounds) for name, side in sides.items()}
-    share = {name: work / median(side.rounds) / best for name, side in sides.items()}
+    share = {name: work / median(side.rounds) / ceiling["bf16"] for name, side in sides.items()}
     logits = {name: np.array(side.result) for name, side in sides.items()}
     off = {name: np.abs(found - logits["peer"]) for name, found in logits.items()}
     for name, side in sides.items():
@@ -220,7 +197,7 @@ def main() -> None:
             f"{name:14} {rate[name]:7.1f} pairs/s, start-up {side.start_up:5.1f} s, {share[name]:.2f} of the bf16 ceiling, logits off fp32 "
             f"by {off[name].max():.4f} (mean {off[name].mean():.4f}, Spearman {rank:.5f})"
         )
-    print(f"ceiling        {best / 1e9:7.0f} GFLOP/s in bf16")
+    ceiling_figures = print_ceilings(ceiling)
     cold = median(sides["ours"].rounds)
     warm = warm_seconds(pairs, sides["ours"].result)
     print(f"warm           {len(pairs) / warm:7.0f} pairs/s, {cold / warm:,.0f} times cold")
@@ -229,7 +206,7 @@ def main() -> None:
         "ratio": round(rate["ours"] / rate["peer"], 3), "unit": "pairs/s",
         "compiled_ratio": round(rate["ours compiled"] / rate["peer"], 3),
         "equal_precision_ratio": round(rate["ours"] / rate["peer bf16"], 3),
-        "fp32_ratio": round(rate["ours fp32"] / rate["peer"], 3), "ceiling_share": round(share["ours"], 3),
+        "fp32_ratio": round(rate["ours fp32"] / rate["peer"], 3), "ceiling_share": round(share["ours"], 3), **ceiling_figures,
         "warm_ratio": round(cold / warm), "largest_difference": round(float(off["ours"].max()), 4),  # of a logit, bf16 from the peer's fp32
     }  # fmt: skip
     print(json.dumps(figures))

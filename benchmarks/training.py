@@ -19,7 +19,8 @@ layers of the same weights, with the dropout of the model's configuration, on th
 Each side is a process of its own; they take turns, step by step, first those without epochs, then those with, and a waiting side computes
 nothing. A step's time is from when it may begin to its end, with reading or tokenising its batch, which `train run` does ahead. The first
 step of each side, in which models and data are opened, is left out. Ratios are medians over the rounds; with epochs, of each epoch, and
-then of the epochs' mean times.
+then of the epochs' mean times. Beside them stands how fast this processor multiplies matrices, measured just before, and each side's share
+of that in bf16: forward and backward pass once, without padding.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
+
+from support.ceiling import ceilings, print_ceilings
 
 NEGATIVES, MASK_RATIOS = 10, (0.1, 0.2, 0.3, 0.4, 0.5)  # 26 candidates with p+
 QUERY_TOKENS, PASSAGE_TOKENS = 32, 128  # ADAM, section 4.3
@@ -59,6 +62,7 @@ def prepare(arguments: argparse.Namespace) -> dict[str, float]:
     from retrieval.models.dual_encoder import DualEncoder
     from retrieval.models.student import resolve_student
     from retrieval.models.tokenizer import Tokenizer
+    from trainer.reporting.mfu import training_flop
 
     given = Student(
         model=str(arguments.student), layers=arguments.layers, query_tokens=QUERY_TOKENS, passage_tokens=PASSAGE_TOKENS,
@@ -78,7 +82,9 @@ def prepare(arguments: argparse.Namespace) -> dict[str, float]:
     for name, count in (("whole", len(lists)), ("epochs", epoch_steps(arguments.steps) * arguments.batch)):
         write_shards(arguments.work / name, lists[:count], tokenizer=tokenizer.digest)
     lengths = [len(tokens) for one in lists for tokens in one["tokens"]]
-    return {"tokens": mean(lengths), "longest": max(lengths), "parameters": sum(one.numel() for one in student.parameters())}
+    flop = training_flop(student.backbone, [*lengths, *(len(one["query_tokens"]) for one in lists)]) / len(lists)
+    parameters = sum(parameter.numel() for parameter in student.parameters())
+    return {"tokens": mean(lengths), "longest": max(lengths), "parameters": parameters, "flop_a_query": flop}
 
 
 def epoch_steps(steps: int) -> int:
@@ -95,7 +101,9 @@ def candidate_lists(collection: Path, tokenizer: Any) -> Any:
     for name in ("corpus", "queries"):
         with open(collection / f"{name}.jsonl", encoding="utf-8") as file:
             texts[name] = {record["_id"]: record["text"] for record in map(json.loads, file)}
-    chance, doc_ids, settings = random.Random(0), sorted(texts["corpus"]), DarkExamples(mask_ratios=MASK_RATIOS)
+    chance = random.Random(0)
+    doc_ids = sorted(texts["corpus"])
+    settings = DarkExamples(mask_ratios=MASK_RATIOS)
     seen: set[str] = set()
     with open(collection / "qrels" / "train.tsv", encoding="utf-8") as file:
         for line in itertools.islice(file, 1, None):
@@ -189,7 +197,7 @@ def train_ours(side: str, arguments: argparse.Namespace, turns: Turns) -> None:
     assert run
     for batch in planned_batches(run.shards, experiment, run.task, first_step=0):
         losses, _ = take_step(run, batch)
-        turns.end(sum(losses.distillation.values()) / max(1, batch.work.terms), tokens=sum(batch.lengths))
+        turns.end(sum(losses.distillation.values()) / max(1, batch.work.terms), tokens=sum(batch.work.lengths))
         turns.begin()
 
 
@@ -312,18 +320,24 @@ def compare(arguments: argparse.Namespace) -> None:
     """Run the sides and print their figures."""
     with SPAWN.Pool(1) as pool:
         about = pool.apply(prepare, (arguments,))
+        ceiling = pool.apply(ceilings, (arguments.work / "student",), {"threads": arguments.threads})
     print(f"26 candidates a query, mean {about['tokens']:.0f} tokens, longest {about['longest']}")
     print(f"{about['parameters'] / 1e6:.1f} M parameters")
     sides = interleave([name for name in WITHOUT_EPOCHS if name in arguments.only], arguments, steps=arguments.steps)
     with_epochs = [name for name in OBJECTIVES if name in arguments.only and name != "ours"]
     sides |= interleave(with_epochs, arguments, steps=epoch_steps(arguments.steps) * EPOCHS)
-    figures: dict[str, Any] = {"name": "training", "unit": "queries/s"}
+    figures: dict[str, Any] = {"name": "training", "unit": "queries/s", **print_ceilings(ceiling)}
     for name, side in sides.items():
         rate = arguments.batch / typical(side.values("seconds"), epochs=side.epochs)
         peak, loss = max(side.values("peak")), mean(side.values("figure"))
-        print(f"{name:11} {rate:6.2f} queries/s, peak {peak:5.2f} GB, mean loss {loss:.3f}")
         key = name.replace(" ", "_")
         figures |= {key: round(rate, 3), f"{key}_gb": round(peak, 3), f"{key}_loss": round(loss, 4)}
+        of_ceiling = ""
+        if name in WITHOUT_EPOCHS:  # the others encode less than all tokens of a query
+            share = rate * about["flop_a_query"] / ceiling["bf16"]
+            figures[f"{key}_ceiling_share"] = round(share, 3)
+            of_ceiling = f", {share:.2f} of the bf16 ceiling"
+        print(f"{name:11} {rate:6.2f} queries/s{of_ceiling}, peak {peak:5.2f} GB, mean loss {loss:.3f}")
     for ratio, (over, under) in RATIOS.items():
         if over in sides and under in sides:
             pairs = zip(sides[over].values("seconds"), sides[under].values("seconds"), strict=True)  # of the steps of one round

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 from typing import Annotated
-
-# As in `trainer.__main__`: under `torchrun -m trainer.cli` a file of the working directory must not be taken for a module of ours.
-if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).resolve() != Path(__file__).resolve().parents[1]:
-    del sys.path[0]
 
 import typer
 
@@ -29,7 +23,7 @@ def _train() -> None:
 
 @app.command()
 def run(
-    words: Annotated[
+    args: Annotated[
         list[str],
         typer.Argument(metavar="config=FILE shards=DIR [dev=DIR] [recipe=NAME] [dry_run=true] [key=value ...]", show_default=False),
     ],
@@ -41,13 +35,13 @@ def run(
     Exit codes: 0 finished, 1 failed, 2 bad configuration or input, 75 interrupted (the same command goes on).
     """
     with exit_codes():
-        raise typer.Exit(_run(words))
+        raise typer.Exit(_run(args))
 
 
-def _run(words: list[str]) -> int:
+def _run(args: list[str]) -> int:
     from trainer import recipes
 
-    parsed = parse_arguments(words)
+    parsed = parse_arguments(args)
     shards = parsed.pop("shards", None)
     if shards is None:
         raise UserError("say what to train on: shards=DIR (the output of `prep run stage=shards`, see `prep path`; s3:// is fine)")
@@ -71,10 +65,3 @@ def _run(words: list[str]) -> int:
 def main() -> None:
     """The command `train`; its console script is `trainer.__main__`."""
     app()
-
-
-if __name__ == "__main__":  # torchrun -m trainer.cli
-    from data.command import leave_on_signals
-
-    leave_on_signals()
-    main()

@@ -22,10 +22,10 @@ from data.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, RunFailed
 from trainer.evaluation.schedule import dev_figures, is_due, with_dev
 from trainer.interruption import GracefulShutdown
 from trainer.reporting.reports import Reports, write_result
-from trainer.run import PlannedBatch, Run, check_machine, open_run
+from trainer.run import PlannedBatch, TrainingRun, check_machine, open_run
 from trainer.saving.checkpoint import save_checkpoint, whole_folder
 from trainer.saving.folder_lock import held
-from trainer.saving.output_folder import RESULT_NAME, check_names, check_place
+from trainer.saving.output_folder import RESULT_NAME, check_output
 from trainer.steps.distributed import Distributed, joined
 from trainer.steps.gradients import QueryLosses, accumulate_gradients
 from trainer.steps.optim import learning_rate
@@ -34,10 +34,8 @@ from trainer.steps.optim import learning_rate
 def train(experiment: Experiment, *, shards_folder: Path) -> int:
     """Train the model of an experiment on a folder of training shards. Returns the exit code: 0 finished, 75 interrupted."""
     check_machine(experiment)
-    output = Path(experiment.train.output)
-    check_place(output)
-    check_names(experiment.train)
-    with joined(experiment.train.device) as processes, _held(output, processes=processes) as keep_hold:
+    check_output(experiment.train)
+    with joined(experiment.train.device) as processes, _held(Path(experiment.train.output), processes=processes) as keep_hold:
         return _train(experiment, shards_folder=shards_folder, processes=processes, keep_hold=keep_hold)
 
 
@@ -79,7 +77,7 @@ def _train(experiment: Experiment, *, shards_folder: Path, processes: Distribute
     return EXIT_COMPLETE
 
 
-def take_step(run: Run, batch: PlannedBatch) -> tuple[QueryLosses, float]:
+def take_step(run: TrainingRun, batch: PlannedBatch) -> tuple[QueryLosses, float]:
     """One step of the optimizer on the global batch. Returns each query's losses and the gradient's norm."""
     settings = run.experiment.train
     rate = learning_rate(batch.step, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=run.steps)
@@ -95,7 +93,7 @@ def take_step(run: Run, batch: PlannedBatch) -> tuple[QueryLosses, float]:
     return losses, norm
 
 
-def maybe_evaluate(run: Run) -> dict[str, float]:
+def maybe_evaluate(run: TrainingRun) -> dict[str, float]:
     """The dev set's figures where an evaluation is due, else none. The best student so far is saved."""
     settings = run.experiment.train
     if run.dev is None or not is_due(run.state.step, settings=settings, epoch_ends=run.epoch_ends):
@@ -107,13 +105,13 @@ def maybe_evaluate(run: Run) -> dict[str, float]:
     return figures
 
 
-def checkpoint_is_due(run: Run) -> bool:
+def checkpoint_is_due(run: TrainingRun) -> bool:
     """Every so many steps, at the end of each epoch, and where the run stops early."""
     step = run.state.step
     return step % run.experiment.train.checkpoint_every == 0 or step in run.epoch_ends or run.stopped_early
 
 
-def save_model(run: Run, folder: Path) -> None:
+def save_model(run: TrainingRun, folder: Path) -> None:
     """A sentence-transformers folder of a student, a transformers folder of a cross-encoder, whole or not at all."""
     with whole_folder(folder) as temporary:
         run.model.save(temporary)
@@ -121,7 +119,7 @@ def save_model(run: Run, folder: Path) -> None:
 
 def stop_unless_finite(losses: QueryLosses, *, norm: float, batch: PlannedBatch) -> None:
     """A loss or gradient that is no finite number would ruin every parameter: stop before the step, naming the queries."""
-    parts = (losses.supervised, losses.distillation, losses.kept)
+    parts = (losses.supervised, losses.distillation, losses.reference_kl)
     broken = sorted({name for part in parts for name, loss in part.items() if not math.isfinite(loss)})
     if broken or not math.isfinite(norm):
         names = broken or [query.query_id for query in batch.work.queries]

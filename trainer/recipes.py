@@ -2,7 +2,7 @@
 
 Precedence, the later wins: the settings' defaults (ADAM's letter), the recipe's preset, the file's `train.objective`, the command
 line. The file's `train.objective` belongs to the file's own recipe: when the command line names another recipe, it is dropped.
-A task other than `student` has a preset of its own, and the recipe is not looked at.
+A task other than `student` has a preset of its own, and its recipe is unused.
 Each row of ADAM's Table 3 is one override of `adam`: see recipes/adam.
 """
 
@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, str]] = {
     "margin_mse": {**_PLAIN_KD, "distillation": "margin_mse"},  # Hofstaetter et al., 2020
     "cl_drd": {**_PLAIN_KD, "distillation": "curriculum"},  # Zeng et al., 2022; each iteration is a phase of its own
     "prod_dual": {**_PROD, "in_batch": "both"},  # phase T1: the teacher is `teacher_model`, the list all passages of the batch
-    "prod": {**_PROD, "reference_kl_weight": "1"},  # the later steps: the query's own list, and the student's start as a second teacher
+    "prod": {**_PROD, "reference_kl_weight": "1"},  # the later steps: the query's own list, and the initial student as a second teacher
 }
 TASK_PRESETS: dict[str, dict[str, str]] = {
     "cross_encoder": _SUPERVISED,
@@ -98,11 +98,7 @@ def check_shards(experiment: Experiment, metadata: TrainingMetadata) -> None:
 def check_lists(objective: Objective, *, labelled: bool, iterations: int, draw: int | None) -> None:
     """Refuse shards whose lists are not of the kind that the loss is over.
 
-    Args:
-        objective: The loss.
-        labelled: Whether the lists carry labels.
-        iterations: Of the curriculum that the lists are of, as the shards' metadata say; 0 where they are of none.
-        draw: `train.draw`, the iteration to train on.
+    `iterations` of a curriculum are in the shards (0: they are of none), `draw` (`train.draw`) is the one to train on.
     """
     by_labels = objective.loss_traits.learns_from == "labels"
     if by_labels and not labelled:

@@ -20,10 +20,10 @@ from retrieval.compute.probe import pad_id_of
 from trainer.evaluation.dev_set import DevSet, open_dev_set
 from trainer.input.stream import TrainingShards, batches, open_training_shards
 from trainer.objective.losses import DISTILLATION_LOSSES
-from trainer.objective.plan import BatchWork, plan_batch, token_count
+from trainer.objective.plan import BatchWork, plan_batch
 from trainer.objective.selection import selected_share
 from trainer.recipes import check_shards
-from trainer.saving.checkpoint import TrainingState, claim_output, read_record, remove_half_written, resume, start_digest
+from trainer.saving.checkpoint import TrainingState, claim_output, read_record, resume, start_digest
 from trainer.saving.output_folder import RESULT_NAME, RESULT_REMEDY
 from trainer.saving.rehearsal import rehearse_saving
 from trainer.steps.backend import Backend, PlainBackend
@@ -31,8 +31,9 @@ from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings
 from trainer.steps.micro_batches import MicroBatches, cut
 from trainer.steps.optim import make_optimizer
+from trainer.steps.prepare_model import Model
 from trainer.steps.reference_models import References
-from trainer.task import Model, Task, task_of
+from trainer.task import Task, task_of
 
 _BATCHES_AHEAD = 4
 _LOSS = "train.objective.distillation"
@@ -47,16 +48,9 @@ class PlannedBatch:
     work: BatchWork
     cut: MicroBatches
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each sequence that the step encodes."""
-        sequences = {sequence for query in self.work.queries for sequence in query.sequences}
-        sequences |= {passage.sequence for passage in self.work.in_batch_passages}
-        return [token_count(sequence) for sequence in sequences]
-
 
 @dataclass
-class Run:
+class TrainingRun:
     """A run, ready for its next step."""
 
     experiment: Experiment
@@ -85,7 +79,7 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Of the whole run, where nothing stops it early."""
+        """Steps of the optimizer, unless the run stops early."""
         return self.epoch_ends[-1]
 
     @property
@@ -100,9 +94,10 @@ class Run:
         return Prefetched(lambda: planned_batches(self.shards, self.experiment, self.task, first_step=first_step), ahead=_BATCHES_AHEAD)
 
 
-def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distributed) -> Run | None:
+def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distributed) -> TrainingRun | None:
     """Open all that a run needs; None where it is finished already."""
-    settings, output = experiment.train, Path(experiment.train.output)
+    settings = experiment.train
+    output = Path(settings.output)
     digests = DigestCache(Path(os.devnull))
     task = task_of(experiment, digests)
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=processes.first, draw=settings.draw)
@@ -115,7 +110,6 @@ def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distribu
     key = _run_key(experiment, shards=shards, task=task, dev=dev)
     if processes.first:
         claim_output(output, key=key)
-        remove_half_written(output)
     fingerprint = json_digest(key)
     processes.agree(fingerprint, about="settings, shards and models")  # the first process has checked the shards and noted the run
     if finished:
@@ -129,10 +123,11 @@ def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distribu
         processes.agree(start_digest(model, optimizer, state), about="the parameters to start from")
     if processes.first and state.step == 0:
         rehearse_saving(model, output)
-    backend, references = open_backend(model, settings), task.open_references()
+    backend = open_backend(model, settings)
+    references = task.open_references()
     if json_digest(task_of(experiment, digests).key) != json_digest(task.key):
         raise RunFailed("the files of a model changed while it was loaded: put the first ones back, or choose another train.output=FOLDER")
-    return Run(
+    return TrainingRun(
         experiment=experiment, processes=processes, shards=shards, key=key, task=task, model=model, references=references, backend=backend,
         optimizer=optimizer, step_settings=step_settings(experiment, model), epoch_ends=epoch_ends(shards, experiment), dev=dev,
         state=state,
@@ -175,7 +170,9 @@ def step_settings(experiment: Experiment, model: Model) -> StepSettings:
 
 def epoch_ends(shards: TrainingShards, experiment: Experiment) -> list[int]:
     """Steps done at the end of each epoch that the run reaches; the last one may be cut short by `train.steps`."""
-    settings, ends, done = experiment.train, list[int](), 0
+    settings = experiment.train
+    ends: list[int] = []
+    done = 0
     for epoch in range(settings.epochs):
         done += shards.epoch_steps(epoch, batch_queries=settings.batch_queries)
         if settings.steps is not None and done >= settings.steps:
@@ -189,16 +186,17 @@ def planned_batches(shards: TrainingShards, experiment: Experiment, task: Task, 
     settings = experiment.train
     objective = settings.objective
     for batch in batches(shards, seed=experiment.seed, epochs=settings.epochs, batch_queries=settings.batch_queries, first_step=first_step):
-        share = selected_share(batch.epoch, epochs=settings.epochs, count_from=objective.count_epochs_from)
-        work = plan_batch([task.row(row) for row in batch.rows], objective=objective, share=share)
         if batch.step == settings.steps:
             return
+        share = selected_share(batch.epoch, epochs=settings.epochs, count_from=objective.count_epochs_from)
+        work = plan_batch([task.row(row) for row in batch.rows], objective=objective, share=share)
         yield PlannedBatch(batch.step, batch.epoch, work, cut(work, budget=settings.micro_batch_tokens))
 
 
 def _run_key(experiment: Experiment, *, shards: TrainingShards, task: Task, dev: DevSet | None) -> dict[str, Any]:
     """All that decides the trained parameters: two runs that differ in it must not share an output folder."""
-    settings, early_stop = experiment.train, dict[str, Any]()
+    settings = experiment.train
+    early_stop: dict[str, Any] = {}
     if settings.patience is not None and dev is not None:
         early_stop = {"dev": dev.digest, "dev_metric": settings.dev_metric, "evaluate_every": settings.evaluate_every}
     return {

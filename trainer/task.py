@@ -30,10 +30,8 @@ from retrieval.teachers.cross_encoder import teacher_source
 from retrieval.teachers.pair_scorer import PairScorer, packed
 from retrieval.teachers.pair_tokens import StoredPairs
 from trainer.input.stream import REMEDY, TrainingRow
-from trainer.steps.prepare_model import prepared
+from trainer.steps.prepare_model import Model, prepared
 from trainer.steps.reference_models import References, open_references, teacher_spec
-
-Model = DualEncoder | PairScorer
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,20 @@ def report(started: float) -> None:
     print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak}), flush=True)
 
 
+def compare_peaks(name: str, sizes: list[tuple[str, str]], *, line: str) -> None:
+    """Run this script again for few and for many, print a line for each and the JSON line of their peak memory, MB.
+
+    `sizes` are one more argument and what it means, in words; `line` formats the figures of its process.
+    """
+    peaks = []
+    for option, size in sizes:
+        figures = run_again(option)
+        peaks.append(figures["peak"])
+        print(f"{size}: {line.format(**figures)}", flush=True)
+    few, many = peaks
+    print(json.dumps({"name": name, "ours": round(many), "peer": round(few), "ratio": round(many / few, 3), "unit": "MB"}))
+
+
 def middle(rounds: dict[str, list[dict[str, float]]], name: str) -> dict[str, float]:
     """The median of a figure over the rounds of each side."""
     return {side: median(one[name] for one in done) for side, done in rounds.items()}

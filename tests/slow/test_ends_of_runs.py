@@ -85,7 +85,7 @@ def test_foreign_modules_play_no_part_under_ray(foreign: Path, tmp_path: Path, t
     assert process.returncode == 0 and not (tmp_path / "imported").exists(), output
 
 
-@pytest.mark.parametrize("way", [["--no-python", str(BIN / "train")], ["-m", "trainer.cli"], ["-m", "trainer"]], ids=" ".join)
+@pytest.mark.parametrize("way", [["--no-python", str(BIN / "train")], ["-m", "trainer"]], ids=" ".join)
 def test_foreign_modules_play_no_part_under_torchrun(
     way: list[str], foreign: Path, finished: Any, tmp_path: Path, tiny_experiment: Callable[..., Path]
 ) -> None:

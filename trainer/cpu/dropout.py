@@ -30,24 +30,16 @@ class _Dropout(autograd.Function):
         return drop(gradient, mask).mul_(ctx.scale), None
 
 
-class CpuTrainingMode(TorchFunctionMode):
-    """Inside this context, dropout draws its masks with `keep_mask`, attention that has dropout is `trainer.cpu.attention`, and layer
-    stacks with another `forward` (`trainer.cpu.packing`) pack their batches."""
+@contextlib.contextmanager
+def cpu_training(pack: Pack | None = None) -> Iterator[None]:
+    """Inside, dropout draws its masks with `keep_mask`, attention that has dropout is `trainer.cpu.attention`, and layer stacks with
+    another `forward` (`trainer.cpu.packing`) pack their batches, or go on with `pack`."""
+    with packing(pack), _CpuTrainingMode():
+        yield
 
-    def __init__(self, pack: Pack | None = None) -> None:
-        super().__init__()
-        self._packing = packing(pack)
 
-    def __enter__(self) -> CpuTrainingMode:
-        self._packing.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._packing.__exit__(*error)
-
+class _CpuTrainingMode(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Called by PyTorch in place of each of its functions."""
         kwargs = kwargs or {}
         if func is functional.dropout and kwargs.get("training", True) and 0 < kwargs.get("p", 0.5) < 1 and len(args) == 1:
             return _Dropout.apply(args[0], kwargs.get("p", 0.5))
@@ -71,7 +63,8 @@ def _own_attention(
     """None where PyTorch's own is to be called."""
     if torch.is_autocast_enabled("cpu"):  # as it would cast them itself
         query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
-    pack, plain = current_pack(), not any(more.values())
+    pack = current_pack()
+    plain = not any(more.values())
     if pack is not None:
         if attn_mask is not None or not plain:
             raise NotImplementedError("attention with a mask or more inside a pack")
@@ -82,7 +75,7 @@ def _own_attention(
 def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """`context_fn` for `torch.utils.checkpoint`: what is computed again on the way back has the masks and the pack that it had.
 
-    Without it the second computation runs outside of `CpuTrainingMode`, with other masks, and the gradient is that of no loss.
+    Without it the second computation runs outside of `cpu_training`, with other masks, and the gradient is that of no loss.
     """
     return contextlib.nullcontext(), _again(mask_stream.state, current_pack())
 
@@ -91,7 +84,7 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextM
 def _again(state: tuple[int, int], pack: Pack | None) -> Iterator[None]:
     before, mask_stream.state = mask_stream.state, state
     try:
-        with CpuTrainingMode(pack):
+        with cpu_training(pack):
             yield
     finally:
         mask_stream.state = before

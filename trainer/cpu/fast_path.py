@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from retrieval.compute.probe import FP32_NOISE, agree, probe_batch
 from trainer.cpu import packing
-from trainer.cpu.dropout import CpuTrainingMode, checkpoint_contexts
+from trainer.cpu.dropout import checkpoint_contexts, cpu_training
 from trainer.cpu.embedding_gradient import add_gradient_by_row
 from trainer.cpu.masks import seed_masks
 from trainer.cpu.workers import Workers
@@ -50,9 +51,9 @@ class CpuBackend(PlainBackend):
         seed_masks(key)
         super().seed_dropout(key)
 
-    def context(self) -> CpuTrainingMode:
+    def context(self) -> AbstractContextManager[None]:
         """See `Backend`."""
-        return CpuTrainingMode()
+        return cpu_training()
 
     def passes(self, encoder: nn.Module) -> int:
         """One where layers are packed: there is no padding to save, and each pass more is another cast of the weights."""
@@ -87,5 +88,5 @@ def _draws_from_the_stream(model: Any) -> bool:
 
 @torch.no_grad()
 def _vectors(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    with CpuTrainingMode():
+    with cpu_training():
         return model(ids, mask)

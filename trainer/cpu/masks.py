@@ -36,8 +36,8 @@ def keep_mask(shape: torch.Size, *, p: float) -> Tensor:
     mask_stream.state = key, drawn + 1
     count = shape.numel()
     # SFC64 takes a third of the time of torch's Mersenne twister; the stream of a bit generator is the same in every numpy version.
-    words = np.random.SFC64([key, drawn]).random_raw((count + 3) // 4)
-    mask = torch.from_numpy(words.view(np.int16))[:count].view(shape)
+    bits = np.random.SFC64([key, drawn]).random_raw((count + 3) // 4)
+    mask = torch.from_numpy(bits.view(np.int16))[:count].view(shape)
     mask.bitwise_or_(-_LEVELS).add_(_dropped_levels(p))  # -2^15 to -1, each as likely; as many of them reach 0
     return mask.bitwise_right_shift_(15)
 

@@ -3,7 +3,7 @@
 Only embeddings, pooling and each layer's attention see padding, the last in buckets of sequences of like length; and since buckets are
 small whatever the batch, a micro-batch needs one pass, one cast of the weights and one gradient of each. The stack of a BERT-like model
 (its `encoder`) gets another `forward`; its parameters and their names stay as they are. It packs only inside
-`trainer.cpu.dropout.CpuTrainingMode`, which sends attention here. `retrieval.compute.unpadded` is the same for GPUs, without gradients.
+`trainer.cpu.dropout.cpu_training`, which sends attention here. `retrieval.compute.unpadded` is the same for GPUs, without gradients.
 
 Shapes: n sequences of at most L tokens, T real tokens of all of them, h heads, d dimensions a head, H = h d.
 """

@@ -22,7 +22,7 @@ class Workers:
 
     def __init__(self, model: nn.Module, count: int) -> None:
         self._models = [model, *(_replica(model) for _ in range(count - 1))]
-        self._pool = ThreadPoolExecutor(count)
+        self._threads = ThreadPoolExecutor(count)
 
     def each(self, sizes: Sequence[int], work: Work, shared: Tensor | None = None) -> None:
         """As `trainer.steps.backend.Backend.each`; each worker reads a leaf of its own in place of `shared`."""
@@ -35,7 +35,7 @@ class Workers:
                 work(self._models[worker], number, leaves[worker])
 
         shares = lpt_schedule(sizes, len(self._models))
-        for done in [self._pool.submit(take, worker, numbers) for worker, numbers in enumerate(shares)]:
+        for done in [self._threads.submit(take, worker, numbers) for worker, numbers in enumerate(shares)]:
             done.result()
         torch.set_num_threads(threads)
         with torch.no_grad():

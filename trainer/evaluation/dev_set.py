@@ -62,7 +62,8 @@ class DevSet:
         Known by the tokens that not every query has (of the prefix), four fifths of them, since a passage may be cut.
         """
         tokens = [set(sequence.tolist()) for sequence in self.queries.part(0, len(self.queries))]
-        everywhere, place = set.intersection(*tokens), {doc_id: row for row, doc_id in enumerate(self.doc_ids)}
+        everywhere = set.intersection(*tokens)
+        place = {doc_id: row for row, doc_id in enumerate(self.doc_ids)}
         own = set()
         for query_id, mine in zip(self.query_ids, tokens, strict=True):
             if query_id in place and self.qrels[query_id].get(query_id, 0) <= 0 and (marks := mine - everywhere):
@@ -106,11 +107,9 @@ def open_dev_set(folder: Path, *, tokenizer: str) -> DevSet:
 
 def _check_schema(path: Path, *, tokenizer: str) -> None:
     schema = pq.read_schema(path)
-    raw = (schema.metadata or {}).get(METADATA_KEY)
-    if raw is None:
-        raise UserError(f"{path} holds no dev set (no {METADATA_KEY.decode()!r} metadata); give dev= the output of stage=dev")
-    content = json.loads(raw)
-    version, own = content.get("schema_version"), content.get("tokenizer")
+    content = json.loads((schema.metadata or {}).get(METADATA_KEY, "{}"))
+    version = content.get("schema_version")
+    own = content.get("tokenizer")
     if version != SCHEMA_VERSION or not schema.equals(DEV):
         raise UserError(
             f"{path} has schema version {version}, this trainer reads {SCHEMA_VERSION}: run `prep run stage=dev` with this version of the "

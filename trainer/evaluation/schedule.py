@@ -1,4 +1,4 @@
-"""The dev set during a run: when it is looked at, which checkpoint is the best, and when to stop early."""
+"""The dev set during a run: when it is evaluated, which checkpoint is the best, and when to stop early."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from trainer.evaluation.dev_set import DevSet, Sequences, encode_all, evaluate
 from trainer.saving.checkpoint import TrainingState
 from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings
-from trainer.task import Model
+from trainer.steps.prepare_model import Model
 
 
 def is_due(done: int, *, settings: Train, epoch_ends: list[int]) -> bool:
-    """Whether the dev set is looked at after `done` steps: every so many, and at the end of the run."""
-    if settings.dev is None:
-        return False
+    """Whether an evaluation is due after `done` steps: every so many and at the end of the run, or at the end of each epoch."""
     if settings.evaluate_every is None:
         return done in epoch_ends
     return done % settings.evaluate_every == 0 or done == epoch_ends[-1]
@@ -30,7 +28,8 @@ def dev_figures(model: Model, dev: DevSet, *, settings: StepSettings, processes:
     """MRR@10, nDCG@10 and Recall@100 by exact search. Each process encodes a share; all get the same figures."""
 
     def encode(sequences: Sequences) -> NDArray[np.float32]:
-        vectors_ND, mine = np.zeros((len(sequences), model.size), np.float32), slice(processes.rank, None, processes.size)
+        vectors_ND = np.zeros((len(sequences), model.size), np.float32)
+        mine = slice(processes.rank, None, processes.size)
         vectors_ND[mine] = encode_all(model, sequences[mine], settings=settings)
         processes.sum(torch.from_numpy(vectors_ND))  # in place
         return vectors_ND

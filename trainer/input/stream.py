@@ -156,10 +156,7 @@ def open_training_shards(
 
 def _read_metadata(path: Path, *, tokenizer: str, remedy: str) -> TrainingMetadata:
     schema = pq.read_schema(path)
-    raw = (schema.metadata or {}).get(METADATA_KEY)
-    if raw is None:
-        raise UserError(f"{path} holds no training rows (no {METADATA_KEY.decode()!r} metadata); give shards= the output of stage=shards")
-    content: dict[str, Any] = json.loads(raw)
+    content: dict[str, Any] = json.loads((schema.metadata or {}).get(METADATA_KEY, "{}"))
     version: Any = content.get("schema_version")
     known = version in TRAINING_SCHEMAS and schema.equals(TRAINING_SCHEMAS[version])
     if not known or (content.get("curriculum") and version < LABELLED_VERSION):
@@ -240,6 +237,7 @@ class _DecodedGroup:
     def row(self, row: int) -> TrainingRow:
         own = {name: column[row] for name, column in self._columns.items()}
         tokens = Ragged.of_lists(own["candidate_tokens"].values)
+        labelled = "labels" in own
         found = TrainingRow(
             query_id=own["query_id"].as_py(),
             query_tokens=own["query_tokens"].values.to_numpy(),
@@ -249,10 +247,9 @@ class _DecodedGroup:
             teacher_logits=own["teacher_logits"].values.to_numpy(zero_copy_only=False),
             confidence=own["confidence"].as_py(),
             never_ids=tuple(own["never_ids"].as_py()) if "never_ids" in own else (),
+            labels=own["labels"].values.to_numpy(zero_copy_only=False) if labelled else np.empty(0, np.float32),
         )
-        if "labels" in own:
-            found = replace(found, labels=own["labels"].values.to_numpy(zero_copy_only=False))
-        self._check(found, labelled="labels" in own)
+        self._check(found, labelled=labelled)
         return found
 
     def _check(self, row: TrainingRow, *, labelled: bool) -> None:

@@ -87,7 +87,7 @@ def margin_mse_loss(student_scores_BK: Tensor, teacher_logits_BK: Tensor, mask_B
         student_scores_BK: Student scores, those of p+ first.
         teacher_logits_BK: Raw teacher logits, in the same order.
         mask_BK: True where there is a candidate; padding gets no gradient.
-        temperature: Not looked at: there is no softmax.
+        temperature: Unused: there is no softmax.
 
     Returns:
         [B] float64, squared scores; 0 for a query without negatives.
@@ -108,7 +108,7 @@ def curriculum_loss(student_scores_BK: Tensor, labels_BK: Tensor, mask_BK: Tenso
         student_scores_BK: Student scores s.
         labels_BK: Labels y; equal ones make no pair.
         mask_BK: True where there is a candidate; padding has no rank, makes no pair and gets no gradient.
-        temperature: Not looked at: there is no softmax.
+        temperature: Unused: there is no softmax.
 
     Returns:
         [B] float64, nats: sums, so that their mean over all pairs of a batch is for whoever knows the whole batch.

@@ -50,11 +50,6 @@ class QueryWork:
         """How many terms its distillation loss adds up: 1, or one for each pair of different labels."""
         return ordered_pairs(self.labels) if self.by_pairs else int(bool(self.distilled))
 
-    @property
-    def tokens(self) -> int:
-        """Tokens to encode, without padding."""
-        return sum(token_count(sequence) for sequence in self.sequences)
-
 
 @dataclass(frozen=True)
 class InBatchPassage:
@@ -72,7 +67,7 @@ class BatchWork:
     selected: int
     supervised_weight: float  # lambda / b, or 0
     distillation_weight: float  # its weight, T^2 where asked for, over b or the number of selected queries or of terms; or 0
-    keep_weight: float  # the same of the term that keeps the student near its start, over b or the number of selected queries
+    reference_kl_weight: float  # the same of the divergence from the initial student, over b or the number of selected queries
     in_batch_passages: tuple[InBatchPassage, ...]  # p+ and P- of all queries, where in-batch negatives are on
     in_batch: tuple[str, ...]  # the losses that these join
 
@@ -80,6 +75,13 @@ class BatchWork:
     def terms(self) -> int:
         """Terms of all queries' distillation losses: the selected queries, or the pairs of the global batch."""
         return sum(query.terms for query in self.queries)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence that the step encodes."""
+        sequences = {sequence for query in self.queries for sequence in query.sequences}
+        sequences |= {passage.sequence for passage in self.in_batch_passages}
+        return [token_count(sequence) for sequence in sequences]
 
 
 def token_count(sequence: Sequenced) -> int:
@@ -100,7 +102,7 @@ def distilled_places(kinds: Sequence[int], *, objective: Objective) -> list[int]
 def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Fraction) -> BatchWork:
     """Select over the global batch and list what each of its b queries needs.
 
-    `share` is the epoch's share of selected queries; it is not looked at where adaptivity is left out.
+    `share` is the epoch's share of selected queries; unused where the objective is not adaptive.
     """
     selected = [True] * len(rows)
     if "adaptive" not in objective.without:
@@ -122,7 +124,7 @@ def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Frac
         selected=sum(selected),
         supervised_weight=supervised_weight / len(rows),
         distillation_weight=objective.distillation_weight * factor / terms * distils,
-        keep_weight=objective.reference_kl_weight * factor / per_query * distils,
+        reference_kl_weight=objective.reference_kl_weight * factor / per_query * distils,
         in_batch_passages=_in_batch_passages(rows) if in_batch else (),
         in_batch=in_batch,
     )

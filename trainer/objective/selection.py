@@ -26,13 +26,7 @@ def selected_count(share: Fraction, *, queries: int) -> int:
 def select(confidence: Sequence[float], query_ids: Sequence[str], share: Fraction) -> list[bool]:
     """The top `share` of the batch by C(q); of equals the smaller query id comes first.
 
-    Args:
-        confidence: C(q) of each query, nats.
-        query_ids: Their ids.
-        share: From `selected_share`; 1 selects all.
-
-    Returns:
-        True for each selected query, in the batch's order.
+    `confidence` is C(q) of each query, nats. Returns True for each selected query, in the batch's order.
     """
     if missing := [name for name, value in zip(query_ids, confidence, strict=True) if not math.isfinite(value)]:
         raise RunFailed(f"confidence is not a finite number for queries {', '.join(missing[:10])}: the teacher's logits are damaged")

@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.config.registry import plugin_call
-from data.config.traits import LOSSES as TRAITS
-from data.config.traits import traits_of
 from data.errors import UserError
 from trainer.objective.losses import DISTILLATION_LOSSES, distillation_loss, supervised_loss
 from trainer.objective.plan import BatchWork, QueryWork, Sequenced
 
 _LOSS = "train.objective.distillation"
-LOSSES = ("supervised", "distillation", "kept")
+LOSSES = ("supervised", "distillation", "reference_kl")
 
 
 @dataclass(frozen=True)
@@ -32,18 +30,18 @@ class QueryLosses:
 
     supervised: dict[str, float]
     distillation: dict[str, float]
-    kept: dict[str, float]  # the divergence from the student's start
+    reference_kl: dict[str, float]  # the divergence from the initial student
 
 
-def asked_of(queries: Sequence[QueryWork], *, keeps: bool) -> NDArray[np.bool_]:
-    """[3, B] of which queries each of `LOSSES` is asked; `keeps`: whether there is a student's start to stay near."""
-    asked = np.array([[bool(query.supervised), bool(query.distilled), bool(query.distilled) and keeps] for query in queries])
+def asked_of(queries: Sequence[QueryWork], *, with_initial: bool) -> NDArray[np.bool_]:
+    """[3, B] of which queries each of `LOSSES` is asked; `with_initial`: whether there is an initial student to stay near."""
+    asked = np.array([[bool(query.supervised), bool(query.distilled), bool(query.distilled) and with_initial] for query in queries])
     return asked.reshape(-1, len(LOSSES)).T
 
 
 def total_loss(
     student: GroupScores,
-    frozen: dict[str, GroupScores],
+    references: dict[str, GroupScores],
     queries: Sequence[QueryWork],
     *,
     work: BatchWork,
@@ -54,7 +52,7 @@ def total_loss(
 
     Args:
         student: Its scores, with their graph.
-        frozen: Those of `teacher`, in place of the shards' logits, and of the student's start, `initial`, where there are such.
+        references: Those of `teacher`, in place of the shards' logits, and of the `initial` student, where there are such.
         queries: Of the group.
         work: The global batch.
         distillation: A name of `DISTILLATION_LOSSES`, or an import path.
@@ -64,14 +62,14 @@ def total_loss(
     """
     supervised = [query for query in queries if query.supervised]
     distilled = [query for query in queries if query.distilled]
-    supervised_B = distillation_B = kept_B = student.none
+    supervised_B = distillation_B = reference_B = student.none
     if supervised:
         scores_BK, mask_BK = student.listed(supervised, work, loss="supervised")
         supervised_B = supervised_loss(scores_BK[:, 0], scores_BK[:, 1:], mask_BK[:, 1:])
     if distilled:
         scores_BK, mask_BK = student.listed(distilled, work, loss="distillation")
-        beside = {name: scores.listed(distilled, work, loss="distillation")[0] for name, scores in frozen.items()}
-        if traits_of(distillation, TRAITS, setting=_LOSS).learns_from == "labels":
+        beside = {name: scores.listed(distilled, work, loss="distillation")[0] for name, scores in references.items()}
+        if len(distilled[0].labels):  # of a loss that learns from them
             targets_BK = _padded([query.labels for query in distilled], like_BK=scores_BK)
         elif "teacher" in beside:
             targets_BK = beside["teacher"]
@@ -86,9 +84,13 @@ def total_loss(
         if (shape := tuple(distillation_B.shape)) != (len(distilled),):
             raise UserError(f"{_LOSS}={distillation}: it returned {shape}; expected ({len(distilled)},), a loss for each query")
         if "initial" in beside:
-            kept_B = distillation_loss(scores_BK, beside["initial"], mask_BK, temperature)
-    total = work.supervised_weight * supervised_B.sum() + work.distillation_weight * distillation_B.sum() + work.keep_weight * kept_B.sum()
-    return total, [part.detach() for part in (supervised_B, distillation_B, kept_B)]
+            reference_B = distillation_loss(scores_BK, beside["initial"], mask_BK, temperature)
+    total = (
+        work.supervised_weight * supervised_B.sum()
+        + work.distillation_weight * distillation_B.sum()
+        + work.reference_kl_weight * reference_B.sum()
+    )
+    return total, [part.detach() for part in (supervised_B, distillation_B, reference_B)]
 
 
 def _padded(values: Sequence[NDArray[Any]], *, like_BK: Tensor, padding: float = 0.0) -> Tensor:

@@ -19,7 +19,7 @@ from trainer.input.stream import open_training_shards
 from trainer.recipes import check_shards
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 from trainer.run import PlannedBatch, check_machine, epoch_ends, open_backend, planned_batches, step_settings
-from trainer.saving.output_folder import check_names, check_place
+from trainer.saving.output_folder import check_output
 from trainer.steps.backend import Backend
 from trainer.steps.distributed import Distributed, started_processes
 from trainer.steps.gradients import StepSettings, accumulate_gradients
@@ -37,15 +37,16 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     check_machine(experiment)
     if started_processes() > 1:
         raise UserError("dry_run=true measures one process; start it without torchrun")
-    check_place(Path(experiment.train.output))
-    check_names(experiment.train)
     settings = experiment.train
+    check_output(settings)
     task = task_of(experiment, DigestCache(Path(os.devnull)))
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, draw=settings.draw)
     check_shards(experiment, shards.metadata)
-    model, references = task.open(), task.open_references()
+    model = task.open()
+    references = task.open_references()
     backend = open_backend(model, settings)
-    ends, steps = epoch_ends(shards, experiment), step_settings(experiment, model)
+    ends = epoch_ends(shards, experiment)
+    steps = step_settings(experiment, model)
     first = next(planned_batches(shards, experiment, task, first_step=0))
     rate, mfu = _tokens_per_second(backend, first, settings=steps, references=references)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -59,7 +60,7 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     for epoch, end in enumerate(ends):
         start = ends[epoch - 1] if epoch else 0
         some = list(itertools.islice(planned_batches(shards, experiment, task, first_step=start), min(_SAMPLED_BATCHES, end - start)))
-        tokens = sum(sum(batch.lengths) for batch in some) / len(some)
+        tokens = sum(sum(batch.work.lengths) for batch in some) / len(some)
         selected = sum(batch.work.selected for batch in some) / sum(len(batch.work.queries) for batch in some)
         seconds += (end - start) * tokens / rate
         print(f"epoch {epoch + 1:<6} {end - start:,} steps, {selected:.0%} of queries selected, about {tokens:,.0f} tokens a step")
@@ -71,19 +72,22 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
 
 def _tokens_per_second(backend: Backend, batch: PlannedBatch, *, settings: StepSettings, references: References) -> tuple[float, float]:
     """Tokens a second and model FLOP utilisation of forward and backward passes, from as many groups of a batch as ten seconds allow."""
-    best, began, cut = (0.0, 0.0), time.perf_counter(), batch.cut.groups
+    cut = batch.cut.groups
     groups = [cut[start : start + backend.at_once] for start in range(0, len(cut), backend.at_once)]
     if not groups:
         raise UserError("the first batch has nothing to encode: no loss is asked for")
     peak = measured_flop_rate(device=settings.device, precision=settings.precision)
+    best = (0.0, 0.0)
+    began = time.perf_counter()
     for round_ in range(1 + len(groups)):
         some = groups[round_ % len(groups)]
         queries = tuple(batch.work.queries[place] for group in some for place in group)
         work = replace(batch.work, in_batch_passages=(), in_batch=())
-        lengths = PlannedBatch(0, 0, replace(work, queries=queries), batch.cut).lengths
+        lengths = replace(work, queries=queries).lengths
         started = time.perf_counter()
-        parts, processes = MicroBatches([], [], some), Distributed()
-        accumulate_gradients(backend, work, parts, step=0, settings=settings, processes=processes, references=references)
+        accumulate_gradients(
+            backend, work, MicroBatches([], [], some), step=0, settings=settings, processes=Distributed(), references=references
+        )
         seconds = time.perf_counter() - started
         if round_ and sum(lengths) / seconds > best[0]:  # the first one warms up
             best = sum(lengths) / seconds, training_flop(backend.model.backbone, lengths) / seconds / peak
@@ -94,7 +98,8 @@ def _tokens_per_second(backend: Backend, batch: PlannedBatch, *, settings: StepS
 
 
 def _shapes(batch: PlannedBatch) -> str:
-    lengths, work = batch.lengths, batch.work
+    work = batch.work
+    lengths = work.lengths
     lists = [len(query.distilled) for query in work.queries if query.distilled]
     return (
         f"{len(work.queries)} queries, {work.selected} selected, {max(lists, default=0)} candidates a list, {len(lengths):,} sequences to "

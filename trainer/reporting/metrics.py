@@ -47,7 +47,7 @@ class Metrics:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close both."""
+        """Close the file and the curves."""
         self._file.close()
         self._curves.close()
 

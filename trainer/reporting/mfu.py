@@ -1,4 +1,4 @@
-"""Model FLOP mfu: the arithmetic that the model needs against what the device can do, both per second.
+"""Model FLOP utilisation (MFU): the arithmetic that the model needs against what the device can do, both per second.
 
 Counted as usual (PaLM, appendix B, arXiv 2204.02311): forward and backward pass once, no recomputation, no padding. The device's rate
 is measured here, with a matrix product in the run's precision, instead of taken from a data sheet.
@@ -28,7 +28,8 @@ def training_flop(backbone: nn.Module, lengths: Iterable[int]) -> int:
 
 def measured_flop_rate(*, device: str, precision: str) -> float:
     """FLOP a second of a square matrix product, the best of some."""
-    size, best = _SIZE[device], 0.0
+    size = _SIZE[device]
+    best = 0.0
     factor = torch.ones(size, size, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     began = time.perf_counter()
     while not best or time.perf_counter() - began < _SECONDS:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data.terminal import printable
 
-LINE_SECONDS = 30.0
+_LINE_SECONDS = 30.0
 
 
 class RunProgress:
@@ -43,7 +43,7 @@ class RunProgress:
             f"selected {figures['share']:.0%} {figures['queries_per_second']:.1f} queries/s"
         )
         self._bar.update(self._task, completed=step, figures=text)
-        if self._bar.disable and (now - self._last_line >= LINE_SECONDS or step == self._steps):
+        if self._bar.disable and (now - self._last_line >= _LINE_SECONDS or step == self._steps):
             remaining = (now - self._started) / (step - self._first) * (self._steps - step)
             self.note(f"step {step}/{self._steps} {text}, {remaining / 60:.1f} min left")
             self._last_line = now

@@ -14,16 +14,16 @@ from retrieval.models.dual_encoder import DualEncoder
 from trainer.reporting.metrics import Metrics, last_figures
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 from trainer.reporting.progress import RunProgress
-from trainer.run import PlannedBatch, Run
+from trainer.run import PlannedBatch, TrainingRun
 from trainer.saving.output_folder import RESULT_NAME
 from trainer.steps.gradients import QueryLosses
 from trainer.steps.optim import learning_rate
 
 
 class Reports:
-    """A context in which the steps of a run are reported; only the first process says anything."""
+    """A context in which the steps of a run are reported, by the first process alone."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         self._run = run
         self._waited = 0.0
 
@@ -52,7 +52,7 @@ class Reports:
         """Report a finished step: the gradient's norm before it is clipped, seconds without and (of all steps so far) for its data."""
         if not self._run.processes.first:
             return
-        lengths = batch.lengths
+        lengths = batch.work.lengths
         figures = {
             **_figures(self._run, batch, losses),
             "gradient_norm": norm,
@@ -76,17 +76,17 @@ class Reports:
         self._metrics.sync()
 
 
-def _figures(run: Run, batch: PlannedBatch, losses: QueryLosses) -> dict[str, Any]:
+def _figures(run: TrainingRun, batch: PlannedBatch, losses: QueryLosses) -> dict[str, Any]:
     """Of a line of metrics.jsonl. Steps and epochs count from 1; losses are means over the queries, or pairs, that have them, nats."""
     settings, work = run.experiment.train, batch.work
-    supervised, distillation, kept = (math.fsum(part.values()) for part in (losses.supervised, losses.distillation, losses.kept))
+    supervised, distillation, kept = (math.fsum(part.values()) for part in (losses.supervised, losses.distillation, losses.reference_kl))
     return {
         "step": batch.step + 1,
         "epoch": batch.epoch + 1,
-        "loss": work.supervised_weight * supervised + work.distillation_weight * distillation + work.keep_weight * kept,
+        "loss": work.supervised_weight * supervised + work.distillation_weight * distillation + work.reference_kl_weight * kept,
         "supervised": supervised / max(1, len(losses.supervised)),
         "distillation": distillation / max(1, work.terms),
-        **({"kept": kept / len(losses.kept)} if losses.kept else {}),
+        **({"kept": kept / len(losses.reference_kl)} if losses.reference_kl else {}),
         "queries": len(work.queries),
         "selected": work.selected,
         "share": work.selected / len(work.queries),
@@ -94,7 +94,7 @@ def _figures(run: Run, batch: PlannedBatch, losses: QueryLosses) -> dict[str, An
     }
 
 
-def _notes(run: Run, *, lost: int) -> Iterator[str]:
+def _notes(run: TrainingRun, *, lost: int) -> Iterator[str]:
     """What a person should know before the first step, of which nothing is an error."""
     settings, steps = run.experiment.train, run.steps
     if run.state.step:
@@ -111,7 +111,7 @@ def _notes(run: Run, *, lost: int) -> Iterator[str]:
         yield f"metrics.jsonl lacks the lines of {lost} steps that the run has done: it was damaged or cut; the training is not"
 
 
-def write_result(run: Run) -> None:
+def write_result(run: TrainingRun) -> None:
     """Write what says that the run is finished, and report it."""
     state = run.state
     content = {

@@ -51,7 +51,10 @@ class TrainingState:
 
 
 def claim_output(output: Path, *, key: dict[str, Any]) -> None:
-    """Note in the folder which run it holds. Raises UserError where it holds another run, naming what differs."""
+    """Note in the folder which run it holds, and remove what killed processes have left half written there.
+
+    Raises UserError where it holds another run, naming what differs.
+    """
     path = output / RUN_NAME
     if os.path.lexists(path):
         there = read_record(path, remedy="choose another train.output=FOLDER, or delete it if the run in it is this one")
@@ -62,6 +65,8 @@ def claim_output(output: Path, *, key: dict[str, Any]) -> None:
     else:
         output.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(key, indent=1, sort_keys=True).encode())
+    for folder in (output, output / _FOLDER):
+        remove_leftovers(folder, held=True)
 
 
 def read_record(path: Path, *, remedy: str) -> dict[str, Any]:
@@ -94,12 +99,6 @@ def save_checkpoint(output: Path, *, model: nn.Module, optimizer: torch.optim.Op
         (folder / _STATE).write_text(json.dumps(asdict(state)))
     for old in _complete(output)[:-keep]:
         _remove(old)
-
-
-def remove_half_written(output: Path) -> None:
-    """Remove what killed processes have left half written."""
-    for folder in (output, output / _FOLDER):
-        remove_leftovers(folder, held=True)
 
 
 def resume(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> TrainingState:

@@ -37,7 +37,8 @@ def held(output: Path) -> Iterator[Callable[[], None]]:
 
     Yields what to call before each write: it raises RunFailed where another run, which took this one for dead, has the folder now.
     """
-    lock, ended = _Lock(output), threading.Event()
+    lock = _Lock(output)
+    ended = threading.Event()
     try:
         output.mkdir(parents=True, exist_ok=True)
         lock.take()
@@ -63,7 +64,8 @@ def held(output: Path) -> Iterator[Callable[[], None]]:
 
 class _Lock:
     def __init__(self, output: Path) -> None:
-        self._output, self._path = output, output / LOCK_NAME
+        self._output = output
+        self._path = output / LOCK_NAME
         self._own = json.dumps({**_me(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": uuid.uuid4().hex}).encode()
 
     def take(self) -> None:

@@ -14,8 +14,12 @@ RESULT_REMEDY = "delete it and start the same command again: nothing is trained 
 _OTHER = "choose another train.output=FOLDER"
 
 
-def check_place(output: Path) -> None:
-    """Raises UserError where a run cannot or must not write: no folder, no permission, a table's folder or one in it."""
+def check_output(train: Train) -> None:
+    """Raises UserError where the run of these settings cannot, or must not, write.
+
+    That is no folder or no permission, a table's folder or one in it, and another kind of thing under a name that the run needs.
+    """
+    output = Path(train.output)
     setting = f"train.output={output}"
     there = next(path for path in (output.absolute(), *output.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
@@ -26,12 +30,8 @@ def check_place(output: Path) -> None:
     table = next((folder for folder in (own, *own.parents) if stored_table(folder)), None)
     if table and not (output / RUN_NAME).is_file():  # a run that was begun there goes on
         raise UserError(f"{setting}: {table} is the folder of a table that `prep` made; {_OTHER}")
-
-
-def check_names(train: Train) -> None:
-    """Raises UserError where another kind of thing has a name that the run needs in its folder."""
     kinds = {"folder": ("checkpoints", "tensorboard", "best", train.task), "file": (RUN_NAME, RESULT_NAME, LOCK_NAME, "metrics.jsonl")}
     for kind, names in kinds.items():
-        for path in (Path(train.output) / name for name in names):
+        for path in (output / name for name in names):
             if os.path.lexists(path) and not (path.is_dir() if kind == "folder" else path.is_file()):
                 raise UserError(f"{path} is no {kind}, and the run keeps one of that name; {_OTHER}")

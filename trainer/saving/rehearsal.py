@@ -18,13 +18,13 @@ from retrieval.model_files.model_lengths import most_positions
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
 from retrieval.teachers.pair_scorer import PairScorer
-from trainer.steps.prepare_model import in_mode
+from trainer.steps.prepare_model import Model, in_mode
 
 _TOKENS = 256  # of the texts compared: longer than most windows of attention
 _NOT_SAVED = ("folder", "layers", "option", "notes")  # what differs once the first layers are all that there is
 
 
-def rehearse_saving(model: DualEncoder | PairScorer, output: Path) -> None:
+def rehearse_saving(model: Model, output: Path) -> None:
     """Save the model as at the end of the run, in a temporary folder of `output`, open it again and compare.
 
     Raises UserError where it cannot be saved or opened, or gives other vectors then; RunFailed where the disk is full.
@@ -45,7 +45,7 @@ def rehearse_saving(model: DualEncoder | PairScorer, output: Path) -> None:
 
 
 @torch.no_grad()
-def _is_same(model: DualEncoder | PairScorer, folder: Path) -> bool:
+def _is_same(model: Model, folder: Path) -> bool:
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         again = _opened(model, folder).to(device).eval()
@@ -56,7 +56,7 @@ def _is_same(model: DualEncoder | PairScorer, folder: Path) -> bool:
         return torch.allclose(again(ids, torch.ones_like(ids)), model(ids, torch.ones_like(ids)), rtol=1e-4, atol=1e-5)
 
 
-def _opened(model: DualEncoder | PairScorer, folder: Path) -> DualEncoder | PairScorer:
+def _opened(model: Model, folder: Path) -> Model:
     if isinstance(model, PairScorer):
         return PairScorer(folder, seed=0, trusted=model.trusted)
     trusted = model.spec.trust_remote_code
@@ -67,7 +67,7 @@ def _settings(model: DualEncoder) -> dict[str, object]:
     return {name: value for name, value in asdict(model.spec).items() if name not in _NOT_SAVED}
 
 
-def _two_texts(model: DualEncoder | PairScorer, folder: Path) -> Tensor:
+def _two_texts(model: Model, folder: Path) -> Tensor:
     """[2, L] token ids that differ from place to place."""
     length = min(_TOKENS, most_positions(folder) or _TOKENS)
     vocabulary = int(text_config(model.backbone).vocab_size)

@@ -121,7 +121,8 @@ def joined(device: str) -> Iterator[Distributed]:
     """
     size = started_processes()
     if device == "cuda" and torch.cuda.is_available():
-        place, gpus = _number_of("LOCAL_RANK", least=0), torch.cuda.device_count()
+        place = _number_of("LOCAL_RANK", least=0)
+        gpus = torch.cuda.device_count()
         if place >= gpus:
             raise UserError(f"process {place} of this machine has no GPU: torch sees {gpus}; start torchrun with --nproc-per-node={gpus}")
         torch.cuda.set_device(place)

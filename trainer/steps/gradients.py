@@ -95,7 +95,9 @@ class _Step:
         encoded_SD = leaf_SD = None
         if self.chunks:
             keeps_graph = len(self.chunks) == 1 and self.processes.size == 1  # few enough to keep it until the groups are done
-            encoded_SD = self._encode_only_chunk() if keeps_graph else self._shared_vectors()
+            encoded_SD = (
+                _in_given_order(self._encode_chunk(self.backend.model, 0), self.cut.chunks) if keeps_graph else self._shared_vectors()
+            )
             leaf_SD = encoded_SD.detach().requires_grad_()
             self.references_SD = {name: self._shared_vectors(reference) for name, reference in self.references.items()}
         self._each(self.my_groups, self.group_tokens, self._forward_backward, leaf_SD)
@@ -106,7 +108,7 @@ class _Step:
             else:
                 self._each(self.my_chunks, self.chunk_tokens, self._backward_cached, gradient_SD)
         self.processes.sum_gradients(self.backend.model)
-        asked = asked_of(self.work.queries, keeps="initial" in self.references)
+        asked = asked_of(self.work.queries, with_initial="initial" in self.references)
         losses = self.processes.sum(self.losses_3B).tolist()
         return QueryLosses(
             *(
@@ -118,10 +120,6 @@ class _Step:
     def _each(self, mine: list[int], tokens: list[int], work: Work, shared: Tensor | None = None) -> None:
         """This process's passes of a kind."""
         self.backend.each([tokens[number] for number in mine], lambda model, place, leaf: work(model, mine[place], leaf), shared)
-
-    def _encode_only_chunk(self) -> Tensor:
-        """[S, D] vectors of the shared sequences, with their graph."""
-        return _in_given_order(self._encode_chunk(self.backend.model, 0), self.cut.chunks)
 
     def _shared_vectors(self, reference: nn.Module | None = None) -> Tensor:
         """[S, D] vectors of the shared sequences without a graph, the same in all processes."""
@@ -161,7 +159,7 @@ class _Step:
         )  # fmt: skip
         total.backward()
         places = torch.tensor(self.cut.groups[group])
-        for row, asked in enumerate(asked_of(queries, keeps="initial" in references)):
+        for row, asked in enumerate(asked_of(queries, with_initial="initial" in references)):
             self.losses_3B[row, places[torch.from_numpy(asked)]] = losses[row]
 
     def _backward_cached(self, model: nn.Module, number: int, gradient_SD: Tensor | None) -> None:

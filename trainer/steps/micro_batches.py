@@ -36,12 +36,7 @@ class MicroBatches:
 
 
 def cut(work: BatchWork, *, budget: int) -> MicroBatches:
-    """Cut a batch.
-
-    Args:
-        work: What its queries need.
-        budget: Tokens of a micro-batch, without padding. A single query with more is a group alone.
-    """
+    """Cut a batch into micro-batches of at most `budget` tokens, without padding. A single query with more is a group alone."""
     active = [place for place, query in enumerate(work.queries) if query.sequences]
     if work.in_batch_passages:
         groups = [active[start::_PROCESSES] for start in range(min(_PROCESSES, len(active)))]
@@ -68,11 +63,11 @@ def _groups(queries: Sequence[QueryWork], active: Sequence[int], *, budget: int)
     """Queries in groups of nearly equal tokens, at most `budget` of them; those that share passages together where they fit."""
     items: list[tuple[int, list[int]]] = []  # tokens, places of queries
     for relatives in _relatives(queries, active):
-        together = tokens_of([queries[place] for place in relatives])
-        if together <= budget:
-            items.append((together, relatives))
+        tokens = tokens_of([queries[place] for place in relatives])
+        if tokens <= budget:
+            items.append((tokens, relatives))
         else:
-            items += [(queries[place].tokens, [place]) for place in relatives]
+            items += [(tokens_of([queries[place]]), [place]) for place in relatives]
     items.sort(key=lambda item: (-item[0], item[1]))
     count = _rounded(-(-sum(tokens for tokens, _ in items) // budget)) if items else 0
     while True:
@@ -91,7 +86,9 @@ def _relatives(queries: Sequence[QueryWork], active: Sequence[int]) -> list[list
     """Queries that share a sequence, or share one with a query that does: connected components."""
     found: list[tuple[list[int], set[Sequenced]]] = []
     for place in active:
-        places, sequences, others = [place], set(queries[place].sequences), []
+        places = [place]
+        sequences = set(queries[place].sequences)
+        others = []
         for component in found:
             if sequences.isdisjoint(component[1]):
                 others.append(component)

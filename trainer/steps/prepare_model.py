@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.padding import check_padding, results_of
 from retrieval.teachers.pair_scorer import PairScorer
 
-Model = TypeVar("Model", DualEncoder, PairScorer)
+Model = DualEncoder | PairScorer
 
 _ABSOLUTE_POSITIONS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "electra")
 _KEY_BIASES = ("attention.self.key.bias", "attention.k_lin.bias", "attention.attn.k.bias")
@@ -47,7 +47,7 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def freeze_biases_without_gradient(model: DualEncoder | PairScorer) -> None:
+def freeze_biases_without_gradient(model: Model) -> None:
     """Leave biases as they are that add the same number to all that one softmax compares, which takes it away.
 
     Those are the biases of attention's keys (not with rotated positions, where a bias counts) and of a cross-encoder's output. Their exact

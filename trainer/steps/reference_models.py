@@ -1,4 +1,4 @@
-"""Dual encoders that stay as they are during a run and score each batch's lists: a teacher, and the student's start.
+"""Dual encoders that stay as they are during a run and score each batch's lists: a teacher, and the initial student.
 
 They have no parameters to train and are in evaluation mode, so that no graph is kept and no dropout is drawn. Each reads every sequence of
 a step once, wherever the student reads it: a group's own sequences by the process that has the group, shared ones by one process for all
@@ -18,7 +18,6 @@ from retrieval.models.padding import check_padding, results_of
 from retrieval.models.student import StudentSpec, resolve_student
 
 _TEACHER = "train.objective.teacher_model"
-
 
 # `teacher`, in place of the shards' logits, and `initial`, the student as the run began, where the objective has a use for them.
 References = Mapping[str, nn.Module]
@@ -47,7 +46,7 @@ def teacher_spec(experiment: Experiment, student: StudentSpec) -> StudentSpec | 
 
 
 def open_references(student: StudentSpec, teacher: StudentSpec | None, *, settings: Train) -> References:
-    """Load them; the student's start from where the student comes from, so that a checkpoint makes no difference."""
+    """Load them; the initial student from its own folder, so that a checkpoint makes no difference."""
 
     def opened(spec: StudentSpec) -> nn.Module:
         model = DualEncoder(spec).to(settings.device).requires_grad_(False).eval()

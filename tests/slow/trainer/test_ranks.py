@@ -81,7 +81,7 @@ def test_torchrun_is_interrupted_and_goes_on_with_another_number(tmp_path: Path,
     output = tmp_path / "run"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     words = [f"config={experiment_file}", f"train.output={output}", "train.epochs=40"]
-    runner = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m", "trainer.cli"]
+    runner = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m", "trainer"]
     log = open(tmp_path / "torchrun", "w+")  # noqa: SIM115 - read below
     process = subprocess.Popen([*runner, "run", f"shards={shards}", *words], env=environment, stdout=log, stderr=log)
     deadline = time.monotonic() + 120

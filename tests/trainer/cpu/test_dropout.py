@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.cpu.dropout import CpuTrainingMode
+from trainer.cpu.dropout import cpu_training
 from trainer.cpu.masks import keep_mask, keep_scale, seed_masks
 
 
 def test_dropout_of_a_model_is_replaced_and_repeats() -> None:
     """Masks that do not follow the seed break resume; dropout in eval mode breaks everything."""
     module, values = torch.nn.Dropout(0.3), torch.ones(200, 300, requires_grad=True)
-    with CpuTrainingMode():
+    with cpu_training():
         seed_masks(5)
         first = module(values)
         seed_masks(5)
@@ -42,7 +42,7 @@ def test_attention_is_the_documented_formula(kind: str) -> None:
     def gradients(result: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad((result * towards).sum(), parts)
 
-    with CpuTrainingMode():
+    with cpu_training():
         seed_masks(1)
         found = functional.scaled_dot_product_attention(*parts, attn_mask=mask, dropout_p=0.2, scale=0.7)
         plain = functional.scaled_dot_product_attention(*parts, attn_mask=mask)
@@ -61,7 +61,7 @@ def test_attention_to_nothing_is_a_number() -> None:
     """NaN in padding, which reaches all parameters through a mean with weight 0."""
     parts = [torch.randn(1, 1, 3, 4, requires_grad=True) for _ in range(3)]
     mask = torch.tensor([[True, False, False], [True, True, False], [False, False, False]])[None, None]
-    with CpuTrainingMode():
+    with cpu_training():
         result = functional.scaled_dot_product_attention(*parts, attn_mask=mask, dropout_p=0.2)
     result.sum().backward()
     assert result.isfinite().all() and all(part.grad is not None and part.grad.isfinite().all() for part in parts)
@@ -83,7 +83,7 @@ def test_checkpointed_layers_have_the_same_masks_again(student: Path) -> None:
         CpuBackend(model, workers=1)
         model.train()
         seed_masks(7)
-        with CpuTrainingMode():
+        with cpu_training():
             vectors = model(ids, mask)
         vectors.square().sum().backward()
         results.append([vectors.detach(), *(parameter.grad for parameter in model.parameters())])

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from retrieval.compute.precision import cpu_computes_bf16
-from trainer.cpu.dropout import CpuTrainingMode
+from trainer.cpu.dropout import cpu_training
 from trainer.cpu.fast_path import CpuBackend
 from trainer.cpu.masks import seed_masks
 from trainer.cpu.packing import packs
@@ -62,7 +62,7 @@ def gradient(model: nn.Module, *, precision: str = "fp32", cheap: bool = True) -
     model.zero_grad(set_to_none=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         if cheap:
-            with CpuTrainingMode():
+            with cpu_training():
                 vectors = model(*batch())
         else:
             vectors = model(*batch())

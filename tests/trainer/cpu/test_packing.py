@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModel
 
 from trainer.cpu import attention, dropout, packing
-from trainer.cpu.dropout import CpuTrainingMode
+from trainer.cpu.dropout import cpu_training
 from trainer.cpu.masks import keep_scale, seed_masks
 from trainer.cpu.packing import Pack, make_pack, pack_layers, packs
 
@@ -58,7 +58,7 @@ def test_packed_is_padded(padded: Any, small_buckets: None, lengths: list[int]) 
     packed = copy.deepcopy(padded).eval()
     pack_layers(packed)
     ids, mask = batch(lengths)
-    with CpuTrainingMode():
+    with cpu_training():
         found = gradients(packed, ids, mask)
     assert_equal(found, gradients(padded.eval(), ids, mask))
 
@@ -115,7 +115,7 @@ def test_with_dropout_it_is_the_padded_model_with_the_same_masks(padded: Any, sm
     packed = copy.deepcopy(padded).train()
     pack_layers(packed)
     seed_masks(11)
-    with CpuTrainingMode():
+    with cpu_training():
         found = gradients(packed, ids, mask)
     masks = padded_masks(drawn, make_pack(mask), mask, layers=2, heads=4)
     with GivenMasks(iter(masks), p=0.1):
@@ -154,9 +154,9 @@ def test_only_inside_its_context_and_until_undone(padded: Any) -> None:
     sizes = []
     model.encoder.layer[0].register_forward_pre_hook(lambda module, args: sizes.append(tuple(args[0].shape[:2])))
     model(input_ids=ids, attention_mask=mask)
-    with CpuTrainingMode():
+    with cpu_training():
         model(input_ids=ids, attention_mask=mask)
     undo()
-    with CpuTrainingMode():
+    with cpu_training():
         model(input_ids=ids, attention_mask=mask)
     assert sizes == [(2, 9), (1, 12), (2, 9)] and not packs(model)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -174,6 +175,16 @@ def test_lists_of_a_curriculum_without_labels_are_refused(tmp_path: Path, shard_
     folder = shard_writer(tmp_path / "old", [[row]], curriculum=["1/1/0"])
     with pytest.raises(UserError, match=r"schema version 3, no labels.*`prep run config=FILE`.*logits are kept"):
         open_training_shards(folder, tokenizer="none")
+
+
+def test_a_shard_without_metadata_is_refused(tmp_path: Path, shard_writer: Maker, row_maker: Maker) -> None:
+    """Prevents: a traceback where one shard of several was exchanged and digests are not compared."""
+    rows = [[row_maker(np.random.default_rng(0), query_id)] for query_id in ("q0", "q1")]
+    folder = shard_writer(tmp_path / "shards", rows)
+    path = max(folder.glob("*.parquet"))
+    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    with pytest.raises(UserError, match="has schema version None, this trainer reads"):
+        open_training_shards(folder, tokenizer="none", verify=False)
 
 
 def test_any_list_may_carry_labels(tmp_path: Path, shard_writer: Maker, row_maker: Maker) -> None:

@@ -10,12 +10,11 @@ import pytest
 from data.config.settings import Train
 from data.errors import UserError
 from data.tables.manifest import Manifest
-from trainer.saving.output_folder import check_names, check_place
+from trainer.saving.output_folder import check_output
 
 
 def check(output: Path) -> None:
-    check_place(output)
-    check_names(Train(output=str(output)))
+    check_output(Train(output=str(output)))
 
 
 def test_a_place_where_no_run_can_write_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

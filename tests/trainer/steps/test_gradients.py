@@ -300,7 +300,8 @@ def test_prod_s_objective_in_micro_batches(
     weighted = [
         weight * sum(part.values())
         for weight, part in (
-            (work.supervised_weight, losses.supervised), (work.distillation_weight, losses.distillation), (work.keep_weight, losses.kept)
+            (work.supervised_weight, losses.supervised), (work.distillation_weight, losses.distillation),
+            (work.reference_kl_weight, losses.reference_kl),
         )
     ]  # fmt: skip
     assert sum(weighted) == pytest.approx(float(total.detach()), rel=1e-9)
@@ -310,13 +311,13 @@ def test_prod_s_objective_in_micro_batches(
 def test_a_student_has_not_left_its_start_yet(
     make_student: Callable[..., Path], tmp_path: Path, rows: list[TrainingRow], in_batch: Any
 ) -> None:
-    """Prevents: a term that pulls at the first step already: other weights, other passages, or dropout in the frozen copy."""
+    """Prevents: a term that pulls at the first step already: other weights, other passages, or dropout in the initial student."""
     spec = resolve_student(Student(model=str(make_student(tmp_path / "still", dropout=0.0)), query_tokens=32, passage_tokens=64))
     model, start = DualEncoder(spec).train(), DualEncoder(spec).requires_grad_(False).eval()
     objective = Objective(**PROD, without=("adaptive",), reference_kl_weight=1.0, in_batch=in_batch)
     work = plan_batch(rows, objective=objective, share=Fraction(1))
     losses = accumulate(model, work, settings=settings(temperature=4.0), references={"initial": start})
-    assert len(losses.kept) == len(rows) and max(losses.kept.values()) < 1e-12
+    assert len(losses.reference_kl) == len(rows) and max(losses.reference_kl.values()) < 1e-12
 
 
 def curriculum_rows(rows: list[TrainingRow], *, shared: bool) -> list[TrainingRow]:
