@@ -17,7 +17,8 @@ def ceilings(folder: Path, *, threads: int | None = None) -> dict[str, float]:
     A model whose configuration has other names for its sizes counts as BERT-base. `threads` are torch's; None leaves them as they are.
     """
     import torch
-    from retrieval.checkpoints.files import transformer_folder
+
+    from retrieval.model_files.files import transformer_folder
 
     if threads is not None:
         torch.set_num_threads(threads)
