@@ -227,7 +227,7 @@ def test_negatives_from_a_run_on_the_store(bucket: Any, copied: Any, tmp_path: P
 
 def test_a_report_is_put(bucket: Any, finished: Any) -> None:
     """Prevents: a report in a folder called `s3:`."""
-    from pipeline.cli import main
+    from pipeline.__main__ import main
 
     assert called(main, "report", f"config={finished.config}", f"out={bucket}/report.html") == 0
     assert b"<html" in bucket.objects()["report.html"][:200].lower()
