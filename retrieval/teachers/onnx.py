@@ -103,7 +103,6 @@ def read_graph(folder: Path) -> OnnxGraph:
     path = folder / GRAPH_NAME
     if not os.path.lexists(path):
         raise UserError(f"{folder} holds no {GRAPH_NAME}")
-    refuse_placeholder(path)
     graph = _graph_of(path, file_stamp(path))
     for name, size in graph.external.items():
         beside = folder / name
@@ -119,6 +118,7 @@ def read_graph(folder: Path) -> OnnxGraph:
 
 @functools.lru_cache(maxsize=8)
 def _graph_of(path: Path, stamp: str) -> OnnxGraph:
+    refuse_placeholder(path)
     try:
         from onnx import ModelProto
     except ImportError as error:
