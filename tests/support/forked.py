@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-ENTRIES = {"prep": "pipeline.cli", "train": "trainer.cli", "retrieve": "retrieval.cli"}
+ENTRIES = {"prep": "pipeline.__main__", "train": "trainer.__main__", "retrieve": "retrieval.__main__"}
 _PRELOADED = [
-    *ENTRIES.values(), "pipeline.run", "pipeline.report.page", "pipeline.report.inspect", "pipeline.logit_cache", "trainer.recipes",
+    *ENTRIES.values(), "pipeline.cli", "trainer.cli", "retrieval.cli",
+    "pipeline.run", "pipeline.report.page", "pipeline.report.inspect", "pipeline.logit_cache", "trainer.recipes",
     "trainer.loop", "trainer.reporting.dry_run", "retrieval.encoding.encode", "retrieval.search.index_table", "retrieval.search.to_run",
     "retrieval.teachers.rerank", "retrieval.search.query", "retrieval.evaluation.metrics", "retrieval.evaluation.printing",
     "retrieval.encoding.text_encoder", "transformers.models.auto.modeling_auto", "rich.console", "transformers.models.bert.modeling_bert",

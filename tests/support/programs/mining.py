@@ -110,7 +110,7 @@ def work(log: int, args: list[str]) -> None:
     STEPS.log = log
     STEPS.last = int(args[0])
     sys.argv = args[1:]
-    {"prep": pipeline.cli, "retrieve": retrieval.cli}[args[1]].main()
+    {"prep": pipeline.cli.app, "retrieve": retrieval.cli.main}[args[1]]()
 
 
 if __name__ == "__main__":
