@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from data.config import negative_sources
-from data.config.registry import Registry, check_name
+from data.config.registry import Registry, check_name, plugin_call
 from data.config.settings import HardNegatives, Objective
 from data.config.traits import LOSSES, SAMPLERS, LossTraits, traits_of
-from data.errors import UserError
+from data.errors import RunFailed, UserError
 from pipeline.negatives import samplers, sources
 from trainer.objective.losses import DISTILLATION_LOSSES
 
@@ -118,3 +118,14 @@ def test_rules_of_built_ins_hold_for_plug_ins_with_their_traits(lab: Path) -> No
         Objective(distillation="mylab.things:loss").check_loss()
     absent = HardNegatives(sampler="nowhere_at_all:x", source="student,nowhere_at_all:y")
     assert absent.canonical_source == "student:1,nowhere_at_all:y:1" and Objective(distillation="nowhere_at_all:z").in_batch == "none"
+
+
+def test_what_goes_wrong_in_a_plug_in_names_its_setting_and_place() -> None:
+    """Prevents: a traceback of ours for a fault in other people's code; and a fault of a built-in that is passed off as theirs."""
+    place = r"teacher\.backend=lab:T ends in TypeError: no float \(.*test_registry\.py, line \d+\)"
+    with pytest.raises(RunFailed, match=place), plugin_call("lab:T", setting="teacher.backend"):
+        raise TypeError("no float")
+    with pytest.raises(UserError, match=r"^say what$"), plugin_call("lab:T", setting="teacher.backend"):
+        raise UserError("say what")
+    with pytest.raises(TypeError, match="ours"), plugin_call("torch", setting="teacher.backend"):
+        raise TypeError("ours")

@@ -18,7 +18,7 @@ from scipy.stats import chi2
 from data.config.settings import HardNegatives
 from data.digests import hash64, hash64_after
 from data.errors import UserError
-from pipeline.negatives.samplers import Window, by_hash, interleave, preferred, round_robin, simans, stratified
+from pipeline.negatives.samplers import NotAsked, Window, by_hash, interleave, preferred, round_robin, simans, stratified
 
 IDS = [f"d{number}" for number in range(30)]
 POOL = [f"d{number}" for number in range(60)]
@@ -159,3 +159,10 @@ def test_a_sampler_of_ones_own_is_taken_at_its_word_and_no_further(plugin_folder
     for name in ("another", "twice"):
         with pytest.raises(UserError, match=f"mylab.own:{name}: of query q it returned other ids"):
             order(name)
+
+
+@pytest.mark.parametrize("read", [list, len, sorted], ids=lambda read: read.__name__)
+def test_scores_that_were_not_asked_for_are_refused(read: Callable[..., object]) -> None:
+    """Prevents: a sampler that sorts by nothing, without a word, since it forgot to say what it needs."""
+    with pytest.raises(UserError, match=r'reads teacher_logits, which it does not ask for; set its attribute needs = {"teacher_logits"}'):
+        read(NotAsked("teacher_logits", HardNegatives()))

@@ -25,6 +25,9 @@ divergence.version = 1
 def mean(scores_BK, logits_BK, mask_BK, *, temperature):
     return scores_BK.mean()
 
+def detached(scores_BK, logits_BK, mask_BK, *, temperature):
+    return scores_BK.detach().sum(1)
+
 def of_labels(*tensors, temperature): ...
 of_labels.learns_from = "labels"
 """
@@ -72,3 +75,9 @@ def test_what_a_loss_cannot_be_is_told_by_the_first_step(run: Callable[..., Path
         run("mylab.nothing:of_labels")
     with pytest.raises(UserError, match="needs teacher logits, which in-batch passages have not"):
         run("mylab.losses:divergence", **{"train.objective.in_batch": "distillation"})
+
+
+def test_a_loss_without_a_gradient_is_refused(run: Callable[..., Path]) -> None:
+    """Prevents: hours of a training that teaches nothing, and ends well."""
+    with pytest.raises(UserError, match="detached: it does not depend on the scores"):
+        run("mylab.losses:detached")
