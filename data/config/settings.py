@@ -84,6 +84,15 @@ class Teacher(Section):
     backend: BackendName = keyed("torch", "torch, onnx (ONNX Runtime), your own as package.module:object, or none: shards without logits")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
     max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first", ge=16)
+    template: str | None = execution(
+        None, "how a pair becomes one text: a Jinja file, or a name of retrieval/teachers/pair_template.py; null: as the model's files say"
+    )
+    instruction: str | None = execution(None, "for the template's instruction; null: as the model's files say")
+    answers: tuple[str, ...] = execution((), "of a causal language model: its answer for a relevant passage and for another, as yes,no")
+    label: Literal["difference"] | int | None = execution(
+        None, "of a model with several outputs: which one is the logit, from 0, or the difference of the second and the first"
+    )
+    file: str | None = execution(None, "under onnx: the graph in the model's folder; null: model.onnx or onnx/model.onnx")
     compile: bool = execution(False, "torch.compile, under torch; its start takes half a minute a worker")
     segment_pairs: int = execution(2048, "rows of a window, whose new pairs are one segment; a kill loses at most two windows", ge=1)
     batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)

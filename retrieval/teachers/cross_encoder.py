@@ -7,8 +7,8 @@ Speed is in `retrieval/teachers/scoring.py` (batches of like length), in `retrie
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,11 @@ from retrieval.model_files.files import (
 )
 from retrieval.model_files.model_lengths import check_length
 from retrieval.model_files.weight_files import tensor_shapes
-from retrieval.models.loading import open_model
 from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, PreparingTeacher, TeacherSettings, TeacherSpec, ignore_batch
 from retrieval.teachers.graph_checks import check_graph
+from retrieval.teachers.heads import ClassifierHead, Head, find_head
 from retrieval.teachers.onnx import GRAPH_NAME, OnnxCrossEncoder, OnnxGraph, read_graph
 from retrieval.teachers.pair_tokens import PairTokenizer
-from retrieval.teachers.plain_pairs import ONE_OUTPUT
 from retrieval.teachers.scoring import CrossEncoder, OutOfMemory, score_pairs
 
 # The input is `[CLS] query [SEP] candidate [SEP]` as the tokenizer's own pair template makes it, the longer part cut first.
@@ -58,6 +57,7 @@ class CrossEncoderSpec(TeacherSpec):
     precision: str
     max_tokens: int
     trust_remote_code: bool = False
+    head: Head = field(default_factory=ClassifierHead)  # of backend torch
 
     @property
     def tokenizer_folder(self) -> Path:  # type: ignore[override]
@@ -75,7 +75,7 @@ class CrossEncoderSpec(TeacherSpec):
             "tokenizer": tokenizer_digest(self.folder),
             "template": INPUT_TEMPLATE,
             "max_tokens": self.max_tokens,
-            "head": "logit",
+            "head": self.head.key(digests),
             "precision": f"{self.backend}/{self.precision if graph else precisions.class_of(self.precision)}",
             **alone,
             **self._padding_key(),
@@ -180,7 +180,8 @@ def resolve_cross_encoder(teacher: settings.Teacher, *, device: str) -> CrossEnc
         check_teacher(folder, option="teacher.model")
         check_length(teacher.max_tokens, weights, option="teacher.max_tokens")
         precision = precisions.resolve(teacher.precision, device=device)
-    return CrossEncoderSpec(weights, teacher.model, backend, precision, teacher.max_tokens, teacher.trust_remote_code)
+    head = ClassifierHead() if backend == "onnx" else find_head(folder, teacher)
+    return CrossEncoderSpec(weights, teacher.model, backend, precision, teacher.max_tokens, teacher.trust_remote_code, head)
 
 
 def load_cross_encoder(
@@ -194,12 +195,13 @@ def load_cross_encoder(
     if spec.backend == "onnx":
         return OnnxCrossEncoder(spec.folder, device=device, threads=threads, batch_tokens=batch_tokens or DEFAULT_BATCH_TOKENS[device])
     return TorchCrossEncoder(
-        spec.folder, precision=spec.precision, device=device, batch_tokens=batch_tokens, compiled=compiled, trusted=spec.trust_remote_code
-    )
+        spec.folder, precision=spec.precision, device=device, batch_tokens=batch_tokens, compiled=compiled,
+        trusted=spec.trust_remote_code, head=spec.head,
+    )  # fmt: skip
 
 
 class TorchCrossEncoder:
-    """A transformers sequence-classification model with one output."""
+    """A cross-encoder under torch, whose logit is made by its head."""
 
     def __init__(
         self,
@@ -211,6 +213,7 @@ class TorchCrossEncoder:
         compiled: bool = False,
         unpad: bool | None = None,  # None: on GPUs, in low precision
         trusted: bool = False,  # whether code that comes with the checkpoint may run
+        head: Head | None = None,  # None: a classifier with one output
     ) -> None:
         import torch
 
@@ -229,22 +232,19 @@ class TorchCrossEncoder:
         if device == "cpu":
             tune_allocator()
         ways = [{"attn_implementation": cpu_attention.register_cpu_attention()}] if device == "cpu" else []
-        model = open_model("AutoModelForSequenceClassification", folder, option="teacher.model", trusted=trusted, ways=[*ways, {}])
-        if model.config.num_labels != 1:
-            raise UserError(f"teacher.model: {folder} has {model.config.num_labels} outputs; {ONE_OUTPUT}")
-        self._has_segments = getattr(model.config, "type_vocab_size", 1) > 1
-        self._model = model.eval().to(device=device)
-        self._forward: Callable[..., Any] = self._model
-        self._pad_id = pad_id_of(self._model) or 0
-        check_padding(self._model, check=self._logits_of, option="teacher.model")
-        low_precision.apply(self._model, precision=precision, check=self._logits_of, option="teacher.precision", compiled=compiled)
+        self._model = (head or ClassifierHead()).open(folder, trusted=trusted, ways=[*ways, {}])
+        self._model.to(device)
+        backbone = self._model.backbone
+        self._pad_id = pad_id_of(backbone) or 0
+        check_padding(backbone, check=self._logits_of, option="teacher.model")
+        low_precision.apply(backbone, precision=precision, check=self._logits_of, option="teacher.precision", compiled=compiled)
         unpad = device == "cuda" and precision != "fp32" and not compiled if unpad is None else unpad
-        self.packs = unpad and unpadded.install(self._model)
+        self.packs = unpad and unpadded.install(backbone)
         if compiled:
             import torch._inductor.config
 
             torch._inductor.config.freezing = True  # weights become constants, laid out as the processor's kernels want them
-            self._forward = torch.compile(self._model, dynamic=True)
+            backbone.compile(dynamic=True)
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n, L] arrays to [n] raw fp32 logits."""
@@ -259,8 +259,5 @@ class TorchCrossEncoder:
             raise OutOfMemory(first_line(error)) from error
 
     def _logits_of(self, ids: Any, mask: Any, segments: Any) -> Any:
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if self._has_segments:
-            inputs["token_type_ids"] = segments
         with self._torch.inference_mode():
-            return self._forward(**inputs).logits[:, 0].float()
+            return self._model.logits(ids, mask, segments)
