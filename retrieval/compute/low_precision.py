@@ -17,6 +17,7 @@ from data.errors import UserError, first_line
 from retrieval.compute.cpu_attention import CPU_ATTENTION, check_attention
 from retrieval.compute.packed_linear import LastCast, PackedLinear, packed
 from retrieval.compute.probe import FP32_NOISE, Check, agree, probe_batch
+from retrieval.compute.stored_precision import StoredLinear
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Layers that make the keys of attention, as transformers' encoders call them. In the last quarter of a model's layers, one at least, they
@@ -81,7 +82,9 @@ def lower_precision(model: nn.Module, dtype: torch.dtype, *, pack: bool, exact_k
     `pack` is for a CPU without torch.compile; `exact_keys`, with it, for our own attention, which takes keys in fp32 too.
     """
     casts = LastCast()
-    for last, parent, name, linear in list(_linear_layers(model)):
+    layers = list(_linear_layers(model))[::-1]
+    while layers:  # each goes before the next is made, so that a large model is never there twice
+        last, parent, name, linear = layers.pop()
         if getattr(parent, name) is not linear:  # of a stack within a stack, replaced before
             continue
         kind = torch.float32 if exact_keys and last and name in _KEYS else dtype
@@ -98,8 +101,8 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[bool, nn.Module, str, nn.
         for number, layer in enumerate(stack):
             for parent in layer.modules():
                 for name, child in parent.named_children():
-                    if type(child) is nn.Linear:
-                        yield number >= first_of_last, parent, name, child
+                    if type(child) in (nn.Linear, StoredLinear):
+                        yield number >= first_of_last, parent, name, cast(nn.Linear, child)
 
 
 def make_it_run(model: nn.Module, *, check: Check, option: str) -> None:

@@ -2,7 +2,7 @@
 imported.
 
     student    whole weights | not quantised | a token table that has all of the tokenizer's ids
-    teacher    as a student | one output | a plain pair as input (`retrieval.teachers.plain_pairs`)
+    teacher    as a student | a plain pair as input (`retrieval.teachers.plain_pairs`); its outputs: `retrieval.teachers.heads`
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 from data.errors import UserError
 from retrieval.model_files.files import read_json, role_tokens, text_settings, tokenizer_files, transformer_folder
 from retrieval.model_files.weight_files import Shapes, refuse_adapter, tensor_shapes, token_rows
-from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_modules, refuse_templates
+from retrieval.teachers.plain_pairs import refuse_templates
 
+WAY_ROUND = "serve it and use teacher.backend=http"  # for teachers that are not opened here
 _HEADS = ("classifier.", "score.", "classification_head.", "logits_proj.", "sequence_summary.", "head.")
 _DECODER_HEAD = "score.weight"  # transformers' GenericForSequenceClassification and its forerunners
 _LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")  # the last three: DistilBERT, GPT-2 and Nomic, GPT-Neo
@@ -45,17 +46,10 @@ def causal_decoder(option: str) -> str:
 
 
 def check_teacher(folder: Path, *, option: str) -> None:
-    """Raises UserError where the folder holds no cross-encoder with one output that reads plain pairs."""
-    refuse_modules(folder, option=option)
+    """Raises UserError where no teacher can be made of the folder, whatever its head (`retrieval.teachers.heads.find_head`)."""
     weights = transformer_folder(folder)
-    config, shapes = _check_files(weights, option=option)
-    _refuse_encoder_decoder(weights, config, option=option)
-    own_code = "AutoModelForSequenceClassification" in (config.get("auto_map") or {})
-    if not (own_code or _is_classifier(config)) and (other := _other_model(config, shapes)):
-        raise UserError(
-            f"{option}: {weights} is {other}, not a sequence classifier; {ONE_OUTPUT}. train.task=cross_encoder makes one of an encoder"
-        )
-    _refuse_labels(weights, config, ONE_OUTPUT, option=option)
+    config, _ = _check_files(weights, option=option, otherwise=f", or {WAY_ROUND}")
+    _refuse_encoder_decoder(weights, config, WAY_ROUND, option=option)
     refuse_templates(folder, option=option)
 
 
@@ -66,9 +60,10 @@ def check_training_start(folder: Path, *, option: str) -> None:
     """
     weights = transformer_folder(folder)
     config, _ = _check_files(weights, option=option)
-    _refuse_encoder_decoder(weights, config, option=option)
-    if _is_classifier(config):
-        _refuse_labels(weights, config, "start from one with a single output, or from an encoder", option=option)
+    _refuse_encoder_decoder(weights, config, "start from an encoder, or from a cross-encoder with one output", option=option)
+    if is_classifier(config):
+        if (labels := label_count(config)) != 1:
+            raise UserError(f"{option}: {weights} has {labels} outputs; start from one with a single output, or from an encoder")
         refuse_templates(folder, option=option)
 
 
@@ -106,8 +101,11 @@ def check_token_rows(folder: Path, rows: Any, *, option: str) -> None:
         )
 
 
-def _check_files(weights: Path, *, option: str) -> tuple[dict[str, Any], Shapes]:
-    """Weights, configuration and tokenizer of a transformers folder. Returns the configuration and the shapes of all tensors."""
+def _check_files(weights: Path, *, option: str, otherwise: str = "") -> tuple[dict[str, Any], Shapes]:
+    """Weights, configuration and tokenizer of a transformers folder. Returns the configuration and the shapes of all tensors.
+
+    `otherwise` is one more way out for a model that is quantised.
+    """
     refuse_adapter(weights, option=option)
     config = read_json(weights / "config.json")
     if not (weights / "config.json").is_file():
@@ -121,38 +119,38 @@ def _check_files(weights: Path, *, option: str) -> tuple[dict[str, Any], Shapes]
             method = (settings.get("quant_method") if isinstance(settings, dict) else None) or "bitsandbytes"
             raise UserError(
                 f"{option}: {weights} is quantised ({key} in its config.json: {method}), which is not supported; give the model as it was "
-                "before, in fp32, bf16 or fp16"
+                f"before, in fp32, bf16 or fp16{otherwise}"
             )
     shapes = tensor_shapes(weights, option=option)
     check_token_rows(weights, token_rows(shapes) or config.get("vocab_size"), option=option)
     return config, shapes
 
 
-def _architectures(config: dict[str, Any]) -> list[str]:
+def architectures(config: dict[str, Any]) -> list[str]:
+    """The classes that a config.json names."""
     named = config.get("architectures")
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
 def has_head(folder: Path) -> bool:
     """Whether a transformers folder says that it is a cross-encoder; an encoder gets a new head."""
-    return _is_classifier(read_json(folder / "config.json"))
+    return is_classifier(read_json(folder / "config.json"))
 
 
-def _is_classifier(config: dict[str, Any]) -> bool:
-    return any("SequenceClassification" in name for name in _architectures(config))
+def is_classifier(config: dict[str, Any]) -> bool:
+    """Whether a config.json names the class of a sequence classifier."""
+    return any("SequenceClassification" in name for name in architectures(config))
 
 
-def _refuse_labels(weights: Path, config: dict[str, Any], needed: str, *, option: str) -> None:
-    """Outputs are counted as transformers does: `num_labels`, else entries of `id2label`, else 2 (`PreTrainedConfig.__post_init__`)."""
+def label_count(config: dict[str, Any]) -> int:
+    """Outputs as transformers counts them: `num_labels`, else entries of `id2label`, else 2 (`PreTrainedConfig.__post_init__`)."""
     given, names = config.get("num_labels"), config.get("id2label")
-    labels = given if isinstance(given, int) else len(names) if isinstance(names, dict) else 2
-    if labels != 1:
-        raise UserError(f"{option}: {weights} has {labels} outputs; {needed}")
+    return given if isinstance(given, int) else len(names) if isinstance(names, dict) else 2
 
 
-def _other_model(config: dict[str, Any], shapes: Shapes) -> str | None:
+def other_model(config: dict[str, Any], shapes: Shapes) -> str | None:
     """What a checkpoint is that is no sequence classifier. One whose class is an encoder's, or not said, is known by its head."""
-    name = next(iter(_architectures(config)), "")
+    name = next(iter(architectures(config)), "")
     if "For" in name or name.endswith("LMHeadModel"):
         return f"a model of another task ({name})"
     if any(tensor.startswith(_HEADS) for tensor in shapes):
@@ -160,8 +158,8 @@ def _other_model(config: dict[str, Any], shapes: Shapes) -> str | None:
     return f"an encoder without a head ({name or 'its config.json names no architectures'})"
 
 
-def _refuse_encoder_decoder(weights: Path, config: dict[str, Any], needed: str = ONE_OUTPUT, *, option: str) -> None:
+def _refuse_encoder_decoder(weights: Path, config: dict[str, Any], needed: str, *, option: str) -> None:
     """Their heads read the state at the end token, which a batch of ours need not have (T5, BART)."""
     if config.get("is_encoder_decoder"):
-        name = next(iter(_architectures(config)), config.get("model_type"))
+        name = next(iter(architectures(config)), config.get("model_type"))
         raise UserError(f"{option}: {weights} is an encoder with a decoder ({name}), which is not supported; {needed}")

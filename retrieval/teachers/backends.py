@@ -41,6 +41,9 @@ def resolve_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
     """Find and check the teacher of the settings. Raises UserError: no such backend or module, and what the backend finds in its files."""
     found = _REGISTRY.get(teacher.backend, setting="teacher.backend")
     if is_import_path(teacher.backend):
+        for name in ("template", "instruction", "answers", "label", "file"):
+            if getattr(teacher, name) not in (None, ()):
+                raise UserError(f"teacher.{name} is not given to teacher.backend={teacher.backend}: leave it out")
         return PluginSpec(teacher)
     spec: TeacherSpec = found(teacher, device=device)
     return spec

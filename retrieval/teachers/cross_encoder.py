@@ -6,6 +6,7 @@ Speed is in `retrieval/teachers/scoring.py` (batches of like length), in `retrie
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ from retrieval.model_files.model_lengths import check_length
 from retrieval.model_files.weight_files import tensor_shapes
 from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, PreparingTeacher, TeacherSettings, TeacherSpec, ignore_batch
 from retrieval.teachers.graph_checks import check_graph
-from retrieval.teachers.heads import ClassifierHead, Head, find_head
+from retrieval.teachers.heads import ClassifierHead, Head, PairModel, find_head
 from retrieval.teachers.onnx import GRAPH_NAME, OnnxCrossEncoder, OnnxGraph, read_graph
 from retrieval.teachers.pair_tokens import PairTokenizer
 from retrieval.teachers.scoring import CrossEncoder, OutOfMemory, score_pairs
@@ -160,6 +161,9 @@ def resolve_cross_encoder(teacher: settings.Teacher, *, device: str) -> CrossEnc
     """
     folder = teacher_source(teacher)
     backend = teacher.backend
+    for name in ("answers", "label") if backend == "onnx" else ():
+        if getattr(teacher, name) not in (None, ()):
+            raise UserError(f"teacher.{name} is read under teacher.backend=torch alone; leave it out, or export a graph with one output")
     weights = folder if backend == "onnx" else transformer_folder(folder)
     needed, other, remedy = (GRAPH_NAME, "config.json", "torch") if backend == "onnx" else ("config.json", GRAPH_NAME, "onnx")
     if not os.path.lexists(weights / needed):
@@ -200,6 +204,23 @@ def load_cross_encoder(
     )  # fmt: skip
 
 
+def _open(head: Head, folder: Path, precision: str, *, trusted: bool, ways: Sequence[dict[str, Any]]) -> PairModel:
+    """The head's model. Where it is lowered anyway, a large one is opened in the number format of its file, if it computes in it."""
+    if precision != "fp32" and head.keeps_stored(folder):
+        import torch
+
+        from retrieval.compute import stored_precision
+        from retrieval.compute.cpu_attention import own_attention
+        from retrieval.compute.probe import probe_batch
+
+        with contextlib.suppress(UserError, RuntimeError, TypeError, AttributeError), stored_precision.kept(folder):
+            model = head.open(folder, trusted=trusted, ways=ways)
+            with torch.inference_mode(), own_attention(model.backbone):
+                model.logits(*probe_batch(model.backbone))
+            return model
+    return head.open(folder, trusted=trusted, ways=ways)
+
+
 class TorchCrossEncoder:
     """A cross-encoder under torch, whose logit is made by its head."""
 
@@ -232,7 +253,7 @@ class TorchCrossEncoder:
         if device == "cpu":
             tune_allocator()
         ways = [{"attn_implementation": cpu_attention.register_cpu_attention()}] if device == "cpu" else []
-        self._model = (head or ClassifierHead()).open(folder, trusted=trusted, ways=[*ways, {}])
+        self._model = _open(head or ClassifierHead(), folder, precision, trusted=trusted, ways=[*ways, {}])
         self._model.to(device)
         backbone = self._model.backbone
         self._pad_id = pad_id_of(backbone) or 0

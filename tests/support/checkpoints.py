@@ -89,20 +89,35 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def save(folder: Path, architecture: str, *, head: bool = False, seed: int = 0, style: str | None = None, **changed: Any) -> Path:
-    """A checkpoint folder: an encoder, or with `head` a cross-encoder with one output. `changed` is of its configuration."""
+# Language models without a class for scoring: a scale of the logits, a divisor of them, a bias of the output matrix.
+LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Cohere": ("llama", {"num_key_value_heads": 2, "pad_token_id": 2, "logit_scale": 0.25}),
+    "Granite": ("llama", {"num_key_value_heads": 2, "pad_token_id": 2, "logits_scaling": 3.0, "tie_word_embeddings": False}),
+    "Phi": ("llama", {"pad_token_id": 2}),
+}
+
+
+def save(
+    folder: Path, architecture: str, *, head: bool = False, causal: bool = False, seed: int = 0, style: str | None = None, **changed: Any
+) -> Path:
+    """A checkpoint folder: an encoder, with `head` a cross-encoder with one output, or with `causal` a language model.
+
+    `changed` is of its configuration.
+    """
     import transformers
 
-    own_style, extra = ARCHITECTURES[architecture]
+    own_style, extra = {**ARCHITECTURES, **LANGUAGE_MODELS}[architecture]
     style = style or own_style
     save_tokenizer(folder, style)
     config_class = getattr(transformers, f"{architecture}Config")
     ids = {f"{name}_token_id": STYLES[style]["special"].index(token) for name, token in STYLES[style]["names"].items()}
     given = {**SIZES, **{name: ids[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id") if name in ids}, **extra, **changed}
-    config = config_class(**given, **({"num_labels": 1} if head else {}))
+    config = config_class(**{**({"num_labels": 1} if head else {}), **given})
     model_class = transformers.AutoModelForSequenceClassification if head else transformers.AutoModel
+    model_class = transformers.AutoModelForCausalLM if causal else model_class
     model = randomised(model_class.from_config(config), seed)
     model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
     return folder
 
 

@@ -65,7 +65,7 @@ def test_one_label_is_taken(models: Any, tmp_path: Path, labels: dict[str, Any])
 @pytest.mark.parametrize(
     ("architecture", "words"),
     [
-        ("Qwen3ForCausalLM", r"is a model of another task \(Qwen3ForCausalLM\), not a sequence classifier"),
+        ("Qwen3ForCausalLM", r"is a causal language model \(Qwen3ForCausalLM\): say which answers its logit is made of"),
         ("GPT2LMHeadModel", r"is a model of another task \(GPT2LMHeadModel\)"),
         ("BertForMaskedLM", r"is a model of another task \(BertForMaskedLM\).*train.task=cross_encoder makes one"),
         ("ElectraForPreTraining", r"\(ElectraForPreTraining\)"),
@@ -91,7 +91,9 @@ def test_encoders_with_decoders_are_refused(models: Any, tmp_path: Path, model_t
     """Prevents: "all examples must have the same number of <eos> tokens" from inside a forward pass."""
     config = config_of("T5ForSequenceClassification", model_type=model_type, is_encoder_decoder=True)
     folder = checkpoint(tmp_path / "model", models.teacher, config=config)
-    with pytest.raises(UserError, match=r"is an encoder with a decoder \(T5ForSequenceClassification\)"):
+    with pytest.raises(
+        UserError, match=r"is an encoder with a decoder \(T5ForSequenceClassification\).*; serve it and use teacher.backend=http"
+    ):
         teacher_of(folder)
     with pytest.raises(UserError, match="is an encoder with a decoder"):
         check_training_start(folder, option="teacher.model")
