@@ -2,7 +2,7 @@
 imported.
 
     student    whole weights | not quantised | a token table that has all of the tokenizer's ids
-    teacher    as a student | one output | a plain pair as input (`retrieval.teachers.plain_pairs`)
+    teacher    as a student | one output | texts read as they are (`retrieval.teachers.plain_pairs`)
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 from data.errors import UserError
 from retrieval.model_files.files import read_json, role_tokens, text_settings, tokenizer_files, transformer_folder
 from retrieval.model_files.weight_files import Shapes, refuse_adapter, tensor_shapes, token_rows
-from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_modules, refuse_templates
+from retrieval.teachers.pair_template import refuse_pair_text
+from retrieval.teachers.plain_pairs import ONE_OUTPUT, check_texts, refuse_modules
 
 _HEADS = ("classifier.", "score.", "classification_head.", "logits_proj.", "sequence_summary.", "head.")
 _DECODER_HEAD = "score.weight"  # transformers' GenericForSequenceClassification and its forerunners
@@ -45,7 +46,7 @@ def causal_decoder(option: str) -> str:
 
 
 def check_teacher(folder: Path, *, option: str) -> None:
-    """Raises UserError where the folder holds no cross-encoder with one output that reads plain pairs."""
+    """Raises UserError where the folder holds no cross-encoder with one output."""
     refuse_modules(folder, option=option)
     weights = transformer_folder(folder)
     config, shapes = _check_files(weights, option=option)
@@ -56,7 +57,7 @@ def check_teacher(folder: Path, *, option: str) -> None:
             f"{option}: {weights} is {other}, not a sequence classifier; {ONE_OUTPUT}. train.task=cross_encoder makes one of an encoder"
         )
     _refuse_labels(weights, config, ONE_OUTPUT, option=option)
-    refuse_templates(folder, option=option)
+    check_texts(folder, option=option)
 
 
 def check_training_start(folder: Path, *, option: str) -> None:
@@ -69,7 +70,8 @@ def check_training_start(folder: Path, *, option: str) -> None:
     _refuse_encoder_decoder(weights, config, option=option)
     if _is_classifier(config):
         _refuse_labels(weights, config, "start from one with a single output, or from an encoder", option=option)
-        refuse_templates(folder, option=option)
+        check_texts(folder, option=option)
+        refuse_pair_text(folder, option=option)
 
 
 def check_marks(folder: Path, *, option: str, masked: bool, mixed: bool, trusted: bool = False) -> None:
