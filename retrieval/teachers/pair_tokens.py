@@ -34,7 +34,9 @@ _SEAM_PROBES = [
     ">", "<", ":", "'s", "ïß É", "e\u0301", "\u0301", "漢字かな", "한국어", "ไทย", "😀👩‍👩‍👧", "\u00a0", "_-_",
     "http://x.org/?q=1", "A" * 60,
 ]  # fmt: skip
-_FILLERS = ["0", "1 2 3 4"]  # as sentence-transformers tells what stands behind a text
+# What they share is the template's. The second and third are those by which sentence-transformers tells what stands behind a text; the
+# first bounds it where a tokenizer knows none of them.
+_FILLERS = ["", "0", "1 2 3 4", "a", "the end"]
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,11 @@ class Frame:
 
     @staticmethod
     def of(halves: Sequence[NDArray[np.int32]]) -> Frame:
-        """From the half with some texts that share no id at their beginning or end."""
-        head = min(_common(halves[0], half) for half in halves[1:])
-        tail = min(_common(halves[0][::-1], half[::-1]) for half in halves[1:])
-        return Frame(head, halves[0][len(halves[0]) - tail :])
+        """From the half with each of `_FILLERS`. A line break behind the empty text may be another id than behind a word."""
+        empty, some, *others = halves
+        head = min(_common(empty, half) for half in (some, *others))
+        tail = min(_common(some[::-1], half[::-1]) for half in others)
+        return Frame(head, some[len(some) - min(tail, len(empty) - head) :])
 
     @property
     def added(self) -> int:
@@ -189,10 +192,12 @@ class TemplatedPairs:
         return self._ids([first for first, _ in halves]), self._ids([self._text.between + second for _, second in halves])
 
     def _split(self, query: str, document: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The whole text's ids, parted where the second of the two texts begins."""
+        """The whole text's ids, parted before the second of the two texts and the space before it, which a word joins with."""
         first, second = self._text.halves(query, document)
+        between = self._text.between
         encoding = self._tokenizer.backend.encode(first + second, add_special_tokens=False)
-        place = next((place for place, (_, end) in enumerate(encoding.offsets) if end > len(first)), len(encoding.ids))
+        seam = len(first) - len(between) + len(between.rstrip())
+        place = next((place for place, (start, _) in enumerate(encoding.offsets) if start >= seam), len(encoding.ids))
         ids = np.array(encoding.ids, np.int32)
         return ids[:place], ids[place:]
 
@@ -214,6 +219,16 @@ class TemplatedPairs:
             both = overlap
         last = (low + high) // 2
         return (last, (both or 0) - last) if low <= high else None
+
+
+def template_tokens(folder: Path, text: PairText) -> int:
+    """How many tokens a template takes of a pair, without loading more than tokenizer.json; 0 where there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return 0
+    from tokenizers import Tokenizer as Backend
+
+    return len(Backend.from_file(str(path)).encode(text.of("", ""), add_special_tokens=False).ids)
 
 
 class PairTokenizer:
