@@ -66,12 +66,14 @@ def task_of(experiment: Experiment, digests: DigestCache) -> Task:
 
 
 def _cross_encoder(experiment: Experiment, digests: DigestCache) -> Task:
-    """Raises UserError: an ONNX teacher, what `check_training_start` finds in its files, `max_tokens` above what the model reads, prompts
-    in the shards' tokens, a tokenizer whose pairs cannot be put together from stored tokens."""
+    """Raises UserError: an ONNX teacher, a template, what `check_training_start` finds in its files, `max_tokens` above what the model
+    reads, prompts in the shards' tokens, a tokenizer whose pairs cannot be put together from stored tokens."""
     teacher = experiment.teacher
     if teacher.backend not in ("torch", "none"):
         what = "an ONNX graph" if teacher.backend == "onnx" else teacher.backend
         raise UserError(f"task=cross_encoder: {what} cannot be trained; give a transformers folder with teacher.backend=torch")
+    if teacher.template is not None or teacher.instruction is not None:
+        raise UserError("task=cross_encoder trains on plain pairs; leave out teacher.template and teacher.instruction")
     source, trusted = teacher_source(teacher), teacher.trust_remote_code
     folder = transformer_folder(source)
     check_custom_code(folder, option="teacher.model", trusted=trusted)

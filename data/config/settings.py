@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, field_validator, model_validator
 
 from data.config import experiment_file
 from data.config.fields import PathKind, Renamed, Section, build, execution, expanded_paths, keyed, map_paths, warn_once
@@ -29,6 +29,8 @@ LossName = Annotated[str, AfterValidator(lambda name: check_name(name, LOSSES, k
 TEACHER_BACKENDS = ("torch", "onnx", "none")  # what each is: retrieval/teachers/backends.py
 BackendName = Annotated[str, AfterValidator(lambda name: check_name(name, TEACHER_BACKENDS, kind="teacher"))]
 Prefix = Annotated[str, BeforeValidator(lambda value: "auto" if value in (None, "null", "~") else value)]  # never one that reads `null`
+# A text or None. An empty text is one, so its type must not be seen to have None in it.
+Instruction = Annotated[Any, PlainValidator(lambda value: None if value in (None, "null", "~") else str(value))]
 Length = Annotated[int | None, BeforeValidator(lambda value: None if value == "auto" else value)]
 Switch = Annotated[Literal["auto", "true", "false"], BeforeValidator(lambda value: str(value).lower())]  # YAML has True, too
 PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
@@ -83,11 +85,11 @@ class Teacher(Section):
     trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
     backend: BackendName = keyed("torch", "torch, onnx (ONNX Runtime), your own as package.module:object, or none: shards without logits")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
-    max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first", ge=16)
+    max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first, with a template the passage", ge=16)
     template: str | None = execution(
         None, "how a pair becomes one text: a Jinja file, or a name of retrieval/teachers/pair_template.py; null: as the model's files say"
     )
-    instruction: str | None = execution(None, "for the template's instruction; null: as the model's files say")
+    instruction: Instruction = execution(None, "for the template's instruction; null: as the model's files say; an empty one: none")
     answers: tuple[str, ...] = execution((), "of a causal language model: its answer for a relevant passage and for another, as yes,no")
     label: Literal["difference"] | int | None = execution(
         None, "of a model with several outputs: which one is the logit, from 0, or the difference of the second and the first"

@@ -8,7 +8,7 @@ fit beside a query (`notes`); a sample of the texts shows how many are cut (`war
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,8 @@ from data.tables.schemas import CANDIDATES, SEPARATOR_MARK, CandidateKind
 from pipeline.stage import Stored
 from retrieval.models.resolved import ResolvedModels
 from retrieval.models.tokenizer import Tokenizer, tokenizer_of
-from retrieval.teachers.pair_tokens import truncate_longest_first
+from retrieval.teachers.pair_template import PairText
+from retrieval.teachers.pair_tokens import PairTokenizer, template_tokens, truncate_longest_first
 
 _SAMPLED = 2000  # candidates
 _SAMPLED_SHARDS = 20  # that they come from: a row group has thousands
@@ -50,11 +51,15 @@ def longest_mixed(models: ResolvedModels) -> int:
 
 
 def notes(experiment: Experiment, models: ResolvedModels) -> list[str]:
-    """What a user should hear before any work where mixed passages may be longer than what the teacher reads beside any query at all.
+    """What a user should hear before any work where mixed passages may be longer than what the teacher reads beside any query at all, or
+    a template leaves no room for a query and a passage.
 
     No error: passages may be short, whatever the models could read.
     """
-    if not experiment.dark_examples.reinforced or models.teacher_tokenizer is None:
+    folder, text = models.teacher_tokenizer, models.teacher_template
+    if folder is not None and text is not None and not text.pair:
+        return _template_notes(experiment, longest_mixed(models), template_tokens(folder, text))
+    if not experiment.dark_examples.reinforced or folder is None:
         return []
     longest, room = longest_mixed(models), experiment.teacher.max_tokens
     if longest + _SHORTEST_PAIR <= room:
@@ -65,6 +70,16 @@ def notes(experiment: Experiment, models: ResolvedModels) -> list[str]:
     return [
         f"teacher.max_tokens={room} has no room for a query and a mixed passage of {longest} tokens ({origin}): of one so long the teacher "
         f"cuts away of `p+ [SEP] p-` what the student reads; teacher.max_tokens={longest + query}, or {shorter}, leaves it whole"
+    ]
+
+
+def _template_notes(experiment: Experiment, longest: int, taken: int) -> list[str]:
+    room, query = experiment.teacher.max_tokens - taken, experiment.student.query_tokens or 32
+    if query + longest <= room:
+        return []
+    return [
+        f"teacher.max_tokens={experiment.teacher.max_tokens}: the teacher's template takes {taken} of them, so {max(room, 0)} are left for "
+        f"query and passage, of which the student reads {query} and {longest}; teacher.max_tokens={taken + query + longest} cuts nothing"
     ]
 
 
@@ -105,18 +120,29 @@ def _sample(candidates: Stored, shards: Sequence[int]) -> pa.Table:
 
 def truncation(models: ResolvedModels, queries: Sequence[str], texts: Sequence[str], *, mixed: bool) -> Truncation:
     """Compare, in the tokens of both, what teacher and student read of some candidates, mixed passages or others."""
-    folder, experiment = models.teacher_tokenizer, models.experiment
+    folder, experiment, text = models.teacher_tokenizer, models.experiment, models.teacher_template
     assert folder is not None
     teacher = Tokenizer(folder, trusted=experiment.teacher.trust_remote_code)
-    added = len(teacher.encode_pairs([("a", "a")], max_tokens=99)[0][0]) - 2 * _tokens(teacher, ["a"])[0]
-    whole, of_queries = _tokens(teacher, texts), _tokens(teacher, queries)
-    room = experiment.teacher.max_tokens - added
-    kept = np.array([truncate_longest_first(q, n, room=room)[1] for q, n in zip(of_queries, whole, strict=True)], np.int64)
+    prompts = (text.before, text.between) if text is not None and text.pair else ("", "")
+    of_queries, whole = (_tokens(teacher, [prompt + own for own in group]) for prompt, group in zip(prompts, (queries, texts), strict=True))
+    added, cut = _rule(teacher, experiment, text)
+    kept = np.array([cut(int(q), int(n))[1] for q, n in zip(of_queries, whole, strict=True)], np.int64)
     of_student, read = _student_reads(models, teacher, texts, mixed=mixed)
     less = (kept < whole) & (kept * of_student < read * whole)
     needed = of_queries + np.ceil(read / np.maximum(of_student, 1) * whole).astype(int) + added
     before = _tokens(teacher, [text.partition(SEPARATOR_MARK)[0] for text in texts]) if mixed else kept
     return Truncation(len(texts), int(less.sum()), int((less & mixed & (kept <= before + 1)).sum()), int(needed.max(initial=0)))
+
+
+def _rule(teacher: Tokenizer, experiment: Experiment, text: PairText | None) -> tuple[int, Callable[[int, int], tuple[int, int]]]:
+    """(tokens that a pair has besides query and passage, how many of each are kept of so many)."""
+    most, trusted = experiment.teacher.max_tokens, experiment.teacher.trust_remote_code
+    if text is not None and not text.pair:
+        templated = PairTokenizer(teacher.folder, max_tokens=most, trusted=trusted, text=text).templated
+        assert templated is not None
+        return most - templated.room, templated.kept
+    added = len(teacher.encode_pairs([("a", "a")], max_tokens=99)[0][0]) - 2 * int(_tokens(teacher, ["a"])[0])
+    return added, lambda query, passage: truncate_longest_first(query, passage, room=most - added)
 
 
 def _student_reads(

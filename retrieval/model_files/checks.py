@@ -2,7 +2,7 @@
 imported.
 
     student    whole weights | not quantised | a token table that has all of the tokenizer's ids
-    teacher    as a student | a plain pair as input (`retrieval.teachers.plain_pairs`); its outputs: `retrieval.teachers.heads`
+    teacher    as a student | texts read as they are (`retrieval.teachers.plain_pairs`); its outputs: `retrieval.teachers.heads`
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 from data.errors import UserError
 from retrieval.model_files.files import read_json, role_tokens, text_settings, tokenizer_files, transformer_folder
 from retrieval.model_files.weight_files import Shapes, refuse_adapter, tensor_shapes, token_rows
-from retrieval.teachers.plain_pairs import refuse_templates
+from retrieval.teachers.pair_template import refuse_pair_text
+from retrieval.teachers.plain_pairs import check_texts
 
 WAY_ROUND = "serve it and use teacher.backend=http"  # for teachers that are not opened here
 _HEADS = ("classifier.", "score.", "classification_head.", "logits_proj.", "sequence_summary.", "head.")
@@ -50,7 +51,7 @@ def check_teacher(folder: Path, *, option: str) -> None:
     weights = transformer_folder(folder)
     config, _ = _check_files(weights, option=option, otherwise=f", or {WAY_ROUND}")
     _refuse_encoder_decoder(weights, config, WAY_ROUND, option=option)
-    refuse_templates(folder, option=option)
+    check_texts(folder, option=option)
 
 
 def check_training_start(folder: Path, *, option: str) -> None:
@@ -64,7 +65,8 @@ def check_training_start(folder: Path, *, option: str) -> None:
     if is_classifier(config):
         if (labels := label_count(config)) != 1:
             raise UserError(f"{option}: {weights} has {labels} outputs; start from one with a single output, or from an encoder")
-        refuse_templates(folder, option=option)
+        check_texts(folder, option=option)
+        refuse_pair_text(folder, option=option)
 
 
 def check_marks(folder: Path, *, option: str, masked: bool, mixed: bool, trusted: bool = False) -> None:

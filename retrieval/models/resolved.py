@@ -17,6 +17,7 @@ from retrieval.model_files.sentence_transformers_files import is_sentence_transf
 from retrieval.models.student import StudentSpec, resolve_student
 from retrieval.teachers.backends import resolve_teacher
 from retrieval.teachers.base import TeacherSpec
+from retrieval.teachers.pair_template import PairText
 
 Found = StudentSpec | TeacherSpec | UserError  # of a role: what it is, or why it is nothing
 Key = dict[str, Any]  # what a fingerprint holds of a model
@@ -66,17 +67,26 @@ class ResolvedModels:
 
     @property
     def teacher_tokenizer(self) -> Path | None:
-        """Folder of the tokenizer that dark examples are made with; None without a teacher, or where it has no tokens.
+        """Folder of the tokenizer that dark examples are made with; None without a teacher, or where it has no tokens."""
+        spec = self._teacher_for_texts
+        return spec.tokenizer_folder if spec else None
 
-        Asks for no precision: a host that cannot compute the teacher's may make dark examples.
-        """
+    @property
+    def teacher_template(self) -> PairText | None:
+        """What stands around the teacher's pairs."""
+        spec = self._teacher_for_texts
+        return spec.template if spec else None
+
+    @property
+    def _teacher_for_texts(self) -> TeacherSpec | None:
+        """The teacher, if there is one. Asks for no precision: a host that cannot compute the teacher's may make dark examples."""
         settings = self.experiment.teacher
         if settings.backend == "none":
             return None
         try:
-            return self.teacher.tokenizer_folder
+            return self.teacher
         except UserError:
-            return resolve_teacher(settings.model_copy(update={"precision": "auto"}), device="cpu").tokenizer_folder
+            return resolve_teacher(settings.model_copy(update={"precision": "auto"}), device="cpu")
 
     @property
     def namespace(self) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from data.config import settings
 from data.digests import DigestCache, json_digest
+from retrieval.teachers.pair_template import PairText
 
 Pair = tuple[str, str]  # query, candidate
 OnBatch = Callable[[int, int, int], None]  # of a scored batch: pairs, their tokens, tokens with padding; no tokens: 0
@@ -85,6 +86,7 @@ class TeacherSpec(ABC):
 
     name: str  # as the user wrote it; for people, never keyed
     tokenizer_folder: Path | None = None  # whose tokens dark examples are cut and masked by; None: by words
+    template: PairText | None = None  # what stands around a pair
 
     @abstractmethod
     def key(self, digests: DigestCache) -> dict[str, Any]:

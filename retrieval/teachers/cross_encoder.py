@@ -41,6 +41,7 @@ from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, PreparingTeach
 from retrieval.teachers.graph_checks import check_graph
 from retrieval.teachers.heads import ClassifierHead, Head, PairModel, find_head
 from retrieval.teachers.onnx import GRAPH_NAME, OnnxCrossEncoder, OnnxGraph, read_graph
+from retrieval.teachers.pair_template import KNOWN, PairText, find_pair_text
 from retrieval.teachers.pair_tokens import PairTokenizer
 from retrieval.teachers.scoring import CrossEncoder, OutOfMemory, score_pairs
 
@@ -59,6 +60,7 @@ class CrossEncoderSpec(TeacherSpec):
     max_tokens: int
     trust_remote_code: bool = False
     head: Head = field(default_factory=ClassifierHead)  # of backend torch
+    template: PairText | None = None  # what stands around a pair; None: the tokenizer joins it
 
     @property
     def tokenizer_folder(self) -> Path:  # type: ignore[override]
@@ -74,7 +76,7 @@ class CrossEncoderSpec(TeacherSpec):
         return {
             "weights": weights_digest(self.folder, digests, option="teacher.model", beside=beside),
             "tokenizer": tokenizer_digest(self.folder),
-            "template": INPUT_TEMPLATE,
+            "template": INPUT_TEMPLATE if self.template is None else self.template.key(),
             "max_tokens": self.max_tokens,
             "head": self.head.key(digests),
             "precision": f"{self.backend}/{self.precision if graph else precisions.class_of(self.precision)}",
@@ -100,11 +102,12 @@ class CrossEncoderSpec(TeacherSpec):
 
     def notes(self) -> list[str]:
         """That a decoder names no template."""
-        if self.backend != "torch" or not bare_decoder(self.folder):
+        if self.backend != "torch" or self.template is not None or not bare_decoder(self.folder):
             return []
         return [
             f"teacher.model: {self.folder} is a decoder with a scoring head and names no template of query and document, so it reads pairs "
-            "as its tokenizer joins them; where its model card tells of a template or instruction, its logits will mean little"
+            "as its tokenizer joins them; where its model card tells of a template or instruction, its logits will mean little without: "
+            f"give it as teacher.template ({', '.join(KNOWN)}, or a Jinja file)"
         ]
 
     def open(self, given: TeacherSettings) -> CrossEncoderTeacher:
@@ -121,7 +124,8 @@ class CrossEncoderTeacher(PreparingTeacher):
 
     @cached_property
     def _tokenizer(self) -> PairTokenizer:
-        return PairTokenizer(self._spec.folder, max_tokens=self._spec.max_tokens, trusted=self._spec.trust_remote_code)
+        spec = self._spec
+        return PairTokenizer(spec.folder, max_tokens=spec.max_tokens, trusted=spec.trust_remote_code, text=spec.template)
 
     @cached_property
     def _model(self) -> CrossEncoder:
@@ -185,7 +189,8 @@ def resolve_cross_encoder(teacher: settings.Teacher, *, device: str) -> CrossEnc
         check_length(teacher.max_tokens, weights, option="teacher.max_tokens")
         precision = precisions.resolve(teacher.precision, device=device)
     head = ClassifierHead() if backend == "onnx" else find_head(folder, teacher)
-    return CrossEncoderSpec(weights, teacher.model, backend, precision, teacher.max_tokens, teacher.trust_remote_code, head)
+    text = find_pair_text(folder, teacher)
+    return CrossEncoderSpec(weights, teacher.model, backend, precision, teacher.max_tokens, teacher.trust_remote_code, head, text)
 
 
 def load_cross_encoder(

@@ -9,7 +9,7 @@ from data.errors import UserError
 from retrieval.model_files.checks import check_token_rows
 from retrieval.model_files.model_lengths import check_length, most_positions, usual_length
 from retrieval.teachers.onnx import GRAPH_NAME, INPUTS, OnnxGraph, read_graph
-from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_modules, refuse_templates
+from retrieval.teachers.plain_pairs import ONE_OUTPUT, check_texts, refuse_modules
 
 _INTEGERS = ("int64", "int32")
 _NUMBERS = (*_INTEGERS, "bool", "float32", "float16")
@@ -25,7 +25,7 @@ def check_graph(folder: Path, *, max_tokens: int, option: str) -> None:
     _check_length(folder, graph, max_tokens=max_tokens, option=option)
     table = _table(graph, "word_embeddings.weight")
     check_token_rows(folder, table[1] if table else None, option=option)
-    refuse_templates(folder, option=option)
+    check_texts(folder, option=option)
 
 
 def _check_inputs(path: Path, graph: OnnxGraph, *, option: str) -> None:

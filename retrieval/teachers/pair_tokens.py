@@ -3,13 +3,17 @@
 A query stands in front of dozens of candidates, and a passage behind several queries: tokenising every pair again would be most of the
 work of a fast GPU's host. The result is what the tokenizer's own pair encoding gives (special tokens, segment ids, truncation of the
 longer part first); that is tried out when a tokenizer is loaded, and one that differs is asked for every pair.
+
+A pair with a template around it (`PairText`) is one text. It is put together in the same way, from the ids of the half up to the second
+of the two texts and of the half from behind the first, each tokenised with the template's words at the seam: a space there belongs to the
+token behind it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +22,21 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from retrieval.models.tokenizer import Tokenizer
+from retrieval.teachers.pair_template import PairText
 
 _KEPT_TOKENS = 250_000  # of texts seen lately, about 3 MB: a few thousand passages
+_LEAST_ROOM = 16  # tokens for query and document beside a template: with fewer a pair says nothing
+_DOCUMENT_SHARE = 4  # of that room a document keeps a fourth beside a long query, as FlagEmbedding and mxbai-rerank have it
 _PROBES = ["", "a", "Is it 1.5%?", "the quick (brown) fox jumps over the lazy dog", "naïve  café\nlong " * 40]
+# Texts that reach into what stands around them, each in a way of its own: spaces, line breaks, digits, signs, other scripts, nothing.
+_SEAM_PROBES = [
+    "", "a", "Is it?", " two  spaces ", "\n", "line\nbreak\n", "\r\n\r\n", "\ttab\t", "1,5 % in 2026", "7", "...", "(x) -> {y};", "</a>",
+    ">", "<", ":", "'s", "ïß É", "e\u0301", "\u0301", "漢字かな", "한국어", "ไทย", "😀👩‍👩‍👧", "\u00a0", "_-_",
+    "http://x.org/?q=1", "A" * 60,
+]  # fmt: skip
+# What they share is the template's. The second and third are those by which sentence-transformers tells what stands behind a text; the
+# first bounds it where a tokenizer knows none of them.
+_FILLERS = ["", "0", "1 2 3 4", "a", "the end"]
 
 
 @dataclass(frozen=True)
@@ -87,10 +103,141 @@ def truncate_longest_first(first: int, second: int, *, room: int) -> tuple[int, 
     return (long, short) if first > second else (short, long)
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The ids of a half of a templated pair that are the same whatever its text is."""
+
+    head: int  # how many before the text
+    tail: NDArray[np.int32]  # those behind it
+
+    @staticmethod
+    def of(halves: Sequence[NDArray[np.int32]]) -> Frame:
+        """From the half with each of `_FILLERS`. A line break behind the empty text may be another id than behind a word."""
+        empty, some, *others = halves
+        head = min(_common(empty, half) for half in (some, *others))
+        tail = min(_common(some[::-1], half[::-1]) for half in others)
+        return Frame(head, some[len(some) - min(tail, len(empty) - head) :])
+
+    @property
+    def added(self) -> int:
+        """How many ids are the template's."""
+        return self.head + len(self.tail)
+
+    def cut(self, half: NDArray[np.int32], kept: int) -> NDArray[np.int32]:
+        """The half with so many ids of its text."""
+        return half if len(half) <= self.added + kept else np.concatenate([half[: self.head + kept], self.tail])
+
+
+def _common(first: NDArray[np.int32], second: NDArray[np.int32]) -> int:
+    """How many ids two sequences begin with together."""
+    length = min(len(first), len(second))
+    differing = np.flatnonzero(first[:length] != second[:length])
+    return int(differing[0]) if len(differing) else length
+
+
+class TemplatedPairs:
+    """Pairs with a template around them, each one sequence without further special tokens, of which the document is cut.
+
+    `ids` gives those of texts, special tokens in them recognised.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, text: PairText, *, ids: Callable[[list[str]], list[NDArray[np.int32]]], max_tokens: int
+    ) -> None:
+        """Raises UserError where the template leaves query and document no room in `max_tokens`."""
+        self._tokenizer = tokenizer
+        self._text = text
+        self._ids = ids
+        self._max_tokens = max_tokens
+        self.seam = self._find_seam()
+        halves = self._halves([(filler, filler) for filler in _FILLERS])
+        self.frames = Frame.of([first for first, _ in halves]), Frame.of([second for _, second in halves])
+        self.room = max_tokens - sum(frame.added for frame in self.frames)
+        if self.room < _LEAST_ROOM:
+            needed = max_tokens - self.room
+            raise UserError(
+                f"teacher.max_tokens={max_tokens}: the template takes {needed} of them, which leaves too little for query and document; "
+                f"set teacher.max_tokens={needed + 160} or so"
+            )
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[PairEncoding]:
+        """Each (query, document) as one sequence of at most `max_tokens`."""
+        return [self._join(first, second) for first, second in self._halves(pairs)]
+
+    def kept(self, query: int, document: int) -> tuple[int, int]:
+        """How many tokens of each stay: the document is cut, down to its share of the room, then the query."""
+        of_document = min(document, max(self.room - query, self.room // _DOCUMENT_SHARE))
+        return min(query, self.room - of_document), of_document
+
+    def _join(self, first: NDArray[np.int32], second: NDArray[np.int32]) -> PairEncoding:
+        truncated = len(first) + len(second) > self._max_tokens
+        if truncated:
+            of_first, of_second = (max(0, len(half) - frame.added) for half, frame in zip((first, second), self.frames, strict=True))
+            kept = self.kept(of_second, of_first)[::-1] if self._text.document_first else self.kept(of_first, of_second)
+            first, second = (frame.cut(half, n) for frame, half, n in zip(self.frames, (first, second), kept, strict=True))
+        ids = np.concatenate([first, second])
+        return PairEncoding(ids, np.zeros(len(ids), np.int32), truncated)
+
+    def _halves(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+        """The ids of each pair in two parts, which together are those of the whole text."""
+        if self.seam is None:
+            return [self._split(*pair) for pair in pairs]
+        firsts, seconds = self._overlapping(pairs)
+        last, begin = self.seam
+        return [(first[: len(first) - last], second[begin:]) for first, second in zip(firsts, seconds, strict=True)]
+
+    def _overlapping(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]:
+        """The ids of both halves, each with what stands between the texts."""
+        halves = [self._text.halves(*pair) for pair in pairs]
+        return self._ids([first for first, _ in halves]), self._ids([self._text.between + second for _, second in halves])
+
+    def _split(self, query: str, document: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The whole text's ids, parted before the second of the two texts and the space before it, which a word joins with."""
+        first, second = self._text.halves(query, document)
+        between = self._text.between
+        encoding = self._tokenizer.backend.encode(first + second, add_special_tokens=False)
+        seam = len(first) - len(between) + len(between.rstrip())
+        place = next((place for place, (start, _) in enumerate(encoding.offsets) if start >= seam), len(encoding.ids))
+        ids = np.array(encoding.ids, np.int32)
+        return ids[:place], ids[place:]
+
+    def _find_seam(self) -> tuple[int, int] | None:
+        """How many ids to leave out, at the end of the first half and at the beginning of the second, so that the two are the whole text.
+
+        Both halves have what stands between the texts. Where a text reaches furthest into it, the ids are another's than those of the
+        whole; the seam is in the middle of what is left. None where nothing is left: the whole text is tokenised, for every pair.
+        """
+        pairs = [(query, document) for query in _SEAM_PROBES for document in _SEAM_PROBES]
+        wholes = self._tokenizer.bare_ids([self._text.of(*pair) for pair in pairs])
+        low, high, both = 0, len(wholes[0]), None
+        for whole, first, second in zip(wholes, *self._overlapping(pairs), strict=True):
+            overlap = len(first) + len(second) - len(whole)
+            low = max(low, len(first) - _common(first, whole))
+            high = min(high, overlap - len(second) + _common(second[::-1], whole[::-1]))
+            if both not in (None, overlap):
+                return None
+            both = overlap
+        last = (low + high) // 2
+        return (last, (both or 0) - last) if low <= high else None
+
+
+def template_tokens(folder: Path, text: PairText) -> int:
+    """How many tokens a template takes of a pair, without loading more than tokenizer.json; 0 where there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return 0
+    from tokenizers import Tokenizer as Backend
+
+    return len(Backend.from_file(str(path)).encode(text.of("", ""), add_special_tokens=False).ids)
+
+
 class PairTokenizer:
     """Encodes pairs for one teacher; remembers the ids of texts seen lately."""
 
-    def __init__(self, folder: Path, *, max_tokens: int, kept_tokens: int = _KEPT_TOKENS, trusted: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, max_tokens: int, kept_tokens: int = _KEPT_TOKENS, trusted: bool = False, text: PairText | None = None
+    ) -> None:
+        """`text`: what stands around the pair. Raises UserError where it leaves query and document no room in `max_tokens`."""
         self._tokenizer = Tokenizer(folder, trusted=trusted)
         self._max_tokens = max_tokens
         self._kept_tokens = kept_tokens
@@ -98,18 +245,31 @@ class PairTokenizer:
         self._seen_tokens = 0
         self.pad_id = self._tokenizer.pad_id
         self.backend = self._tokenizer.backend
+        self._text = text
+        self.templated: TemplatedPairs | None = None
+        if text is not None and not text.pair:
+            self.templated = TemplatedPairs(self._tokenizer, text, ids=self._ids, max_tokens=max_tokens)
         self.template = PairTemplate.of(self._tokenizer)  # what is put around two texts' ids; None: the tokenizer encodes every pair
         if self.template is not None and not self._agrees():
             self.template = None
 
     def _agrees(self) -> bool:
         pairs = [(first, second) for first in _PROBES for second in _PROBES]
-        ours = [(pair.ids.tolist(), pair.segments.tolist(), pair.truncated) for pair in self.encode(pairs)]
+        ours = [(pair.ids.tolist(), pair.segments.tolist(), pair.truncated) for pair in self._joined(pairs)]
         return ours == self._tokenizer.encode_pairs(pairs, max_tokens=self._max_tokens)
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[PairEncoding]:
-        """Each (query, candidate) as one sequence of at most `max_tokens`, the longer part cut first. Marks become special tokens
-        in the candidate."""
+        """Each (query, candidate) as one sequence of at most `max_tokens`, the longer part cut first, with a template the candidate.
+        Marks become special tokens in the candidate."""
+        if self.templated is not None:
+            return self.templated.encode([(query, self._tokenizer.with_special_tokens(text)) for query, text in pairs])
+        if self._text is not None:
+            before, between, after = self._text.before, self._text.between, self._text.after
+            pairs = [(f"{before}{query}", f"{between}{text}{after}") for query, text in pairs]
+        return self._joined(pairs)
+
+    def _joined(self, pairs: Sequence[tuple[str, str]]) -> list[PairEncoding]:
+        """Pairs as the tokenizer itself encodes them."""
         if self.template is None:
             theirs = self._tokenizer.encode_pairs(list(pairs), max_tokens=self._max_tokens)
             return [PairEncoding(np.array(ids, np.int32), np.array(segments, np.int32), cut) for ids, segments, cut in theirs]

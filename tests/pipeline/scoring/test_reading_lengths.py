@@ -45,6 +45,25 @@ def test_what_a_teacher_cuts_of_what_the_student_reads(finished: Any) -> None:
     assert truncation(plain, [words(11)], [words(60)], mixed=False) == Truncation(1, 1, 0, 44)
 
 
+def test_a_template_s_tokens_are_no_room_for_the_texts(finished: Any, tmp_path: Path) -> None:
+    """Prevents: passages cut to a few tokens behind a long template, as if it took three, without a word."""
+    template = tmp_path / "own.jinja"
+    template.write_text("ba be {{ query }} bi {{ document }} bo")
+    settings = {"teacher__template": template, "student__passage_tokens": 32}
+    fits = models_of(finished.config, teacher__max_tokens=44, **settings)
+    assert truncation(fits, [words(10)], [words(40)], mixed=False) == Truncation(1, 0, 0, 44)
+    assert notes(fits.experiment, fits) == [
+        "teacher.max_tokens=44: the teacher's template takes 4 of them, so 40 are left for query and passage, of which the student reads "
+        "16 and 32; teacher.max_tokens=52 cuts nothing"
+    ]
+    short = models_of(finished.config, teacher__max_tokens=43, **settings)
+    assert truncation(short, [words(10)], [words(40)], mixed=False) == Truncation(1, 1, 0, 44)
+    wide = models_of(finished.config, teacher__max_tokens=52, **settings)
+    assert not notes(wide.experiment, wide)
+    prompted = models_of(finished.config, teacher__max_tokens=45, student__passage_tokens=32, teacher__template="rankllama")
+    assert truncation(prompted, [words(9)], [words(40)], mixed=False).cut == 1  # "query:" takes two tokens, "document:" too
+
+
 def test_tokens_are_those_of_each_reader(finished: Any, tmp_path: Path, models: Any) -> None:
     """Prevents: lengths of two tokenizers compared as if they were one's."""
     import shutil

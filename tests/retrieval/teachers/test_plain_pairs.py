@@ -1,4 +1,4 @@
-"""Folders that ask for more than a plain pair: templates, prompts, chains of modules; and where their files lie."""
+"""Folders that ask for more than texts as they are: cuts, cases, chains of modules; and where their files lie."""
 
 from __future__ import annotations
 
@@ -18,13 +18,6 @@ from retrieval.teachers.cross_encoder import CrossEncoderSpec, load_cross_encode
 from retrieval.teachers.pair_tokens import PairTokenizer
 from retrieval.teachers.scoring import score_pairs
 
-ROLES = """{%- for m in messages %}{%- if m.role == "query" %}<Query>: {{ m.content }}
-{%- elif m.role == "document" %}<Document>: {{ m.content }}{%- endif %}{%- endfor %}"""
-SELECTED = """<Query>: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}
-<Document>: {{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}"""
-VARIABLES = "Query: {{ query }}\nPassage: {{- passage }}"
-CHAT = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}{%- endfor %}{# answer the query from the document #}"""
-
 
 def resolved(folder: Path) -> CrossEncoderSpec:
     return resolve_teacher(Teacher(model=str(folder), max_tokens=64, precision="fp32"), device="cpu")
@@ -33,58 +26,6 @@ def resolved(folder: Path) -> CrossEncoderSpec:
 @pytest.fixture
 def folder(models: Any, tmp_path: Path) -> Path:
     return checkpoint(tmp_path / "model", models.teacher)
-
-
-@pytest.mark.parametrize("template", [ROLES, SELECTED, VARIABLES])
-@pytest.mark.parametrize("place", ["jinja", "text", "list", "chat_template.json", "additional"])
-def test_a_template_of_query_and_document_is_refused(folder: Path, template: str, place: str) -> None:
-    """Prevents: rerankers scored without the text around the pair that they were trained on (rho 0.18 to their own scores)."""
-    if place == "jinja":
-        (folder / "chat_template.jinja").write_text(template)
-    elif place == "text":
-        change_json(folder / "tokenizer_config.json", chat_template=template)
-    elif place == "list":
-        named = [{"name": "default", "template": CHAT}, {"name": "rerank", "template": template}]
-        change_json(folder / "tokenizer_config.json", chat_template=named)
-    elif place == "additional":
-        (folder / "additional_chat_templates").mkdir()
-        (folder / "additional_chat_templates" / "rerank.jinja").write_text(template)
-    else:
-        write_json(folder / place, {"chat_template": template})
-    with pytest.raises(UserError, match=r"has a template for query and document \(.*which teachers do not read yet"):
-        resolved(folder)
-
-
-def test_a_template_for_chats_is_none_of_pairs(folder: Path) -> None:
-    """Prevents: every cross-encoder made of a chat model refused; it was trained on pairs as its tokenizer joins them."""
-    change_json(folder / "tokenizer_config.json", chat_template=CHAT)
-    (folder / "chat_template.jinja").write_text(CHAT)
-    assert resolved(folder).folder == folder.resolve()
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"prompts": {"web": "Find: "}, "default_prompt_name": "web"},
-        {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": None},
-        {"prompts": {"passage": "passage: "}},
-    ],
-)
-def test_a_prompt_is_refused(folder: Path, settings: dict[str, Any]) -> None:
-    """Prevents: a prompt that sentence-transformers puts before every query, left out without a word (three standard deviations off)."""
-    write_json(folder / "config_sentence_transformers.json", settings)
-    with pytest.raises(UserError, match=r"asks for the prompt '(web|query|passage)' \('.*: ' in its config_sentence"):
-        resolved(folder)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"prompts": {"query": "", "document": ""}, "default_prompt_name": None}, {"prompts": {"web": "Find: "}}, {"prompts": None}, {}],
-)
-def test_prompts_that_nothing_asks_for_are_passed_over(folder: Path, settings: dict[str, Any]) -> None:
-    """Prevents: cross-encoders saved by sentence-transformers refused for the empty prompts that it writes."""
-    write_json(folder / "config_sentence_transformers.json", settings)
-    resolved(folder)
 
 
 def test_a_cut_at_the_beginning_is_refused(folder: Path) -> None:
