@@ -77,7 +77,7 @@ class Teacher(Section):
     """Who gives the logits: a cross-encoder, or your own class."""
 
     model: str = execution(
-        ..., "hub id or folder of a sequence-classification model, or of model.onnx (keyed by its content)", path="model"
+        ..., "hub id or folder of a sequence-classification model, or of an ONNX graph (keyed by its content)", path="model"
     )
     revision: str | None = execution(None, "of a hub id: branch, tag or commit; null: its main branch")
     trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
@@ -92,7 +92,7 @@ class Teacher(Section):
     label: Literal["difference"] | int | None = execution(
         None, "of a model with several outputs: which one is the logit, from 0, or the difference of the second and the first"
     )
-    file: str | None = execution(None, "under onnx: the graph in the model's folder; null: model.onnx or onnx/model.onnx")
+    file: str | None = execution(None, "under onnx: the graph in the model's folder; null: model.onnx, onnx/model.onnx or the only one")
     compile: bool = execution(False, "torch.compile, under torch; its start takes half a minute a worker")
     segment_pairs: int = execution(2048, "rows of a window, whose new pairs are one segment; a kill loses at most two windows", ge=1)
     batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
@@ -105,6 +105,12 @@ class Teacher(Section):
             return value
         warn_once(f"teacher.compile={value} is now teacher.compile={str(value == 'on').lower()}")
         return value == "on"
+
+    @model_validator(mode="after")
+    def _graph(self) -> Teacher:
+        if self.file is not None and self.backend != "onnx":
+            raise ValueError(f"file={self.file} names an ONNX graph, which is read under backend=onnx alone: set that, or leave file out")
+        return self
 
 
 class Embed(Section):
