@@ -104,11 +104,10 @@ def _backbone(spec: StudentSpec, attention: str | None) -> Any:
     """The encoder in fp32; with transformers' own attention where the model cannot have the one asked for."""
     # A pooler would be trained by nothing and saved for nothing; models without the option ignore it or raise a TypeError.
     ways: list[dict[str, Any]] = [{"add_pooling_layer": False}, {}]
-    if attention:
+    kind = student_class(spec.weights_folder)
+    if attention and kind == "AutoModel":  # the others add trained biases to their scores
         ways = [{**way, "attn_implementation": attention} for way in ways] + ways
-    return open_model(
-        student_class(spec.weights_folder), spec.weights_folder, option=spec.option, trusted=spec.trust_remote_code, ways=ways
-    )
+    return open_model(kind, spec.weights_folder, option=spec.option, trusted=spec.trust_remote_code, ways=ways)
 
 
 def _token_size(backbone: Any, spec: StudentSpec) -> int:
