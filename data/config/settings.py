@@ -30,6 +30,16 @@ TEACHER_BACKENDS = ("torch", "onnx", "none")  # what each is: retrieval/teachers
 BackendName = Annotated[str, AfterValidator(lambda name: check_name(name, TEACHER_BACKENDS, kind="teacher"))]
 Prefix = Annotated[str, BeforeValidator(lambda value: "auto" if value in (None, "null", "~") else value)]  # never one that reads `null`
 Length = Annotated[int | None, BeforeValidator(lambda value: None if value == "auto" else value)]
+POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")  # as sentence-transformers names them
+
+
+def _pooling(modes: str) -> str:
+    if modes != "auto" and not set(modes.split("+")) <= set(POOLINGS):
+        raise ValueError(f"expected auto, {', '.join(POOLINGS)}, or several of these joined by +")
+    return modes
+
+
+Pooling = Annotated[str, AfterValidator(_pooling)]
 Switch = Annotated[Literal["auto", "true", "false"], BeforeValidator(lambda value: str(value).lower())]  # YAML has True, too
 PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 
@@ -65,7 +75,9 @@ class Student(Section):
     revision: str | None = execution(None, "of a hub id: branch, tag or commit; null: its main branch")
     trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
     layers: int | None = keyed(None, "keep the first k layers; null keeps all", ge=1)
-    pooling: Literal["auto", "cls", "mean"] = keyed("auto", "auto reads a sentence-transformers folder's files, else cls")
+    pooling: Pooling = keyed(
+        "auto", "cls, mean, max, lasttoken, ... (retrieval/models/pooling.py); auto: as the model's files say, else of encoders cls"
+    )
     normalize: bool | None = keyed(None, "vectors of length 1; null: if a sentence-transformers folder normalises or compares by cosine")
     query_prefix: Prefix = keyed("auto", "text put before every query; auto reads a sentence-transformers folder's prompts, else none")
     passage_prefix: Prefix = keyed("auto", "text put before every passage; auto as above")
