@@ -13,9 +13,17 @@ from typing import Any
 
 from data.errors import UserError
 from retrieval.model_files.architectures import sees_backwards_only, student_class
-from retrieval.model_files.files import read_json, role_tokens, text_settings, tokenizer_files, transformer_folder
+from retrieval.model_files.files import (
+    behind_transformer,
+    module_list,
+    read_json,
+    role_tokens,
+    text_settings,
+    tokenizer_files,
+    transformer_folder,
+)
 from retrieval.model_files.weight_files import Shapes, refuse_adapter, tensor_shapes, token_rows
-from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_modules, refuse_templates
+from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_templates
 
 _HEADS = ("classifier.", "score.", "classification_head.", "logits_proj.", "sequence_summary.", "head.")
 _DECODER_HEAD = "score.weight"  # transformers' GenericForSequenceClassification and its forerunners
@@ -47,11 +55,16 @@ def causal_decoder(option: str) -> str:
 
 
 def check_teacher(folder: Path, *, option: str) -> None:
-    """Raises UserError where the folder holds no cross-encoder with one output that reads plain pairs."""
-    refuse_modules(folder, option=option)
+    """Raises UserError where the folder holds no cross-encoder with one output that reads plain pairs.
+
+    What lies behind a Transformer is its head's to check (`retrieval.teachers.module_chain`).
+    """
     weights = transformer_folder(folder)
     config, shapes = _check_files(weights, option=option)
     _refuse_encoder_decoder(weights, config, option=option)
+    if behind_transformer(folder):
+        refuse_templates(folder, option=option)
+        return
     own_code = "AutoModelForSequenceClassification" in (config.get("auto_map") or {})
     if not (own_code or _is_classifier(config)) and (other := _other_model(config, shapes)):
         raise UserError(
@@ -66,6 +79,12 @@ def check_training_start(folder: Path, *, option: str) -> None:
 
     What an encoder's files say of templates and prompts is about another task.
     """
+    if behind_transformer(folder) and read_json(folder / "config_sentence_transformers.json").get("model_type") == "CrossEncoder":
+        kinds = ", ".join(module["type"].rsplit(".", 1)[-1] for module in module_list(folder))
+        raise UserError(
+            f"{option}: {folder} is a cross-encoder of several modules ({kinds}), which is a teacher only; start from one with a head of "
+            "transformers, or from an encoder"
+        )
     weights = transformer_folder(folder)
     config, _ = _check_files(weights, option=option)
     _refuse_encoder_decoder(weights, config, option=option)

@@ -159,6 +159,11 @@ def transformer_folder(folder: Path) -> Path:
     return folder
 
 
+def behind_transformer(folder: Path) -> bool:
+    """Whether a sentence-transformers folder lists more than its Transformer."""
+    return [module["type"].rsplit(".", 1)[-1] for module in module_list(folder)] not in ([], ["Transformer"])
+
+
 def weights_digest(
     folder: Path, digests: DigestCache, *, option: str, beside: Sequence[Path] = (), only: Sequence[Path] | None = None
 ) -> str:

@@ -93,9 +93,7 @@ def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSet
         longest = _longest(weights, None)
         pooling = "lasttoken" if is_causal_language_model(weights) else "cls"
         return FolderSettings(pooling=pooling, query_tokens=longest, passage_tokens=longest)
-    files = [FolderFile.read(weights / f"sentence_{name}_config.json", option=option) for name in _TRANSFORMER_NAMES]
-    transformer = next((file for file in files if file.content), files[0])
-    _check_transformer(transformer, weights)
+    transformer = check_transformer(weights, option=option)
     pooling, modules = _modules(folder, option=option)
     normalizes = bool(modules) and isinstance(modules[-1], NormalizeSpec)
     modules = modules[:-1] if normalizes else modules
@@ -173,8 +171,13 @@ def _prompt(own: FolderFile, names: tuple[str, ...], *, others: tuple[str, ...])
     return "" if default is None or default in others else prompts.text(default) or ""
 
 
-def _check_transformer(file: FolderFile, weights: Path) -> None:
-    """Raises UserError, naming file and key, for the first one that would change a vector and is not honoured."""
+def check_transformer(weights: Path, *, option: str) -> FolderFile:
+    """The settings of a Transformer that gives the vectors of tokens.
+
+    Raises UserError, naming file and key, for the first one that would change a vector and is not honoured.
+    """
+    files = [FolderFile.read(weights / f"sentence_{name}_config.json", option=option) for name in _TRANSFORMER_NAMES]
+    file = next((file for file in files if file.content), files[0])
     file.refuse_others([*_READ, *_HARMLESS, *(name for pair, _, _ in _LOADING for name in pair)])
     if file.content.get("query_expansion"):
         raise file.refusal("query_expansion", "which pads queries with mask tokens and is not supported")
@@ -189,6 +192,7 @@ def _check_transformer(file: FolderFile, weights: Path) -> None:
         raise file.refusal("transformer_task", "but only feature-extraction gives vectors that can be pooled")
     if file.content.get("modality_config") is not None:
         _check_modalities(file, file.part("modality_config"))
+    return file
 
 
 def check_arguments(file: FolderFile, weights: Path) -> None:

@@ -1,6 +1,7 @@
 """How a torch checkpoint makes one logit of a pair: found from its files, then opened.
 
     ClassifierHead   a transformers sequence classifier with one output
+    ChainHead        modules of sentence-transformers behind an encoder (`retrieval.teachers.module_chain`)
 
 A further kind is a `Head` in a file of its own, and a line in `find_head`. What comes before the logit (batches, padding, precision, the
 check of a batch's independence) is the same for all, in `retrieval/teachers/cross_encoder.py`.
@@ -53,8 +54,10 @@ class Head(ABC):
 
 
 def find_head(folder: Path, teacher: settings.Teacher) -> Head:
-    """The head of a checked folder. Opens no model."""
-    return ClassifierHead()
+    """The head of a checked folder. Opens no model. Raises UserError for modules that are not honoured."""
+    from retrieval.teachers.module_chain import chain_head
+
+    return chain_head(folder, teacher) or ClassifierHead()
 
 
 @dataclass(frozen=True)
