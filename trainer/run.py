@@ -104,7 +104,7 @@ def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distribu
     finished = processes.any(processes.first and (output / RESULT_NAME).is_file())
     if not finished:
         check_shards(experiment, shards.metadata)
-    dev = open_dev_set(Path(settings.dev), tokenizer=task.tokenizer) if settings.dev else None
+    dev = open_dev_set(Path(settings.dev), tokenizer=task.tokenizer, prompts=task.prompts) if settings.dev else None
     if dev is not None and dev.own_passages and processes.first:
         print(f"dev set: {len(dev.own_passages):,} queries are passages themselves; these are left out of their lists, as BEIR does")
     key = _run_key(experiment, shards=shards, task=task, dev=dev)

@@ -25,7 +25,9 @@ from retrieval.model_files.custom_code import check_custom_code, code_key
 from retrieval.model_files.files import tokenizer_digest, transformer_folder, weights_digest
 from retrieval.model_files.model_lengths import check_length
 from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.prompt_tokens import NO_PROMPTS, PromptLengths, marked, prompt_lengths
 from retrieval.models.student import resolve_student
+from retrieval.models.tokenizer import tokenizer_of
 from retrieval.teachers.cross_encoder import teacher_source
 from retrieval.teachers.pair_scorer import PairScorer, packed
 from retrieval.teachers.pair_tokens import StoredPairs
@@ -44,6 +46,7 @@ class Task:
     open: Callable[[], Model]  # the starting point, in train mode on its device
     open_references: Callable[[], References]
     row: Callable[[TrainingRow], TrainingRow]  # a row as this model reads it
+    prompts: PromptLengths = NO_PROMPTS  # tokens of stored texts that the model does not pool
 
 
 def task_of(experiment: Experiment, digests: DigestCache) -> Task:
@@ -55,13 +58,15 @@ def task_of(experiment: Experiment, digests: DigestCache) -> Task:
         return _cross_encoder(experiment, digests)
     spec = resolve_student(experiment.student)
     teacher = teacher_spec(experiment, spec)
+    prompts = NO_PROMPTS if spec.pools_prompt else prompt_lengths(spec, tokenizer_of(spec))
     return Task(
         tokenizer=spec.tokenizer_digest,
         remedy=REMEDY,
         key={"student": spec.key(digests), **({"teacher_model": teacher.key(digests)} if teacher else {})},
         open=lambda: prepared(lambda: DualEncoder(spec), experiment.train),
         open_references=lambda: open_references(spec, teacher, settings=experiment.train),
-        row=lambda row: row,
+        row=lambda row: with_prompts(row, prompts),
+        prompts=prompts,
     )
 
 
@@ -100,6 +105,17 @@ def _cross_encoder(experiment: Experiment, digests: DigestCache) -> Task:
         open=lambda: prepared(lambda: PairScorer(folder, seed=experiment.seed, trusted=trusted), experiment.train),
         open_references=dict,
         row=lambda row: as_pairs(row, pairs),
+    )
+
+
+def with_prompts(row: TrainingRow, prompts: PromptLengths) -> TrainingRow:
+    """The row with those tokens marked that are not pooled."""
+    if not any(prompts):
+        return row
+    return replace(
+        row,
+        query_tokens=marked(row.query_tokens, prompts.query),
+        candidate_tokens=tuple(marked(tokens, prompts.passage) for tokens in row.candidate_tokens),
     )
 
 

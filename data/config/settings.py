@@ -32,6 +32,16 @@ Prefix = Annotated[str, BeforeValidator(lambda value: "auto" if value in (None, 
 # A text or None. An empty text is one, so its type must not be seen to have None in it.
 Instruction = Annotated[Any, PlainValidator(lambda value: None if value in (None, "null", "~") else str(value))]
 Length = Annotated[int | None, BeforeValidator(lambda value: None if value == "auto" else value)]
+POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")  # as sentence-transformers names them
+
+
+def _pooling(modes: str) -> str:
+    if modes != "auto" and not set(modes.split("+")) <= set(POOLINGS):
+        raise ValueError(f"expected auto, {', '.join(POOLINGS)}, or several of these joined by +")
+    return modes
+
+
+Pooling = Annotated[str, AfterValidator(_pooling)]
 Switch = Annotated[Literal["auto", "true", "false"], BeforeValidator(lambda value: str(value).lower())]  # YAML has True, too
 PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 
@@ -67,7 +77,9 @@ class Student(Section):
     revision: str | None = execution(None, "of a hub id: branch, tag or commit; null: its main branch")
     trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
     layers: int | None = keyed(None, "keep the first k layers; null keeps all", ge=1)
-    pooling: Literal["auto", "cls", "mean"] = keyed("auto", "auto reads a sentence-transformers folder's files, else cls")
+    pooling: Pooling = keyed(
+        "auto", "cls, mean, max, lasttoken, ... (retrieval/models/pooling.py); auto: as the model's files say, else of encoders cls"
+    )
     normalize: bool | None = keyed(None, "vectors of length 1; null: if a sentence-transformers folder normalises or compares by cosine")
     query_prefix: Prefix = keyed("auto", "text put before every query; auto reads a sentence-transformers folder's prompts, else none")
     passage_prefix: Prefix = keyed("auto", "text put before every passage; auto as above")
@@ -79,7 +91,7 @@ class Teacher(Section):
     """Who gives the logits: a cross-encoder, or your own class."""
 
     model: str = execution(
-        ..., "hub id or folder of a sequence-classification model, or of model.onnx (keyed by its content)", path="model"
+        ..., "hub id or folder of a sequence-classification model, or of an ONNX graph (keyed by its content)", path="model"
     )
     revision: str | None = execution(None, "of a hub id: branch, tag or commit; null: its main branch")
     trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
@@ -94,7 +106,7 @@ class Teacher(Section):
     label: Literal["difference"] | int | None = execution(
         None, "of a model with several outputs: which one is the logit, from 0, or the difference of the second and the first"
     )
-    file: str | None = execution(None, "under onnx: the graph in the model's folder; null: model.onnx or onnx/model.onnx")
+    file: str | None = execution(None, "under onnx: the graph in the model's folder; null: model.onnx, onnx/model.onnx or the only one")
     compile: bool = execution(False, "torch.compile, under torch; its start takes half a minute a worker")
     segment_pairs: int = execution(2048, "rows of a window, whose new pairs are one segment; a kill loses at most two windows", ge=1)
     batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
@@ -107,6 +119,12 @@ class Teacher(Section):
             return value
         warn_once(f"teacher.compile={value} is now teacher.compile={str(value == 'on').lower()}")
         return value == "on"
+
+    @model_validator(mode="after")
+    def _graph(self) -> Teacher:
+        if self.file is not None and self.backend != "onnx":
+            raise ValueError(f"file={self.file} names an ONNX graph, which is read under backend=onnx alone: set that, or leave file out")
+        return self
 
 
 class Embed(Section):

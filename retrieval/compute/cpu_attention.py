@@ -90,8 +90,8 @@ def _transformers_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **unused: Any
 ) -> tuple[Tensor, None]:
     """The signature that transformers calls."""
-    if not query.shape == key.shape == value.shape or any(unused.get(name) is not None for name in ("softcap", "s_aux")):
-        raise NotImplementedError("grouped keys, keys of another text, capped scores and attention sinks")
+    if not query.shape == key.shape == value.shape or any(unused.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        raise NotImplementedError("grouped keys, keys of another text, capped scores, attention sinks and biases of relative positions")
     mask = None if attention_mask is None else attention_mask.float()
     attend = torch.ops.adam_distillation.cpu_attention if torch.compiler.is_compiling() else _attention
     return attend(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling), None

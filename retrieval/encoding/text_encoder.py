@@ -18,6 +18,7 @@ from retrieval.compute.parallel_batches import side_by_side
 from retrieval.compute.probe import pad_id_of
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.padding import check_padding
+from retrieval.models.prompt_tokens import marked_lists, prompt_lengths
 from retrieval.models.student import StudentSpec
 from retrieval.models.tokenizer import tokenizer_of
 
@@ -47,6 +48,7 @@ class TextEncoder:
         low_precision.apply(model.backbone, precision=precision, check=self._forward, option="embed.precision")
         self.packs = not on_cpu and precision != "fp32" and unpadded.install(model.backbone)  # batches without padding in the layers
         self.tokenizer = tokenizer_of(spec)
+        self._prompts = prompt_lengths(spec, self.tokenizer)
 
     @property
     def size(self) -> int:
@@ -55,11 +57,13 @@ class TextEncoder:
 
     def query_tokens(self, texts: list[str]) -> TokenLists:
         """Token ids of queries, prefix and special tokens included."""
-        return self.tokenizer.encode([self.spec.query_prefix + text for text in texts], max_tokens=self.spec.query_tokens)
+        tokens = self.tokenizer.encode([self.spec.query_prefix + text for text in texts], max_tokens=self.spec.query_tokens)
+        return marked_lists(tokens, self._prompts.query)
 
     def passage_tokens(self, texts: list[str]) -> TokenLists:
         """Token ids of passages, prefix and special tokens included."""
-        return self.tokenizer.encode([self.spec.passage_prefix + text for text in texts], max_tokens=self.spec.passage_tokens)
+        tokens = self.tokenizer.encode([self.spec.passage_prefix + text for text in texts], max_tokens=self.spec.passage_tokens)
+        return marked_lists(tokens, self._prompts.passage)
 
     def queries(self, texts: list[str]) -> NDArray[np.float32]:
         """[n, D] fp32 vectors of queries."""

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from retrieval.model_files.files import read_json, role_tokens, text_settings, tokenizer_files, transformer_folder
+from retrieval.model_files.architectures import sees_backwards_only, student_class
+from retrieval.model_files.files import (
+    behind_transformer,
+    module_list,
+    read_json,
+    role_tokens,
+    text_settings,
+    tokenizer_files,
+    transformer_folder,
+)
 from retrieval.model_files.weight_files import Shapes, refuse_adapter, tensor_shapes, token_rows
 from retrieval.teachers.pair_template import refuse_pair_text
 from retrieval.teachers.plain_pairs import check_texts
@@ -28,21 +37,22 @@ def check_student(folder: Path, *, pooling: str, layers: int | None, option: str
     """Raises UserError where no student can be made of the folder, as far as its files tell; a model that is opened is tried out, too."""
     weights = transformer_folder(folder)
     config, _ = _check_files(weights, option=option)
-    _refuse_encoder_decoder(weights, config, "give a model that is an encoder alone", option=option)
-    text = text_settings(config)
-    if pooling == "cls" and text.get("is_decoder") and text.get("is_causal") is not False and not text.get("use_bidirectional_attention"):
+    if student_class(weights) == "AutoModel":
+        _refuse_encoder_decoder(weights, config, "give a model that is an encoder alone", option=option)
+    if "cls" in pooling.split("+") and sees_backwards_only(config):
         raise UserError(f"{option}: {weights} {causal_decoder(option)}")
-    count = next((config[name] for name in _LAYER_COUNTS if isinstance(config.get(name), int)), None)
+    text = text_settings(config)
+    count = next((text[name] for name in _LAYER_COUNTS if isinstance(text.get(name), int)), None)
     if layers is not None and count is not None and layers > count:
         raise UserError(f"student.layers={layers}, but the model has {count} layers ({weights / 'config.json'})")
 
 
 def causal_decoder(option: str) -> str:
     """Why cls pooling is refused, and the remedy, as the end of a sentence."""
-    where = "student.pooling=mean" if option == "student.model" else "a Pooling by mean in its folder"
+    where = "student.pooling=lasttoken or student.pooling=mean" if option == "student.model" else "by the Pooling in its folder"
     return (
         "is a causal decoder, in which the first token sees no other: the vectors of all texts would be the same; "
-        f"pool all tokens ({where}), or give an encoder"
+        f"pool the last one or all ({where}), or give an encoder"
     )
 
 
@@ -59,6 +69,12 @@ def check_training_start(folder: Path, *, option: str) -> None:
 
     What an encoder's files say of templates and prompts is about another task.
     """
+    if behind_transformer(folder) and read_json(folder / "config_sentence_transformers.json").get("model_type") == "CrossEncoder":
+        kinds = ", ".join(module["type"].rsplit(".", 1)[-1] for module in module_list(folder))
+        raise UserError(
+            f"{option}: {folder} is a cross-encoder of several modules ({kinds}), which is a teacher only; start from one with a head of "
+            "transformers, or from an encoder"
+        )
     weights = transformer_folder(folder)
     config, _ = _check_files(weights, option=option)
     _refuse_encoder_decoder(weights, config, "start from an encoder, or from a cross-encoder with one output", option=option)

@@ -33,13 +33,17 @@ _TOKENIZER_CONFIG_KEYS = (
 )  # fmt: skip
 _ROLES = ("mask_token", "sep_token", "cls_token", "pad_token", "unk_token", "bos_token", "eos_token")
 _USED_ROLES = _ROLES[:5]  # those of beginning and end are no part of a text for most decoders
+_FROM_HUB = ("*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "model.onnx*")  # downloaded unless others are asked for
 _LFS_START = b"version https://git-lfs.github.com/spec/"
 
 
-def resolve_folder(model: str, *, option: str, revision: str | None = None, with_code: bool = False) -> Path:
+def resolve_folder(
+    model: str, *, option: str, revision: str | None = None, with_code: bool = False, files: Sequence[str] = _FROM_HUB
+) -> Path:
     """The local folder of a checkpoint: a folder as it is, else a hub id, from the hub's cache or the hub. `option` is for errors.
 
     A `revision` is a hub's branch, tag or commit; a commit where Python files come along, which may run (`with_code`).
+    `files`: patterns of what is downloaded.
     Raises UserError where neither a folder nor a hub model can be had, and for a revision that pins nothing.
     """
     path = Path(model).expanduser()
@@ -61,18 +65,18 @@ def resolve_folder(model: str, *, option: str, revision: str | None = None, with
             f"set {section}.revision to a commit, 40 hexadecimal digits"
         )
     try:
-        return _from_hub(model, revision, with_code)
+        return _from_hub(model, revision, (*files, *(["*.py"] * with_code)))
     except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{option}={model}: neither a folder nor a hub model that can be reached ({reason})") from error
 
 
 @functools.cache  # the hub is asked once a process, also where a command looks a model up twice
-def _from_hub(model: str, revision: str | None, with_code: bool) -> Path:
+def _from_hub(model: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "model.onnx*", *(["*.py"] * with_code)]
-    return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]))
+    left_out = [folder for folder in ("onnx/*", "openvino/*") if not any(pattern.startswith(folder[:-1]) for pattern in patterns)]
+    return Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns), ignore_patterns=left_out))
 
 
 def _near(path: Path) -> str:
@@ -155,10 +159,20 @@ def transformer_folder(folder: Path) -> Path:
     return folder
 
 
-def weights_digest(folder: Path, digests: DigestCache, *, option: str, beside: Sequence[Path] = ()) -> str:
-    """Digest of the weight files and of the configuration without its volatile keys. `beside`: weights under any other name."""
+def behind_transformer(folder: Path) -> bool:
+    """Whether a sentence-transformers folder lists more than its Transformer."""
+    return [module["type"].rsplit(".", 1)[-1] for module in module_list(folder)] not in ([], ["Transformer"])
+
+
+def weights_digest(
+    folder: Path, digests: DigestCache, *, option: str, beside: Sequence[Path] = (), only: Sequence[Path] | None = None
+) -> str:
+    """Digest of the weight files and of the configuration without its volatile keys.
+
+    `beside`: weights under any other name. `only`: the weight files, of whatever else lies in the folder.
+    """
     patterns = ("*.safetensors", "*.onnx", "*.onnx_data", "*.onnx.data")
-    files = sorted({*beside, *(file for pattern in patterns for file in folder.glob(pattern))})
+    files = sorted({*beside, *(file for pattern in patterns for file in folder.glob(pattern))} if only is None else only)
     if not files:
         raise UserError(no_weights(folder, option=option))
     config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _VOLATILE_CONFIG_KEYS}
@@ -208,6 +222,11 @@ def withholds_segments(folder: Path) -> bool:
 def tokenizer_digest(folder: Path) -> str:
     """Digest of what decides the tokens of a text: the tokenizer's tables without its padding and truncation settings."""
     return tokenizer_files(folder).digest
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer's tables lie in a folder."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def tokenizer_settings(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Read as sentence-transformers 6.2 reads them; folders saved by older versions ha
 
     modules.json                        which modules, in which folders
     sentence_bert_config.json           lengths, do_lower_case   (beside the weights)
-    1_Pooling/config.json               how token vectors become one
+    1_Pooling/config.json, 2_Dense/     how token vectors become one, and what is made of it (`retrieval.model_files.module_files`)
     config_sentence_transformers.json   prompts, similarity, truncate_dim
 """
 
@@ -14,15 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import UserError
-from retrieval.model_files.files import module_list, read_json, tokenizer_settings, transformer_folder
+from retrieval.model_files.architectures import is_causal_language_model
+from retrieval.model_files.files import read_json, tokenizer_settings, transformer_folder
 from retrieval.model_files.folder_file import FolderFile
 from retrieval.model_files.model_lengths import most_positions, usual_length
+from retrieval.model_files.module_files import (
+    VECTOR,
+    VECTOR_MODULES,
+    ModuleSpec,
+    NormalizeSpec,
+    PoolingSpec,
+    listed_modules,
+    read_module,
+    read_pooling,
+    size_after,
+)
 
 _QUERY_PROMPTS, _PASSAGE_PROMPTS = ("query",), ("document", "passage", "corpus")  # the first one there is taken
-_SHORT_MODES = {"cls_token": "cls", "mean_tokens": "mean"}
-_MODULES = ("Transformer", "Pooling", "Normalize")
+_FIRST_MODULES = ("Transformer", "Pooling")
 _TRANSFORMER_NAMES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # sentence_<name>_config.json
-_POOLING_KEYS = ("pooling_mode", "include_prompt", "word_embedding_dimension", "embedding_dimension")
 _FOLDER_KEYS = (
     "__version__", "model_type", "requirements", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim",
 )  # fmt: skip
@@ -53,7 +63,8 @@ class FolderSettings:
     """A checkpoint's own settings; the defaults are those of a plain transformers folder."""
 
     pooling: str = "cls"  # or a mode that is not supported
-    normalize: bool = False
+    modules: tuple[ModuleSpec, ...] = ()  # what is made of the pooled vector
+    normalize: bool = False  # whether length 1 is the last of it
     pools_prompt: bool = True  # False: the prompt's tokens are left out of the pooling
     query_prompt: str = ""
     passage_prompt: str = ""
@@ -73,39 +84,43 @@ def is_sentence_transformers(folder: Path) -> bool:
 def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSettings:
     """The settings of a checkpoint folder. `option` is for errors.
 
-    Raises UserError where a file says what is not supported: another module than Transformer, Pooling and Normalize in that order, keys
-    of the Transformer that change its vectors, texts cut on the left, another kind of model.
+    Raises UserError where a file says what is not supported: modules other than Transformer, Pooling and those that work on vectors, in
+    that order, keys that change the vectors, texts cut on the left, another kind of model.
     """
     weights = transformer_folder(folder)
     check_truncation_side(weights, option=option)
     if not is_sentence_transformers(folder):
         longest = _longest(weights, None)
-        return FolderSettings(query_tokens=longest, passage_tokens=longest)
-    files = [FolderFile.read(weights / f"sentence_{name}_config.json", option=option) for name in _TRANSFORMER_NAMES]
-    transformer = next((file for file in files if file.content), files[0])
-    _check_transformer(transformer, weights)
-    pooling, normalizes = _modules(folder, option=option)
+        pooling = "lasttoken" if is_causal_language_model(weights) else "cls"
+        return FolderSettings(pooling=pooling, query_tokens=longest, passage_tokens=longest)
+    transformer = check_transformer(weights, option=option)
+    pooling, modules = _modules(folder, option=option)
+    normalizes = bool(modules) and isinstance(modules[-1], NormalizeSpec)
+    modules = modules[:-1] if normalizes else modules
     own = FolderFile.read(folder / "config_sentence_transformers.json", option=option)
     if own.text("model_type") not in (None, "SentenceTransformer"):
         raise own.refusal("model_type", "and only a SentenceTransformer gives one vector for a text")
     similarity = own.text("similarity_fn_name")
     kept = own.count("truncate_dim")
-    size = read_json(weights / "config.json").get("hidden_size")
+    hidden = read_json(weights / "config.json").get("hidden_size")
+    several = pooling.modes.count("+") + 1
+    size = size_after(modules, several * hidden if isinstance(hidden, int) and not modules else None, option=option)
     query_length, passage_length = _named_lengths(transformer)
     return FolderSettings(
-        pooling=_pooling_modes(pooling),
+        pooling=pooling.modes,
+        modules=modules,
         # Search is by inner product, which is cosine between vectors of length 1. A folder that names no similarity stays as it is:
         # sentence-transformers would take cosine there as well, but most such folders are older than the key, and many were trained for
         # the inner product (TAS-B, the multi-qa and msmarco `dot` models).
         normalize=normalizes or similarity == "cosine",
-        pools_prompt=pooling.content.get("include_prompt", True) is not False,
+        pools_prompt=pooling.include_prompt,
         query_prompt=_prompt(own, _QUERY_PROMPTS, others=_PASSAGE_PROMPTS),
         passage_prompt=_prompt(own, _PASSAGE_PROMPTS, others=_QUERY_PROMPTS),
         query_tokens=_longest(weights, query_length),
         passage_tokens=_longest(weights, passage_length),
         lower_case=bool(transformer.content.get("do_lower_case")),
         similarity=similarity,
-        truncate_dim=None if kept is None or (isinstance(size, int) and kept >= size) else kept,
+        truncate_dim=None if kept is None or (size is not None and kept >= size) else kept,
         unread=tuple(sorted(own.content.keys() - set(_FOLDER_KEYS))),
     )
 
@@ -116,44 +131,29 @@ def _longest(weights: Path, named: int | None) -> int | None:
     return min(lengths, default=None)
 
 
-def _modules(folder: Path, *, option: str) -> tuple[FolderFile, bool]:
-    """(settings of the pooling, whether its vectors are normalised)."""
-    found: list[tuple[str, FolderFile]] = []
-    for module in module_list(folder):
-        kind = module["type"]
-        settings = FolderFile.read(folder / module["path"] / "config.json", option=option)
-        # `Pooling` of whichever module of sentence-transformers: it moved. A class from elsewhere is code that comes with the checkpoint.
-        kind = kind.rsplit(".", 1)[-1] if kind.startswith("sentence_transformers.") else kind
-        if kind not in _MODULES or (kind == "Normalize" and not _normalizes_texts(settings)):
-            raise UserError(f"{option}: {folder} has a module {module['type']}; Transformer, Pooling and Normalize are supported")
-        found.append((kind, settings))
-    if any(kind != _MODULES[min(place, 2)] for place, (kind, _) in enumerate(found)):
+def _modules(folder: Path, *, option: str) -> tuple[PoolingSpec, tuple[ModuleSpec, ...]]:
+    """The pooling, and what comes behind it."""
+    found = listed_modules(folder, option=option)
+    for module in found:
+        if module.kind not in (*_FIRST_MODULES, *VECTOR_MODULES):
+            known = ", ".join((*_FIRST_MODULES, *VECTOR_MODULES))
+            raise UserError(f"{option}: {folder} has a module {module.type}; {known} are supported")
+    kinds = tuple(module.kind for module in found)
+    if kinds[:2] != _FIRST_MODULES[: len(kinds)] or set(kinds[2:]) & set(_FIRST_MODULES):
         raise UserError(
-            f"{option}: {folder / 'modules.json'} lists {', '.join(kind for kind, _ in found)}; one Transformer, one Pooling and at most "
-            "Normalize behind them, in this order, are supported"
+            f"{option}: {folder / 'modules.json'} lists {', '.join(kinds)}; one Transformer, one Pooling and what works on vectors "
+            f"({', '.join(VECTOR_MODULES)}) behind them, in this order, are supported"
         )
     if len(found) < 2:
         raise UserError(f"{option}: {folder} has no Pooling module, so its files do not say what the vector of a text is")
-    pooling = found[1][1]
-    if not pooling.path.is_file():
-        raise UserError(f"{option}: {pooling.path} is missing, which says how token vectors become one; fetch the whole folder again")
-    return pooling, len(found) > 2
-
-
-def _normalizes_texts(settings: FolderFile) -> bool:
-    name = "sentence_embedding"
-    input_name = settings.content.get("module_input_name") or name
-    return input_name == (settings.content.get("module_output_name") or input_name) == name
-
-
-def _pooling_modes(settings: FolderFile) -> str:
-    """`cls`, `mean`, or the names of what is not supported."""
-    flags = [key for key in settings.content if key.startswith("pooling_mode_")]
-    settings.refuse_others([*_POOLING_KEYS, *flags])
-    mode = settings.of_type("pooling_mode", (str, list), "a mode, or a list of them")  # since 5.x; older files have a flag for each mode
-    modes = [mode] if isinstance(mode, str) else list(mode or [])
-    modes = modes or [flag.removeprefix("pooling_mode_") for flag in flags if settings.content[flag]] or ["mean"]
-    return ", ".join(_SHORT_MODES.get(str(name), str(name)) for name in modes)
+    modules = [read_module(module) for module in found[2:]]
+    for spec, listed in zip(modules, found[2:], strict=True):
+        if (spec.reads, spec.writes) != (VECTOR, VECTOR):
+            raise UserError(
+                f"{option}: {folder} has a module {listed.type} that reads {spec.reads} and writes {spec.writes} ({listed.file.path}), and "
+                f"only the vector of a text, {VECTOR}, is supported"
+            )
+    return read_pooling(found[1].file), tuple(modules)
 
 
 def _prompt(own: FolderFile, names: tuple[str, ...], *, others: tuple[str, ...]) -> str:
@@ -171,8 +171,13 @@ def _prompt(own: FolderFile, names: tuple[str, ...], *, others: tuple[str, ...])
     return "" if default is None or default in others else prompts.text(default) or ""
 
 
-def _check_transformer(file: FolderFile, weights: Path) -> None:
-    """Raises UserError, naming file and key, for the first one that would change a vector and is not honoured."""
+def check_transformer(weights: Path, *, option: str) -> FolderFile:
+    """The settings of a Transformer that gives the vectors of tokens.
+
+    Raises UserError, naming file and key, for the first one that would change a vector and is not honoured.
+    """
+    files = [FolderFile.read(weights / f"sentence_{name}_config.json", option=option) for name in _TRANSFORMER_NAMES]
+    file = next((file for file in files if file.content), files[0])
     file.refuse_others([*_READ, *_HARMLESS, *(name for pair, _, _ in _LOADING for name in pair)])
     if file.content.get("query_expansion"):
         raise file.refusal("query_expansion", "which pads queries with mask tokens and is not supported")
@@ -187,6 +192,7 @@ def _check_transformer(file: FolderFile, weights: Path) -> None:
         raise file.refusal("transformer_task", "but only feature-extraction gives vectors that can be pooled")
     if file.content.get("modality_config") is not None:
         _check_modalities(file, file.part("modality_config"))
+    return file
 
 
 def check_arguments(file: FolderFile, weights: Path) -> None:

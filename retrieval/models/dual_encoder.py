@@ -1,4 +1,4 @@
-"""The student: a transformers encoder with cls or mean pooling, opened from and saved as common checkpoint folders."""
+"""The student: a transformers encoder, its pooling and what comes behind it, opened from and saved as common checkpoint folders."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from data.errors import UserError, first_line
 from retrieval.compute.cpu_attention import own_attention
 from retrieval.compute.probe import text_config
+from retrieval.model_files.architectures import student_class
 from retrieval.model_files.checks import causal_decoder
 from retrieval.model_files.files import copy_tokenizer
+from retrieval.model_files.module_files import PoolingSpec, pooling_file, size_after
 from retrieval.models.first_layers import keep_first_layers
 from retrieval.models.loading import open_model
-from retrieval.models.pooling import POOLINGS, pooling_config
+from retrieval.models.modules import open_modules, save_module
+from retrieval.models.pooling import pool
+from retrieval.models.prompt_tokens import unmarked
 from retrieval.models.student import StudentSpec
 
 
@@ -31,11 +35,14 @@ class DualEncoder(nn.Module):
         if spec.layers is not None:
             keep_first_layers(self.backbone, spec.layers)
         self._token_size = _token_size(self.backbone, spec)
+        pooled = self._token_size * len(spec.pooling.split("+"))
+        self._vector_size = size_after(spec.modules, pooled, option=spec.option) or pooled
+        self.projection = open_modules(spec.modules, option=spec.option)
 
     @property
     def size(self) -> int:
         """D, dimensions of a vector."""
-        return min(self._token_size, self.spec.truncate_dim or self._token_size)
+        return min(self._vector_size, self.spec.truncate_dim or self._vector_size)
 
     @property
     def option(self) -> str:
@@ -43,9 +50,11 @@ class DualEncoder(nn.Module):
         return self.spec.option
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[n, L] token ids and mask to [n, D] fp32 vectors."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        vectors = POOLINGS[self.spec.pooling](hidden, attention_mask)[:, : self.size]
+        """[n, L] token ids and mask to [n, D] fp32 vectors. Tokens that are not pooled may be marked (`retrieval.models.prompt_tokens`)."""
+        ids, pooled = (input_ids, attention_mask) if self.spec.pools_prompt else unmarked(input_ids, attention_mask)
+        hidden = self.backbone(input_ids=ids, attention_mask=attention_mask).last_hidden_state
+        with torch.autocast(hidden.device.type, enabled=False):
+            vectors = self.projection(pool(hidden, pooled, self.spec.pooling))[:, : self.size]
         return nn.functional.normalize(vectors, dim=-1) if self.spec.normalize else vectors
 
     def save(self, folder: Path) -> None:
@@ -57,19 +66,24 @@ class DualEncoder(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.save_pretrained(folder, safe_serialization=True)
         copy_tokenizer(self.source, folder)
-        modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * self.spec.normalize
+        after = [f"{place}_{module.kind}" for place, module in enumerate(self.spec.modules, 2)]
+        modules = [("", "Transformer"), ("1_Pooling", "Pooling"), *((path, path.partition("_")[2]) for path in after)]
+        modules += [(f"{len(modules)}_Normalize", "Normalize")] * self.spec.normalize
         listed = [
             {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for place, (path, kind) in enumerate(modules)
         ]
         _write_json(folder / "modules.json", listed)
-        _write_json(folder / "1_Pooling" / "config.json", pooling_config(self.spec.pooling, self._token_size))
+        pooling = PoolingSpec(self.spec.pooling, self.spec.pools_prompt)
+        _write_json(folder / "1_Pooling" / "config.json", pooling_file(pooling, self._token_size))
+        for path, module in zip(after, self.projection, strict=True):
+            save_module(module, folder / path)
         _write_json(folder / "sentence_bert_config.json", {**_lengths(self.spec), "do_lower_case": self.spec.lower_case})
         similarity = "cosine" if self.spec.normalize else "dot"
         kept = {} if self.spec.truncate_dim is None else {"truncate_dim": self.spec.truncate_dim}
         _write_json(folder / "config_sentence_transformers.json", {**_prompts(self.spec), "similarity_fn_name": similarity, **kept})
         if self.spec.normalize:
-            (folder / "2_Normalize").mkdir(exist_ok=True)
+            (folder / modules[-1][0]).mkdir(exist_ok=True)
 
 
 def _lengths(spec: StudentSpec) -> dict[str, int]:
@@ -90,9 +104,10 @@ def _backbone(spec: StudentSpec, attention: str | None) -> Any:
     """The encoder in fp32; with transformers' own attention where the model cannot have the one asked for."""
     # A pooler would be trained by nothing and saved for nothing; models without the option ignore it or raise a TypeError.
     ways: list[dict[str, Any]] = [{"add_pooling_layer": False}, {}]
-    if attention:
+    kind = student_class(spec.weights_folder)
+    if attention and kind == "AutoModel":  # the others add trained biases to their scores
         ways = [{**way, "attn_implementation": attention} for way in ways] + ways
-    return open_model("AutoModel", spec.weights_folder, option=spec.option, trusted=spec.trust_remote_code, ways=ways)
+    return open_model(kind, spec.weights_folder, option=spec.option, trusted=spec.trust_remote_code, ways=ways)
 
 
 def _token_size(backbone: Any, spec: StudentSpec) -> int:
@@ -111,7 +126,7 @@ def _token_size(backbone: Any, spec: StudentSpec) -> int:
         raise UserError(f"{spec.option}: {name} does not run on the tokens of a text alone ({first_line(error)})") from error
     if hidden is None or hidden.shape[:2] != ids.shape:
         raise UserError(f"{spec.option}: {name} gives no vectors of tokens (last_hidden_state), so that there is nothing to pool")
-    if spec.pooling == "cls" and torch.equal(hidden[0, 0], hidden[1, 0]):
+    if "cls" in spec.pooling.split("+") and torch.equal(hidden[0, 0], hidden[1, 0]):
         raise UserError(f"{spec.option}: {name} {causal_decoder(spec.option)}")
     return int(hidden.shape[-1])
 

@@ -37,11 +37,11 @@ def keep_first_layers(backbone: Any, layers: int) -> None:
 
 
 def _outermost_stacks(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.ModuleList]]:
-    """Stacks named `layer` or `layers` that lie in no other list: those within (T5's) are parts of a layer."""
+    """Stacks named `layer`, `layers` or `block` (T5's) that lie in no other list: those within are parts of a layer."""
     for name, child in module.named_children():
         if not isinstance(child, nn.ModuleList):
             yield from _outermost_stacks(child)
-        elif name in ("layer", "layers"):
+        elif name in ("layer", "layers", "block"):
             yield module, name, child
 
 

@@ -7,16 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.config.settings import Student
+from data.config.settings import POOLINGS, Student
 from data.digests import DigestCache, json_digest
 from data.errors import UserError
 from retrieval.model_files.checks import check_student
 from retrieval.model_files.custom_code import check_custom_code, code_key
 from retrieval.model_files.files import resolve_folder, tokenizer_digest, transformer_folder, weights_digest
 from retrieval.model_files.model_lengths import check_length
+from retrieval.model_files.module_files import ModuleSpec
 from retrieval.model_files.sentence_transformers_files import FolderSettings, folder_settings, is_sentence_transformers
 
-_NOT_KEYED = ("folder", "lower_case", "trust_remote_code", "option", "notes")
+_NOT_KEYED = ("folder", "lower_case", "trust_remote_code", "option", "notes", "modules", "pools_prompt")
+# sentence-transformers leaves the prompts of these out of the pooling by their names, which their files do not say.
+_INSTRUCTORS = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
 
 EMBEDDING_VERSION = 5  # raised when the same texts, model and precision give other vectors
 
@@ -33,6 +36,8 @@ class StudentSpec:
     passage_prefix: str
     query_tokens: int
     passage_tokens: int
+    pools_prompt: bool = True  # False: the tokens of a prompt are read and left out of the pooling
+    modules: tuple[ModuleSpec, ...] = ()  # what is made of the pooled vector, before it is normalised
     lower_case: bool = False  # lower-cased before the tokenizer's own normalisation
     truncate_dim: int | None = None  # first dimensions that are kept of a vector, before it is normalised; None: all
     trust_remote_code: bool = False
@@ -52,6 +57,10 @@ class StudentSpec:
         settings = {name: value for name, value in asdict(self).items() if name not in _NOT_KEYED}
         if self.truncate_dim is None:  # as the keys of stores that are older than the setting
             del settings["truncate_dim"]
+        if not self.pools_prompt:
+            settings["pools_prompt"] = False
+        if self.modules:
+            settings["modules"] = [module.key(digests) for module in self.modules]
         return {
             **settings,
             "weights": weights_digest(self.weights_folder, digests, option=self.option),
@@ -69,8 +78,8 @@ class StudentSpec:
 def resolve_student(student: Student, *, option: str = "student.model") -> StudentSpec:
     """Fill `auto` and `null` from the folder's files. Imports no model code. `option` is for errors.
 
-    Raises UserError: what `folder_settings` and `check_student` refuse, another pooling than cls or mean, a similarity that no inner
-    product is, a length above the model's positions, prompts that this checkpoint leaves out of its pooling.
+    Raises UserError: what `folder_settings` and `check_student` refuse, a pooling that is not known, a similarity that no inner product
+    is, a length above the model's positions.
     """
     folder = resolve_folder(student.model, option=option, revision=student.revision, with_code=student.trust_remote_code)
     check_custom_code(transformer_folder(folder), option=option, trusted=student.trust_remote_code)
@@ -79,13 +88,17 @@ def resolve_student(student: Student, *, option: str = "student.model") -> Stude
         _check_pooling(own, folder, option=option)
     if student.normalize is None:
         _check_similarity(own, folder, option=option)
+    query_prefix = own.query_prompt if student.query_prefix == "auto" else student.query_prefix
+    passage_prefix = own.passage_prompt if student.passage_prefix == "auto" else student.passage_prefix
     spec = StudentSpec(
         folder=folder,
         layers=student.layers,
         pooling=own.pooling if student.pooling == "auto" else student.pooling,
+        pools_prompt=(own.pools_prompt and student.model not in _INSTRUCTORS) or not (query_prefix or passage_prefix),
+        modules=own.modules,
         normalize=own.normalize if student.normalize is None else student.normalize,
-        query_prefix=own.query_prompt if student.query_prefix == "auto" else student.query_prefix,
-        passage_prefix=own.passage_prompt if student.passage_prefix == "auto" else student.passage_prefix,
+        query_prefix=query_prefix,
+        passage_prefix=passage_prefix,
         query_tokens=_length(student.query_tokens, own.query_tokens, folder, option="student.query_tokens"),
         passage_tokens=_length(student.passage_tokens, own.passage_tokens, folder, option="student.passage_tokens"),
         lower_case=own.lower_case,
@@ -95,12 +108,6 @@ def resolve_student(student: Student, *, option: str = "student.model") -> Stude
         notes=tuple(_notes(student, own, folder)),
     )
     check_student(folder, pooling=spec.pooling, layers=spec.layers, option=option)
-    # Instruction models (`include_prompt: false`) read the prompt but pool the text alone, which our pooling does not.
-    if not own.pools_prompt and (spec.query_prefix or spec.passage_prefix):
-        raise UserError(
-            f"{option}: {folder} leaves its prompts out of the pooling (include_prompt: false), which is not supported; "
-            "without prompts it can be used: student.query_prefix= student.passage_prefix="
-        )
     return spec
 
 
@@ -123,12 +130,13 @@ def _length(given: int | None, own: int | None, folder: Path, *, option: str) ->
 
 
 def _check_pooling(own: FolderSettings, folder: Path, *, option: str) -> None:
-    if own.pooling not in ("cls", "mean"):
-        raise UserError(f"{option}: {folder} pools by {own.pooling}; cls and mean are supported (student.pooling=mean takes another one)")
+    if not set(own.pooling.split("+")) <= set(POOLINGS):
+        known = ", ".join(POOLINGS)
+        raise UserError(f"{option}: {folder} pools by {own.pooling}; {known} are supported (student.pooling=mean takes another one)")
     if not is_sentence_transformers(folder) and (folder / "1_Pooling" / "config.json").is_file():
         raise UserError(
             f"{option}: {folder} has a 1_Pooling folder and no modules.json, which says what to do with it: fetch the whole folder again, "
-            "or say student.pooling=cls or mean, and student.normalize"
+            "or say student.pooling and student.normalize"
         )
 
 

@@ -81,6 +81,14 @@ class Tokenizer:
         """Segment ids of an encoded pair, all 0 where its model is given none."""
         return encoding.type_ids if self._gives_segments else [0] * len(encoding.ids)
 
+    def prompt_length(self, prompt: str) -> int:
+        """How many leading tokens of a text that begins with the prompt are the prompt's, as sentence-transformers counts them.
+
+        Those of the prompt alone, special ones before it too, without a special one behind it.
+        """
+        ids = self.backend.encode(self.with_special_tokens(prompt)).ids if prompt else []
+        return len(ids) - (ids[-1] in self._tokenizer.all_special_ids if ids else 0)
+
     def bare_ids(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Token ids of each text without special tokens, uncut."""
         encodings = (encoding for part in _parts(texts) for encoding in self.backend.encode_batch_fast(part, add_special_tokens=False))
@@ -105,5 +113,19 @@ def _parts(items: list[Item]) -> Iterator[list[Item]]:
 
 
 def tokenizer_of(student: StudentSpec) -> Tokenizer:
-    """The tokenizer that reads a student's texts, opened."""
-    return Tokenizer(student.weights_folder, lower_case=student.lower_case, trusted=student.trust_remote_code)
+    """The tokenizer that reads a student's texts, opened.
+
+    Raises UserError where there is none, and where a prompt leaves no room for a text.
+    """
+    tokenizer = Tokenizer(student.weights_folder, lower_case=student.lower_case, trusted=student.trust_remote_code)
+    for role, prompt, longest in (
+        ("query", student.query_prefix, student.query_tokens),
+        ("passage", student.passage_prefix, student.passage_tokens),
+    ):
+        count = len(tokenizer.encode([prompt], max_tokens=longest + 1)[0]) if prompt else 0
+        if count >= longest:
+            raise UserError(
+                f"student.{role}_tokens={longest}: the prompt of {student.option} alone ({prompt!r}) is as long, so that nothing of a text "
+                f"would be read; set a larger number, or another student.{role}_prefix"
+            )
+    return tokenizer

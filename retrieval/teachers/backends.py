@@ -25,7 +25,7 @@ from data.digests import DigestCache
 from data.errors import RunFailed, UserError
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
 from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, PreparingTeacher, Teacher, TeacherSettings, TeacherSpec, ignore_batch
-from retrieval.teachers.cross_encoder import resolve_cross_encoder
+from retrieval.teachers.cross_encoder import resolve_cross_encoder, resolve_graph
 
 
 def _no_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
@@ -33,7 +33,7 @@ def _no_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
 
 
 # Each finds and checks what its settings name, and opens nothing.
-BACKENDS: dict[str, Callable[..., TeacherSpec]] = {"torch": resolve_cross_encoder, "onnx": resolve_cross_encoder, "none": _no_teacher}
+BACKENDS: dict[str, Callable[..., TeacherSpec]] = {"torch": resolve_cross_encoder, "onnx": resolve_graph, "none": _no_teacher}
 _REGISTRY: Registry[Any] = Registry("teacher", BACKENDS)
 
 

@@ -1,4 +1,4 @@
-"""Cross-encoders as teachers: a transformers folder under torch, or a folder with model.onnx under ONNX Runtime.
+"""Cross-encoders as teachers: a transformers folder under torch, or a graph under ONNX Runtime (`retrieval/teachers/graphs`).
 
 Speed is in `retrieval/teachers/scoring.py` (batches of like length), in `retrieval.compute.low_precision` (bf16 and fp16), in
 `retrieval.compute.cpu_attention` and in `retrieval.compute.unpadded` (GPUs).
@@ -38,9 +38,10 @@ from retrieval.model_files.files import (
 from retrieval.model_files.model_lengths import check_length
 from retrieval.model_files.weight_files import tensor_shapes
 from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, PreparingTeacher, TeacherSettings, TeacherSpec, ignore_batch
-from retrieval.teachers.graph_checks import check_graph
+from retrieval.teachers.graphs.graph_checks import check_graph
+from retrieval.teachers.graphs.graph_files import GraphFiles, find_graph, graphs_in
+from retrieval.teachers.graphs.onnx import OnnxCrossEncoder, OnnxGraph, read_graph
 from retrieval.teachers.heads import ClassifierHead, Head, PairModel, find_head
-from retrieval.teachers.onnx import GRAPH_NAME, OnnxCrossEncoder, OnnxGraph, read_graph
 from retrieval.teachers.pair_template import KNOWN, PairText, find_pair_text
 from retrieval.teachers.pair_tokens import PairTokenizer
 from retrieval.teachers.scoring import CrossEncoder, OutOfMemory, score_pairs
@@ -53,7 +54,7 @@ INPUT_TEMPLATE = "pair/longest_first/v1"
 class CrossEncoderSpec(TeacherSpec):
     """A cross-encoder with its precision resolved."""
 
-    folder: Path  # of weights and tokenizer
+    folder: Path  # of weights and tokenizer; of backend onnx, of the tokenizer
     name: str
     backend: str  # torch or onnx
     precision: str
@@ -61,6 +62,7 @@ class CrossEncoderSpec(TeacherSpec):
     trust_remote_code: bool = False
     head: Head = field(default_factory=ClassifierHead)  # of backend torch
     template: PairText | None = None  # what stands around a pair; None: the tokenizer joins it
+    graph: GraphFiles | None = None  # of backend onnx
 
     @property
     def tokenizer_folder(self) -> Path:  # type: ignore[override]
@@ -69,12 +71,11 @@ class CrossEncoderSpec(TeacherSpec):
 
     def key(self, digests: DigestCache) -> dict[str, Any]:
         """Weights, tokenizer, template, truncation, length, head and precision class."""
-        graph = read_graph(self.folder) if self.backend == "onnx" else None
-        beside = [self.folder / name for name in graph.external] if graph else []
+        graph = read_graph(self.graph.graph) if self.graph else None
         # Without a mask a logit once depended on the padding of its batch.
         alone = {"batch": "one pair"} if graph and not graph.masks_padding else {}
         return {
-            "weights": weights_digest(self.folder, digests, option="teacher.model", beside=beside),
+            "weights": self._weights_digest(digests),
             "tokenizer": tokenizer_digest(self.folder),
             "template": INPUT_TEMPLATE if self.template is None else self.template.key(),
             "max_tokens": self.max_tokens,
@@ -85,6 +86,10 @@ class CrossEncoderSpec(TeacherSpec):
             **({"segments": "none"} if self._reads_segments(graph) and withholds_segments(self.folder) else {}),
             **code_key(self.folder, trusted=self.trust_remote_code),
         }
+
+    def _weights_digest(self, digests: DigestCache) -> str:
+        option = "teacher.model"
+        return self.graph.digest(digests, option=option) if self.graph else weights_digest(self.folder, digests, option=option)
 
     def _padding_key(self) -> dict[str, Any]:
         """The padding id of a decoder whose tokenizer names another one: padded with that, its logits once depended on their batch."""
@@ -158,39 +163,37 @@ def teacher_source(teacher: settings.Teacher) -> Path:
 
 
 def resolve_cross_encoder(teacher: settings.Teacher, *, device: str) -> CrossEncoderSpec:
-    """Find the folder and its precision class, and check its files. Loads no model.
+    """Find a transformers folder and its precision class, and check its files. Loads no model.
 
-    Raises UserError: no such model, not of this backend, `max_tokens` above what it can read, and all that `check_teacher` and
-    `check_graph` find.
+    Raises UserError: no such model, not of this backend, `max_tokens` above what it can read, and all that `check_teacher` finds.
     """
     folder = teacher_source(teacher)
-    backend = teacher.backend
-    for name in ("answers", "label") if backend == "onnx" else ():
+    weights = transformer_folder(folder)
+    if not os.path.lexists(weights / "config.json") and (graphs := graphs_in(folder)):
+        needs = f"holds no config.json, which teacher.backend=torch needs, but {graphs[0]}"
+        raise UserError(f"teacher.model: {folder} {needs}; try teacher.backend=onnx?")
+    check_custom_code(weights, option="teacher.model", trusted=teacher.trust_remote_code)
+    check_teacher(folder, option="teacher.model")
+    check_length(teacher.max_tokens, weights, option="teacher.max_tokens")
+    precision = precisions.resolve(teacher.precision, device=device)
+    head, text = find_head(folder, teacher), find_pair_text(folder, teacher)
+    return CrossEncoderSpec(weights, teacher.model, "torch", precision, teacher.max_tokens, teacher.trust_remote_code, head, text)
+
+
+def resolve_graph(teacher: settings.Teacher, *, device: str) -> CrossEncoderSpec:
+    """Find an ONNX graph, its tokenizer and configuration, and check them. Needs no ONNX Runtime.
+
+    Raises UserError as `find_graph` and `check_graph`, for a tokenizer of Python code that is not trusted, and for what only torch reads.
+    """
+    for name in ("answers", "label"):
         if getattr(teacher, name) not in (None, ()):
             raise UserError(f"teacher.{name} is read under teacher.backend=torch alone; leave it out, or export a graph with one output")
-    weights = folder if backend == "onnx" else transformer_folder(folder)
-    needed, other, remedy = (GRAPH_NAME, "config.json", "torch") if backend == "onnx" else ("config.json", GRAPH_NAME, "onnx")
-    if not os.path.lexists(weights / needed):
-        exports = sorted(folder.glob("*.onnx")) + sorted(folder.glob("onnx/*.onnx"))
-        if backend == "onnx" and exports:
-            raise UserError(
-                f"teacher.model: {folder} holds no {GRAPH_NAME}, but {exports[0].relative_to(folder)}: copy it as {GRAPH_NAME}, with its "
-                "external weights and the tokenizer's files, into a folder of its own"
-            )
-        if os.path.lexists(weights / other):
-            needs = f"holds no {needed}, which teacher.backend={backend} needs"
-            raise UserError(f"teacher.model: {folder} {needs}; try teacher.backend={remedy}?")
-    check_custom_code(weights, option="teacher.model", trusted=teacher.trust_remote_code, graph=backend == "onnx")
-    if backend == "onnx":
-        check_graph(folder, max_tokens=teacher.max_tokens, option="teacher.model")
-        precision = "graph"  # the file has its number format inside it, and its content is in the weights digest
-    else:
-        check_teacher(folder, option="teacher.model")
-        check_length(teacher.max_tokens, weights, option="teacher.max_tokens")
-        precision = precisions.resolve(teacher.precision, device=device)
-    head = ClassifierHead() if backend == "onnx" else find_head(folder, teacher)
-    text = find_pair_text(folder, teacher)
-    return CrossEncoderSpec(weights, teacher.model, backend, precision, teacher.max_tokens, teacher.trust_remote_code, head, text)
+    files, trusted = find_graph(teacher), teacher.trust_remote_code
+    check_custom_code(files.tokenizer, option="teacher.model", trusted=trusted, graph=True)
+    check_graph(files, max_tokens=teacher.max_tokens, option="teacher.model")
+    precision = "graph"  # the file has its number format inside it, and its content is in the weights digest
+    text = find_pair_text(files.texts, teacher)
+    return CrossEncoderSpec(files.tokenizer, teacher.model, "onnx", precision, teacher.max_tokens, trusted, template=text, graph=files)
 
 
 def load_cross_encoder(
@@ -201,8 +204,9 @@ def load_cross_encoder(
     `threads` are those of an ONNX session; torch's are the caller's to set. `batch_tokens` count padding; None takes the device's default.
     `compiled`: use torch.compile, under torch; the first batches then take about half a minute.
     """
-    if spec.backend == "onnx":
-        return OnnxCrossEncoder(spec.folder, device=device, threads=threads, batch_tokens=batch_tokens or DEFAULT_BATCH_TOKENS[device])
+    if spec.graph:
+        batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
+        return OnnxCrossEncoder(spec.graph.graph, device=device, threads=threads, batch_tokens=batch_tokens)
     return TorchCrossEncoder(
         spec.folder, precision=spec.precision, device=device, batch_tokens=batch_tokens, compiled=compiled,
         trusted=spec.trust_remote_code, head=spec.head,

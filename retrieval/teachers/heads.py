@@ -2,6 +2,7 @@
 
     ClassifierHead   a transformers sequence classifier: its one output, or the one that teacher.label names
     AnswerHead       a causal language model: its answer at the end of the pair (`retrieval.teachers.causal_lm`)
+    ChainHead        modules of sentence-transformers behind an encoder (`retrieval.teachers.module_chain`)
 
 A further kind is a `Head` in a file of its own, and a line in `find_head`. What comes before the logit (batches, padding, precision, the
 check of a batch's independence) is the same for all, in `retrieval/teachers/cross_encoder.py`.
@@ -69,6 +70,7 @@ def find_head(folder: Path, teacher: settings.Teacher) -> Head:
     Raises UserError: a model of another task or of several outputs, with the settings that choose among them; modules that are not known.
     """
     from retrieval.teachers.causal_lm import answer_head
+    from retrieval.teachers.module_chain import chain_head
 
     if head := answer_head(folder, teacher):
         if teacher.label is not None:
@@ -76,6 +78,8 @@ def find_head(folder: Path, teacher: settings.Teacher) -> Head:
                 f"teacher.label={teacher.label}: {folder} is a causal language model, whose outputs are its tokens; leave it out"
             )
         return head
+    if chain := chain_head(folder, teacher):
+        return chain
     refuse_modules(folder, option=_OPTION)
     return _classifier_head(transformer_folder(folder), teacher.label)
 

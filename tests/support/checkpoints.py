@@ -121,6 +121,18 @@ def save(
     return folder
 
 
+def save_t5(folder: Path, *, family: str = "T5", whole: bool = False, **changed: Any) -> Path:
+    """T5, MT5 or UMT5: the encoder alone, or, `whole`, with its decoder."""
+    import transformers
+
+    save_tokenizer(folder, "t5")
+    sizes = {"vocab_size": 480, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4}
+    config = getattr(transformers, f"{family}Config")(**sizes, relative_attention_num_buckets=8, **changed)
+    model_class = getattr(transformers, f"{family}{'ForConditionalGeneration' if whole else 'EncoderModel'}")
+    randomised(model_class(config), 0).save_pretrained(folder)
+    return folder
+
+
 def randomised(model: Any, seed: int) -> Any:
     """Weights in which every tensor counts."""
     generator = torch.Generator().manual_seed(seed)

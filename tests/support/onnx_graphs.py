@@ -22,8 +22,10 @@ def save_graph(
     more: tuple[str, ...] = (),
     positions: int | None = None,
     location: str | None = None,
+    name: str = "model.onnx",
+    seed: int = 0,
 ) -> Path:
-    """Write folder/model.onnx with a tokenizer beside it.
+    """Write a graph with a tokenizer beside it, or above it where its name has a folder.
 
     Args:
         folder: made here.
@@ -37,6 +39,8 @@ def save_graph(
         more: further inputs, which the graph passes over.
         positions: rows of a table of positions, added to the tokens.
         location: file of the weights; None keeps them in the graph.
+        name: of the graph in the folder; one that holds a tokenizer gets a further graph.
+        seed: of the weights.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -44,10 +48,10 @@ def save_graph(
     def constant(name: str, array: Any) -> Any:
         return numpy_helper.from_array(array, name)
 
-    folder.mkdir(parents=True)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     copy_tokenizer(tokenizer, folder)
     size = vocabulary_size(tokenizer)
-    node, chance = helper.make_node, np.random.default_rng(0)
+    node, chance = helper.make_node, np.random.default_rng(seed)
     weights = [constant("bert.embeddings.word_embeddings.weight", chance.normal(size=(size, outputs)).astype(np.float32))]
     weights.append(constant("last", np.array([-1], np.int64)))
     nodes = [node("Cast", [ids], ["cast"], to=TensorProto.INT64), node("Gather", [weights[0].name, "cast"], ["words"], axis=0)]
@@ -78,5 +82,5 @@ def save_graph(
     model = helper.make_model(helper.make_graph(nodes, "graph", inputs, [out], weights), opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = 9
     external: dict[str, Any] = {"save_as_external_data": True, "location": location, "size_threshold": 64} if location else {}
-    onnx.save(model, str(folder / "model.onnx"), **external)
+    onnx.save(model, str(folder / name), **external)
     return folder

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 
 from data.config.settings import Student
@@ -21,7 +23,43 @@ NEW_NAMES = {
     "Transformer": "sentence_transformers.base.modules.transformer.Transformer",
     "Pooling": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
     "Normalize": "sentence_transformers.base.modules.normalize.Normalize",
+    "Dense": "sentence_transformers.base.modules.dense.Dense",
+    "LayerNorm": "sentence_transformers.sentence_transformer.modules.layer_norm.LayerNorm",
+    "Dropout": "sentence_transformers.sentence_transformer.modules.dropout.Dropout",
 }
+OLD_FLAGS = {
+    "cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean": "weightedmean_tokens", "lasttoken": "lasttoken",
+}  # fmt: skip
+
+
+class Behind(NamedTuple):
+    """A module behind the Pooling: its kind, config.json and weights."""
+
+    kind: str
+    config: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
+def dense(inputs: int, outputs: int, activation: str = "linear.Identity", *, bias: bool = True, residual: bool = False) -> Behind:
+    """A Dense whose weights are small enough for Tanh."""
+    generator = torch.Generator().manual_seed(inputs + outputs)
+    config = {"in_features": inputs, "out_features": outputs, "bias": bias, "activation_function": f"torch.nn.modules.{activation}"}
+    tensors = {"linear.weight": torch.randn(outputs, inputs, generator=generator) / inputs}
+    if bias:
+        tensors["linear.bias"] = torch.randn(outputs, generator=generator)
+    if residual and inputs != outputs:
+        tensors["residual.weight"] = torch.randn(outputs, inputs, generator=generator) / inputs
+    return Behind("Dense", {**config, **({"use_residual": True} if residual else {})}, tensors)
+
+
+def layer_norm(size: int) -> Behind:
+    """A LayerNorm that does more than normalise."""
+    generator = torch.Generator().manual_seed(size)
+    return Behind("LayerNorm", {"dimension": size}, {f"norm.{name}": torch.randn(size, generator=generator) for name in ("weight", "bias")})
+
+
+DROPOUT = Behind("Dropout", {"dropout": 0.3}, {})
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -40,6 +78,8 @@ def lay_out(
     sentence_bert: dict[str, Any] | None = None,
     model_max_length: int | None = None,
     subfolder: str = "",
+    behind: Sequence[Behind] = (),
+    include_prompt: bool = True,
 ) -> Path:
     """A sentence-transformers folder around the weights and the tokenizer of `weights`, in the old layout or that of 6.x."""
     if folder.exists():
@@ -52,19 +92,28 @@ def lay_out(
     tokenizer = json.loads((inner / "tokenizer_config.json").read_text())
     tokenizer.pop("model_max_length", None)
     write_json(inner / "tokenizer_config.json", {**tokenizer, **({"model_max_length": model_max_length} if model_max_length else {})})
-    kinds = [(subfolder, "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * normalize
+    places = [(f"{place}_{module.kind}", module) for place, module in enumerate(behind, 2)]
+    last = f"{2 + len(places)}_Normalize"
+    kinds = [(subfolder, "Transformer"), ("1_Pooling", "Pooling"), *((path, module.kind) for path, module in places)]
+    kinds += [(last, "Normalize")] * normalize
+    for path, module in places:
+        write_json(folder / path / "config.json", module.config)
+        if module.tensors:
+            save_file(module.tensors, folder / path / "model.safetensors")
     modules = [
         {"idx": n, "name": str(n), "path": path, "type": NEW_NAMES[kind] if new else OLD_NAMES.format(kind)}
         for n, (path, kind) in enumerate(kinds)
     ]
     write_json(folder / "modules.json", modules)
-    flags = {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean", "pooling_mode_max_tokens": False}
-    new_pooling = {"embedding_dimension": 32, "pooling_mode": pooling, "include_prompt": True}
+    modes = pooling.split("+")
+    flags = {f"pooling_mode_{flag}": mode in modes for mode, flag in OLD_FLAGS.items()}
+    flags = {**flags, **({} if include_prompt else {"include_prompt": False})}
+    new_pooling = {"embedding_dimension": 32, "pooling_mode": pooling if len(modes) == 1 else modes, "include_prompt": include_prompt}
     write_json(folder / "1_Pooling" / "config.json", new_pooling if new else {"word_embedding_dimension": 32, **flags})
     if new and normalize:
         names = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
-        write_json(folder / "2_Normalize" / "config.json", names)
-    (folder / "2_Normalize").mkdir(exist_ok=True)
+        write_json(folder / last / "config.json", names)
+    (folder / last).mkdir(exist_ok=True)
     if sentence_bert is not None:
         write_json(inner / "sentence_bert_config.json", sentence_bert)
     if prompts is not None:

@@ -60,7 +60,9 @@ def _own_attention(
     scale: float | None = None,
     **more: Any,
 ) -> Tensor | None:
-    """None where PyTorch's own is to be called."""
+    """None where PyTorch's own is to be called: for more than is known here, and for a mask that is trained (T5's relative positions)."""
+    if attn_mask is not None and attn_mask.requires_grad:
+        return None
     if torch.is_autocast_enabled("cpu"):  # as it would cast them itself
         query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
     pack = current_pack()

@@ -31,6 +31,7 @@ from data.tables.shards import read_row_groups
 from retrieval.encoding.text_encoder import encode_tokens
 from retrieval.evaluation.metrics import evaluate as evaluate_run
 from retrieval.evaluation.qrels import Qrels
+from retrieval.models.prompt_tokens import NO_PROMPTS, PromptLengths, marked
 from retrieval.search.exact import exact_search
 from retrieval.search.matmul import Vectors
 from trainer.steps.gradients import StepSettings
@@ -54,6 +55,7 @@ class DevSet:
     doc_ids: tuple[str, ...]
     passages: Ragged  # tokens
     qrels: Qrels
+    prompts: PromptLengths = NO_PROMPTS  # leading tokens that the student does not pool
 
     @cached_property
     def own_passages(self) -> frozenset[str]:
@@ -73,8 +75,8 @@ class DevSet:
         return frozenset(own)
 
 
-def open_dev_set(folder: Path, *, tokenizer: str) -> DevSet:
-    """Check a dev set, byte by byte, and read it. `tokenizer` is the digest of the student's.
+def open_dev_set(folder: Path, *, tokenizer: str, prompts: PromptLengths = NO_PROMPTS) -> DevSet:
+    """Check a dev set, byte by byte, and read it. `tokenizer` is the digest of the student's, `prompts` what of a text it does not pool.
 
     Raises:
         UserError: no manifest, a missing shard, no dev set, another schema version, another tokenizer.
@@ -102,6 +104,7 @@ def open_dev_set(folder: Path, *, tokenizer: str) -> DevSet:
         doc_ids=tuple(doc_ids),
         passages=Ragged.of_lists(passages.column("tokens").combine_chunks()),
         qrels={query: dict(zip(docs, grades, strict=True)) for query, (docs, grades) in zip(query_ids, judged, strict=True)},
+        prompts=prompts,
     )
 
 
@@ -134,9 +137,15 @@ def evaluate(encode: Encode, dev: DevSet, *, depth: int = 100) -> dict[str, floa
 
 def search(encode: Encode, dev: DevSet, *, depth: int) -> Run:
     """The `depth` best passages of each query, fewer where the dev set has fewer. Raises as `evaluate` does."""
-    queries = _finite(encode(dev.queries.part(0, len(dev.queries))), what="queries")
-    starts = range(0, len(dev.passages), _BLOCK_PASSAGES)
-    blocks = [(start, _finite(encode(dev.passages.part(start, start + _BLOCK_PASSAGES)), what="passages")) for start in starts]
+
+    def encoded(texts: Ragged, start: int, stop: int, *, unpooled: int, what: str) -> Vectors:
+        return _finite(encode([marked(tokens, unpooled) for tokens in texts.part(start, stop)]), what=what)
+
+    queries = encoded(dev.queries, 0, len(dev.queries), unpooled=dev.prompts.query, what="queries")
+    blocks = [
+        (start, encoded(dev.passages, start, start + _BLOCK_PASSAGES, unpooled=dev.prompts.passage, what="passages"))
+        for start in range(0, len(dev.passages), _BLOCK_PASSAGES)
+    ]
     scores, rows = exact_search(queries, blocks, k=depth, threads=torch.get_num_threads())
     return {
         query_id: [(dev.doc_ids[row], score) for row, score in zip(mine, of_mine, strict=True) if row >= 0]

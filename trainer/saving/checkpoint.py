@@ -94,7 +94,7 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") 
 def save_checkpoint(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int) -> None:
     """Write a checkpoint, whole or not at all, then remove all but the newest `keep`."""
     with whole_folder(output / _FOLDER / f"step-{state.step:08d}") as folder:
-        save_file({name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}, folder / _MODEL)
+        save_file(_tensors(model), folder / _MODEL)
         save_file(_optimizer_tensors(model, optimizer), folder / _OPTIMIZER)
         (folder / _STATE).write_text(json.dumps(asdict(state)))
     for old in _complete(output)[:-keep]:
@@ -129,6 +129,13 @@ def start_digest(model: nn.Module, optimizer: torch.optim.Optimizer, state: Trai
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All of a model's tensors; one that has several names (T5's token table) under each, as a copy: safetensors writes none twice."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    first = {tensor.data_ptr(): name for name, tensor in reversed(tensors.items())}
+    return {name: tensor if first[tensor.data_ptr()] == name else tensor.clone() for name, tensor in tensors.items()}
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -64,7 +64,7 @@ def _opened(model: Model, folder: Path) -> Model:
 
 
 def _settings(model: DualEncoder) -> dict[str, object]:
-    return {name: value for name, value in asdict(model.spec).items() if name not in _NOT_SAVED}
+    return {field.name: getattr(model.spec, field.name) for field in fields(model.spec) if field.name not in _NOT_SAVED}
 
 
 def _two_texts(model: Model, folder: Path) -> Tensor:

@@ -42,6 +42,11 @@ def teacher_spec(experiment: Experiment, student: StudentSpec) -> StudentSpec | 
         raise UserError(
             f"{_TEACHER}={name} wants the prompts {prompts}, the shards have the student's: set student.query_prefix and passage_prefix"
         )
+    if own.pools_prompt != student.pools_prompt:
+        does, other = ("leaves", "pools") if student.pools_prompt else ("pools", "leaves")
+        raise UserError(
+            f"{_TEACHER}={name} {does} the tokens of its prompts (include_prompt), the student {other} them: give one that agrees"
+        )
     return own
 
 

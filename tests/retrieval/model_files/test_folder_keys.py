@@ -158,8 +158,8 @@ def test_modules_in_another_order_or_shape_are_refused(cased: Path, tmp_path: Pa
 def test_another_pooling_can_be_asked_for(cased: Path, tmp_path: Path) -> None:
     """Prevents: a checkpoint refused for a pooling that the settings replace."""
     folder = lay_out(tmp_path / "m", cased)
-    spoil(folder, POOLING, pooling_mode="lasttoken")
-    with pytest.raises(UserError, match=r"pools by lasttoken; .*student.pooling=mean"):
+    spoil(folder, POOLING, pooling_mode="attention")
+    with pytest.raises(UserError, match=r"pools by attention; .*student.pooling=mean"):
         spec_of(folder)
     assert spec_of(folder, pooling="mean").pooling == "mean"
 

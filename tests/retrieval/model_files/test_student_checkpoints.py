@@ -170,16 +170,15 @@ def test_a_pipeline_may_take_the_lengths_of_the_checkpoint(
 @pytest.mark.parametrize(
     ("change", "words", "message"),
     [
-        (lambda m: module(m, "sentence_transformers.models.Dense"), {}, "models.Dense; Transformer, Pooling and Normalize"),
+        (lambda m: module(m, "sentence_transformers.models.Dense"), {}, "names no in_features"),
+        (lambda m: module(m, "sentence_transformers.models.CNN"), {}, "models.CNN; Transformer, Pooling, Dense, LayerNorm"),
         (lambda m: module(m, "sentence_transformers.base.modules.router.Router"), {}, "Router; Transformer"),
         (lambda m: module(m, "custom_st.Transformer"), {}, "custom_st.Transformer; Transformer"),
         (lambda m: write_json(m / "modules.json", json.loads((m / "modules.json").read_text())[:1]), {}, "no Pooling module"),
-        (lambda m: spoil(m, "1_Pooling/config.json", pooling_mode="lasttoken"), {}, "pools by lasttoken"),
-        (lambda m: spoil(m, "1_Pooling/config.json", pooling_mode=["cls", "mean"]), {}, "pools by cls, mean"),
-        (lambda m: spoil(m, "1_Pooling/config.json", pooling_mode_max_tokens=True), {}, "pools by mean, max_tokens"),
+        (lambda m: spoil(m, "1_Pooling/config.json", pooling_mode=["cls", "attention"]), {}, r"pools by cls\+attention; cls, mean, max"),
+        (lambda m: spoil(m, "1_Pooling/config.json", pooling_mode_new_tokens=True), {}, r"pools by mean\+pooling_mode_new_tokens"),
         (lambda m: spoil(m, "sentence_bert_config.json", query_expansion={"strategy": "fixed", "length": 32}), {}, "query_expansion"),
         (lambda m: spoil(m, "config_sentence_transformers.json", default_prompt_name="none"), {}, "has no prompt 'none'"),
-        (lambda m: spoil(m, "1_Pooling/config.json", include_prompt=False), {"query_prefix": "ba "}, "include_prompt: false"),
         (lambda m: None, {"passage_tokens": 129}, "student.passage_tokens=129: .* can read 128 tokens at most"),
         (lambda m: None, {"query_tokens": 1000}, "student.query_tokens=1000: .* set student.query_tokens=128"),
     ],
@@ -194,12 +193,10 @@ def test_what_cannot_be_equalled_is_refused(
         resolve_student(Student(model=str(folder), **words))
 
 
-def test_an_instruction_model_is_taken_without_its_prompts(cased: Path, tmp_path: Path) -> None:
-    """Prevents: a refusal whose remedy does not work."""
-    folder = lay_out(tmp_path / "m", cased, prompts={"prompts": {"query": "ba be "}})
-    spoil(folder, "1_Pooling/config.json", include_prompt=False)
-    with pytest.raises(UserError, match=r"student\.query_prefix= student.passage_prefix="):
-        resolve_student(Student(model=str(folder)))
+def test_an_instruction_model_is_taken_with_and_without_its_prompts(cased: Path, tmp_path: Path) -> None:
+    """Prevents: the prompt's tokens pooled; a text whose first tokens are left out where there is no prompt."""
+    folder = lay_out(tmp_path / "m", cased, prompts={"prompts": {"query": "ba be "}}, include_prompt=False)
+    assert_equal(encoder_of(folder), peer(folder))
     ours = encoder_of(folder, query_prefix="", passage_prefix="")
     np.testing.assert_allclose(ours.queries(TEXTS), peer(folder).encode(TEXTS), atol=1e-5)
 

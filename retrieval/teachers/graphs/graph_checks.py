@@ -1,4 +1,4 @@
-"""Whether a folder's ONNX graph is a cross-encoder that can be fed, as its inputs, outputs and weights say. ONNX Runtime is not needed."""
+"""Whether an ONNX graph is a cross-encoder that can be fed, as its inputs, outputs and weights say. ONNX Runtime is not needed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 from data.errors import UserError
 from retrieval.model_files.checks import check_token_rows
-from retrieval.model_files.model_lengths import check_length, most_positions, usual_length
-from retrieval.teachers.onnx import GRAPH_NAME, INPUTS, OnnxGraph, read_graph
+from retrieval.model_files.model_lengths import check_length, usual_length
+from retrieval.teachers.graphs.graph_files import GraphFiles
+from retrieval.teachers.graphs.onnx import INPUTS, OnnxGraph, read_graph
 from retrieval.teachers.plain_pairs import ONE_OUTPUT, check_texts, refuse_modules
 
 _INTEGERS = ("int64", "int32")
@@ -16,16 +17,18 @@ _NUMBERS = (*_INTEGERS, "bool", "float32", "float16")
 _POSITIONS_AFTER_PADDING = re.compile("roberta|camembert|mpnet")  # their first two are padding's (`retrieval.model_files.model_lengths`)
 
 
-def check_graph(folder: Path, *, max_tokens: int, option: str) -> None:
+def check_graph(files: GraphFiles, *, max_tokens: int, option: str) -> None:
     """Raises UserError where the graph is none of a cross-encoder with one output, is damaged, or wants what is not fed."""
-    graph, path = read_graph(folder), folder / GRAPH_NAME
-    refuse_modules(folder, option=option)
+    graph, path = read_graph(files.graph), files.graph
+    for folder in files.places:
+        refuse_modules(folder, option=option)
     _check_inputs(path, graph, option=option)
     _check_output(path, graph, option=option)
-    _check_length(folder, graph, max_tokens=max_tokens, option=option)
+    _check_length(files, graph, max_tokens=max_tokens, option=option)
     table = _table(graph, "word_embeddings.weight")
-    check_token_rows(folder, table[1] if table else None, option=option)
-    check_texts(folder, option=option)
+    check_token_rows(files.tokenizer, table[1] if table else None, option=option)
+    for folder in files.places:
+        check_texts(folder, option=option)
 
 
 def _check_inputs(path: Path, graph: OnnxGraph, *, option: str) -> None:
@@ -51,30 +54,29 @@ def _check_output(path: Path, graph: OnnxGraph, *, option: str) -> None:
         raise UserError(f"{option}: the ONNX graph {path} has {logits.dims[1]} outputs; {ONE_OUTPUT}")
 
 
-def _check_length(folder: Path, graph: OnnxGraph, *, max_tokens: int, option: str) -> None:
-    path, length = folder / GRAPH_NAME, graph.length
+def _check_length(files: GraphFiles, graph: OnnxGraph, *, max_tokens: int, option: str) -> None:
+    path, length = files.graph, graph.length
     if length is not None and not graph.masks_padding:
         raise UserError(
             f"{option}: {path} reads {length} tokens, no fewer, and has no attention_mask, so it would read padding as text; export it "
             "with a free length, or with attention_mask"
         )
-    if (folder / "config.json").is_file() and most_positions(folder) is not None:
-        check_length(max_tokens, folder, option="teacher.max_tokens")
-    most, source = _most_tokens(folder, graph)
+    check_length(max_tokens, files.config, option="teacher.max_tokens")
+    most, source = _most_tokens(files, graph)
     if most is not None and max_tokens > most:
         raise UserError(f"teacher.max_tokens={max_tokens}: {path} can read {most} tokens at most ({source}); set teacher.max_tokens={most}")
 
 
-def _most_tokens(folder: Path, graph: OnnxGraph) -> tuple[int | None, str]:
+def _most_tokens(files: GraphFiles, graph: OnnxGraph) -> tuple[int | None, str]:
     """Tokens of a pair, and which file says so: a length that is fixed, a table of positions, or else what the tokenizer names."""
     if graph.length is not None:
         return graph.length, "its inputs are of that length"
     if table := _table(graph, "position_embeddings.weight"):
         name, rows = table
         return rows - (2 if _POSITIONS_AFTER_PADDING.search(name) else 0), f"its table {name}"
-    if (folder / "config.json").is_file():
+    if (files.config / "config.json").is_file():
         return None, ""
-    return usual_length(folder), "model_max_length in tokenizer_config.json"
+    return usual_length(files.tokenizer), "model_max_length in tokenizer_config.json"
 
 
 def _table(graph: OnnxGraph, ending: str) -> tuple[str, int] | None:

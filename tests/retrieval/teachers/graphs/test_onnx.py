@@ -17,7 +17,7 @@ from data.digests import DigestCache, file_digest, json_digest
 from data.errors import UserError
 from retrieval.teachers.backends import resolve_teacher
 from retrieval.teachers.cross_encoder import CrossEncoderSpec, load_cross_encoder
-from retrieval.teachers.onnx import OnnxCrossEncoder, read_graph
+from retrieval.teachers.graphs.onnx import OnnxCrossEncoder, read_graph
 from retrieval.teachers.pair_tokens import PairTokenizer
 from retrieval.teachers.scoring import score_pairs
 
@@ -90,19 +90,6 @@ def test_what_cannot_be_fed_is_told_from_the_graph(models: Any, tmp_path: Path, 
     odd, words = REFUSALS[name]
     folder = save_graph(tmp_path / "model", models.teacher, **odd)
     with pytest.raises(UserError, match=words):
-        resolved(folder)
-
-
-def test_the_hub_s_layout_is_told_what_to_do(tmp_path: Path, free: Path) -> None:
-    """Prevents: "try backend=torch?" said of a folder whose graph lies one level below."""
-    folder = shutil.copytree(free, tmp_path / "model")
-    write_json(folder / "config.json", {"model_type": "bert"})
-    (folder / "onnx").mkdir()
-    (folder / "model.onnx").rename(folder / "onnx" / "model.onnx")
-    with pytest.raises(UserError, match=r"holds no model\.onnx, but onnx/model\.onnx: copy it as model\.onnx"):
-        resolved(folder)
-    (folder / "onnx" / "model.onnx").rename(folder / "model_quantized.onnx")
-    with pytest.raises(UserError, match=r"holds no model\.onnx, but model_quantized\.onnx: copy it"):
         resolved(folder)
 
 
@@ -216,7 +203,7 @@ def test_external_weights_that_are_missing_cut_or_elsewhere_are_told(models: Any
 def test_the_walk_finds_what_the_onnx_package_finds(models: Any, tmp_path: Path, location: str | None) -> None:
     """Prevents: a field read under another's number."""
     folder = save_graph(tmp_path / "model", models.teacher, kind="INT32", pairs=3, positions=64, location=location)
-    ours, theirs = read_graph(folder), onnx.load(str(folder / "model.onnx"), load_external_data=False).graph
+    ours, theirs = read_graph(folder / "model.onnx"), onnx.load(str(folder / "model.onnx"), load_external_data=False).graph
     assert list(ours.inputs) == [value.name for value in theirs.input] and list(ours.outputs) == [value.name for value in theirs.output]
     assert ours.inputs["input_ids"].kind == "int32" and (ours.batch, ours.length) == (3, None)
     assert ours.weights == {tensor.name: tuple(tensor.dims) for tensor in theirs.initializer}
@@ -243,7 +230,7 @@ def test_weights_in_subgraphs_and_constants_are_found(models: Any, tmp_path: Pat
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     for name in ("branch", "constant", "function"):
         (folder / f"{name}.bin").write_bytes(b"12345678")
-    assert sorted(read_graph(folder).external) == ["branch.bin", "constant.bin", "function.bin"]
+    assert sorted(read_graph(folder / "model.onnx").external) == ["branch.bin", "constant.bin", "function.bin"]
 
 
 def test_a_missing_runtime_is_told_with_the_extra(free: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +246,7 @@ def test_a_graph_gives_one_logit_a_pair(models: Any, tmp_path: Path, free: Path)
     model = onnx.load(str(folder / "model.onnx"))
     model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("words", onnx.TensorProto.FLOAT, None))
     onnx.save(model, str(folder / "model.onnx"))
-    graph = OnnxCrossEncoder(resolved(folder).folder, device="cpu", threads=1, batch_tokens=64)
+    graph = OnnxCrossEncoder(folder / "model.onnx", device="cpu", threads=1, batch_tokens=64)
     ids = np.ones((2, 3), np.int64)
     with pytest.raises(UserError, match=r"gives \[2, 3, 1\] for 2 pairs; one logit a pair is needed"):
         graph.logits(ids, ids, ids)

@@ -1,4 +1,4 @@
-"""A cross-encoder in a folder with model.onnx: what its file says of itself, read by the package `onnx`, and ONNX Runtime to compute it.
+"""A cross-encoder that is an ONNX graph: what its file says of itself, read by the package `onnx`, and ONNX Runtime to compute it.
 
 Both come with the extra `onnx`. Weights beside the file are not read for a plan.
 """
@@ -6,7 +6,6 @@ Both come with the extra `onnx`. Weights beside the file are not read for a plan
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,24 +94,26 @@ class OnnxGraph:
                 self.external[location] = max(self.external.get(location, 0), end)
 
 
-def read_graph(folder: Path) -> OnnxGraph:
-    """The graph of a folder's model.onnx.
+def external_files(path: Path) -> list[str]:
+    """Names of the files beside a graph that hold its weights, whether they lie there or not. Raises UserError as `read_graph`."""
+    return list(_graph_of(path, file_stamp(path)).external)
+
+
+def read_graph(path: Path) -> OnnxGraph:
+    """What a graph's file says of itself.
 
     Raises UserError: a pointer, an empty file, one that is cut short or no ONNX graph, a file of its weights that is missing or too short.
     """
-    path = folder / GRAPH_NAME
-    if not os.path.lexists(path):
-        raise UserError(f"{folder} holds no {GRAPH_NAME}")
     graph = _graph_of(path, file_stamp(path))
     for name, size in graph.external.items():
-        beside = folder / name
+        beside = path.parent / name
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"{path} keeps weights in {name}, outside its folder, which ONNX Runtime does not open: save it again")
         if not (beside.is_file() or beside.is_symlink()):
             raise UserError(f"{path} keeps weights in {name}, which is not beside it: copy or fetch that file too")
         refuse_placeholder(beside)
         if (found := beside.stat().st_size) < size:
-            raise UserError(f"{beside} is cut short: it has {found:,} bytes, {GRAPH_NAME} asks for {size:,}; fetch it again")
+            raise UserError(f"{beside} is cut short: it has {found:,} bytes, {path.name} asks for {size:,}; fetch it again")
     return graph
 
 
@@ -141,7 +142,7 @@ def _graph_of(path: Path, stamp: str) -> OnnxGraph:
 
 
 class OnnxCrossEncoder:
-    """A folder with model.onnx, under ONNX Runtime.
+    """A graph under ONNX Runtime.
 
     A dynamically quantised graph takes its activation scale from the whole batch. A logit would then depend on its neighbours, by up to
     0.1 on int8 MiniLM, and so on what happens to be cached. Such a graph gets each pair alone; on a CPU that costs 7 %. So does one
@@ -149,9 +150,9 @@ class OnnxCrossEncoder:
     are filled up to that.
     """
 
-    def __init__(self, folder: Path, *, device: str, threads: int, batch_tokens: int) -> None:
-        self._session = _session(folder / GRAPH_NAME, device=device, threads=threads)
-        graph = read_graph(folder)
+    def __init__(self, path: Path, *, device: str, threads: int, batch_tokens: int) -> None:
+        graph = read_graph(path)
+        self._session = _session(path, device=device, threads=threads)
         one_by_one = "DynamicQuantizeLinear" in graph.operators or not graph.masks_padding
         self.batch_tokens = 1 if one_by_one else batch_tokens
         self.length_multiple = graph.length or 1
