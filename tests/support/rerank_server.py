@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "more":
             scores = [*scores, (len(scores), 0.5)]
         elif fault == "twice":
-            scores = [scores[0], *scores[:-1]]
+            scores = [scores[0], scores[0], *scores[1:-1]]
         elif fault == "beyond":
             scores = [*scores[:-1], (len(scores), 0.5)]
         elif fault == "nan":
