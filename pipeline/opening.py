@@ -1,7 +1,8 @@
 """Every model that a run will use is opened once before its first shard is built: a checkpoint that lacks weights, or whose results depend
 on the batch, is refused before hours of work, not after them.
 
-STORE/opened_models.json    [digest of (model, precision, device, versions)] of those that opened well: each is opened so but once
+STORE/opened_models.json    [digest of (model, precision, device, versions)] of those that opened well: each is opened so but once, a server
+                                at every run
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def open_once(models: ResolvedModels, tables: Sequence[Table], *, executor: Exec
         known = set(json.loads(path.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         known = set()
-    new = {role: key for role in _roles(tables, models) if (key := _key(role, models)) not in known}
+    new = {role: key for role in _roles(tables, models) if (key := _key(role, models)) not in known or _is_remote(role, models)}
     if new:
         executor.ask(_open, models, sorted(new))
         atomic_write(path, json.dumps(sorted(known | set(new.values()))).encode())
@@ -41,6 +42,11 @@ def _roles(tables: Sequence[Table], models: ResolvedModels) -> set[str]:
     roles = {"teacher" for table in tables if table.scores_pairs_of}
     roles |= {"miner" for table in tables if table.stage == "embed"}
     return roles | {"student" for table in tables if table.stage == "shards" and models.experiment.embed.model}
+
+
+def _is_remote(role: str, models: ResolvedModels) -> bool:
+    """Whether a server scores, of which no key tells that it is there and the same."""
+    return role == "teacher" and models.teacher.is_remote
 
 
 def _key(role: str, models: ResolvedModels) -> str:

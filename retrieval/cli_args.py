@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from data.config.arguments import Args
-from data.config.fields import Section, build, expanded_paths
+from data.config.experiment_file import nested
+from data.config.fields import Section, all_keys, build, expanded_paths
 from data.errors import UserError
 from data.files.outputs import Kind
 from data.files.paths import expanded
@@ -46,14 +47,14 @@ class FileArgs(Args):
         return output_table(self._path(key), option=key)
 
     def section(self, model: type[SectionType], **known: str) -> SectionType:
-        """A section of settings from the arguments that bear its fields' names and are given. `known` values give way to them."""
-        named = {name: self[name] for name in model.model_fields if self.get(name, NOT_GIVEN) != NOT_GIVEN}
-        return build(model, expanded_paths(model, {**known, **named}))
+        """A section of settings from the arguments that bear its keys and are given. `known` values give way to them."""
+        named = {key: self[key] for key in all_keys(model) if self.get(key, NOT_GIVEN) != NOT_GIVEN}
+        return build(model, expanded_paths(model, nested({**known, **named})))
 
 
 def settings_of(model: type[Section], *names: str) -> dict[str, str]:
-    """Optional arguments for some fields of a section (all but `model` where no names are given), none of them given."""
-    return dict.fromkeys(names or [name for name in model.model_fields if name != "model"], NOT_GIVEN)
+    """Optional arguments for some keys of a section (all but `model` where no names are given), none of them given."""
+    return dict.fromkeys(names or [key for key in all_keys(model) if key != "model"], NOT_GIVEN)
 
 
 def text_among(given: list[str] | None) -> list[str]:

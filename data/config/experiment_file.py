@@ -47,10 +47,16 @@ def layers(model: type[BaseModel], args: dict[str, str]) -> tuple[dict[str, Any]
         if name not in phases:
             raise unknown_key(f"phase={name}", valid=[f"phase={one}" for one in phases])
         values = deep_merge(values, phases[name])
-    given: dict[str, Any] = {}
-    for key, value in overrides.items():
-        _set_dotted(given, SHORTHANDS.get(key, key), value)
+    given = nested({SHORTHANDS.get(key, key): value for key, value in overrides.items()})
     return values, known(model, given)
+
+
+def nested(dotted: dict[str, str]) -> dict[str, Any]:
+    """`{"a.b": "c"}` as `{"a": {"b": "c"}}`. Raises UserError where a key is a value and a section."""
+    values: dict[str, Any] = {}
+    for key, value in dotted.items():
+        _set_dotted(values, key, value)
+    return values
 
 
 def phases_of(model: type[BaseModel], file: str | None) -> dict[str, dict[str, Any]]:

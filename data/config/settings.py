@@ -26,7 +26,7 @@ StopWords = Literal[
 ]  # fmt: skip
 SamplerName = Annotated[str, AfterValidator(lambda name: check_name(name, SAMPLERS, kind="sampler"))]
 LossName = Annotated[str, AfterValidator(lambda name: check_name(name, LOSSES, kind="loss"))]
-TEACHER_BACKENDS = ("torch", "onnx", "none")  # what each is: retrieval/teachers/backends.py
+TEACHER_BACKENDS = ("torch", "onnx", "http", "none")  # what each is: retrieval/teachers/backends.py
 BackendName = Annotated[str, AfterValidator(lambda name: check_name(name, TEACHER_BACKENDS, kind="teacher"))]
 Prefix = Annotated[str, BeforeValidator(lambda value: "auto" if value in (None, "null", "~") else value)]  # never one that reads `null`
 # A text or None. An empty text is one, so its type must not be seen to have None in it.
@@ -87,15 +87,38 @@ class Student(Section):
     passage_tokens: Length = keyed(128, "longest passage in tokens, special ones too (ADAM 4.3); null: as above", ge=8)
 
 
+class HttpServer(Section):
+    """The server of `teacher.backend=http`, which scores documents for a query.
+
+    A key is never written here: it comes from the environment variable that `key_variable` names.
+    """
+
+    url: str | None = execution(None, "http://HOST:PORT, with or without the endpoint; neither user nor key")
+    shape: Literal["rerank", "infinity", "tei", "score"] = keyed(
+        "rerank", "rerank of Cohere, Jina and vLLM; the same of Infinity or TEI, which give logits; vLLM's score", later=True
+    )
+    scores: Literal["auto", "logit", "probability"] = keyed(
+        "auto",
+        "what it gives; the sigmoid of a probability is undone; auto: probability of shape=rerank, else a logit, tried out",
+        later=True,
+    )
+    documents: int = execution(32, "documents of a request, at most", ge=1)
+    concurrency: int = execution(8, "requests of a worker at a time", ge=1, le=1024)
+    timeout: float = execution(120.0, "seconds that a request may take", gt=0)
+    retries: int = execution(4, "how often a request is sent again whose answer was wrong, or an error of the server", ge=0)
+    patience: float = execution(300.0, "seconds for which a server that is away or busy is tried again", ge=0)
+    key_variable: str = execution("RERANK_API_KEY", "environment variable that holds the key; where it is not set, none is sent")
+
+
 class Teacher(Section):
-    """Who gives the logits: a cross-encoder, or your own class."""
+    """Who gives the logits: a cross-encoder, a server, or your own class."""
 
     model: str = execution(
         ..., "hub id or folder of a sequence-classification model, or of an ONNX graph (keyed by its content)", path="model"
     )
     revision: str | None = execution(None, "of a hub id: branch, tag or commit; null: its main branch")
     trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
-    backend: BackendName = keyed("torch", "torch, onnx (ONNX Runtime), your own as package.module:object, or none: shards without logits")
+    backend: BackendName = keyed("torch", "torch, onnx (ONNX Runtime), http, your own as package.module:object, or none: no logits")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
     max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first, with a template the passage", ge=16)
     template: str | None = execution(
@@ -107,6 +130,7 @@ class Teacher(Section):
         None, "of a model with several outputs: which one is the logit, from 0, or the difference of the second and the first"
     )
     file: str | None = execution(None, "under onnx: the graph in the model's folder; null: model.onnx, onnx/model.onnx or the only one")
+    http: HttpServer = HttpServer()
     compile: bool = execution(False, "torch.compile, under torch; its start takes half a minute a worker")
     segment_pairs: int = execution(2048, "rows of a window, whose new pairs are one segment; a kill loses at most two windows", ge=1)
     batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
@@ -531,10 +555,11 @@ class Experiment(Section):
 
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
-    """The same experiment for a process that may work in another folder. A model that is no local folder stays a hub id."""
+    """The same experiment for a process that may work in another folder. A hub id, and what a server calls its model, stay."""
 
     def absolute(path: str, key: str, kind: PathKind) -> str:
-        return path if is_remote(path) or (kind == "model" and not Path(path).exists()) else str(Path(path).absolute())
+        served = key == "teacher.model" and experiment.teacher.backend == "http"
+        return path if served or is_remote(path) or (kind == "model" and not Path(path).exists()) else str(Path(path).absolute())
 
     return Experiment.model_validate(map_paths(Experiment, experiment.model_dump(), absolute))
 

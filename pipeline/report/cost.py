@@ -33,7 +33,9 @@ def format_cost(models: ResolvedModels, planned: TablePlan, *, measuring: bool, 
     lines: list[str] = []
     cost = estimate_cost(models, candidates, stale, warn=lines.append)
     lines.append(str(cost))
-    if cost.to_score:
+    if cost.to_score and models.teacher.is_remote:
+        lines.append("hours: not known, they are the server's, of which nothing is asked for a plan")
+    elif cost.to_score:
         lines += [_here(models, cost, first_filled_shard(candidates, stale), shards=len(stale), measuring=measuring)]
         lines += _on_gpus(models, cost, gpus, shards=len(stale)) if gpus else []
     return lines

@@ -23,9 +23,19 @@ from data.config import settings
 from data.config.registry import Registry, is_import_path, plugin_call
 from data.digests import DigestCache
 from data.errors import RunFailed, UserError
-from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
-from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, PreparingTeacher, Teacher, TeacherSettings, TeacherSpec, ignore_batch
+from retrieval.teachers.base import (
+    OnBatch,
+    Pair,
+    PreparedPairs,
+    PreparingTeacher,
+    Teacher,
+    TeacherSettings,
+    TeacherSpec,
+    ignore_batch,
+    with_plain_marks,
+)
 from retrieval.teachers.cross_encoder import resolve_cross_encoder, resolve_graph
+from retrieval.teachers.http.teacher import resolve_http
 
 
 def _no_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
@@ -33,7 +43,9 @@ def _no_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
 
 
 # Each finds and checks what its settings name, and opens nothing.
-BACKENDS: dict[str, Callable[..., TeacherSpec]] = {"torch": resolve_cross_encoder, "onnx": resolve_graph, "none": _no_teacher}
+BACKENDS: dict[str, Callable[..., TeacherSpec]] = {
+    "torch": resolve_cross_encoder, "onnx": resolve_graph, "http": resolve_http, "none": _no_teacher,
+}  # fmt: skip
 _REGISTRY: Registry[Any] = Registry("teacher", BACKENDS)
 
 
@@ -95,7 +107,7 @@ class PluginTeacher(PreparingTeacher):
 
     def prepare(self, pairs: Sequence[Pair]) -> PreparedPairs:
         """As the teacher prepares them; without token counts where it has no `prepare`."""
-        plain = [(query, text.replace(SEPARATOR_MARK, "[SEP]").replace(MASK_MARK, "[MASK]")) for query, text in pairs]
+        plain = with_plain_marks(pairs)
         if not self._prepares:
             return PreparedPairs(plain, np.zeros(len(plain), np.int32), np.zeros(len(plain), bool))
         with plugin_call(self._name, setting="teacher.backend"):

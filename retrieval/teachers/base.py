@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from data.config import settings
 from data.digests import DigestCache, json_digest
+from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
 from retrieval.teachers.pair_template import PairText
 
 Pair = tuple[str, str]  # query, candidate
@@ -26,6 +27,11 @@ OnBatch = Callable[[int, int, int], None]  # of a scored batch: pairs, their tok
 
 def ignore_batch(pairs: int, tokens: int, padded: int) -> None:
     """An `OnBatch` that does nothing."""
+
+
+def with_plain_marks(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs for a teacher of texts: `[SEP]` and `[MASK]` in place of the marks of dark examples."""
+    return [(query, text.replace(SEPARATOR_MARK, "[SEP]").replace(MASK_MARK, "[MASK]")) for query, text in pairs]
 
 
 class Teacher(Protocol):
@@ -87,6 +93,7 @@ class TeacherSpec(ABC):
     name: str  # as the user wrote it; for people, never keyed
     tokenizer_folder: Path | None = None  # whose tokens dark examples are cut and masked by; None: by words
     template: PairText | None = None  # what stands around a pair
+    is_remote: bool = False  # a server scores: it may be another one at each run, at another speed and price
 
     @abstractmethod
     def key(self, digests: DigestCache) -> dict[str, Any]:
