@@ -320,6 +320,16 @@ class Objective(Section):
         None, "a dual encoder as teacher, frozen, instead of the shards' logits (keyed by its content)", path="model"
     )
     in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives the batch's other passages join")
+    dimensions: tuple[int, ...] = keyed(
+        (), "Matryoshka: the objective is summed over vectors cut to their first so many dimensions, as 768,256,64; none: whole vectors",
+        later=True,
+    )  # fmt: skip
+    dimension_weights: tuple[float, ...] = keyed((), "of these sums, one for each of `dimensions`; none: 1 each", later=True)
+
+    @property
+    def weighted_dimensions(self) -> tuple[tuple[int, float], ...]:
+        """(dimensions kept of a vector, weight of the objective on these); empty where vectors are not cut."""
+        return tuple(zip(self.dimensions, self.dimension_weights or [1.0] * len(self.dimensions), strict=True))
 
     @property
     def loss_traits(self) -> LossTraits:
@@ -330,6 +340,12 @@ class Objective(Section):
     def _consistent(self) -> Objective:
         if self.distillation in LOSSES:
             self.check_loss()
+        if len(set(self.dimensions)) != len(self.dimensions) or any(size < 1 for size in self.dimensions):
+            raise ValueError("dimensions are different numbers from 1 on, as dimensions=768,256,64")
+        if self.dimension_weights and len(self.dimension_weights) != len(self.dimensions):
+            raise ValueError("dimension_weights has a number for each of dimensions: give as many, or leave it out for 1 each")
+        if any(weight <= 0 for weight in self.dimension_weights):
+            raise ValueError("dimension_weights are above 0: leave a dimension out that is not to be trained")
         if "distillation" in self.without and (self.reference_kl_weight or self.teacher_model):
             raise ValueError(
                 "reference_kl_weight and teacher_model are of the distillation's list, which is left out: set one or the other"
