@@ -238,6 +238,17 @@ class DarkExamples(Section):
     mask_unit: Literal["piece", "piece_exact", "word"] = keyed("piece", "each WordPiece by chance, an exact count of them, or whole words")
     mask_seed: int | None = keyed(None, "of the masks alone; null takes `seed`")
     mask_draws: int = keyed(1, "independent draws of the masks; epoch e trains on draw e modulo their number", ge=1, le=100)
+    separator: str | None = keyed(
+        None, "text in place of [SEP]; null: each tokenizer's own token, and where it has none a line break, or --- where it reads none",
+        later=True,
+    )  # fmt: skip
+    mask_text: str | None = keyed(None, "text in place of [MASK]; null: each tokenizer's own token, and where it has none ...", later=True)
+
+    @field_validator("separator", "mask_text")
+    @classmethod
+    def _line_break(cls, text: str | None) -> str | None:
+        r"""A shell has no short way to write a line break: \n is one."""
+        return text and text.replace("\\n", "\n")
 
     @field_validator("mask_ratios")
     @classmethod
