@@ -70,7 +70,10 @@ def plan(args: Args = None) -> None:
         selected = tables_to_run(experiment, own["stage"])
         if own["stage"] == "teacher_scores":  # the whole bill of the teacher
             selected = [table for table in tables(experiment) if table.scores_pairs_of]
+        notes: list[str] = []
         for planned in planner.plan_all(selected):
+            if planned.table.notes and not planned.complete:
+                notes += planned.table.notes(experiment, planner.models)
             label = f"{planned.table.label:<16}"
             if planned.waits_for:
                 _say(f"{label} waits for {planned.waits_for}: what it needs is known once that is complete")
@@ -87,6 +90,8 @@ def plan(args: Args = None) -> None:
 
                 for line in format_cost(planner.models, planned, measuring=own["stage"] != "all", gpus=own.number("gpus")):
                     _say(f"{'':<16} {line}")
+        for note in dict.fromkeys(notes):
+            _say(f"note: {note}")
 
 
 def _by_reason(stale: dict[int, str]) -> list[tuple[str, str]]:

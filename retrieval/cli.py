@@ -27,8 +27,10 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 _DEVICES = ("cpu", "cuda")
 _PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_STORED = ("int8", "uint8", "binary", "ubinary")  # `QUANTIZED` of retrieval.encoding.vector_formats, which imports numpy
 _SEARCHING = {
-    "depth": "1000", "threads": "0", "memory_gb": "4", "device": "cpu", "index": "", **settings_of(Search, "probes", "width"),
+    "dimensions": "", "depth": "1000", "threads": "0", "memory_gb": "4", "device": "cpu", "index": "",
+    **settings_of(Search, "probes", "width"),
 }  # fmt: skip
 _JUDGING = {"split": "test", "relevant_from": "1", "missing": "zero", "ignore_identical_ids": "auto"}
 
@@ -60,22 +62,25 @@ def _done(line: str, out: str) -> None:
 
 
 @_command(
-    "model", "texts", "kind", "out", **settings_of(Student), precision="auto", device="cpu", batch_tokens="0", threads="0"
+    "model", "texts", "kind", "out", **settings_of(Student), precision="auto", dimensions="", device="cpu", batch_tokens="0",
+    threads="0",
 )  # fmt: skip
 def encode(args: FileArgs) -> None:
     """Embed a stored corpus or queries table with any student.
 
-    model=FOLDER|HUB-ID texts=TABLE-FOLDER kind=corpus|queries out=FOLDER, and any of the student's settings (pooling=, ...).
+    model=FOLDER|HUB-ID texts=TABLE-FOLDER kind=corpus|queries out=FOLDER [dimensions=N, the first ones of a vector], and any of the
+    student's settings (pooling=, ...). precision=auto|fp32|bf16|fp16 is of the computation; int8, uint8, binary and ubinary are how a
+    corpus is stored, in the formats of sentence-transformers.
     """
     device = args.one_of("device", *_DEVICES)
-    precision = args.one_of("precision", *_PRECISIONS)
+    precision = args.one_of("precision", *_PRECISIONS, *_STORED)
     kind = args.one_of("kind", "corpus", "queries")
     from retrieval.encoding.encode import encode_table
 
     with args.output_table("out") as out:
         encode_table(
             args.section(Student), args.table("texts", "texts"), out, kind=kind, precision=precision, device=device,
-            batch_tokens=args.number("batch_tokens"), threads=args.number("threads"), report=_note,
+            dimensions=_dimensions(args), batch_tokens=args.number("batch_tokens"), threads=args.number("threads"), report=_note,
         )  # fmt: skip
     print(f"embeddings in {args['out']}")
 
@@ -99,11 +104,16 @@ def search(args: FileArgs) -> None:
     """Search over stored embeddings, exact or through index=FOLDER, a TREC run out. A killed search goes on where it stopped.
 
     corpus=FOLDER queries=FOLDER out=RUN [depth=1000] [memory_gb=4] [device=cpu] [index=FOLDER probes=32 width=256] [qrels=, split=]
+    dimensions=N compares the first N dimensions, of length 1 again where the student normalises.
     """
     only = set(_qrels(args)) if args["qrels"] else None
     with args.output_file("out", "run") as out:
         searched = _search(args, out, only=only)
     _done(f"{searched:,} queries searched, run in {args['out']}", args["out"])
+
+
+def _dimensions(args: FileArgs) -> int | None:
+    return args.number("dimensions", least=1) if args["dimensions"] else None
 
 
 def _threads(args: FileArgs) -> int:
@@ -119,9 +129,12 @@ def _search(args: FileArgs, out: Path, *, only: set[str] | None) -> int:
     memory_gb = args.positive("memory_gb")
     device = args.one_of("device", *_DEVICES)
     settings = build(Search, {name: args[name] for name in ("probes", "width") if args[name] != NOT_GIVEN})
-    queries = EmbeddingTable(args.table("queries", "query vectors"), "query_id")
-    corpus = EmbeddingTable(args.table("corpus", "corpus vectors"), "doc_id")
-    if differences(queries.student_key, corpus.student_key):
+    dimensions = _dimensions(args)
+    if dimensions and args["index"]:
+        raise UserError("index= is of whole vectors: leave it out, or index vectors made with `retrieve encode dimensions=`")
+    queries = EmbeddingTable(args.table("queries", "query vectors"), "query_id", dimensions)
+    corpus = EmbeddingTable(args.table("corpus", "corpus vectors"), "doc_id", dimensions)
+    if set(differences(queries.student_key, corpus.student_key)) - ({"truncate_dim"} if dimensions else set()):
         _note("note: queries and corpus were embedded by different models or poolings; meant only for paired encoders")
     of_index: dict[str, Any] = {}
     index_folder = args.table("index", "index") if args["index"] else None
@@ -198,17 +211,18 @@ def rerank(args: FileArgs) -> None:
 def evaluate(args: FileArgs) -> None:
     """Metrics of a run, or of stored embeddings.
 
-    qrels=FILE|TABLE run=FILE, or corpus=FOLDER queries=FOLDER out=RUN; [per_query=JSON] [split=test] [depth=1000] [relevant_from=1]
+    qrels=FILE|TABLE run=FILE, or corpus=FOLDER queries=FOLDER out=RUN [dimensions=N]; [per_query=JSON] [split=test] [depth=1000]
+    [relevant_from=1]
     missing=zero counts a judged query that the run lacks as 0 (trec_eval -c), missing=skip leaves it out.
     ignore_identical_ids=true leaves out hits with the query's own id, as BEIR does; auto does where queries are passages themselves.
     Equal scores go by passage id, rising (trec_eval: falling).
     """
-    searched = [name for name in ("corpus", "queries", "out") if args[name]]
+    searched = [name for name in ("corpus", "queries", "dimensions", "out") if args[name]]
     if args["run"] and searched:
         names = ", ".join(f"{name}=" for name in searched)
         raise UserError(f"run= is evaluated as it is: leave out {names} (per_query=FILE writes the metrics of each query)")
     qrels = _qrels(args)
-    if not args["run"] and len(searched) < 3:
+    if not args["run"] and not (args["corpus"] and args["queries"] and args["out"]):
         raise UserError("say what to evaluate: run=FILE, or corpus=FOLDER queries=FOLDER out=RUN")
     from data.formats.trec import read_run
     from data.tables.shards import atomic_write
@@ -268,12 +282,14 @@ def compare(args: FileArgs) -> None:
 
 
 @_command(
-    "text", "model", "corpus", "texts", **settings_of(Student), k="10", width="160", precision="fp32", device="cpu", threads="0"
+    "text", "model", "corpus", "texts", **settings_of(Student), dimensions="", k="10", width="160", precision="fp32", device="cpu",
+    threads="0"
 )  # fmt: skip
 def query(args: FileArgs) -> None:
     """The passages that a student finds for one text: rank, score, id and text.
 
-    "TEXT" or text=TEXT, model=FOLDER|HUB-ID corpus=EMBEDDINGS texts=CORPUS-TABLE [k=10] [width=160], and any of the student's settings.
+    "TEXT" or text=TEXT, model=FOLDER|HUB-ID corpus=EMBEDDINGS texts=CORPUS-TABLE [dimensions=N] [k=10] [width=160], and any of the
+    student's settings.
     """
     device = args.one_of("device", *_DEVICES)
     precision = args.one_of("precision", *_PRECISIONS)
@@ -287,7 +303,7 @@ def query(args: FileArgs) -> None:
     corpus = args.table("corpus", "corpus vectors")
     hits = find(
         args["text"], args.section(Student, **noted_settings(corpus)), corpus=corpus, texts=args.table("texts", "corpus texts"), k=k,
-        precision=resolve(precision, device=device), device=device, threads=_threads(args),
+        precision=resolve(precision, device=device), device=device, threads=_threads(args), dimensions=_dimensions(args),
     )  # fmt: skip
     for hit in hits:
         print(printable(f"{hit.rank:>3}  {hit.score:8.4f}  {hit.doc_id}  {one_line(hit.text, width=width)}"))

@@ -17,8 +17,10 @@ from data.errors import RunFailed, UserError
 from retrieval.compute import precision
 from retrieval.compute.prefetch import Prefetched
 from retrieval.compute.probe import pad_id_of
+from retrieval.models.dual_encoder import DualEncoder
 from trainer.evaluation.dev_set import DevSet, open_dev_set
 from trainer.input.stream import TrainingShards, batches, open_training_shards
+from trainer.objective.dimensions import Dimensions
 from trainer.objective.losses import DISTILLATION_LOSSES
 from trainer.objective.plan import BatchWork, plan_batch
 from trainer.objective.selection import selected_share
@@ -108,15 +110,16 @@ def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distribu
     if dev is not None and dev.own_passages and processes.first:
         print(f"dev set: {len(dev.own_passages):,} queries are passages themselves; these are left out of their lists, as BEIR does")
     key = _run_key(experiment, shards=shards, task=task, dev=dev)
+    model = None if finished else task.open()
+    steps = step_settings(experiment, model) if model else None
     if processes.first:
         claim_output(output, key=key)
     fingerprint = json_digest(key)
     processes.agree(fingerprint, about="settings, shards and models")  # the first process has checked the shards and noted the run
-    if finished:
+    if model is None or steps is None:
         if processes.first:
             read_record(output / RESULT_NAME, remedy=RESULT_REMEDY)
         return None
-    model = task.open()
     optimizer = make_optimizer(model, weight_decay=settings.weight_decay)
     state = resume(output, model=model, optimizer=optimizer, fingerprint=fingerprint)
     if processes.size > 1:
@@ -129,7 +132,7 @@ def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distribu
         raise RunFailed("the files of a model changed while it was loaded: put the first ones back, or choose another train.output=FOLDER")
     return TrainingRun(
         experiment=experiment, processes=processes, shards=shards, key=key, task=task, model=model, references=references, backend=backend,
-        optimizer=optimizer, step_settings=step_settings(experiment, model), epoch_ends=epoch_ends(shards, experiment), dev=dev,
+        optimizer=optimizer, step_settings=steps, epoch_ends=epoch_ends(shards, experiment), dev=dev,
         state=state,
     )  # fmt: skip
 
@@ -154,8 +157,10 @@ def check_machine(experiment: Experiment) -> None:
 
 
 def step_settings(experiment: Experiment, model: Model) -> StepSettings:
-    """What the steps need to know."""
+    """What the steps need to know. Raises UserError where the model's vectors have not the dimensions that they are to be cut to."""
     settings = experiment.train
+    dimensions = Dimensions(settings.objective.weighted_dimensions, isinstance(model, DualEncoder) and model.spec.normalize)
+    dimensions.check(model.size)
     return StepSettings(
         seed=experiment.seed,
         score_scale=settings.score_scale,
@@ -165,6 +170,7 @@ def step_settings(experiment: Experiment, model: Model) -> StepSettings:
         device=settings.device,
         precision=precision.resolve(settings.precision, device=settings.device),
         distillation=settings.objective.distillation,
+        dimensions=dimensions,
     )
 
 

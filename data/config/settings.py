@@ -282,6 +282,17 @@ class DarkExamples(Section):
     mask_unit: Literal["piece", "piece_exact", "word"] = keyed("piece", "each WordPiece by chance, an exact count of them, or whole words")
     mask_seed: int | None = keyed(None, "of the masks alone; null takes `seed`")
     mask_draws: int = keyed(1, "independent draws of the masks; epoch e trains on draw e modulo their number", ge=1, le=100)
+    separator: str | None = keyed(
+        None, "text in place of [SEP]; null: each tokenizer's own token, and where it has none a line break, or --- where it reads none",
+        later=True,
+    )  # fmt: skip
+    mask_text: str | None = keyed(None, "text in place of [MASK]; null: each tokenizer's own token, and where it has none ...", later=True)
+
+    @field_validator("separator", "mask_text")
+    @classmethod
+    def _line_break(cls, text: str | None) -> str | None:
+        r"""A shell has no short way to write a line break: \n is one."""
+        return text and text.replace("\\n", "\n")
 
     @field_validator("mask_ratios")
     @classmethod
@@ -364,6 +375,16 @@ class Objective(Section):
         None, "a dual encoder as teacher, frozen, instead of the shards' logits (keyed by its content)", path="model"
     )
     in_batch: Literal["none", "supervised", "distillation", "both"] = keyed("none", "whose negatives the batch's other passages join")
+    dimensions: tuple[int, ...] = keyed(
+        (), "Matryoshka: the objective is summed over vectors cut to their first so many dimensions, as 768,256,64; none: whole vectors",
+        later=True,
+    )  # fmt: skip
+    dimension_weights: tuple[float, ...] = keyed((), "of these sums, one for each of `dimensions`; none: 1 each", later=True)
+
+    @property
+    def weighted_dimensions(self) -> tuple[tuple[int, float], ...]:
+        """(dimensions kept of a vector, weight of the objective on these); empty where vectors are not cut."""
+        return tuple(zip(self.dimensions, self.dimension_weights or [1.0] * len(self.dimensions), strict=True))
 
     @property
     def loss_traits(self) -> LossTraits:
@@ -374,6 +395,12 @@ class Objective(Section):
     def _consistent(self) -> Objective:
         if self.distillation in LOSSES:
             self.check_loss()
+        if len(set(self.dimensions)) != len(self.dimensions) or any(size < 1 for size in self.dimensions):
+            raise ValueError("dimensions are different numbers from 1 on, as dimensions=768,256,64")
+        if self.dimension_weights and len(self.dimension_weights) != len(self.dimensions):
+            raise ValueError("dimension_weights has a number for each of dimensions: give as many, or leave it out for 1 each")
+        if any(weight <= 0 for weight in self.dimension_weights):
+            raise ValueError("dimension_weights are above 0: leave a dimension out that is not to be trained")
         if "distillation" in self.without and (self.reference_kl_weight or self.teacher_model):
             raise ValueError(
                 "reference_kl_weight and teacher_model are of the distillation's list, which is left out: set one or the other"

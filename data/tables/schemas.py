@@ -11,6 +11,7 @@ from enum import IntEnum
 import pyarrow as pa
 
 SCHEMA_VERSION = 2
+_FP16 = pa.float16()
 TRAINING_VERSION, LABELLED_VERSION = 3, 4  # of training shards alone, without and with labels; see TRAINING_SCHEMAS
 
 
@@ -61,9 +62,9 @@ QUARANTINE = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", 
 INDEX = pa.schema([("rows", pa.int64()), ("part", pa.large_binary())])  # of one shard of vectors: how many, and bytes of its faiss index
 
 
-def embeddings(size: int, *, id_name: str) -> pa.Schema:
-    """Rows of fp16 vectors of `size` dimensions, in the row order of the text shard they were made from."""
-    return pa.schema([(id_name, pa.string()), ("embedding", pa.list_(pa.float16(), size))])
+def embeddings(size: int, *, id_name: str, kind: pa.DataType = _FP16) -> pa.Schema:
+    """Rows of vectors of `size` numbers, fp16 unless quantised, in the row order of the text shard they were made from."""
+    return pa.schema([(id_name, pa.string()), ("embedding", pa.list_(kind, size))])
 
 
 POOLS = pa.schema(

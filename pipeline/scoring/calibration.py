@@ -108,7 +108,7 @@ def measure(models: ResolvedModels, candidates: Path) -> Speed:
         torch.set_num_threads(experiment.runner.threads)
     teacher = open_teacher(models)
     table = next(iter(read_row_groups(candidates, columns=["query", "text"], groups=[0])))
-    pairs = texts_of_rows(table.take(np.random.default_rng(0).permutation(table.num_rows)))
+    pairs = texts_of_rows(table.take(np.random.default_rng(0).permutation(table.num_rows)), models.teacher_marks)
     teacher.score(pairs[:16])  # loads the model
     count = 32
     scored = 0

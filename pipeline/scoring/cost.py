@@ -13,6 +13,7 @@ from data.config.settings import Experiment
 from data.tables.shards import read_row_groups
 from pipeline.scoring.requested_pairs import RequestedPairs, open_teacher, store_of, texts_of_rows
 from pipeline.stage import Stored
+from retrieval.models.marks import Marks
 from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.base import Pair
 
@@ -42,13 +43,14 @@ def estimate_cost(models: ResolvedModels, candidates: Stored, shards: Sequence[i
     """Count the pairs of the shards against the logit store. Reads every text, and the store once; loads no model."""
     store = store_of(models, warn=warn)
     paths = [candidates.paths()[shard] for shard in shards]
-    requested = [RequestedPairs.read(path) for path in paths]
+    marks = models.teacher_marks
+    requested = [RequestedPairs.read(path, marks) for path in paths]
     missing = np.isnan(store.lookup(np.concatenate([pairs.keys for pairs in requested])).logits)
     sample: list[Pair] = []
     start = 0
     for path, pairs in zip(paths, requested, strict=True):
         of_shard = missing[start : start + len(pairs.keys)]
-        sample += _some_missing(path, of_shard[pairs.pair_of_row], -(-_SAMPLED_PAIRS // len(shards)))
+        sample += _some_missing(path, of_shard[pairs.pair_of_row], -(-_SAMPLED_PAIRS // len(shards)), marks)
         start += len(pairs.keys)
     rows, to_score = sum(len(pairs.pair_of_row) for pairs in requested), int(missing.sum())
     tokens_each = float(open_teacher(models).prepare(sample).token_counts.mean()) if sample else 0.0
@@ -60,13 +62,13 @@ def first_filled_shard(candidates: Stored, shards: Sequence[int]) -> Path:
     return candidates.paths()[next((shard for shard in shards if candidates.manifest.shards[shard].rows), shards[0])]
 
 
-def _some_missing(path: Path, missing: NDArray[np.bool_], count: int) -> list[Pair]:
+def _some_missing(path: Path, missing: NDArray[np.bool_], count: int, marks: Marks) -> list[Pair]:
     """Up to `count` missing pairs from the first row group that has some, spread over it."""
     start = 0
     for table in read_row_groups(path, columns=["query", "text"]):
         rows = np.flatnonzero(missing[start : start + table.num_rows])
         if len(rows):
-            return texts_of_rows(table.take(rows[:: max(1, len(rows) // count)][:count]))
+            return texts_of_rows(table.take(rows[:: max(1, len(rows) // count)][:count]), marks)
         start += table.num_rows
     return []
 

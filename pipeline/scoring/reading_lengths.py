@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from data.config.settings import Experiment
 from data.tables.schemas import CANDIDATES, SEPARATOR_MARK, CandidateKind
 from pipeline.stage import Stored
+from retrieval.models.marks import Marks
 from retrieval.models.resolved import ResolvedModels
 from retrieval.models.tokenizer import Tokenizer, tokenizer_of
 from retrieval.teachers.pair_template import PairText
 from retrieval.teachers.pair_tokens import PairTokenizer, template_tokens, truncate_longest_first
 
+_OWN = Marks()
 _SAMPLED = 2000  # candidates
 _SAMPLED_SHARDS = 20  # that they come from: a row group has thousands
 _REPORTED_ABOVE = 0.01  # share of them; a few queries are always long
@@ -123,14 +125,15 @@ def truncation(models: ResolvedModels, queries: Sequence[str], texts: Sequence[s
     folder, experiment, text = models.teacher_tokenizer, models.experiment, models.teacher_template
     assert folder is not None
     teacher = Tokenizer(folder, trusted=experiment.teacher.trust_remote_code)
-    prompts = (text.before, text.between) if text is not None and text.pair else ("", "")
-    of_queries, whole = (_tokens(teacher, [prompt + own for own in group]) for prompt, group in zip(prompts, (queries, texts), strict=True))
+    before_query, before_passage = (text.before, text.between) if text is not None and text.pair else ("", "")
+    of_queries = _tokens(teacher, [before_query + query for query in queries])
+    whole = _tokens(teacher, [before_passage + passage for passage in texts], models.teacher_marks)
     added, cut = _rule(teacher, experiment, text)
     kept = np.array([cut(int(q), int(n))[1] for q, n in zip(of_queries, whole, strict=True)], np.int64)
     of_student, read = _student_reads(models, teacher, texts, mixed=mixed)
     less = (kept < whole) & (kept * of_student < read * whole)
     needed = of_queries + np.ceil(read / np.maximum(of_student, 1) * whole).astype(int) + added
-    before = _tokens(teacher, [text.partition(SEPARATOR_MARK)[0] for text in texts]) if mixed else kept
+    before = _tokens(teacher, [text.partition(SEPARATOR_MARK)[0] for text in texts], marks) if mixed else kept
     return Truncation(len(texts), int(less.sum()), int((less & mixed & (kept <= before + 1)).sum()), int(needed.max(initial=0)))
 
 
@@ -154,10 +157,11 @@ def _student_reads(
     special = len(tokenizer.backend.encode("").ids)
     prefix = len(tokenizer.pieces(student.passage_prefix)) if student.passage_prefix else 0
     room = (longest_mixed(models) if mixed else student.passage_tokens) - special - prefix
-    whole = _tokens(tokenizer, texts)
+    whole = _tokens(tokenizer, texts, models.student_marks)
     return whole, np.minimum(whole, room)
 
 
-def _tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.int64]:
+def _tokens(tokenizer: Tokenizer, texts: Sequence[str], marks: Marks = _OWN) -> NDArray[np.int64]:
     """How many tokens each text has, special ones around it left out."""
-    return np.array([len(ids) for ids in tokenizer.bare_ids([tokenizer.with_special_tokens(text) for text in texts])], np.int64)
+    read = [tokenizer.with_special_tokens(marks.read(text)) for text in texts]
+    return np.array([len(ids) for ids in tokenizer.bare_ids(read)], np.int64)

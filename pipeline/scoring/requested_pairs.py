@@ -15,8 +15,11 @@ from data.logits.segment import Keys, as_keys
 from data.logits.store import LogitStore
 from data.tables.shards import group_rows, read_row_groups
 from pipeline.scoring.dedup import first_occurrence
+from retrieval.models.marks import Marks
 from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.base import PreparingTeacher, TeacherSettings
+
+_OWN = Marks()
 
 
 def open_teacher(models: ResolvedModels) -> PreparingTeacher:
@@ -38,17 +41,18 @@ class RequestedPairs:
     pair_of_row: NDArray[np.int32]  # which distinct pair each row is
 
     @staticmethod
-    def read(path: Path) -> RequestedPairs:
-        """The keys of all rows, a row group at a time."""
+    def read(path: Path, marks: Marks = _OWN) -> RequestedPairs:
+        """The keys of all rows, a row group at a time; `marks` are the teacher's."""
         keys = np.empty((sum(group_rows(path)), 2), dtype=np.uint64)
         read = 0
         for table in read_row_groups(path, columns=["query", "text"]):
-            keys[read : read + table.num_rows] = as_keys([pair_key(query, text) for query, text in texts_of_rows(table)])
+            keys[read : read + table.num_rows] = as_keys([pair_key(query, text) for query, text in texts_of_rows(table, marks)])
             read += table.num_rows
         first, pair_of_row = first_occurrence(keys)
         return RequestedPairs(keys if len(first) == len(keys) else keys[first], pair_of_row)
 
 
-def texts_of_rows(table: pa.Table) -> list[tuple[str, str]]:
-    """(query, candidate) of each row."""
-    return list(zip(table.column("query").to_pylist(), table.column("text").to_pylist(), strict=True))
+def texts_of_rows(table: pa.Table, marks: Marks = _OWN) -> list[tuple[str, str]]:
+    """(query, candidate) of each row, as they are keyed and as the teacher gets them."""
+    texts = map(marks.read, table.column("text").to_pylist())
+    return list(zip(table.column("query").to_pylist(), texts, strict=True))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,14 +26,15 @@ from data.tables.shards import table_of
 from pipeline.scoring import reading_lengths
 from pipeline.scoring.reading_lengths import longest_mixed
 from pipeline.stage import StageContext, Table
-from retrieval.model_files.checks import check_marks
-from retrieval.model_files.files import tokenizer_digest
+from retrieval.model_files.files import is_byte_level, tokenizer_digest
+from retrieval.models.marks import Marks
 from retrieval.models.resolved import ResolvedModels
-from retrieval.models.tokenizer import Tokenizer
+from retrieval.models.tokenizer import Tokenizer, splits_words
 
 _SPECIAL_TOKENS_OF_A_PASSAGE = 2  # [CLS] and the final [SEP]
 
 Spans = list[tuple[int, int]]  # (start, end) in characters
+Measure = Callable[[str], int]  # tokens of a text with marks, special ones included
 
 
 class Splitter(Protocol):
@@ -63,18 +66,23 @@ class Candidate:
     text: str
 
 
-def mix(positive: str, negative: str, *, splitter: Splitter, max_tokens: int, truncation: str) -> str:
+def mix(positive: str, negative: str, *, splitter: Splitter, max_tokens: int, truncation: str, measure: Measure | None = None) -> str:
     """`p+ [SEP] p-` in at most `max_tokens` tokens, special ones included (Eq. 5).
 
     longest_first shortens the longer part until both fit, so that both survive; right leaves the cut to the reader, which on
-    a long p+ leaves nothing of p-.
+    a long p+ leaves nothing of p-. With `measure` the parts are shortened further as long as the whole has more tokens than that.
     """
-    if truncation == "longest_first":
-        positive_pieces, negative_pieces = splitter.pieces(positive), splitter.pieces(negative)
-        room = max_tokens - _SPECIAL_TOKENS_OF_A_PASSAGE - 1  # and the separator between the parts
+    if truncation == "right":
+        return f"{positive} {SEPARATOR_MARK} {negative}"
+    positive_pieces, negative_pieces = splitter.pieces(positive), splitter.pieces(negative)
+    room = max_tokens - _SPECIAL_TOKENS_OF_A_PASSAGE - 1  # and the separator between the parts
+    while True:
         first, second = share_room(len(positive_pieces), len(negative_pieces), room=room)
-        positive, negative = _cut(positive, positive_pieces, first), _cut(negative, negative_pieces, second)
-    return f"{positive} {SEPARATOR_MARK} {negative}"
+        mixed = f"{_cut(positive, positive_pieces, first)} {SEPARATOR_MARK} {_cut(negative, negative_pieces, second)}"
+        over = measure(mixed) - max_tokens if measure else 0
+        if over <= 0 or room == 0:
+            return mixed
+        room = max(0, min(room, len(positive_pieces) + len(negative_pieces)) - over)
 
 
 def share_room(first: int, second: int, *, room: int) -> tuple[int, int]:
@@ -132,6 +140,7 @@ def candidates_of(
     settings: DarkExamples,
     mixed_tokens: int,
     seed: int,
+    measure: Measure | None = None,
 ) -> list[Candidate]:
     """The list of one query and draw. `positive` and `negatives` are (doc_id, text); without dark examples nothing is split."""
     positive_id, positive_text = positive
@@ -141,7 +150,9 @@ def candidates_of(
         return listed
     if settings.reinforced:
         for doc_id, text in negatives:
-            mixed = mix(positive_text, text, splitter=splitter, max_tokens=mixed_tokens, truncation=settings.mixed_truncation)
+            mixed = mix(
+                positive_text, text, splitter=splitter, max_tokens=mixed_tokens, truncation=settings.mixed_truncation, measure=measure
+            )
             listed.append(Candidate(CandidateKind.REINFORCED_NEGATIVE, f"{positive_id}+{doc_id}", mixed))
     for ratio in settings.mask_ratios:
         parts = (seed if settings.mask_seed is None else settings.mask_seed, "mask", query_id, positive_id, ratio, mask_draw)
@@ -155,10 +166,14 @@ def _build(context: StageContext) -> None:
     settings = experiment.dark_examples
     longest = longest_mixed(context.models)
     splitter: Splitter = WordSplitter()
+    measure: Measure | None = None
     if folder := context.models.teacher_tokenizer:
-        splitter = context.worker_cache.get_or_create(
+        tokenizer = context.worker_cache.get_or_create(
             "teacher tokenizer", lambda: Tokenizer(folder, trusted=experiment.teacher.trust_remote_code)
         )
+        splitter = tokenizer
+        if _is_measured(folder, marks := context.models.teacher_marks):
+            measure = lambda text: tokenizer.count(marks.read(text))  # noqa: E731
     lists = inputs["hard_negatives"].read(shard, columns=["query_id", "positive_ids", "negative_ids"]).to_pylist()
     queries = {row["query_id"]: row["text"] for row in inputs["ingest.queries"].read(shard).to_pylist()}
     needed = {doc_id for row in lists for ids in (row["positive_ids"][:1], *row["negative_ids"]) for doc_id in ids}
@@ -177,6 +192,7 @@ def _build(context: StageContext) -> None:
                 settings=settings,
                 mixed_tokens=longest,
                 seed=experiment.seed,
+                measure=measure,
             )
             for position, one in enumerate(listed):
                 rows.append((query_id, draw, position, int(one.kind), one.id, queries[query_id], one.text))
@@ -188,12 +204,15 @@ def _build(context: StageContext) -> None:
 
 def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     settings = experiment.dark_examples
-    tokenizer = None
+    tokenizer, of_tokenizer = None, {}
     if experiment.teacher.backend != "none":
-        _check_tokenizers(experiment, models)
         tokenizer = tokenizer_digest(models.teacher_tokenizer) if models.teacher_tokenizer else "words"
+        of_tokenizer = _key_of_tokenizer(settings, models)
+    if models.has_student:  # scoring does without its files; what needs them says what they lack
+        _ = models.student_marks
     return {
-        **keyed_values(settings),
+        **keyed_values(settings, leave_out=("separator", "mask_text")),  # of the teacher's and the student's reading, not of these texts
+        **of_tokenizer,
         "mixed_tokens": longest_mixed(models) if settings.reinforced else None,
         "draws": experiment.draws,
         "tokenizer": tokenizer,
@@ -202,18 +221,35 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     }
 
 
-def _check_tokenizers(experiment: Experiment, models: ResolvedModels) -> None:
-    """Teacher and student both read the marks, the student long after the teacher's logits were paid for."""
+def _key_of_tokenizer(settings: DarkExamples, models: ResolvedModels) -> dict[str, Any]:
+    """What is done otherwise for some teachers' tokenizers: mixed passages are measured, words are found by white space."""
+    folder, marks = models.teacher_tokenizer, models.teacher_marks
+    key: dict[str, Any] = {}
+    if folder is None:
+        return key
+    if settings.reinforced and settings.mixed_truncation == "longest_first" and _is_measured(folder, marks):
+        key["measured"] = {"separator": marks.separator}
+    if settings.mask_ratios and settings.mask_unit == "word":
+        trusted = models.experiment.teacher.trust_remote_code
+        key |= {} if splits_words(folder, tokenizer_digest(folder), trusted) else {"words": "white space"}
+    return key
+
+
+def _is_measured(folder: Path, marks: Marks) -> bool:
+    """Whether a mixed passage is counted as a whole: its parts and one token do not make its length with every tokenizer.
+
+    Byte-level ones make a token of the space before a special token; a separator that is a text may be several tokens.
+    """
+    return is_byte_level(folder) or marks.separator is not None
+
+
+def _notes(experiment: Experiment, models: ResolvedModels) -> list[str]:
     settings = experiment.dark_examples
-    asked = {"masked": bool(settings.mask_ratios), "mixed": settings.reinforced}
-    if models.teacher_tokenizer:
-        check_marks(models.teacher_tokenizer, option="teacher.model", trusted=experiment.teacher.trust_remote_code, **asked)
-    if models.has_student:  # scoring does without its files; what needs them says what they lack
-        student = models.student
-        check_marks(student.weights_folder, option="student.model", trusted=student.trust_remote_code, **asked)
+    of_student = models.student_marks.notes(settings, option="student.model") if models.has_student else []
+    return [*models.teacher_marks.notes(settings, option="teacher.model"), *of_student, *reading_lengths.notes(experiment, models)]
 
 
 TABLE = Table(
     stage="dark_examples", version=1, reads=("ingest.corpus", "ingest.queries", "hard_negatives"), key=_key, build=_build,
-    notes=reading_lengths.notes,
+    notes=_notes,
 )  # fmt: skip

@@ -29,6 +29,7 @@ from pipeline.scoring.requested_pairs import RequestedPairs, open_teacher, store
 from pipeline.stage import StageContext, Table
 from retrieval.compute.allocator import tune_allocator
 from retrieval.compute.prefetch import ahead, behind
+from retrieval.models.marks import Marks
 from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.base import PreparedPairs, PreparingTeacher
 
@@ -45,13 +46,13 @@ def _build(context: StageContext) -> None:
 
     assert context.table.scores_pairs_of is not None
     path = context.inputs[context.table.scores_pairs_of].paths()[context.shard]
-    requested = RequestedPairs.read(path)
+    requested = RequestedPairs.read(path, models.teacher_marks)
     known = store.lookup(requested.keys)
     missing = np.isnan(known.logits)
     cached = int((~missing).sum())
     context.report("cached", cached)
     with context.writer(context.shard, schemas.TEACHER_SCORES) as writer, behind() as write_behind:
-        windows = _windows(path, requested, missing, teacher, rows=experiment.teacher.segment_pairs)
+        windows = _windows(path, requested, missing, teacher, rows=experiment.teacher.segment_pairs, marks=models.teacher_marks)
         for window in ahead(windows):
             if window.prepared is not None:
                 logits = teacher.score_prepared(window.prepared, on_batch=partial(_report, context))
@@ -83,7 +84,7 @@ class _Window:
 
 
 def _windows(
-    path: Path, requested: RequestedPairs, missing: NDArray[np.bool_], teacher: PreparingTeacher, *, rows: int
+    path: Path, requested: RequestedPairs, missing: NDArray[np.bool_], teacher: PreparingTeacher, *, rows: int, marks: Marks
 ) -> Iterator[_Window]:
     """The shard's windows in order. A pair belongs to the window in which it first occurs."""
     start, seen = 0, 0
@@ -91,7 +92,7 @@ def _windows(
         places = requested.pair_of_row[start : start + table.num_rows]
         distinct, first_rows = np.unique(places, return_index=True)  # pairs are numbered in the order in which they first occur
         new = (distinct >= seen) & missing[distinct]
-        pairs = texts_of_rows(table.take(first_rows[new]))
+        pairs = texts_of_rows(table.take(first_rows[new]), marks)
         ids = table.select(["query_id", "draw", "position"])
         yield _Window(ids, start, len(distinct), distinct[new].astype(np.int64), teacher.prepare(pairs) if pairs else None)
         start += table.num_rows
@@ -141,6 +142,10 @@ def _report(context: StageContext, pairs: int, tokens: int, padded: int) -> None
 
 
 def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
+    return {"teacher": models.key("teacher"), **models.teacher_marks.key}
+
+
+def _key_of_pools(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     return {"teacher": models.key("teacher")}
 
 
@@ -148,4 +153,4 @@ TABLE = Table(
     stage="teacher_scores", version=2, reads=("dark_examples",), key=_key, build=_build, scores_pairs_of="dark_examples",
     uses_device=True, rounds_by_device=True, notes=lambda experiment, models: models.teacher.notes(),
 )  # fmt: skip
-OF_POOLS = replace(TABLE, stage="pool_scores", version=1, reads=("pools.pairs",), scores_pairs_of="pools.pairs")
+OF_POOLS = replace(TABLE, stage="pool_scores", version=1, reads=("pools.pairs",), key=_key_of_pools, scores_pairs_of="pools.pairs")

@@ -22,6 +22,7 @@ from pipeline.scoring.reading_lengths import longest_mixed
 from pipeline.stage import StageContext, Table
 from pipeline.stages.training_rows import Encode, Encoders, read_rows
 from retrieval.model_files.model_lengths import check_length
+from retrieval.models.marks import Marks
 from retrieval.models.resolved import ResolvedModels
 from retrieval.models.student import StudentSpec
 from retrieval.models.tokenizer import Tokenizer, tokenizer_of
@@ -46,7 +47,8 @@ def _build(context: StageContext) -> None:
     models = context.models
     student = models.student
     tokenizer = context.worker_cache.get_or_create("student tokenizer", lambda: tokenizer_of(student))
-    rows = read_rows(context.inputs, context.shard, _encoders(student, tokenizer, mixed_tokens=longest_mixed(models)))
+    encoders = _encoders(student, tokenizer, marks=models.student_marks, mixed_tokens=longest_mixed(models))
+    rows = read_rows(context.inputs, context.shard, encoders)
     order = _shuffled(rows.query_ids.to_pylist(), rows.draws.tolist(), seed=experiment.seed)
     metadata = canonical_json(_metadata(experiment, models))
     schema = TRAINING if rows.labels is None else LABELLED_TRAINING
@@ -59,11 +61,11 @@ def _build(context: StageContext) -> None:
         writer.figures["counts"] = {**counts, "candidates": len(rows.logits), "candidate tokens": rows.candidate_tokens}
 
 
-def _encoders(student: StudentSpec, tokenizer: Tokenizer, *, mixed_tokens: int) -> Encoders:
+def _encoders(student: StudentSpec, tokenizer: Tokenizer, *, marks: Marks, mixed_tokens: int) -> Encoders:
     """How the student reads queries, passages and mixed passages."""
 
     def encoder(prefix: str, max_tokens: int) -> Encode:
-        return lambda texts: tokenizer.encode([prefix + text for text in texts], max_tokens=max_tokens)
+        return lambda texts: tokenizer.encode([prefix + marks.read(text) for text in texts], max_tokens=max_tokens)
 
     passage, mixed = (encoder(student.passage_prefix, longest) for longest in (student.passage_tokens, mixed_tokens))
     return Encoders(encoder(student.query_prefix, student.query_tokens), passage, mixed)
@@ -81,7 +83,7 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     check_length(longest, student.weights_folder, option="dark_examples.mixed_tokens")
     lengths = {"query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens, "mixed_tokens": longest}
     prefixes = {"query_prefix": student.query_prefix, "passage_prefix": student.passage_prefix}
-    return {**_metadata(experiment, models), **lengths, **prefixes, "seed": experiment.seed}
+    return {**_metadata(experiment, models), **lengths, **prefixes, "seed": experiment.seed, **models.student_marks.key}
 
 
 OF_CURRICULUM = Table(stage="shards", version=3, reads=("curriculum", "pools.ranked"), key=_key, build=_build)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,23 +18,29 @@ from data.digests import DigestCache, json_digest
 from data.errors import RunFailed, UserError
 from data.tables.device_note import note_device
 from data.tables.manifest import Manifest, ShardRecord, refuse_others
-from data.tables.schemas import embeddings
 from data.tables.shards import describe, open_shard, read_footer, read_row_groups
 from retrieval.compute import precision as precisions
 from retrieval.compute.prefetch import ahead
 from retrieval.encoding.text_encoder import TextEncoder, TokenLists
+from retrieval.encoding.vector_formats import QUANTIZED, VectorFormat
 from retrieval.models.student import EMBEDDING_VERSION, resolve_student
 from retrieval.search.embedding_table import manifest_of
 
+_CALIBRATED_ROWS = 16_384  # passages whose values give the ranges of int8 and uint8, spread evenly over the corpus
 _WINDOW_ROWS = 8192  # texts in work at a time: sorted by length within a window, so that padding is small and memory bounded
 
 
 def embedded_groups(
-    encoder: TextEncoder, texts: Path, *, kind: str, progress: Callable[[int], None] = lambda rows: None
+    encoder: TextEncoder,
+    texts: Path,
+    *,
+    kind: str,
+    stored: VectorFormat | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[pa.Table]:
-    """A CORPUS or QUERIES shard to fp16 vectors (schema `embeddings`), in its row order, a window at a time.
+    """A CORPUS or QUERIES shard to vectors (schema `embeddings`), in its row order, a window at a time.
 
-    The next window is tokenised while one is computed. `kind` is corpus or queries.
+    The next window is tokenised while one is computed. `kind` is corpus or queries, `stored` what becomes of a vector; None: fp16.
 
     Raises RunFailed where a vector is not finite in fp16 (above 65,504, or a checkpoint with broken weights): searched, it would
     rank first or nowhere without a word.
@@ -48,16 +56,19 @@ def embedded_groups(
                 table, waiting = pa.concat_tables(waiting), []
                 yield table.column(id_name), tokens_of(table.column("text").to_pylist())
 
-    schema = embeddings(encoder.size, id_name=id_name)
+    stored = stored or VectorFormat("fp16", encoder.size)
+    schema = stored.schema(id_name=id_name)
     for ids, tokens in ahead(windows()):
         with np.errstate(over="ignore"):  # an overflow is found below, by name
-            vectors = encoder.vectors(tokens, progress=progress).astype(np.float16)
-        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+            vectors = encoder.vectors(tokens, progress=progress)
+            finite = np.isfinite(vectors.astype(np.float16)).all(axis=1)
+        broken = np.flatnonzero(~finite)
         if len(broken):
             first = ids[int(broken[0])].as_py()
             found = f"{len(broken)} vectors are not finite in fp16, the first of {id_name} {first}"
             raise RunFailed(f"{found}: check the weights, or set normalize=true")
-        yield pa.table([ids, pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), encoder.size)], schema=schema)
+        numbers = pa.array(stored.store(vectors).reshape(-1))
+        yield pa.table([ids, pa.FixedSizeListArray.from_arrays(numbers, stored.width)], schema=schema)
 
 
 def encode_table(
@@ -68,6 +79,7 @@ def encode_table(
     kind: str,
     precision: str,
     device: str,
+    dimensions: int | None = None,
     batch_tokens: int | None = None,
     threads: int = 0,
     report: Callable[[str], None] = lambda line: None,
@@ -79,15 +91,26 @@ def encode_table(
         texts: a stored table of schema CORPUS or QUERIES.
         out: the folder of the embeddings table.
         kind: corpus or queries.
-        precision: fp32, bf16, fp16 or auto, which is fp32 for queries and for passages bf16 where the device computes it.
+        precision: of the computation fp32, bf16, fp16 or auto, which is fp32 for queries and for passages bf16 where the device computes
+            it; or of what is stored, one of `QUANTIZED`, computed as by auto.
         device: cpu or cuda.
+        dimensions: first ones that are kept of a vector, which gets length 1 again where the student normalises; None: all.
         batch_tokens: tokens of a batch, padding included; None takes the device's default.
         threads: CPU threads; 0 takes all.
         report: gets a line for every finished shard.
 
     Raises:
-        UserError: `texts` is no such table, or `out` holds the embeddings of other texts or of another model.
+        UserError: `texts` is no such table, `out` holds the embeddings of other texts or of another model, queries are to be quantised,
+            or a vector has fewer than `dimensions`.
     """
+    form = precision if precision in QUANTIZED else "fp16"
+    if form != "fp16":
+        precision = "auto"
+        if kind == "queries":
+            raise UserError(
+                f"precision={form} is how a corpus is stored; queries are few and rank better in fp16: encode them with precision=auto, "
+                "and search the corpus with them"
+            )
     if threads:
         torch.set_num_threads(threads)
     if precision == "auto" and kind == "queries":
@@ -98,9 +121,11 @@ def encode_table(
         raise UserError(f"texts={texts} is the table {source.table} of {source.stage}, but kind={kind}")
     digests = DigestCache(out.parent / "digests.json")
     spec = resolve_student(student)
+    if dimensions:
+        spec = replace(spec, truncate_dim=dimensions if spec.truncate_dim is None else min(dimensions, spec.truncate_dim))
     student_key = spec.key(digests)
     key = {"version": EMBEDDING_VERSION, "student": student_key, "precision": precisions.class_of(precision)}
-    key |= {"kind": kind, "texts": source.content_digest}
+    key |= {"kind": kind, "texts": source.content_digest, **({} if form == "fp16" else {"stored": form})}
     fingerprint = json_digest(key)
     footers = {shard.name: read_footer(out / shard.name) for shard in source.shards}
     refuse_others(out, fingerprint, footers, what="embeddings of other texts or of another model")
@@ -110,14 +135,47 @@ def encode_table(
         for note in spec.notes:
             report(f"note: {note}")
         encoder = TextEncoder(spec, precision=precision, device=device, batch_tokens=batch_tokens)
-        schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
+        if dimensions and encoder.size < dimensions:
+            raise UserError(f"dimensions={dimensions}: the vectors of model={student.model} have {encoder.size}")
+        stored = _format(encoder, source, texts, footers, form=form, report=report)
+        schema = stored.schema(id_name="doc_id" if kind == "corpus" else "query_id")
     for shard in missing:
         started = time.monotonic()
-        with open_shard(out / shard.name, schema, {"fingerprint": fingerprint}) as writer:
-            for group in embedded_groups(encoder, texts / shard.name, kind=kind):
+        with open_shard(out / shard.name, schema, {"fingerprint": fingerprint, **stored.footer}) as writer:
+            for group in embedded_groups(encoder, texts / shard.name, kind=kind, stored=stored):
                 writer.write(group)
             if spec.key(digests) != student_key:
                 raise RunFailed(f"the files of model={student.model} changed while {shard.name} was computed; start the command again")
         report(f"{shard.name}: {shard.rows:,} texts, {shard.rows / max(time.monotonic() - started, 1e-9):,.0f} texts/s")
     records = [ShardRecord(shard.name, *describe(out / shard.name)) for shard in source.shards]
     Manifest("embed", kind, fingerprint, key, records, {"in": source.rows, "kept": source.rows, "dropped": {}}).write(out)
+
+
+def _format(
+    encoder: TextEncoder,
+    source: Manifest,
+    texts: Path,
+    footers: dict[str, dict[str, Any] | None],
+    *,
+    form: str,
+    report: Callable[[str], None],
+) -> VectorFormat:
+    """The format of the vectors: that of a shard which is complete already, else by passages of the corpus. Those are embedded twice."""
+    if form == "fp16":
+        return VectorFormat(form, encoder.size)
+    for footer in footers.values():
+        if footer is not None:
+            return VectorFormat.of_footer(footer)
+    if form in ("binary", "ubinary"):
+        return VectorFormat(form, encoder.size)
+    every = max(1, -(-source.rows // _CALIBRATED_ROWS))
+    sample: list[str] = []
+    row = 0
+    for shard in source.shards:
+        for group in read_row_groups(texts / shard.name, columns=["text"]):
+            sample += group.column("text").take(pa.array(range(-row % every, group.num_rows, every), pa.int64())).to_pylist()
+            row += group.num_rows
+    if not sample:
+        raise UserError(f"texts={texts} holds no passages, and precision={form} goes by their values")
+    report(f"{form}: ranges of each dimension by {len(sample):,} passages")
+    return VectorFormat.calibrated(form, encoder.passages(sample))

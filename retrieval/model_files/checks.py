@@ -13,15 +13,7 @@ from typing import Any
 
 from data.errors import UserError
 from retrieval.model_files.architectures import sees_backwards_only, student_class
-from retrieval.model_files.files import (
-    behind_transformer,
-    module_list,
-    read_json,
-    role_tokens,
-    text_settings,
-    tokenizer_files,
-    transformer_folder,
-)
+from retrieval.model_files.files import behind_transformer, module_list, read_json, text_settings, tokenizer_files, transformer_folder
 from retrieval.model_files.weight_files import Shapes, refuse_adapter, tensor_shapes, token_rows
 from retrieval.teachers.pair_template import refuse_pair_text
 from retrieval.teachers.plain_pairs import check_texts
@@ -30,7 +22,6 @@ WAY_ROUND = "serve it and use teacher.backend=http"  # for teachers that are not
 _HEADS = ("classifier.", "score.", "classification_head.", "logits_proj.", "sequence_summary.", "head.")
 _DECODER_HEAD = "score.weight"  # transformers' GenericForSequenceClassification and its forerunners
 _LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")  # the last three: DistilBERT, GPT-2 and Nomic, GPT-Neo
-_WITHOUT = {"mask_token": "dark_examples.mask_ratios=[]", "sep_token": "dark_examples.reinforced=false"}
 
 
 def check_student(folder: Path, *, pooling: str, layers: int | None, option: str) -> None:
@@ -83,25 +74,6 @@ def check_training_start(folder: Path, *, option: str) -> None:
             raise UserError(f"{option}: {weights} has {labels} outputs; start from one with a single output, or from an encoder")
         check_texts(folder, option=option)
         refuse_pair_text(folder, option=option)
-
-
-def check_marks(folder: Path, *, option: str, masked: bool, mixed: bool, trusted: bool = False) -> None:
-    """Raises UserError where a tokenizer has no token for the marks of the dark examples asked for.
-
-    The tokenizer is loaded, in about three seconds, only where its files do not name the token: its class may have one.
-    """
-    needed = [role for role, asked in (("mask_token", masked), ("sep_token", mixed)) if asked]
-    if role_tokens(folder).keys() >= set(needed):
-        return
-    from retrieval.models.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer(folder, trusted=trusted)
-    lacking = [role for role in needed if tokenizer.role_token(role) is None]
-    if lacking:
-        raise UserError(
-            f"{option}: the tokenizer in {folder} has no {' and no '.join(lacking)}, which the dark examples asked for need; take another "
-            f"model, or leave these examples out: {' '.join(_WITHOUT[role] for role in lacking)}"
-        )
 
 
 def bare_decoder(folder: Path) -> bool:

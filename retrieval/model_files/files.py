@@ -205,6 +205,14 @@ def role_tokens(folder: Path) -> dict[str, str]:
     return {role: text for role, text in texts.items() if isinstance(text, str) and text}
 
 
+def is_byte_level(folder: Path) -> bool:
+    """Whether a tokenizer cuts texts into bytes (GPT-2, RoBERTa, Qwen, ModernBERT), so that a space alone is a token."""
+    settings = tokenizer_settings(folder)
+    if not settings:
+        return (folder / "merges.txt").is_file()
+    return '"ByteLevel"' in json.dumps([settings.get("pre_tokenizer"), settings.get("decoder")])
+
+
 def gives_segments(folder: Path) -> bool:
     """Whether a pair's segment ids are for the model: not where the tokenizer's files list what the model is given, and leave them out."""
     named = read_json(folder / "tokenizer_config.json").get("model_input_names")

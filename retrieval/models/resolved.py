@@ -14,6 +14,7 @@ from data.digests import DigestCache, json_digest
 from data.errors import UserError
 from retrieval.model_files.files import resolve_folder
 from retrieval.model_files.sentence_transformers_files import is_sentence_transformers
+from retrieval.models.marks import Marks, marks_of
 from retrieval.models.student import StudentSpec, resolve_student
 from retrieval.teachers.backends import resolve_teacher
 from retrieval.teachers.base import TeacherSpec
@@ -87,6 +88,28 @@ class ResolvedModels:
             return self.teacher
         except UserError:
             return resolve_teacher(settings.model_copy(update={"precision": "auto"}), device="cpu")
+
+    @property
+    def teacher_marks(self) -> Marks:
+        """What stands for the marks of dark examples in what the teacher reads."""
+        teacher = self.experiment.teacher
+        if not self._has_dark_examples:
+            return Marks()
+        settings = self.experiment.dark_examples
+        return marks_of(self.teacher_tokenizer, settings, option="teacher.model", trusted=teacher.trust_remote_code)
+
+    @property
+    def student_marks(self) -> Marks:
+        """The same in what the student reads."""
+        if not self._has_dark_examples:
+            return Marks()
+        student = self.student
+        settings = self.experiment.dark_examples
+        return marks_of(student.weights_folder, settings, option="student.model", trusted=student.trust_remote_code)
+
+    @property
+    def _has_dark_examples(self) -> bool:
+        return self.experiment.teacher.backend != "none" and not self.experiment.curriculum.enabled
 
     @property
     def namespace(self) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -94,12 +97,24 @@ class Tokenizer:
         encodings = (encoding for part in _parts(texts) for encoding in self.backend.encode_batch_fast(part, add_special_tokens=False))
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
+    def count(self, text: str) -> int:
+        """Tokens of a text with marks, special ones included, uncut."""
+        return len(self.backend.encode(self.with_special_tokens(text)).ids)
+
     def pieces(self, text: str) -> list[tuple[int, int]]:
         """Character spans (start, end) of the text's tokens, special tokens left out."""
         return self.backend.encode(text, add_special_tokens=False).offsets
 
+    @cached_property
+    def splits_words(self) -> bool:
+        """Whether it cuts texts into words first; LLaMA's and Gemma's take a whole text for one word."""
+        return len(set(self.backend.encode("a b c", add_special_tokens=False).word_ids)) > 1
+
     def words(self, text: str) -> list[tuple[int, int]]:
-        """Character spans of the text's words, as the tokenizer splits them before cutting words into pieces."""
+        """Character spans of the text's words, as the tokenizer splits them before cutting words into pieces; else by white space, which
+        belongs to the word that it precedes, as in the pieces of such tokenizers."""
+        if not self.splits_words:
+            return [match.span() for match in re.finditer(r"\s*\S+", text)]
         encoding = self.backend.encode(text, add_special_tokens=False)
         spans: dict[int, tuple[int, int]] = {}
         for word, (start, end) in zip(encoding.word_ids, encoding.offsets, strict=True):
@@ -110,6 +125,12 @@ class Tokenizer:
 
 def _parts(items: list[Item]) -> Iterator[list[Item]]:
     return (items[start : start + _ENCODED_AT_ONCE] for start in range(0, len(items), _ENCODED_AT_ONCE))
+
+
+@functools.lru_cache(maxsize=16)
+def splits_words(folder: Path, digest: str, trusted: bool) -> bool:
+    """`Tokenizer.splits_words` of a folder whose tokenizer has this digest, for a plan."""
+    return Tokenizer(folder, trusted=trusted).splits_words
 
 
 def tokenizer_of(student: StudentSpec) -> Tokenizer:

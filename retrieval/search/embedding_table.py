@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from data.tables.manifest import Manifest
-from data.tables.shards import group_rows, read_row_groups
+from data.tables.shards import group_rows, read_footer, read_row_groups
+from retrieval.encoding.vector_formats import VectorFormat, first_dimensions
 
 
 def table_paths(folder: Path) -> list[Path]:
@@ -33,20 +34,33 @@ def manifest_of(folder: Path) -> Manifest:
 
 
 def embedding_matrix(table: pa.Table) -> NDArray[np.float16]:
-    """[n, D] fp16 vectors of a table's `embedding` column; of one chunk they are not copied."""
-    size = table.schema.field("embedding").type.list_size
+    """[n, D] fp16 vectors of a table's `embedding` column; of one chunk they are not copied.
+
+    Raises UserError where they are stored otherwise.
+    """
+    if (kind := table.schema.field("embedding").type.value_type) != pa.float16():
+        raise UserError(f"vectors in fp16 are needed here, and these are stored as {kind}: encode them again with precision=auto")
+    return _stored_numbers(table)
+
+
+def _stored_numbers(table: pa.Table) -> NDArray[Any]:
+    """[n, W] numbers of a table's `embedding` column, of its own type."""
+    kind = table.schema.field("embedding").type
+    dtype = np.dtype(kind.value_type.to_pandas_dtype())
     flat = [chunk.flatten() for chunk in table.column("embedding").chunks]
     # As they lie in memory: Arrow's own `to_numpy` imports pandas where it is installed, 0.15 s and 30 MB.
-    parts = [np.frombuffer(part.buffers()[1], dtype=np.float16, count=len(part), offset=2 * part.offset).reshape(-1, size) for part in flat]
-    return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, size), dtype=np.float16), *parts])
+    parts = [np.frombuffer(part.buffers()[1], dtype, count=len(part), offset=dtype.itemsize * part.offset) for part in flat]
+    rows = [part.reshape(-1, kind.list_size) for part in parts]
+    return rows[0] if len(rows) == 1 else np.concatenate([np.empty((0, kind.list_size), dtype), *rows])
 
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """The vectors of a corpus or of queries, in row order. Iterating reads the shards once more."""
+    """The vectors of a corpus or of queries, in row order, as fp16 however they are stored. Iterating reads the shards once more."""
 
     folder: Path
     id_name: str  # doc_id or query_id
+    dimensions: int | None = None  # first ones that are kept of a vector, which gets length 1 again where its student normalises
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -68,8 +82,26 @@ class EmbeddingTable:
         first_row = 0
         for path in table_paths(self.folder):
             for group in read_row_groups(path, columns=["embedding"]):
-                yield first_row, embedding_matrix(group)
+                yield first_row, self._vectors(group)
                 first_row += group.num_rows
+
+    @property
+    def precision(self) -> str:
+        """What the vectors are stored as: fp16, or one of `QUANTIZED`."""
+        return str(self.manifest.key.get("stored", "fp16"))
+
+    @cached_property
+    def _format(self) -> VectorFormat:
+        return VectorFormat.of_footer(read_footer(table_paths(self.folder)[0]) or {})
+
+    def _vectors(self, group: pa.Table) -> NDArray[np.float16]:
+        """Raises UserError where they have fewer than `dimensions`."""
+        vectors = embedding_matrix(group) if self.precision == "fp16" else self._format.restore(_stored_numbers(group))
+        if self.dimensions is None:
+            return vectors
+        if self.dimensions > vectors.shape[1]:
+            raise UserError(f"dimensions={self.dimensions}: the vectors of {self.folder} have {vectors.shape[1]}")
+        return first_dimensions(vectors, self.dimensions, normalize=bool(self.student_key.get("normalize")))
 
     @cached_property
     def ids(self) -> pa.ChunkedArray:
@@ -89,7 +121,7 @@ class EmbeddingTable:
 
         def read(path: Path, groups: range, row: int) -> None:
             for group in read_row_groups(path, columns=["embedding"], groups=groups):
-                matrix[row : row + group.num_rows] = embedding_matrix(group)
+                matrix[row : row + group.num_rows] = self._vectors(group)
                 row += group.num_rows
 
         first_row = 0

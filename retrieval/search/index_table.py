@@ -47,9 +47,12 @@ def build_index_table(vectors: Path, out: Path, settings: Search, *, report: Cal
     """Index a stored table of embeddings shard by shard into the folder `out`; shards that are complete there are kept, the manifest
     comes last.
 
-    Raises UserError: `vectors` is no such table, or `out` holds the index of other vectors or of another kind.
+    Raises UserError: `vectors` is no such table or quantised, or `out` holds the index of other vectors or of another kind.
     """
-    source = EmbeddingTable(vectors, "doc_id").manifest
+    table = EmbeddingTable(vectors, "doc_id")
+    if table.precision != "fp16":
+        raise UserError(f"corpus={vectors} is stored as {table.precision}; an index is of vectors in fp16: encode them with precision=auto")
+    source = table.manifest
     key = {"vectors": source.content_digest, **building_key(settings)}
     fingerprint = json_digest(key)
     footers = {shard.name: read_footer(out / shard.name) for shard in source.shards}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.config.settings import Student
@@ -56,17 +56,23 @@ def find(
     precision: str,
     device: str,
     threads: int,
+    dimensions: int | None = None,
 ) -> list[Hit]:
     """The k passages (fewer where the corpus is smaller) of the largest inner product with the query, best first.
 
     `corpus` are stored embeddings, read once, block by block; `texts` is the stored table that they were made from. `precision` (fp32,
-    bf16 or fp16) and `device` (cpu or cuda) are those of the query's vector, `threads` those of the search on the CPU.
+    bf16 or fp16) and `device` (cpu or cuda) are those of the query's vector, `threads` those of the search on the CPU. `dimensions`: the
+    first ones that are compared; None: all that the corpus has.
 
     Raises UserError: another student, no such tables, or a passage found that `texts` does not have.
     """
-    table = EmbeddingTable(corpus, "doc_id")
+    table = EmbeddingTable(corpus, "doc_id", dimensions)
     spec = resolve_student(student)
+    if (noted := table.student_key.get("truncate_dim")) and not spec.truncate_dim:  # by `retrieve encode dimensions=`
+        spec = replace(spec, truncate_dim=noted)
     _check_same_student(spec, table)
+    if dimensions and table.size:
+        spec = replace(spec, truncate_dim=dimensions)
     encoder = TextEncoder(spec, precision=precision, device=device)
     (best,) = Searcher(table, memory_gb=4.0, threads=threads).search(encoder.queries([text]), k=k)
     doc_ids, scores = ranked(best, table.ids)[0]

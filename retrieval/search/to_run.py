@@ -44,6 +44,7 @@ def search_to_run(
     names = [ids[row] for row in order.tolist()]
     key = {"queries": queries.manifest.content_digest, "only": names, "corpus": searcher.corpus.manifest.content_digest, "k": k}
     key |= how or {}
+    key |= {"dimensions": searcher.corpus.dimensions} if searcher.corpus.dimensions else {}
     parts = out.with_name(f".{out.name}.{json_digest(key)[:16]}.parts")
     starts = range(0, len(order), GROUP_QUERIES)
     missing = [start for start in starts if not _part(parts, start).exists()]

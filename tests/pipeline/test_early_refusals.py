@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.model_files import change_json
+from support.model_files import change_json, without_marks
 
 from data.config.settings import load
 from data.errors import UserError
@@ -24,14 +24,6 @@ def changed(source: Path, target: Path, **values: Any) -> Path:
     """A copy of a model whose config.json has other values."""
     shutil.copytree(source, target)
     change_json(target / "config.json", **values)
-    return target
-
-
-def without_marks(source: Path, target: Path) -> Path:
-    """A copy whose tokenizer knows no [MASK] and no [SEP]."""
-    shutil.copytree(source, target)
-    change_json(target / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", mask_token=None, sep_token=None)
-    (target / "special_tokens_map.json").unlink(missing_ok=True)
     return target
 
 
@@ -56,9 +48,9 @@ def settings_of(case: str, models: Any, folder: Path) -> dict[str, Any]:
     if case == "labels":
         return {"teacher.model": changed(models.teacher, folder / "model", id2label={"0": "no", "1": "yes"})}
     if case == "student's marks":
-        return {"student.model": without_marks(models.student, folder / "model")}
+        return {"student.model": without_marks(models.student, folder / "model"), "dark_examples.separator": "  "}
     if case == "teacher's marks":
-        return {"teacher.model": without_marks(models.teacher, folder / "model")}
+        return {"teacher.model": without_marks(models.teacher, folder / "model"), "dark_examples.mask_text": " "}
     if case == "tokenizer":
         return {"student.model": unheard_of(models.student, folder / "model")}
     if case == "teacher's weights":
@@ -78,8 +70,8 @@ def settings_of(case: str, models: Any, folder: Path) -> dict[str, Any]:
     ("case", "words"),
     [
         ("labels", "has 2 outputs"),
-        ("student's marks", r"student\.model: the tokenizer in .* has no mask_token and no sep_token.*dark_examples\.mask_ratios=\[\]"),
-        ("teacher's marks", r"teacher\.model: the tokenizer in .* has no mask_token and no sep_token"),
+        ("student's marks", r"model: the tokenizer in .* makes no token of dark_examples\.separator='  '"),
+        ("teacher's marks", r"teacher\.model: the tokenizer in .* makes no token of dark_examples\.mask_text=' '"),
         ("tokenizer", "no tokenizer can be loaded"),
         ("miner", r"embed\.model: .* is quantised .*gptq"),
         ("teacher's weights", r"teacher\.model: .*lacks 1 of its weights .*layer\.1\.output\.dense\.weight"),
@@ -95,14 +87,6 @@ def test_nothing_is_built_where_the_files_tell(
     with pytest.raises(UserError, match=words):
         prep_run(config)
     assert not list((tmp_path / "run" / "store").rglob("*.parquet"))
-
-
-def test_models_without_marks_are_taken_without_dark_examples(models: Any, tmp_path: Path, tiny_experiment: Experiments) -> None:
-    """Prevents: decoders refused where no dark example is asked for."""
-    both = {"student.model": without_marks(models.student, tmp_path / "a"), "teacher.model": without_marks(models.teacher, tmp_path / "b")}
-    off = {"dark_examples.reinforced": False, "dark_examples.mask_ratios": []}
-    experiment = load({"config": str(tiny_experiment(tmp_path / "run", **both, **off))})
-    Planner(experiment).check(selected_tables(experiment, "all"))
 
 
 def test_a_plan_of_checked_models_opens_none(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,29 @@ def save_tokenizer(folder: Path, style: str, **changed: Any) -> Path:
     return folder
 
 
+def save_sentencepiece(folder: Path, *, split: bool = False) -> Path:
+    """A tokenizer as LLaMA's and Gemma's: white space is a letter of the vocabulary, and a text is not cut into words before."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    folder.mkdir(parents=True)
+    letters = ["▁", *"abcdefghijklmnopqrstuvwxyz.-\n"]
+    words = ["▁b", "▁c", "▁ba", "▁ca", "ba", "ca"]
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    tokens = [*special, *letters, *words]
+    merges = [("▁", "b"), ("▁", "c"), ("▁b", "a"), ("▁c", "a"), ("b", "a"), ("c", "a")]
+    backend = Backend(models.BPE({token: number for number, token in enumerate(tokens)}, merges, unk_token="<unk>", fuse_unk=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    if split:
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")  # as Gemma's: the normaliser leaves no space to split at
+    backend.decoder = decoders.Replace("▁", " ")
+    backend.add_special_tokens(special)
+    backend.save(str(folder / "tokenizer.json"))
+    names = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")}
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
+    return folder
+
+
 def write_json(path: Path, content: Any) -> None:
     """A JSON file, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -49,3 +49,11 @@ def checkpoint(folder: Path, tokenizer: Path, *, config: dict[str, Any] | None =
     others = {name: np.zeros((1, 4), np.float32) for name in tensors}
     save_file({"bert.embeddings.word_embeddings.weight": table, **others}, folder / "model.safetensors")
     return folder
+
+
+def without_marks(source: Path, target: Path) -> Path:
+    """A copy of a model whose tokenizer knows no [MASK] and no [SEP]."""
+    shutil.copytree(source, target)
+    change_json(target / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", mask_token=None, sep_token=None)
+    (target / "special_tokens_map.json").unlink(missing_ok=True)
+    return target

@@ -29,11 +29,14 @@ from data.tables.ragged import Ragged
 from data.tables.schemas import DEV, SCHEMA_VERSION, DevRole
 from data.tables.shards import read_row_groups
 from retrieval.encoding.text_encoder import encode_tokens
+from retrieval.encoding.vector_formats import first_dimensions
+from retrieval.evaluation.metrics import Evaluation
 from retrieval.evaluation.metrics import evaluate as evaluate_run
 from retrieval.evaluation.qrels import Qrels
 from retrieval.models.prompt_tokens import NO_PROMPTS, PromptLengths, marked
 from retrieval.search.exact import exact_search
 from retrieval.search.matmul import Vectors
+from trainer.objective.dimensions import WHOLE, Dimensions
 from trainer.steps.gradients import StepSettings
 from trainer.steps.prepare_model import in_mode
 
@@ -125,28 +128,60 @@ def _check_schema(path: Path, *, tokenizer: str) -> None:
         )
 
 
-def evaluate(encode: Encode, dev: DevSet, *, depth: int = 100) -> dict[str, float]:
+def evaluate(encode: Encode, dev: DevSet, *, depth: int = 100, dimensions: Dimensions = WHOLE) -> dict[str, float]:
     """Means over all queries of `METRICS`, as `retrieve evaluate` computes them: a query that is a passage does not find itself.
 
-    `depth` passages of a query are judged; below 100, Recall@100 is understated. Raises RunFailed where a vector is not finite.
+    `depth` passages of a query are judged; below 100, Recall@100 is understated. `MRR@10/64` is of vectors cut to 64 dimensions, for
+    those of `dimensions` that cut them. Raises RunFailed where a vector is not finite.
     """
     own = dev.own_passages  # left out, so that one more is searched for
-    evaluation = evaluate_run(dev.qrels, search(encode, dev, depth=depth + bool(own)), without_own=own)
-    return {name: evaluation.mean(name) for name in METRICS}
+    vectors = encoded(encode, dev)
+
+    def judged(kept: int) -> Evaluation:
+        cut = vectors.cut(kept, normalize=dimensions.normalize)
+        return evaluate_run(dev.qrels, search(cut, dev, depth=depth + bool(own)), without_own=own)
+
+    whole = judged(vectors.size)
+    figures = {name: whole.mean(name) for name in METRICS}
+    return figures | {f"{METRICS[0]}/{kept}": judged(kept).mean(METRICS[0]) for kept in dimensions.below(vectors.size)}
 
 
-def search(encode: Encode, dev: DevSet, *, depth: int) -> Run:
-    """The `depth` best passages of each query, fewer where the dev set has fewer. Raises as `evaluate` does."""
+@dataclass(frozen=True)
+class DevVectors:
+    """Vectors of a dev set: of its queries [n, D], and of its passages in blocks (number of the first row, [b, D])."""
 
-    def encoded(texts: Ragged, start: int, stop: int, *, unpooled: int, what: str) -> Vectors:
+    queries: Vectors
+    blocks: Sequence[tuple[int, Vectors]]
+
+    @property
+    def size(self) -> int:
+        """D."""
+        return int(self.queries.shape[1])
+
+    def cut(self, kept: int, *, normalize: bool) -> DevVectors:
+        """The first dimensions of each, with `normalize` of length 1 again."""
+        return DevVectors(first_dimensions(self.queries, kept, normalize=normalize), [
+            (row, first_dimensions(block, kept, normalize=normalize)) for row, block in self.blocks
+        ])  # fmt: skip
+
+
+def encoded(encode: Encode, dev: DevSet) -> DevVectors:
+    """The vectors of a dev set. Raises RunFailed where one is not finite."""
+
+    def part(texts: Ragged, start: int, stop: int, *, unpooled: int, what: str) -> Vectors:
         return _finite(encode([marked(tokens, unpooled) for tokens in texts.part(start, stop)]), what=what)
 
-    queries = encoded(dev.queries, 0, len(dev.queries), unpooled=dev.prompts.query, what="queries")
+    queries = part(dev.queries, 0, len(dev.queries), unpooled=dev.prompts.query, what="queries")
+    starts = range(0, len(dev.passages), _BLOCK_PASSAGES)
     blocks = [
-        (start, encoded(dev.passages, start, start + _BLOCK_PASSAGES, unpooled=dev.prompts.passage, what="passages"))
-        for start in range(0, len(dev.passages), _BLOCK_PASSAGES)
+        (start, part(dev.passages, start, start + _BLOCK_PASSAGES, unpooled=dev.prompts.passage, what="passages")) for start in starts
     ]
-    scores, rows = exact_search(queries, blocks, k=depth, threads=torch.get_num_threads())
+    return DevVectors(queries, blocks)
+
+
+def search(vectors: DevVectors, dev: DevSet, *, depth: int) -> Run:
+    """The `depth` best passages of each query, fewer where the dev set has fewer."""
+    scores, rows = exact_search(vectors.queries, vectors.blocks, k=depth, threads=torch.get_num_threads())
     return {
         query_id: [(dev.doc_ids[row], score) for row, score in zip(mine, of_mine, strict=True) if row >= 0]
         for query_id, mine, of_mine in zip(dev.query_ids, rows.tolist(), scores.tolist(), strict=True)

@@ -25,7 +25,7 @@ def is_due(done: int, *, settings: Train, epoch_ends: list[int]) -> bool:
 
 
 def dev_figures(model: Model, dev: DevSet, *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
-    """MRR@10, nDCG@10 and Recall@100 by exact search. Each process encodes a share; all get the same figures."""
+    """MRR@10, nDCG@10 and Recall@100 by exact search, and MRR@10 of cut vectors. Each process encodes a share; all get the same figures."""
 
     def encode(sequences: Sequences) -> NDArray[np.float32]:
         vectors_ND = np.zeros((len(sequences), model.size), np.float32)
@@ -34,7 +34,7 @@ def dev_figures(model: Model, dev: DevSet, *, settings: StepSettings, processes:
         processes.sum(torch.from_numpy(vectors_ND))  # in place
         return vectors_ND
 
-    figures = evaluate(encode, dev)
+    figures = evaluate(encode, dev, dimensions=settings.dimensions)
     # Of the first process: on other machines they could differ in rounding, and so could the best checkpoint and an early stop.
     return dict(zip(figures, processes.of_first([*figures.values()]), strict=True))
 

@@ -6,6 +6,7 @@ Shapes: n sequences of D dimensions, B queries, K candidates, N in-batch passage
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from data.config.registry import plugin_call
 from data.errors import UserError
@@ -107,6 +109,15 @@ class GroupScores:
     def __init__(self, vectors_ND: Tensor, sequences: list[Sequenced], *, scale: float) -> None:
         self._vectors_ND, self._scale = vectors_ND, scale
         self._place = {sequence: place for place, sequence in enumerate(sequences)}
+        self._open_to: dict[str, Tensor] = {}  # by loss: [B, N] which of the batch's passages are a query's negatives
+
+    def cut(self, size: int, normalize: bool) -> GroupScores:
+        """The scores of vectors cut to their first `size` dimensions, with `normalize` of length 1 again."""
+        other = copy.copy(self)
+        if size < self._vectors_ND.shape[1]:
+            vectors_ND = self._vectors_ND[:, :size]
+            other._vectors_ND = functional.normalize(vectors_ND, dim=-1) if normalize else vectors_ND
+        return other
 
     @property
     def none(self) -> Tensor:
@@ -123,8 +134,10 @@ class GroupScores:
             return scores_BK, mask_BK
         passages = work.in_batch_passages
         scores_BN = self._scale * self._queries(queries) @ self._rows([passage.sequence for passage in passages]).T
-        open_to = [[passage.sequence not in query.own and query.own.isdisjoint(passage.ids) for passage in passages] for query in queries]
-        return torch.cat([scores_BK, scores_BN], 1), torch.cat([mask_BK, torch.tensor(open_to, device=mask_BK.device)], 1)
+        if loss not in self._open_to:
+            open_to = [[one.sequence not in query.own and query.own.isdisjoint(one.ids) for one in passages] for query in queries]
+            self._open_to[loss] = torch.tensor(open_to, device=mask_BK.device)
+        return torch.cat([scores_BK, scores_BN], 1), torch.cat([mask_BK, self._open_to[loss]], 1)
 
     def _own(self, queries: Sequence[QueryWork], lists: Sequence[tuple[Sequenced, ...]]) -> tuple[Tensor, Tensor]:
         longest = max(map(len, lists))

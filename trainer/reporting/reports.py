@@ -107,6 +107,9 @@ def _notes(run: TrainingRun, *, lost: int) -> Iterator[str]:
         yield from run.model.spec.notes
         if run.model.spec.normalize and settings.score_scale == 1:
             yield "the student's vectors have length 1 and train.score_scale is 1: scores lie in [-1, 1]; about 20 is usual"
+    if (cut := run.step_settings.dimensions.weighted) and (largest := max(kept for kept, _ in cut)) < run.model.size:
+        whole = run.model.size
+        yield f"train.objective.dimensions trains the first {largest} of {whole} dimensions alone; list {whole}, too, for whole vectors"
     if lost:
         yield f"metrics.jsonl lacks the lines of {lost} steps that the run has done: it was damaged or cut; the training is not"
 

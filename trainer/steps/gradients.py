@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from data.digests import hash64
 from retrieval.compute.batching import pad, token_budget_batches
+from trainer.objective.dimensions import WHOLE, Dimensions, total_over_dimensions
 from trainer.objective.plan import BatchWork, QueryWork, Sequenced, token_count
-from trainer.objective.total import LOSSES, GroupScores, QueryLosses, asked_of, total_loss
+from trainer.objective.total import LOSSES, GroupScores, QueryLosses, asked_of
 from trainer.steps.backend import Backend, Work
 from trainer.steps.distributed import Distributed
 from trainer.steps.micro_batches import MicroBatches, tokens_of
@@ -48,6 +49,7 @@ class StepSettings:
     device: str
     precision: str  # fp32 or bf16
     distillation: str = "kl"  # `train.objective.distillation`
+    dimensions: Dimensions = WHOLE  # to which vectors are cut
 
 
 def accumulate_gradients(
@@ -153,8 +155,8 @@ class _Step:
         self._seed_dropout(len(self.chunks) + group)
         student = scores(model, shared_SD)
         references = {name: scores(reference, self.references_SD.get(name)) for name, reference in self.references.items()}
-        total, losses = total_loss(
-            student, references, queries, work=self.work,
+        total, losses = total_over_dimensions(
+            student, references, queries, dimensions=self.settings.dimensions, work=self.work,
             distillation=self.settings.distillation, temperature=self.settings.temperature,
         )  # fmt: skip
         total.backward()

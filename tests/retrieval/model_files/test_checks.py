@@ -11,7 +11,7 @@ from support.model_files import SEQUENCE_CLASSIFIER, change_json, checkpoint, vo
 
 from data.config.settings import Student, Teacher
 from data.errors import UserError
-from retrieval.model_files.checks import check_marks, check_training_start
+from retrieval.model_files.checks import check_training_start
 from retrieval.models.student import StudentSpec, resolve_student
 from retrieval.teachers.backends import resolve_teacher
 from retrieval.teachers.cross_encoder import CrossEncoderSpec
@@ -183,32 +183,3 @@ def test_a_folder_without_a_model_type_is_no_checkpoint(models: Any, tmp_path: P
         teacher_of(folder)
     with pytest.raises(UserError, match="names no model_type"):
         student_of(folder)
-
-
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [
-        ({"masked": True, "mixed": True}, r"has no mask_token and no sep_token.*mask_ratios=\[\] dark_examples.reinforced=false"),
-        ({"masked": True, "mixed": False}, r"has no mask_token, .*: dark_examples.mask_ratios=\[\]$"),
-        ({"masked": False, "mixed": True}, r"has no sep_token, .*: dark_examples.reinforced=false$"),
-        ({"masked": False, "mixed": False}, None),
-    ],
-)
-def test_marks_without_a_token_are_told_with_the_settings(models: Any, tmp_path: Path, asked: dict[str, bool], words: str | None) -> None:
-    """Prevents: a student's lack of [SEP] told at `shards`, after all logits were paid for."""
-    folder = checkpoint(tmp_path / "model", models.teacher)
-    change_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", mask_token=None, sep_token=None)
-    (folder / "special_tokens_map.json").unlink(missing_ok=True)
-    if words is None:
-        check_marks(folder, option="student.model", **asked)
-        return
-    with pytest.raises(UserError, match=words):
-        check_marks(folder, option="student.model", **asked)
-
-
-def test_a_token_of_the_tokenizer_s_class_is_found(models: Any, tmp_path: Path) -> None:
-    """Prevents: BERT folders refused that leave [MASK] and [SEP] to the defaults of BertTokenizer."""
-    folder = checkpoint(tmp_path / "model", models.teacher)
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
-    (folder / "special_tokens_map.json").unlink(missing_ok=True)
-    check_marks(folder, option="teacher.model", masked=True, mixed=True)

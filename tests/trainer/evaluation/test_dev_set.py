@@ -27,7 +27,8 @@ from data.tables.shards import describe, open_shard
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
 from trainer.evaluation import dev_set as dev
-from trainer.evaluation.dev_set import DevSet, encode_all, evaluate, open_dev_set, search
+from trainer.evaluation.dev_set import DevSet, encode_all, encoded, evaluate, open_dev_set, search
+from trainer.objective.dimensions import Dimensions
 from trainer.steps.gradients import StepSettings
 
 METADATA = {"schema_version": SCHEMA_VERSION, "tokenizer": "none", "split": "dev", "depth": 3, "random": 2}
@@ -145,7 +146,7 @@ def test_search_and_metrics_as_plain_float64(
         exact = [math.fsum(a * b for a, b in zip(vectors[0][place].tolist(), one.tolist(), strict=True)) for one in vectors[1000]]
         scored = [(doc_id, float(np.float32(score))) for doc_id, score in zip(doc_ids, exact, strict=True)]
         expected[query] = sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:depth]
-    assert search(encode, found, depth=depth) == expected
+    assert search(encoded(encode, found), found, depth=depth) == expected
     metrics = plain_metrics({query: [doc for doc, _ in listed] for query, listed in expected.items()}, qrels)
     assert evaluate(encode, found, depth=depth) == pytest.approx(metrics, rel=1e-12, abs=1e-12)
 
@@ -254,9 +255,34 @@ def test_a_query_that_is_a_passage_does_not_find_itself(tmp_path: Path) -> None:
     passages = {"d1": [2, 7, 5, 3], "d3": [2, 6, 3], "q0": [2, 7, 7, 3], "q1": [2, 4, 4, 3]}  # q1 is another text than the query
     found = open_dev_set(write_dev_set(tmp_path / "dev", passages), tokenizer="none")
     assert found.own_passages == {"q0"}
-    ranked = search(counts, found, depth=4)
+    ranked = search(encoded(counts, found), found, depth=4)
     assert [doc for doc, _ in ranked["q0"]][:2] == ["q0", "d1"]
     q1 = [doc for doc, _ in ranked["q1"]]
     firsts = (1, 1 + min(q1.index("d1"), q1.index("d3")))
     assert evaluate(counts, found)["MRR@10"] == pytest.approx(sum(1 / first for first in firsts) / 2)
     assert open_dev_set(write_dev_set(tmp_path / "plain"), tokenizer="none").own_passages == frozenset()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_cut_vectors_are_measured_beside_the_whole_ones(normalize: bool) -> None:
+    """Prevents: a figure of whole vectors under the name of short ones, or of short ones that are not of length 1 again."""
+    chance = np.random.default_rng(3)
+    vectors = {0: chance.normal(size=(9, 8)).astype(np.float32), 1000: chance.normal(size=(50, 8)).astype(np.float32)}
+    doc_ids, query_ids = sorted(f"d{number}" for number in range(50)), tuple(f"q{number}" for number in range(9))
+
+    def encode(sequences: Any) -> NDArray[np.float32]:
+        numbers = np.concatenate(sequences)
+        first = 1000 if numbers[0] >= 1000 else 0
+        return vectors[first][numbers - first]
+
+    qrels = {query: {doc_ids[3 * place]: 1, doc_ids[3 * place + 1]: 1} for place, query in enumerate(query_ids)}
+    found = DevSet("", query_ids, ragged(9, 0), tuple(doc_ids), ragged(50, 1000), qrels)
+    figures = evaluate(encode, found, dimensions=Dimensions(((8, 1.0), (2, 1.0), (5, 0.5)), normalize))
+    assert list(figures) == ["MRR@10", "nDCG@10", "Recall@100", "MRR@10/5", "MRR@10/2"]
+    for name, size in (("MRR@10", 8), ("MRR@10/5", 5), ("MRR@10/2", 2)):
+        queries, passages = (vectors[first][:, :size].astype(np.float64) for first in (0, 1000))
+        if normalize and size < 8:
+            queries, passages = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (queries, passages))
+        order = np.argsort(-(queries @ passages.T), axis=1)
+        ranked = {query: [doc_ids[row] for row in order[place]] for place, query in enumerate(query_ids)}
+        assert figures[name] == pytest.approx(plain_metrics(ranked, qrels)["MRR@10"], rel=1e-12), name

@@ -22,6 +22,7 @@ from data.tables.schemas import CandidateKind
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
 from trainer.input.stream import TrainingRow
+from trainer.objective.dimensions import Dimensions
 from trainer.objective.plan import BatchWork, plan_batch
 from trainer.steps import gradients
 from trainer.steps.backend import PlainBackend
@@ -318,6 +319,53 @@ def test_a_student_has_not_left_its_start_yet(
     work = plan_batch(rows, objective=objective, share=Fraction(1))
     losses = accumulate(model, work, settings=settings(temperature=4.0), references={"initial": start})
     assert len(losses.reference_kl) == len(rows) and max(losses.reference_kl.values()) < 1e-12
+
+
+class FirstDimensions(nn.Module):
+    """An encoder whose vectors are cut, of length 1 again."""
+
+    def __init__(self, encoder: nn.Module, size: int) -> None:
+        super().__init__()
+        self.encoder, self.size = encoder, size
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return nn.functional.normalize(self.encoder(input_ids, attention_mask)[:, : self.size], dim=-1)
+
+
+@pytest.mark.parametrize("budget", [16, 100, 10_000])
+@pytest.mark.parametrize(("in_batch", "prod"), [("none", False), ("both", False), ("both", True)])
+def test_dimensions_are_a_weighted_sum_of_whole_objectives(
+    student: Path, rows: list[TrainingRow], budget: int, in_batch: Any, prod: bool
+) -> None:
+    """Prevents: a loss that is not cut, cut vectors that are not of length 1 again, a weight on one part alone, an initial student that is
+    compared by whole vectors, a teacher whose vectors are cut, a passage's way back that knows one of the dimensions."""
+    model = Float64Encoder(student).eval()
+    references = {"teacher": moved(model, 0.2), "initial": moved(model, 0.1)} if prod else {}
+    own = dict(**PROD, without=("reinforced", "noisy", "adaptive"), reference_kl_weight=1.0) if prod else dict(supervised_weight=0.3)
+    objective = Objective(**own, in_batch=in_batch, dimensions=(32, 5, 12), dimension_weights=(1.0, 0.25, 2.0))
+    work = plan_batch(rows, objective=objective, share=Fraction(2, 3))
+    given = settings(
+        micro_batch_tokens=budget, temperature=4.0 if prod else 1.5, dimensions=Dimensions(objective.weighted_dimensions, normalize=True)
+    )
+    losses = accumulate(model, work, settings=given, references=references)
+    found = gradient_of(model)
+    model.zero_grad()
+    total = torch.zeros((), dtype=torch.float64)
+    for size, weight in ((5, 0.25), (12, 2.0), (32, 1.0)):
+        cut_model = FirstDimensions(model, size)
+        if prod:
+            start = FirstDimensions(references["initial"], size)
+            total = total + weight * undivided_prod_loss(cut_model, rows, teacher=references["teacher"], start=start, in_batch=True)
+        else:
+            total = total + weight * undivided_loss(cut_model, rows, objective=objective, share=Fraction(2, 3))
+    total.backward()
+    wanted = gradient_of(model)
+    scale = max(float(value.abs().max()) for value in wanted.values())
+    for name, value in wanted.items():
+        assert float((found[name] - value).abs().max()) <= 1e-9 * scale, name
+    weights = (work.supervised_weight, work.distillation_weight, work.reference_kl_weight)
+    parts = (losses.supervised, losses.distillation, losses.reference_kl)
+    assert sum(weight * sum(part.values()) for weight, part in zip(weights, parts, strict=True)) == pytest.approx(float(total), rel=1e-9)
 
 
 def curriculum_rows(rows: list[TrainingRow], *, shared: bool) -> list[TrainingRow]:
