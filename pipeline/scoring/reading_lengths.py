@@ -133,7 +133,7 @@ def truncation(models: ResolvedModels, queries: Sequence[str], texts: Sequence[s
     of_student, read = _student_reads(models, teacher, texts, mixed=mixed)
     less = (kept < whole) & (kept * of_student < read * whole)
     needed = of_queries + np.ceil(read / np.maximum(of_student, 1) * whole).astype(int) + added
-    before = _tokens(teacher, [text.partition(SEPARATOR_MARK)[0] for text in texts], marks) if mixed else kept
+    before = _tokens(teacher, [text.partition(SEPARATOR_MARK)[0] for text in texts], models.teacher_marks) if mixed else kept
     return Truncation(len(texts), int(less.sum()), int((less & mixed & (kept <= before + 1)).sum()), int(needed.max(initial=0)))
 
 
