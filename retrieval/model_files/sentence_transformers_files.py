@@ -91,8 +91,8 @@ def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSet
     check_truncation_side(weights, option=option)
     if not is_sentence_transformers(folder):
         longest = _longest(weights, None)
-        pooling = "lasttoken" if is_causal_language_model(weights) else "cls"
-        return FolderSettings(pooling=pooling, query_tokens=longest, passage_tokens=longest)
+        mode = "lasttoken" if is_causal_language_model(weights) else "cls"
+        return FolderSettings(pooling=mode, query_tokens=longest, passage_tokens=longest)
     files = [FolderFile.read(weights / f"sentence_{name}_config.json", option=option) for name in _TRANSFORMER_NAMES]
     transformer = next((file for file in files if file.content), files[0])
     _check_transformer(transformer, weights)
