@@ -95,13 +95,17 @@ def lower_precision(model: nn.Module, dtype: torch.dtype, *, pack: bool, exact_k
 
 
 def _linear_layers(model: nn.Module) -> Iterator[tuple[bool, nn.Module, str, nn.Linear]]:
-    """Whether it is in the last quarter of its stack, parent, name and layer of all linear layers of the model's layer stacks."""
+    """Whether it is in the last quarter of its stack, parent, name and layer of all linear layers of the model's layer stacks.
+
+    Without those that the model's class wants in fp32: T5 reads the weights of its `wo`, whose sums leave the range of fp16.
+    """
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     for stack in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
         first_of_last = len(stack) - max(1, len(stack) // 4)
         for number, layer in enumerate(stack):
             for parent in layer.modules():
                 for name, child in parent.named_children():
-                    if type(child) in (nn.Linear, StoredLinear):
+                    if type(child) in (nn.Linear, StoredLinear) and name not in kept:
                         yield number >= first_of_last, parent, name, cast(nn.Linear, child)
 
 

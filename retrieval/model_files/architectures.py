@@ -8,7 +8,7 @@ from typing import Any
 from retrieval.model_files.files import read_json, text_settings
 
 # Encoders with a decoder of which the encoder is a model of its own, as in sentence-transformers' `_load_encoder_only_model`.
-_ENCODERS_ALONE = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel", "longt5": "LongT5EncoderModel"}
+_ENCODERS_ALONE = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 # Encoders, unless config.json says `is_decoder`, whatever task the checkpoint was last saved for.
 _ENCODERS = (
     "bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "electra", "ernie", "data2vec-text",

@@ -91,8 +91,8 @@ def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSet
     check_truncation_side(weights, option=option)
     if not is_sentence_transformers(folder):
         longest = _longest(weights, None)
-        pooling = "lasttoken" if is_causal_language_model(weights) else "cls"
-        return FolderSettings(pooling=pooling, query_tokens=longest, passage_tokens=longest)
+        mode = "lasttoken" if is_causal_language_model(weights) else "cls"
+        return FolderSettings(pooling=mode, query_tokens=longest, passage_tokens=longest)
     transformer = check_transformer(weights, option=option)
     pooling, modules = _modules(folder, option=option)
     normalizes = bool(modules) and isinstance(modules[-1], NormalizeSpec)

@@ -80,11 +80,11 @@ _CLASSES: dict[type[ModuleSpec], Any] = {DenseSpec: Dense, LayerNormSpec: LayerN
 
 
 def open_modules(specs: Sequence[ModuleSpec], *, option: str) -> nn.Sequential:
-    """The modules one behind the other, on the CPU, with their weights from the files.
+    """The modules one behind the other, in eval mode, on the CPU, with their weights from the files.
 
     Raises UserError where a file of weights cannot be read.
     """
-    return nn.Sequential(*(_opened(spec, option=option) for spec in specs))
+    return nn.Sequential(*(_opened(spec, option=option) for spec in specs)).eval()
 
 
 def _opened(spec: ModuleSpec, *, option: str) -> nn.Module:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 def add_gradient_by_row(embedding: nn.Embedding) -> None:
     """Make every backward pass through `embedding` add to the rows of `embedding.weight.grad` that it used, and to no others.
 
-    For CPUs: on a GPU the dense gradient costs nothing to speak of, and index_add_ has no fixed order there.
+    For CPUs: on a GPU the dense gradient costs nothing to speak of, and index_add_ has no fixed order there. A subclass, which may do
+    more than look up (Gemma's scales its vectors), is left to autograd.
     """
-    embedding.register_forward_hook(_cut_graph)
+    if type(embedding) is nn.Embedding:
+        embedding.register_forward_hook(_cut_graph)
 
 
 def _cut_graph(embedding: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:

@@ -56,7 +56,7 @@ def test_a_decoder_made_bidirectional_is_an_encoder(tmp_path: Path, pooling: str
 def test_an_encoder_with_a_decoder_is_refused_by_its_files(tmp_path: Path) -> None:
     """Prevents: a traceback out of transformers after the corpus was read."""
     folder = save(tmp_path / "m", "Bert")
-    change_json(folder / "config.json", model_type="t5", is_encoder_decoder=True)
+    change_json(folder / "config.json", model_type="bart", is_encoder_decoder=True)
     with pytest.raises(UserError, match="is an encoder with a decoder"):
         resolve(folder)
 

@@ -19,6 +19,8 @@ from data.config.settings import Student
 from data.digests import DigestCache
 from data.errors import UserError
 from retrieval.cli import app
+from retrieval.compute.precision import cpu_computes_bf16
+from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
 
@@ -31,6 +33,17 @@ def test_vectors_are_sentence_transformers(tmp_path: Path, name: str) -> None:
     ours = encoder_of(folder)
     assert_equal(ours, peer(folder))
     assert len(np.unique(ours.passages(TEXTS).round(4), axis=0)) > 5
+
+
+@pytest.mark.medium
+@pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor has no bf16")
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_low_precision_is_near(tmp_path: Path, name: str) -> None:
+    """Prevents: layers that do not run in bf16, or a Dense that does."""
+    spec = resolve_student(Student(model=str(make(name, tmp_path)), **LENGTHS))
+    low, exact = (TextEncoder(spec, precision=precision, device="cpu").passages(TEXTS) for precision in ("bf16", "fp32"))
+    cosines = (low * exact).sum(1) / (np.linalg.norm(low, axis=1) * np.linalg.norm(exact, axis=1)).clip(1e-9)
+    assert cosines[np.linalg.norm(exact, axis=1) > 0].min() > 0.99
 
 
 @pytest.mark.medium

@@ -6,6 +6,21 @@ import torch
 from trainer.cpu.embedding_gradient import add_gradient_by_row
 
 
+class Scaled(torch.nn.Embedding):
+    """As Gemma's."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids) * 6.0
+
+
+def test_what_does_more_than_look_up_keeps_its_gradient() -> None:
+    """Prevents: word embeddings of Gemma trained by a gradient without the factor that its vectors have."""
+    embedding = Scaled(5, 3)
+    add_gradient_by_row(embedding)
+    embedding(torch.tensor([1, 1, 2])).sum().backward()
+    assert embedding.weight.grad is not None and embedding.weight.grad[:, 0].tolist() == [0, 12, 6, 0, 0]
+
+
 @pytest.mark.parametrize("padding", [None, 0])
 def test_gradient_is_that_of_autograd(padding: int | None) -> None:
     """Word embeddings that get no gradient, or padding that gets one: the rest of the model still learns."""
