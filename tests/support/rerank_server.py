@@ -34,6 +34,7 @@ class RerankServer:
         self.shape, self.model = shape, model
         self.key: str | None = None  # what it wants
         self.obeys = True  # whether it gives logits where it is asked for them
+        self.heeds_instructions = True
         self.sigmoid = True  # whether it gives probabilities else
         self.round_to: Any = np.float32
         self.seconds = 0.0  # of a request
@@ -90,7 +91,8 @@ class RerankServer:
             return query, documents, self.faults.popleft() if self.faults else ""
 
     def scores(self, query: str, documents: list[str], body: dict[str, Any]) -> list[float]:
-        logits = np.array([logit_of(query, document) for document in documents])
+        asked = query if body.get("instruction") is None or not self.heeds_instructions else f"{body['instruction']}|{query}"
+        logits = np.array([logit_of(asked, document) for document in documents])
         raw = (body.get("raw_scores") is True or body.get("use_activation") is False) and self.obeys
         if raw or not self.sigmoid:
             return [float(logit) for logit in logits]
@@ -99,6 +101,7 @@ class RerankServer:
 
 class _Quiet(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # a connection more than are queued takes a second
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Of a client that was killed."""
