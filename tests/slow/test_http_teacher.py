@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.infinity import infinity  # noqa: F401
+from support.kills import descendants
 from support.rerank_server import RerankServer
 from support.stores import candidates, distinct_pairs, forget_scores
 
@@ -60,9 +62,13 @@ def start(config: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def segments(store: Path) -> int:
+    return len(list(store.glob("teacher_logits/*/*.parquet")))
+
+
 def wait_for_segments(store: Path, count: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 60
-    while len(list(store.glob("teacher_logits/*/*.parquet"))) < count and process.poll() is None and time.monotonic() < deadline:
+    while segments(store) < count and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     assert process.poll() is None, process.communicate()[0]
 
@@ -86,16 +92,20 @@ def test_no_stored_pair_is_asked_for_again(
 
     server.seconds = 0.05
     asked: Counter[tuple[str, str]] = Counter()
-    for number, (segments, how) in enumerate([(2, signal.SIGKILL), (5, signal.SIGTERM), (8, signal.SIGKILL), (11, None)]):
-        before = stored_pairs(store)
+    for number, how in enumerate([signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, None]):
+        before, stored = stored_pairs(store), segments(store)
         server.asked.clear()
         process = start(config)
-        wait_for_segments(store, segments, process)
+        wait_for_segments(store, stored + 2, process)
         if how is not None:
+            below = descendants(process.pid)
             os.kill(process.pid, how)
             code, output = end(process)
             assert code == (75 if how == signal.SIGTERM else -how), output
-            time.sleep(0.3 if runner == "local" else 3)  # what is under way at the server ends, and Ray's processes do
+            for one in below:  # Ray's would go on for a while
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
+            time.sleep(0.3)  # what is under way at the server
         else:
             server.stop()
             time.sleep(1.5)

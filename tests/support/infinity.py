@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from importlib.metadata import files
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,8 @@ def installed() -> Path:
     if not ready.is_file() or ready.read_text() != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", FOLDER], check=True)
         (packages,) = FOLDER.glob("lib/python*/site-packages")
-        (packages / "torch_of_the_project.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+        for path in {file.parts[0] for file in files("torch") or () if ".." not in file.parts}:
+            (packages / path).symlink_to(Path(torch.__file__).parents[1] / path)
         try:
             pip = [FOLDER / "bin" / "pip", "install", "-q", "--disable-pip-version-check", *REQUIREMENTS]
             done = subprocess.run(pip, capture_output=True, text=True, timeout=900)
@@ -64,7 +66,13 @@ def infinity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Pat
                 log = tmp_path_factory.mktemp("infinity") / "log"
                 words = ["v2", "--model-id", folder, "--served-model-name", NAME, "--host", "127.0.0.1", "--port", port]
                 words += ["--engine", "torch", "--device", "cpu", "--dtype", "float32", "--no-bettertransformer", "--no-model-warmup"]
-                own = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+                own = {
+                    "DO_NOT_TRACK": "1",
+                    "INFINITY_ANONYMOUS_USAGE_STATS": "0",
+                    "HF_HUB_OFFLINE": "1",
+                    "PYTHONPATH": "",
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                }
                 with log.open("w") as out:
                     command = [programs / "infinity_emb", *map(str, words)]
                     process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **own}, cwd=log.parent)

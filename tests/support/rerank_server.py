@@ -34,6 +34,7 @@ class RerankServer:
         self.shape, self.model = shape, model
         self.key: str | None = None  # what it wants
         self.obeys = True  # whether it gives logits where it is asked for them
+        self.heeds_instructions = True
         self.sigmoid = True  # whether it gives probabilities else
         self.round_to: Any = np.float32
         self.seconds = 0.0  # of a request
@@ -43,6 +44,7 @@ class RerankServer:
         self.paths: list[str] = []
         self.asked: Counter[tuple[str, str]] = Counter()  # pairs that were answered or failed
         self.busiest = 0  # requests at a time
+        self.connections: set[socket.socket] = set()
         self._now, self._lock = 0, threading.Lock()
         self._port = port
         self.start()
@@ -53,14 +55,16 @@ class RerankServer:
         class Handler(_Handler):
             owner = server
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
-        self._http.daemon_threads = True
+        self._http = _Quiet(("127.0.0.1", self._port), Handler)
         self._port = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
         self._http.shutdown()
         self._http.server_close()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def url(self) -> str:
@@ -87,16 +91,33 @@ class RerankServer:
             return query, documents, self.faults.popleft() if self.faults else ""
 
     def scores(self, query: str, documents: list[str], body: dict[str, Any]) -> list[float]:
-        logits = np.array([logit_of(query, document) for document in documents])
+        asked = query if body.get("instruction") is None or not self.heeds_instructions else f"{body['instruction']}|{query}"
+        logits = np.array([logit_of(asked, document) for document in documents])
         raw = (body.get("raw_scores") is True or body.get("use_activation") is False) and self.obeys
         if raw or not self.sigmoid:
             return [float(logit) for logit in logits]
         return [float(self.round_to(1 / (1 + np.exp(-logit)))) for logit in logits]
 
 
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # a connection more than are queued takes a second
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Of a client that was killed."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     owner: RerankServer
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.owner.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.owner.connections.discard(self.connection)
+        super().finish()
 
     def log_message(self, *args: Any) -> None:
         pass

@@ -65,6 +65,7 @@ class Client:
         requests: Sequence[Request],
         *,
         logits: bool,
+        instruction: str | None = None,
         patience: float | None = None,  # seconds; None: as the settings say
         on_answer: Callable[[int], None] = lambda place: None,
     ) -> list[NDArray[np.float64]]:
@@ -78,7 +79,9 @@ class Client:
 
         async def work(connection: httpx2.AsyncClient, places: Iterator[int]) -> None:
             for place in places:
-                answers[place] = await self._answer(connection, requests[place], logits=logits, patience=waits)
+                query, documents = requests[place].query, requests[place].documents
+                body = self.shape.body(query, documents, model=self.model, logits=logits, instruction=instruction)
+                answers[place] = await self._answer(connection, body, count=len(documents), patience=waits)
                 on_answer(place)
 
         async def all_of_them() -> None:
@@ -122,15 +125,14 @@ class Client:
         async with httpx2.AsyncClient(headers=headers, limits=limits, timeout=None, verify=_certificates()) as connection:
             yield connection
 
-    async def _answer(self, connection: httpx2.AsyncClient, request: Request, *, logits: bool, patience: float) -> NDArray[np.float64]:
-        """The scores of one request, however often it must be sent."""
-        body = self.shape.body(request.query, request.documents, model=self.model, logits=logits)
+    async def _answer(self, connection: httpx2.AsyncClient, body: dict[str, Any], *, count: int, patience: float) -> NDArray[np.float64]:
+        """The `count` scores of one request, however often it must be sent."""
         away_since: float | None = None
         wrong, wait = 0, FIRST_WAIT
         while True:
             started = time.monotonic()
             try:
-                return self.shape.scores(await self._send(connection, body), len(request.documents))
+                return self.shape.scores(await self._send(connection, body), count)
             except WrongAnswer as fault:
                 wrong, away_since, seconds = wrong + 1, None, 0.0
                 if wrong > self.server.retries:

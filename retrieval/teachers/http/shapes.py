@@ -38,10 +38,13 @@ class Shape:
     score: str = "relevance_score"
     raw: dict[str, bool] = field(default_factory=dict)  # what asks for logits; with the values turned round, for probabilities
     always: dict[str, Any] = field(default_factory=dict)
+    takes_instruction: bool = False
 
-    def body(self, query: str, documents: Sequence[str], *, model: str, logits: bool) -> dict[str, Any]:
+    def body(self, query: str, documents: Sequence[str], *, model: str, logits: bool, instruction: str | None = None) -> dict[str, Any]:
         """The request. `logits` is of no account where the server gives what it likes."""
-        asked = {name: value == logits for name, value in self.raw.items()}
+        asked: dict[str, Any] = {name: value == logits for name, value in self.raw.items()}
+        if instruction is not None:
+            asked["instruction"] = instruction
         return {"model": model, self.query: query, self.documents: list(documents), **asked, **self.always}
 
     def scores(self, answer: Any, count: int) -> NDArray[np.float64]:
@@ -69,7 +72,9 @@ SHAPES = {
     "infinity": Shape("rerank", raw={"raw_scores": True}),
     # TEI refuses a pair that is too long unless it may cut it.
     "tei": Shape("rerank", documents="texts", results=None, score="score", raw={"raw_scores": True}, always={"truncate": True}),
-    "score": Shape("score", query="text_1", documents="text_2", results="data", score="score", raw={"use_activation": False}),
+    "score": Shape(
+        "score", query="text_1", documents="text_2", results="data", score="score", raw={"use_activation": False}, takes_instruction=True
+    ),
 }
 
 

@@ -34,11 +34,11 @@ from retrieval.teachers.base import (
 from retrieval.teachers.http.shapes import LARGEST_LOGIT, SHAPES, Shape, undo_sigmoid
 
 if TYPE_CHECKING:
-    from retrieval.teachers.http.client import Client
+    from retrieval.teachers.http.client import Client, Request
 
 OPENING_SECONDS = 10.0  # of patience at the start, where the address may be wrong
 # Settings of teachers whose files are read.
-_OF_FILES = ("trust_remote_code", "precision", "template", "instruction", "answers", "label", "file", "compile", "batch_tokens")
+_OF_FILES = ("trust_remote_code", "precision", "template", "answers", "label", "file", "compile", "batch_tokens")
 _SATURATED_SHARE, _SATURATED_FROM = 0.01, 1000  # share of probabilities that may be exactly 0 or 1, of at least so many
 _TRIED = (
     "how a plant makes sugar",
@@ -54,6 +54,7 @@ class HttpSpec(TeacherSpec):
     revision: str
     url: str  # of the endpoint
     server: settings.HttpServer
+    instruction: str | None = None  # for the server's template
 
     is_remote = True
 
@@ -70,7 +71,8 @@ class HttpSpec(TeacherSpec):
     def key(self, digests: DigestCache) -> dict[str, Any]:
         """What is declared of the model, and how its scores become logits."""
         scores = "logit" if self.gives_logits else "probability"
-        return {"http": self.server.shape, "model": self.name, "revision": self.revision, "scores": scores}
+        asked = {} if self.instruction is None else {"instruction": self.instruction}
+        return {"http": self.server.shape, "model": self.name, "revision": self.revision, "scores": scores, **asked}
 
     def notes(self) -> list[str]:
         """Where the server decides what a teacher of files would be told, and what is lost in a probability."""
@@ -124,7 +126,7 @@ class HttpTeacher(PreparingTeacher):
         parts = parts_by_query(pairs, most=self._spec.server.documents)
         requests = [Request(pairs[rows[0]][0], [pairs[row][1] for row in rows]) for rows in parts]
         logits = np.empty(len(pairs), np.float32)
-        answers = self._client.scores(requests, logits=self._spec.gives_logits, on_answer=lambda place: on_batch(len(parts[place]), 0, 0))
+        answers = self._scores(requests, on_answer=lambda place: on_batch(len(parts[place]), 0, 0))
         for rows, scores in zip(parts, answers, strict=True):
             logits[rows] = self._logits_of(scores)
         if not np.isfinite(logits).all():
@@ -149,26 +151,39 @@ class HttpTeacher(PreparingTeacher):
             )
         return undo_sigmoid(scores)
 
+    def _scores(self, requests: Sequence[Request], **words: Any) -> list[NDArray[np.float64]]:
+        """As `Client.scores` gives them, asked for as the settings say where `words` say nothing else."""
+        asked = {"logits": self._spec.gives_logits, "instruction": self._spec.instruction}
+        return self._client.scores(requests, **{**asked, **words})
+
     def _try_out(self, *, patience: float) -> None:
         """See `load`."""
         from retrieval.teachers.http.client import Request
 
-        spec, client = self._spec, self._client
-        request = Request(*_TRIED)
-        if (served := client.served()) and spec.name not in served:
+        spec = self._spec
+        if (served := self._client.served()) and spec.name not in served:
             raise UserError(
                 f"{spec.url} serves {', '.join(served[:10])}, not teacher.model={spec.name}: set teacher.model to what it serves"
             )
-        (scores,) = client.scores([request], logits=spec.gives_logits, patience=patience)
+        request = [Request(*_TRIED)]
+        (scores,) = self._scores(request, patience=patience)
         self._logits_of(scores)
-        if spec.server.scores == "auto" and spec.gives_logits and ((scores > 0) & (scores < 1)).all():
-            (others,) = client.scores([request], logits=False, patience=patience)
-            if np.allclose(scores, others, rtol=1e-3, atol=0):
-                asked = ", ".join(f"{name}={str(value).lower()}" for name, value in spec.shape.raw.items())
-                raise UserError(
-                    f"{spec.url} gives the same scores with {asked} and without, all between 0 and 1: set "
-                    "teacher.http.scores=probability, or teacher.http.scores=logit where its model has no sigmoid"
-                )
+
+        def same(**words: Any) -> bool:
+            """Whether the server gives the same where it is asked otherwise."""
+            return np.allclose(scores, self._scores(request, patience=patience, **words)[0], rtol=1e-3, atol=0)
+
+        if spec.server.scores == "auto" and spec.gives_logits and ((scores > 0) & (scores < 1)).all() and same(logits=False):
+            asked = ", ".join(f"{name}={str(value).lower()}" for name, value in spec.shape.raw.items())
+            raise UserError(
+                f"{spec.url} gives the same scores with {asked} and without, all between 0 and 1: set teacher.http.scores=probability, or "
+                "teacher.http.scores=logit where its model has no sigmoid"
+            )
+        if spec.instruction is not None and same(instruction=None):
+            raise UserError(
+                f"{spec.url} gives the same scores with teacher.instruction and without: leave it out, or serve a newer vLLM, with a "
+                "template that has a place for it"
+            )
         self._tried = True
 
 
@@ -202,7 +217,10 @@ def resolve_http(teacher: settings.Teacher, *, device: str) -> HttpSpec:
                 f"teacher.{name}={getattr(teacher, name)} means nothing to teacher.backend=http, whose server is started with what it "
                 "needs: leave it out, or set it to its default"
             )
-    return HttpSpec(teacher.model, teacher.revision, endpoint_of(server.url, SHAPES[server.shape]), server)
+    shape = SHAPES[server.shape]
+    if teacher.instruction is not None and not shape.takes_instruction:
+        raise UserError(f"teacher.instruction is not sent with teacher.http.shape={server.shape}: use shape=score of vLLM, or leave it out")
+    return HttpSpec(teacher.model, teacher.revision, endpoint_of(server.url, shape), server, teacher.instruction)
 
 
 def endpoint_of(url: str, shape: Shape) -> str:

@@ -24,6 +24,7 @@ REQUESTS = [Request(f"query {number}", [f"text {number} {place}" for place in ra
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(http_client, "LONGEST_WAIT", 0.02)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 

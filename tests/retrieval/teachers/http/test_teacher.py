@@ -87,7 +87,8 @@ def test_an_address_may_be_that_of_the_server_or_the_endpoint(url: str, shape: s
         ({"http": {"url": "http://host/rerank?key=s3cret"}}, "holds a user, a key or a query"),
         ({"http": {"key_variable": "s3cret-9f"}}, "is the name of an environment variable, in capitals, that holds the key; not the key"),
         ({"revision": None}, "needs teacher.revision=NAME: the server's weights cannot be read"),
-        ({"instruction": "find"}, "teacher.instruction=find means nothing to teacher.backend=http"),
+        ({"instruction": "find"}, "teacher.instruction is not sent with teacher.http.shape=rerank: use shape=score of vLLM"),
+        ({"template": "t.jinja"}, "teacher.template=t.jinja means nothing to teacher.backend=http"),
         ({"precision": "fp32"}, "teacher.precision=fp32 means nothing to"),
         ({"label": 1}, "teacher.label=1 means"),
         ({"trust_remote_code": True}, "teacher.trust_remote_code=True means"),
@@ -139,6 +140,17 @@ def test_a_server_that_does_not_heed_the_wish_for_logits_is_found_out(rerank_ser
         opened(server).load()
     opened(server, http={"scores": "probability"}).load()
     opened(server, http={"scores": "logit"}).load()  # whoever says so knows
+
+
+def test_an_instruction_is_sent_keyed_and_heeded(rerank_server: Any) -> None:
+    """Prevents: logits under an instruction that the server never read."""
+    server = rerank_server(shape="score")
+    words = {"instruction": "find"}
+    np.testing.assert_array_equal(opened(server, **words).score(PAIRS), logits_of([(f"find|{query}", text) for query, text in PLAIN]))
+    assert spec_of(server, **words).key(DigestCache(Path("/nowhere")))["instruction"] == "find"
+    server.heeds_instructions = False
+    with pytest.raises(UserError, match=r"gives the same scores with teacher.instruction and without: leave it out, or serve a newer"):
+        opened(server, **words).load()
 
 
 def test_probabilities_that_tell_no_logit_are_refused(rerank_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
