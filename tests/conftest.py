@@ -20,7 +20,9 @@ from data.command import STOP_SIGNALS
 if TYPE_CHECKING:
     from support.models import Models
 
-pytest_plugins = ("support.models", "support.collection", "support.training", "support.kills", "support.rerank_server", "support.s3")
+pytest_plugins = (
+    "support.models", "support.collection", "support.training", "support.kills", "support.rerank_server", "support.s3", "support.hub",
+)  # fmt: skip
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of an example
 settings.load_profile("untimed")

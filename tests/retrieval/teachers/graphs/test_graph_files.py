@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from huggingface_hub.utils import filter_repo_objects
+from support.hub import Hub
 from support.model_files import change_json, vocabulary_size, write_json
 from support.onnx_graphs import save_graph
 from transformers import AutoTokenizer
@@ -176,56 +174,12 @@ def test_a_graph_has_one_namespace_wherever_it_lies(repo: Callable[..., Path], t
     assert namespace(plain, tmp_path, file="model.onnx") == namespace(plain, tmp_path)
 
 
-class Hub:
-    """A repository of the hub. What was asked for is here, as links to blobs of other names, as in the cache of its client."""
-
-    def __init__(self, folder: Path, cache: Path) -> None:
-        self.folder, self.cache = folder, cache
-        self.answers = True
-
-    def download(self, model: str, *, allow_patterns: list[str], ignore_patterns: list[str] | None = None, dry_run: bool = False,
-                 revision: str | None = None) -> Any:  # fmt: skip
-        names = [path.relative_to(self.folder).as_posix() for path in sorted(self.folder.rglob("*")) if path.is_file()]
-        wanted = list(filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
-        if dry_run:
-            if not self.answers:
-                raise ConnectionError("offline")
-            return [SimpleNamespace(filename=name) for name in wanted]
-        for name in wanted:
-            target, blob = self.cache / "snapshots" / "main" / name, self.cache / "blobs" / name.replace("/", "+")
-            if not target.is_symlink() and self.answers:
-                for path in (target, blob):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.folder / name, blob)
-                target.symlink_to(os.path.relpath(blob, target.parent))
-        return str(self.snapshot)
-
-    @property
-    def snapshot(self) -> Path:
-        """What the hub's client gives."""
-        return self.cache / "snapshots" / "main"
-
-    @property
-    def fetched(self) -> set[str]:
-        """What is here, without JSON and text."""
-        names = (path.relative_to(self.snapshot).as_posix() for path in self.snapshot.rglob("*") if path.is_symlink())
-        return {name for name in names if not name.endswith((".json", ".txt"))}
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Hub]:
-    """Puts a folder on the hub as `some/model`."""
-
-    def put(folder: Path) -> Hub:
-        for name in ("model.safetensors", "openvino/model.bin", "onnx/README.md"):
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_bytes(b"heavy")
-        found = Hub(folder, tmp_path / "cache")
-        monkeypatch.setattr("huggingface_hub.snapshot_download", found.download)
-        model_files._from_hub.cache_clear()
-        return found
-
-    return put
+def published(folder: Path, hub: Callable[[Path], Hub]) -> Hub:
+    """A folder on the hub, with what repositories have beside their graphs."""
+    for name in ("model.safetensors", "openvino/model.bin", "onnx/README.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"heavy")
+    return hub(folder)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +195,7 @@ def test_of_the_hub_the_graph_alone_is_downloaded(
 ) -> None:
     """Prevents: ten graphs and the weights for torch downloaded for one of them; external weights left behind."""
     folder = repo("onnx/model.onnx", "onnx/model_fp16.onnx", "model_quantized.onnx", location="weights.bin")
-    there = hub(folder)
+    there = published(folder, hub)
     spec = resolved("some/model", file=file)
     assert there.fetched == expected
     assert spec.folder == there.snapshot and (there.snapshot / "config.json").is_file()
@@ -253,13 +207,13 @@ def test_of_the_hub_the_only_graph_is_taken_and_several_are_listed(
 ) -> None:
     """Prevents: a repository whose graph has a name of its own, refused as one without graphs."""
     folder = repo("onnx/model_quantized.onnx")
-    there = hub(folder)
+    there = published(folder, hub)
     assert graph_of(resolved("some/model")) == "onnx/model_quantized.onnx"
     assert there.fetched == {"onnx/model_quantized.onnx"}
     there.answers = False
     model_files._from_hub.cache_clear()
     assert graph_of(resolved("some/model")) == "onnx/model_quantized.onnx"
-    there = hub(repo("onnx/model_quantized.onnx", "onnx/model_uint8.onnx", "deeper/onnx/model.onnx"))
+    there = published(repo("onnx/model_quantized.onnx", "onnx/model_uint8.onnx", "deeper/onnx/model.onnx"), hub)
     shutil.rmtree(there.cache)
     with pytest.raises(UserError, match=r"2 graphs; set teacher\.file to one of onnx/model_quantized\.onnx, onnx/model_uint8\.onnx"):
         resolved("some/model")
@@ -273,7 +227,7 @@ def test_a_graph_at_the_root_of_the_hub_has_the_digest_it_had(
 ) -> None:
     """Prevents: all logits of such a teacher scored anew, for its digest covers the weights for torch that were downloaded with it."""
     folder = repo("model.onnx", "onnx/model.onnx")
-    there = hub(folder)
+    there = published(folder, hub)
     before = namespace(folder, tmp_path)
     assert namespace("some/model", tmp_path) == namespace("some/model", tmp_path, file="model.onnx") == before
     assert there.fetched == {"model.onnx", "model.safetensors"}
