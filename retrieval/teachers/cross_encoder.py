@@ -190,6 +190,11 @@ def resolve_cross_encoder(teacher: settings.Teacher, *, device: str) -> CrossEnc
         precision = precisions.resolve(teacher.precision, device=device)
     head = ClassifierHead() if backend == "onnx" else find_head(folder, teacher)
     text = find_pair_text(folder, teacher)
+    if head.needs_template and text is None:
+        raise UserError(
+            f"teacher.model: {folder} is a language model, and nothing says which text it reads a pair in: give teacher.template "
+            f"({', '.join(KNOWN)}, or a Jinja file)"
+        )
     return CrossEncoderSpec(weights, teacher.model, backend, precision, teacher.max_tokens, teacher.trust_remote_code, head, text)
 
 
