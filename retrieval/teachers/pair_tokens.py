@@ -12,6 +12,7 @@ token behind it.
 from __future__ import annotations
 
 import hashlib
+import string
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,9 +32,11 @@ _PROBES = ["", "a", "Is it 1.5%?", "the quick (brown) fox jumps over the lazy do
 # Texts that reach into what stands around them, each in a way of its own: spaces, line breaks, digits, signs, other scripts, nothing.
 _SEAM_PROBES = [
     "", "a", "Is it?", " two  spaces ", "\n", "line\nbreak\n", "\r\n\r\n", "\ttab\t", "1,5 % in 2026", "7", "...", "(x) -> {y};", "</a>",
-    ">", "<", ":", "'s", "ïß É", "e\u0301", "\u0301", "漢字かな", "한국어", "ไทย", "😀👩‍👩‍👧", "\u00a0", "_-_",
-    "http://x.org/?q=1", "A" * 60,
+    "'s", "ïß É", "e\u0301", "\u0301", "漢字かな", "한국어", "ไทย", "😀👩‍👩‍👧", "\u00a0", "_-_", "http://x.org/?q=1",
+    "A" * 60, *string.punctuation,
 ]  # fmt: skip
+_SPLIT_AT_ONCE = 512  # texts: an encoding takes a hundred times the memory of its ids
+_SHORT_BETWEEN = 8  # characters, across which two texts may join: all pairs of probes are tried
 # What they share is the template's. The second and third are those by which sentence-transformers tells what stands behind a text; the
 # first bounds it where a tokenizer knows none of them.
 _FILLERS = ["", "0", "1 2 3 4", "a", "the end"]
@@ -181,7 +184,7 @@ class TemplatedPairs:
     def _halves(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         """The ids of each pair in two parts, which together are those of the whole text."""
         if self.seam is None:
-            return [self._split(*pair) for pair in pairs]
+            return [half for start in range(0, len(pairs), _SPLIT_AT_ONCE) for half in self._split(pairs[start : start + _SPLIT_AT_ONCE])]
         firsts, seconds = self._overlapping(pairs)
         last, begin = self.seam
         return [(first[: len(first) - last], second[begin:]) for first, second in zip(firsts, seconds, strict=True)]
@@ -191,15 +194,17 @@ class TemplatedPairs:
         halves = [self._text.halves(*pair) for pair in pairs]
         return self._ids([first for first, _ in halves]), self._ids([self._text.between + second for _, second in halves])
 
-    def _split(self, query: str, document: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The whole text's ids, parted before the second of the two texts and the space before it, which a word joins with."""
-        first, second = self._text.halves(query, document)
-        between = self._text.between
-        encoding = self._tokenizer.backend.encode(first + second, add_special_tokens=False)
-        seam = len(first) - len(between) + len(between.rstrip())
-        place = next((place for place, (start, _) in enumerate(encoding.offsets) if start >= seam), len(encoding.ids))
-        ids = np.array(encoding.ids, np.int32)
-        return ids[:place], ids[place:]
+    def _split(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+        """The whole texts' ids, parted before the second of the two texts and the space before it, which a word joins with."""
+        halves = [self._text.halves(*pair) for pair in pairs]
+        space = len(self._text.between) - len(self._text.between.rstrip())
+        parted = []
+        encodings = self._tokenizer.backend.encode_batch([first + second for first, second in halves], add_special_tokens=False)
+        for encoding, (first, _) in zip(encodings, halves, strict=True):
+            ids = np.array(encoding.ids, np.int32)
+            place = next((place for place, (start, _) in enumerate(encoding.offsets) if start >= len(first) - space), len(ids))
+            parted.append((ids[:place], ids[place:]))
+        return parted
 
     def _find_seam(self) -> tuple[int, int] | None:
         """How many ids to leave out, at the end of the first half and at the beginning of the second, so that the two are the whole text.
@@ -207,7 +212,8 @@ class TemplatedPairs:
         Both halves have what stands between the texts. Where a text reaches furthest into it, the ids are another's than those of the
         whole; the seam is in the middle of what is left. None where nothing is left: the whole text is tokenised, for every pair.
         """
-        pairs = [(query, document) for query in _SEAM_PROBES for document in _SEAM_PROBES]
+        step = 1 if len(self._text.between) <= _SHORT_BETWEEN else 7
+        pairs = [(query, document) for place, query in enumerate(_SEAM_PROBES) for document in _SEAM_PROBES[place % step :: step]]
         wholes = self._tokenizer.bare_ids([self._text.of(*pair) for pair in pairs])
         low, high, both = 0, len(wholes[0]), None
         for whole, first, second in zip(wholes, *self._overlapping(pairs), strict=True):

@@ -164,7 +164,7 @@ PIECES = st.sampled_from(
         "\t",
     ]
 )
-ANY = st.one_of(st.lists(PIECES, max_size=12).map("".join), st.text(max_size=20))
+ANY = st.one_of(st.lists(PIECES, max_size=12).map("".join), st.text(max_size=20)).filter(lambda text: "⟦" not in text)
 TEXTS = {"qwen": QWEN, "gemma": PLAIN, "llama": PLAIN, "unigram": PLAIN}
 
 
