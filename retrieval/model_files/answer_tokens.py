@@ -12,13 +12,13 @@ from data.errors import UserError, first_line
 _SPACES = ("Ġ", "▁")  # how vocabularies write the space before a token
 
 
-def tokenizer_of(weights: Path) -> Any:
+def tokenizer_of(weights: Path, *, trusted: bool) -> Any:
     """The tokenizer by its own library; by transformers, in about three seconds, where there is no tokenizer.json."""
     path = weights / "tokenizer.json"
     if not path.is_file():
         from retrieval.models.tokenizer import Tokenizer
 
-        return Tokenizer(weights).backend
+        return Tokenizer(weights, trusted=trusted).backend
     from tokenizers import Tokenizer as Backend
 
     try:

@@ -84,7 +84,7 @@ def answer_head(folder: Path, teacher: settings.Teacher) -> AnswerHead | None:
     name = causal_architecture(weights)
     if "LogitScore" in modules:
         head = _of_module(folder, weights, modules)
-        return _of_answers(weights, teacher.answers) if teacher.answers else head
+        return _of_answers(weights, teacher) if teacher.answers else head
     if name is None or modules not in ([], ["Transformer"]):
         own = next(iter(architectures(read_json(weights / "config.json"))), "a model of another task")
         if own.endswith("ForConditionalGeneration"):
@@ -105,7 +105,7 @@ def answer_head(folder: Path, teacher: settings.Teacher) -> AnswerHead | None:
             f"{_OPTION}: {weights} is a causal language model ({name}): say which answers its logit is made of, and what it reads, by "
             f"teacher.answers and teacher.template{f'. If it is {known}' if known else ', as teacher.answers=[yes,no]'}"
         )
-    return _of_answers(weights, teacher.answers)
+    return _of_answers(weights, teacher)
 
 
 def causal_architecture(weights: Path) -> str | None:
@@ -152,12 +152,13 @@ def _rows(weights: Path) -> int | None:
     return token_rows(tensor_shapes(weights, option=_OPTION)) or (count if isinstance(count, int) else None)
 
 
-def _of_answers(weights: Path, answers: tuple[str, ...]) -> AnswerHead:
+def _of_answers(weights: Path, teacher: settings.Teacher) -> AnswerHead:
+    answers = teacher.answers
     if len(answers) > 2:
         raise UserError(
             f"teacher.answers={_shown(answers)}: give one answer, for a relevant passage, or two, the second one for another passage"
         )
-    tokenizer = tokenizer_of(weights)
+    tokenizer = tokenizer_of(weights, trusted=teacher.trust_remote_code)
     ids = [token_of(answer, tokenizer, weights) for answer in answers]
     if len({*ids}) < len(ids):
         raise UserError(f"teacher.answers={_shown(answers)}: both are the token {ids[0]}, whose logit less itself is 0 for every pair")

@@ -149,9 +149,9 @@ def test_fp32_layers_go_through_onednn_too_and_cannot_be_saved_by_mistake(models
     if not onednn.works():
         pytest.skip("this build of torch has no packed operator")
     teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu")
-    assert isinstance(teacher._model.bert.encoder.layer[0].attention.self.query, packed_linear.PackedLinear)
+    assert isinstance(teacher._model.backbone.bert.encoder.layer[0].attention.self.query, packed_linear.PackedLinear)
     with pytest.raises(RuntimeError, match="cannot be saved"):
-        teacher._model.save_pretrained(tmp_path)
+        teacher._model.backbone.save_pretrained(tmp_path)
 
 
 def test_packing_is_undone_where_a_model_reads_its_weights(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,11 +183,11 @@ def test_grouped_keys_in_low_precision_take_torchs_attention(models: Any, monkey
         pytest.skip("needs bf16 and the packed operator")
     monkeypatch.setattr(cpu_attention, "_attention", refuses)
     teacher = TorchCrossEncoder(models.teacher, precision="bf16", device="cpu")
-    assert teacher._model.config._attn_implementation == "sdpa" and precisions_of_keys(teacher) == [torch.bfloat16] * 2
+    assert teacher._model.backbone.config._attn_implementation == "sdpa" and precisions_of_keys(teacher) == [torch.bfloat16] * 2
 
 
 def precisions_of_keys(teacher: TorchCrossEncoder) -> list[torch.dtype]:
-    return [layer.attention.self.key._dtype for layer in teacher._model.bert.encoder.layer]
+    return [layer.attention.self.key._dtype for layer in teacher._model.backbone.bert.encoder.layer]
 
 
 def test_keys_of_the_last_layers_stay_in_fp32(models: Any, encoded: list[PairEncoding], one_by_one: Any) -> None:
@@ -404,7 +404,7 @@ def test_a_pair_that_never_fits_and_a_broken_logit_are_told() -> None:
 def test_unpadded_attention_gives_the_padded_logits(models: Any, encoded: list[PairEncoding], one_by_one: Any) -> None:
     """Prevents: sequences that see each other. (The GPU's kernel is replaced by its definition here.)"""
     teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu", batch_tokens=400, unpad=True)
-    assert isinstance(teacher._model.bert.encoder, unpadded.UnpaddedStack)
+    assert isinstance(teacher._model.backbone.bert.encoder, unpadded.UnpaddedStack)
     np.testing.assert_allclose(score_pairs(teacher, encoded, pad_id=0), one_by_one, atol=1e-5)
 
 
@@ -415,7 +415,7 @@ def test_unpadded_attention_that_differs_is_not_used(
     for wrong in (lambda q, k, v, pack, scaling: v, lambda q, k, v, pack, scaling: q.nothing):
         monkeypatch.setattr(unpadded, "_sequence_by_sequence", wrong)
         teacher = TorchCrossEncoder(models.teacher, precision="fp32", device="cpu", unpad=True)
-        assert not isinstance(teacher._model.bert.encoder, unpadded.UnpaddedStack)
+        assert not isinstance(teacher._model.backbone.bert.encoder, unpadded.UnpaddedStack)
         np.testing.assert_allclose(score_pairs(teacher, encoded, pad_id=0), one_by_one, atol=1e-5)
 
 
