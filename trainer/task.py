@@ -79,6 +79,8 @@ def _cross_encoder(experiment: Experiment, digests: DigestCache) -> Task:
         raise UserError(f"task=cross_encoder: {what} cannot be trained; give a transformers folder with teacher.backend=torch")
     if teacher.template is not None or teacher.instruction is not None:
         raise UserError("task=cross_encoder trains on plain pairs; leave out teacher.template and teacher.instruction")
+    if teacher.answers or teacher.label is not None:
+        raise UserError("task=cross_encoder trains a single output; leave out teacher.answers and teacher.label")
     source, trusted = teacher_source(teacher), teacher.trust_remote_code
     folder = transformer_folder(source)
     check_custom_code(folder, option="teacher.model", trusted=trusted)

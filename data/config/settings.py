@@ -114,7 +114,7 @@ class Teacher(Section):
     """Who gives the logits: a cross-encoder, a server, or your own class."""
 
     model: str = execution(
-        ..., "hub id or folder of a sequence-classification model, or of an ONNX graph (keyed by its content)", path="model"
+        ..., "hub id or folder of a cross-encoder, a language model or an ONNX graph (keyed by its content)", path="model"
     )
     revision: str | None = execution(None, "of a hub id: branch, tag or commit; null: its main branch")
     trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
@@ -125,7 +125,9 @@ class Teacher(Section):
         None, "how a pair becomes one text: a Jinja file, or a name of retrieval/teachers/pair_template.py; null: as the model's files say"
     )
     instruction: Instruction = execution(None, "for the template's instruction; null: as the model's files say; an empty one: none")
-    answers: tuple[str, ...] = execution((), "of a causal language model: its answer for a relevant passage and for another, as yes,no")
+    answers: tuple[str, ...] = execution(
+        (), "of a causal language model: the token of its answer for a relevant passage, and of that for another, as yes,no"
+    )
     label: Literal["difference"] | int | None = execution(
         None, "of a model with several outputs: which one is the logit, from 0, or the difference of the second and the first"
     )

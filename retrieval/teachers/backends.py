@@ -52,13 +52,11 @@ _REGISTRY: Registry[Any] = Registry("teacher", BACKENDS)
 def resolve_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
     """Find and check the teacher of the settings. Raises UserError: no such backend or module, and what the backend finds in its files."""
     found = _REGISTRY.get(teacher.backend, setting="teacher.backend")
-    if found is not resolve_cross_encoder and (teacher.template is not None or teacher.instruction is not None):
-        name = "template" if teacher.template is not None else "instruction"
-        raise UserError(f"teacher.{name} is given, which teacher.backend={teacher.backend} does not read; leave it out")
-    if is_import_path(teacher.backend):
-        for name in ("answers", "label", "file"):
+    if found is not resolve_cross_encoder:
+        for name in ("template", "instruction", "answers", "label", "file"):
             if getattr(teacher, name) not in (None, ()):
-                raise UserError(f"teacher.{name} is not given to teacher.backend={teacher.backend}: leave it out")
+                raise UserError(f"teacher.{name} is given, which teacher.backend={teacher.backend} does not read; leave it out")
+    if is_import_path(teacher.backend):
         return PluginSpec(teacher)
     spec: TeacherSpec = found(teacher, device=device)
     return spec

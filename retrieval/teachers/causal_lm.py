@@ -10,15 +10,15 @@ Of the output matrix the rows of these one or two tokens are kept, and nothing e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.config import settings
 from data.digests import DigestCache
-from data.errors import UserError, first_line
+from data.errors import UserError
+from retrieval.model_files.answer_tokens import token_of, tokenizer_of
 from retrieval.model_files.checks import WAY_ROUND, architectures
 from retrieval.model_files.files import module_list, read_json, text_settings, transformer_folder
 from retrieval.model_files.folder_file import FolderFile
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _OPTION = "teacher.model"
 _LOGITS = "causal_logits"  # as sentence-transformers calls what its Transformer hands on
-_SPACES = ("Ġ", "▁")  # how vocabularies write the space before a token
 # What is known of the rerankers of an architecture: whose answers, after whose text.
 _FAMILIES = {
     "Qwen3ForCausalLM": "Qwen3-Reranker: teacher.template=qwen3-reranker teacher.answers=[yes,no]",
@@ -46,6 +45,7 @@ class AnswerHead(Head):
     true_id: int
     false_id: int | None
     named: tuple[str, ...] = ()  # as teacher.answers has them; none where the folder names the tokens
+    needs_template: ClassVar[bool] = True
 
     def key(self, digests: DigestCache) -> Any:
         """The two tokens. The tokenizer stands beside."""
@@ -58,7 +58,7 @@ class AnswerHead(Head):
             from retrieval.models.tokenizer import Tokenizer
 
             tokenizer = Tokenizer(folder, trusted=trusted)
-            ids = [_token_of(answer, tokenizer.backend, folder) for answer in self.named]
+            ids = [token_of(answer, tokenizer.backend, folder) for answer in self.named]
             if ids != self._ids:
                 raise UserError(
                     f"teacher.answers={_shown(self.named)}: {folder} has {self._ids} in its tokenizer.json, its class reads {ids}"
@@ -84,7 +84,7 @@ def answer_head(folder: Path, teacher: settings.Teacher) -> AnswerHead | None:
     name = causal_architecture(weights)
     if "LogitScore" in modules:
         head = _of_module(folder, weights, modules)
-        return _of_answers(weights, teacher.answers) if teacher.answers else head
+        return _of_answers(weights, teacher) if teacher.answers else head
     if name is None or modules not in ([], ["Transformer"]):
         own = next(iter(architectures(read_json(weights / "config.json"))), "a model of another task")
         if own.endswith("ForConditionalGeneration"):
@@ -105,7 +105,7 @@ def answer_head(folder: Path, teacher: settings.Teacher) -> AnswerHead | None:
             f"{_OPTION}: {weights} is a causal language model ({name}): say which answers its logit is made of, and what it reads, by "
             f"teacher.answers and teacher.template{f'. If it is {known}' if known else ', as teacher.answers=[yes,no]'}"
         )
-    return _of_answers(weights, teacher.answers)
+    return _of_answers(weights, teacher)
 
 
 def causal_architecture(weights: Path) -> str | None:
@@ -152,77 +152,20 @@ def _rows(weights: Path) -> int | None:
     return token_rows(tensor_shapes(weights, option=_OPTION)) or (count if isinstance(count, int) else None)
 
 
-def _of_answers(weights: Path, answers: tuple[str, ...]) -> AnswerHead:
+def _of_answers(weights: Path, teacher: settings.Teacher) -> AnswerHead:
+    answers = teacher.answers
     if len(answers) > 2:
         raise UserError(
             f"teacher.answers={_shown(answers)}: give one answer, for a relevant passage, or two, the second one for another passage"
         )
-    tokenizer = _tokenizer_of(weights)
-    ids = [_token_of(answer, tokenizer, weights) for answer in answers]
+    tokenizer = tokenizer_of(weights, trusted=teacher.trust_remote_code)
+    ids = [token_of(answer, tokenizer, weights) for answer in answers]
     if len({*ids}) < len(ids):
         raise UserError(f"teacher.answers={_shown(answers)}: both are the token {ids[0]}, whose logit less itself is 0 for every pair")
     rows = _rows(weights)
     if rows is not None and max(ids) >= rows:
         raise UserError(f"teacher.answers={_shown(answers)}: the token {max(ids):,} is beyond the model's {rows:,} tokens")
     return AnswerHead(ids[0], ids[1] if len(ids) > 1 else None, answers)
-
-
-def _tokenizer_of(weights: Path) -> Any:
-    """The tokenizer by its own library; by transformers, in about three seconds, where there is no tokenizer.json."""
-    path = weights / "tokenizer.json"
-    if not path.is_file():
-        from retrieval.models.tokenizer import Tokenizer
-
-        return Tokenizer(weights).backend
-    from tokenizers import Tokenizer as Backend
-
-    try:
-        return Backend.from_file(str(path))
-    except Exception as error:  # the library raises a plain one
-        raise UserError(f"no tokenizer can be loaded from {path}: {first_line(error)}") from error
-
-
-def _token_of(answer: str, tokenizer: Any, folder: Path) -> int:
-    """The one token of an answer: `#693` by its number, else the one that the text becomes, else the one that the vocabulary writes so.
-
-    Raises UserError where there is none, and where the vocabulary has another token of that name than the text becomes.
-    """
-    shown = f"teacher.answers: {json.dumps(answer, ensure_ascii=False)}"
-    entry = tokenizer.token_to_id(answer)
-    if entry is None and answer.startswith("#") and answer[1:].isdecimal():
-        if tokenizer.id_to_token(int(answer[1:])) is None:
-            raise UserError(f"{shown} is no token of {folder}, which has {tokenizer.get_vocab_size():,}")
-        return int(answer[1:])
-    ids = tokenizer.encode(answer, add_special_tokens=False).ids
-    # An unknown word is one token too, but reads otherwise.
-    same = len(ids) == 1 and _bare(tokenizer.decode(ids, skip_special_tokens=False)) == _bare(answer)
-    if same and entry not in (None, ids[0]):
-        raise UserError(
-            f"{shown} may be two tokens of {folder}: read as a text it is {_pieces(ids, tokenizer)}, and the vocabulary has another one of "
-            f"that name; give its number, #{ids[0]} or #{entry}"
-        )
-    if same or entry is not None:
-        return int(ids[0] if same else entry)
-    count = "no token" if len(ids) < 2 else f"{len(ids)} tokens"
-    near = _near(answer, tokenizer)
-    remedy = f"give {' or '.join(near)}" if near else "give a word that is one token"
-    raise UserError(f"{shown} is {count} of {folder} ({_pieces(ids, tokenizer)}), and a logit is of one: {remedy}")
-
-
-def _bare(text: str) -> str:
-    """A token's text without the space before it, which a tokenizer without a decoder gives as it is written, and without its case."""
-    return text.strip().lstrip("".join(_SPACES)).casefold()
-
-
-def _pieces(ids: Sequence[int], tokenizer: Any) -> str:
-    return ", ".join(json.dumps(tokenizer.id_to_token(number), ensure_ascii=False) for number in ids)
-
-
-def _near(answer: str, tokenizer: Any) -> list[str]:
-    """Like answers that are one token: with a space before, or in another case, as the vocabulary writes them."""
-    bare = answer.strip()
-    forms = [f"{space}{word}" for word in dict.fromkeys((bare, bare.capitalize(), bare.lower(), bare.upper())) for space in ("", *_SPACES)]
-    return [form for form in forms if form != answer and tokenizer.token_to_id(form) is not None]
 
 
 def _shown(answers: Sequence[str]) -> str:

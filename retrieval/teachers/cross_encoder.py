@@ -177,6 +177,11 @@ def resolve_cross_encoder(teacher: settings.Teacher, *, device: str) -> CrossEnc
     check_length(teacher.max_tokens, weights, option="teacher.max_tokens")
     precision = precisions.resolve(teacher.precision, device=device)
     head, text = find_head(folder, teacher), find_pair_text(folder, teacher)
+    if head.needs_template and text is None:
+        raise UserError(
+            f"teacher.model: {folder} is a language model, and nothing says which text it reads a pair in: give teacher.template "
+            f"({', '.join(KNOWN)}, or a Jinja file)"
+        )
     return CrossEncoderSpec(weights, teacher.model, "torch", precision, teacher.max_tokens, teacher.trust_remote_code, head, text)
 
 

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from data.config import settings
 from data.digests import DigestCache
@@ -47,6 +47,8 @@ class PairModel(ABC):
 
 class Head(ABC):
     """What the files of a checkpoint say of how its logit is made. Frozen, and small: it travels to the workers."""
+
+    needs_template: ClassVar[bool] = False  # whether a pair that the tokenizer joins means nothing to it
 
     @abstractmethod
     def key(self, digests: DigestCache) -> Any:

@@ -99,8 +99,8 @@ def json_of(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def save_reranker(folder: Path, architecture: str, style: str, **changed: Any) -> Path:
-    """A decoder with a scoring head of one output, for pairs of up to 1,024 tokens."""
+def save_reranker(folder: Path, architecture: str, style: str, *, causal: bool = False, **changed: Any) -> Path:
+    """A decoder with a scoring head of one output, or with that of a language model, for pairs of up to 1,024 tokens."""
     import transformers
 
     trained_tokenizer(folder, style)
@@ -108,7 +108,19 @@ def save_reranker(folder: Path, architecture: str, style: str, **changed: Any) -
     sizes = {**SIZES, "max_position_embeddings": 1024, "vocab_size": len(tokenizer), **ARCHITECTURES[architecture][1]}
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     config = getattr(transformers, f"{architecture}Config")(**{**sizes, **ids, "num_labels": 1, **changed})
-    randomised(transformers.AutoModelForSequenceClassification.from_config(config), 0).save_pretrained(folder)
+    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
+    randomised(auto.from_config(config), 0).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    return folder
+
+
+def save_logit_score(folder: Path, true: int, false: int | None) -> Path:
+    """Make a language model's folder of one that `save_sentence_transformers` has made."""
+    modules = json_of(folder / "modules.json")
+    kind = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"
+    write_json(folder / "modules.json", [*modules, {"idx": 1, "name": "1", "path": "1_LogitScore", "type": kind}])
+    write_json(folder / "1_LogitScore" / "config.json", {"true_token_id": true, "false_token_id": false})
+    change_json(folder / "sentence_bert_config.json", transformer_task="text-generation", module_output_name="causal_logits")
     return folder
 
 

@@ -78,3 +78,16 @@ def test_stored_layers_compute_as_plain_ones_and_refuse_what_these_refuse() -> N
     low_precision.lower_precision(stack, torch.bfloat16, pack=False)
     lowered = stack[0][0]  # type: ignore[index]
     assert isinstance(lowered, low_precision.LowPrecisionLinear) and lowered.weight.data_ptr() == layer.weight.data_ptr()
+
+
+@needs_bf16
+def test_a_class_that_cannot_compute_so_is_opened_in_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a teacher of today refused since its class reads a weight's number format."""
+    folder = save_stored(tmp_path / "model", "Qwen3", torch.bfloat16, causal=True)
+    found = logits(folder, HEADS["causal"], "bf16")
+
+    def fails(self: Any, values: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("expected m1 and m2 to have the same dtype")
+
+    monkeypatch.setattr(stored_precision.StoredLinear, "forward", fails)
+    assert np.array_equal(found, logits(folder, HEADS["causal"], "bf16"))

@@ -54,7 +54,9 @@ def logit_score(folder: Path, *kinds: str, score: dict[str, Any], **transformer:
 
 
 def spec_of(folder: Path, **settings: Any) -> CrossEncoderSpec:
-    return resolve_teacher(Teacher(**{"model": str(folder), "max_tokens": 100, "precision": "fp32", **settings}), device="cpu")
+    (template := folder.parent / "pair.jinja").write_text("{{ query }} di {{ document }} ge")
+    given = {"model": str(folder), "max_tokens": 100, "precision": "fp32", "template": str(template), **settings}
+    return resolve_teacher(Teacher(**given), device="cpu")
 
 
 def ids_of(folder: Path) -> list[NDArray[np.int32]]:
@@ -200,6 +202,12 @@ def test_what_does_not_name_a_logit_is_refused(tmp_path: Path, settings: dict[st
     """Prevents: a logit of half an answer, of none, or a refusal after mining that names no setting."""
     with pytest.raises(UserError, match=words):
         spec_of(language_model(tmp_path / "model"), **settings)
+
+
+def test_a_language_model_without_a_template_is_refused(tmp_path: Path) -> None:
+    """Prevents: an answer to no question, from a query and a passage glued together."""
+    with pytest.raises(UserError, match=r"nothing says which text it reads a pair in: give teacher\.template \(qwen3-reranker, "):
+        spec_of(language_model(tmp_path / "model"), answers=(YES, NO), template=None)
 
 
 def test_a_family_is_told_the_line_to_write(tmp_path: Path) -> None:

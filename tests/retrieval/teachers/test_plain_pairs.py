@@ -79,7 +79,7 @@ def modules(folder: Path, *kinds: str, path: str = "") -> None:
 
 @pytest.mark.parametrize(
     "kinds",
-    [("Transformer", "LogitScore"), ("Transformer", "Pooling", "WordWeights", "Dense"), ("Transformer", "Dense"), ("Router",)],
+    [("Transformer", "Pooling", "WordWeights", "Dense"), ("Transformer", "Dense"), ("Router",)],
 )
 def test_a_chain_of_modules_is_refused_by_their_names(folder: Path, kinds: tuple[str, ...]) -> None:
     """Prevents: the head that transformers makes up, in place of the modules that give such a folder's score."""
