@@ -103,7 +103,7 @@ def test_an_encoder_is_a_start_for_training_whatever_its_files_say_of_texts(mode
     change_json(folder / "config_sentence_transformers.json", prompts={"query": "query: "}, default_prompt_name="query")
     check_training_start(folder, option="teacher.model")
     change_json(folder / "config.json", architectures=["BertForSequenceClassification"])
-    with pytest.raises(UserError, match="asks for the prompt 'query'"):
+    with pytest.raises(UserError, match="has a prompt 'query' for its pairs"):
         check_training_start(folder, option="teacher.model")
 
 
