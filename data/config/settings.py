@@ -122,7 +122,9 @@ class Teacher(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
     max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first, with a template the passage", ge=16)
     template: str | None = execution(
-        None, "how a pair becomes one text: a Jinja file, or a name of retrieval/teachers/pair_template.py; null: as the model's files say"
+        None,
+        "how a pair becomes one text: a Jinja file, or a name of retrieval/teachers/pair_template.py; null: as the model's files say",
+        path="model",
     )
     instruction: Instruction = execution(None, "for the template's instruction; null: as the model's files say; an empty one: none")
     answers: tuple[str, ...] = execution(

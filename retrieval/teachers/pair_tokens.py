@@ -255,7 +255,8 @@ class PairTokenizer:
         self.templated: TemplatedPairs | None = None
         if text is not None and not text.pair:
             self.templated = TemplatedPairs(self._tokenizer, text, ids=self._ids, max_tokens=max_tokens)
-        self.template = PairTemplate.of(self._tokenizer)  # what is put around two texts' ids; None: the tokenizer encodes every pair
+        # What is put around two texts' ids; None: the tokenizer encodes every pair.
+        self.template = None if self.templated else PairTemplate.of(self._tokenizer)
         if self.template is not None and not self._agrees():
             self.template = None
 

@@ -40,6 +40,23 @@ def test_compact_keeps_every_logit(copied: Any, prep_run: Any, parquet_files: An
     assert count_scored == [] and parquet_files(copied.store) == before
 
 
+@pytest.mark.medium
+def test_a_template_has_logits_of_its_own(copied: Any, prep_run: Any, tmp_path: Path, count_scored: list[int]) -> None:
+    """Prevents: logits of plain pairs taken for those of a template, which is another text, and a template's for another's."""
+    (plain,) = (copied.store / "teacher_logits").iterdir()
+    template = tmp_path / "own.jinja"
+    for text in ("ba {{ query }} be {{ document }} bi", "ba {{ query }} bo {{ document }} bi"):
+        template.write_text(text)
+        count_scored.clear()
+        prep_run(copied.config, **{"teacher.template": template})
+        assert sum(count_scored)
+    assert len([*(copied.store / "teacher_logits").iterdir()]) == 3 and plain.exists()
+    count_scored.clear()
+    prep_run(copied.config, **{"teacher.template": template})
+    prep_run(copied.config)
+    assert not sum(count_scored)
+
+
 def test_gc_asks_first(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: GPU-days deleted by a slip, or in a script that nobody watches."""
     (folder,) = (copied.store / "teacher_logits").iterdir()

@@ -236,6 +236,8 @@ def test_what_a_cross_encoder_cannot_be_trained_from(
     refused("2 outputs", teacher__model=two)
     refused("ONNX", teacher__backend="onnx")
     refused(r"trains a single output; leave out teacher\.answers and teacher\.label", teacher__label=1)
+    refused("trains on plain pairs", teacher__template="qwen3-reranker")
+    refused("trains on plain pairs", teacher__instruction="Find")
     refused("prompts", student__query_prefix="query: ")
     refused(r"train\.dev=null", train__dev="somewhere")
     refused("its own negatives", train__objective__in_batch="both")

@@ -16,6 +16,7 @@ from data.config.settings import Teacher
 from data.digests import DigestCache, file_digest, json_digest
 from data.errors import UserError
 from retrieval.teachers.backends import resolve_teacher
+from retrieval.teachers.base import TeacherSettings
 from retrieval.teachers.cross_encoder import CrossEncoderSpec, load_cross_encoder
 from retrieval.teachers.graphs.onnx import OnnxCrossEncoder, read_graph
 from retrieval.teachers.pair_tokens import PairTokenizer
@@ -69,6 +70,17 @@ def test_a_pair_alone_scores_as_in_any_batch(models: Any, tmp_path: Path, odd: d
     together, alone = logits_of(folder, batch_tokens=4096), [logits_of(folder, pairs=[pair])[0] for pair in PAIRS]
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
     assert max(together) - min(together) > 0.01
+
+
+def test_a_template_stands_around_the_pairs_of_a_graph(free: Path, tmp_path: Path) -> None:
+    """Prevents: a setting that one backend reads and another passes over."""
+    (tmp_path / "own.jinja").write_text("ba {{ query }} be {{ document }} bi")
+    given = Teacher(model=str(free), backend="onnx", max_tokens=32, template=str(tmp_path / "own.jinja"))
+    teacher = resolve_teacher(given, device="cpu").open(TeacherSettings.of(given, device="cpu", threads=1))
+    (pair,) = teacher.prepare([("ca", "ce ci")]).pairs
+    whole = PairTokenizer(free, max_tokens=32).backend.encode("ba ca be ce ci bi", add_special_tokens=False)
+    assert pair.ids.tolist() == whole.ids
+    assert teacher.score([("ca", "ce ci")]).tolist() != logits_of(free, pairs=[("ca", "ce ci")])
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
