@@ -33,6 +33,7 @@ PASSAGES = [["w1 w2 w30 w31", "w40 w41", "w50"], ["w4 w44 w9", "w12", "w13 w14 w
 LOGITS = np.random.default_rng(0).normal(scale=3, size=(3, 3)).astype(np.float32)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("objective", ["kl", "margin_mse"])
 @pytest.mark.parametrize("weights", [(), (1.0, 0.5, 0.25)])
 def test_loss_and_gradient_are_those_of_sentence_transformers(

@@ -332,6 +332,7 @@ class FirstDimensions(nn.Module):
         return nn.functional.normalize(self.encoder(input_ids, attention_mask)[:, : self.size], dim=-1)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("budget", [16, 100, 10_000])
 @pytest.mark.parametrize(("in_batch", "prod"), [("none", False), ("both", False), ("both", True)])
 def test_dimensions_are_a_weighted_sum_of_whole_objectives(
@@ -365,7 +366,7 @@ def test_dimensions_are_a_weighted_sum_of_whole_objectives(
         assert float((found[name] - value).abs().max()) <= 1e-9 * scale, name
     weights = (work.supervised_weight, work.distillation_weight, work.reference_kl_weight)
     parts = (losses.supervised, losses.distillation, losses.reference_kl)
-    assert sum(weight * sum(part.values()) for weight, part in zip(weights, parts, strict=True)) == pytest.approx(float(total), rel=1e-9)
+    assert sum(weight * sum(part.values()) for weight, part in zip(weights, parts, strict=True)) == pytest.approx(total.item(), rel=1e-9)
 
 
 def curriculum_rows(rows: list[TrainingRow], *, shared: bool) -> list[TrainingRow]:
