@@ -115,7 +115,7 @@ def with_adapter(folder: Path, auto: str) -> Any:
     import transformers
     from peft import PeftModel
 
-    base = getattr(transformers, auto).from_pretrained(folder.parent / f"{folder.name}-base", **FP32)
+    base = getattr(transformers, auto).from_pretrained(folder.parent / f"{folder.name}-base", num_labels=1, **FP32)
     return PeftModel.from_pretrained(base, folder).merge_and_unload()
 
 

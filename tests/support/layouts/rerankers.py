@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from support.checkpoints import save_own_code
 from support.layouts import configs
-from support.layouts.adapters import adapter
 from support.layouts.configs import ONE_LABEL, TWO_LABELS
 from support.layouts.encoders import with_stopping_code
 from support.layouts.folders import answer_chain, classifier_chain, ettin_chain
 from support.layouts.weights import (
     Layout,
+    adapter,
     changed,
     in_shards,
     made,
@@ -25,7 +25,7 @@ from support.layouts.weights import (
     with_files,
     with_json,
     with_weights,
-)  # fmt: skip
+)
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
 
@@ -46,7 +46,6 @@ roberta = _classifier("Roberta", configs.roberta, "roberta", seed=6)
 distilbert = _classifier("DistilBert", configs.distilbert, "bert", seed=7)
 eurobert = _classifier("EuroBert", configs.eurobert, "modernbert", seed=8)
 
-in_6 = changed(ms_marco_minilm, classifier_chain())
 in_6_with_prompt = changed(ms_marco_minilm, classifier_chain(prompts={"query": "search query: "}, default_prompt_name="query"))
 sharded = changed(ms_marco_minilm, in_shards)
 in_bf16 = changed(ms_marco_minilm, stored_as(torch.bfloat16))
@@ -106,7 +105,8 @@ rankllama = _classifier("Llama", configs.llama, "llama", seed=17, pad_token_id=2
 rank_zephyr = made("MistralForCausalLM", configs.mistral, "mistral", seed=18)
 monot5 = made("T5ForConditionalGeneration", configs.t5, "t5", seed=19)
 t5_classifier = _classifier("T5", configs.t5, "t5", seed=20)
-rankllama_adapter = adapter(rankllama, "llama", head=True, targets=["q_proj", "v_proj"])
+_llama = made("LlamaForCausalLM", configs.llama, "llama", seed=22, pad_token_id=0)
+rankllama_adapter = adapter(_llama, "llama", head=True, targets=["q_proj", "v_proj"])
 bert_adapter_beside_config = adapter(ms_marco_minilm, "bert", head=True, targets=["query", "value"], beside=True)
 
 

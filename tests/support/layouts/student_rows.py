@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from support.layouts import encoders
-from support.layouts.adapters import HAS_PEFT
 from support.layouts.encoders import E5
 from support.layouts.references import Peer, pooled, repooled, text_tower
-from support.layouts.weights import Layout, changed, pickled, stored_as, with_json, with_weights
+from support.layouts.weights import HAS_PEFT, Layout, changed, pickled, stored_as, with_json, with_weights
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from support.layouts import onnx_exports, rerankers
-from support.layouts.adapters import HAS_PEFT
 from support.layouts.references import (
     Reference,
     answers,
@@ -24,7 +23,7 @@ from support.layouts.references import (
     trusted,
     with_adapter,
 )
-from support.layouts.weights import Layout
+from support.layouts.weights import HAS_PEFT, Layout
 
 
 @dataclass(frozen=True)
@@ -114,11 +113,11 @@ DECODERS = [
         "RankLLaMA, merged", rerankers.rankllama, by_transformers(encode=rankllama_pair), {"template": "rankllama", **UNCUT}
     ),
     TeacherRow(
-        "RankLLaMA (PEFT adapter)", rerankers.rankllama_adapter, by_transformers(encode=rankllama_pair, opened=with_adapter),
-        {"template": "rankllama", **UNCUT}, needs_peft=True,
+        "RankLLaMA (PEFT adapter with the head, on a language model)", rerankers.rankllama_adapter,
+        by_transformers(encode=rankllama_pair, opened=with_adapter), {"template": "rankllama", **UNCUT}, needs_peft=True,
     ),
     TeacherRow(
-        "PEFT adapter beside the base's config.json", rerankers.bert_adapter_beside_config, by_transformers(opened=with_adapter),
+        "PEFT adapter of a classifier, beside its config.json", rerankers.bert_adapter_beside_config, by_transformers(opened=with_adapter),
         needs_peft=True,
     ),
 ]  # fmt: skip

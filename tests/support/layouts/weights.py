@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
@@ -15,6 +17,7 @@ from support.layouts.tokenizers import TOKENIZERS, ids_of, size_of
 
 Config = dict[str, Any]
 Layout = Callable[[Path], Path]
+HAS_PEFT = find_spec("peft") is not None
 
 
 def made(
@@ -140,6 +143,40 @@ def only_weights(shapes: dict[str, tuple[int, ...]], config: Callable[[], Config
         weights = {name: torch.randn(shape, generator=generator) for name, shape in every.items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         write_json(folder / "config.json", config())
+        return folder
+
+    return build
+
+
+def adapter(base: Layout, tokenizer: str | None, *, head: bool, targets: Sequence[str], beside: bool = False) -> Layout:
+    """A PEFT adapter, with its base in another folder beside it. Needs library peft.
+
+    Args:
+        base: layout of the base.
+        tokenizer: the adapter's own, None where it has none.
+        head: whether it is a sequence classifier with one label, whose head comes with the adapter.
+        targets: names of the layers adapted.
+        beside: whether config.json of the base lies in the adapter's folder, too.
+    """
+
+    def build(folder: Path) -> Path:
+        import transformers
+        from peft import LoraConfig, get_peft_model
+
+        below = base(folder.parent / f"{folder.name}-base")
+        labels = {"num_labels": 1} if head else {}
+        auto = transformers.AutoModelForSequenceClassification if head else transformers.AutoModel
+        torch.manual_seed(0)
+        config = LoraConfig(task_type="SEQ_CLS" if head else "FEATURE_EXTRACTION", r=4, lora_alpha=16, target_modules=list(targets))
+        model = get_peft_model(auto.from_pretrained(below, dtype=torch.float32, **labels), config)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                torch.nn.init.normal_(weight, std=0.2)
+        model.save_pretrained(folder)
+        if tokenizer:
+            TOKENIZERS[tokenizer](folder)
+        if beside:
+            shutil.copyfile(below / "config.json", folder / "config.json")
         return folder
 
     return build
