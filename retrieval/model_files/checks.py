@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from retrieval.model_files.files import read_json, role_tokens, text_settings, tokenizer_files, transformer_folder
-from retrieval.model_files.weight_files import Shapes, refuse_adapter, tensor_shapes, token_rows
+from retrieval.model_files.adapter_files import check_adapter
+from retrieval.model_files.files import is_adapter, read_json, role_tokens, text_settings, tokenizer_files, transformer_folder
+from retrieval.model_files.safetensors_headers import Shapes
+from retrieval.model_files.weight_files import tensor_shapes, token_rows
 from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_modules, refuse_templates
 
 _HEADS = ("classifier.", "score.", "classification_head.", "logits_proj.", "sequence_summary.", "head.")
@@ -108,9 +110,9 @@ def check_token_rows(folder: Path, rows: Any, *, option: str) -> None:
 
 def _check_files(weights: Path, *, option: str) -> tuple[dict[str, Any], Shapes]:
     """Weights, configuration and tokenizer of a transformers folder. Returns the configuration and the shapes of all tensors."""
-    refuse_adapter(weights, option=option)
+    check_adapter(weights, option=option)
     config = read_json(weights / "config.json")
-    if not (weights / "config.json").is_file():
+    if not is_adapter(weights) and not (weights / "config.json").is_file():
         raise UserError(f"{option}: {weights} holds no config.json, it is not a transformers checkpoint")
     if not isinstance(config.get("model_type"), str | None):
         raise UserError(f"{option}: {weights / 'config.json'} says model_type={json.dumps(config['model_type'])}, a name is expected there")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import UserError
+from retrieval.model_files.adapter_files import settings_folder
 from retrieval.model_files.files import module_list, read_json, tokenizer_settings, transformer_folder
 from retrieval.model_files.folder_file import FolderFile
 from retrieval.model_files.model_lengths import most_positions, usual_length
@@ -67,7 +68,7 @@ class FolderSettings:
 
 def is_sentence_transformers(folder: Path) -> bool:
     """Whether a checkpoint folder says of itself how its vectors are made."""
-    return (folder / "modules.json").is_file()
+    return (settings_folder(folder) / "modules.json").is_file()
 
 
 def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSettings:
@@ -78,10 +79,11 @@ def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSet
     """
     weights = transformer_folder(folder)
     check_truncation_side(weights, option=option)
+    folder = settings_folder(folder)
     if not is_sentence_transformers(folder):
         longest = _longest(weights, None)
         return FolderSettings(query_tokens=longest, passage_tokens=longest)
-    files = [FolderFile.read(weights / f"sentence_{name}_config.json", option=option) for name in _TRANSFORMER_NAMES]
+    files = [FolderFile.read(transformer_folder(folder) / f"sentence_{name}_config.json", option=option) for name in _TRANSFORMER_NAMES]
     transformer = next((file for file in files if file.content), files[0])
     _check_transformer(transformer, weights)
     pooling, normalizes = _modules(folder, option=option)

@@ -25,6 +25,7 @@ from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
 from retrieval.model_files.checks import bare_decoder, check_teacher
 from retrieval.model_files.custom_code import check_custom_code, code_key
 from retrieval.model_files.files import (
+    is_adapter,
     read_json,
     resolve_folder,
     text_settings,
@@ -162,7 +163,7 @@ def resolve_cross_encoder(teacher: settings.Teacher, *, device: str) -> CrossEnc
     backend = teacher.backend
     weights = folder if backend == "onnx" else transformer_folder(folder)
     needed, other, remedy = (GRAPH_NAME, "config.json", "torch") if backend == "onnx" else ("config.json", GRAPH_NAME, "onnx")
-    if not os.path.lexists(weights / needed):
+    if not (os.path.lexists(weights / needed) or (backend == "torch" and is_adapter(weights))):
         exports = sorted(folder.glob("*.onnx")) + sorted(folder.glob("onnx/*.onnx"))
         if backend == "onnx" and exports:
             raise UserError(

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import UserError
-from retrieval.model_files.files import module_list, read_json, tokenizer_settings, transformer_folder
+from retrieval.model_files.adapter_files import settings_folder
+from retrieval.model_files.files import module_list, read_json, tokenizer_folder, tokenizer_settings, transformer_folder
 from retrieval.model_files.folder_file import FolderFile
 from retrieval.model_files.sentence_transformers_files import check_arguments, check_truncation_side
 
@@ -21,7 +22,7 @@ ONE_OUTPUT = "a cross-encoder with one output (num_labels=1) is needed"
 
 def refuse_modules(folder: Path, *, option: str) -> None:
     """A cross-encoder of sentence-transformers is one Transformer; what follows it (LogitScore, Pooling, Dense) makes another score."""
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in module_list(folder)]
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in module_list(settings_folder(folder))]
     if kinds not in ([], ["Transformer"]):
         raise UserError(
             f"{option}: {folder} is a chain of sentence-transformers modules ({', '.join(kinds)} in its modules.json), of which a teacher "
@@ -32,7 +33,7 @@ def refuse_modules(folder: Path, *, option: str) -> None:
 def refuse_templates(folder: Path, *, option: str) -> None:
     """Raises UserError for a template of query and document, a prompt, a cut on the left, or arguments of sentence-transformers."""
     weights = transformer_folder(folder)
-    for place, template in _templates(*dict.fromkeys((folder, weights))):
+    for place, template in _templates(*dict.fromkeys((folder, weights, tokenizer_folder(weights)))):
         # A role or a variable of this name; the word in running text is none.
         if all(re.search(rf"""(['"])({names})\1|\{{\{{-?\s*({names})\b""", template) for names in ("query", "document|passage")):
             raise UserError(
@@ -49,14 +50,14 @@ def refuse_templates(folder: Path, *, option: str) -> None:
 
 def _lowers(weights: Path) -> bool:
     """Whether a tokenizer lower-cases texts itself; one without tokenizer.json is BERT's, which does as its own settings say."""
-    if not (weights / "tokenizer.json").is_file():
+    if not (tokenizer_folder(weights) / "tokenizer.json").is_file():
         return True
     normalizer = json.dumps(tokenizer_settings(weights).get("normalizer"))
     return '"lowercase": true' in normalizer or '"Lowercase"' in normalizer
 
 
 def _refuse_prompt(folder: Path, *, option: str) -> None:
-    path = folder / "config_sentence_transformers.json"
+    path = settings_folder(folder) / "config_sentence_transformers.json"
     settings = read_json(path)
     prompts = settings.get("prompts")
     for name in (settings.get("default_prompt_name"), "query", "document", "passage"):
