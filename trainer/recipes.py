@@ -71,6 +71,8 @@ def _check(experiment: Experiment) -> None:
         raise UserError("recipe=prod_dual distils a dual encoder: give its folder as train.objective.teacher_model=FOLDER")
     if train.task == "cross_encoder" and ("distillation" not in objective.without or objective.in_batch != "none"):
         raise UserError("task=cross_encoder trains on p+ and its own negatives alone: leave train.objective.without and .in_batch to it")
+    if train.task == "cross_encoder" and experiment.student.lora.rank:
+        raise UserError("task=cross_encoder trains all of teacher.model; adapters are of a student: set student.lora.rank=null")
     if train.task == "cross_encoder" and train.dev is not None:
         raise UserError("task=cross_encoder: a dev set measures dual encoders, by search; set train.dev=null")
 
