@@ -73,6 +73,8 @@ def _check(experiment: Experiment) -> None:
         raise UserError("task=cross_encoder trains on p+ and its own negatives alone: leave train.objective.without and .in_batch to it")
     if train.task == "cross_encoder" and objective.dimensions:
         raise UserError("task=cross_encoder gives one number, no vector to be cut: leave train.objective.dimensions out")
+    if train.task == "cross_encoder" and experiment.student.lora.rank:
+        raise UserError("task=cross_encoder trains all of teacher.model; adapters are of a student: set student.lora.rank=null")
     if train.task == "cross_encoder" and train.dev is not None:
         raise UserError("task=cross_encoder: a dev set measures dual encoders, by search; set train.dev=null")
 

@@ -25,6 +25,7 @@ from retrieval.model_files.custom_code import check_custom_code, code_key
 from retrieval.model_files.files import tokenizer_digest, transformer_folder, weights_digest
 from retrieval.model_files.model_lengths import check_length
 from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.lora import add_lora, lora_key
 from retrieval.models.prompt_tokens import NO_PROMPTS, PromptLengths, marked, prompt_lengths
 from retrieval.models.student import resolve_student
 from retrieval.models.tokenizer import tokenizer_of
@@ -62,8 +63,12 @@ def task_of(experiment: Experiment, digests: DigestCache) -> Task:
     return Task(
         tokenizer=spec.tokenizer_digest,
         remedy=REMEDY,
-        key={"student": spec.key(digests), **({"teacher_model": teacher.key(digests)} if teacher else {})},
-        open=lambda: prepared(lambda: DualEncoder(spec), experiment.train),
+        key={
+            "student": spec.key(digests),
+            **lora_key(spec, experiment.student.lora),
+            **({"teacher_model": teacher.key(digests)} if teacher else {}),
+        },
+        open=lambda: prepared(lambda: add_lora(DualEncoder(spec), experiment.student, seed=experiment.seed), experiment.train),
         open_references=lambda: open_references(spec, teacher, settings=experiment.train),
         row=lambda row: with_prompts(row, prompts),
         prompts=prompts,

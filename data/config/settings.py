@@ -70,6 +70,23 @@ class Ingest(Section):
     max_bad_fraction: float = execution(0.001, "share of broken records above which ingest stops", ge=0, le=1)
 
 
+class Lora(Section):
+    """Low-rank adapters on the student's linear layers, trained in place of its weights (Hu et al., 2021). Needs the extra `lora`."""
+
+    rank: int | None = keyed(None, "r, rank of a layer's update; null or 0: all weights are trained", later=True, ge=0)
+    alpha: float | None = keyed(None, "updates are scaled by alpha / rank; null: twice the rank", later=True, gt=0)
+    targets: tuple[str, ...] = keyed(
+        (), "names of linear layers, as query,value, or all-linear: all of the stack; none: peft's choice for the architecture", later=True
+    )
+    dropout: float = keyed(0.0, "of what an adapter reads", later=True, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _has_rank(self) -> Lora:
+        if not self.rank and self != Lora.model_construct(rank=self.rank):
+            raise ValueError("alpha, targets and dropout are of adapters, and there are none: set rank, or leave them out")
+        return self
+
+
 class Student(Section):
     """The dual encoder."""
 
@@ -85,6 +102,7 @@ class Student(Section):
     passage_prefix: Prefix = keyed("auto", "text put before every passage; auto as above")
     query_tokens: Length = keyed(32, "longest query in tokens, special ones too (ADAM 4.3); null: as the model's files say", ge=4)
     passage_tokens: Length = keyed(128, "longest passage in tokens, special ones too (ADAM 4.3); null: as above", ge=8)
+    lora: Lora = Lora()
 
 
 class HttpServer(Section):

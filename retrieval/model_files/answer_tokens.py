@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, first_line
+from retrieval.model_files.files import tokenizer_folder
 
 _SPACES = ("Ġ", "▁")  # how vocabularies write the space before a token
 
 
 def tokenizer_of(weights: Path, *, trusted: bool) -> Any:
     """The tokenizer by its own library; by transformers, in about three seconds, where there is no tokenizer.json."""
-    path = weights / "tokenizer.json"
+    path = tokenizer_folder(weights) / "tokenizer.json"
     if not path.is_file():
         from retrieval.models.tokenizer import Tokenizer
 

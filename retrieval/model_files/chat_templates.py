@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from retrieval.model_files.files import read_json, role_tokens, transformer_folder
+from retrieval.model_files.adapter_files import settings_folder
+from retrieval.model_files.files import read_json, role_tokens, tokenizer_folder, transformer_folder
 from retrieval.model_files.folder_file import FolderFile
 
 _FLAT_MODELS = ("apertus", "deepseek_v3", "gpt_oss", "seed_oss")  # whose templates look as if they read parts
@@ -43,10 +44,10 @@ def chat_template(folder: Path, *, option: str) -> ChatTemplate | None:
     Raises UserError where the folder asks for a template that it lacks, or has one of pairs that is not its default.
     """
     weights = transformer_folder(folder)
-    file = FolderFile.read(weights / "sentence_bert_config.json", option=option)
+    file = FolderFile.read(transformer_folder(settings_folder(folder)) / "sentence_bert_config.json", option=option)
     given = _given(file)
     modalities = file.part("modality_config").content
-    templates = _named(weights)
+    templates = _named(tokenizer_folder(weights))
     name = given.pop("chat_template", None) or "default"
     found = templates.get(name) or ((name, file.path.name) if "{" in name else None)
     if modalities and "message" not in modalities:
@@ -107,7 +108,7 @@ def pair_prompts(folder: Path, *, option: str) -> dict[str, str]:
 
 
 def _prompt_file(folder: Path, *, option: str) -> FolderFile:
-    return FolderFile.read(folder / "config_sentence_transformers.json", option=option)
+    return FolderFile.read(settings_folder(folder) / "config_sentence_transformers.json", option=option)
 
 
 def _given(file: FolderFile) -> dict[str, Any]:

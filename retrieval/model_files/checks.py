@@ -12,9 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from retrieval.model_files.adapter_files import check_adapter
 from retrieval.model_files.architectures import sees_backwards_only, student_class
-from retrieval.model_files.files import behind_transformer, module_list, read_json, text_settings, tokenizer_files, transformer_folder
-from retrieval.model_files.weight_files import Shapes, refuse_adapter, tensor_shapes, token_rows
+from retrieval.model_files.files import (
+    behind_transformer,
+    is_adapter,
+    module_list,
+    read_json,
+    text_settings,
+    tokenizer_files,
+    transformer_folder,
+)
+from retrieval.model_files.safetensors_headers import Shapes
+from retrieval.model_files.weight_files import tensor_shapes, token_rows
 from retrieval.teachers.pair_template import refuse_pair_text
 from retrieval.teachers.plain_pairs import check_texts
 
@@ -96,9 +106,9 @@ def _check_files(weights: Path, *, option: str, otherwise: str = "") -> tuple[di
 
     `otherwise` is one more way out for a model that is quantised.
     """
-    refuse_adapter(weights, option=option)
+    check_adapter(weights, option=option)
     config = read_json(weights / "config.json")
-    if not (weights / "config.json").is_file():
+    if not is_adapter(weights) and not (weights / "config.json").is_file():
         raise UserError(f"{option}: {weights} holds no config.json, it is not a transformers checkpoint")
     if not isinstance(config.get("model_type"), str | None):
         raise UserError(f"{option}: {weights / 'config.json'} says model_type={json.dumps(config['model_type'])}, a name is expected there")

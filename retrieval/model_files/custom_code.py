@@ -14,7 +14,7 @@ from typing import Any
 
 from data.digests import bytes_digest, json_digest
 from data.errors import UserError
-from retrieval.model_files.files import read_json
+from retrieval.model_files.files import is_adapter, read_json, tokenizer_folder
 
 _CAN_BE_TRUSTED = ("student.model", "teacher.model")
 
@@ -27,6 +27,11 @@ def check_custom_code(folder: Path, *, option: str, trusted: bool, graph: bool =
     """
     code = {**_auto_map(folder, "config.json"), **_auto_map(folder, "tokenizer_config.json")}
     if trusted:
+        if code and is_adapter(folder):
+            raise UserError(
+                f"{option}: {folder} holds a PEFT adapter of a model with Python code of its own, which is not supported; merge it "
+                "into its base (merge_and_unload) and give the model that comes out"
+            )
         elsewhere = sorted(name for name in code.values() if "--" in name)
         if elsewhere:
             raise UserError(
@@ -40,7 +45,7 @@ def check_custom_code(folder: Path, *, option: str, trusted: bool, graph: bool =
             f"{option}: {folder} computes by Python code of its own (auto_map in config.json), and transformers has no class for its "
             f"model_type {model_type!r}; {way_to_trust(option)}"
         )
-    if _auto_map(folder, "tokenizer_config.json") and not (folder / "tokenizer.json").is_file():
+    if _auto_map(folder, "tokenizer_config.json") and not (tokenizer_folder(folder) / "tokenizer.json").is_file():
         raise UserError(
             f"{option}: the tokenizer of {folder} is Python code of its own (auto_map in tokenizer_config.json), without a "
             f"tokenizer.json beside it; {way_to_trust(option)}"

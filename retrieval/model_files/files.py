@@ -34,6 +34,8 @@ _TOKENIZER_CONFIG_KEYS = (
 _ROLES = ("mask_token", "sep_token", "cls_token", "pad_token", "unk_token", "bos_token", "eos_token")
 _USED_ROLES = _ROLES[:5]  # those of beginning and end are no part of a text for most decoders
 _FROM_HUB = ("*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "model.onnx*")  # downloaded unless others are asked for
+WHOLE_MODEL = ("model.safetensors", "model.safetensors.index.json")  # of transformers: one file, or shards
+_ADAPTER_CONFIG = "adapter_config.json"  # of PEFT: see `retrieval.model_files.adapter_files`
 _LFS_START = b"version https://git-lfs.github.com/spec/"
 
 
@@ -109,8 +111,20 @@ def _refuse_start(path: Path, content: bytes) -> None:
 def read_json(path: Path, kind: type = dict) -> Any:
     """A JSON object, or a list, from a model's folder; empty where there is no such file.
 
+    An adapter has the configuration and, without a tokenizer of its own, the tokenizer's files of its base.
     A file that was not touched is not read again: nobody may change what is returned. Raises UserError.
     """
+    if is_adapter(path.parent) and path.name in ("config.json", *_TOKENIZER_SETTINGS):
+        from retrieval.model_files import adapter_files  # which reads its files through here
+
+        if path.name == "config.json":
+            return adapter_files.configuration(path.parent)
+        path = tokenizer_folder(path.parent) / path.name
+    return read_own_json(path, kind)
+
+
+def read_own_json(path: Path, kind: type = dict) -> Any:
+    """As `read_json`, of the file alone that lies there."""
     try:
         return _parsed_once(path, kind, file_stamp(path))
     except FileNotFoundError:
@@ -164,19 +178,39 @@ def behind_transformer(folder: Path) -> bool:
     return [module["type"].rsplit(".", 1)[-1] for module in module_list(folder)] not in ([], ["Transformer"])
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter, whose base lies elsewhere, and no whole model beside it."""
+    return (folder / _ADAPTER_CONFIG).is_file() and not any((folder / name).exists() for name in WHOLE_MODEL)
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where the tokenizer's files lie: beside the weights, but for an adapter that has none of its own: then beside those of its base."""
+    if not is_adapter(folder) or any((folder / name).is_file() for name in (*_TOKENIZER_FILES, *_UNREAD_TOKENIZER_FILES)):
+        return folder
+    from retrieval.model_files import adapter_files
+
+    return adapter_files.base_folder(folder)
+
+
 def weights_digest(
     folder: Path, digests: DigestCache, *, option: str, beside: Sequence[Path] = (), only: Sequence[Path] | None = None
 ) -> str:
-    """Digest of the weight files and of the configuration without its volatile keys.
+    """Digest of the weight files and of the configuration without its volatile keys; of an adapter, those of its base too.
 
     `beside`: weights under any other name. `only`: the weight files, of whatever else lies in the folder.
     """
+    own: dict[str, Any] = {}
+    config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _VOLATILE_CONFIG_KEYS}
+    if is_adapter(folder):
+        from retrieval.model_files import adapter_files
+
+        own = {"adapter": adapter_files.adapter_key(folder, digests)}
+        folder = adapter_files.base_folder(folder)
     patterns = ("*.safetensors", "*.onnx", "*.onnx_data", "*.onnx.data")
     files = sorted({*beside, *(file for pattern in patterns for file in folder.glob(pattern))} if only is None else only)
     if not files:
         raise UserError(no_weights(folder, option=option))
-    config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _VOLATILE_CONFIG_KEYS}
-    return _digest({"config": config, "weights": [digests.file(file) for file in files]}, of=folder / "config.json")
+    return _digest({"config": config, "weights": [digests.file(file) for file in files], **own}, of=folder / "config.json")
 
 
 def _digest(content: Any, *, of: Path) -> str:
@@ -239,6 +273,7 @@ def holds_tokenizer(folder: Path) -> bool:
 
 def tokenizer_settings(folder: Path) -> dict[str, Any]:
     """tokenizer.json without its vocabulary; empty where there is none."""
+    folder = tokenizer_folder(folder)
     return tokenizer_files(folder).settings if (folder / "tokenizer.json").is_file() else {}
 
 
@@ -253,6 +288,7 @@ class TokenizerFiles(NamedTuple):
 
 def tokenizer_files(folder: Path) -> TokenizerFiles:
     """Read a folder's tokenizer, once while its files stay as they are. Raises UserError where there is none that can be read."""
+    folder = tokenizer_folder(folder)
     files = [folder / name for name in (*_TOKENIZER_FILES, *_TOKENIZER_SETTINGS)]
     return _tokenizer_of(folder, tuple(file_stamp(path) for path in files if path.is_file()))
 
@@ -318,6 +354,7 @@ def text_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """All files of a tokenizer, byte by byte: saved again it could get another digest than training shards carry."""
+    source = tokenizer_folder(source)
     for name in _COPIED_TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import UserError
+from retrieval.model_files.adapter_files import settings_folder
 from retrieval.model_files.architectures import is_causal_language_model
 from retrieval.model_files.files import read_json, tokenizer_settings, transformer_folder
 from retrieval.model_files.folder_file import FolderFile
@@ -78,7 +79,7 @@ class FolderSettings:
 
 def is_sentence_transformers(folder: Path) -> bool:
     """Whether a checkpoint folder says of itself how its vectors are made."""
-    return (folder / "modules.json").is_file()
+    return (settings_folder(folder) / "modules.json").is_file()
 
 
 def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSettings:
@@ -89,11 +90,12 @@ def folder_settings(folder: Path, *, option: str = "student.model") -> FolderSet
     """
     weights = transformer_folder(folder)
     check_truncation_side(weights, option=option)
+    folder = settings_folder(folder)
     if not is_sentence_transformers(folder):
         longest = _longest(weights, None)
         mode = "lasttoken" if is_causal_language_model(weights) else "cls"
         return FolderSettings(pooling=mode, query_tokens=longest, passage_tokens=longest)
-    transformer = check_transformer(weights, option=option)
+    transformer = check_transformer(transformer_folder(folder), option=option)
     pooling, modules = _modules(folder, option=option)
     normalizes = bool(modules) and isinstance(modules[-1], NormalizeSpec)
     modules = modules[:-1] if normalizes else modules

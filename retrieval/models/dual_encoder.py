@@ -18,6 +18,7 @@ from retrieval.model_files.files import copy_tokenizer
 from retrieval.model_files.module_files import PoolingSpec, pooling_file, size_after
 from retrieval.models.first_layers import keep_first_layers
 from retrieval.models.loading import open_model
+from retrieval.models.lora import has_lora, save_adapter, without_adapters
 from retrieval.models.modules import open_modules, save_module
 from retrieval.models.pooling import pool
 from retrieval.models.prompt_tokens import unmarked
@@ -60,11 +61,15 @@ class DualEncoder(nn.Module):
     def save(self, folder: Path) -> None:
         """Save as a sentence-transformers folder that `SentenceTransformer(folder)` opens; a transformers folder too.
 
+        LoRA updates are added to the weights, and lie in `adapter/` by themselves.
+
         There `encode_query` and `encode_document` give the vectors that queries and passages have here: prompts, lengths, lower-casing.
         Vectors that are cut to `truncate_dim` and normalised are, there, of length 1 only with `normalize_embeddings=True`: it cuts last.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.backbone.save_pretrained(folder, safe_serialization=True)
+        without_adapters(self.backbone).save_pretrained(folder, safe_serialization=True)
+        if has_lora(self.backbone):
+            save_adapter(self, folder / "adapter")
         copy_tokenizer(self.source, folder)
         after = [f"{place}_{module.kind}" for place, module in enumerate(self.spec.modules, 2)]
         modules = [("", "Transformer"), ("1_Pooling", "Pooling"), *((path, path.partition("_")[2]) for path in after)]

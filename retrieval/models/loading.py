@@ -7,12 +7,15 @@ checkpoint runs only where it is trusted (`retrieval.model_files.custom_code`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import UserError, first_line
+from retrieval.model_files.adapter_files import base_folder, whole_tensors
 from retrieval.model_files.custom_code import has_model_code, way_to_trust
+from retrieval.model_files.files import is_adapter, tokenizer_folder
+from retrieval.models.adapters import configured, merged
 
 _SHOWN = 3  # names of tensors in a message
 
@@ -41,7 +44,7 @@ def open_model(
 
     Args:
         auto_class: transformers' `AutoModel` or `AutoModelForSequenceClassification`.
-        folder: where config.json and the weights lie.
+        folder: where config.json and the weights lie, or an adapter, which is merged into its base.
         option: the setting that names the model, for errors.
         trusted: whether code that comes with the checkpoint may run.
         new_head: the head may be missing, as a whole; it is then drawn from torch's generator.
@@ -56,21 +59,25 @@ def open_model(
     _quieten()
     load = getattr(transformers, auto_class).from_pretrained
     always = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": trusted}
+    if is_adapter(folder):
+        given = configured(folder, given)
     asked = {**always, "output_loading_info": True, "ignore_mismatched_sizes": True, **given}  # mismatched ones are reported, all at once
     for number, way in enumerate(ways, 1):
         try:
-            model, report = load(folder, **asked, **way)
+            model, report = load(base_folder(folder), **asked, **way)
             break
         except MemoryError:
             raise
         except Exception as error:  # transformers and a checkpoint's own code raise many kinds
             if number == len(ways):
                 raise UserError(f"{option}: {folder} cannot be opened by transformers' {auto_class}: {first_line(error)}") from error
-    faults = _faults_of(model, report, new_head=new_head, strict=has_model_code(folder) and not trusted)
+    faults = _faults_of(
+        model, report, new_head=new_head, strict=has_model_code(folder) and not trusted, supplied=whole_tensors(folder).keys()
+    )
     if any(faults):
         remedy = _remedy(model, faults, report["unexpected_keys"], folder, option=option)
         raise UserError(f"{option}: {folder} {faults.message(type(model).__name__)}; {remedy}")
-    return model
+    return merged(model, folder, option=option) if is_adapter(folder) else model
 
 
 def open_tokenizer(folder: Path, *, trusted: bool = False) -> Any:
@@ -78,6 +85,7 @@ def open_tokenizer(folder: Path, *, trusted: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     _quieten()
+    folder = tokenizer_folder(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=trusted)
     except Exception as error:  # as above; the tokenizers library raises a plain Exception
@@ -114,19 +122,22 @@ class _Faults(NamedTuple):
         return f"opens as a {kind} but {' and '.join(found)}"
 
 
-def _faults_of(model: Any, report: dict[str, Any], *, new_head: bool = False, strict: bool = False) -> _Faults:
+def _faults_of(
+    model: Any, report: dict[str, Any], *, new_head: bool = False, strict: bool = False, supplied: Set[str] = frozenset()
+) -> _Faults:
     """What of transformers' loading report makes the model another one than the checkpoint's.
 
     Passed over: poolers that nothing reads, heads of other tasks, buffers that a class computes, and what the class itself declares
     ignorable, which the report leaves out. `strict` is for a class that stands in for the checkpoint's own code: it must have a place for
-    every weight but known heads.
+    every weight but known heads. `supplied` are tensors that an adapter brings.
     """
-    missing = {name for name in report["missing_keys"] if not name.endswith(_COMPUTED_BUFFERS)}
+    missing = {name for name in report["missing_keys"] if not name.endswith(_COMPUTED_BUFFERS)} - supplied
     if base_of(model) is model:
         missing = {name for name in missing if not name.startswith("pooler.")}
     if new_head:
         missing -= _whole_heads(model, missing)
-    reshaped = [f"{name}: {list(there)} in the file, {list(here)} in the model" for name, there, here in report["mismatched_keys"]]
+    mismatched = [found for found in report["mismatched_keys"] if found[0] not in supplied]
+    reshaped = [f"{name}: {list(there)} in the file, {list(here)} in the model" for name, there, here in mismatched]
     only_known = strict or (base_of(model) is not model and not new_head)
     homeless = [name for name in report["unexpected_keys"] if _is_used(name, model, only_known_heads=only_known)]
     return _Faults(sorted(missing), sorted(reshaped), sorted(homeless))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from data.config import settings
 from data.digests import DigestCache
 from data.errors import UserError
+from retrieval.model_files.adapter_files import settings_folder
 from retrieval.model_files.answer_tokens import token_of, tokenizer_of
 from retrieval.model_files.checks import WAY_ROUND, architectures
 from retrieval.model_files.files import module_list, read_json, text_settings, transformer_folder
@@ -80,10 +81,11 @@ def answer_head(folder: Path, teacher: settings.Teacher) -> AnswerHead | None:
     Raises UserError: an answer that is no token, no answers at all, answers for another model, modules that are not known.
     """
     weights = transformer_folder(folder)
-    modules = [module["type"].rsplit(".", 1)[-1] for module in module_list(folder)]
+    home = settings_folder(folder)
+    modules = [module["type"].rsplit(".", 1)[-1] for module in module_list(home)]
     name = causal_architecture(weights)
     if "LogitScore" in modules:
-        head = _of_module(folder, weights, modules)
+        head = _of_module(home, weights, modules)
         return _of_answers(weights, teacher) if teacher.answers else head
     if name is None or modules not in ([], ["Transformer"]):
         own = next(iter(architectures(read_json(weights / "config.json"))), "a model of another task")
@@ -119,7 +121,7 @@ def _of_module(folder: Path, weights: Path, modules: Sequence[str]) -> AnswerHea
         raise UserError(
             f"{_OPTION}: {folder / 'modules.json'} lists {', '.join(modules)}; a LogitScore stands behind one Transformer, and nothing else"
         )
-    transformer = FolderFile.read(weights / "sentence_bert_config.json", option=_OPTION)
+    transformer = FolderFile.read(transformer_folder(folder) / "sentence_bert_config.json", option=_OPTION)
     if (transformer.text("transformer_task") or "feature-extraction") != "text-generation":
         raise transformer.refusal("transformer_task", "but a LogitScore reads the logits of text-generation")
     path = next(module["path"] for module in module_list(folder) if module["type"].rsplit(".", 1)[-1] == "LogitScore")

@@ -26,6 +26,7 @@ from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
 from retrieval.model_files.checks import bare_decoder, check_teacher
 from retrieval.model_files.custom_code import check_custom_code, code_key
 from retrieval.model_files.files import (
+    is_adapter,
     read_json,
     resolve_folder,
     text_settings,
@@ -169,7 +170,7 @@ def resolve_cross_encoder(teacher: settings.Teacher, *, device: str) -> CrossEnc
     """
     folder = teacher_source(teacher)
     weights = transformer_folder(folder)
-    if not os.path.lexists(weights / "config.json") and (graphs := graphs_in(folder)):
+    if not (os.path.lexists(weights / "config.json") or is_adapter(weights)) and (graphs := graphs_in(folder)):
         needs = f"holds no config.json, which teacher.backend=torch needs, but {graphs[0]}"
         raise UserError(f"teacher.model: {folder} {needs}; try teacher.backend=onnx?")
     check_custom_code(weights, option="teacher.model", trusted=teacher.trust_remote_code)

@@ -17,6 +17,7 @@ from data.config import settings
 from data.config.settings import POOLINGS
 from data.digests import DigestCache
 from data.errors import UserError
+from retrieval.model_files.adapter_files import settings_folder
 from retrieval.model_files.files import behind_transformer, read_json, text_settings, transformer_folder
 from retrieval.model_files.folder_file import FolderFile
 from retrieval.model_files.module_files import (
@@ -61,21 +62,22 @@ def chain_head(folder: Path, teacher: settings.Teacher) -> ChainHead | None:
     Raises UserError, naming module or key, for what is not honoured: other modules or another order, a name that nothing writes, vectors
     of another size than the next module reads, none or several scores, weights that are missing or pickled, a folder of another kind.
     """
-    if not behind_transformer(folder):
+    home = settings_folder(folder)
+    if not behind_transformer(home):
         return None
-    option, listed = "teacher.model", listed_modules(folder, option="teacher.model")
+    option, listed = "teacher.model", listed_modules(home, option="teacher.model")
     kinds = [module.kind for module in listed]
     if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= set(VECTOR_MODULES):
         raise UserError(
             f"{option}: {folder} is a chain of sentence-transformers modules ({', '.join(kinds)} in its modules.json); a teacher is a "
             f"Transformer, or a Transformer, a Pooling, and then {', '.join(VECTOR_MODULES)}"
         )
-    own = FolderFile.read(folder / "config_sentence_transformers.json", option=option)
+    own = FolderFile.read(home / "config_sentence_transformers.json", option=option)
     if own.text("model_type") != "CrossEncoder":
         raise own.refusal("model_type", 'and only a "CrossEncoder" scores pairs')
     if teacher.label is not None:
         raise UserError(f"teacher.label={teacher.label}: {folder} is a chain of modules, which gives one score; leave it out")
-    check_transformer(transformer_folder(folder), option=option)
+    check_transformer(transformer_folder(home), option=option)
     pooling = _pooling(listed[1], option=option)
     modules = tuple(map(read_module, listed[2:]))
     _check_names(folder, pooling, modules, option=option)

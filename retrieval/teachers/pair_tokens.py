@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
+from retrieval.model_files.files import tokenizer_folder
 from retrieval.models.tokenizer import Tokenizer
 from retrieval.teachers.pair_template import PairText
 
@@ -229,7 +230,7 @@ class TemplatedPairs:
 
 def template_tokens(folder: Path, text: PairText) -> int:
     """How many tokens a template takes of a pair, without loading more than tokenizer.json; 0 where there is none."""
-    path = folder / "tokenizer.json"
+    path = tokenizer_folder(folder) / "tokenizer.json"
     if not path.is_file():
         return 0
     from tokenizers import Tokenizer as Backend

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 
 from data.errors import UserError
-from retrieval.model_files.files import module_list, tokenizer_settings, transformer_folder
+from retrieval.model_files.adapter_files import settings_folder
+from retrieval.model_files.files import module_list, tokenizer_folder, tokenizer_settings, transformer_folder
 from retrieval.model_files.folder_file import FolderFile
 from retrieval.model_files.sentence_transformers_files import check_arguments, check_truncation_side
 
@@ -18,7 +19,7 @@ ONE_OUTPUT = "a cross-encoder with one output (num_labels=1) is needed"
 
 def refuse_modules(folder: Path, *, option: str) -> None:
     """A cross-encoder of sentence-transformers is one Transformer; what follows it (LogitScore, Pooling, Dense) makes another score."""
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in module_list(folder)]
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in module_list(settings_folder(folder))]
     if kinds not in ([], ["Transformer"]):
         raise UserError(
             f"{option}: {folder} is a chain of sentence-transformers modules ({', '.join(kinds)} in its modules.json), of which a teacher "
@@ -30,7 +31,7 @@ def check_texts(folder: Path, *, option: str) -> None:
     """Raises UserError for a cut on the left, arguments of sentence-transformers, or lower-casing that the tokenizer does not do."""
     weights = transformer_folder(folder)
     check_truncation_side(weights, option=option)
-    file = FolderFile.read(weights / "sentence_bert_config.json", option=option)
+    file = FolderFile.read(transformer_folder(settings_folder(folder)) / "sentence_bert_config.json", option=option)
     check_arguments(file, weights)
     if file.content.get("do_lower_case") and not _lowers(weights):
         raise file.refusal("do_lower_case", "but a teacher's texts are lower-cased by its tokenizer alone, and this one does not")
@@ -38,7 +39,7 @@ def check_texts(folder: Path, *, option: str) -> None:
 
 def _lowers(weights: Path) -> bool:
     """Whether a tokenizer lower-cases texts itself; one without tokenizer.json is BERT's, which does as its own settings say."""
-    if not (weights / "tokenizer.json").is_file():
+    if not (tokenizer_folder(weights) / "tokenizer.json").is_file():
         return True
     normalizer = json.dumps(tokenizer_settings(weights).get("normalizer"))
     return '"lowercase": true' in normalizer or '"Lowercase"' in normalizer

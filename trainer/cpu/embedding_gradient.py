@@ -22,7 +22,7 @@ def add_gradient_by_row(embedding: nn.Embedding) -> None:
 def _cut_graph(embedding: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
     """Replace the looked-up vectors by a leaf whose gradient goes to the rows they came from."""
     assert isinstance(embedding, nn.Embedding)
-    if not output.requires_grad:
+    if not (output.requires_grad and embedding.weight.requires_grad):  # activation checkpointing asks for that of frozen ones, too
         return None
     ids: Tensor = inputs[0].flatten()
     weight = embedding.weight

@@ -15,6 +15,7 @@ import torch
 from data.config.settings import Experiment
 from data.digests import DigestCache
 from data.errors import EXIT_COMPLETE, UserError
+from retrieval.models.lora import has_lora
 from trainer.input.stream import open_training_shards
 from trainer.recipes import check_shards
 from trainer.reporting.mfu import measured_flop_rate, training_flop
@@ -29,6 +30,7 @@ from trainer.task import task_of
 
 _SAMPLED_BATCHES = 20  # of each epoch, for the tokens of a step
 _MEASURED_SECONDS = 10.0
+_WEIGHT_BYTES = 4
 _STATE_BYTES = 16  # of a trained parameter: weight, gradient and AdamW's two moments, 4 bytes each
 
 
@@ -50,8 +52,10 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     first = next(planned_batches(shards, experiment, task, first_step=0))
     rate, mfu = _tokens_per_second(backend, first, settings=steps, references=references)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
+    of_all = f" of {trained + frozen:,}" if has_lora(model) else ""
 
-    print(f"{settings.task:<12} {model.source}: {trained:,} trained parameters, {steps.precision} on {steps.device}")
+    print(f"{settings.task:<12} {model.source}: {trained:,} trained parameters{of_all}, {steps.precision} on {steps.device}")
     print(f"shards       {shards_folder}: {shards.epoch_rows(0):,} queries, {shards.metadata.draws} draws")
     what = f"recipe {settings.recipe}" if settings.task == "student" else f"task {settings.task}"
     print(f"run          {what}, {len(ends)} epochs, {ends[-1]:,} steps of {settings.batch_queries} queries")
@@ -64,7 +68,7 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
         selected = sum(batch.work.selected for batch in some) / sum(len(batch.work.queries) for batch in some)
         seconds += (end - start) * tokens / rate
         print(f"epoch {epoch + 1:<6} {end - start:,} steps, {selected:.0%} of queries selected, about {tokens:,.0f} tokens a step")
-    print(f"memory       {_memory(trained, device=steps.device)}")
+    print(f"memory       {_memory(trained, frozen, device=steps.device)}")
     print(f"speed        {rate:,.0f} tokens/s ({mfu:.0%} of this device's measured matrix products)")
     print(f"time         about {_duration(seconds)} on this machine, without evaluation on a dev set and checkpoints")
     return EXIT_COMPLETE
@@ -107,13 +111,14 @@ def _shapes(batch: PlannedBatch) -> str:
     )
 
 
-def _memory(trained: int, *, device: str) -> str:
+def _memory(trained: int, frozen: int, *, device: str) -> str:
+    state = trained * _STATE_BYTES + frozen * _WEIGHT_BYTES
     moments = trained * _STATE_BYTES // 2  # the optimizer's share, which the measured steps had not yet
     if device == "cuda":
         used = torch.cuda.max_memory_allocated()
     else:
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f"about {(used + moments) / 1e9:.1f} GB at its peak ({trained * _STATE_BYTES / 1e9:.2f} GB of it weights, gradients and moments)"
+    return f"about {(used + moments) / 1e9:.1f} GB at its peak ({state / 1e9:.2f} GB of it weights, gradients and moments)"
 
 
 def _duration(seconds: float) -> str:

@@ -19,11 +19,15 @@ _SECONDS = 0.3
 
 
 def training_flop(backbone: nn.Module, lengths: Iterable[int]) -> int:
-    """Floating-point operations to train on sequences of these lengths once: 6 a weight and token, and attention's 12 L^2 D a layer."""
-    linear = sum(module.weight.numel() for module in backbone.modules() if isinstance(module, nn.Linear))
+    """Floating-point operations to train on sequences of these lengths once: 6 a weight and token, and attention's 12 L^2 D a layer.
+
+    A frozen weight has no gradient: 4.
+    """
+    weights = [module.weight for module in backbone.modules() if isinstance(module, nn.Linear)]
+    linear = sum((6 if weight.requires_grad else 4) * weight.numel() for weight in weights)
     config = text_config(backbone)
     attention = 12 * int(config.num_hidden_layers) * int(config.hidden_size)
-    return sum(6 * linear * length + attention * length * length for length in lengths)
+    return sum(linear * length + attention * length * length for length in lengths)
 
 
 def measured_flop_rate(*, device: str, precision: str) -> float:

@@ -2,7 +2,7 @@
 
     OUTPUT/run.json                               the settings that matter and the digests of shards and student
     OUTPUT/checkpoints/step-00000200/             appears whole or not at all (temporary folder, fsync, rename)
-        model.safetensors  optimizer.safetensors  parameters; AdamW's moments, by parameter name
+        model.safetensors  optimizer.safetensors  parameters, of LoRA the adapters alone; AdamW's moments, by parameter name
         state.json                                step, seconds, fingerprint of run.json's content
 
 The order of the rows and the dropout masks are functions of (seed, step), so the step is all of the stream's and the generators' state.
@@ -32,6 +32,7 @@ from data.digests import json_digest
 from data.errors import RunFailed, UserError, first_line
 from data.files.leftovers import remove_leftovers, temporary_name
 from data.tables.shards import atomic_write
+from retrieval.models.lora import has_lora, is_lora
 from trainer.saving.output_folder import RUN_NAME
 
 _FOLDER = "checkpoints"
@@ -110,7 +111,8 @@ def resume(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, 
     try:
         state = TrainingState(**json.loads((newest / _STATE).read_text(encoding="utf-8")))
         if state.fingerprint == fingerprint:
-            model.load_state_dict(load_file(newest / _MODEL))
+            frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in _trained(model)}
+            model.load_state_dict({**frozen, **load_file(newest / _MODEL)})
             moments = load_file(newest / _OPTIMIZER)
             if state.step and not moments:
                 raise ValueError(f"{_OPTIMIZER} lacks the optimizer's moments")
@@ -132,10 +134,16 @@ def start_digest(model: nn.Module, optimizer: torch.optim.Optimizer, state: Trai
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All of a model's tensors; one that has several names (T5's token table) under each, as a copy: safetensors writes none twice."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    """What a training changes; a tensor that has several names (T5's token table) under each, as a copy: safetensors writes none twice."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in _trained(model).items()}
     first = {tensor.data_ptr(): name for name, tensor in reversed(tensors.items())}
     return {name: tensor if first[tensor.data_ptr()] == name else tensor.clone() for name, tensor in tensors.items()}
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """All of a model, or its adapters: their base stays as it is in the run's key."""
+    state = model.state_dict()
+    return {name: tensor for name, tensor in state.items() if is_lora(name)} if has_lora(model) else state
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

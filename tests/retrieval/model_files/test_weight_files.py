@@ -83,8 +83,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (renamed("pytorch_model.bin"), r"pytorch_model\.bin is a pickle.*safe_serialization=True"),
     "nothing": (lambda folder: (folder / "model.safetensors").unlink(), r"holds no weights.*safe_serialization=True"),
     "another name": (renamed("model.fp16.safetensors"), r"holds model\.fp16\.safetensors, but no model\.safetensors"),
-    "adapter alone": (renamed("adapter_model.safetensors"), r"holds a PEFT adapter \(adapter_model\.safetensors\).*merge"),
-    "adapter beside a whole model": (adapted, r"holds a PEFT adapter of organisation/base .*merge"),
+    "adapter alone": (
+        renamed("adapter_model.safetensors"),
+        r"holds a PEFT adapter \(adapter_model\.safetensors\) without its adapter_config",
+    ),
+    "adapter beside a whole model": (adapted, r"holds a PEFT adapter .* beside a whole model"),
     "missing shard": (sharded({"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}, "a"), r"lacks 1 of the 2 shards .*: b\.safe"),
     "lost tensor": (
         sharded({"weight_map": {"a": "a.safetensors", "b": "a.safetensors"}}, "a"),

@@ -36,7 +36,7 @@ def lines_of(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("what", ["none", "both", "dimensions", "prod", "prod_dual", "cross_encoder"])
+@pytest.mark.parametrize("what", ["none", "both", "dimensions", "prod", "prod_dual", "cross_encoder", "lora"])
 def test_any_number_of_processes_ends_in_the_same_parameters(
     tmp_path: Path, experiment_file: Path, shards: Path, cross_encoder: Path, zygote: Any, what: str
 ) -> None:
@@ -50,6 +50,7 @@ def test_any_number_of_processes_ends_in_the_same_parameters(
         "dimensions": ["train.objective.in_batch=supervised", "train.objective.dimensions=[32,8,3]"],
         "prod": ["recipe=prod"],
         "prod_dual": ["recipe=prod_dual", f"train.objective.teacher_model={student}", "train.objective.reference_kl_weight=1"],
+        "lora": ["student.lora.rank=4", "student.lora.dropout=0.1", "train.objective.in_batch=both"],
         "cross_encoder": ["task=cross_encoder", f"teacher.model={cross_encoder}", "teacher.max_tokens=60"],
     }
     for size in (1, 2, 4) if what in ("none", "both") else (1, 2):
