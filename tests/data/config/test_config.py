@@ -118,6 +118,14 @@ def test_a_wrong_value_names_its_key_and_itself(file: Path, key: str, value: str
     assert key in str(caught.value)
 
 
+def test_poolings_are_named_as_in_sentence_transformers(file: Path) -> None:
+    """Prevents: a pooling that no one has found out when the student is opened; one of several that is read over."""
+    assert load_with(file, **{"student.pooling": "max+lasttoken"}).student.pooling == "max+lasttoken"
+    for value in ("last", "cls+", "auto+mean", ""):
+        with pytest.raises(UserError, match=r"student\.pooling: .*expected auto, cls, mean, max, mean_sqrt_len_tokens, weightedmean"):
+            load_with(file, **{"student.pooling": value})
+
+
 def test_faults_between_fields_are_told(file: Path) -> None:
     """Prevents: negatives drawn from an empty window of ranks."""
     with pytest.raises(UserError, match="range_max <= depth"):

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.checkpoints import change_json, randomised, save, save_t5
-from support.student_folders import TEXTS, assert_equal, encoder_of, lay_out, peer
+from support.student_folders import TEXTS, assert_equal, dense, encoder_of, lay_out, peer
 from support.student_layouts import LAYOUTS, LENGTHS, make
 from typer.testing import CliRunner
 
@@ -73,12 +73,19 @@ def test_keys_gain_parts_where_they_are_used(tmp_path: Path) -> None:
     assert keys["icl"].keys() - keys["bge-m3"].keys() == {"pools_prompt"}
     path = tmp_path / "LaBSE" / "m" / "2_Dense" / "model.safetensors"
     change = {name: tensor + 1 for name, tensor in load_file(path).items()}
-    from safetensors.torch import save_file
-
     save_file(change, path)
     assert resolve_student(Student(model=str(tmp_path / "LaBSE" / "m"))).key(digests)["modules"] != keys["LaBSE"]["modules"]
     bare = Student(model=str(tmp_path / "icl" / "m"), query_prefix="", passage_prefix="")
     assert "pools_prompt" not in resolve_student(bare).key(digests)  # nothing is left out where there is no prompt
+
+
+def test_instructors_of_the_hub_pool_no_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a model whose files do not say what sentence-transformers knows by its name, pooled with its instruction."""
+    folder = make("GTR", tmp_path)
+    monkeypatch.setattr("retrieval.models.student.resolve_folder", lambda *unused, **words: folder)
+    words: dict[str, Any] = {"model": "hkunlp/instructor-base", "passage_tokens": 90}
+    assert not resolve_student(Student(**words, query_prefix="ba: ")).pools_prompt
+    assert resolve_student(Student(**words)).pools_prompt and resolve_student(Student(**words | {"model": "a/gtr"})).pools_prompt
 
 
 @pytest.mark.medium
@@ -156,6 +163,21 @@ def test_queries_find_what_sentence_transformers_finds(tmp_path: Path, finished:
 
 
 @pytest.mark.medium
+def test_a_vector_is_cut_behind_its_modules(tmp_path: Path) -> None:
+    """Prevents: the first dimensions of what a Dense reads kept, in place of those of what it makes."""
+    inner = save(tmp_path / "weights", "Bert")
+
+    def cut_to(size: int) -> Path:
+        said = {"truncate_dim": size, "similarity_fn_name": "dot"}
+        return lay_out(tmp_path / str(size), inner, behind=[dense(32, 24)], prompts=said, model_max_length=100)
+
+    ours = encoder_of(cut_to(12))
+    assert ours.size == 12
+    assert_equal(ours, peer(cut_to(12)))
+    assert encoder_of(cut_to(24)).spec.truncate_dim is None and encoder_of(cut_to(24)).size == 24
+
+
+@pytest.mark.medium
 def test_several_poolings_may_be_asked_for(tmp_path: Path) -> None:
     """Prevents: a setting that takes what the files may say, and another order or size of the vectors."""
     inner = save(tmp_path / "weights", "Bert")
@@ -164,6 +186,4 @@ def test_several_poolings_may_be_asked_for(tmp_path: Path) -> None:
     assert ours.size == 64
     assert_equal(ours, peer(wanted))
     with pytest.raises(UserError, match=r"2_Dense reads vectors of 64 dimensions, and what comes before it makes 32"):
-        from support.student_folders import dense
-
         DualEncoder(resolve_student(Student(model=str(lay_out(tmp_path / "d", inner, behind=[dense(64, 8)])))))
