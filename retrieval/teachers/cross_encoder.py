@@ -189,11 +189,8 @@ def resolve_cross_encoder(teacher: settings.Teacher, *, device: str) -> CrossEnc
 def resolve_graph(teacher: settings.Teacher, *, device: str) -> CrossEncoderSpec:
     """Find an ONNX graph, its tokenizer and configuration, and check them. Needs no ONNX Runtime.
 
-    Raises UserError as `find_graph` and `check_graph`, for a tokenizer of Python code that is not trusted, and for what only torch reads.
+    Raises UserError as `find_graph` and `check_graph`, and for a tokenizer of Python code that is not trusted.
     """
-    for name in ("answers", "label"):
-        if getattr(teacher, name) not in (None, ()):
-            raise UserError(f"teacher.{name} is read under teacher.backend=torch alone; leave it out, or export a graph with one output")
     files, trusted = find_graph(teacher), teacher.trust_remote_code
     check_custom_code(files.tokenizer, option="teacher.model", trusted=trusted, graph=True)
     check_graph(files, max_tokens=teacher.max_tokens, option="teacher.model")
