@@ -100,6 +100,30 @@ def test_vectors_of_another_size_than_the_hidden_one(tmp_path: Path, composite: 
     np.testing.assert_allclose(both.passages(TEXTS), ours.passages(TEXTS), atol=1e-6)
 
 
+@pytest.mark.medium
+def test_the_text_part_of_a_model_that_sees_is_a_student(tmp_path: Path) -> None:
+    """Prevents: sizes, layers and padding looked for beside the part that reads text (Qwen2-VL and its like)."""
+    import torch
+    import transformers
+
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10_000.0}
+    text = {**SIZES, "num_key_value_heads": 2, "rope_parameters": rope, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
+    config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=470, video_token_id=471)
+    model = randomised(transformers.Qwen2VLModel(config), 0)
+    model.save_pretrained(save_tokenizer(tmp_path / "weights", "qwen"))
+    folder = lay_out(tmp_path / "m", tmp_path / "weights", pooling="lasttoken", normalize=True, model_max_length=100)
+    ours = encoder_of(folder)
+    with torch.no_grad():
+        alone = [model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1] for ids in ours.passage_tokens(TEXTS)]
+    np.testing.assert_allclose(ours.passages(TEXTS), torch.nn.functional.normalize(torch.stack(alone), dim=-1), atol=1e-5)
+    cut = encoder_of(folder, layers=1)
+    DualEncoder(cut.spec).save(tmp_path / "saved")
+    np.testing.assert_array_equal(encoder_of(tmp_path / "saved").passages(TEXTS), cut.passages(TEXTS))
+    with pytest.raises(UserError, match=r"student.layers=3, but the model has 2 layers"):
+        resolve(folder, layers=3, passage_tokens=90)
+
+
 def test_more_layers_than_there_are_is_told_by_the_files(tmp_path: Path) -> None:
     """Prevents: a plan that works until the student is opened."""
     for number, architecture in enumerate(["Bert", "DistilBert", "ModernBert"]):
