@@ -34,16 +34,17 @@ def _no_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
 
 # Each finds and checks what its settings name, and opens nothing.
 BACKENDS: dict[str, Callable[..., TeacherSpec]] = {"torch": resolve_cross_encoder, "onnx": resolve_cross_encoder, "none": _no_teacher}
+# The settings that are not every backend's own.
+_READ = {"torch": ("template", "instruction", "answers", "label"), "onnx": ("template", "instruction", "file")}
 _REGISTRY: Registry[Any] = Registry("teacher", BACKENDS)
 
 
 def resolve_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
     """Find and check the teacher of the settings. Raises UserError: no such backend or module, and what the backend finds in its files."""
     found = _REGISTRY.get(teacher.backend, setting="teacher.backend")
-    if found is not resolve_cross_encoder:
-        for name in ("template", "instruction", "answers", "label", "file"):
-            if getattr(teacher, name) not in (None, ()):
-                raise UserError(f"teacher.{name} is given, which teacher.backend={teacher.backend} does not read; leave it out")
+    for name in ("template", "instruction", "answers", "label", "file"):
+        if getattr(teacher, name) not in (None, ()) and name not in _READ.get(teacher.backend, ()):
+            raise UserError(f"teacher.{name} is given, which teacher.backend={teacher.backend} does not read; leave it out")
     if is_import_path(teacher.backend):
         return PluginSpec(teacher)
     spec: TeacherSpec = found(teacher, device=device)

@@ -165,9 +165,6 @@ def resolve_cross_encoder(teacher: settings.Teacher, *, device: str) -> CrossEnc
     """
     folder = teacher_source(teacher)
     backend = teacher.backend
-    for name in ("answers", "label") if backend == "onnx" else ():
-        if getattr(teacher, name) not in (None, ()):
-            raise UserError(f"teacher.{name} is read under teacher.backend=torch alone; leave it out, or export a graph with one output")
     weights = folder if backend == "onnx" else transformer_folder(folder)
     needed, other, remedy = (GRAPH_NAME, "config.json", "torch") if backend == "onnx" else ("config.json", GRAPH_NAME, "onnx")
     if not os.path.lexists(weights / needed):
