@@ -46,15 +46,19 @@ def _no_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
 BACKENDS: dict[str, Callable[..., TeacherSpec]] = {
     "torch": resolve_cross_encoder, "onnx": resolve_graph, "http": resolve_http, "none": _no_teacher,
 }  # fmt: skip
-_READ_BY = {"torch": ("template", "instruction", "answers", "label"), "onnx": ("template", "instruction"), "http": ("instruction",)}
+# The settings that are not every backend's own; `resolve_http` refuses those of files itself.
+_READ = {
+    "torch": ("template", "instruction", "answers", "label"), "onnx": ("template", "instruction", "file"),
+    "http": ("template", "instruction", "answers", "label", "file"),
+}  # fmt: skip
 _REGISTRY: Registry[Any] = Registry("teacher", BACKENDS)
 
 
 def resolve_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
     """Find and check the teacher of the settings. Raises UserError: no such backend or module, and what the backend finds in its files."""
     found = _REGISTRY.get(teacher.backend, setting="teacher.backend")
-    for name in ("template", "instruction", "answers", "label"):
-        if name not in _READ_BY.get(teacher.backend, ()) and getattr(teacher, name) not in (None, ()):
+    for name in ("template", "instruction", "answers", "label", "file"):
+        if getattr(teacher, name) not in (None, ()) and name not in _READ.get(teacher.backend, ()):
             raise UserError(f"teacher.{name} is given, which teacher.backend={teacher.backend} does not read; leave it out")
     if is_import_path(teacher.backend):
         return PluginSpec(teacher)

@@ -195,7 +195,7 @@ def test_what_a_logit_score_says_is_honoured_or_refused(
         ({"answers": ("yano", "no")}, r'"yano" is 2 tokens of .* \("ya", "no"\), and a logit is of one'),
         ({"answers": ("#999",)}, '"#999" is no token'),
         ({"answers": ("ya",), "label": 1}, r"teacher\.label=1: .* is a causal language model"),
-        ({"answers": ("ya",), "backend": "onnx"}, r"teacher\.answers is read under teacher\.backend=torch alone"),
+        ({"answers": ("ya",), "backend": "onnx"}, r"teacher\.answers is given, which teacher\.backend=onnx does not read"),
     ],
 )
 def test_what_does_not_name_a_logit_is_refused(tmp_path: Path, settings: dict[str, Any], words: str) -> None:

@@ -61,7 +61,7 @@ def test_a_label_is_that_output(two: Path, label: Any) -> None:
         ({}, r"has 2 outputs; a cross-encoder with one output .* takes the logit of one \(0: not_relevant, 1: relevant\).*=difference"),
         ({"label": 2}, r"teacher\.label=2: the model has the outputs 0 to 1 \(0: not_relevant"),
         ({"label": -1}, "the model has the outputs 0 to 1"),
-        ({"label": 1, "backend": "onnx"}, r"teacher\.label is read under teacher\.backend=torch alone"),
+        ({"label": 1, "backend": "onnx"}, r"teacher\.label is given, which teacher\.backend=onnx does not read"),
     ],
 )
 def test_what_chooses_no_output_is_refused_with_their_names(two: Path, settings: dict[str, Any], words: str) -> None:
