@@ -53,12 +53,13 @@ def merged(model: Any, folder: Path, *, option: str) -> Any:
             warnings.simplefilter("ignore")
             _fit_token_table(model, tensors)
             wrapped = peft.PeftModel(_as_trained(model, tensors), peft.PeftConfig.from_peft_type(**settings))
+            _refuse_shared_table(model, folder, option=option)
             report = peft.set_peft_model_state_dict(wrapped, tensors)
             lacking = [name for name in report.missing_keys if ".default" in name]
             if not lacking and not report.unexpected_keys:
                 wrapped.merge_and_unload(safe_merge=True)
                 return model.requires_grad_(True).eval()  # frozen by peft, which would train the adapter alone
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # peft raises many kinds
         kind = type(model).__name__
@@ -102,6 +103,16 @@ def _has_place(name: str, model: Any) -> bool:
     inside = model.base_model_prefix
     top = name.removeprefix(_PREFIX).removeprefix(f"{inside}.").split(".")[0]
     return top not in (*_HEADS, "pooler") or any(getattr(part, top, None) is not None for part in (model, getattr(model, inside, model)))
+
+
+def _refuse_shared_table(model: Any, folder: Path, *, option: str) -> None:
+    """Raises UserError where the token table is the output matrix, too, and one of them is adapted: merged, both would change."""
+    tables = model.get_input_embeddings(), model.get_output_embeddings()
+    if None not in tables and tables[0].weight is tables[1].weight and any(hasattr(table, "base_layer") for table in tables):
+        raise UserError(
+            f"{option}: {folder} holds a PEFT adapter of the token table or the output matrix, which are one in its base "
+            "(tie_word_embeddings), so it cannot be merged: untie them in a copy of the base, and merge it into that"
+        )
 
 
 def _fit_token_table(model: Any, tensors: dict[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ from data.errors import UserError
 from retrieval.models.loading import open_model
 from retrieval.teachers.backends import resolve_teacher
 from retrieval.teachers.base import TeacherSettings
+from retrieval.teachers.pair_scorer import PairScorer
 
 IDS = torch.arange(4, 44).view(2, 20)
 PAIRS = [("ba be", "bi bo bu"), ("zu", "ba " * 30), ("cedi fo gu", "zaxe")]
@@ -159,6 +160,51 @@ def test_the_adapter_of_a_reranker_as_a_student(tmp_path: Path) -> None:
     reference = merged_by_peft(adapter, base, "AutoModelForSequenceClassification", num_labels=1).bert
     ours = open_model("AutoModel", adapter, option="student.model", ways=({"add_pooling_layer": False},))
     torch.testing.assert_close(states(ours), states(reference), atol=1e-5, rtol=0)
+
+
+def test_a_cross_encoder_in_training_starts_from_the_adapter_s_head(tmp_path: Path) -> None:
+    """Prevents: a head drawn at random over the one that the adapter brings, or a merged model that peft has frozen."""
+    base = save(tmp_path / "base", "Bert")
+    adapter = save_adapter(tmp_path / "adapter", base, head=True)
+    scorer = PairScorer(adapter, seed=0).eval()
+    reference = merged_by_peft(adapter, base, "AutoModelForSequenceClassification", num_labels=1)
+    with torch.no_grad():
+        expected = reference(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
+        torch.testing.assert_close(scorer(IDS, torch.ones_like(IDS)), expected, atol=1e-5, rtol=0)
+    assert all(parameter.requires_grad for parameter in scorer.parameters())
+    scorer.save(tmp_path / "saved")
+    np.testing.assert_allclose(logits(tmp_path / "saved"), logits(adapter), atol=1e-5)
+
+
+@pytest.mark.parametrize("auto", ["AutoModelForCausalLM", "AutoModel"])
+def test_the_adapter_of_a_language_model(tmp_path: Path, auto: str) -> None:
+    """Prevents: an adapter of a generative reranker that is merged into the layers and not into the output matrix, or not at all."""
+    import transformers
+
+    base = save(tmp_path / "base", "Qwen3")
+    transformers.AutoModelForCausalLM.from_pretrained(base).save_pretrained(base)
+    adapter = save_adapter(
+        tmp_path / "adapter", base, auto="AutoModelForCausalLM", target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"
+    )
+    reference = merged_by_peft(adapter, base, "AutoModelForCausalLM")
+    ours = open_model(auto, adapter, option="teacher.model")
+    with torch.no_grad():
+        if auto == "AutoModel":
+            torch.testing.assert_close(states(ours), states(reference.model), atol=1e-5, rtol=0)
+        else:
+            torch.testing.assert_close(ours(IDS).logits, reference(IDS).logits, atol=1e-4, rtol=0)
+
+
+def test_a_table_with_two_uses_is_not_merged(tmp_path: Path) -> None:
+    """Prevents: an adapter of the output matrix that changes the tokens' own vectors as well."""
+    import transformers
+
+    base = save(tmp_path / "base", "Qwen3", tie_word_embeddings=True)
+    transformers.AutoModelForCausalLM.from_pretrained(base).save_pretrained(base)
+    for target in ("lm_head", "embed_tokens"):
+        adapter = save_adapter(tmp_path / target, base, auto="AutoModelForCausalLM", target_modules=["q_proj", target])
+        with pytest.raises(UserError, match=r"are one in its base \(tie_word_embeddings\), so it cannot be merged"):
+            open_model("AutoModelForCausalLM", adapter, option="teacher.model")
 
 
 def test_a_larger_token_table(tmp_path: Path) -> None:
