@@ -86,7 +86,7 @@ def page_of(lines: Mapping[str, str]) -> str:
     parts = [_HEAD]
 
     def table(heads: Sequence[str], ids: Sequence[str]) -> str:
-        return "\n".join([line(*heads), line(*["---"] * len(heads)), *(lines[name] for name in ids)]) + "\n"
+        return "\n".join([line(*heads), line(*["---"] * len(heads)), *(lines[name] for name in ids if name in lines)]) + "\n"
 
     parts.append(_TEACHERS)
     for title, teachers in TEACHERS.items():
