@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from support.layouts.references import Peer
+from support.layouts.references import Peer, by_transformers
 from support.layouts.student_rows import StudentRow
 from support.layouts.teacher_rows import TeacherRow
 from support.layouts.texts import PAIRS, PASSAGES, QUERIES
@@ -31,13 +32,15 @@ from data.digests import DigestCache
 from data.errors import UserError
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK, CandidateKind
 from retrieval.encoding.text_encoder import TextEncoder
+from retrieval.model_files.files import tokenizer_digest
 from retrieval.models.student import resolve_student
 from retrieval.models.tokenizer import Tokenizer
 from retrieval.teachers.backends import resolve_teacher
 from retrieval.teachers.base import TeacherSettings
 
+Encode = Callable[[list[str]], list[Any]]
 MAX_TOKENS = 160
-MESSAGE = 140  # characters of a message in the table
+MESSAGE = 170  # characters of a message in the table
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,19 @@ def _plain(message: str, folder: Path) -> str:
 # Teachers
 
 
-def teacher_outcome(row: TeacherRow, digests: DigestCache) -> Outcome:
-    """Token ids that differ are a fault."""
+@dataclass(frozen=True)
+class TeacherOutcome:
+    """Of a row: as it is, and trained by `train.task=cross_encoder` and saved. None: not measured."""
+
+    plain: Outcome
+    trained: Outcome | None = None
+
+
+def teacher_outcome(row: TeacherRow, work: Path) -> TeacherOutcome:
+    """Token ids that differ are a fault. `work` is a folder for digests and the training's files."""
     folder = shared(row.layout) / row.at
-    return outcome_of(lambda: _teacher_difference(row, folder, digests), folder)
+    plain = outcome_of(lambda: _teacher_difference(row, folder, DigestCache(work / "digests.json")), folder)
+    return TeacherOutcome(plain, outcome_of(lambda: _trained_teacher(row, folder, work), folder) if row.trained else None)
 
 
 def _teacher_difference(row: TeacherRow, folder: Path, digests: DigestCache) -> float:
@@ -118,6 +130,49 @@ def _teacher_difference(row: TeacherRow, folder: Path, digests: DigestCache) -> 
     assert not different, f"{len(different)} of {len(PAIRS)} pairs have other token ids, {different[0]!r} first"
     assert np.std(expected.logits) > 0.01, "the reference tells no pairs apart"
     return largest(logits, expected.logits)
+
+
+def _trained_teacher(row: TeacherRow, folder: Path, work: Path) -> float:
+    """Of the cross-encoder that three steps leave."""
+    reader = Tokenizer(folder)
+    rows = [training_row(number, *(partial(reader.encode, max_tokens=MAX_TOKENS),) * 2) for number in range(12)]
+    student = {"model": str(folder), "pooling": "mean", "query_tokens": 64, "passage_tokens": MAX_TOKENS}
+    teacher = {"model": str(folder), "max_tokens": MAX_TOKENS}
+    saved = trained(rows, work, tokenizer=tokenizer_digest(folder), task="cross_encoder", teacher=teacher, student=student)
+    before, after = (by_transformers()(place, MAX_TOKENS).logits for place in (folder, saved))
+    assert largest(before, after) > 1e-4, "the steps changed nothing"
+    return _teacher_difference(row, saved, DigestCache(work / "digests.json"))
+
+
+def trained(rows: list[dict[str, Any]], work: Path, *, tokenizer: str, task: str, **sections: dict[str, Any]) -> Path:
+    """The folder of the model that three steps on these 12 rows leave. `tokenizer` is the digest of that which made their tokens."""
+    from trainer.loop import train
+
+    write_shards(work / "shards", [rows], tokenizer=tokenizer)
+    settings = {
+        "store": str(work / "store"), "ingest": {"path": "none"}, "teacher": {"model": "none"}, **sections,
+        "train": {
+            "task": task, "output": str(work / "run"), "batch_queries": 4, "epochs": 1, "warmup_steps": 0, "learning_rate": 1e-3,
+            "precision": "fp32", "threads": 1,
+        },
+    }  # fmt: skip
+    (work / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    assert train(load({"config": str(work / "experiment.yaml")}), shards_folder=work / "shards") == 0
+    assert len((work / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    return next(path for path in (work / "run").iterdir() if (path / "config.json").is_file())
+
+
+def training_row(number: int, read_queries: Encode, read_passages: Encode) -> dict[str, Any]:
+    """A query, its positive and three negatives, in tokens."""
+    chance = np.random.default_rng(number)
+    passages = [PASSAGES[(number + place) % len(PASSAGES)] for place in range(4)]
+    return {
+        "query_id": f"q{number}", "draw": 0, "query_tokens": read_queries([QUERIES[number]])[0],
+        "candidate_tokens": read_passages(passages), "candidate_id": [f"q{number}-{place}" for place in range(4)],
+        "candidate_kind": [int(CandidateKind.POSITIVE), *[int(CandidateKind.NEGATIVE)] * 3],
+        "teacher_logits": chance.normal(size=4).astype(np.float32).tolist(), "confidence": float(np.float32(-chance.random())),
+        "never_ids": [],
+    }  # fmt: skip
 
 
 def largest(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
@@ -172,39 +227,14 @@ def _vector_difference(ours: TextEncoder, peer: Peer, model: Any, *, saved: bool
 
 def _trained_difference(row: StudentRow, folder: Path, work: Path) -> float:
     """Of the student that three steps leave, opened here and by sentence-transformers."""
-    from trainer.loop import train
-
     start = encoder_of(folder, **row.settings)
-    rows = [_training_row(start, number) for number in range(12)]
-    write_shards(work / "shards", [rows], student=start.spec.weights_folder, tokenizer=start.spec.tokenizer_digest)
-    settings = {
-        "store": str(work / "store"), "ingest": {"path": "none"}, "teacher": {"model": "none"},
-        "student": {"model": str(folder), "query_tokens": None, "passage_tokens": None, **row.settings},
-        "train": {
-            "output": str(work / "run"), "batch_queries": 4, "epochs": 1, "warmup_steps": 0, "learning_rate": 1e-3, "precision": "fp32",
-            "threads": 1,
-        },
-    }  # fmt: skip
-    (work / "experiment.yaml").write_text(yaml.safe_dump(settings))
-    assert train(load({"config": str(work / "experiment.yaml")}), shards_folder=work / "shards") == 0
-    assert len((work / "run" / "metrics.jsonl").read_text().splitlines()) == 3
-    saved = work / "run" / "student"
+    rows = [training_row(number, start.query_tokens, start.passage_tokens) for number in range(12)]
+    student = {"model": str(folder), "query_tokens": None, "passage_tokens": None, **row.settings}
+    saved = trained(rows, work, tokenizer=start.spec.tokenizer_digest, task="student", student=student)
     ours = encoder_of(saved)
     assert largest(ours.passages(PASSAGES), start.passages(PASSAGES)) > 1e-4, "the steps changed nothing"
     peer = Peer(row.peer.reopened, words=row.peer.words)
     return _vector_difference(ours, peer, peer.open(saved), saved=True)
-
-
-def _training_row(student: TextEncoder, number: int) -> dict[str, Any]:
-    chance = np.random.default_rng(number)
-    passages = [PASSAGES[(number + place) % len(PASSAGES)] for place in range(4)]
-    return {
-        "query_id": f"q{number}", "draw": 0, "query_tokens": student.query_tokens([QUERIES[number]])[0],
-        "candidate_tokens": student.passage_tokens(passages), "candidate_id": [f"q{number}-{place}" for place in range(4)],
-        "candidate_kind": [int(CandidateKind.POSITIVE), *[int(CandidateKind.NEGATIVE)] * 3],
-        "teacher_logits": chance.normal(size=4).astype(np.float32).tolist(), "confidence": float(np.float32(-chance.random())),
-        "never_ids": [],
-    }  # fmt: skip
 
 
 # Tokenizers

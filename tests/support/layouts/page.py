@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from support.layouts.measure import StudentOutcome
+from support.layouts.measure import StudentOutcome, TeacherOutcome
 from support.layouts.student_rows import KEYS, MARKS, STUDENTS, StudentRow
 from support.layouts.teacher_rows import TEACHERS, TeacherRow
 
@@ -26,7 +26,8 @@ writes this page anew.
 """
 _TEACHERS = """## Teachers
 
-The largest difference of 60 pairs' logits: short, long, empty, with umlauts and Chinese.
+The largest difference of 60 pairs' logits: short, long, empty, with umlauts and Chinese; of some, too, after three steps of
+`train.task=cross_encoder`, saved and opened again.
 """
 _STUDENTS = """## Students
 
@@ -61,8 +62,9 @@ def line(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def teacher_line(row: TeacherRow, cell: str) -> str:
-    return line(row.name, settings_of(row, "teacher"), cell)
+def teacher_line(row: TeacherRow, outcome: TeacherOutcome) -> str:
+    trained = outcome.trained.cell if outcome.trained else NONE
+    return line(row.name, settings_of(row, "teacher"), outcome.plain.cell, trained)
 
 
 def student_line(row: StudentRow, outcome: StudentOutcome) -> str:
@@ -84,12 +86,12 @@ def page_of(lines: Mapping[str, str]) -> str:
     parts = [_HEAD]
 
     def table(heads: Sequence[str], ids: Sequence[str]) -> str:
-        return "\n".join([line(*heads), line(*["---"] * len(heads)), *(lines[name] for name in ids)]) + "\n"
+        return "\n".join([line(*heads), line(*["---"] * len(heads)), *(lines[name] for name in ids if name in lines)]) + "\n"
 
     parts.append(_TEACHERS)
     for title, teachers in TEACHERS.items():
         parts.append(f"### {title}\n" if title != "Refused" else "### Other teachers\n")
-        parts.append(table(("model (layout)", "settings", "here"), [f"teacher: {row.name}" for row in teachers]))
+        parts.append(table(("model (layout)", "settings", "as published", "trained"), [f"teacher: {row.name}" for row in teachers]))
     parts.append(_STUDENTS)
     for title, students in STUDENTS.items():
         parts.append(f"### {title} as students\n" if title != "Refused" else "### Other students\n")

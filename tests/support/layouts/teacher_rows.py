@@ -37,6 +37,7 @@ class TeacherRow:
     says: str = ""  # of a refusal, a regular expression
     at: str = ""  # folder inside the layout that teacher.model names
     tolerance: float = 1e-4
+    trained: bool = False  # whether three steps of train.task=cross_encoder are made from it, and the saved one scored
     needs_peft: bool = False
 
     @property
@@ -53,14 +54,14 @@ MXBAI = {"template": "mxbai-rerank-v2", **UNCUT}
 BGE_GEMMA = {"template": "bge-reranker-v2-gemma", **UNCUT}
 
 ENCODERS = [
-    TeacherRow("MiniLM, BERT (ms-marco)", rerankers.ms_marco_minilm, PLAIN),
-    TeacherRow("bge-reranker-v2-m3, XLM-R", rerankers.bge_m3, PLAIN),
-    TeacherRow("gte-reranker-modernbert-base, 400 tokens", rerankers.gte_modernbert, PLAIN, {"max_tokens": 400}),
-    TeacherRow("mxbai-rerank-base-v1 (DeBERTa-v2, fp16)", rerankers.mxbai_v1, PLAIN),
-    TeacherRow("ELECTRA", rerankers.electra, PLAIN),
-    TeacherRow("RoBERTa", rerankers.roberta, PLAIN),
-    TeacherRow("DistilBERT", rerankers.distilbert, PLAIN),
-    TeacherRow("EuroBERT", rerankers.eurobert, PLAIN),
+    TeacherRow("MiniLM, BERT (ms-marco)", rerankers.ms_marco_minilm, PLAIN, trained=True),
+    TeacherRow("bge-reranker-v2-m3, XLM-R", rerankers.bge_m3, PLAIN, trained=True),
+    TeacherRow("gte-reranker-modernbert-base, 400 tokens", rerankers.gte_modernbert, PLAIN, {"max_tokens": 400}, trained=True),
+    TeacherRow("mxbai-rerank-base-v1 (DeBERTa-v2, fp16)", rerankers.mxbai_v1, PLAIN, trained=True),
+    TeacherRow("ELECTRA", rerankers.electra, PLAIN, trained=True),
+    TeacherRow("RoBERTa", rerankers.roberta, PLAIN, trained=True),
+    TeacherRow("DistilBERT", rerankers.distilbert, PLAIN, trained=True),
+    TeacherRow("EuroBERT", rerankers.eurobert, PLAIN, trained=True),
     TeacherRow("CrossEncoder folder of sentence-transformers 6.2", rerankers.saved_by_sentence_transformers, as_cross_encoder),
     TeacherRow("the same, Transformer in `0_Transformer/`", rerankers.in_sub_folder, as_cross_encoder),
     TeacherRow("the same, with a default prompt", rerankers.in_6_with_prompt, as_cross_encoder),
@@ -95,7 +96,7 @@ DECODERS = [
     TeacherRow(
         "Qwen3-Reranker-seq-cls (plain)", rerankers.qwen3_classifier, by_transformers(encode=as_text(qwen3_text)), QWEN3
     ),
-    TeacherRow("Qwen3-Reranker-seq-cls (plain), no template: a note", rerankers.qwen3_classifier, PLAIN),
+    TeacherRow("Qwen3-Reranker-seq-cls (plain), no template: a note", rerankers.qwen3_classifier, PLAIN, trained=True),
     TeacherRow("the same, `pad_token_id: null`", rerankers.qwen3_classifier_without_padding, says="pad_token_id"),
     TeacherRow(
         "mxbai-rerank-base-v2 (Qwen2)", rerankers.mxbai_v2, by_transformers(answers("1", "0"), encode=as_text(mxbai_text)),
@@ -108,7 +109,7 @@ DECODERS = [
     TeacherRow(
         "bge-reranker-v2-gemma as a classifier", rerankers.gemma_classifier, by_transformers(encode=as_text(bge_gemma_text)), BGE_GEMMA
     ),
-    TeacherRow("RankLLaMA, merged (tokenizer without padding)", rerankers.rankllama, PLAIN),
+    TeacherRow("RankLLaMA, merged (tokenizer without padding)", rerankers.rankllama, PLAIN, trained=True),
     TeacherRow(
         "RankLLaMA, merged", rerankers.rankllama, by_transformers(encode=rankllama_pair), {"template": "rankllama", **UNCUT}
     ),
@@ -139,13 +140,13 @@ GRAPHS = [
     TeacherRow("ONNX of a decoder", onnx_exports.decoder, None, ONNX, says="position_ids"),
 ]  # fmt: skip
 OUTSIDE = [
-    TeacherRow("monoT5 (an encoder with a decoder)", rerankers.monot5, says="encoder with a decoder"),
-    TeacherRow("T5 with a classifier", rerankers.t5_classifier, says="encoder with a decoder"),
+    TeacherRow("monoT5 (an encoder with a decoder)", rerankers.monot5, says=r"encoder with a decoder.*teacher\.backend=http"),
+    TeacherRow("T5 with a classifier", rerankers.t5_classifier, says=r"encoder with a decoder.*teacher\.backend=http"),
     TeacherRow("RankZephyr (lists, not pairs)", rerankers.rank_zephyr, says=r"MistralForCausalLM|teacher\.answers"),
     TeacherRow("jina-reranker-v2 (own code, no model_type)", rerankers.jina_v2, says="trust_remote_code"),
     TeacherRow("gte-multilingual-reranker-base (own code)", rerankers.gte_multilingual, says="trust_remote_code"),
     TeacherRow("llama-nemotron-rerank (own code)", rerankers.llama_nemotron, says="trust_remote_code"),
-    TeacherRow("quantised with bitsandbytes", rerankers.quantised, says="quantised"),
+    TeacherRow("quantised with bitsandbytes", rerankers.quantised, says=r"quantised.*teacher\.backend=http"),
     TeacherRow("`pytorch_model.bin` alone", rerankers.only_pickled, says="pytorch_model.bin"),
     TeacherRow("weights without the head", rerankers.without_head, says="lacks|head"),
     TeacherRow("a layer's weights under other names", rerankers.renamed_layer, says="lacks"),
