@@ -120,6 +120,7 @@ class HttpServer(Section):
         "what it gives; the sigmoid of a probability is undone; auto: probability of shape=rerank, else a logit, tried out",
         later=True,
     )
+    truncate: bool = keyed(False, "of shape=score: cut plain pairs to teacher.max_tokens; false: the server's own length", later=True)
     documents: int = execution(32, "documents of a request, at most", ge=1)
     concurrency: int = execution(8, "requests of a worker at a time", ge=1, le=1024)
     timeout: float = execution(120.0, "seconds that a request may take", gt=0)

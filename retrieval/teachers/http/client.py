@@ -16,7 +16,7 @@ import functools
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +65,7 @@ class Client:
         requests: Sequence[Request],
         *,
         logits: bool,
-        instruction: str | None = None,
+        more: Mapping[str, Any] | None = None,  # what goes with each request
         patience: float | None = None,  # seconds; None: as the settings say
         on_answer: Callable[[int], None] = lambda place: None,
     ) -> list[NDArray[np.float64]]:
@@ -80,7 +80,7 @@ class Client:
         async def work(connection: httpx2.AsyncClient, places: Iterator[int]) -> None:
             for place in places:
                 query, documents = requests[place].query, requests[place].documents
-                body = self.shape.body(query, documents, model=self.model, logits=logits, instruction=instruction)
+                body = self.shape.body(query, documents, model=self.model, logits=logits, more=more)
                 answers[place] = await self._answer(connection, body, count=len(documents), patience=waits)
                 on_answer(place)
 
@@ -183,9 +183,10 @@ class Client:
                 f"{self.url} is no endpoint of this server, or has no model {self.model} ({status}: {self._said(answer)}): see "
                 "teacher.http.url, teacher.http.shape and teacher.model"
             )
+        longest = "; pairs that are too long are cut with teacher.http.truncate=true" if self.shape.longest else ""
         return UserError(
             f"{self.url} refuses a request of {self.server.documents} documents at most ({status}: {self._said(answer)}): see "
-            "teacher.http.shape, teacher.http.documents, teacher.model, and how long a text the server takes"
+            f"teacher.http.shape, teacher.http.documents, teacher.model, and how long a text the server takes{longest}"
         )
 
     def _said(self, answer: httpx2.Response) -> str:

@@ -12,7 +12,7 @@ A server that gives no logit gives the sigmoid of one, which is undone here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,14 +38,15 @@ class Shape:
     score: str = "relevance_score"
     raw: dict[str, bool] = field(default_factory=dict)  # what asks for logits; with the values turned round, for probabilities
     always: dict[str, Any] = field(default_factory=dict)
-    takes_instruction: bool = False
+    instruction: str | None = None  # names of what only some servers take
+    longest: str | None = None
 
-    def body(self, query: str, documents: Sequence[str], *, model: str, logits: bool, instruction: str | None = None) -> dict[str, Any]:
-        """The request. `logits` is of no account where the server gives what it likes."""
-        asked: dict[str, Any] = {name: value == logits for name, value in self.raw.items()}
-        if instruction is not None:
-            asked["instruction"] = instruction
-        return {"model": model, self.query: query, self.documents: list(documents), **asked, **self.always}
+    def body(
+        self, query: str, documents: Sequence[str], *, model: str, logits: bool, more: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The request. `logits` is of no account where the server gives what it likes; `more` goes with it as it is."""
+        asked = {name: value == logits for name, value in self.raw.items()}
+        return {"model": model, self.query: query, self.documents: list(documents), **asked, **self.always, **(more or {})}
 
     def scores(self, answer: Any, count: int) -> NDArray[np.float64]:
         """[count] scores in the order of the documents that were sent, from the answer's JSON. Raises WrongAnswer."""
@@ -73,9 +74,10 @@ SHAPES = {
     # TEI refuses a pair that is too long unless it may cut it.
     "tei": Shape("rerank", documents="texts", results=None, score="score", raw={"raw_scores": True}, always={"truncate": True}),
     "score": Shape(
-        "score", query="text_1", documents="text_2", results="data", score="score", raw={"use_activation": False}, takes_instruction=True
+        "score", query="text_1", documents="text_2", results="data", score="score", raw={"use_activation": False},
+        instruction="instruction", longest="truncate_prompt_tokens",
     ),
-}
+}  # fmt: skip
 
 
 def served_models(answer: Any) -> list[str]:

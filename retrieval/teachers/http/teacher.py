@@ -55,6 +55,7 @@ class HttpSpec(TeacherSpec):
     url: str  # of the endpoint
     server: settings.HttpServer
     instruction: str | None = None  # for the server's template
+    max_tokens: int | None = None  # of a pair; None: the server's own length
 
     is_remote = True
 
@@ -68,15 +69,25 @@ class HttpSpec(TeacherSpec):
         """Whether its scores are logits, and not their sigmoids."""
         return self.server.scores == "logit" or (self.server.scores == "auto" and bool(self.shape.raw))
 
+    @property
+    def more(self) -> dict[str, Any]:
+        """What goes with each request, where it is set."""
+        named = {self.shape.instruction: self.instruction, self.shape.longest: self.max_tokens}
+        return {name: value for name, value in named.items() if name is not None and value is not None}
+
     def key(self, digests: DigestCache) -> dict[str, Any]:
         """What is declared of the model, and how its scores become logits."""
         scores = "logit" if self.gives_logits else "probability"
-        asked = {} if self.instruction is None else {"instruction": self.instruction}
-        return {"http": self.server.shape, "model": self.name, "revision": self.revision, "scores": scores, **asked}
+        return {"http": self.server.shape, "model": self.name, "revision": self.revision, "scores": scores, **self.more}
 
     def notes(self) -> list[str]:
         """Where the server decides what a teacher of files would be told, and what is lost in a probability."""
         of_server = f"teacher.backend=http: the server cuts long pairs as it was started; teacher.max_tokens is not sent to {self.url}"
+        if self.max_tokens is not None:
+            of_server = (
+                f"teacher.http.truncate: {self.url} cuts prompts to {self.max_tokens} tokens, the longer text first of a model that reads "
+                "plain pairs; of one with a template the template's end: leave it out there"
+            )
         if self.gives_logits:
             return [of_server]
         return [
@@ -153,7 +164,7 @@ class HttpTeacher(PreparingTeacher):
 
     def _scores(self, requests: Sequence[Request], **words: Any) -> list[NDArray[np.float64]]:
         """As `Client.scores` gives them, asked for as the settings say where `words` say nothing else."""
-        asked = {"logits": self._spec.gives_logits, "instruction": self._spec.instruction}
+        asked = {"logits": self._spec.gives_logits, "more": self._spec.more}
         return self._client.scores(requests, **{**asked, **words})
 
     def _try_out(self, *, patience: float) -> None:
@@ -179,7 +190,7 @@ class HttpTeacher(PreparingTeacher):
                 f"{spec.url} gives the same scores with {asked} and without, all between 0 and 1: set teacher.http.scores=probability, or "
                 "teacher.http.scores=logit where its model has no sigmoid"
             )
-        if spec.instruction is not None and same(instruction=None):
+        if spec.instruction is not None and same(more={name: value for name, value in spec.more.items() if name != spec.shape.instruction}):
             raise UserError(
                 f"{spec.url} gives the same scores with teacher.instruction and without: leave it out, or serve a newer vLLM, with a "
                 "template that has a place for it"
@@ -218,9 +229,11 @@ def resolve_http(teacher: settings.Teacher, *, device: str) -> HttpSpec:
                 "needs: leave it out, or set it to its default"
             )
     shape = SHAPES[server.shape]
-    if teacher.instruction is not None and not shape.takes_instruction:
-        raise UserError(f"teacher.instruction is not sent with teacher.http.shape={server.shape}: use shape=score of vLLM, or leave it out")
-    return HttpSpec(teacher.model, teacher.revision, endpoint_of(server.url, shape), server, teacher.instruction)
+    for name, given, taken in (("instruction", teacher.instruction, shape.instruction), ("http.truncate", server.truncate, shape.longest)):
+        if given and not taken:
+            raise UserError(f"teacher.{name} is not sent with teacher.http.shape={server.shape}: use shape=score of vLLM, or leave it out")
+    longest = teacher.max_tokens if server.truncate else None
+    return HttpSpec(teacher.model, teacher.revision, endpoint_of(server.url, shape), server, teacher.instruction, longest)
 
 
 def endpoint_of(url: str, shape: Shape) -> str:

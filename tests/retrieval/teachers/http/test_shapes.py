@@ -25,7 +25,7 @@ from retrieval.teachers.http.shapes import LARGEST_LOGIT, SHAPES, WrongAnswer, s
 def test_requests_have_the_names_of_their_servers(shape: str, logits: bool, body: dict[str, Any]) -> None:
     """Prevents: a switch turned round, or a name that a server passes over: probabilities taken for logits."""
     assert SHAPES[shape].body("q", ["a", "b"], model="m", logits=logits) == body
-    assert SHAPES[shape].body("q", ["a", "b"], model="m", logits=logits, instruction="i") == {**body, "instruction": "i"}
+    assert SHAPES[shape].body("q", ["a", "b"], model="m", logits=logits, more={"x": 1}) == {**body, "x": 1}
 
 
 @pytest.mark.parametrize(

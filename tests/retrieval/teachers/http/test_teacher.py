@@ -88,6 +88,7 @@ def test_an_address_may_be_that_of_the_server_or_the_endpoint(url: str, shape: s
         ({"http": {"key_variable": "s3cret-9f"}}, "is the name of an environment variable, in capitals, that holds the key; not the key"),
         ({"revision": None}, "needs teacher.revision=NAME: the server's weights cannot be read"),
         ({"instruction": "find"}, "teacher.instruction is not sent with teacher.http.shape=rerank: use shape=score of vLLM"),
+        ({"http": {"truncate": True, "shape": "tei"}}, "teacher.http.truncate is not sent with teacher.http.shape=tei: use shape=score"),
         ({"template": "t.jinja"}, "teacher.template=t.jinja means nothing to teacher.backend=http"),
         ({"precision": "fp32"}, "teacher.precision=fp32 means nothing to"),
         ({"label": 1}, "teacher.label=1 means"),
@@ -151,6 +152,16 @@ def test_an_instruction_is_sent_keyed_and_heeded(rerank_server: Any) -> None:
     server.heeds_instructions = False
     with pytest.raises(UserError, match=r"gives the same scores with teacher.instruction and without: leave it out, or serve a newer"):
         opened(server, **words).load()
+
+
+def test_a_length_is_sent_and_keyed_where_it_is_asked_for(rerank_server: Any) -> None:
+    """Prevents: logits of two lengths under one name, or a length that only the settings know."""
+    server = rerank_server(shape="score")
+    opened(server, http={"truncate": True}, max_tokens=64).score(PAIRS)
+    assert {body["truncate_prompt_tokens"] for body in server.bodies} == {64}
+    keys = [key_of(http={"shape": "score", "truncate": True}, max_tokens=length) for length in (64, 128)]
+    assert keys[0] != keys[1] and keys[0] == {**key_of(http={"shape": "score"}, max_tokens=64), "truncate_prompt_tokens": 64}
+    assert "cuts prompts to 64 tokens" in spec_of(http={"shape": "score", "truncate": True}, max_tokens=64).notes()[0]
 
 
 def test_probabilities_that_tell_no_logit_are_refused(rerank_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
