@@ -55,6 +55,21 @@ def test_a_whole_run(tmp_path: Path, tiny_experiment: Any, prep_run: Prep, monke
     assert set(Overlap.seen) >= set(texts) and len(list((store / "teacher_logits").iterdir())) == 2
 
 
+def test_a_teacher_gets_the_texts_that_stand_for_marks(tmp_path: Path, tiny_experiment: Any, prep_run: Prep) -> None:
+    """Prevents: a separator that is set and never reaches a teacher without a tokenizer of ours."""
+    words = {"dark_examples.separator": "bo", "hard_negatives.source": "random", "dark_examples.mask_ratios": [0.4]}
+    config = tiny_experiment(tmp_path, **OVERLAP, **words)
+    for stage in ("ingest", "hard_negatives", "dark_examples"):
+        prep_run(config, stage=stage)
+    Overlap.seen.clear()
+    prep_run(config, stage="teacher_scores")
+    texts = [
+        (row["query"], row["text"].replace(SEPARATOR_MARK, "bo").replace(MASK_MARK, "[MASK]"))
+        for row in rows(tmp_path / "store", "dark_examples")
+    ]
+    assert sorted(Overlap.seen[1:]) == sorted(set(texts)) and any(" bo " in text for _, text in texts)
+
+
 def test_a_missing_module_is_told_before_any_work(tmp_path: Path, tiny_experiment: Any, prep_run: Prep) -> None:
     """Prevents: a collection embedded and mined for a teacher that is not installed."""
     config = tiny_experiment(tmp_path, **{"teacher.backend": "not_installed_lab.teachers:T"})

@@ -99,6 +99,17 @@ def test_looking_changes_nothing(tmp_path: Path, experiment_file: Path, shards: 
 
 
 @pytest.mark.medium
+def test_short_vectors_are_measured_too(tmp_path: Path, experiment_file: Path, shards: Path, dev_set: Path) -> None:
+    """Prevents: a student trained for short vectors of which nobody sees what they are worth."""
+    words = {"dev": dev_set, "train__steps": 2, "train__objective__dimensions": "[32,8,2]", "student__normalize": True}
+    assert start(experiment_file, shards, **words) == 0
+    figures = dev_lines(tmp_path / "run")[2]
+    assert list(figures) == ["MRR@10", "nDCG@10", "Recall@100", "MRR@10/8", "MRR@10/2"]
+    assert figures["MRR@10/2"] < figures["MRR@10"]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["best"] == {"step": 2, "MRR@10": figures["MRR@10"]}
+
+
+@pytest.mark.medium
 def test_early_stop_is_part_of_the_run(
     tmp_path: Path, experiment_file: Path, shards: Path, dev_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
