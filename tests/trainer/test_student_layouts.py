@@ -29,7 +29,7 @@ from retrieval.models.student import StudentSpec, resolve_student
 from retrieval.models.tokenizer import tokenizer_of
 from trainer import recipes
 from trainer.cpu.fast_path import CpuBackend
-from trainer.evaluation.dev_set import DevSet, search
+from trainer.evaluation.dev_set import DevSet, encoded
 from trainer.input.stream import TrainingRow
 from trainer.loop import train
 from trainer.saving.checkpoint import TrainingState, resume, save_checkpoint
@@ -187,7 +187,7 @@ def test_rows_and_dev_set_say_what_is_not_pooled(tmp_path: Path, experiment_file
         return np.ones((len(sequences), 2), np.float32)
 
     ragged = [Ragged(ids, np.array([0, len(ids)])) for ids in tokens]
-    search(encode, DevSet("", ("q",), ragged[0], ("d",), ragged[1], {"q": {"d": 1}}, task.prompts), depth=1)
+    encoded(encode, DevSet("", ("q",), ragged[0], ("d",), ragged[1], {"q": {"d": 1}}, task.prompts))
     assert read == [row.query_tokens.tolist(), row.candidate_tokens[0].tolist()]
 
 
