@@ -80,10 +80,12 @@ def end(process: subprocess.Popen[str], *, seconds: float = 60) -> tuple[int, st
 
 @pytest.mark.parametrize("runner", ["local", "ray"])
 def test_no_stored_pair_is_asked_for_again(
-    tmp_path: Path, tiny_experiment: Any, prep_run: Prep, rerank_server: Any, parquet_files: Any, runner: str
+    tmp_path: Path, tiny_experiment: Any, prep_run: Prep, rerank_server: Any, parquet_files: Any, runner: str, monkeypatch: Any
 ) -> None:
-    """Prevents: a kill after which a bill is paid again; a server started again in between that changes a table."""
+    """Prevents: a kill after which a bill is paid again; a server started again that changes a table; a key that workers lack."""
     server: RerankServer = rerank_server(shape="infinity")
+    server.key = "s3cret"
+    monkeypatch.setenv("RERANK_API_KEY", "s3cret")
     words = {**served_by(server.url, "infinity"), "runner.kind": runner, "runner.workers": 1}
     config, store = tiny_experiment(tmp_path, **words), tmp_path / "store"
     prep_run(config, stage="all", runner="local")
@@ -112,6 +114,7 @@ def test_no_stored_pair_is_asked_for_again(
             server.start()
             code, output = end(process, seconds=120)
             assert code == 0, output
+        assert "s3cret" not in output
         assert not before & server.asked.keys(), f"round {number}: stored pairs were asked for again"
         asked += server.asked
     pairs = distinct_pairs(store)
