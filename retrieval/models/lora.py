@@ -54,9 +54,10 @@ def add_lora(model: Any, student: Student, *, seed: int) -> Any:
         return model
     names = targets_in(model.backbone, lora.targets)
     layers = [model.backbone.get_submodule(name) for name in names]
+    alpha = _alpha(lora)
     config = _peft().LoraConfig(
-        r=lora.rank, lora_alpha=_alpha(lora), lora_dropout=lora.dropout, target_modules=names, task_type="FEATURE_EXTRACTION",
-        fan_in_fan_out=not isinstance(layers[0], nn.Linear), **_base_of(model.spec, student),
+        r=lora.rank, lora_alpha=int(alpha) if alpha.is_integer() else alpha, lora_dropout=lora.dropout, target_modules=names,
+        task_type="FEATURE_EXTRACTION", fan_in_fan_out=not isinstance(layers[0], nn.Linear), **_base_of(model.spec, student),
     )  # fmt: skip
     model.requires_grad_(False)
     _peft().inject_adapter_in_model(config, model.backbone)

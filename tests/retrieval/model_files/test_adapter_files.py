@@ -112,6 +112,7 @@ def test_the_head_is_the_adapter_s(tmp_path: Path) -> None:
     assert teacher_key(adapter)["weights"] != before["weights"] and teacher_key(adapter) | {"weights": 0} == before | {"weights": 0}
 
 
+@pytest.mark.medium
 def test_planning_with_an_adapter_is_cheap(adapter: Path) -> None:
     """Prevents: `prep plan` that imports torch to find out what an adapter is."""
     code = "import sys; from data.config.settings import Student; from retrieval.models.student import resolve_student; "

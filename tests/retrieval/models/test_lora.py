@@ -83,6 +83,7 @@ def test_the_saved_folder_is_sentence_transformers_own(tmp_path: Path) -> None:
     np.testing.assert_allclose(encoder_of(tmp_path / "out").queries(TEXTS), peer(tmp_path / "out").encode_query(TEXTS), atol=1e-5)
     config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base) and config["inference_mode"] and config["peft_type"] == "LORA"
+    assert str(config["lora_alpha"]) == "8"  # a whole number, as servers of adapters want it
     assert f"base_model: {base}" in (tmp_path / "out" / "adapter" / "README.md").read_text()
     np.testing.assert_allclose(
         encoder_of(tmp_path / "out" / "adapter", query_tokens=40).queries(TEXTS), encoder_of(tmp_path / "out").queries(TEXTS), atol=1e-5
