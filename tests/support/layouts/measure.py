@@ -40,7 +40,7 @@ from retrieval.teachers.base import TeacherSettings
 
 Encode = Callable[[list[str]], list[Any]]
 MAX_TOKENS = 160
-MESSAGE = 170  # characters of a message in the table
+MESSAGE = 230  # characters of a message in the table
 
 
 @dataclass(frozen=True)
