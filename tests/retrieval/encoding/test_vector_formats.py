@@ -40,7 +40,7 @@ def test_bytes_are_those_of_sentence_transformers(precision: Any, rows: int, siz
     sample, vectors = draw(rows, size, seed), draw(7, size, seed + 1)
     sample[:, 0] = 0.5  # a dimension that never differs
     form = VectorFormat.calibrated(precision, sample)
-    assert form == form and VectorFormat.of_footer(json.loads(json.dumps(form.footer))).footer == form.footer
+    assert VectorFormat.of_footer(json.loads(json.dumps(form.footer))).footer == form.footer
     codes = form.store(vectors)
     theirs = quantize_embeddings(vectors, precision, ranges=np.vstack([sample.min(0), sample.max(0)]))
     assert codes.dtype == theirs.dtype and codes.shape[1] == form.width and np.array_equal(codes, theirs)
