@@ -27,12 +27,13 @@ from support.layouts.weights import shared
 from support.training import write_shards
 
 from data.config import fields
-from data.config.settings import Student, Teacher, load
+from data.config.settings import DarkExamples, Student, Teacher, load
 from data.digests import DigestCache
 from data.errors import UserError
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK, CandidateKind
 from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.model_files.files import tokenizer_digest
+from retrieval.models.marks import marks_of as marks_in
 from retrieval.models.student import resolve_student
 from retrieval.models.tokenizer import Tokenizer
 from retrieval.teachers.backends import resolve_teacher
@@ -246,8 +247,8 @@ def marks_of(tokenizer: str, folder: Path) -> tuple[str, str]:
     given: list[str] = []
     for mark in (MASK_MARK, SEPARATOR_MARK):
         try:
-            ours = Tokenizer(folder)
-            (ids,) = ours.bare_ids([ours.with_special_tokens(f"claim {mark} premium")])
+            marks, ours = marks_in(folder, DarkExamples(), option="student.model"), Tokenizer(folder)
+            (ids,) = ours.bare_ids([ours.with_special_tokens(marks.read(f"claim {mark} premium"))])
             given.append(" ".join(ours.backend.id_to_token(int(number)) for number in ids))
         except UserError as error:
             given.append(f"refused: {shortened(_plain(str(error), folder))}")

@@ -24,6 +24,7 @@ _ANSWERS = [
     "No it is not",
     "query: what is it",
     "document: an answer is here",
+    "one ... --- two",
 ]
 
 TRAINING = [f"{who.capitalize()} {does} {what} {when}." for who, does, what, when in product(_WHO, _DOES, _WHAT, _WHEN)] + _ANSWERS * 60
