@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retrieval.model_files.adapter_files import base_folder
+
 _LOW = {"BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors names them
 _ROWS_AT_ONCE = 16_384  # of a weight that is taken to fp32: an output matrix of 150,000 rows is not copied whole
 
@@ -65,11 +67,11 @@ def kept(folder: Path) -> Iterator[None]:
 
 
 def _stored_kinds(folder: Path) -> dict[str, torch.dtype]:
-    """The tensors of the folder that are stored low."""
+    """The tensors of the folder, of an adapter those of its base, that are stored low."""
     from safetensors import safe_open
 
     kinds: dict[str, torch.dtype] = {}
-    for path in sorted(folder.glob("model*.safetensors")):
+    for path in sorted(base_folder(folder).glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
             named = {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118 (no mapping)
         kinds |= {name: _LOW[kind] for name, kind in named.items() if kind in _LOW}

@@ -140,7 +140,8 @@ def _named(weights: Path) -> dict[str, tuple[str, str]]:
 def _elsewhere(folder: Path, weights: Path, templates: dict[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """(place, text) of all templates of the folder that are not its default."""
     yield from ((f"{name} in {place}", text) for name, (text, place) in templates.items() if name != "default")
-    for path in (weights / "tokenizer_config.json", weights / "chat_template.json", weights / "processor_config.json"):
+    home = tokenizer_folder(weights)
+    for path in (home / "tokenizer_config.json", home / "chat_template.json", home / "processor_config.json"):
         yield from ((place, text) for _, (text, place) in _in_json(path))
     if folder != weights:
         yield from ((str(folder / place), text) for text, place in _named(folder).values())

@@ -21,6 +21,7 @@ from data.config.settings import Lora, Student
 from data.digests import hash64
 from data.errors import UserError
 from retrieval.model_files.adapter_files import ADAPTER_WEIGHTS, EXTRA
+from retrieval.model_files.architectures import student_class
 from retrieval.model_files.files import is_adapter
 from retrieval.models.first_layers import keep_first_layers
 from retrieval.models.student import StudentSpec
@@ -157,11 +158,13 @@ def _base_of(spec: StudentSpec, student: Student) -> dict[str, Any]:
 
 def _skeleton(spec: StudentSpec) -> Any:
     """The student without weights."""
-    from transformers import AutoConfig, AutoModel
+    import transformers
 
     trusted = {"trust_remote_code": spec.trust_remote_code}
     with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.from_pretrained(spec.weights_folder, **trusted), **trusted)
+        config = transformers.AutoConfig.from_pretrained(spec.weights_folder, **trusted)
+        kind = getattr(transformers, student_class(spec.weights_folder))
+        model = kind.from_config(config, **trusted) if hasattr(kind, "from_config") else kind(config)
     if spec.layers is not None:
         keep_first_layers(model, spec.layers)
     return model

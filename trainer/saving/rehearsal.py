@@ -33,27 +33,32 @@ def rehearse_saving(model: Model, output: Path) -> None:
     folder = temporary_name(output / "saving")
     try:
         model.save(folder)
-        same = _is_same(model, folder)
+        change = _change(model, folder)
     except Exception as error:  # transformers, safetensors and the model's own code raise many kinds
         if is_full_disk(error):
             raise RunFailed(f"cannot save the model in {output}: {error}; free some space and start the same command again") from error
         raise UserError(f"{kind} cannot be saved as a folder that opens again, so it is not trained: {first_line(error)}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if not same:
-        raise UserError(f"{kind} gives other vectors once it is saved and opened again, so it is not trained; leave student.layers out")
+    if change:
+        raise UserError(f"{kind} {change}, so it is not trained")
 
 
 @torch.no_grad()
-def _is_same(model: Model, folder: Path) -> bool:
+def _change(model: Model, folder: Path) -> str | None:
+    """What is another thing in the saved model, and the remedy, as the end of a sentence; None where it is the same."""
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         again = _opened(model, folder).to(device).eval()
-    if isinstance(again, DualEncoder) and isinstance(model, DualEncoder) and _settings(again) != _settings(model):
-        return False
+    if isinstance(again, DualEncoder) and isinstance(model, DualEncoder):
+        before, after = _settings(model), _settings(again)
+        for name, value in before.items():
+            if after[name] != value:
+                return f"has {name}={after[name]} once it is saved and opened again, not {value}: set student.{name}={after[name]}"
     ids = _two_texts(model, folder).to(device)
     with in_mode(model, training=False), torch.compiler.set_stance("force_eager"):
-        return torch.allclose(again(ids, torch.ones_like(ids)), model(ids, torch.ones_like(ids)), rtol=1e-4, atol=1e-5)
+        same = torch.allclose(again(ids, torch.ones_like(ids)), model(ids, torch.ones_like(ids)), rtol=1e-4, atol=1e-5)
+    return None if same else "gives other vectors once it is saved and opened again: leave student.layers out"
 
 
 def _opened(model: Model, folder: Path) -> Model:
