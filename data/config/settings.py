@@ -580,7 +580,7 @@ class Experiment(Section):
         if not self.curriculum.enabled:
             return self
         if self.teacher.backend == "none":
-            raise UserError("curriculum.enabled ranks by the teacher: set teacher.backend=torch or onnx")
+            raise UserError("curriculum.enabled ranks by the teacher: set teacher.backend=torch, onnx or http")
         if pools.select != "none":
             raise UserError(f"curriculum.enabled takes all queries: leave hard_negatives.select={pools.select} out")
         if pools.canonical_source != "student":
