@@ -12,7 +12,7 @@ from support.rerank_server import RerankServer, logits_of
 from support.stores import candidates, forget_scores
 from typer.testing import CliRunner
 
-from data.errors import UserError
+from data.errors import RunFailed, UserError
 from data.formats.trec import read_run, write_run
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
 from data.tables.shards import read_shard
@@ -70,7 +70,13 @@ def test_a_whole_run(tmp_path: Path, tiny_experiment: Any, prep_run: Prep, reran
     with pytest.raises(UserError, match=r"serves another, not teacher.model=tiny-reranker"):
         prep_run(config, **{"teacher.revision": 2})
     server.stop()
-    assert prep_run(config) and server.start() is None  # complete: no server is needed
+    assert prep_run(config), "complete: no server is needed"
+    fewer = {"dark_examples.reinforced": False, "teacher.http.patience": 0}
+    with pytest.raises(RunFailed, match="cannot be reached"):  # before it is known which pairs there are
+        prep_run(config, **fewer)
+    prep_run(config, stage="dark_examples", **fewer)
+    assert prep_run(config, **fewer), "none of them is new"
+    server.start()
 
 
 @pytest.mark.medium
