@@ -2,7 +2,7 @@
 on the batch, is refused before hours of work, not after them.
 
 STORE/opened_models.json    [digest of (model, precision, device, versions)] of those that opened well: each is opened so but once, a server
-                                at every run
+                                at every run that may score
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from pathlib import Path
 from data.digests import json_digest
 from data.tables.shards import atomic_write
 from pipeline.executors.base import Executor
+from pipeline.plan import TablePlan
+from pipeline.scoring.cost import estimate_cost
 from pipeline.scoring.requested_pairs import open_teacher
-from pipeline.stage import Table
 from pipeline.stages.embed import precision_of
 from retrieval.models.resolved import ResolvedModels
 
 
-def open_once(models: ResolvedModels, tables: Sequence[Table], *, executor: Executor) -> None:
+def open_once(models: ResolvedModels, plans: Sequence[TablePlan], *, executor: Executor) -> None:
     """Open, in a worker, the models of these tables that this store has not seen opened.
 
     Raises UserError: see `TextEncoder`, `TorchCrossEncoder`, and whatever a teacher finds at its first pair.
@@ -31,22 +32,31 @@ def open_once(models: ResolvedModels, tables: Sequence[Table], *, executor: Exec
         known = set(json.loads(path.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         known = set()
-    new = {role: key for role in _roles(tables, models) if (key := _key(role, models)) not in known or _is_remote(role, models)}
+    new = {role: key for role in _roles(plans, models) if (key := _key(role, models)) not in known or _is_remote(role, models)}
     if new:
         executor.ask(_open, models, sorted(new))
         atomic_write(path, json.dumps(sorted(known | set(new.values()))).encode())
 
 
-def _roles(tables: Sequence[Table], models: ResolvedModels) -> set[str]:
+def _roles(plans: Sequence[TablePlan], models: ResolvedModels) -> set[str]:
     """`miner` embeds, `teacher` scores, `student` reads the training rows where something else embeds."""
-    roles = {"teacher" for table in tables if table.scores_pairs_of}
-    roles |= {"miner" for table in tables if table.stage == "embed"}
-    return roles | {"student" for table in tables if table.stage == "shards" and models.experiment.embed.model}
+    roles = {"teacher" for plan in plans if plan.table.scores_pairs_of and (not models.teacher.is_remote or _may_score(plan, models))}
+    roles |= {"miner" for plan in plans if plan.table.stage == "embed"}
+    return roles | {"student" for plan in plans if plan.table.stage == "shards" and models.experiment.embed.model}
 
 
 def _is_remote(role: str, models: ResolvedModels) -> bool:
     """Whether a server scores, of which no key tells that it is there and the same."""
     return role == "teacher" and models.teacher.is_remote
+
+
+def _may_score(plan: TablePlan, models: ResolvedModels) -> bool:
+    """Whether a pair of the table may be new: one is, or the pairs are not known yet."""
+    if plan.waits_for or plan.table.scores_pairs_of is None:
+        return True
+    candidates = plan.inputs[plan.table.scores_pairs_of]
+    known = all(candidates.paths()[shard].exists() for shard in plan.stale)
+    return not known or estimate_cost(models, candidates, list(plan.stale), warn=lambda line: None).to_score > 0
 
 
 def _key(role: str, models: ResolvedModels) -> str:

@@ -78,8 +78,8 @@ def _start(planner: Planner, rest: Sequence[Table], say: Say) -> Executor:
     """What builds this table and the later ones, once machine and models have been tried."""
     experiment, models = planner.experiment, planner.models
     preflight(experiment, uses_device=any(table.uses_device for table in rest))
-    unfinished = [table for table in rest if not planner.plan(table).complete]
-    for note in dict.fromkeys(note for table in unfinished if table.notes for note in table.notes(experiment, models)):
+    unfinished = [plan for plan in map(planner.plan, rest) if not plan.complete]
+    for note in dict.fromkeys(note for plan in unfinished if plan.table.notes for note in plan.table.notes(experiment, models)):
         say(f"note: {note}")
     executor = make_executor(experiment)
     try:

@@ -580,7 +580,7 @@ class Experiment(Section):
         if not self.curriculum.enabled:
             return self
         if self.teacher.backend == "none":
-            raise UserError("curriculum.enabled ranks by the teacher: set teacher.backend=torch or onnx")
+            raise UserError("curriculum.enabled ranks by the teacher: set teacher.backend=torch, onnx or http")
         if pools.select != "none":
             raise UserError(f"curriculum.enabled takes all queries: leave hard_negatives.select={pools.select} out")
         if pools.canonical_source != "student":
@@ -605,11 +605,13 @@ class Experiment(Section):
 
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
-    """The same experiment for a process that may work in another folder. A hub id, and what a server calls its model, stay."""
+    """The same experiment for a process that may work in another folder. A hub id, a template's name, and what a server calls its model,
+    stay."""
 
     def absolute(path: str, key: str, kind: PathKind) -> str:
         served = key == "teacher.model" and experiment.teacher.backend == "http"
-        return path if served or is_remote(path) or (kind == "model" and not Path(path).exists()) else str(Path(path).absolute())
+        there = Path(path).is_file() if key == "teacher.template" else Path(path).exists()  # a folder may have the name of a template
+        return path if served or is_remote(path) or (kind == "model" and not there) else str(Path(path).absolute())
 
     return Experiment.model_validate(map_paths(Experiment, experiment.model_dump(), absolute))
 

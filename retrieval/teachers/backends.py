@@ -39,7 +39,7 @@ from retrieval.teachers.http.teacher import resolve_http
 
 
 def _no_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
-    raise UserError("teacher.backend=none: there is no teacher; set teacher.backend=torch or onnx")
+    raise UserError("teacher.backend=none: there is no teacher; set teacher.backend=torch, onnx or http")
 
 
 # Each finds and checks what its settings name, and opens nothing.

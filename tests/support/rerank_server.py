@@ -168,6 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(200, "<html><body>Bad gateway</body></html>", kind="text/html")
         elif name == "moved":
             self.send(307, "", Location="http://elsewhere/rerank")
+        elif name == "unpacked":
+            self.send(200, "no gzip", Content_Encoding="gzip")
         elif name == "half":
             self.send(200, '{"results": [{"ind')
         else:

@@ -157,6 +157,8 @@ class Client:
             raise _Away(f"gives no answer within {self.server.timeout:g} s") from None
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:
             raise UserError(f"teacher.http.url={self.url}: {self._told(first_line(error))}") from None
+        except httpx2.DecodingError as error:
+            raise WrongAnswer(f"cannot be unpacked ({first_line(error)})") from None
         except httpx2.RequestError as error:
             raise _Away(f"cannot be reached ({first_line(error)})") from None
         if answer.status_code in _BUSY or answer.status_code >= 520:
@@ -176,7 +178,7 @@ class Client:
             variable = self.server.key_variable
             wants = f"refuses the key in {variable}" if self.key else f"wants a key: put it into the environment variable {variable}"
             return UserError(f"{self.url} {wants} ({status}: {self._said(answer)})")
-        if answer.is_redirect:
+        if answer.has_redirect_location:
             return UserError(f"{self.url} has moved to {answer.headers.get('Location')}: set teacher.http.url to that")
         if status in (404, 405):
             return UserError(

@@ -12,6 +12,7 @@ A server that gives no logit gives the sigmoid of one, which is undone here.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,7 +63,7 @@ class Shape:
                 raise WrongAnswer(f"has an entry without a whole number 'index' and a number {self.score!r}")
             if not 0 <= index < count or not np.isnan(scores[index]):
                 raise WrongAnswer(f"has index {index} {'twice' if 0 <= index < count else f'for {count} documents'}")
-            if not math.isfinite(score):
+            if not abs(score) < sys.float_info.max:  # NaN, infinity, or a whole number that no float holds
                 raise WrongAnswer("has a score that is not a finite number")
             scores[index] = score
         return scores

@@ -151,7 +151,7 @@ class HttpTeacher(PreparingTeacher):
             return scores
         outside = scores[(scores < 0) | (scores > 1)]
         if len(outside):
-            raise UserError(f"{spec.url} gives the score {outside[0]:g}, which is no probability: set teacher.http.scores=logit")
+            raise UserError(f"{spec.url} gives the score {float(outside[0])}, which is no probability: set teacher.http.scores=logit")
         self._seen += len(scores)
         self._saturated += int(((scores == 0) | (scores == 1)).sum())
         if spec.server.scores == "auto" and self._saturated > _SATURATED_SHARE * max(self._seen, _SATURATED_FROM):

@@ -259,6 +259,9 @@ def test_workers_get_absolute_paths(file: Path, tmp_path: Path, monkeypatch: pyt
     assert (read.store, read.ingest.path) == (str(tmp_path / "runs/store"), str(tmp_path / "collection"))
     assert (read.student.model, read.embed.model) == ("a/student", str(tmp_path / "local"))
     assert with_absolute_paths(read) == read
+    (tmp_path / "rankllama").mkdir()  # as a clone of the model has
+    named = with_absolute_paths(load_with(file, **{"teacher.template": "rankllama"}))
+    assert named.teacher.template == "rankllama"
 
 
 def test_a_path_that_is_no_text_is_told(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

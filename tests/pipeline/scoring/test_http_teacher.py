@@ -12,7 +12,7 @@ from support.rerank_server import RerankServer, logits_of
 from support.stores import candidates, forget_scores
 from typer.testing import CliRunner
 
-from data.errors import UserError
+from data.errors import RunFailed, UserError
 from data.formats.trec import read_run, write_run
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
 from data.tables.shards import read_shard
@@ -43,7 +43,7 @@ def logits(store: Path) -> Any:
 
 @pytest.mark.medium
 def test_a_whole_run(tmp_path: Path, tiny_experiment: Any, prep_run: Prep, rerank_server: Any) -> None:
-    """Prevents: a stage that wants a tokenizer or a folder of the teacher; pairs paid for twice; a server tried but once."""
+    """Prevents: a stage that wants a tokenizer or a folder of the teacher; pairs paid for twice; a server that cached runs need."""
     server = rerank_server(shape="rerank")
     config, store = tiny_experiment(tmp_path, **served_by(server)), tmp_path / "store"
     lines = prep_run(config)
@@ -55,20 +55,28 @@ def test_a_whole_run(tmp_path: Path, tiny_experiment: Any, prep_run: Prep, reran
     assert max(len(body["documents"]) for body in server.bodies) == 5
 
     server.asked.clear()
-    for path in store.glob("teacher_scores/*/*.parquet"):
+    first, *_ = scores = sorted(store.glob("teacher_scores/*/*.parquet"))
+    before = first.read_bytes()
+    for path in scores:
         path.unlink()
     prep_run(config)
-    assert set(server.asked) == tried, "the logit store has them all, and the server is tried again"
+    assert not server.asked and first.read_bytes() == before, "the logit store has them all"
 
     plan = CliRunner().invoke(app, ["plan", f"config={config}", "stage=teacher_scores", "teacher.revision=2"]).output
     assert "teacher.revision" in plan and "to score\n" in plan and "hours: not known, they are the server's" in plan
-    assert set(server.asked) == tried, "a plan asks for nothing"
+    assert not server.asked, "a plan asks for nothing"
 
     server.model = "another"
     with pytest.raises(UserError, match=r"serves another, not teacher.model=tiny-reranker"):
         prep_run(config, **{"teacher.revision": 2})
     server.stop()
-    assert prep_run(config) and server.start() is None  # complete: no server is needed
+    assert prep_run(config), "complete: no server is needed"
+    fewer = {"dark_examples.reinforced": False, "teacher.http.patience": 0}
+    with pytest.raises(RunFailed, match="cannot be reached"):  # before it is known which pairs there are
+        prep_run(config, **fewer)
+    prep_run(config, stage="dark_examples", **fewer)
+    assert prep_run(config, **fewer), "none of them is new"
+    server.start()
 
 
 @pytest.mark.medium

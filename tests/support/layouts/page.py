@@ -27,7 +27,8 @@ writes this page anew.
 _TEACHERS = """## Teachers
 
 The largest difference of 60 pairs' logits: short, long, empty, with umlauts and Chinese; of some, too, after three steps of
-`train.task=cross_encoder`, saved and opened again.
+`train.task=cross_encoder`, saved and opened again. Pairs are cut to 160 tokens, those in a template not at all
+(`teacher.max_tokens=1024`).
 """
 _STUDENTS = """## Students
 

@@ -104,6 +104,7 @@ def test_retry_after_is_seconds_or_a_date() -> None:
     [
         ("cut", "the answer of .*/rerank has 0 scores for 1 documents, 3 times in a row"),
         ("half", r"is no JSON \(.*ind\), 3 times"),
+        ("unpacked", r"the answer of .*/rerank cannot be unpacked \(.*\), 3 times in a row"),
         ("html", r"is no JSON \(a page of HTML\)"),
         ("500", r"is the error 500 \(told to answer 500\)"),
         ("nan", "has a score that is not a finite number"),
@@ -124,6 +125,7 @@ def test_what_stays_wrong_ends_the_run_with_the_servers_words(rerank_server: Any
         ("404", "is no endpoint of this server, or has no model tiny-reranker .404: told to answer 404.: see teacher.http.url"),
         ("422", "refuses a request of 32 documents at most .422: told.*see teacher.http.shape, teacher.http.documents"),
         ("413", "refuses a request"),
+        ("304", "refuses a request"),
         ("moved", "has moved to http://elsewhere/rerank: set teacher.http.url to that"),
     ],
 )

@@ -62,6 +62,7 @@ def entries(*pairs: tuple[Any, Any]) -> Any:
         ({"results": [1, 2]}, "an entry without"),
         (entries((0, 1.0), (1, math.nan)), "not a finite number"),
         (entries((0, 1.0), (1, math.inf)), "not a finite number"),
+        (entries((0, 1.0), (1, 10**400)), "not a finite number"),
     ],
 )
 def test_an_answer_that_is_not_a_score_for_each_document_is_none(answer: Any, message: str) -> None:
