@@ -605,11 +605,13 @@ class Experiment(Section):
 
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
-    """The same experiment for a process that may work in another folder. A hub id, and what a server calls its model, stay."""
+    """The same experiment for a process that may work in another folder. A hub id, what a server calls its model, and the name of a
+    template stay, beside a folder of that name too."""
 
     def absolute(path: str, key: str, kind: PathKind) -> str:
         served = key == "teacher.model" and experiment.teacher.backend == "http"
-        return path if served or is_remote(path) or (kind == "model" and not Path(path).exists()) else str(Path(path).absolute())
+        is_here = Path(path).is_file() if key == "teacher.template" else Path(path).exists()
+        return path if served or is_remote(path) or (kind == "model" and not is_here) else str(Path(path).absolute())
 
     return Experiment.model_validate(map_paths(Experiment, experiment.model_dump(), absolute))
 
