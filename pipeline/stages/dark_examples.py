@@ -26,7 +26,7 @@ from data.tables.shards import table_of
 from pipeline.scoring import reading_lengths
 from pipeline.scoring.reading_lengths import longest_mixed
 from pipeline.stage import StageContext, Table
-from retrieval.model_files.files import is_byte_level, tokenizer_digest
+from retrieval.model_files.files import has_tokens_of_spaces, tokenizer_digest
 from retrieval.models.marks import Marks
 from retrieval.models.resolved import ResolvedModels
 from retrieval.models.tokenizer import Tokenizer, splits_words
@@ -238,9 +238,10 @@ def _key_of_tokenizer(settings: DarkExamples, models: ResolvedModels) -> dict[st
 def _is_measured(folder: Path, marks: Marks) -> bool:
     """Whether a mixed passage is counted as a whole: its parts and one token do not make its length with every tokenizer.
 
-    Byte-level ones make a token of the space before a special token; a separator that is a text may be several tokens.
+    Some make a token of the space before a special token, or split a word that was cut otherwise; a separator that is a text may be
+    several tokens. WordPiece does neither.
     """
-    return is_byte_level(folder) or marks.separator is not None
+    return has_tokens_of_spaces(folder) or marks.separator is not None
 
 
 def _notes(experiment: Experiment, models: ResolvedModels) -> list[str]:

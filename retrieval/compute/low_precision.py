@@ -124,6 +124,6 @@ def make_it_run(model: nn.Module, *, check: Check, option: str) -> None:
         try:
             check(*probe_batch(model))
             return
-        except RuntimeError as error:
+        except (RuntimeError, AttributeError, TypeError) as error:  # packed layers have no weight to read
             reason = first_line(error)
     raise UserError(f"{type(model).__name__} cannot compute with linear layers in low precision ({reason}): set {option}=fp32")

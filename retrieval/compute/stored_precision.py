@@ -2,7 +2,8 @@
 
 Opened in fp32, a model of 8 billion weights takes 32 GB before its layers are lowered to the 16 GB that its files have. Here the linear
 layers, the token table and the output matrix keep the number format of the file. Until the layers are lowered (`low_precision`), each
-takes its weight to fp32 as it computes: what the model gives is, to the bit, what it gives when it is opened in fp32.
+takes its weight to fp32 as it computes: what the model gives is, to the bit, what it gives when it is opened in fp32. What an adapter
+changes is summed in fp32, and rounded to the format of its base once (`retrieval.models.adapters`).
 """
 
 from __future__ import annotations

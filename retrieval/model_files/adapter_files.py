@@ -19,7 +19,14 @@ from typing import Any
 
 from data.digests import DigestCache
 from data.errors import UserError
-from retrieval.model_files.files import WHOLE_MODEL, is_adapter, read_own_json, resolve_folder, transformer_folder
+from retrieval.model_files.files import (
+    WHOLE_MODEL,
+    behind_transformer,
+    is_adapter,
+    read_own_json,
+    resolve_folder,
+    transformer_folder,
+)
 from retrieval.model_files.safetensors_headers import Shapes, header
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -48,8 +55,16 @@ def base_folder(folder: Path) -> Path:
 
 
 def settings_folder(folder: Path) -> Path:
-    """Whose sentence-transformers files say how a model is used: an adapter's own, or those of its base where it has none."""
-    return _base(folder) if is_adapter(folder) and not (folder / "modules.json").is_file() else folder
+    """Whose sentence-transformers files say how a model is used: an adapter's own, or those of its base where it has none.
+
+    What the files of an embedding model say (pooling, prompts) is not of the classifier that an adapter with a head makes of it.
+    """
+    if not is_adapter(folder) or (folder / "modules.json").is_file():
+        return folder
+    base = _base(folder)
+    of_base = read_own_json(base / "config_sentence_transformers.json").get("model_type")
+    embeds = behind_transformer(base) and of_base != "CrossEncoder"
+    return folder if embeds and trained_labels(folder) is not None else base
 
 
 def _base(folder: Path) -> Path:
@@ -127,6 +142,7 @@ def check_adapter(folder: Path, *, option: str) -> None:
             f"{option}: {folder} has no {ADAPTER_WEIGHTS}{pickle}: load the adapter once with peft and save it again, "
             "PeftModel.from_pretrained(BASE, FOLDER).save_pretrained(FOLDER)"
         )
+    _refuse_halves(base_folder(folder), option=f"{option}: {folder / ADAPTER_CONFIG}")  # transformers would apply both
     own, base = (read_own_json(place / "config.json").get("model_type") for place in (folder, base_folder(folder)))
     if own is not None and own != base:
         raise UserError(f"{option}: {folder / 'config.json'} says model_type={own}, the adapter's base is a {base}: take that file away")

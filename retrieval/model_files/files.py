@@ -239,12 +239,13 @@ def role_tokens(folder: Path) -> dict[str, str]:
     return {role: text for role, text in texts.items() if isinstance(text, str) and text}
 
 
-def is_byte_level(folder: Path) -> bool:
-    """Whether a tokenizer cuts texts into bytes (GPT-2, RoBERTa, Qwen, ModernBERT), so that a space alone is a token."""
+def has_tokens_of_spaces(folder: Path) -> bool:
+    """Whether a space is a token, or part of one: bytes (RoBERTa, Qwen, ModernBERT), or SentencePiece's mark (XLM-R, DeBERTa-v2)."""
     settings = tokenizer_settings(folder)
     if not settings:
-        return (folder / "merges.txt").is_file()
-    return '"ByteLevel"' in json.dumps([settings.get("pre_tokenizer"), settings.get("decoder")])
+        return any((folder / name).is_file() for name in ("merges.txt", "spiece.model", "sentencepiece.bpe.model"))
+    around = json.dumps([settings.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
+    return any(sign in around for sign in ('"ByteLevel"', '"Metaspace"', "\u2581"))
 
 
 def gives_segments(folder: Path) -> bool:

@@ -52,11 +52,13 @@ def merged(model: Any, folder: Path, *, option: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _fit_token_table(model, tensors)
+            _lift_tables(model, tensors)
             wrapped = peft.PeftModel(_as_trained(model, tensors), peft.PeftConfig.from_peft_type(**settings))
             _refuse_shared_table(model, folder, option=option)
             report = peft.set_peft_model_state_dict(wrapped, tensors)
             lacking = [name for name in report.missing_keys if ".default" in name]
             if not lacking and not report.unexpected_keys:
+                _merge_low(wrapped)
                 wrapped.merge_and_unload(safe_merge=True)
                 return model.requires_grad_(True).eval()  # frozen by peft, which would train the adapter alone
     except (MemoryError, UserError):
@@ -122,6 +124,29 @@ def _fit_token_table(model: Any, tensors: dict[str, Tensor]) -> None:
     brought = next((tensor for key, tensor in tensors.items() if own_name(key) == f"{name}.weight"), None)
     if brought is not None and len(brought) != table.num_embeddings:
         model.resize_token_embeddings(len(brought), mean_resizing=False)
+
+
+def _lift_tables(model: Any, tensors: Iterable[str]) -> None:
+    """Take a token table or output matrix to fp32 that is stored low and adapted: neither is lowered later."""
+    changed = [own_name(name) for name in tensors]
+    for table in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
+        name = next(name for name, module in model.named_modules() if module is table)
+        if any(f"{name}." in tensor for tensor in changed):
+            table.weight.data = table.weight.data.float()
+
+
+def _merge_low(wrapped: Any) -> None:
+    """Merge the layers that are stored low (`retrieval.compute.stored_precision`): peft rounds the change, and then the sum again."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in [module for module in wrapped.modules() if isinstance(module, BaseTunerLayer)]:
+        base: Any = layer.get_base_layer()
+        kind = getattr(getattr(base, "weight", None), "dtype", None)
+        if kind in (torch.bfloat16, torch.float16):
+            base.weight.data = base.weight.data.float()
+            layer.merge(safe_merge=True)
+            base.weight.data = base.weight.data.to(kind)
 
 
 def _names(names: Iterable[str]) -> str:

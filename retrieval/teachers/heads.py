@@ -22,7 +22,7 @@ from data.errors import UserError
 from retrieval.model_files.checks import bare_decoder, is_classifier, label_count, other_model
 from retrieval.model_files.files import read_json, transformer_folder
 from retrieval.model_files.weight_files import tensor_shapes
-from retrieval.teachers.plain_pairs import ONE_OUTPUT, refuse_modules
+from retrieval.teachers.plain_pairs import ONE_OUTPUT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +82,6 @@ def find_head(folder: Path, teacher: settings.Teacher) -> Head:
         return head
     if chain := chain_head(folder, teacher):
         return chain
-    refuse_modules(folder, option=_OPTION)
     return _classifier_head(transformer_folder(folder), teacher.label)
 
 

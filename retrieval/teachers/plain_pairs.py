@@ -1,4 +1,4 @@
-"""What a cross-encoder's folder may not ask for, as its files say: modules behind the model, texts that are cut or lower-cased otherwise.
+"""What a cross-encoder's folder may not ask for, as its files say: texts that are cut or lower-cased otherwise.
 
 What may stand around a pair is found in `retrieval/teachers/pair_template.py`.
 """
@@ -8,23 +8,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from data.errors import UserError
 from retrieval.model_files.adapter_files import settings_folder
-from retrieval.model_files.files import module_list, tokenizer_folder, tokenizer_settings, transformer_folder
+from retrieval.model_files.files import tokenizer_folder, tokenizer_settings, transformer_folder
 from retrieval.model_files.folder_file import FolderFile
 from retrieval.model_files.sentence_transformers_files import check_arguments, check_truncation_side
 
 ONE_OUTPUT = "a cross-encoder with one output (num_labels=1) is needed"
-
-
-def refuse_modules(folder: Path, *, option: str) -> None:
-    """A cross-encoder of sentence-transformers is one Transformer; what follows it (LogitScore, Pooling, Dense) makes another score."""
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in module_list(settings_folder(folder))]
-    if kinds not in ([], ["Transformer"]):
-        raise UserError(
-            f"{option}: {folder} is a chain of sentence-transformers modules ({', '.join(kinds)} in its modules.json), of which a teacher "
-            f"may have a Transformer alone; {ONE_OUTPUT}"
-        )
 
 
 def check_texts(folder: Path, *, option: str) -> None:

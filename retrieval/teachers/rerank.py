@@ -33,13 +33,15 @@ def rerank(
     What lies below `depth` is left out: a list then holds nothing but the teacher's logits, and its scores are of one kind.
 
     `queries` and `corpus` are stored tables. The corpus is read once for every `pairs_a_reading` pairs, whose texts are in memory at once.
-    `report` gets a line every `teacher.segment_pairs` pairs.
+    `report` gets what there is to note of the teacher, and a line every `teacher.segment_pairs` pairs.
 
     Raises:
         UserError: a query or passage of the run that its table does not have; whatever `resolve_teacher` refuses.
         RunFailed: the teacher's files changed meanwhile, or what it gives is no logit.
     """
     spec = resolve_teacher(teacher, device=device)
+    for note in spec.notes():
+        report(f"note: {note}")
     digests = DigestCache(Path(os.devnull))
     key = spec.key(digests)
     query_texts = _all_texts(list(run), queries, id_name="query_id", what="queries")

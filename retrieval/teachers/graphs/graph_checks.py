@@ -7,10 +7,11 @@ from pathlib import Path
 
 from data.errors import UserError
 from retrieval.model_files.checks import check_token_rows
+from retrieval.model_files.files import behind_transformer, module_list
 from retrieval.model_files.model_lengths import check_length, usual_length
 from retrieval.teachers.graphs.graph_files import GraphFiles
 from retrieval.teachers.graphs.onnx import INPUTS, OnnxGraph, read_graph
-from retrieval.teachers.plain_pairs import ONE_OUTPUT, check_texts, refuse_modules
+from retrieval.teachers.plain_pairs import ONE_OUTPUT, check_texts
 
 _INTEGERS = ("int64", "int32")
 _NUMBERS = (*_INTEGERS, "bool", "float32", "float16")
@@ -21,7 +22,7 @@ def check_graph(files: GraphFiles, *, max_tokens: int, option: str) -> None:
     """Raises UserError where the graph is none of a cross-encoder with one output, is damaged, or wants what is not fed."""
     graph, path = read_graph(files.graph), files.graph
     for folder in files.places:
-        refuse_modules(folder, option=option)
+        _refuse_modules(folder, option=option)
     _check_inputs(path, graph, option=option)
     _check_output(path, graph, option=option)
     _check_length(files, graph, max_tokens=max_tokens, option=option)
@@ -29,6 +30,16 @@ def check_graph(files: GraphFiles, *, max_tokens: int, option: str) -> None:
     check_token_rows(files.tokenizer, table[1] if table else None, option=option)
     for folder in files.places:
         check_texts(folder, option=option)
+
+
+def _refuse_modules(folder: Path, *, option: str) -> None:
+    """A graph is of the Transformer alone; what follows it in a sentence-transformers folder makes another score."""
+    if behind_transformer(folder):
+        kinds = [module["type"].rsplit(".", 1)[-1] for module in module_list(folder)]
+        raise UserError(
+            f"{option}: {folder} is a chain of sentence-transformers modules ({', '.join(kinds)} in its modules.json), of which a graph "
+            f"holds the Transformer alone; {ONE_OUTPUT}, or teacher.backend=torch"
+        )
 
 
 def _check_inputs(path: Path, graph: OnnxGraph, *, option: str) -> None:

@@ -161,6 +161,8 @@ class OnnxCrossEncoder:
         self._kinds = {name: value.kind for name, value in graph.inputs.items()}
         self._batch = graph.batch
         self._output = next(iter(graph.outputs))
+        tried = np.ones((1, graph.length or 2), np.int64)
+        self.logits(tried, tried, 0 * tried)  # not every graph says how many outputs it has
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n, L] arrays to [n] raw fp32 logits."""
@@ -177,7 +179,7 @@ class OnnxCrossEncoder:
             inputs = {name: array[np.minimum(np.arange(self._batch), pairs - 1)] for name, array in inputs.items()}
         (logits,) = self._session.run([self._output], inputs)
         if logits.size != len(inputs["input_ids"]):
-            raise UserError(f"teacher.model: the ONNX graph gives {list(logits.shape)} for {pairs} pairs; one logit a pair is needed")
+            raise UserError(f"teacher.model: the ONNX graph gives {list(logits.shape)} for {pairs} pair(s); one logit a pair is needed")
         return logits.reshape(-1)[:pairs].astype(np.float32)
 
 

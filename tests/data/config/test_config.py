@@ -252,10 +252,12 @@ def test_what_is_no_home_and_no_variable_stays(file: Path, monkeypatch: pytest.M
 
 
 def test_workers_get_absolute_paths(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents: a worker in another folder that looks for the collection there, or a hub id that becomes a path."""
+    """Prevents: a worker in another folder that looks for the collection there, or a hub id or a template's name that becomes a path."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "local").mkdir()
-    read = with_absolute_paths(load_with(file, **{"embed.model": "local"}))
+    for folder in ("local", "zerank-2"):
+        (tmp_path / folder).mkdir()
+    read = with_absolute_paths(load_with(file, **{"embed.model": "local", "teacher.template": "zerank-2"}))
+    assert read.teacher.template == "zerank-2"
     assert (read.store, read.ingest.path) == (str(tmp_path / "runs/store"), str(tmp_path / "collection"))
     assert (read.student.model, read.embed.model) == ("a/student", str(tmp_path / "local"))
     assert with_absolute_paths(read) == read

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.checkpoints import save, save_sentencepiece, save_tokenizer
+from support.checkpoints import change_json, save, save_sentencepiece, save_tokenizer
 from support.model_files import without_marks
+from support.rerankers import trained_tokenizer
 
 from data.config.settings import DarkExamples, load
 from data.digests import json_digest, pair_key
@@ -30,13 +31,16 @@ TEXTS = st.lists(st.sampled_from(["ba", "bacedi", "zuyo,", "x", "é", "(ba)", "c
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tokenizers that make more tokens of the whole than of its parts: byte-level with and without [SEP], and as LLaMA's."""
+    """Tokenizers that make more tokens of the whole than of its parts: byte-level with and without [SEP], as LLaMA's, as XLM-R's."""
     folder = tmp_path_factory.mktemp("tokenizers")
     marked = save_tokenizer(folder / "modernbert", "qwen", sep_token="<|end|>", mask_token="<|pad|>")
-    return {"qwen": save_tokenizer(folder / "qwen", "qwen"), "modernbert": marked, "llama": save_sentencepiece(folder / "llama")}
+    unigram = trained_tokenizer(folder / "xlmr", "unigram")
+    change_json(unigram / "tokenizer_config.json", sep_token="</s>")
+    own = {"qwen": save_tokenizer(folder / "qwen", "qwen"), "llama": save_sentencepiece(folder / "llama")}
+    return {**own, "modernbert": marked, "xlmr": unigram}
 
 
-@pytest.mark.parametrize("name", ["qwen", "modernbert", "llama"])
+@pytest.mark.parametrize("name", ["qwen", "modernbert", "llama", "xlmr"])
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(positive=TEXTS, negative=TEXTS, max_tokens=st.integers(10, 60))
 def test_no_mixed_passage_is_above_its_budget(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.adapters import save_adapter
 from support.checkpoints import WORDS, change_weights, save
 from torch import nn
 
@@ -49,6 +50,18 @@ def test_the_logits_are_those_of_a_model_opened_in_fp32(tmp_path: Path, name: st
     found = logits(folder, HEADS[kind], "bf16")
     monkeypatch.setattr(type(HEADS[kind]), "keeps_stored", lambda self, folder: False)
     assert np.array_equal(found, logits(folder, HEADS[kind], "bf16"))
+
+
+@needs_bf16
+@pytest.mark.medium
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "embed_tokens", "lm_head"]])
+def test_an_adapter_is_rounded_once(tmp_path: Path, targets: str | list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: the change of an adapter rounded to the format of its base before the sum is, which doubles the error of bf16."""
+    base = save_stored(tmp_path / "base", "Qwen3", torch.bfloat16, causal=True, tie_word_embeddings=False)
+    adapter = save_adapter(tmp_path / "adapter", base, auto="AutoModelForCausalLM", target_modules=targets, task_type="CAUSAL_LM")
+    found = logits(adapter, HEADS["causal"], "bf16")
+    monkeypatch.setattr(AnswerHead, "keeps_stored", lambda self, folder: False)
+    assert np.array_equal(found, logits(adapter, HEADS["causal"], "bf16"))
 
 
 @pytest.mark.parametrize(("kind", "norms"), [(torch.bfloat16, torch.float32), (torch.float16, None), (torch.float32, None)])

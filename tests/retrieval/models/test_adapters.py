@@ -134,6 +134,24 @@ def test_teachers_whose_head_the_adapter_brings(tmp_path: Path, architecture: st
     np.testing.assert_allclose(logits(adapter), logits(whole), atol=1e-5)
 
 
+def test_a_reranker_made_of_an_embedding_model(tmp_path: Path) -> None:
+    """Prevents: the pooling of an embedding model taken for a chain of modules, or its prompts put before the queries of a classifier."""
+    plain = save(tmp_path / "plain", "Bert")
+    base = lay_out(tmp_path / "base", plain, normalize=True, prompts={"prompts": {"query": "ba bo "}})
+    adapter = save_adapter(tmp_path / "adapter", base, head=True)
+    twin = change_adapter(shutil.copytree(adapter, tmp_path / "twin"), base_model_name_or_path=str(plain))
+    np.testing.assert_array_equal(logits(adapter), logits(twin))
+
+
+def test_a_base_with_an_adapter_of_its_own_is_refused(tmp_path: Path) -> None:
+    """Prevents: transformers applying that one too, which no key holds."""
+    base = save(tmp_path / "base", "Bert")
+    adapter = save_adapter(tmp_path / "adapter", base, head=True)
+    shutil.copyfile(adapter / "adapter_config.json", base / "adapter_config.json")
+    with pytest.raises(UserError, match=r"base holds a PEFT adapter .* beside a whole model"):
+        logits(adapter)
+
+
 def test_a_teacher_that_changes_the_head_of_its_base(tmp_path: Path) -> None:
     """Prevents: two heads of different sizes, of which the base's is taken, or the folder refused."""
     base = save(tmp_path / "base", "Bert", num_labels=2)

@@ -13,7 +13,7 @@ from support.model_files import without_marks
 from data.config.settings import DarkExamples
 from data.errors import UserError
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
-from retrieval.model_files.files import is_byte_level
+from retrieval.model_files.files import has_tokens_of_spaces
 from retrieval.models.marks import Marks, marks_of
 from retrieval.models.tokenizer import Tokenizer
 
@@ -90,7 +90,7 @@ def test_words_of_a_tokenizer_that_does_not_split_are_those_between_spaces(tmp_p
     assert whole.splits_words and [" ba ce"[start:end].strip() for start, end in whole.words(" ba ce")] == ["ba", "ce"]
 
 
-def test_byte_level_tokenizers_are_known_by_their_files(models: Any, tmp_path: Path) -> None:
-    """Prevents: passages of WordPiece stores that get other bytes, or byte-level ones above their budget."""
-    assert is_byte_level(save_tokenizer(tmp_path / "qwen", "qwen"))
-    assert not is_byte_level(models.teacher) and not is_byte_level(save_sentencepiece(tmp_path / "gemma"))
+def test_tokenizers_with_spaces_are_known_by_their_files(models: Any, tmp_path: Path) -> None:
+    """Prevents: passages of WordPiece stores that get other bytes, or others above their budget."""
+    assert has_tokens_of_spaces(save_tokenizer(tmp_path / "qwen", "qwen"))
+    assert has_tokens_of_spaces(save_sentencepiece(tmp_path / "gemma")) and not has_tokens_of_spaces(models.teacher)

@@ -209,15 +209,16 @@ class ReadsItsOwnWeights(torch.nn.Module):
         self.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"linear": torch.nn.Linear(8, 8)})])
 
 
-def test_a_model_that_cannot_be_lowered_says_so() -> None:
-    """Prevents: a traceback out of torch, hours into a job, for a model that multiplies with a layer's weights itself."""
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_model_that_cannot_be_lowered_says_so(pack: bool) -> None:
+    """Prevents: a traceback out of torch for a model that multiplies with a layer's weights itself, as Mamba does."""
     model = ReadsItsOwnWeights()
 
     def check(ids: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
         states = model.embedding(ids) @ model.layers[0]["linear"].weight
         return states.sum((1, 2))
 
-    low_precision.lower_precision(model, torch.bfloat16, pack=False)
+    low_precision.lower_precision(model, torch.bfloat16, pack=pack)
     with pytest.raises(
         UserError, match=r"ReadsItsOwnWeights cannot compute with linear layers in low precision .*: set teacher\.precision=fp32"
     ):

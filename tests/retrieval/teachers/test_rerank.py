@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.checkpoints import save
 from typer.testing import CliRunner
 
 from data.config.settings import Teacher
@@ -160,6 +161,14 @@ def test_a_teacher_of_one_s_own(tables: dict[str, Path], texts: dict[str, str], 
     ranked = rerank(run, teacher, **tables, depth=3)
     expected = np.float32(len(set(texts["dev1"].split()) & set(texts["twin"].split())) + len(texts["twin"]) / 1000)
     assert dict(ranked["dev1"])["twin"] == expected and len(ranked["test0"]) == 3
+
+
+def test_what_there_is_to_note_of_a_teacher_is_told(tables: dict[str, Path], run: Run, tmp_path: Path) -> None:
+    """Prevents: a decoder that reads pairs without its template, and says so to `prep run` alone."""
+    told: list[str] = []
+    teacher = Teacher(model=str(save(tmp_path / "model", "Qwen3", head=True)), precision="fp32", max_tokens=64)
+    rerank(run, teacher, **tables, depth=1, report=told.append)
+    assert told[0].startswith("note: teacher.model: ") and "names no template of query and document" in told[0]
 
 
 def test_a_folder_of_another_backend_is_named(models: Any, tables: dict[str, Path], run: Run) -> None:

@@ -253,12 +253,10 @@ def test_a_missing_runtime_is_told_with_the_extra(free: Path, monkeypatch: pytes
 
 
 def test_a_graph_gives_one_logit_a_pair(models: Any, tmp_path: Path, free: Path) -> None:
-    """Prevents: outputs of a size that the file does not tell, folded into logits."""
+    """Prevents: outputs of a size that the file does not tell, folded into logits, or told when the pairs are there."""
     folder = shutil.copytree(free, tmp_path / "model")
     model = onnx.load(str(folder / "model.onnx"))
     model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("words", onnx.TensorProto.FLOAT, None))
     onnx.save(model, str(folder / "model.onnx"))
-    graph = OnnxCrossEncoder(folder / "model.onnx", device="cpu", threads=1, batch_tokens=64)
-    ids = np.ones((2, 3), np.int64)
-    with pytest.raises(UserError, match=r"gives \[2, 3, 1\] for 2 pairs; one logit a pair is needed"):
-        graph.logits(ids, ids, ids)
+    with pytest.raises(UserError, match=r"gives \[1, 2, 1\] for 1 pair\(s\); one logit a pair is needed"):
+        OnnxCrossEncoder(folder / "model.onnx", device="cpu", threads=1, batch_tokens=64)
