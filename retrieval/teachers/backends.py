@@ -48,8 +48,8 @@ BACKENDS: dict[str, Callable[..., TeacherSpec]] = {
 }  # fmt: skip
 # The settings that are not every backend's own; `resolve_http` refuses those of files itself.
 _READ = {
-    "torch": ("template", "instruction", "answers", "label"), "onnx": ("template", "instruction", "file"),
-    "http": ("template", "instruction", "answers", "label", "file"),
+    "torch": ("template", "instruction", "answers", "label"), "onnx": ("template", "instruction"),
+    "http": ("template", "instruction", "answers", "label", "http"),
 }  # fmt: skip
 _REGISTRY: Registry[Any] = Registry("teacher", BACKENDS)
 
@@ -57,8 +57,9 @@ _REGISTRY: Registry[Any] = Registry("teacher", BACKENDS)
 def resolve_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
     """Find and check the teacher of the settings. Raises UserError: no such backend or module, and what the backend finds in its files."""
     found = _REGISTRY.get(teacher.backend, setting="teacher.backend")
-    for name in ("template", "instruction", "answers", "label", "file"):
-        if getattr(teacher, name) not in (None, ()) and name not in _READ.get(teacher.backend, ()):
+    for name in ("template", "instruction", "answers", "label", "http"):
+        given = getattr(teacher, name) != settings.Teacher.model_fields[name].default
+        if given and name not in _READ.get(teacher.backend, ()):
             raise UserError(f"teacher.{name} is given, which teacher.backend={teacher.backend} does not read; leave it out")
     if is_import_path(teacher.backend):
         return PluginSpec(teacher)

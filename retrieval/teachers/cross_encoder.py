@@ -67,7 +67,7 @@ class CrossEncoderSpec(TeacherSpec):
 
     @property
     def tokenizer_folder(self) -> Path:  # type: ignore[override]
-        """Where the weights lie."""
+        """Where the tokenizer lies."""
         return self.folder
 
     def key(self, digests: DigestCache) -> dict[str, Any]:

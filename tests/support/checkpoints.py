@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from support.model_files import write_json
 from torch import Tensor
 
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwxyz", "aeiou"
@@ -195,12 +196,6 @@ def save_sentencepiece(folder: Path, *, split: bool = False) -> Path:
     names = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")}
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
     return folder
-
-
-def write_json(path: Path, content: Any) -> None:
-    """A JSON file, with its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1))
 
 
 def change_json(path: Path, **changed: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
+from support.model_files import write_json
 
 from data.config.settings import Student
 from retrieval.encoding.text_encoder import TextEncoder
@@ -60,11 +61,6 @@ def layer_norm(size: int) -> Behind:
 
 
 DROPOUT = Behind("Dropout", {"dropout": 0.3}, {})
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(exist_ok=True, parents=True)
-    path.write_text(json.dumps(content))
 
 
 def lay_out(

@@ -11,7 +11,7 @@ import pytest
 from support.plugin_teachers import Overlap
 
 from data.config.fields import warn_once
-from data.config.settings import TEACHER_BACKENDS, Teacher
+from data.config.settings import TEACHER_BACKENDS, HttpServer, Teacher
 from data.digests import DigestCache
 from data.errors import RunFailed, UserError
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
@@ -143,3 +143,9 @@ def test_the_words_of_before_still_say_whether_to_compile(given: str, meant: boo
     assert f"warning: teacher.compile={given} is now teacher.compile={str(meant).lower()}" in capsys.readouterr().err
     assert Teacher(model="m", compile=given).compile is meant and not capsys.readouterr().err
     assert Teacher(model="m", compile="true").compile is True and not capsys.readouterr().err
+
+
+def test_a_server_that_no_backend_asks_is_refused() -> None:
+    """Prevents: a model of the hub opened in place of the server that was meant."""
+    with pytest.raises(UserError, match=r"teacher\.http is given, which teacher\.backend=torch does not read"):
+        resolve_teacher(Teacher(model="organisation/name", http=HttpServer(url="http://host:8000")), device="cpu")
