@@ -1,4 +1,4 @@
-"""The command `prep`: run, phases, plan, status, path, inspect, report and cache. All arguments are `key=value`."""
+"""The command `prep`: run, phases, plan, status, path, inspect, report, import, export and cache. All arguments are `key=value`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from data.command import exit_codes
 from data.config.arguments import Args as OwnArgs
+from data.config.arguments import path_among
 from data.config.fields import parse_arguments, unknown_key
 from data.config.settings import Experiment, load
 from data.errors import UserError
@@ -173,6 +174,25 @@ def report(args: Args = None) -> None:
             write_report(experiment, out)
         if not is_standard_output(own["out"]):
             _say(f"wrote {own['out']}")
+
+
+@app.command(name="import")
+def import_lists(args: Annotated[list[str] | None, typer.Argument(metavar="FILE|FOLDER|hf://DATASET key=value ...")] = None) -> None:
+    """Scored lists of others become a collection, a run, and logits of a declared teacher.  format=NAME out=FOLDER [teacher=NAME ...]"""
+    with exit_codes():
+        from pipeline.interchange.importing import run_import
+
+        run_import(path_among(args), say=_say)
+
+
+@app.command()
+def export(args: Args = None) -> None:
+    """Write a store's lists as other trainers read them, or the pairs that have no logit.  format=NAME out=PATH [missing=true]"""
+    with exit_codes():
+        experiment, own = _experiment(args, format="", out="", missing="false", licence="")
+        from pipeline.interchange.exporting import run_export
+
+        run_export(experiment, own, say=_say)
 
 
 @app.command()

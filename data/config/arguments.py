@@ -9,6 +9,13 @@ from data.config.fields import parse_arguments, unknown_key
 from data.errors import UserError
 
 
+def path_among(given: list[str] | None) -> list[str]:
+    """The arguments with `path=` before a first one that is no `key=value`: `prep import FILE out=FOLDER`."""
+    first, *others = given or [""]
+    is_path = first and "=" not in first.partition("/")[0]
+    return [f"path={first}", *others] if is_path else list(given or [])
+
+
 class Args(dict[str, str]):
     """Values by key. The methods raise UserError, naming key and value, where a value is not what they return."""
 

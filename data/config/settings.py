@@ -26,7 +26,7 @@ StopWords = Literal[
 ]  # fmt: skip
 SamplerName = Annotated[str, AfterValidator(lambda name: check_name(name, SAMPLERS, kind="sampler"))]
 LossName = Annotated[str, AfterValidator(lambda name: check_name(name, LOSSES, kind="loss"))]
-TEACHER_BACKENDS = ("torch", "onnx", "http", "none")  # what each is: retrieval/teachers/backends.py
+TEACHER_BACKENDS = ("torch", "onnx", "http", "imported", "none")  # what each is: retrieval/teachers/backends.py
 BackendName = Annotated[str, AfterValidator(lambda name: check_name(name, TEACHER_BACKENDS, kind="teacher"))]
 Prefix = Annotated[str, BeforeValidator(lambda value: "auto" if value in (None, "null", "~") else value)]  # never one that reads `null`
 # A text or None. An empty text is one, so its type must not be seen to have None in it.
@@ -129,15 +129,21 @@ class HttpServer(Section):
     key_variable: str = execution("RERANK_API_KEY", "environment variable that holds the key; where it is not set, none is sent")
 
 
+class ImportedScores(Section):
+    """The declared teacher of `teacher.backend=imported`, whose logits `prep import` has put into the store."""
+
+    scores: Literal["logit", "probability", "cosine"] = keyed("logit", "what kind its scores are of, as `prep import` was told", later=True)
+
+
 class Teacher(Section):
-    """Who gives the logits: a cross-encoder, a server, or your own class."""
+    """Who gives the logits: a cross-encoder, a server, a file that was imported, or your own class."""
 
     model: str = execution(
         ..., "hub id or folder of a cross-encoder, a language model or an ONNX graph (keyed by its content)", path="model"
     )
     revision: str | None = execution(None, "of a hub id: branch, tag or commit; null: its main branch")
     trust_remote_code: bool = execution(False, "run the checkpoint's own Python code (keyed by its content); a hub id needs a commit")
-    backend: BackendName = keyed("torch", "torch, onnx (ONNX Runtime), http, your own as package.module:object, or none: no logits")
+    backend: BackendName = keyed("torch", "torch, onnx (ONNX Runtime), http, imported, your own as package:object, or none: no logits")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "auto: bf16 where the device computes it, else fp32")
     max_tokens: int = keyed(160, "longest pair in tokens; the longer part is cut first, with a template the passage", ge=16)
     template: str | None = execution(
@@ -154,6 +160,7 @@ class Teacher(Section):
     )
     file: str | None = execution(None, "under onnx: the graph in the model's folder; null: model.onnx, onnx/model.onnx or the only one")
     http: HttpServer = HttpServer()
+    imported: ImportedScores = ImportedScores()
     compile: bool = execution(False, "torch.compile, under torch; its start takes half a minute a worker")
     segment_pairs: int = execution(2048, "rows of a window, whose new pairs are one segment; a kill loses at most two windows", ge=1)
     batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
@@ -532,6 +539,12 @@ class Evaluation(Section):
     rerank_queries: int = execution(100, "first queries of that run which are ranked again", ge=1)
 
 
+class Lists(Section):
+    """Lists that are trained as they are, in place of mining, drawing and scoring."""
+
+    path: str | None = execution(None, "folder that `prep export format=lists` wrote (keyed by its content)", path="path")
+
+
 class Experiment(Section):
     """An experiment file."""
 
@@ -543,6 +556,7 @@ class Experiment(Section):
     embed: Embed = Embed()
     search: Search = Search()
     hard_negatives: HardNegatives = HardNegatives()
+    lists: Lists = Lists()
     dark_examples: DarkExamples = DarkExamples()
     curriculum: Curriculum = Curriculum()
     dev: Dev = Dev()
@@ -609,7 +623,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
     stay."""
 
     def absolute(path: str, key: str, kind: PathKind) -> str:
-        served = key == "teacher.model" and experiment.teacher.backend == "http"
+        served = key == "teacher.model" and experiment.teacher.backend in ("http", "imported")
         there = Path(path).is_file() if key == "teacher.template" else Path(path).exists()  # a folder may have the name of a template
         return path if served or is_remote(path) or (kind == "model" and not there) else str(Path(path).absolute())
 

@@ -206,7 +206,7 @@ def test_a_section_without_keys_has_its_defaults(file: Path, null: str) -> None:
 ALL_PATHS = {
     "store": "store", "ingest.path": "collection", "student.model": "student", "teacher.model": "teacher", "embed.model": "miner",
     "hard_negatives.run_file": "a.run", "train.output": "out", "train.dev": "dev", "train.objective.teacher_model": "dual",
-    "evaluation.out": "evaluated", "evaluation.rerank": "b.run", "teacher.template": "pairs.jinja",
+    "evaluation.out": "evaluated", "evaluation.rerank": "b.run", "teacher.template": "pairs.jinja", "lists.path": "lists",
 }  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def test_homes_and_variables_are_replaced_in_every_path(file: Path, monkeypatch:
     found = [
         read.store, read.ingest.path, read.student.model, read.teacher.model, read.embed.model, read.hard_negatives.run_file,
         read.train.output, read.train.dev, read.train.objective.teacher_model, read.evaluation.out, read.evaluation.rerank,
-        read.teacher.template,
+        read.teacher.template, read.lists.path,
     ]  # fmt: skip
     assert found == [f"/there/{name}" for name in ALL_PATHS.values()]
     marked = {

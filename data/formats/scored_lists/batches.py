@@ -1,0 +1,68 @@
+"""What every reader of scored lists gives: queries and their candidates, a bounded piece of the files at a time.
+
+A batch holds whole lists in the order of the file. Its candidates lie in the order of their lists, which is kept. Texts are as they stand
+in the file: who reads a batch strips them, joins titles, and makes ids where there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from data.formats.readers import Fault
+
+BATCH_CANDIDATES = 1 << 15  # about so many candidates a batch: what is held as text
+
+LIST_QUERIES = pa.schema(
+    [
+        ("line", pa.int64()),  # of the list's record in its file, from 1; of a Parquet or Arrow file its row
+        ("query_id", pa.string()),  # null: the file gives none
+        ("text", pa.string()),  # null: the file gives ids alone, whose texts are in a collection
+    ]
+)
+LIST_CANDIDATES = pa.schema(
+    [
+        ("query", pa.int32()),  # row of the batch's queries
+        ("doc_id", pa.string()),  # null as above
+        ("title", pa.string()),  # null: none
+        ("text", pa.string()),  # null as above
+        ("relevance", pa.int32()),  # above 0: a positive; 0: a negative; null: the file does not say
+        ("score", pa.float64()),  # null: missing, or NaN in the file
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ListBatch:
+    """Some lists of one file."""
+
+    file: str  # name relative to what was given
+    queries: pa.Table  # schema LIST_QUERIES
+    candidates: pa.Table  # schema LIST_CANDIDATES
+    faults: list[Fault] = field(default_factory=list)  # records that are no list, with file, line and reason
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a reader may be told."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)  # name of this layout -> name in the file
+    score_file: Path | None = None  # scores that lie in a file of their own
+    split: str = "train"  # of layouts that have several
+
+
+class ListReader(Protocol):
+    """Reads one layout."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether the file or folder looks like this layout, by names and first records alone."""
+
+    def read(self, path: Path, options: ReadOptions) -> Iterator[ListBatch]:
+        """All lists. Raises UserError for what concerns a whole file; a record that is no list is a fault of its batch."""
+
+    def collection(self, path: Path) -> Path | None:
+        """A folder beside the lists, of a layout that `data.formats.collection` reads, with the texts of their ids; None: none."""
