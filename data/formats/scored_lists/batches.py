@@ -6,7 +6,7 @@ in the file: who reads a batch strips them, joins titles, and makes ids where th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +34,8 @@ LIST_CANDIDATES = pa.schema(
         ("score", pa.float64()),  # null: missing, or NaN in the file
     ]
 )
+COMPANION_QUERIES = pa.schema([("query_id", pa.string()), ("text", pa.string())])
+COMPANION_PASSAGES = pa.schema([("doc_id", pa.string()), ("title", pa.string()), ("text", pa.string())])  # title: null where there is none
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,15 @@ class ListBatch:
     queries: pa.Table  # schema LIST_QUERIES
     candidates: pa.Table  # schema LIST_CANDIDATES
     faults: list[Fault] = field(default_factory=list)  # records that are no list, with file, line and reason
+    left_out: Mapping[str, int] = field(default_factory=dict)  # candidates that this layout cannot give as a list, by reason
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Files beside lists of ids, with their texts. Each call reads them from the start, a bounded piece at a time."""
+
+    queries: Callable[[], Iterator[pa.Table]]  # schema COMPANION_QUERIES
+    passages: Callable[[], Iterator[pa.Table]]  # schema COMPANION_PASSAGES
 
 
 @dataclass(frozen=True)
@@ -58,11 +69,16 @@ class ReadOptions:
 class ListReader(Protocol):
     """Reads one layout."""
 
+    name: str  # of the layout, as `format=` has it
+
     def recognises(self, path: Path) -> bool:
         """Whether the file or folder looks like this layout, by names and first records alone."""
+
+    def files(self, path: Path, options: ReadOptions) -> list[Path]:
+        """All files that `read` and the companions would open, in order: their content decides what is read."""
 
     def read(self, path: Path, options: ReadOptions) -> Iterator[ListBatch]:
         """All lists. Raises UserError for what concerns a whole file; a record that is no list is a fault of its batch."""
 
-    def collection(self, path: Path) -> Path | None:
-        """A folder beside the lists, of a layout that `data.formats.collection` reads, with the texts of their ids; None: none."""
+    def companions(self, path: Path, options: ReadOptions) -> Companions | None:
+        """Texts of the ids, where the layout has files for them beside the lists; None: a collection has to be given."""
