@@ -1,7 +1,7 @@
 """Scores of pairs in a pickle, {query id: {passage id: score}}, read without running anything in it and without holding it.
 
-A pickle is a program. This reads the opcodes that build dicts of numbers and texts, those of protocols 2 to 5, and refuses every other:
-what would import or call something can only be in a pickle that holds something else. Opcodes: Python's `pickletools`.
+A pickle is a program. This reads the opcodes that build dicts of numbers and texts, those of protocols 2 to 5, and refuses every other.
+What imports or calls something can only stand in a pickle that holds something else. Opcodes: Python's `pickletools`.
 
 Source of the layout: data set sentence-transformers/msmarco-hard-negatives, cross-encoder-ms-marco-MiniLM-L-6-v2-scores.pkl.gz, 160 M pairs.
 """
@@ -131,7 +131,8 @@ class _Machine:
         target = stack[-1] if stack else None
         if len(items) % 2 or target is None or any(item is _MARK for item in items):
             self._fail("it is damaged")
-        keys, values = items[::2], items[1::2]
+        keys: list[Any] = items[::2]
+        values: list[Any] = items[1::2]
         if not {type(key) for key in keys} <= {int, str}:
             self._fail("a key is neither a whole number nor a text")
         if target is self._outer:

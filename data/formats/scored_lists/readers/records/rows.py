@@ -127,6 +127,22 @@ def _parquet_rows(file: DataFile, names: Sequence[str] | None) -> Iterator[Rows]
             first += batch.num_rows
 
 
+def row_groups(file: DataFile, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(first row, row group) of a Parquet file with these columns: for layouts in which a row group holds whole lists.
+
+    Raises UserError where the file cannot be read or lacks a column.
+    """
+    with _told(file), pq.ParquetFile(file.path, page_checksum_verification=True) as source:
+        missing = [name for name in names if name not in source.schema_arrow.names]
+        if missing:
+            raise UserError(f"{file.path} has no column {missing[0]}; it has {', '.join(source.schema_arrow.names)}")
+        first = 1
+        for group in range(source.num_row_groups):
+            for batch in source.read_row_group(group, columns=list(names)).combine_chunks().to_batches():
+                yield first, batch
+                first += batch.num_rows
+
+
 def _rows_of_parquet(metadata: pq.FileMetaData, columns: list[str] | None) -> int:
     """How many rows hold `PIECE_BYTES`, or `BATCH_CANDIDATES` values of their longest column."""
     size = values = 0
