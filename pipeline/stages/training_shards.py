@@ -30,11 +30,11 @@ from retrieval.models.tokenizer import Tokenizer, tokenizer_of
 
 
 def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
-    of_lists = _of_export(experiment) if experiment.lists.path else lists_metadata(experiment, models)
+    of_lists = _of_export(experiment) if experiment.lists.path else metadata_of_lists(experiment, models)
     return {"tokenizer": models.student.tokenizer_digest, **of_lists}
 
 
-def lists_metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
+def metadata_of_lists(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     """What the shards say of the lists, whoever the student is."""
     of_all = {
         "teachers": [] if experiment.teacher.backend == "none" else [models.namespace],
