@@ -49,8 +49,9 @@ from retrieval.teachers.imported import ImportedSpec
 _KEY = re.compile(r"[0-9a-fA-F]{32}", re.ASCII)
 _SHOWN_FAULTS = 10
 _ROWS = 4096  # of a Parquet file at a time
+_LARGEST = float(np.finfo(np.float32).max)
 _COSINE_SLACK = 1e-3  # rounding of engines that compute in half precision
-_RANGES = {"logit": (-np.inf, np.inf), "probability": (0.0, 1.0), "cosine": (-1 - _COSINE_SLACK, 1 + _COSINE_SLACK)}
+_RANGES = {"logit": (-_LARGEST, _LARGEST), "probability": (0.0, 1.0), "cosine": (-1 - _COSINE_SLACK, 1 + _COSINE_SLACK)}
 _MARKS = (MASK_MARK, SEPARATOR_MARK, "[MASK]", "[SEP]")
 
 
@@ -137,7 +138,8 @@ def _declared_teacher(planner: Planner) -> ImportedSpec:
         return spec
     raise UserError(
         f"teacher.backend={teacher.backend} teacher.model={teacher.model}: scores of another engine would stand among this teacher's own "
-        "logits, in the same lists; declare the engine as a teacher of its own: teacher.backend=imported teacher.model=NAME teacher.revision=1"
+        "logits, in the same lists; declare the engine as a teacher of its own: teacher.backend=imported teacher.model=NAME "
+        "teacher.revision=1"
     )
 
 
@@ -224,19 +226,16 @@ def _read(record: Any, kind: str) -> tuple[bytes, float | None]:
     query, text = record.get("query"), record.get("text")
     if isinstance(query, str) and isinstance(text, str) and not any(mark in text for mark in _MARKS) and pair_key(query, text) != key:
         raise ValueError("a text of another key: the key is not that of its query and text")
-    score = record.get("score", record.get("logit"))
+    score = record.get("score")
+    score = record.get("logit") if score is None else score
     if score is None:
         return key, None
     if isinstance(score, bool) or not isinstance(score, int | float):
         raise ValueError(f"no number: the score is {str(score)[:40]!r}")
     low, high = _RANGES[kind]
-    try:
-        value = float(score)
-    except OverflowError:
-        value = np.inf
-    if not low <= value <= high or not np.isfinite(np.float32(value)):
+    if not low <= score <= high:  # of NaN neither holds
         raise ValueError(f"no {kind}: the score is {str(score)[:40]}" + ("" if kind == "logit" else f" (teacher.imported.scores={kind})"))
-    return key, value
+    return key, float(score)
 
 
 def _key(given: Any) -> bytes:

@@ -86,7 +86,7 @@ def export_pairs(experiment: Experiment, own: Args, *, say: Say) -> None:
         if not written:
             raise UserError(f"out={out}: all {distinct:,} pairs that are asked for have a logit; nothing is written")
     say(f"wrote {written:,} of {distinct:,} distinct pairs to {out}")
-    say("next: score them, one line {'key': ..., 'score': ...} each, then prep import ANSWERS format=pairs config=FILE")
+    say('next: score them, a line {"key": ..., "score": ...} each, then prep import ANSWERS format=pairs config=FILE')
 
 
 def _write_all(planner: Planner, asked: AskedTables, write: Write, *, missing: bool, say: Say) -> tuple[int, int]:
