@@ -1,5 +1,5 @@
 """Every model that a run will use is opened once before its first shard is built: a checkpoint that lacks weights, or whose results depend
-on the batch, is refused before hours of work, not after them.
+on the batch, is refused before hours of work, not after them. Of a teacher of stored logits it is seen whether there are any.
 
 STORE/opened_models.json    [digest of (model, precision, device, versions)] of those that opened well: each is opened so but once, a server
                                 at every run that may score
@@ -17,6 +17,7 @@ from data.tables.shards import atomic_write
 from pipeline.executors.base import Executor
 from pipeline.plan import TablePlan
 from pipeline.scoring.cost import estimate_cost
+from pipeline.scoring.missing_pairs import refuse_dark_examples
 from pipeline.scoring.requested_pairs import open_teacher
 from pipeline.stages.embed import precision_of
 from retrieval.models.resolved import ResolvedModels
@@ -25,14 +26,16 @@ from retrieval.models.resolved import ResolvedModels
 def open_once(models: ResolvedModels, plans: Sequence[TablePlan], *, executor: Executor) -> None:
     """Open, in a worker, the models of these tables that this store has not seen opened.
 
-    Raises UserError: see `TextEncoder`, `TorchCrossEncoder`, and whatever a teacher finds at its first pair.
+    Raises UserError: see `TextEncoder`, `TorchCrossEncoder`, `refuse_dark_examples`, and whatever a teacher finds at its first pair.
     """
+    if any(plan.table.stage == "dark_examples" for plan in plans) and models.experiment.teacher.backend == "imported":
+        refuse_dark_examples(models.experiment)
     path = Path(models.experiment.store) / "opened_models.json"
     try:
         known = set(json.loads(path.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         known = set()
-    new = {role: key for role in _roles(plans, models) if (key := _key(role, models)) not in known or _is_remote(role, models)}
+    new = {role: key for role in _roles(plans, models) if (key := _key(role, models)) not in known or _is_tried_again(role, models)}
     if new:
         executor.ask(_open, models, sorted(new))
         atomic_write(path, json.dumps(sorted(known | set(new.values()))).encode())
@@ -40,14 +43,16 @@ def open_once(models: ResolvedModels, plans: Sequence[TablePlan], *, executor: E
 
 def _roles(plans: Sequence[TablePlan], models: ResolvedModels) -> set[str]:
     """`miner` embeds, `teacher` scores, `student` reads the training rows where something else embeds."""
-    roles = {"teacher" for plan in plans if plan.table.scores_pairs_of and (not models.teacher.is_remote or _may_score(plan, models))}
+    roles = {
+        "teacher" for plan in plans if plan.table.scores_pairs_of and (not _is_tried_again("teacher", models) or _may_score(plan, models))
+    }
     roles |= {"miner" for plan in plans if plan.table.stage == "embed"}
     return roles | {"student" for plan in plans if plan.table.stage == "shards" and models.experiment.embed.model}
 
 
-def _is_remote(role: str, models: ResolvedModels) -> bool:
-    """Whether a server scores, of which no key tells that it is there and the same."""
-    return role == "teacher" and models.teacher.is_remote
+def _is_tried_again(role: str, models: ResolvedModels) -> bool:
+    """Whether no key tells that it is still there and the same: of a server, and of logits in a store."""
+    return role == "teacher" and (models.teacher.is_remote or not models.teacher.reads_texts)
 
 
 def _may_score(plan: TablePlan, models: ResolvedModels) -> bool:

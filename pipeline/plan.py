@@ -16,26 +16,40 @@ from data.tables.manifest import MANIFEST_NAME, Manifest
 from data.tables.shards import read_footer, shard_name
 from pipeline.negatives import pool_pairs, search_index
 from pipeline.stage import Stored, Table
-from pipeline.stages import cl_drd_lists, confidence, dark_examples, dev_set, embed, hard_negatives, ingest_tables, pools, teacher_scores
+from pipeline.stages import (
+    cl_drd_lists,
+    confidence,
+    dark_examples,
+    dev_set,
+    embed,
+    hard_negatives,
+    ingest_tables,
+    lists,
+    pools,
+    teacher_scores,
+)
 from pipeline.stages import training_shards as shards
 from retrieval.models.resolved import ResolvedModels
 
 STAGES = (
     "ingest", "embed", "index", "pools", "pool_scores", "hard_negatives", "dark_examples", "teacher_scores", "confidence", "curriculum",
-    "shards", "dev",
+    "lists", "shards", "dev",
 )  # fmt: skip
 
 
 def tables(experiment: Experiment) -> list[Table]:
     """All tables in the order in which they are built; an index, the teacher's scores of pools, and a dev set only if asked for.
 
-    With a curriculum the training rows are its lists, and there are no tables of negatives and dark examples.
+    With a curriculum the training rows are its lists, and there are no tables of negatives and dark examples. Lists that were exported
+    elsewhere are trained as they are.
     """
+    if experiment.lists.path is not None:
+        return _tables_of_lists(experiment)
     pools_are_scored = experiment.scores_whole_pools or experiment.hard_negatives.uses_pool_scores
     by_lists = [
         hard_negatives.table(experiment),
         dark_examples.TABLE,
-        *([teacher_scores.TABLE, confidence.TABLE] if experiment.teacher.backend != "none" else []),
+        *([teacher_scores.table(experiment), confidence.TABLE] if experiment.teacher.backend != "none" else []),
         shards.table(experiment),
     ]
     return [
@@ -46,8 +60,21 @@ def tables(experiment: Experiment) -> list[Table]:
         embed.QUERIES,
         *([search_index.TABLE] if experiment.uses_index else []),
         pools.table(experiment),
-        *([pool_pairs.TABLE, teacher_scores.OF_POOLS] if pools_are_scored else []),
+        *([pool_pairs.TABLE, teacher_scores.of_pools(experiment)] if pools_are_scored else []),
         *([cl_drd_lists.TABLE, shards.OF_CURRICULUM] if experiment.curriculum.enabled else by_lists),
+        *([dev_set.TABLE] if experiment.dev.queries else []),
+    ]
+
+
+def _tables_of_lists(experiment: Experiment) -> list[Table]:
+    """Of lists that were exported; and of a collection, where there is one, what a dev set or a search needs."""
+    of_collection = [ingest_tables.CORPUS, ingest_tables.QUERIES, ingest_tables.QRELS, embed.CORPUS, embed.QUERIES]
+    return [
+        *(of_collection if experiment.ingest.path is not None else []),
+        *([search_index.TABLE] if experiment.uses_index and experiment.ingest.path is not None else []),
+        lists.TABLE,
+        lists.OF_NEVER,
+        shards.OF_LISTS,
         *([dev_set.TABLE] if experiment.dev.queries else []),
     ]
 
@@ -57,7 +84,7 @@ def table_named(experiment: Experiment, label: str) -> Table:
     for table in tables(experiment):
         if table.label == label:
             return table
-    raise UserError(f"these settings make no table {label} (see teacher.backend and curriculum.enabled)")
+    raise UserError(f"these settings make no table {label} (see teacher.backend, curriculum.enabled and lists.path)")
 
 
 def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
@@ -72,6 +99,8 @@ def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
     if stage not in STAGES:
         raise unknown_key(f"stage={stage}", valid=[f"stage={name}" for name in ("all", *STAGES)])
     selected = [table for table in everything if table.stage == stage]
+    if not selected and experiment.lists.path is not None:
+        raise UserError(f"stage={stage}: {_OF_A_COLLECTION if stage in ('ingest', 'embed', 'index') else _WITH_LISTS}")
     if not selected and stage in ("teacher_scores", "confidence") and experiment.teacher.backend == "none":
         raise UserError(f"stage={stage}: teacher.backend=none asks for shards without a teacher's logits")
     if not selected:
@@ -85,9 +114,12 @@ _NOT_ASKED_FOR = {
         "nothing asks for the teacher's scores of pools; set hard_negatives.score_pools=true, a rule of the teacher "
         "in hard_negatives.false_negatives, hard_negatives.sampler=stratified, or hard_negatives.select=prod"
     ),
+    "lists": "no lists are given; set lists.path=FOLDER, of what `prep export format=lists` wrote, in place of mining and scoring",
     "dev": "no dev set is asked for; set dev.queries=NUMBER, of the queries to measure the student on",
     "curriculum": "no curriculum is asked for; set curriculum.enabled=true, which takes the place of negatives and dark examples",
 }
+_WITH_LISTS = "with lists.path the training rows are the lists of that folder, as they are: nothing is mined, drawn or scored"
+_OF_A_COLLECTION = "lists.path needs no collection, and none is given (or no index is asked for); set ingest.path=FOLDER beside it for one"
 _WITH_A_CURRICULUM = (
     "with curriculum.enabled=true the training rows are the lists of stage=curriculum, which the teacher scores in stage=pool_scores"
 )
@@ -197,7 +229,8 @@ def _why_new(folder: Path, full_key: dict[str, Any], table: Table) -> str:
     prefix = f"{table.name}-" if table.name else ""
     earlier = [path.parent for path in folder.parent.glob(f"{prefix}*/{MANIFEST_NAME}") if path.parent != folder]
     now = _flat(full_key)
-    changes = [_changes(_flat(manifest.key), now) for path in earlier if (manifest := stored_table(path)) is not None]
+    manifests = [manifest for path in earlier if (manifest := stored_table(path)) is not None and manifest.table == table.name]
+    changes = [_changes(_flat(manifest.key), now) for manifest in manifests]
     if not changes:
         return "never built"
     changed = min(changes, key=lambda change: (len(change), change))

@@ -26,6 +26,7 @@ from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
 from pipeline.progress import Progress
 from pipeline.scoring import reading_lengths
 from pipeline.scoring.cost import estimate_cost
+from pipeline.scoring.missing_pairs import refuse_missing
 from pipeline.stage import Say, Stored, Table
 from retrieval.models.resolved import ResolvedModels
 
@@ -145,6 +146,8 @@ def _say_what_is_scored(models: ResolvedModels, candidates: Stored, shards: list
     """How many pairs will be scored, and what the teacher would not read of them."""
     cost = estimate_cost(models, candidates, shards, warn=lambda line: say(f"warning: {line}"))
     say(f"{label:<16} {cost}")
+    if not models.teacher.reads_texts:
+        refuse_missing(models, cost, candidates, shards, label=label)
     for line in reading_lengths.warnings(models, candidates, shards) if cost.to_score else ():
         say(f"warning: {line}")
 

@@ -102,7 +102,9 @@ def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distribu
     output = Path(settings.output)
     digests = DigestCache(Path(os.devnull))
     task = task_of(experiment, digests)
-    shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=processes.first, draw=settings.draw)
+    shards = open_training_shards(
+        shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=processes.first, draw=settings.draw, order=settings.order
+    )
     finished = processes.any(processes.first and (output / RESULT_NAME).is_file())
     if not finished:
         check_shards(experiment, shards.metadata)

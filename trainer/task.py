@@ -80,7 +80,7 @@ def _cross_encoder(experiment: Experiment, digests: DigestCache) -> Task:
     reads, prompts in the shards' tokens, a tokenizer whose pairs cannot be put together from stored tokens."""
     teacher = experiment.teacher
     if teacher.backend not in ("torch", "none"):
-        what = "an ONNX graph" if teacher.backend == "onnx" else teacher.backend
+        what = {"onnx": "an ONNX graph", "imported": "logits that were imported"}.get(teacher.backend, teacher.backend)
         raise UserError(f"task=cross_encoder: {what} cannot be trained; give a transformers folder with teacher.backend=torch")
     if teacher.template is not None or teacher.instruction is not None:
         raise UserError("task=cross_encoder trains on plain pairs; leave out teacher.template and teacher.instruction")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, field_validator, model_validator
 
 from data.config import experiment_file
-from data.config.fields import PathKind, Renamed, Section, build, execution, expanded_paths, keyed, map_paths, warn_once
+from data.config.fields import NULLS, PathKind, Renamed, Section, build, execution, expanded_paths, keyed, map_paths, warn_once
 from data.config.negative_sources import Source, canonical, parse_sources
 from data.config.registry import check_name
 from data.config.traits import LOSSES, SAMPLERS, LossTraits, SamplerTraits, traits_of
@@ -62,12 +62,19 @@ LocalFolder = Annotated[str, AfterValidator(_local)]
 class Ingest(Section):
     """Where the collection lies and how it is cut into shards."""
 
-    path: str = execution(..., "folder of the collection, local or on an object store (s3://bucket/folder)", path="path")
+    path: str | None = execution(None, "folder of the collection, local or on an object store (s3://bucket/folder)", path="path")
     format: Literal["auto", "beir", "msmarco"] = keyed("auto", "layout of the folder; auto looks for corpus.jsonl or collection.tsv")
     train_split: str = keyed("train", "the qrels split whose queries become training queries")
     corpus_shards: int = keyed(8, "shards of the corpus, fixed here for all stages", ge=1, le=99_999)
     query_shards: int = keyed(4, "shards of the queries and of all that is made per query", ge=1, le=99_999)
     max_bad_fraction: float = execution(0.001, "share of broken records above which ingest stops", ge=0, le=1)
+
+    @property
+    def collection(self) -> str:
+        """The path. Raises UserError where there is none: lists that are trained as they are need no collection."""
+        if self.path is None:
+            raise UserError("this needs the passages of a collection: set ingest.path=FOLDER beside lists.path")
+        return self.path
 
 
 class Lora(Section):
@@ -495,6 +502,9 @@ class Train(Section):
     objective: Objective = Objective()
     seed: int | None = execution(None, "of order and dropout alone, not of the data; null takes `seed`. Keyed as the run's seed")
     draw: int | None = keyed(None, "train all epochs on this draw; null: epoch e on draw e modulo the shards' draws", ge=0, le=99)
+    order: str | None = keyed(
+        None, "digest that the rows' order is drawn from, as an export notes it; null: the shards' own, or that of their export", later=True
+    )
     epochs: int = keyed(3, "T, passes over the queries; of the selected shares, too, where `steps` ends the run", ge=1)
     steps: int | None = keyed(None, "stop after this many steps, in whatever epoch; null: after the last epoch", ge=1)
     batch_queries: int = keyed(128, "b, queries of a batch (ADAM 4.3)", ge=1)
@@ -544,13 +554,19 @@ class Lists(Section):
 
     path: str | None = execution(None, "folder that `prep export format=lists` wrote (keyed by its content)", path="path")
 
+    @property
+    def folder(self) -> str:
+        """The path, of an experiment that has one."""
+        assert self.path is not None
+        return self.path
+
 
 class Experiment(Section):
     """An experiment file."""
 
     store: LocalFolder = execution(..., "folder of all stage outputs and of the teacher-logit store, shared by experiments", path="path")
     seed: int = keyed(0, "of every random choice")
-    ingest: Ingest
+    ingest: Ingest = Ingest()
     student: Student
     teacher: Teacher
     embed: Embed = Embed()
@@ -564,8 +580,36 @@ class Experiment(Section):
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_name_their_teacher(cls, values: Any) -> Any:
+        """Lists carry the logits and the name of their teacher, so none need be given."""
+        if isinstance(values, dict) and isinstance(lists := values.get("lists"), dict) and lists.get("path") not in (None, *NULLS):
+            return {"teacher": {"model": "the lists' own", "backend": "none"}, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _has_a_collection(self) -> Experiment:
+        if self.lists.path is None:
+            if self.ingest.path is None:
+                raise ValueError("ingest.path is missing: give the folder of a collection (or lists.path, of exported lists)")
+            return self
+        if self.curriculum.enabled:
+            raise ValueError("lists.path has lists that are trained as they are, curriculum.enabled makes others: leave one of them out")
+        if self.dev.queries and self.ingest.path is None:
+            raise ValueError("dev.queries are of a collection: set ingest.path=FOLDER beside lists.path, or leave dev.queries out")
+        return self
+
     @model_validator(mode="after")
     def _teacher(self) -> Experiment:
+        if self.lists.path is not None:
+            return self
+        dark = not self.curriculum.enabled and bool(self.dark_examples.reinforced or self.dark_examples.mask_ratios)
+        if dark and self.teacher.backend == "imported" and not self.teacher.model.startswith("namespace:"):
+            raise ValueError(
+                "teacher.backend=imported has logits of the passages that were scored, and cannot read dark examples: set "
+                "dark_examples.reinforced=false dark_examples.mask_ratios=[], or give a teacher that reads texts (torch, onnx, http)"
+            )
         if self.teacher.backend == "none":
             if self.dark_examples.reinforced or self.dark_examples.mask_ratios:
                 raise ValueError(
@@ -594,7 +638,7 @@ class Experiment(Section):
         if not self.curriculum.enabled:
             return self
         if self.teacher.backend == "none":
-            raise UserError("curriculum.enabled ranks by the teacher: set teacher.backend=torch, onnx or http")
+            raise UserError("curriculum.enabled ranks by the teacher: set teacher.backend=torch, onnx, http or imported")
         if pools.select != "none":
             raise UserError(f"curriculum.enabled takes all queries: leave hard_negatives.select={pools.select} out")
         if pools.canonical_source != "student":

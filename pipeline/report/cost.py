@@ -13,8 +13,12 @@ from pipeline.plan import Planner, TablePlan, table_named
 from pipeline.progress import duration
 from pipeline.scoring.calibration import SECONDS, Speed, load_gpu_speeds, load_speed, measure, save_speed
 from pipeline.scoring.cost import Cost, at_most, at_most_of_pools, estimate_cost, first_filled_shard
+from pipeline.scoring.missing_pairs import missing_words, ways
 from pipeline.stages.pools import labels_above_0
 from retrieval.models.resolved import ResolvedModels
+
+_PAIRS_NOT_KNOWN = "nothing to pay; which pairs have no logit is known after {}"
+_NOTHING_TO_PAY = "all pairs have a logit that was imported: nothing to pay"
 
 
 def format_cost(models: ResolvedModels, planned: TablePlan, *, measuring: bool, gpus: int) -> list[str]:
@@ -24,7 +28,7 @@ def format_cost(models: ResolvedModels, planned: TablePlan, *, measuring: bool, 
     """
     experiment = models.experiment
     if planned.waits_for:
-        return _upper_bound(experiment, planned)
+        return _upper_bound(experiment, planned) if models.teacher.reads_texts else [_PAIRS_NOT_KNOWN.format(planned.table.scores_pairs_of)]
     assert planned.table.scores_pairs_of is not None
     candidates = planned.inputs[planned.table.scores_pairs_of]
     if not all(path.exists() for path in candidates.paths()):
@@ -32,6 +36,8 @@ def format_cost(models: ResolvedModels, planned: TablePlan, *, measuring: bool, 
     stale = list(planned.stale)
     lines: list[str] = []
     cost = estimate_cost(models, candidates, stale, warn=lines.append)
+    if not models.teacher.reads_texts:
+        return [*lines, f"{cost.requested:,} pairs, {missing_words(cost)}; {ways(models)}" if cost.to_score else _NOTHING_TO_PAY]
     lines.append(str(cost))
     if cost.to_score and models.teacher.is_remote:
         lines.append("hours: not known, they are the server's, of which nothing is asked for a plan")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
@@ -20,8 +21,10 @@ from data.tables.schemas import MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.terminal import printable
 from pipeline.plan import Planner, table_named
 from pipeline.stage import Stored
-from pipeline.stages.confidence import list_bounds
+from pipeline.stages.confidence import describe_list, list_bounds
+from pipeline.stages.lists import export_of
 
+_DESCRIBED = ["query_id", "draw", "position", "candidate_kind", "logit", "confidence"]
 _GROUP_NAMES = {CandidateKind.TOP: "group 1", CandidateKind.NEAR: "group 2", CandidateKind.FAR: "group 3"}
 KIND_NAMES = {kind: _GROUP_NAMES.get(kind, kind.name.lower().replace("_", " ")) for kind in CandidateKind}
 
@@ -51,9 +54,14 @@ def complete_tables(experiment: Experiment, *labels: str) -> list[Stored]:
 
 def scored_shards(experiment: Experiment, *, columns: list[str] | None = None) -> Iterator[tuple[pa.Table, list[dict[str, Any]]]]:
     """Shard by shard these columns of the candidates with their `logit`, and the facts of each list (see `ScoredList`)."""
-    if experiment.curriculum.enabled:
-        (lists,) = complete_tables(experiment, "curriculum")
+    if experiment.curriculum.enabled or experiment.lists.path:
+        if experiment.lists.path and not export_of(experiment).training.teachers:
+            raise UserError(f"lists.path={experiment.lists.path}: these lists have no logits to show")
+        (lists,) = complete_tables(experiment, "lists" if experiment.lists.path else "curriculum")
         for shard in range(len(lists.paths())):
+            if not has_groups(experiment):
+                yield lists.read(shard, columns=columns and [*columns, "logit"]), _described(lists.read(shard, columns=_DESCRIBED))
+                continue
             of_list = lists.read(shard, columns=["position", "query_id", "draw", "confidence"])
             firsts = of_list.filter(pc.equal(of_list.column("position"), 0)).drop_columns(["position"])
             yield lists.read(shard, columns=columns and [*columns, "logit"]), firsts.to_pylist()
@@ -62,6 +70,21 @@ def scored_shards(experiment: Experiment, *, columns: list[str] | None = None) -
     for shard in range(len(candidates.paths())):
         logits = scores.read(shard, columns=["logit"]).column("logit")
         yield candidates.read(shard, columns=columns).append_column("logit", logits), confidence.read(shard).to_pylist()
+
+
+def has_groups(experiment: Experiment) -> bool:
+    """Whether the lists are of a curriculum, here or where they were exported."""
+    return bool(export_of(experiment).training.curriculum) if experiment.lists.path else experiment.curriculum.enabled
+
+
+def _described(rows: pa.Table) -> list[dict[str, Any]]:
+    """What the table `confidence` holds of exported lists, C(q) as they carry it."""
+    kinds, logits, confidences = (rows.column(name).to_numpy() for name in ("candidate_kind", "logit", "confidence"))
+    return [
+        {"query_id": query_id, "draw": draw, **describe_list(kinds[start:stop], logits[start:stop].astype(np.float64)),
+         "confidence": float(confidences[start])}
+        for (query_id, draw), start, stop in list_bounds(rows)
+    ]  # fmt: skip
 
 
 def scored_lists(experiment: Experiment, requested: Callable[[str, int], bool]) -> Iterator[ScoredList]:
@@ -83,6 +106,7 @@ def show(experiment: Experiment, *, query_id: str | None, width: int) -> None:
     if first is None:
         raise UserError(f"query={query_id} is not among the training queries of these shards")
     more = experiment.draws - 1 if experiment.curriculum.enabled else 0
+    more = export_of(experiment).training.draws - 1 if experiment.lists.path and has_groups(experiment) else more
     for found in (first, *itertools.islice(lists, more)):  # a query's lists stand together
         _print(found, width=width)
 

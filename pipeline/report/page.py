@@ -25,10 +25,11 @@ from data.terminal import printable
 from pipeline.negatives.query_selection import BANDS
 from pipeline.plan import Planner, TablePlan, tables
 from pipeline.report.figures import COLOURS, MIXED, Series, confidence_histogram, score_distributions
-from pipeline.report.inspect import KIND_NAMES, ScoredList, scored_lists, scored_shards
+from pipeline.report.inspect import KIND_NAMES, ScoredList, has_groups, scored_lists, scored_shards
 from pipeline.report.negatives import negatives_findings
 from pipeline.run import read_journal
 from pipeline.stages.ingest_tables import quarantine_file
+from pipeline.stages.lists import export_of
 
 SHOWN_QUERIES = 20
 _SHOWN_QUARANTINED = 20
@@ -41,7 +42,7 @@ Confidences = dict[tuple[str, int], float]  # C(q) of each (query, draw)
 def write_report(experiment: Experiment, out: Path) -> None:
     """Write the page. Raises UserError, naming the stage to run, where the tables up to the teacher's scores are not complete."""
     scores, confidences = _read_scores(experiment)
-    of_method = _of_curriculum(experiment, scores) if experiment.curriculum.enabled else _of_adam(experiment, scores, confidences)
+    of_method = _of_curriculum(experiment, scores) if has_groups(experiment) else _of_adam(experiment, scores, confidences)
     plans = list(Planner(experiment).plan_all(tables(experiment)))
     quarantined, quarantine = _quarantine([plan for plan in plans if plan.table.stage == "ingest"])
     page = _template().render(
@@ -94,6 +95,8 @@ def _read_scores(experiment: Experiment) -> tuple[pl.DataFrame, Confidences]:
 
 def _facts(experiment: Experiment, *, queries: int, candidates: float) -> list[tuple[str, object]]:
     """What was made, of what. `candidates` is the mean length of a list."""
+    if experiment.lists.path:
+        return _facts_of_lists(experiment, queries=queries, candidates=candidates)
     curriculum = experiment.curriculum
     groups = [("groups, an iteration", ", ".join(curriculum.iterations)), ("group 2 up to rank", curriculum.near_rank)]
     return [
@@ -102,6 +105,21 @@ def _facts(experiment: Experiment, *, queries: int, candidates: float) -> list[t
         ("negatives from", experiment.hard_negatives.source),
         ("mined with", experiment.embed.model or experiment.student.model),
         *(groups if curriculum.enabled else [("sampler", experiment.hard_negatives.sampler)]),
+        ("training queries", f"{queries:,}"),
+        ("candidates a query", f"{candidates:.1f}"),
+        ("seed", experiment.seed),
+        ("store", experiment.store),
+    ]
+
+
+def _facts_of_lists(experiment: Experiment, *, queries: int, candidates: float) -> list[tuple[str, object]]:
+    """The same of lists that were exported elsewhere."""
+    export = export_of(experiment)
+    return [
+        ("student", experiment.student.model),
+        ("teacher", export.note.teacher.get("name", "?")),
+        ("lists from", experiment.lists.folder),
+        ("negatives from", export.training.negatives_source),
         ("training queries", f"{queries:,}"),
         ("candidates a query", f"{candidates:.1f}"),
         ("seed", experiment.seed),
@@ -129,7 +147,8 @@ def _series(scores: pl.DataFrame, kinds: Sequence[CandidateKind]) -> list[Series
 def _of_adam(experiment: Experiment, scores: pl.DataFrame, confidences: Confidences) -> dict[str, Any]:
     """What the page shows of positives, negatives and dark examples."""
     rows = [[KIND_NAMES[kind], *_moments(_kind(scores, kind))] for kind in ADAM_KINDS]
-    for ratio in experiment.dark_examples.mask_ratios:
+    of_lists = export_of(experiment).training if experiment.lists.path else None
+    for ratio in of_lists.mask_ratios if of_lists else experiment.dark_examples.mask_ratios:
         rows.append([f"noisy positive, ratio {ratio}", *_moments(scores.filter(pl.col("ratio") == str(ratio)))])
     kinds = _series(scores, ADAM_KINDS)
     dark = ("negatives and dark examples", np.concatenate([logits for _, logits, _ in kinds[1:]]), MIXED)
@@ -141,14 +160,20 @@ def _of_adam(experiment: Experiment, scores: pl.DataFrame, confidences: Confiden
         ("Each kind of candidate by itself.", score_distributions(kinds)),
         (f"C(q). The labelled positive has more than half of the mass in {sure:.0%} of the lists.", confidence_histogram(values)),
     ]
-    return {"figures": figures, "group_names": ["kind", *_MOMENTS], "groups": rows, "findings": negatives_findings(experiment)}
+    return {
+        "figures": figures,
+        "group_names": ["kind", *_MOMENTS],
+        "groups": rows,
+        "findings": None if of_lists else negatives_findings(experiment),
+    }
 
 
 def _of_curriculum(experiment: Experiment, scores: pl.DataFrame) -> dict[str, Any]:
     """What the page shows of CL-DRD's groups, iteration by iteration."""
     figures = []
     rows = []
-    for number, name in enumerate(experiment.curriculum.iterations):
+    iterations = export_of(experiment).training.curriculum if experiment.lists.path else experiment.curriculum.iterations
+    for number, name in enumerate(iterations):
         own = scores.filter(pl.col("draw") == number)
         present = [kind for kind in GROUPS if not _kind(own, kind).is_empty()]
         what = "the groups should part." if len(present) > 1 else "one group, graded by place."

@@ -206,7 +206,7 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     settings = experiment.dark_examples
     tokenizer, of_tokenizer = None, {}
     if experiment.teacher.backend != "none":
-        tokenizer = tokenizer_digest(models.teacher_tokenizer) if models.teacher_tokenizer else "words"
+        tokenizer = models.teacher_tokenizer_digest
         of_tokenizer = _key_of_tokenizer(settings, models)
     if models.has_student:  # scoring does without its files; what needs them says what they lack
         _ = models.student_marks

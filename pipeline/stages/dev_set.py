@@ -175,7 +175,7 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
 def _check_split(experiment: Experiment) -> None:
     """Raises UserError where the split does not exist, or is the one that is trained on. Cheap: called before any work."""
     split, train_split = experiment.dev.split, experiment.ingest.train_split
-    collection = find_collection(experiment.ingest.path, format=experiment.ingest.format)
+    collection = find_collection(experiment.ingest.collection, format=experiment.ingest.format)
     others = ", ".join(name for name in collection.qrels if name != train_split) or "none"
     if split not in collection.qrels:
         raise UserError(f"dev.split={split}: {collection.folder} has no qrels of it; splits that are not trained on: {others}")

@@ -74,6 +74,11 @@ class IngestReport:
         return "\n".join([self.reasons, *(f"  {fault}" for fault in self._faults[:_FIRST_FAULTS])])
 
 
+def shard_of_query(text: str, shards: int) -> int:
+    """Which of so many shards a query lies in: by its text, so that no teacher pair is wanted by two shards."""
+    return hash64("queries", text) % shards
+
+
 def ingest_corpus(collection: Collection, sinks: Sinks) -> IngestReport:
     """Passages to their shards. The first of several lines with one id wins, the others are faults.
 
@@ -119,7 +124,7 @@ def ingest_queries(collection: Collection, sinks: Sinks) -> IngestReport:
         elif (first := seen.get(query.query_id)) is None:
             seen[query.query_id] = here
             report.kept += 1
-            if (sink := sinks[hash64("queries", query.text) % len(sinks)]) is not None:
+            if (sink := sinks[shard_of_query(query.text, len(sinks))]) is not None:
                 sink.add(query)
         elif first[0] != here[0] and first[1] == here[1]:
             report.dropped["repeated in another file"] += 1

@@ -23,7 +23,7 @@ from retrieval.models.resolved import ResolvedModels
 
 
 def _collection(experiment: Experiment) -> Collection:
-    collection = find_collection(experiment.ingest.path, format=experiment.ingest.format)
+    collection = find_collection(experiment.ingest.collection, format=experiment.ingest.format)
     check_splits(collection, settings=experiment.ingest)
     return collection
 

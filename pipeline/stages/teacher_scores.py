@@ -154,3 +154,17 @@ TABLE = Table(
     uses_device=True, rounds_by_device=True, notes=lambda experiment, models: models.teacher.notes(),
 )  # fmt: skip
 OF_POOLS = replace(TABLE, stage="pool_scores", version=1, reads=("pools.pairs",), key=_key_of_pools, scores_pairs_of="pools.pairs")
+
+
+def table(experiment: Experiment) -> Table:
+    """The logits of the lists. Those that were imported are read, on whatever device."""
+    return _read_alone(TABLE) if experiment.teacher.backend == "imported" else TABLE
+
+
+def of_pools(experiment: Experiment) -> Table:
+    """The logits of pools."""
+    return _read_alone(OF_POOLS) if experiment.teacher.backend == "imported" else OF_POOLS
+
+
+def _read_alone(scored: Table) -> Table:
+    return replace(scored, uses_device=False, rounds_by_device=False)

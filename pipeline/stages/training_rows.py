@@ -39,7 +39,7 @@ class Encoders:
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """All that the rows of a shard hold, by list: n lists with C candidates in all, in the order of `dark_examples` or `curriculum`."""
+    """All that the rows of a shard hold, by list: n lists with C candidates in all, in the order of the table of lists."""
 
     query_ids: pa.ChunkedArray  # [n]
     draws: NDArray[np.int8]  # [n]
@@ -85,28 +85,29 @@ class TrainingRows:
         return pa.table([*columns, of_lists(pa.array(self.labels[candidates]))], schema=schemas.LABELLED_TRAINING)
 
 
-def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders) -> TrainingRows:
-    """The rows of a shard.
+def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders, *, labelled: bool) -> TrainingRows:
+    """The rows of a shard, `labelled` where they are the lists of a curriculum.
 
-    Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order; `curriculum` is all three in one.
-    `pools.ranked` has the queries of all lists, and perhaps more. Where there is no teacher, logits and confidences are NaN: whatever used
-    them all the same would say so.
+    Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order; `curriculum` and `lists` are all three in one.
+    `pools.ranked` or `lists.never` has the queries of all lists, and perhaps more. Where there is no teacher, logits and confidences are
+    NaN: whatever used them all the same would say so.
     """
 
     def column(label: str, name: str) -> pa.ChunkedArray:
         return inputs[label].read(shard, columns=[name]).column(name)
 
-    lists = "curriculum" if "curriculum" in inputs else "dark_examples"
+    lists = next(label for label in ("curriculum", "lists", "dark_examples") if label in inputs)
     labels = None
     keys = [as_keys(_text_keys(group)) for group in inputs[lists].shard_groups(shard, columns=["candidate_kind", "text"])]
     first, texts = first_occurrence(np.concatenate([as_keys([]), *keys]))
     kinds = column(lists, "candidate_kind").to_numpy()
     begins = begins_of(inputs[lists].read(shard, columns=["position"]))
     bounds = np.array([*begins, len(kinds)], np.int64)
-    if lists == "curriculum":
-        logits, confidences = column(lists, "logit").to_numpy(), column(lists, "confidence").to_numpy()[begins]
+    if labelled:
         graded = [labels_of(kinds[start:stop].tolist()) for start, stop in itertools.pairwise(bounds.tolist())]
         labels = np.concatenate([np.empty(0), *graded]).astype(np.float32)
+    if lists != "dark_examples":
+        logits, confidences = column(lists, "logit").to_numpy(), column(lists, "confidence").to_numpy()[begins]
     elif "teacher_scores" in inputs:
         logits, confidences = column("teacher_scores", "logit").to_numpy(), column("confidence", "confidence").to_numpy()
     else:
@@ -114,7 +115,7 @@ def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders) -> Trai
     if len(logits) != len(kinds) or len(confidences) != len(begins):
         raise AssertionError("candidates, their logits and confidences lie in one order")
     query_ids = column(lists, "query_id").take(pa.array(begins, pa.int64()))
-    pools = inputs["pools.ranked"].read(shard, columns=["query_id", "never_ids"])
+    pools = inputs["lists.never" if lists == "lists" else "pools.ranked"].read(shard, columns=["query_id", "never_ids"])
     places = pc.index_in(query_ids, value_set=pools.column("query_id").combine_chunks())
     if places.null_count:
         raise AssertionError("each list is of a query that has a pool")

@@ -20,6 +20,7 @@ from data.tables.schemas import LABELLED_TRAINING, LABELLED_VERSION, TRAINING, T
 from data.tables.shards import TRAINING_GROUP_ROWS
 from pipeline.scoring.reading_lengths import longest_mixed
 from pipeline.stage import StageContext, Table
+from pipeline.stages.lists import export_of, marks_of_lists
 from pipeline.stages.training_rows import Encode, Encoders, read_rows
 from retrieval.model_files.model_lengths import check_length
 from retrieval.models.marks import Marks
@@ -29,8 +30,13 @@ from retrieval.models.tokenizer import Tokenizer, tokenizer_of
 
 
 def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
+    of_lists = _of_export(experiment) if experiment.lists.path else metadata_of_lists(experiment, models)
+    return {"tokenizer": models.student.tokenizer_digest, **of_lists}
+
+
+def metadata_of_lists(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
+    """What the shards say of the lists, whoever the student is."""
     of_all = {
-        "tokenizer": models.student.tokenizer_digest,
         "teachers": [] if experiment.teacher.backend == "none" else [models.namespace],
         "draws": experiment.draws,
         "negatives_source": experiment.hard_negatives.canonical_source,
@@ -42,17 +48,36 @@ def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     return {**of_all, "schema_version": TRAINING_VERSION, "negatives": negatives, "mask_ratios": ratios}
 
 
+def _of_export(experiment: Experiment) -> dict[str, Any]:
+    """The same of exported lists: what the shards of the store that they came from say."""
+    training = export_of(experiment).training
+    names = ("teachers", "draws", "negatives_source", "negatives", "mask_ratios")
+    found = {name: getattr(training, name) for name in names} | ({"order": training.order} if training.order else {})
+    if training.curriculum:
+        return {**found, "schema_version": LABELLED_VERSION, "curriculum": training.curriculum}
+    return {**found, "schema_version": TRAINING_VERSION}
+
+
+def _student_reads(experiment: Experiment, models: ResolvedModels) -> tuple[Marks, int]:
+    """(what stands for the marks of dark examples, tokens of the longest mixed passage) in what the student reads."""
+    if not experiment.lists.path:
+        return models.student_marks, longest_mixed(models)
+    given = experiment.dark_examples.mixed_tokens or export_of(experiment).training.mixed_tokens
+    return marks_of_lists(models), given or models.student.passage_tokens
+
+
 def _build(context: StageContext) -> None:
     experiment = context.experiment
     models = context.models
     student = models.student
     tokenizer = context.worker_cache.get_or_create("student tokenizer", lambda: tokenizer_of(student))
-    encoders = _encoders(student, tokenizer, marks=models.student_marks, mixed_tokens=longest_mixed(models))
-    rows = read_rows(context.inputs, context.shard, encoders)
+    metadata = _metadata(experiment, models)
+    marks, longest = _student_reads(experiment, models)
+    labelled = metadata["schema_version"] == LABELLED_VERSION
+    rows = read_rows(context.inputs, context.shard, _encoders(student, tokenizer, marks=marks, mixed_tokens=longest), labelled=labelled)
     order = _shuffled(rows.query_ids.to_pylist(), rows.draws.tolist(), seed=experiment.seed)
-    metadata = canonical_json(_metadata(experiment, models))
-    schema = TRAINING if rows.labels is None else LABELLED_TRAINING
-    with context.writer(context.shard, schema.with_metadata({"training": metadata})) as writer:
+    schema = LABELLED_TRAINING if labelled else TRAINING
+    with context.writer(context.shard, schema.with_metadata({"training": canonical_json(metadata)})) as writer:
         for start in range(0, len(order), TRAINING_GROUP_ROWS):
             part = order[start : start + TRAINING_GROUP_ROWS]
             writer.write_row_group(rows.table(part))
@@ -79,14 +104,17 @@ def _shuffled(query_ids: list[str], draws: list[int], *, seed: int) -> NDArray[n
 
 def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     student = models.student
-    longest = longest_mixed(models)
+    marks, longest = _student_reads(experiment, models)
     check_length(longest, student.weights_folder, option="dark_examples.mixed_tokens")
     lengths = {"query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens, "mixed_tokens": longest}
     prefixes = {"query_prefix": student.query_prefix, "passage_prefix": student.passage_prefix}
-    return {**_metadata(experiment, models), **lengths, **prefixes, "seed": experiment.seed, **models.student_marks.key}
+    return {**_metadata(experiment, models), **lengths, **prefixes, "seed": experiment.seed, **marks.key}
 
 
 OF_CURRICULUM = Table(stage="shards", version=3, reads=("curriculum", "pools.ranked"), key=_key, build=_build)
+
+
+OF_LISTS = replace(OF_CURRICULUM, reads=("lists", "lists.never"))
 
 
 def table(experiment: Experiment) -> Table:

@@ -28,7 +28,8 @@ from retrieval.model_files.weight_files import tensor_shapes, token_rows
 from retrieval.teachers.pair_template import refuse_pair_text
 from retrieval.teachers.plain_pairs import check_texts
 
-WAY_ROUND = "serve it and use teacher.backend=http"  # for teachers that are not opened here
+# For teachers that are not opened here.
+WAY_ROUND = "serve it and use teacher.backend=http, or import its logits (prep import) and use teacher.backend=imported"
 _HEADS = ("classifier.", "score.", "classification_head.", "logits_proj.", "sequence_summary.", "head.")
 _DECODER_HEAD = "score.weight"  # transformers' GenericForSequenceClassification and its forerunners
 _LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")  # the last three: DistilBERT, GPT-2 and Nomic, GPT-Neo

@@ -63,14 +63,20 @@ class ResolvedModels:
     @property
     def teacher(self) -> TeacherSpec:
         """What scores pairs, its precision resolved."""
-        settings, device = self.experiment.teacher, self.experiment.runner.device
-        return cast(TeacherSpec, self._resolved("teacher", lambda: resolve_teacher(settings, device=device)))
+        settings, device, store = self.experiment.teacher, self.experiment.runner.device, Path(self.experiment.store)
+        return cast(TeacherSpec, self._resolved("teacher", lambda: resolve_teacher(settings, device=device, store=store)))
 
     @property
     def teacher_tokenizer(self) -> Path | None:
         """Folder of the tokenizer that dark examples are made with; None without a teacher, or where it has no tokens."""
         spec = self._teacher_for_texts
         return spec.tokenizer_folder if spec else None
+
+    @property
+    def teacher_tokenizer_digest(self) -> str | None:
+        """What a fingerprint holds of that tokenizer; None without a teacher."""
+        spec = self._teacher_for_texts
+        return spec.tokenizer_digest if spec else None
 
     @property
     def teacher_template(self) -> PairText | None:
@@ -87,7 +93,8 @@ class ResolvedModels:
         try:
             return self.teacher
         except UserError:
-            return resolve_teacher(settings.model_copy(update={"precision": "auto"}), device="cpu")
+            store = Path(self.experiment.store)
+            return resolve_teacher(settings.model_copy(update={"precision": "auto"}), device="cpu", store=store)
 
     @property
     def teacher_marks(self) -> Marks:

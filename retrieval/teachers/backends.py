@@ -36,34 +36,40 @@ from retrieval.teachers.base import (
 )
 from retrieval.teachers.cross_encoder import resolve_cross_encoder, resolve_graph
 from retrieval.teachers.http.teacher import resolve_http
+from retrieval.teachers.imported import resolve_imported
 
 
 def _no_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
-    raise UserError("teacher.backend=none: there is no teacher; set teacher.backend=torch, onnx or http")
+    raise UserError("teacher.backend=none: there is no teacher; set teacher.backend=torch, onnx, http or imported")
 
 
 # Each finds and checks what its settings name, and opens nothing.
 BACKENDS: dict[str, Callable[..., TeacherSpec]] = {
-    "torch": resolve_cross_encoder, "onnx": resolve_graph, "http": resolve_http, "none": _no_teacher,
+    "torch": resolve_cross_encoder, "onnx": resolve_graph, "http": resolve_http, "imported": resolve_imported,
+    "none": _no_teacher,
 }  # fmt: skip
 # The settings that are not every backend's own; `resolve_http` refuses those of files itself.
 _READ = {
     "torch": ("template", "instruction", "answers", "label"), "onnx": ("template", "instruction"),
-    "http": ("template", "instruction", "answers", "label", "http"),
+    "http": ("template", "instruction", "answers", "label", "http"), "imported": ("imported",),
 }  # fmt: skip
 _REGISTRY: Registry[Any] = Registry("teacher", BACKENDS)
 
 
-def resolve_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
-    """Find and check the teacher of the settings. Raises UserError: no such backend or module, and what the backend finds in its files."""
+def resolve_teacher(teacher: settings.Teacher, *, device: str, store: Path | None = None) -> TeacherSpec:
+    """Find and check the teacher of the settings; `store` has the logits of one that was imported.
+
+    Raises UserError: no such backend or module, and what the backend finds in its files.
+    """
     found = _REGISTRY.get(teacher.backend, setting="teacher.backend")
-    for name in ("template", "instruction", "answers", "label", "http"):
+    for name in ("template", "instruction", "answers", "label", "http", "imported"):
         given = getattr(teacher, name) != settings.Teacher.model_fields[name].default
         if given and name not in _READ.get(teacher.backend, ()):
             raise UserError(f"teacher.{name} is given, which teacher.backend={teacher.backend} does not read; leave it out")
     if is_import_path(teacher.backend):
         return PluginSpec(teacher)
-    spec: TeacherSpec = found(teacher, device=device)
+    of_store = {"store": store} if teacher.backend == "imported" else {}
+    spec: TeacherSpec = found(teacher, device=device, **of_store)
     return spec
 
 

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from data.config import settings
 from data.digests import DigestCache, json_digest
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
+from retrieval.model_files.files import tokenizer_digest
 from retrieval.teachers.pair_template import PairText
 
 Pair = tuple[str, str]  # query, candidate
+WORDS = "words"  # in place of the digest of a tokenizer, of a teacher that has none
 OnBatch = Callable[[int, int, int], None]  # of a scored batch: pairs, their tokens, tokens with padding; no tokens: 0
 
 
@@ -94,6 +96,12 @@ class TeacherSpec(ABC):
     tokenizer_folder: Path | None = None  # whose tokens dark examples are cut and masked by; None: by words
     template: PairText | None = None  # what stands around a pair
     is_remote: bool = False  # a server scores: it may be another one at each run, at another speed and price
+    reads_texts: bool = True  # False: there are no logits but those of the store
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Of the tokenizer that dark examples are made with; `WORDS` where it has none."""
+        return tokenizer_digest(self.tokenizer_folder) if self.tokenizer_folder else WORDS
 
     @abstractmethod
     def key(self, digests: DigestCache) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Training shards as a stream of batches, in an order that is a pure function of (shards' content digest, seed, epoch).
+"""Training shards as a stream of batches, in an order that is a pure function of (shards' content digest, seed, epoch), or, of lists
+that were exported, of the digest that the export notes.
 
     DIR/manifest.json                  names, rows, bytes and digests of the shards
     DIR/part-00000-of-00004.parquet    rows of `data.tables.schemas.TRAINING`; schema metadata "training": see `TrainingMetadata`
@@ -52,6 +53,7 @@ class TrainingMetadata:
     mask_ratios: tuple[float, ...]
     negatives: int  # m
     curriculum: tuple[str, ...] = ()  # of CL-DRD's lists: what each draw, an iteration, is made of
+    order: str = ""  # of lists from elsewhere: content digest of the shards that were made of them there
 
     @property
     def has_never_ids(self) -> bool:
@@ -105,6 +107,12 @@ class TrainingShards:
     metadata: TrainingMetadata
     groups: tuple[RowGroup, ...]
     only_draw: int | None = None  # of all epochs
+    only_order: str | None = None  # that the user gave
+
+    @property
+    def order(self) -> str:
+        """What the order of the rows is drawn from: the content, or that of the shards that a copy's lists were trained from first."""
+        return self.only_order or self.metadata.order or self.digest
 
     def draw_of(self, epoch: int) -> int:
         """The draw that an epoch uses."""
@@ -120,7 +128,7 @@ class TrainingShards:
 
 
 def open_training_shards(
-    folder: Path, *, tokenizer: str, remedy: str = REMEDY, verify: bool = True, draw: int | None = None
+    folder: Path, *, tokenizer: str, remedy: str = REMEDY, verify: bool = True, draw: int | None = None, order: str | None = None
 ) -> TrainingShards:
     """Check a folder of training shards, byte by byte, and read how its rows are spread.
 
@@ -130,6 +138,7 @@ def open_training_shards(
         remedy: What to do where the shards have another, for people.
         verify: Whether to compare every file's digest, which reads it once; of several processes one is enough.
         draw: The one that all epochs use; None: each its own.
+        order: What the order of the rows is drawn from; None: see `TrainingShards.order`.
 
     Raises:
         UserError: No manifest, a missing shard, no training shards, another schema version, another tokenizer, no such draw.
@@ -151,7 +160,7 @@ def open_training_shards(
         raise UserError(f"shards={folder}: no rows of draw {empty[0]}, though {metadata.draws} draws are promised; make the shards again")
     if draw is not None and draw >= metadata.draws:
         raise UserError(f"train.draw={draw}: shards={folder} have draws 0 to {metadata.draws - 1}")
-    return replace(shards, only_draw=draw)
+    return replace(shards, only_draw=draw, only_order=order)
 
 
 def _read_metadata(path: Path, *, tokenizer: str, remedy: str) -> TrainingMetadata:
@@ -198,7 +207,7 @@ def rows_of_epoch(shards: TrainingShards, *, seed: int, epoch: int, skip: int = 
     """The epoch's rows in their order, from row `skip` on. Windows before it are not decoded."""
     draw = shards.draw_of(epoch)
     counts = [group.rows_of_draw[draw] for group in shards.groups]
-    key = (shards.digest, seed, epoch)
+    key = (shards.order, seed, epoch)
     for place, window in enumerate(windows(counts, *key)):
         rows = sum(counts[group] for group in window)
         if skip >= rows:

@@ -42,7 +42,7 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     settings = experiment.train
     check_output(settings)
     task = task_of(experiment, DigestCache(Path(os.devnull)))
-    shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, draw=settings.draw)
+    shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, draw=settings.draw, order=settings.order)
     check_shards(experiment, shards.metadata)
     model = task.open()
     references = task.open_references()

@@ -122,7 +122,7 @@ def test_quantised_weights_are_refused_by_name(models: Any, tmp_path: Path, key:
     """Prevents: an ImportError of a package that was never asked for, hours into a run."""
     folder = checkpoint(tmp_path / "model", models.teacher, config=config_of("BertForSequenceClassification", **{key: settings}))
     with pytest.raises(
-        UserError, match=rf"is quantised \({key} in its config.json: {method}\).*, or serve it and use teacher.backend=http$"
+        UserError, match=rf"is quantised \({key} in its config.json: {method}\).*, or serve it and use teacher.backend=http, or import"
     ):
         teacher_of(folder)
     with pytest.raises(UserError, match=rf"is quantised \({key} in its config.json: {method}\).*, in fp32, bf16 or fp16$"):
