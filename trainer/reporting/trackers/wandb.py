@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.reporting.trackers.base import RunInfo
+from trainer.reporting.trackers.wandb_files import last_step
 
 
 class WandbTracker:
@@ -13,16 +14,17 @@ class WandbTracker:
     _run: Any
 
     def start(self, run: RunInfo) -> int | None:
-        """See `Tracker`. Offline it cannot tell what earlier starts have logged."""
+        """See `Tracker`."""
         import wandb
 
         # Neither code, nor the command line and its paths, nor what is printed: of the run itself the config says enough.
         quiet = wandb.Settings(console="off", save_code=False, disable_git=True, x_disable_meta=True)
+        lies_here = last_step(run.output, run.id)
         self._run = wandb.init(
             project=run.project, name=run.name, id=run.id, resume="allow", dir=str(run.output), config=run.config, settings=quiet
         )
         if self._run.offline:
-            return None
+            return lies_here
         return self._run.starting_step - 1 if self._run.resumed else 0
 
     def log(self, step: int, figures: dict[str, float]) -> None:
