@@ -19,10 +19,12 @@ import torch
 
 from data.config.settings import Experiment
 from data.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, RunFailed
+from trainer.evaluation.comparison import DevComparison, compared_with_start
 from trainer.evaluation.schedule import dev_figures, is_due, with_dev
 from trainer.interruption import GracefulShutdown
 from trainer.reporting.reports import Reports, write_result
 from trainer.run import PlannedBatch, TrainingRun, check_machine, open_run
+from trainer.saving.card import write_cards
 from trainer.saving.checkpoint import save_checkpoint, whole_folder
 from trainer.saving.folder_lock import held
 from trainer.saving.output_folder import RESULT_NAME, check_output
@@ -69,9 +71,10 @@ def _train(experiment: Experiment, *, shards_folder: Path, processes: Distribute
                 processes.wait()  # torchrun ends all processes as soon as one of them has left
                 reports.note(f"interrupted after step {run.state.step} of {run.steps}; start the same command again to go on")
                 return EXIT_INTERRUPTED
+    compared = compared_with_start(run)
     if processes.first:
         keep_hold()
-        save_model(run, run.result)
+        save_model(run, run.result, compared=compared)
         write_result(run)
     processes.wait()  # for the first process, which saves
     return EXIT_COMPLETE
@@ -101,7 +104,7 @@ def maybe_evaluate(run: TrainingRun) -> dict[str, float]:
     figures = dev_figures(run.model, run.dev, settings=run.step_settings, processes=run.processes)
     run.state = with_dev(run.state, figures, metric=settings.dev_metric)
     if run.state.best_step == run.state.step and run.processes.first:
-        save_model(run, run.output / "best")
+        save_model(run, run.output / "best", figures=figures)
     return figures
 
 
@@ -111,10 +114,11 @@ def checkpoint_is_due(run: TrainingRun) -> bool:
     return step % run.experiment.train.checkpoint_every == 0 or step in run.epoch_ends or run.stopped_early
 
 
-def save_model(run: TrainingRun, folder: Path) -> None:
-    """A sentence-transformers folder of a student, a transformers folder of a cross-encoder, whole or not at all."""
+def save_model(run: TrainingRun, folder: Path, *, figures: dict[str, float] | None = None, compared: DevComparison | None = None) -> None:
+    """A sentence-transformers folder of a student, a transformers folder of a cross-encoder, with its card, whole or not at all."""
     with whole_folder(folder) as temporary:
         run.model.save(temporary)
+        write_cards(temporary, run, before=folder, figures=figures or {}, compared=compared)
 
 
 def stop_unless_finite(losses: QueryLosses, *, norm: float, batch: PlannedBatch) -> None:

@@ -25,6 +25,7 @@ from trainer.objective.losses import DISTILLATION_LOSSES
 from trainer.objective.plan import BatchWork, plan_batch
 from trainer.objective.selection import selected_share
 from trainer.recipes import check_shards
+from trainer.reporting.trackers.tracking import make_tracker
 from trainer.saving.checkpoint import TrainingState, claim_output, read_record, resume, start_digest
 from trainer.saving.output_folder import RESULT_NAME, RESULT_REMEDY
 from trainer.saving.rehearsal import rehearse_saving
@@ -100,6 +101,8 @@ def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distribu
     """Open all that a run needs; None where it is finished already."""
     settings = experiment.train
     output = Path(settings.output)
+    if processes.first and not (output / RESULT_NAME).is_file():
+        make_tracker(settings.tracker)
     digests = DigestCache(Path(os.devnull))
     task = task_of(experiment, digests)
     shards = open_training_shards(

@@ -27,6 +27,8 @@ StopWords = Literal[
 SamplerName = Annotated[str, AfterValidator(lambda name: check_name(name, SAMPLERS, kind="sampler"))]
 LossName = Annotated[str, AfterValidator(lambda name: check_name(name, LOSSES, kind="loss"))]
 TEACHER_BACKENDS = ("torch", "onnx", "http", "imported", "none")  # what each is: retrieval/teachers/backends.py
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "none")  # what each is: trainer/reporting/trackers
+TrackerName = Annotated[str, AfterValidator(lambda name: check_name(name, TRACKERS, kind="tracker"))]
 BackendName = Annotated[str, AfterValidator(lambda name: check_name(name, TEACHER_BACKENDS, kind="teacher"))]
 Prefix = Annotated[str, BeforeValidator(lambda value: "auto" if value in (None, "null", "~") else value)]  # never one that reads `null`
 # A text or None. An empty text is one, so its type must not be seen to have None in it.
@@ -489,6 +491,17 @@ class Objective(Section):
         return "supervised" not in self.without and self.supervised_weight > 0
 
 
+class Card(Section):
+    """What the model card says beside what a run knows (OUTPUT/student/README.md)."""
+
+    license: str | None = execution(
+        None, "identifier of the hub, as apache-2.0; null: left open, and `train push` asks for it", min_length=1
+    )
+    language: tuple[str, ...] = execution((), "codes of languages, as en,de")
+    datasets: tuple[str, ...] = execution((), "ids of datasets on the hub that the model was trained on")
+    base_model: str | None = execution(None, "hub id of the model that was trained; null: student.model where it is one", min_length=1)
+
+
 class Train(Section):
     """The trainer."""
 
@@ -529,6 +542,10 @@ class Train(Section):
     evaluate_every: int | None = execution(None, "steps between evaluations on the dev set; null: at the end of each epoch", ge=1)
     dev_metric: Literal["MRR@10", "nDCG@10", "Recall@100"] = execution("MRR@10", "which of two checkpoints is the better")
     patience: int | None = keyed(None, "stop after this many evaluations without a better one; null never stops early", ge=1)
+    card: Card = Card()
+    tracker: TrackerName = execution("tensorboard", "where curves go: tensorboard, wandb, mlflow, trackio, none, or package.module:object")
+    tracker_project: str = execution("adam-distillation", "the tracker's project; MLflow's experiment", min_length=1)
+    tracker_name: str | None = execution(None, "the run's name in the tracker; null: that of the output folder", min_length=1)
 
     @model_validator(mode="after")
     def _dev_set(self) -> Train:

@@ -19,6 +19,7 @@ from retrieval.models.lora import has_lora
 from trainer.input.stream import open_training_shards
 from trainer.recipes import check_shards
 from trainer.reporting.mfu import measured_flop_rate, training_flop
+from trainer.reporting.trackers.tracking import make_tracker
 from trainer.run import PlannedBatch, check_machine, epoch_ends, open_backend, planned_batches, step_settings
 from trainer.saving.output_folder import check_output
 from trainer.steps.backend import Backend
@@ -41,6 +42,7 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
         raise UserError("dry_run=true measures one process; start it without torchrun")
     settings = experiment.train
     check_output(settings)
+    make_tracker(settings.tracker)
     task = task_of(experiment, DigestCache(Path(os.devnull)))
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, draw=settings.draw, order=settings.order)
     check_shards(experiment, shards.metadata)

@@ -11,9 +11,10 @@ import torch
 
 from data.tables.shards import atomic_write
 from retrieval.models.dual_encoder import DualEncoder
-from trainer.reporting.metrics import Metrics, last_figures
+from trainer.reporting.metrics import Metrics, curves, last_figures
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 from trainer.reporting.progress import RunProgress
+from trainer.reporting.trackers.tracking import Tracking
 from trainer.run import PlannedBatch, TrainingRun
 from trainer.saving.output_folder import RESULT_NAME
 from trainer.steps.gradients import QueryLosses
@@ -34,6 +35,12 @@ class Reports:
             self._flop_rate = rate * run.processes.size
             self._metrics = Metrics(run.output, step=run.state.step)
             self._progress = RunProgress(steps=run.steps, done=run.state.step)
+            try:
+                self._tracking = Tracking(run.experiment.train, rows=self._metrics.curves_after, note=self.note)
+                self._tracking.start(config=run.key, step=run.state.step)
+            except BaseException:
+                self._progress.close()
+                raise
             for note in _notes(run, lost=self._metrics.lost):
                 self.note(note)
         return self
@@ -41,6 +48,7 @@ class Reports:
     def __exit__(self, *_: object) -> None:
         if self._run.processes.first:
             self._progress.close()
+            self._tracking.finish()
             self._metrics.close()
 
     def note(self, message: str) -> None:
@@ -66,6 +74,7 @@ class Reports:
         }
         self._waited = waited
         self._metrics.write(figures)
+        self._tracking.log(figures["step"], curves(figures))
         self._progress.step(figures)
         if dev:
             said = ", ".join(f"{name} {value:.4f}" for name, value in dev.items())
@@ -74,6 +83,7 @@ class Reports:
     def sync(self) -> None:
         """Have all lines on the disk: called before a checkpoint, which relies on them."""
         self._metrics.sync()
+        self._tracking.sync()
 
 
 def _figures(run: TrainingRun, batch: PlannedBatch, losses: QueryLosses) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""The trained student against the one that the run began with, query by query on the dev set: for the model card."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.digests import DigestCache, json_digest
+from data.errors import UserError
+from retrieval.evaluation.metrics import Comparison, Evaluation, compare
+from retrieval.evaluation.metrics import evaluate as evaluate_run
+from trainer.evaluation.dev_set import METRICS, DevSet, encoded, search
+from trainer.evaluation.schedule import shared_encode
+from trainer.run import TrainingRun
+from trainer.steps.prepare_model import Model
+from trainer.task import task_of
+
+_DEPTH = 100
+_PERMUTATIONS = 10_000
+
+
+@dataclass(frozen=True)
+class DevComparison:
+    """Figures of a dev set before and after the training."""
+
+    queries: int
+    passages: int
+    metrics: tuple[Comparison, ...]
+
+
+def compared_with_start(run: TrainingRun) -> DevComparison | None:
+    """Open the first student again and compare. All processes take part.
+
+    None without a dev set, and where the first student's files are not what they were when the run began.
+    """
+    if run.dev is None or not run.processes.any(run.processes.first and _start_is_there(run)):
+        return None
+    after = _judged(run, run.model, run.dev)
+    before = _judged(run, run.task.open(), run.dev)
+    metrics = compare(before, after, permutations=_PERMUTATIONS)
+    return DevComparison(len(after.query_ids), len(run.dev.doc_ids), tuple(row for row in metrics if row.metric in METRICS))
+
+
+def _start_is_there(run: TrainingRun) -> bool:
+    try:
+        return json_digest(task_of(run.experiment, DigestCache(Path(os.devnull))).key) == json_digest(run.task.key)
+    except (UserError, OSError):
+        return False
+
+
+def _judged(run: TrainingRun, model: Model, dev: DevSet) -> Evaluation:
+    """As `trainer.evaluation.dev_set.evaluate` does, with each query's figures."""
+    own = dev.own_passages
+    vectors = encoded(shared_encode(model, settings=run.step_settings, processes=run.processes), dev)
+    return evaluate_run(dev.qrels, search(vectors, dev, depth=_DEPTH + bool(own)), without_own=own)
