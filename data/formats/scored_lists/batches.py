@@ -64,6 +64,7 @@ class ReadOptions:
     columns: Mapping[str, str] = field(default_factory=dict)  # name of this layout -> name in the file
     score_file: Path | None = None  # scores that lie in a file of their own
     split: str = "train"  # of layouts that have several
+    scratch: Path | None = None  # a folder for large temporary files; None: the system's
 
 
 class ListReader(Protocol):
