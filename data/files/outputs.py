@@ -66,7 +66,7 @@ def local_output_file(given: str, *, option: str, kind: Kind | None = None) -> I
         trial.touch()
         trial.unlink()
     except OSError as error:
-        raise _not_writable(path.parent, given, error, option=option) from error
+        raise not_writable(path.parent, given, error, option=option) from error
     if path.exists():
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
@@ -77,7 +77,8 @@ def local_output_file(given: str, *, option: str, kind: Kind | None = None) -> I
     yield path
 
 
-def _not_writable(folder: Path, given: str, error: OSError, *, option: str) -> UserError:
+def not_writable(folder: Path, given: str, error: OSError, *, option: str) -> UserError:
+    """The error for `option=given`, which was to lie in `folder`."""
     blocking = next((one for one in (folder, *folder.parents) if os.path.exists(one) and not one.is_dir()), None)
     why = f"{blocking} is {kind_of(blocking)}, not a folder" if blocking else f"{folder}: {error.strerror}"
     return UserError(f"{option}={given} cannot be written: {why}; choose another place")
@@ -117,7 +118,7 @@ def local_output_folder(given: str, *, option: str) -> Iterator[Path]:
         with tempfile.TemporaryFile(dir=folder):
             names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
-        raise _not_writable(folder, given, error, option=option) from error
+        raise not_writable(folder, given, error, option=option) from error
     if names and not any(name in (MANIFEST_NAME, NOTE_NAME) or name.startswith("part-") for name in names):
         raise UserError(f"{option}={given} is a folder with other files ({names[0]}); give a new or an empty one")
     remove_leftovers(folder)

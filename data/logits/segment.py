@@ -105,10 +105,11 @@ class Segment:
         groups = range(int(np.searchsorted(ends, first, side="right")), int(np.searchsorted(ends, last, side="left")) + 1)
         before = int(ends[groups.start - 1]) if groups.start else 0
         table = read_groups(self.path, groups, self.metadata).slice(first - before, last - first)
-        return _halves(table.column("key")), Scores(*(table.column(name).to_numpy().copy() for name in _SCHEMA.names[1:]))
+        return key_halves(table.column("key")), Scores(*(table.column(name).to_numpy().copy() for name in _SCHEMA.names[1:]))
 
 
-def _halves(column: pa.ChunkedArray) -> Keys:
+def key_halves(column: pa.ChunkedArray) -> Keys:
+    """Keys from a column of 16 bytes a row, none of them null."""
     parts = [np.frombuffer(chunk.buffers()[1], dtype=">u8", offset=chunk.offset * 16, count=len(chunk) * 2) for chunk in column.chunks]
     return np.concatenate(parts).astype(np.uint64).reshape(-1, 2) if parts else np.empty((0, 2), dtype=np.uint64)
 
@@ -122,7 +123,7 @@ def as_table(keys: Keys, scores: Scores) -> pa.Table:
 
 def by_bucket(table: pa.Table) -> Iterator[pa.Table]:
     """A table in key order cut at the buckets' bounds."""
-    ends = np.searchsorted(buckets_of(_halves(table.column("key"))), np.arange(BUCKETS), side="right").tolist()
+    ends = np.searchsorted(buckets_of(key_halves(table.column("key"))), np.arange(BUCKETS), side="right").tolist()
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         yield table.slice(start, end - start)
 
