@@ -28,9 +28,9 @@ from retrieval.models.student import StudentSpec
 from retrieval.models.tokenizer import Tokenizer, tokenizer_of
 
 
-def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
+def metadata_of_lists(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
+    """What training shards say of their lists, whoever is trained on them."""
     of_all = {
-        "tokenizer": models.student.tokenizer_digest,
         "teachers": [] if experiment.teacher.backend == "none" else [models.namespace],
         "draws": experiment.draws,
         "negatives_source": experiment.hard_negatives.canonical_source,
@@ -40,6 +40,10 @@ def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
         return {**of_all, "schema_version": LABELLED_VERSION, "negatives": 0, "mask_ratios": [], "curriculum": iterations}
     negatives, ratios = experiment.hard_negatives.num_negatives, list(experiment.dark_examples.mask_ratios)
     return {**of_all, "schema_version": TRAINING_VERSION, "negatives": negatives, "mask_ratios": ratios}
+
+
+def _metadata(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
+    return {"tokenizer": models.student.tokenizer_digest, **metadata_of_lists(experiment, models)}
 
 
 def _build(context: StageContext) -> None:
