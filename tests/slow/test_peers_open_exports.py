@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from support.children import TESTS
 from support.environments import installed
 from support.models import Models
+from support.tevatron_excerpt import DistilTrainDataset
 
 from conftest import Finished
 
@@ -34,7 +36,9 @@ class Row(NamedTuple):
 def stored_rows(store: Path, *, dark: bool = False) -> list[Row]:
     """The lists of draw 0, read with plain pyarrow, positive first."""
     columns = [
-        pq.read_table(path).to_pydict() for stage in ("dark_examples", "teacher_scores") for path in sorted(store.glob(f"{stage}/*/*.parquet"))
+        pq.read_table(path).to_pydict()
+        for stage in ("dark_examples", "teacher_scores")
+        for path in sorted(store.glob(f"{stage}/*/*.parquet"))
     ]
     half = len(columns) // 2
     rows: dict[str, Row] = {}
@@ -145,3 +149,29 @@ def test_pylate_trains_on_it(export: Callable[..., Path], finished: Finished, mo
     assert [(row["query"], row["documents"]) for row in found["rows"]] == [(row.query, row.texts) for row in rows]
     assert [[np.float32(score) for score in row["scores"]] for row in found["rows"]] == [row.logits for row in rows]
     assert len(found["losses"]) == 3 and np.isfinite(found["losses"]).all()
+
+
+def test_tevatron_reads_it(export: Callable[..., Path], finished: Finished, tmp_path: Path) -> None:
+    """Prevents: fields that Tevatron's distillation does not read, texts with a blank for a title in front, scores of other passages."""
+    rows = stored_rows(finished.store)
+    own = {
+        "dataset_name": "json",
+        "dataset_config": None,
+        "dataset_path": str(export("tevatron") / "train.jsonl"),
+        "dataset_split": "train",
+    }
+    more = {
+        "dataset_cache_dir": str(tmp_path),
+        "num_proc": 1,
+        "query_prefix": "",
+        "passage_prefix": "",
+        "train_group_size": len(rows[0].texts),
+    }
+    trainer = SimpleNamespace(state=SimpleNamespace(epoch=0.0), args=SimpleNamespace(seed=1))
+    dataset = DistilTrainDataset(SimpleNamespace(**own, **more), trainer)
+    items = [dataset[place] for place in range(len(dataset))]
+    assert [item[0] for item in items] == [(row.query, None) for row in rows]
+    for row, (_, documents, scores) in zip(rows, items, strict=True):
+        texts = [text for text, _ in documents]
+        assert texts[0] == row.texts[0]
+        assert dict(zip(texts, map(np.float32, scores), strict=True)) == dict(zip(row.texts, row.logits, strict=True))
