@@ -187,11 +187,11 @@ def import_lists(args: Annotated[list[str] | None, typer.Argument(metavar="FILE|
 
 @app.command()
 def export(args: Args = None) -> None:
-    """Write a store's lists as other trainers read them, or the pairs that have no logit.  format=NAME out=PATH [missing=true]"""
+    """Write a store's lists as other trainers read them, or the pairs that have no logit.  format=NAME out=FOLDER [licence=... draw=all]"""
     with exit_codes():
-        experiment, own = _experiment(args, format="", out="", missing="false", licence="")
-        from pipeline.interchange.exporting import run_export
+        from pipeline.interchange.exporting import OPTIONS, run_export
 
+        experiment, own = _experiment(args, **OPTIONS)
         run_export(experiment, own, say=_say)
 
 

@@ -197,6 +197,13 @@ class Planner:
             self._complete[table.label] = planned.stored
         return planned
 
+    def completed(self, label: str) -> Stored:
+        """The complete table of a label. Raises UserError naming the stage to run."""
+        planned = self.plan(table_named(self.experiment, label))
+        if planned.waits_for or not planned.complete:
+            raise UserError(f"{label} is not complete: prep run stage={label.split('.')[0]} first")
+        return planned.stored
+
     def plan_all(self, selected: list[Table]) -> Iterator[TablePlan]:
         """The plans of several tables, in order."""
         self.check(selected)

@@ -7,6 +7,7 @@ A name that is free, or of a regular file, is written whole or not at all. A lin
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -128,3 +129,38 @@ def local_output_folder(given: str, *, option: str) -> Iterator[Path]:
         if is_new:
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def new_local_folder(given: str, *, option: str = "out") -> Iterator[Path]:
+    """A folder that gets its name when the block ends well, with all that was written into it; else nothing of it stays.
+
+    What a killed process left of the same name is removed. Raises UserError before the block where something stands there already, or
+    nothing can be written.
+    """
+    folder = Path(os.path.realpath(given))
+    if os.path.exists(folder) and not folder.is_dir():
+        raise UserError(f"{option}={given} is {kind_of(folder)}; give the name of a new folder")
+    try:
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder.parent, of=folder.name)
+        temporary = temporary_name(folder)
+        temporary.mkdir()
+    except OSError as error:
+        raise _not_writable(folder.parent, given, error, option=option) from error
+    try:
+        if names:
+            raise UserError(f"{option}={given} is there already and holds {names[0]}; give a new folder, or delete it")
+        yield temporary
+        with contextlib.suppress(FileNotFoundError):
+            folder.rmdir()  # an empty one
+        temporary.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunFailed(
+                f"no space left while writing {given} ({error.strerror}); free some space and start the same command again"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

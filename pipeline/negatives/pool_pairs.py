@@ -7,7 +7,7 @@ scored as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,9 +51,14 @@ def read_pools(pools: Stored, shard: int) -> Iterator[PoolRow]:
 
 def scored_pairs(pairs: Stored, scores: Stored, shard: int, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The pairs of a shard with their column `logit` in pieces of about a row group, no query in two of them."""
-    rest: list[pa.Table] = []
     groups = zip(pairs.shard_groups(shard, columns=columns), scores.shard_groups(shard, columns=["logit"]), strict=True)
-    for table in (pair_group.append_column("logit", score_group.column("logit")) for pair_group, score_group in groups):
+    return whole_lists(pair_group.append_column("logit", score_group.column("logit")) for pair_group, score_group in groups)
+
+
+def whole_lists(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in pieces of about a table, no list in two of them; a list begins at position 0."""
+    rest: list[pa.Table] = []
+    for table in tables:
         begins = begins_of(table)
         if begins and (rest or begins[-1]):
             whole = pa.concat_tables([*rest, table.slice(0, begins[-1])])

@@ -19,7 +19,7 @@ from data.errors import UserError
 from data.tables.cl_drd_groups import labels_of
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.terminal import printable
-from pipeline.plan import Planner, table_named
+from pipeline.plan import Planner
 from pipeline.stage import Stored
 from pipeline.stages.confidence import describe_list, list_bounds
 from pipeline.stages.lists import export_of
@@ -43,13 +43,7 @@ class ScoredList:
 def complete_tables(experiment: Experiment, *labels: str) -> list[Stored]:
     """The complete tables of these labels. Raises UserError naming the stage to run."""
     planner = Planner(experiment)
-    found = []
-    for label in labels:
-        plan = planner.plan(table_named(experiment, label))
-        if plan.waits_for or not plan.complete:
-            raise UserError(f"{label} is not complete: prep run stage={label.split('.')[0]} first")
-        found.append(plan.stored)
-    return found
+    return [planner.completed(label) for label in labels]
 
 
 def scored_shards(experiment: Experiment, *, columns: list[str] | None = None) -> Iterator[tuple[pa.Table, list[dict[str, Any]]]]:

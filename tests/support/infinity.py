@@ -10,41 +10,16 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from importlib.metadata import files
 from pathlib import Path
 
 import pytest
-from support.children import ROOT
+from support.environments import installed
 
-FOLDER = ROOT / ".venv-infinity"
 REQUIREMENTS = ["infinity-emb[server,torch]==0.0.78", "transformers<5", "numpy<2", "click<8.2"]
 NAME = "tiny/reranker"
-
-
-def installed() -> Path:
-    """The environment's programs. Skips the test where it cannot be had."""
-    import torch
-
-    ready = FOLDER / "ready"
-    wanted = "\n".join([*REQUIREMENTS, torch.__version__])
-    if not ready.is_file() or ready.read_text() != wanted:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", FOLDER], check=True)
-        (packages,) = FOLDER.glob("lib/python*/site-packages")
-        for path in {file.parts[0] for file in files("torch") or () if ".." not in file.parts}:
-            (packages / path).symlink_to(Path(torch.__file__).parents[1] / path)
-        try:
-            pip = [FOLDER / "bin" / "pip", "install", "-q", "--disable-pip-version-check", *REQUIREMENTS]
-            done = subprocess.run(pip, capture_output=True, text=True, timeout=900)
-        except subprocess.TimeoutExpired:
-            pytest.skip("infinity-emb was not installed within 15 minutes")
-        if done.returncode:
-            pytest.skip(f"infinity-emb cannot be installed: {done.stderr.strip()[-300:]}")
-        ready.write_text(wanted)
-    return FOLDER / "bin"
 
 
 def free_port() -> int:
@@ -56,7 +31,7 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def infinity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], tuple[str, str]]]:
     """`infinity(folder)`: address and model's name of a server of the cross-encoder in the folder, stopped with the last test."""
-    programs = installed()
+    programs = installed(".venv-infinity", REQUIREMENTS)
     with contextlib.ExitStack() as stopped:
         started: dict[Path, str] = {}
 
