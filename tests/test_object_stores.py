@@ -176,9 +176,24 @@ def test_an_msmarco_folder_on_the_store(bucket: Any, tmp_path: Path, contents: A
     for found in (near, far):
         assert found.format == "msmarco" and list(found.qrels) == ["dev", "train"]
     assert [near.name(path) for path in near.queries] == [far.name(path) for path in far.queries]
-    assert {split: near.name(path) for split, path in near.qrels.items()} == {split: far.name(path) for split, path in far.qrels.items()}
+    assert {split: near.name(path) for split, (path,) in near.qrels.items()} == {
+        split: far.name(path) for split, (path,) in far.qrels.items()
+    }
     copied = {"collection.tsv", "queries.train.tsv", "queries.dev.small.tsv.gz", "qrels.train.tsv", "qrels.dev.small.tsv"}
     assert contents(far.folder) == {name: files[name] for name in copied}
+
+
+def test_a_parquet_folder_on_the_store(bucket: Any, tmp_path: Path, contents: Any) -> None:
+    """Prevents: folders of Parquet whose files are not found below their address, or a copy of all that lies beside them."""
+    files = {
+        "corpus/corpus/0000.parquet": b"a", "queries/train-00000-of-00001.parquet": b"b", "default/test-00000-of-00001.parquet": b"c",
+        "qrels/dev.tsv": b"d", "README.md": b"e", "images/0000.parquet": b"f",
+    }  # fmt: skip
+    for name, content in files.items():
+        bucket.put(f"p/{name}", content)
+    found = find_collection(f"{bucket}/p")
+    assert (found.format, list(found.qrels)) == ("parquet", ["dev", "test"])
+    assert contents(found.folder) == {name: content for name, content in files.items() if content < b"e"}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from data.config.negative_sources import Source, canonical, parse_sources
 from data.config.registry import check_name
 from data.config.traits import LOSSES, SAMPLERS, LossTraits, SamplerTraits, traits_of
 from data.errors import UserError
+from data.formats.ir_datasets_copy import is_ir_datasets
 from data.remote.object_store import is_remote
 from data.tables.cl_drd_groups import PAPER_ITERATIONS, GroupSizes, parse_sizes
 
@@ -64,8 +65,8 @@ LocalFolder = Annotated[str, AfterValidator(_local)]
 class Ingest(Section):
     """Where the collection lies and how it is cut into shards."""
 
-    path: str | None = execution(None, "folder of the collection, local or on an object store (s3://bucket/folder)", path="path")
-    format: Literal["auto", "beir", "msmarco"] = keyed("auto", "layout of the folder; auto looks for corpus.jsonl or collection.tsv")
+    path: str | None = execution(None, "folder of the collection, here or at s3://bucket/folder; or irds:ID[+ID], of ir_datasets", path="path")
+    format: Literal["auto", "beir", "msmarco", "parquet"] = keyed("auto", "layout of the folder; auto looks for its corpus")
     train_split: str = keyed("train", "the qrels split whose queries become training queries")
     corpus_shards: int = keyed(8, "shards of the corpus, fixed here for all stages", ge=1, le=99_999)
     query_shards: int = keyed(4, "shards of the queries and of all that is made per query", ge=1, le=99_999)
@@ -686,7 +687,8 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
     def absolute(path: str, key: str, kind: PathKind) -> str:
         served = key == "teacher.model" and experiment.teacher.backend in ("http", "imported")
         there = Path(path).is_file() if key == "teacher.template" else Path(path).exists()  # a folder may have the name of a template
-        return path if served or is_remote(path) or (kind == "model" and not there) else str(Path(path).absolute())
+        is_named = served or is_remote(path) or is_ir_datasets(path)
+        return path if is_named or (kind == "model" and not there) else str(Path(path).absolute())
 
     return Experiment.model_validate(map_paths(Experiment, experiment.model_dump(), absolute))
 

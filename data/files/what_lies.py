@@ -13,7 +13,7 @@ from data.tables.manifest import MANIFEST_NAME, Manifest
 
 _FOLDERS = (  # any of these names, what the folder then is
     (("modules.json", "config.json", "model.onnx", "adapter_config.json"), "a model's folder"),
-    (("corpus.jsonl", "corpus.jsonl.gz", "collection.tsv", "collection.tsv.gz"), "a collection's folder"),
+    (("corpus.jsonl", "corpus.jsonl.gz", "collection.tsv", "collection.tsv.gz", "corpus.parquet"), "a collection's folder"),
     (("metrics.jsonl", "result.json", "run.json"), "the output of a training"),
     (("digests.json", "ingest", "teacher_logits"), "a whole store, whose tables lie in folders below it (`prep path` names them)"),
 )

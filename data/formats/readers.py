@@ -1,7 +1,7 @@
-"""From a collection's files to records: JSONL or TSV, and qrels of any form. Which files: `data.formats.collection`.
+"""From a collection's files to records: JSONL, TSV or Parquet, and qrels of any form. Which files: `data.formats.collection`.
 
-Files are read a line at a time and never held. A line that is no record becomes a `Fault`: file, line, reason, what was found and expected.
-Only what concerns a whole file (missing, a gzip cut short, another kind of file) is an exception.
+Files are read a line, or a few rows, at a time and never held. A line or row that is no record becomes a `Fault`: file, line, reason, what
+was found and expected. Only what concerns a whole file (missing, a gzip cut short, another kind of file) is an exception.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from data.errors import UserError
 from data.files import text_lines
 from data.formats.collection import Collection
+from data.formats.parquet_rows import Names, as_json, is_parquet, read_rows
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
 
 RECORD_CHARS = 500  # of a broken record, kept to look at
@@ -26,6 +27,13 @@ _ID_HEADERS = ("id", "_id", "pid", "qid", "docid", "doc_id", "doc-id", "passage_
 _TEXT_HEADERS = ("text", "passage", "contents", "content", "body", "query", "question", "title", "url")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}(\.0*)?", re.ASCII)  # int() alone would take "1_0", and other scripts' digits
 _INT32 = 1 << 31
+# Columns of Parquet files and keys of JSON judgements, best first: as BEIR calls them, then as others do.
+_PASSAGE_NAMES = {"_id": ("_id", "id", "doc_id", "docid", "corpus-id", "corpus_id"), "title": ("title",), "text": ("text",)}
+_QUERY_NAMES = {"_id": ("_id", "id", "query_id", "qid", "query-id"), "text": ("text", "query")}
+_LABEL_NAMES = {
+    "query-id": ("query-id", "query_id", "qid"), "corpus-id": ("corpus-id", "corpus_id", "doc-id", "doc_id", "docid", "pid"),
+    "score": ("score", "relevance", "label"),
+}  # fmt: skip
 
 
 class Passage(NamedTuple):
@@ -77,7 +85,20 @@ class Line(NamedTuple):
         return Fault(self.file, self.number, reason, start[:RECORD_CHARS], detail)
 
 
+class Row(NamedTuple):
+    """A row of a Parquet file; `number` counts from 1."""
+
+    file: str
+    number: int
+    fields: dict[str, Any]
+
+    def fault(self, reason: str, detail: str = "") -> Fault:
+        """This row as a fault, as JSON cut to `RECORD_CHARS`."""
+        return Fault(self.file, self.number, reason, as_json(self.fields)[:RECORD_CHARS], detail)
+
+
 Record = TypeVar("Record")
+Place = Line | Row
 
 
 class _Broken(Exception):
@@ -88,25 +109,32 @@ class _Broken(Exception):
         self.reason, self.detail = reason, detail
 
 
-def read_corpus(collection: Collection) -> Iterator[tuple[Line, Passage | Fault]]:
-    """Every line of the corpus with its passage, or with what is wrong with it."""
-    return _texts(collection.corpus, collection, Passage, titled=True)
+def read_corpus(collection: Collection) -> Iterator[tuple[Place, Passage | Fault]]:
+    """Every line or row of the corpus with its passage, or with what is wrong with it."""
+    for path in collection.corpus:
+        yield from _texts(path, collection, Passage, titled=True)
 
 
-def read_queries(collection: Collection) -> Iterator[tuple[Line, Query | Fault]]:
-    """Every line of the query files, file after file."""
+def read_queries(collection: Collection) -> Iterator[tuple[Place, Query | Fault]]:
+    """Every line or row of the query files, file after file."""
     for path in collection.queries:
         yield from _texts(path, collection, Query, titled=False)
 
 
-def read_qrels(collection: Collection, *, split: str) -> Iterator[tuple[Line, Judgement | Fault]]:
-    """Every line of a split's qrels but its header."""
-    path = collection.qrels[split]
-    return read_judgements(path, name=collection.name(path), split=split)
+def read_qrels(collection: Collection, *, split: str) -> Iterator[tuple[Place, Judgement | Fault]]:
+    """Every line or row of a split's qrels but a header."""
+    for path in collection.qrels[split]:
+        yield from read_judgements(path, name=collection.name(path), split=split)
 
 
-def read_judgements(path: Path, *, name: str, split: str) -> Iterator[tuple[Line, Judgement | Fault]]:
-    """Every line of a file of qrels but its header, in BEIR's form, MS MARCO's or TREC's. `name` is what faults call the file."""
+def read_judgements(path: Path, *, name: str, split: str) -> Iterator[tuple[Place, Judgement | Fault]]:
+    """Every line of a file of qrels but its header, in BEIR's form, MS MARCO's or TREC's; every row of one in Parquet.
+
+    `name` is what faults call the file. A Parquet file without a column of labels lists relevant passages alone: their label is 1.
+    """
+    if is_parquet(path):
+        rows = _rows(path, name=name, names=_LABEL_NAMES, optional=("score",))
+        return _parsed_rows(rows, parse=lambda fields: _judgement_of({"score": 1, **fields}, split=split))
     # Only a first line that looks like a header is left out: a file without one must not lose its first judgement.
     lines = (line for line in _lines(path, name=name) if line.number > 1 or not is_header(line.raw.decode("utf-8", "replace").split()))
     return _records(lines, parse=lambda text: _judgement(text, split=split))
@@ -114,7 +142,12 @@ def read_judgements(path: Path, *, name: str, split: str) -> Iterator[tuple[Line
 
 def _texts(
     path: Path, collection: Collection, make: Callable[[str, str], Record], *, titled: bool
-) -> Iterator[tuple[Line, Record | Fault]]:
+) -> Iterator[tuple[Place, Record | Fault]]:
+    if collection.format == "parquet":
+        names = _PASSAGE_NAMES if titled else _QUERY_NAMES
+        rows = _rows(path, name=collection.name(path), names=names, optional=("title",))
+        yield from _parsed_rows(rows, parse=lambda fields: make(*_text_of(fields, titled=titled)))
+        return
     fields = functools.partial(_beir_fields, titled=titled) if collection.format == "beir" else _msmarco_fields
     for line, record in _records(_lines(path, name=collection.name(path)), parse=lambda text: make(*fields(text))):
         yield line, (_first_line(path, line, collection.format) if line.number == 1 else None) or record
@@ -139,12 +172,26 @@ def _first_line(path: Path, line: Line, format: str) -> Fault | None:
 
 def _records(lines: Iterator[Line], *, parse: Callable[[str], Record]) -> Iterator[tuple[Line, Record | Fault]]:
     for line in lines:
-        try:
-            record = parse(_decoded(line.raw))
-        except _Broken as broken:
-            yield line, line.fault(broken.reason, broken.detail)
-        else:
-            yield line, record
+        yield line, _record(line, lambda line: parse(_decoded(line.raw)))
+
+
+def _parsed_rows(rows: Iterator[Row], *, parse: Callable[[dict[str, Any]], Record]) -> Iterator[tuple[Row, Record | Fault]]:
+    for row in rows:
+        yield row, _record(row, lambda row: parse({name: _utf8(value) for name, value in row.fields.items()}))
+
+
+_Source = TypeVar("_Source", Line, Row)
+
+
+def _record(place: _Source, parse: Callable[[_Source], Record]) -> Record | Fault:
+    try:
+        return parse(place)
+    except _Broken as broken:
+        return place.fault(broken.reason, broken.detail)
+
+
+def _rows(path: Path, *, name: str, names: Names, optional: tuple[str, ...]) -> Iterator[Row]:
+    return (Row(name, number, fields) for number, fields in read_rows(path, names, optional=optional))
 
 
 def _lines(path: Path, *, name: str) -> Iterator[Line]:
@@ -170,10 +217,15 @@ def _decoded(raw: bytes) -> str:
         raise _Broken("empty line")
     if len(raw) > text_lines.MAX_LINE_BYTES:
         raise _Broken("line too long", f"more than {text_lines.MAX_LINE_BYTES:,} bytes without an end of line")
+    return str(_utf8(raw))
+
+
+def _utf8(value: Any) -> Any:
+    """Bytes as text, anything else as it is."""
     try:
-        return raw.decode("utf-8")
+        return value.decode("utf-8") if isinstance(value, bytes) else value
     except UnicodeDecodeError as error:
-        byte = raw[error.start]
+        byte = value[error.start]
         raise _Broken(
             "bad UTF-8", f"byte {byte:#x} at {error.start + 1}: save the file as UTF-8 (is it Latin-1 or Windows-1252?)"
         ) from None
@@ -181,7 +233,7 @@ def _decoded(raw: bytes) -> str:
 
 def shown(value: object) -> str:
     """A value as a message quotes it: escaped, and cut."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return repr(text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…")
 
 
@@ -193,9 +245,11 @@ def _beir_fields(line: str, *, titled: bool) -> tuple[str, str]:
         raise _Broken("not JSON", f"expected {_OBJECT_FORM}, found {shown(line)}") from None
     if not isinstance(fields, dict):
         raise _Broken("not a JSON object", f"expected {_OBJECT_FORM}, found {shown(line)}")
-    if isinstance(fields.get("_id"), int) and not isinstance(fields["_id"], bool):
-        fields["_id"] = str(fields["_id"])
-    identifier = _checked(_string(fields, "_id", name="id"), name="id")
+    return _text_of(fields, titled=titled)
+
+
+def _text_of(fields: dict[str, Any], *, titled: bool) -> tuple[str, str]:
+    identifier = _identifier(fields, "_id")
     text = _string(fields, "text", name="text")
     if titled and fields.get("title") is not None:
         text = f"{_string(fields, 'title', name='title').strip()} {text.strip()}"
@@ -205,10 +259,17 @@ def _beir_fields(line: str, *, titled: bool) -> tuple[str, str]:
 _OBJECT_FORM = '{"_id": ..., "text": ...}'
 
 
+def _identifier(fields: dict[str, Any], key: str) -> str:
+    """An id, which may be a whole number."""
+    is_number = isinstance(fields.get(key), int) and not isinstance(fields[key], bool)
+    return _checked(str(fields[key]) if is_number else _string(fields, key, name="id"), name="id")
+
+
 def _string(fields: dict[str, object], key: str, *, name: str) -> str:
     value = fields.get(key)
     if value is None:
-        raise _Broken(f"no {name}", f"it has {shown(', '.join(fields)) if fields else 'no key'}; expected _id and text")
+        expected = "_id and text" if key in ("_id", "text", "title") else key
+        raise _Broken(f"no {name}", f"it has {shown(', '.join(fields)) if fields else 'no key'}; expected {expected}")
     if not isinstance(value, str):  # a list would later be read as single characters, by anything that iterates over it
         expected = "; expected a string or a whole number" if name == "id" else ""
         raise _Broken(f"{name} is not a string", f"found {shown(value)}{expected}")
@@ -242,6 +303,8 @@ def _judgement(line: str, *, split: str) -> Judgement:
 
     Columns are those between tabs, so that ids may hold spaces; where these are no judgement, those between any white space.
     """
+    if line.startswith("{") and (fields := _json_judgement(line)) is not None:
+        return _judgement_of(fields, split=split)
     cells = [cell.strip() for cell in line.split("\t")]
     while len(cells) > 3 and not cells[-1]:
         cells.pop()
@@ -261,3 +324,32 @@ def _judgement(line: str, *, split: str) -> Judgement:
     except _Broken as broken:
         raise _Broken(broken.reason, f"expected {JUDGEMENT_FORM}, found {shown(line)}") from None
     return Judgement(split, query_id, doc_id, number)
+
+
+def _json_judgement(line: str) -> dict[str, Any] | None:
+    """The fields of `{"query-id": ..., "corpus-id": ..., "score": ...}`, as mteb writes judgements; None: the line is no such object."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict):
+        return None
+    found = {field: fields[name] for field, names in _LABEL_NAMES.items() for name in reversed(names) if name in fields}
+    return {"score": None, **found} if {"query-id", "corpus-id"} <= found.keys() else None
+
+
+def _judgement_of(fields: dict[str, Any], *, split: str) -> Judgement:
+    """A judgement of a row, or of a JSON object."""
+    query_id, doc_id = _identifier(fields, "query-id"), _identifier(fields, "corpus-id")
+    return Judgement(split, query_id, doc_id, _label(fields["score"]))
+
+
+def _label(value: Any) -> int:
+    """A whole number of any type: 1, 1.0, true, "1"."""
+    if isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
+        value = int(value.strip().partition(".")[0])
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or not -_INT32 <= value < _INT32:
+        raise _Broken("relevance is not an integer", f"found {shown(value)}; expected a whole number")
+    return int(value)

@@ -19,7 +19,7 @@ from data.config.settings import Ingest
 from data.digests import hash64, text_hash
 from data.errors import UserError
 from data.formats.collection import Collection
-from data.formats.readers import Fault, Judgement, Line, read_corpus, read_qrels, read_queries, shown
+from data.formats.readers import Fault, Judgement, Place, read_corpus, read_qrels, read_queries, shown
 from data.tables.schemas import QUARANTINE
 from data.tables.shards import ShardWriter, read_row_groups, table_of
 
@@ -97,7 +97,7 @@ def ingest_corpus(collection: Collection, sinks: Sinks) -> IngestReport:
             report.kept += 1
             if (sink := sinks[id_hash % len(sinks)]) is not None:
                 sink.add((*passage, text_hash(passage.text)))
-    _refuse_empty(report, [collection.corpus])
+    _refuse_empty(report, collection.corpus)
     return report
 
 
@@ -131,7 +131,7 @@ def ingest_queries(collection: Collection, sinks: Sinks) -> IngestReport:
         else:
             report.broken(line.fault("duplicate id"))
     if strangers and not report.kept:
-        files = ", ".join(map(str, collection.queries))
+        files = _listed(collection.queries)
         asked, known = (", ".join(map(shown, ids)) for ids in (strangers, sorted(judged)[:_SHOWN_IDS]))
         raise UserError(
             f"none of the {report.dropped['unjudged']:,} queries in {files} is judged in any qrels file: do they belong together? Ids of "
@@ -171,7 +171,7 @@ def ingest_qrels(
                 relevance[checked[:3]] = checked.relevance, line.number
                 report.kept += 1
         if report.kept == kept:
-            raise UserError(f"{collection.qrels[split]} has no judgement of a known query and a known passage: {of_split.said}")
+            raise UserError(f"{_listed(collection.qrels[split])} has no judgement of a known query and a known passage: {of_split.said}")
     if not any(split == settings.train_split and label > 0 for (split, _, _), (label, _) in relevance.items()):
         raise UserError(f"no label above 0 of split {settings.train_split!r} (ingest.train_split) is usable: {report.said}")
     if (sink := sinks[0]) is not None:
@@ -181,7 +181,7 @@ def ingest_qrels(
 
 
 def _checked(
-    line: Line,
+    line: Place,
     judgement: Judgement,
     query_ids: set[str],
     doc_ids: set[str],
@@ -222,7 +222,7 @@ def check_judgements(collection: Collection, *, split: str, setting: str | None)
             return
         else:
             report.kept += 1
-    file = collection.qrels[split]
+    file = _listed(collection.qrels[split])
     if not report.kept:
         raise UserError(f"{file} holds no judgement: {report.said if report.bad else 'it is empty, or a header alone'}")
     broken = f"; the other lines are broken: {report.said}" if report.bad else ""
@@ -266,4 +266,8 @@ def _judged_ids(collection: Collection) -> tuple[set[str], set[str]]:
 def _refuse_empty(report: IngestReport, files: Sequence[Path]) -> None:
     # Where all records are broken, the check of their share has the better message.
     if not report.kept and not report.bad:
-        raise UserError(f"{', '.join(map(str, files))} holds no record")
+        raise UserError(f"{_listed(files)} holds no record")
+
+
+def _listed(files: Sequence[Path]) -> str:
+    return ", ".join(map(str, files))

@@ -6,7 +6,7 @@ Each table's folder has `quarantine/part-00000-of-00001.parquet`: its broken rec
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,20 @@ def _key(files: Callable[[Collection], dict[str, Path]], experiment: Experiment,
 
 def _query_files(collection: Collection) -> dict[str, Path]:
     """With the qrels, which decide which queries are kept."""
-    return {**{f"queries{place}": file for place, file in enumerate(collection.queries)}, **collection.qrels}
+    return {**{f"queries{place}": file for place, file in enumerate(collection.queries)}, **_qrels_files(collection)}
+
+
+def _qrels_files(collection: Collection) -> dict[str, Path]:
+    return {name: file for split, files in collection.qrels.items() for name, file in _numbered(split, files).items()}
+
+
+def _numbered(name: str, files: Sequence[Path]) -> dict[str, Path]:
+    """Files under a name: the only one has it as it is."""
+    return {f"{name}/{place}" if place else name: file for place, file in enumerate(files)}
 
 
 CORPUS = Table(
-    stage="ingest", name="corpus", version=1, reads=(), key=partial(_key, lambda collection: {"corpus": collection.corpus}),
+    stage="ingest", name="corpus", version=1, reads=(), key=partial(_key, lambda collection: _numbered("corpus", collection.corpus)),
     build=partial(_build, schema=schemas.CORPUS, ingest=ingest_corpus), sharded_by="corpus", builds_all_shards=True,
 )  # fmt: skip
 QUERIES = Table(
@@ -78,5 +87,5 @@ QUERIES = Table(
 )  # fmt: skip
 QRELS = Table(
     stage="ingest", name="qrels", version=1, reads=("ingest.corpus", "ingest.queries"),
-    key=partial(_key, lambda collection: dict(collection.qrels)), build=_build_qrels, sharded_by="nothing", builds_all_shards=True,
+    key=partial(_key, _qrels_files), build=_build_qrels, sharded_by="nothing", builds_all_shards=True,
 )  # fmt: skip

@@ -240,9 +240,9 @@ def test_never_raises(tmp_path_factory: pytest.TempPathFactory, content: bytes) 
 def test_damaged_gzip(tmp_path: Path, damage: str) -> None:
     """A download cut short must not pass for a smaller collection."""
     collection = beir(tmp_path, corpus=PASSAGE * 5000, end=".gz")
-    whole = collection.corpus.read_bytes()
+    whole = collection.corpus[0].read_bytes()
     flipped = whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:]
-    collection.corpus.write_bytes({"cut": whole[: len(whole) // 2], "flipped": flipped, "nothing": b""}[damage])
+    collection.corpus[0].write_bytes({"cut": whole[: len(whole) // 2], "flipped": flipped, "nothing": b""}[damage])
     with pytest.raises(UserError, match=r"corpus\.jsonl\.gz is not a whole gzip"):
         corpus_of(collection)
 
@@ -255,8 +255,8 @@ def test_files_of_other_systems(tmp_path: Path, end: str, packed: bool, mark: by
     """Prevents: a file that a name, a byte-order mark or old line ends make unreadable, or into one record, or into one with another id."""
     collection = beir(tmp_path, end=end)
     lines = {
-        collection.corpus: [PASSAGE.strip(), PASSAGE.strip().replace(b"d1", b"d2")], collection.queries[0]: [QUERY.strip()],
-        collection.qrels["train"]: [HEADER.strip(), b"q1\td1\t1", b"q1 0 d2 2"],
+        collection.corpus[0]: [PASSAGE.strip(), PASSAGE.strip().replace(b"d1", b"d2")], collection.queries[0]: [QUERY.strip()],
+        collection.qrels["train"][0]: [HEADER.strip(), b"q1\td1\t1", b"q1 0 d2 2"],
     }  # fmt: skip
     for path, content in lines.items():
         written = mark + newline.join(content) + newline
@@ -349,7 +349,7 @@ def test_a_header_of_texts_is_told(tmp_path: Path) -> None:
 def test_streams(tmp_path: Path) -> None:
     """Readers that hold a file use gigabytes on a real collection."""
     collection = beir(tmp_path, corpus=PASSAGE.replace(b"They", b"They" * 100) * 10_000)
-    size = collection.corpus.stat().st_size
+    size = collection.corpus[0].stat().st_size
     tracemalloc.start()
     count = sum(1 for _ in readers.read_corpus(collection))
     peak = tracemalloc.get_traced_memory()[1]
@@ -425,7 +425,7 @@ def test_plain_beside_gzip(tmp_path: Path) -> None:
     """After `gunzip -k` both lie there: reading both would make every record a duplicate."""
     beir(tmp_path, end=".gz")
     collection = beir(tmp_path)
-    assert [collection.name(file) for file in (collection.corpus, *collection.queries, *collection.qrels.values())] == [
+    assert [collection.name(file) for file in (*collection.corpus, *collection.queries, *collection.qrels["train"])] == [
         "corpus.jsonl",
         "queries.jsonl",
         "qrels/train.tsv",
