@@ -63,7 +63,7 @@ def _key(files: Callable[[Collection], dict[str, Path]], experiment: Experiment,
     return {"format": collection.format, "files": {name: models.digests.file(file) for name, file in files(collection).items()}}
 
 
-def _query_files(collection: Collection) -> dict[str, Path]:
+def query_files(collection: Collection) -> dict[str, Path]:
     """With the qrels, which decide which queries are kept."""
     return {**{f"queries{place}": file for place, file in enumerate(collection.queries)}, **collection.qrels}
 
@@ -73,7 +73,7 @@ CORPUS = Table(
     build=partial(_build, schema=schemas.CORPUS, ingest=ingest_corpus), sharded_by="corpus", builds_all_shards=True,
 )  # fmt: skip
 QUERIES = Table(
-    stage="ingest", name="queries", version=1, reads=(), key=partial(_key, _query_files),
+    stage="ingest", name="queries", version=1, reads=(), key=partial(_key, query_files),
     build=partial(_build, schema=schemas.QUERIES, ingest=ingest_queries), builds_all_shards=True,
 )  # fmt: skip
 QRELS = Table(

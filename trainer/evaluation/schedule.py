@@ -1,7 +1,8 @@
-"""The dev set during a run: when it is evaluated, which checkpoint is the best, and when to stop early."""
+"""The dev sets during a run: when they are evaluated, which checkpoint is the best, and when to stop early."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from data.config.settings import Train
 from trainer.evaluation.dev_set import DevSet, Sequences, encode_all, evaluate
+from trainer.evaluation.dev_sets import with_means
 from trainer.saving.checkpoint import TrainingState
 from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings
@@ -24,8 +26,16 @@ def is_due(done: int, *, settings: Train, epoch_ends: list[int]) -> bool:
     return done % settings.evaluate_every == 0 or done == epoch_ends[-1]
 
 
-def dev_figures(model: Model, dev: DevSet, *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
-    """MRR@10, nDCG@10 and Recall@100 by exact search, and MRR@10 of cut vectors. Each process encodes a share; all get the same figures."""
+def dev_figures(model: Model, sets: Sequence[DevSet], *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
+    """MRR@10, nDCG@10 and Recall@100 by exact search, and MRR@10 of cut vectors; of several sets as `with_means` has them.
+
+    Sets are evaluated one after the other: in memory are the vectors of one.
+    """
+    return with_means({dev.name: _figures_of(model, dev, settings=settings, processes=processes) for dev in sets})
+
+
+def _figures_of(model: Model, dev: DevSet, *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
+    """Each process encodes a share; all get the same figures."""
 
     def encode(sequences: Sequences) -> NDArray[np.float32]:
         vectors_ND = np.zeros((len(sequences), model.size), np.float32)

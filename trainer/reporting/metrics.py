@@ -57,3 +57,13 @@ def last_figures(output: Path) -> dict[str, Any]:
     path = output / METRICS_NAME
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return json.loads(lines[-1]) if lines else {}
+
+
+def figures_of_step(output: Path, step: int) -> dict[str, Any]:
+    """A step's figures, empty where its line is not there, or damaged."""
+    path = output / METRICS_NAME
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            if (figures := json.loads(line))["step"] == step:
+                return dict(figures)
+    return {}

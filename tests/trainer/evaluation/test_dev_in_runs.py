@@ -86,7 +86,7 @@ def dev_lines_of(file: Path, dev_set: Path, folder: Path) -> dict[str, float]:
     spec = resolve_student(experiment.student)
     model = DualEncoder(spec)
     dev = open_dev_set(dev_set, tokenizer=spec.tokenizer_digest)
-    return evaluation.dev_figures(model, dev, settings=step_settings(experiment, model), processes=Distributed())
+    return evaluation.dev_figures(model, [dev], settings=step_settings(experiment, model), processes=Distributed())
 
 
 @pytest.mark.medium
