@@ -76,12 +76,10 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     if not dev:
         print(f"time         about {_duration(seconds)} on this machine, without evaluation on a dev set and checkpoints")
         return EXIT_COMPLETE
-    one = evaluation_seconds(model, dev, settings=steps)
-    times = evaluations(settings, epoch_ends=ends)
+    one, times = evaluation_seconds(model, dev, settings=steps), evaluations(settings, epoch_ends=ends)
+    looks = times * one
     print(f"dev sets     {described(dev)}; {times} evaluations, about {_duration(one)} each")
-    print(
-        f"time         about {_duration(seconds + times * one)} on this machine, {_duration(times * one)} of it evaluation; no checkpoints"
-    )
+    print(f"time         about {_duration(seconds + looks)} on this machine, {_duration(looks)} of it evaluations, without checkpoints")
     return EXIT_COMPLETE
 
 
