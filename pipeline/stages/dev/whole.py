@@ -97,6 +97,8 @@ def _collection(source: Source, experiment: Experiment) -> tuple[Collection, str
 
     Raises UserError, naming the setting: no such folder, no collection in it, no such split, the split that is trained on.
     """
+    if is_remote(source.path) and glob.has_magic(source.path):
+        raise UserError(f"{_SETTING}: {source.path}: a pattern is of local folders; name those of an object store one by one")
     if not is_remote(source.path) and not os.path.isdir(source.path):
         what = "no folder is called so" if glob.has_magic(source.path) else "no such folder"
         raise UserError(f"{_SETTING}: {source.path}: {what}; give folders in BEIR or MS MARCO layout, or a pattern of theirs as nano/*")

@@ -182,6 +182,7 @@ def test_what_is_refused_before_any_work(config: Path, tmp_path: Path, collectio
         ({"dev.collections": tmp_path / "gone"}, "gone: no such folder"),
         ({"dev.collections": tmp_path / "gone" / "*"}, "no folder is called so"),
         ({"dev.collections": nano / "corpus.jsonl"}, r"corpus\.jsonl: no such folder"),
+        ({"dev.collections": "s3://bucket/nano/*"}, "a pattern is of local folders"),
         ({"dev.collections": empty}, r"dev\.collections: .*empty: looked for corpus\.jsonl"),
         ({"dev.collections": nano.parent}, r"the folder A below it is a collection: for all of them set dev\.collections=.*nano/\*"),
         ({"dev.collections": f"{nano},{twin}"}, r"would both be the dev set a"),
