@@ -137,20 +137,22 @@ def status(args: Args = None) -> None:
 
 @app.command()
 def path(args: Args = None) -> None:
-    """Print where a stage's output lies.  stage=NAME [table=NAME]"""
+    """Print where a stage's output lies, a line for each of its tables.  stage=NAME [table=NAME]"""
     with exit_codes():
         experiment, own = _experiment(args, stage="shards", table="")
         from pipeline.plan import Planner, selected_tables
 
-        chosen = [table for table in selected_tables(experiment, own["stage"]) if own["table"] in ("", table.name)]
+        named = {table.name or table.stage: table for table in selected_tables(experiment, own["stage"])}
+        chosen = [table for name, table in named.items() if own["table"] in ("", name)]
         if not chosen:
-            names = [f"table={table.name}" for table in selected_tables(experiment, own["stage"])]
-            raise unknown_key(f"table={own['table']}", valid=names)
+            raise unknown_key(f"table={own['table']}", valid=[f"table={name}" for name in named])
+        lines: list[bytes] = []
         for planned in Planner(experiment).plan_all(chosen):
             if planned.waits_for or planned.manifest is None:
                 raise UserError(f"{planned.table.label} is not complete yet: prep run stage={planned.table.stage}")
-            sys.stdout.flush()
-            sys.stdout.buffer.write(os.fsencode(planned.folder) + b"\n")  # its own bytes, whatever the terminal's encoding
+            lines.append(os.fsencode(planned.folder) + b"\n")  # its own bytes, whatever the terminal's encoding
+        sys.stdout.flush()
+        sys.stdout.buffer.write(b"".join(lines))  # all or none: `$(prep path ...)` sees no exit code
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """`prep phases`: the phases of a file one after the other, and on from where a kill broke them off.
 
 A phase with a `train` section of its own is `prep run`, `train run` on its shards, and what `evaluation` asks for. One without trains
-nothing: vectors and dev set are made, and what embeds is measured. The dev set of a training is its own phase's where `dev.queries`
-is set, else that of the last phase before it that has one.
+nothing: vectors and dev sets are made, and what embeds is measured. The dev sets of a training are its own phase's where `dev.queries`
+or `dev.collections` is set, else those of the last phase before it that has any.
 
 Each command is a child process of this interpreter. Where `prep run` finds nothing left to learn, the phases end: no failure.
 
@@ -96,7 +96,7 @@ def run_phases(args: dict[str, str], *, names: list[str], say: Callable[[str], N
     with_dev: Phase | None = None
     again = False
     for phase in phases:
-        with_dev = phase if phase.experiment.dev.queries else with_dev
+        with_dev = phase if phase.experiment.dev.asked_for else with_dev
         if names and phase.name not in names:
             continue
         if phase.finished and not again:
@@ -133,12 +133,13 @@ def _phases(args: dict[str, str]) -> list[Phase]:
 
 def _run(phase: Phase, with_dev: Phase | None, say: Callable[[str], None]) -> None:
     """All commands of a phase, in order."""
-    train, has_dev = phase.experiment.train, phase.experiment.dev.queries
+    train, has_dev = phase.experiment.train, phase.experiment.dev.asked_for
     for stage in ["all"] if phase.trains else ["ingest", "embed", *(["dev"] if has_dev else [])]:
         _command(say, "prep", "run", *phase.args, f"stage={stage}")
     if phase.trains:
-        dev = with_dev if train.dev is None and not phase.reranks else None
-        tables = [f"shards={_path(phase, 'shards')}", *([f"dev={_path(dev, 'dev')}"] if dev else [])]
+        tables = [f"shards={_path(phase, 'shards')}"]
+        if with_dev and not train.dev and not phase.reranks:
+            tables.append("dev=" + _path(with_dev, "dev").replace("\n", ","))
         _command(say, "train", "run", *phase.args, *tables)
     if phase.runs:
         next(iter(phase.runs.values())).parent.mkdir(parents=True, exist_ok=True)
@@ -191,7 +192,7 @@ def call(command: str, *args: str) -> int:
 
 
 def _path(phase: Phase, stage: str, table: str = "", *more: str) -> str:
-    """What `prep path` prints."""
+    """What `prep path` prints: a folder, or a line for each."""
     done = subprocess.run(_python("prep", "path", *phase.args, f"stage={stage}", f"table={table}", *more), stdout=subprocess.PIPE)
     if done.returncode:
         raise subprocess.CalledProcessError(done.returncode, f"prep path stage={stage}")

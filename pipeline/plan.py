@@ -16,19 +16,9 @@ from data.tables.manifest import MANIFEST_NAME, Manifest
 from data.tables.shards import read_footer, shard_name
 from pipeline.negatives import pool_pairs, search_index
 from pipeline.stage import Stored, Table
-from pipeline.stages import (
-    cl_drd_lists,
-    confidence,
-    dark_examples,
-    dev_set,
-    embed,
-    hard_negatives,
-    ingest_tables,
-    lists,
-    pools,
-    teacher_scores,
-)
+from pipeline.stages import cl_drd_lists, confidence, dark_examples, embed, hard_negatives, ingest_tables, lists, pools, teacher_scores
 from pipeline.stages import training_shards as shards
+from pipeline.stages.dev import sampled, whole
 from retrieval.models.resolved import ResolvedModels
 
 STAGES = (
@@ -38,7 +28,7 @@ STAGES = (
 
 
 def tables(experiment: Experiment) -> list[Table]:
-    """All tables in the order in which they are built; an index, the teacher's scores of pools, and a dev set only if asked for.
+    """All tables in the order in which they are built; an index, the teacher's scores of pools, and dev sets only if asked for.
 
     With a curriculum the training rows are its lists, and there are no tables of negatives and dark examples. Lists that were exported
     elsewhere are trained as they are.
@@ -62,7 +52,8 @@ def tables(experiment: Experiment) -> list[Table]:
         pools.table(experiment),
         *([pool_pairs.TABLE, teacher_scores.of_pools(experiment)] if pools_are_scored else []),
         *([cl_drd_lists.TABLE, shards.OF_CURRICULUM] if experiment.curriculum.enabled else by_lists),
-        *([dev_set.TABLE] if experiment.dev.queries else []),
+        *([sampled.TABLE] if experiment.dev.queries else []),
+        *whole.tables(experiment),
     ]
 
 
@@ -75,7 +66,8 @@ def _tables_of_lists(experiment: Experiment) -> list[Table]:
         lists.TABLE,
         lists.OF_NEVER,
         shards.OF_LISTS,
-        *([dev_set.TABLE] if experiment.dev.queries else []),
+        *([sampled.TABLE] if experiment.dev.queries else []),
+        *whole.tables(experiment),
     ]
 
 
@@ -88,12 +80,12 @@ def table_named(experiment: Experiment, label: str) -> Table:
 
 
 def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
-    """The tables of one stage, or with `all` those that lead to training shards and dev set. Raises UserError on an unknown stage."""
+    """The tables of one stage, or with `all` those that lead to training shards and dev sets. Raises UserError on an unknown stage."""
     everything = tables(experiment)
     if stage == "all":
-        needed = {"shards", "dev", *(["pool_scores"] if experiment.hard_negatives.score_pools else [])}
+        needed = {"shards", *(["pool_scores"] if experiment.hard_negatives.score_pools else [])}
         for table in reversed(everything):
-            if table.label in needed:
+            if table.label in needed or table.stage == "dev":
                 needed |= {table.label, *table.reads}
         return [table for table in everything if table.label in needed]
     if stage not in STAGES:
@@ -115,7 +107,7 @@ _NOT_ASKED_FOR = {
         "in hard_negatives.false_negatives, hard_negatives.sampler=stratified, or hard_negatives.select=prod"
     ),
     "lists": "no lists are given; set lists.path=FOLDER, of what `prep export format=lists` wrote, in place of mining and scoring",
-    "dev": "no dev set is asked for; set dev.queries=NUMBER, of the queries to measure the student on",
+    "dev": "no dev set is asked for; set dev.queries=NUMBER, of the queries to measure the student on, or dev.collections=FOLDER,FOLDER",
     "curriculum": "no curriculum is asked for; set curriculum.enabled=true, which takes the place of negatives and dark examples",
 }
 _WITH_LISTS = "with lists.path the training rows are the lists of that folder, as they are: nothing is mined, drawn or scored"

@@ -30,7 +30,7 @@ Report = Callable[[str, int], None]  # takes (unit, how many more are done): pro
 # Where a key's first part comes from, for people.
 _OPTIONS = {
     "student": "embed.model or student.model", "teacher": "teacher.model", "teachers": "teacher.model", "files": "ingest.path",
-    "run_digest": "hard_negatives.run_file", "lists": "lists.path", "tokenizer": "its model",
+    "run_digest": "hard_negatives.run_file", "lists": "lists.path", "tokenizer": "its model", "collection": "dev.collections",
 }  # fmt: skip
 
 

@@ -240,6 +240,25 @@ def test_negatives_from_a_run_on_the_store(bucket: Any, copied: Any, tmp_path: P
     assert parquet_files(copied.store) == before
 
 
+def test_dev_sets_of_the_store(
+    bucket: Any, tmp_path: Path, collection: Path, models: Any, tiny_experiment: Any, prep_run: Any, parquet_files: Any
+) -> None:
+    """Prevents: a collection whose place changes its dev set, and a training that looks for a dev set in a folder called `s3:`."""
+    from retrieval.model_files.files import tokenizer_digest
+    from trainer.evaluation.dev_sets import open_dev_sets
+
+    made = {}
+    for place, folder in (("near", collection), ("far", bucket.upload(collection, f"a/{collection.name}"))):
+        config = tiny_experiment(tmp_path / place)
+        prep_run(config, stage="dev", **{"dev.collections": folder, "dev.collections_split": "test"})
+        made[place] = parquet_files(tmp_path / place / "store")
+    assert made["near"] == made["far"] and len(made["near"]) == 2
+    (near,) = (path.parent for path in (tmp_path / "near" / "store" / "dev").glob("*/manifest.json"))
+    digest = tokenizer_digest(models.student)
+    (one,), (other,) = open_dev_sets([str(near)], tokenizer=digest), open_dev_sets([bucket.upload(near, "set")], tokenizer=digest)
+    assert (one.name, one.digest) == (other.name, other.digest) == (collection.name, one.digest)
+
+
 def test_a_report_is_put(bucket: Any, finished: Any) -> None:
     """Prevents: a report in a folder called `s3:`."""
     from pipeline.__main__ import main

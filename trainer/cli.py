@@ -25,7 +25,7 @@ def _train() -> None:
 def run(
     args: Annotated[
         list[str],
-        typer.Argument(metavar="config=FILE shards=DIR [dev=DIR] [recipe=NAME] [dry_run=true] [key=value ...]", show_default=False),
+        typer.Argument(metavar="config=FILE shards=DIR [dev=DIR,DIR] [recipe=NAME] [dry_run=true] [key=value ...]", show_default=False),
     ],
 ) -> None:
     """Train, or go on where the run in train.output stopped.

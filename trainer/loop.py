@@ -1,7 +1,7 @@
 """The training run: open what the experiment names, take the steps, save the student.
 
 OUTPUT/run.json  checkpoints/  metrics.jsonl  tensorboard/      while it runs, and running.json: see `trainer.saving.folder_lock`
-OUTPUT/best/                                                    with a dev set: the student of the best evaluation so far
+OUTPUT/best/                                                    with dev sets: the student of the best evaluation so far
 OUTPUT/student/, or another train.task's name                   at the end: a sentence-transformers folder, or a cross-encoder's
 OUTPUT/result.json                                              written last: the run is finished
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -97,9 +97,9 @@ def take_step(run: TrainingRun, batch: PlannedBatch) -> tuple[QueryLosses, float
 
 
 def maybe_evaluate(run: TrainingRun) -> dict[str, float]:
-    """The dev set's figures where an evaluation is due, else none. The best student so far is saved."""
+    """The dev sets' figures where an evaluation is due, else none. The best student so far is saved."""
     settings = run.experiment.train
-    if run.dev is None or not is_due(run.state.step, settings=settings, epoch_ends=run.epoch_ends):
+    if not run.dev or not is_due(run.state.step, settings=settings, epoch_ends=run.epoch_ends):
         return {}
     figures = dev_figures(run.model, run.dev, settings=run.step_settings, processes=run.processes)
     run.state = with_dev(run.state, figures, metric=settings.dev_metric)
@@ -114,7 +114,7 @@ def checkpoint_is_due(run: TrainingRun) -> bool:
     return step % run.experiment.train.checkpoint_every == 0 or step in run.epoch_ends or run.stopped_early
 
 
-def save_model(run: TrainingRun, folder: Path, *, figures: dict[str, float] | None = None, compared: DevComparison | None = None) -> None:
+def save_model(run: TrainingRun, folder: Path, *, figures: dict[str, float] | None = None, compared: Sequence[DevComparison] = ()) -> None:
     """A sentence-transformers folder of a student, a transformers folder of a cross-encoder, with its card, whole or not at all."""
     with whole_folder(folder) as temporary:
         run.model.save(temporary)

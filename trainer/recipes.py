@@ -75,7 +75,7 @@ def _check(experiment: Experiment) -> None:
         raise UserError("task=cross_encoder gives one number, no vector to be cut: leave train.objective.dimensions out")
     if train.task == "cross_encoder" and experiment.student.lora.rank:
         raise UserError("task=cross_encoder trains all of teacher.model; adapters are of a student: set student.lora.rank=null")
-    if train.task == "cross_encoder" and train.dev is not None:
+    if train.task == "cross_encoder" and train.dev:
         raise UserError("task=cross_encoder: a dev set measures dual encoders, by search; set train.dev=null")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from retrieval.compute import precision
 from retrieval.compute.prefetch import Prefetched
 from retrieval.compute.probe import pad_id_of
 from retrieval.models.dual_encoder import DualEncoder
-from trainer.evaluation.dev_set import DevSet, open_dev_set
+from trainer.evaluation.dev_set import DevSet
+from trainer.evaluation.dev_sets import content_key, open_dev_sets
 from trainer.input.stream import TrainingShards, batches, open_training_shards
 from trainer.objective.dimensions import Dimensions
 from trainer.objective.losses import DISTILLATION_LOSSES
@@ -67,7 +68,7 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer
     step_settings: StepSettings
     epoch_ends: list[int]  # steps done at the end of each epoch
-    dev: DevSet | None
+    dev: tuple[DevSet, ...]
     state: TrainingState
 
     @property
@@ -111,9 +112,11 @@ def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distribu
     finished = processes.any(processes.first and (output / RESULT_NAME).is_file())
     if not finished:
         check_shards(experiment, shards.metadata)
-    dev = open_dev_set(Path(settings.dev), tokenizer=task.tokenizer, prompts=task.prompts) if settings.dev else None
-    if dev is not None and dev.own_passages and processes.first:
-        print(f"dev set: {len(dev.own_passages):,} queries are passages themselves; these are left out of their lists, as BEIR does")
+    dev = open_dev_sets(settings.dev, tokenizer=task.tokenizer, prompts=task.prompts)
+    for one in dev if processes.first else ():
+        if own := one.own_passages:
+            which = f" {one.name}" * (len(dev) > 1)
+            print(f"dev set{which}: {len(own):,} queries are passages themselves; these are left out of their lists, as BEIR does")
     key = _run_key(experiment, shards=shards, task=task, dev=dev)
     model = None if finished else task.open()
     steps = step_settings(experiment, model) if model else None
@@ -204,12 +207,12 @@ def planned_batches(shards: TrainingShards, experiment: Experiment, task: Task, 
         yield PlannedBatch(batch.step, batch.epoch, work, cut(work, budget=settings.micro_batch_tokens))
 
 
-def _run_key(experiment: Experiment, *, shards: TrainingShards, task: Task, dev: DevSet | None) -> dict[str, Any]:
+def _run_key(experiment: Experiment, *, shards: TrainingShards, task: Task, dev: Sequence[DevSet]) -> dict[str, Any]:
     """All that decides the trained parameters: two runs that differ in it must not share an output folder."""
     settings = experiment.train
     early_stop: dict[str, Any] = {}
-    if settings.patience is not None and dev is not None:
-        early_stop = {"dev": dev.digest, "dev_metric": settings.dev_metric, "evaluate_every": settings.evaluate_every}
+    if settings.patience is not None and dev:
+        early_stop = {"dev": content_key(dev), "dev_metric": settings.dev_metric, "evaluate_every": settings.evaluate_every}
     return {
         "train": {
             **keyed_values(settings),

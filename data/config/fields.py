@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -29,7 +30,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _shaped(cls, values: Any) -> Any:
-        """Strings into the shape that the type wants: `a,b` to a list, `null` to None. Scalars are left to pydantic."""
+        """Strings into the shape that the type wants: `a,b`, or a line each, to a list, `null` to None. Scalars are left to pydantic."""
         if not isinstance(values, dict):
             return values
         fields = cls.model_fields
@@ -92,11 +93,20 @@ def map_paths(
         kind = _mark(model, name, "path")
         if section and isinstance(value, dict):
             changed[name] = map_paths(section, value, change, prefix=f"{key}.")
-        elif kind and isinstance(value, str) and not (value in NULLS and _may_be_null(model.model_fields[name].annotation)):
-            changed[name] = path = change(value, key, kind)
-            if path.encode(errors="ignore").decode() != path:
-                raise UserError(f"{key}={path}: it is no text in this terminal's encoding: set PYTHONUTF8=1, or rename it in UTF-8")
+        elif kind:
+            value = _shaped_value(model.model_fields[name].annotation, value)
+            if isinstance(value, str):
+                changed[name] = _changed_path(value, key, kind, change)
+            elif isinstance(value, list | tuple):
+                changed[name] = [_changed_path(path, key, kind, change) if isinstance(path, str) else path for path in value]
     return changed
+
+
+def _changed_path(value: str, key: str, kind: PathKind, change: Callable[[str, str, PathKind], str]) -> str:
+    path = change(value, key, kind)
+    if path.encode(errors="ignore").decode() != path:
+        raise UserError(f"{key}={path}: it is no text in this terminal's encoding: set PYTHONUTF8=1, or rename it in UTF-8")
+    return path
 
 
 def expanded_paths(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
@@ -186,11 +196,13 @@ def _may_be_null(annotation: Any) -> bool:
 def _shaped_value(annotation: Any, value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    if _may_be_null(annotation) and value.lower() in (*NULLS, "none"):
+    is_null = value.lower() in (*NULLS, "none")
+    if _may_be_null(annotation) and is_null:
         return None
     if typing.get_origin(annotation) is tuple:
-        inner = value.strip().removeprefix("[").removesuffix("]")
-        return [part.strip() for part in inner.split(",") if part.strip()]
+        inner = value.strip()
+        inner = inner[1:-1] if inner.startswith("[") and inner.endswith("]") else inner
+        return [] if is_null else [part.strip() for part in re.split("[,\n]", inner) if part.strip()]
     return value
 
 

@@ -65,7 +65,9 @@ LocalFolder = Annotated[str, AfterValidator(_local)]
 class Ingest(Section):
     """Where the collection lies and how it is cut into shards."""
 
-    path: str | None = execution(None, "folder of the collection, here or at s3://bucket/folder; or irds:ID[+ID], of ir_datasets", path="path")
+    path: str | None = execution(
+        None, "folder of the collection, here or at s3://bucket/folder; or irds:ID[+ID], of ir_datasets", path="path"
+    )
     format: Literal["auto", "beir", "msmarco", "parquet"] = keyed("auto", "layout of the folder; auto looks for its corpus")
     train_split: str = keyed("train", "the qrels split whose queries become training queries")
     corpus_shards: int = keyed(8, "shards of the corpus, fixed here for all stages", ge=1, le=99_999)
@@ -373,12 +375,23 @@ class Curriculum(Section):
 
 
 class Dev(Section):
-    """Queries and some of the passages, on which a trainer measures the student by search as it goes. None unless asked for."""
+    """What a trainer measures the student on, by search as it goes: queries of the collection with some of its passages, and whole small
+    collections. None unless asked for."""
 
-    queries: int | None = keyed(None, "dev queries, a seeded subset of those with a label above 0; null or 0 makes no dev set", ge=0)
+    queries: int | None = keyed(None, "dev queries, a seeded subset of those with a label above 0; null or 0 makes no such dev set", ge=0)
     split: str = keyed("dev", "the qrels split that they come from, which must not be the training split")
     depth: int = keyed(100, "passages of each query's list in the student's exact search, all of which are in the dev set", ge=1, le=10_000)
     random: int = keyed(0, "further passages, by chance; deeper lists show more for the same time (docs/performance.md)", ge=0)
+    collections: tuple[str, ...] = execution(
+        (), "folders of small collections, or patterns as nano/*: a dev set of each, named after it, whole (keyed by content)", path="path"
+    )
+    collections_split: str | None = execution(None, "their split; null: `split` where a collection has it, else its only one")
+    max_passages: int = execution(100_000, "most passages of one of `collections`: all are encoded in every evaluation", ge=1)
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether any dev set is."""
+        return bool(self.queries or self.collections)
 
 
 class Runner(Section):
@@ -539,7 +552,9 @@ class Train(Section):
     activation_checkpointing: bool = execution(False, "keep a layer's input alone and compute it again on the way back: less memory")
     checkpoint_every: int = execution(200, "steps between checkpoints; the end of an epoch always has one", ge=1)
     keep_checkpoints: int = execution(2, "newest checkpoints kept", ge=1)
-    dev: str | None = execution(None, "folder of a dev set (`prep path stage=dev`); null evaluates nothing", path="path")
+    dev: tuple[str, ...] = execution(
+        (), "folders of dev sets (`prep path stage=dev`), of several the mean counts; none: nothing is evaluated", path="path"
+    )
     evaluate_every: int | None = execution(None, "steps between evaluations on the dev set; null: at the end of each epoch", ge=1)
     dev_metric: Literal["MRR@10", "nDCG@10", "Recall@100"] = execution("MRR@10", "which of two checkpoints is the better")
     patience: int | None = keyed(None, "stop after this many evaluations without a better one; null never stops early", ge=1)
@@ -550,7 +565,7 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _dev_set(self) -> Train:
-        if self.patience is not None and self.dev is None:
+        if self.patience is not None and not self.dev:
             raise ValueError("patience needs a dev set: dev=FOLDER (`prep path stage=dev`)")
         return self
 

@@ -148,7 +148,7 @@ def new_local_folder(given: str, *, option: str = "out") -> Iterator[Path]:
         temporary = temporary_name(folder)
         temporary.mkdir()
     except OSError as error:
-        raise _not_writable(folder.parent, given, error, option=option) from error
+        raise not_writable(folder.parent, given, error, option=option) from error
     try:
         if names:
             raise UserError(f"{option}={given} is there already and holds {names[0]}; give a new folder, or delete it")

@@ -9,9 +9,9 @@ A passage's shard is a hash of its id, a query's shard a hash of its text, so ne
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -21,14 +21,22 @@ from data.errors import UserError
 from data.formats.collection import Collection
 from data.formats.readers import Fault, Judgement, Place, read_corpus, read_qrels, read_queries, shown
 from data.tables.schemas import QUARANTINE
-from data.tables.shards import ShardWriter, read_row_groups, table_of
+from data.tables.shards import read_row_groups, table_of
 
 MAX_QUARANTINED = 100_000  # broken records kept to look at; all are counted
 _FIRST_FAULTS = 10
 _JUDGED_TWICE = "duplicate judgement"
 _SHOWN_IDS = 3
 
-Sinks = Sequence[ShardWriter | None]  # of each shard; None where it is complete already. The report does not depend on them
+
+class Sink(Protocol):
+    """Takes rows: the writer of a shard, or a list of few."""
+
+    def add(self, row: Sequence[Any]) -> None:
+        """Append one row, its values in the order of the schema."""
+
+
+Sinks = Sequence[Sink | None]  # of each shard; None where it is complete already. The report does not depend on them
 
 
 class IngestReport:
@@ -131,7 +139,7 @@ def ingest_queries(collection: Collection, sinks: Sinks) -> IngestReport:
         else:
             report.broken(line.fault("duplicate id"))
     if strangers and not report.kept:
-        files = _listed(collection.queries)
+        files = listed(collection.queries)
         asked, known = (", ".join(map(shown, ids)) for ids in (strangers, sorted(judged)[:_SHOWN_IDS]))
         raise UserError(
             f"none of the {report.dropped['unjudged']:,} queries in {files} is judged in any qrels file: do they belong together? Ids of "
@@ -155,6 +163,22 @@ def ingest_qrels(
     query_ids, doc_ids = _judged_ids(collection)
     query_ids = _known_ids(queries, column="query_id", requested=query_ids)
     doc_ids = _known_ids(corpus, column="doc_id", requested=doc_ids)
+    labels, report = known_labels(collection, query_ids, doc_ids)
+    if not any(split == settings.train_split and label > 0 for (split, _, _), label in labels.items()):
+        raise UserError(f"no label above 0 of split {settings.train_split!r} (ingest.train_split) is usable: {report.said}")
+    if (sink := sinks[0]) is not None:
+        for key in sorted(labels):
+            sink.add((*key, labels[key]))
+    return report
+
+
+def known_labels(
+    collection: Collection, query_ids: Container[str], doc_ids: Container[str]
+) -> tuple[dict[tuple[str, str, str], int], IngestReport]:
+    """(split, query_id, doc_id) -> label of all judgements of these queries and passages, and what became of the others.
+
+    Raises UserError where a qrels file has none.
+    """
     report = IngestReport()
     relevance: dict[tuple[str, str, str], tuple[int, int]] = {}  # (label, line)
     for split in collection.qrels:
@@ -171,20 +195,15 @@ def ingest_qrels(
                 relevance[checked[:3]] = checked.relevance, line.number
                 report.kept += 1
         if report.kept == kept:
-            raise UserError(f"{_listed(collection.qrels[split])} has no judgement of a known query and a known passage: {of_split.said}")
-    if not any(split == settings.train_split and label > 0 for (split, _, _), (label, _) in relevance.items()):
-        raise UserError(f"no label above 0 of split {settings.train_split!r} (ingest.train_split) is usable: {report.said}")
-    if (sink := sinks[0]) is not None:
-        for key in sorted(relevance):
-            sink.add((*key, relevance[key][0]))
-    return report
+            raise UserError(f"{listed(collection.qrels[split])} has no judgement of a known query and a known passage: {of_split.said}")
+    return {key: label for key, (label, _) in relevance.items()}, report
 
 
 def _checked(
     line: Place,
     judgement: Judgement,
-    query_ids: set[str],
-    doc_ids: set[str],
+    query_ids: Container[str],
+    doc_ids: Container[str],
     relevance: Mapping[tuple[str, str, str], tuple[int, int]],
 ) -> Judgement | Fault:
     """The judgement, or why it cannot be used beside what is known already."""
@@ -222,7 +241,7 @@ def check_judgements(collection: Collection, *, split: str, setting: str | None)
             return
         else:
             report.kept += 1
-    file = _listed(collection.qrels[split])
+    file = listed(collection.qrels[split])
     if not report.kept:
         raise UserError(f"{file} holds no judgement: {report.said if report.bad else 'it is empty, or a header alone'}")
     broken = f"; the other lines are broken: {report.said}" if report.bad else ""
@@ -266,8 +285,9 @@ def _judged_ids(collection: Collection) -> tuple[set[str], set[str]]:
 def _refuse_empty(report: IngestReport, files: Sequence[Path]) -> None:
     # Where all records are broken, the check of their share has the better message.
     if not report.kept and not report.bad:
-        raise UserError(f"{_listed(files)} holds no record")
+        raise UserError(f"{listed(files)} holds no record")
 
 
-def _listed(files: Sequence[Path]) -> str:
+def listed(files: Sequence[Path]) -> str:
+    """Files for people."""
     return ", ".join(map(str, files))

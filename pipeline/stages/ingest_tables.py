@@ -63,26 +63,26 @@ def _key(files: Callable[[Collection], dict[str, Path]], experiment: Experiment,
     return {"format": collection.format, "files": {name: models.digests.file(file) for name, file in files(collection).items()}}
 
 
-def _query_files(collection: Collection) -> dict[str, Path]:
+def query_files(collection: Collection) -> dict[str, Path]:
     """With the qrels, which decide which queries are kept."""
     return {**{f"queries{place}": file for place, file in enumerate(collection.queries)}, **_qrels_files(collection)}
 
 
 def _qrels_files(collection: Collection) -> dict[str, Path]:
-    return {name: file for split, files in collection.qrels.items() for name, file in _numbered(split, files).items()}
+    return {name: file for split, files in collection.qrels.items() for name, file in numbered(split, files).items()}
 
 
-def _numbered(name: str, files: Sequence[Path]) -> dict[str, Path]:
+def numbered(name: str, files: Sequence[Path]) -> dict[str, Path]:
     """Files under a name: the only one has it as it is."""
     return {f"{name}/{place}" if place else name: file for place, file in enumerate(files)}
 
 
 CORPUS = Table(
-    stage="ingest", name="corpus", version=1, reads=(), key=partial(_key, lambda collection: _numbered("corpus", collection.corpus)),
+    stage="ingest", name="corpus", version=1, reads=(), key=partial(_key, lambda collection: numbered("corpus", collection.corpus)),
     build=partial(_build, schema=schemas.CORPUS, ingest=ingest_corpus), sharded_by="corpus", builds_all_shards=True,
 )  # fmt: skip
 QUERIES = Table(
-    stage="ingest", name="queries", version=1, reads=(), key=partial(_key, _query_files),
+    stage="ingest", name="queries", version=1, reads=(), key=partial(_key, query_files),
     build=partial(_build, schema=schemas.QUERIES, ingest=ingest_queries), builds_all_shards=True,
 )  # fmt: skip
 QRELS = Table(

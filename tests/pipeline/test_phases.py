@@ -72,6 +72,16 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     return stand_in
 
 
+def test_all_dev_sets_of_a_phase_are_given(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a training that sees the first of several sets, or none since they are of collections alone."""
+    file = commands.folder / "e.yaml"
+    file.write_text(FILE.format(commands.folder).replace("dev: {queries: 4}", "dev: {collections: [nano/A, nano/B]}"))
+    monkeypatch.setattr(driver, "_path", lambda phase, stage, *more: "/s/A\n/s/B" if stage == "dev" else "/s/shards")
+    code, seen, _ = commands.run()
+    assert code == 0 and seen[:3] == EXPECTED["dev"][:3]
+    assert seen[5] == "one train run dev=/s/A,/s/B" and "ranker train run" in seen
+
+
 EXPECTED = {
     "dev": ["dev prep run stage=ingest", "dev prep run stage=embed", "dev prep run stage=dev", " retrieve evaluate split=dev"],
     "one": ["one prep run stage=all", "one train run dev=dev-dev"],

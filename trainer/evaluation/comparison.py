@@ -1,4 +1,4 @@
-"""The trained student against the one that the run began with, query by query on the dev set: for the model card."""
+"""The trained student against the one that the run began with, query by query on each dev set: for the model card."""
 
 from __future__ import annotations
 
@@ -24,22 +24,26 @@ _PERMUTATIONS = 10_000
 class DevComparison:
     """Figures of a dev set before and after the training."""
 
+    name: str
     queries: int
     passages: int
     metrics: tuple[Comparison, ...]
 
 
-def compared_with_start(run: TrainingRun) -> DevComparison | None:
-    """Open the first student again and compare. All processes take part.
+def compared_with_start(run: TrainingRun) -> tuple[DevComparison, ...]:
+    """Open the first student again and compare on each dev set. All processes take part.
 
-    None without a dev set, and where the first student's files are not what they were when the run began.
+    Empty without a dev set, and where the first student's files are not what they were when the run began.
     """
-    if run.dev is None or not run.processes.any(run.processes.first and _start_is_there(run)):
-        return None
-    after = _judged(run, run.model, run.dev)
-    before = _judged(run, run.task.open(), run.dev)
+    if not run.dev or not run.processes.any(run.processes.first and _start_is_there(run)):
+        return ()
+    start = run.task.open()
+    return tuple(_compared(dev, _judged(run, start, dev), _judged(run, run.model, dev)) for dev in run.dev)
+
+
+def _compared(dev: DevSet, before: Evaluation, after: Evaluation) -> DevComparison:
     metrics = compare(before, after, permutations=_PERMUTATIONS)
-    return DevComparison(len(after.query_ids), len(run.dev.doc_ids), tuple(row for row in metrics if row.metric in METRICS))
+    return DevComparison(dev.name, len(after.query_ids), len(dev.doc_ids), tuple(row for row in metrics if row.metric in METRICS))
 
 
 def _start_is_there(run: TrainingRun) -> bool:

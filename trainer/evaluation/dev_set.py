@@ -1,7 +1,8 @@
 """The dev set as a trainer reads it, and the student's metrics on it by exact search.
 
     DIR/manifest.json                  names, rows, bytes and digests of the shards
-    DIR/part-00000-of-00001.parquet    rows of `data.tables.schemas.DEV`; metadata "dev": schema_version, tokenizer, split, depth, random
+    DIR/part-00000-of-00001.parquet    rows of `data.tables.schemas.DEV`; metadata "dev": schema_version, tokenizer, split, depth, random;
+                                       of a whole collection split, name
 
 Passages are searched by `retrieval.search.exact`; equal scores go by passage id, since passages are in the order of their ids.
 """
@@ -41,6 +42,7 @@ from trainer.steps.gradients import StepSettings
 from trainer.steps.prepare_model import in_mode
 
 METADATA_KEY = b"dev"
+OWN_NAME = "dev"  # of the set that `dev.queries` asks for, in which no name is written
 METRICS = ("MRR@10", "nDCG@10", "Recall@100")
 _BLOCK_PASSAGES = 8192  # encoded at a time: enough that batches of like length need little padding
 
@@ -59,6 +61,7 @@ class DevSet:
     passages: Ragged  # tokens
     qrels: Qrels
     prompts: PromptLengths = NO_PROMPTS  # leading tokens that the student does not pool
+    name: str = OWN_NAME  # of its figures, where there are several sets
 
     @cached_property
     def own_passages(self) -> frozenset[str]:
@@ -86,10 +89,10 @@ def open_dev_set(folder: Path, *, tokenizer: str, prompts: PromptLengths = NO_PR
         DamagedShard: a shard whose bytes are not those that the manifest records.
     """
     manifest = output_of("dev", folder, metadata=METADATA_KEY, what="a dev set")
-    groups = [DEV.empty_table()]
+    groups, name = [DEV.empty_table()], OWN_NAME
     for shard in manifest.shards:
         shard.check(folder)
-        _check_schema(folder / shard.name, tokenizer=tokenizer)
+        name = _metadata_of(folder / shard.name, tokenizer=tokenizer).get("name", OWN_NAME)
         groups += read_row_groups(folder / shard.name)
     table = pa.concat_tables(groups)
     roles = table.column("role").to_numpy()
@@ -108,12 +111,14 @@ def open_dev_set(folder: Path, *, tokenizer: str, prompts: PromptLengths = NO_PR
         passages=Ragged.of_lists(passages.column("tokens").combine_chunks()),
         qrels={query: dict(zip(docs, grades, strict=True)) for query, (docs, grades) in zip(query_ids, judged, strict=True)},
         prompts=prompts,
+        name=name,
     )
 
 
-def _check_schema(path: Path, *, tokenizer: str) -> None:
+def _metadata_of(path: Path, *, tokenizer: str) -> dict[str, Any]:
+    """What its schema says of a dev set that this student can read."""
     schema = pq.read_schema(path)
-    content = json.loads((schema.metadata or {}).get(METADATA_KEY, "{}"))
+    content: dict[str, Any] = json.loads((schema.metadata or {}).get(METADATA_KEY, "{}"))
     version = content.get("schema_version")
     own = content.get("tokenizer")
     if version != SCHEMA_VERSION or not schema.equals(DEV):
@@ -126,6 +131,7 @@ def _check_schema(path: Path, *, tokenizer: str) -> None:
             f"{path} holds tokens of another tokenizer ({own}) than that of student.model ({tokenizer}): run `prep run stage=dev` with "
             "this student.model"
         )
+    return content
 
 
 def evaluate(encode: Encode, dev: DevSet, *, depth: int = 100, dimensions: Dimensions = WHOLE) -> dict[str, float]:

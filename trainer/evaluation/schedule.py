@@ -1,7 +1,8 @@
-"""The dev set during a run: when it is evaluated, which checkpoint is the best, and when to stop early."""
+"""The dev sets during a run: when they are evaluated, which checkpoint is the best, and when to stop early."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from data.config.settings import Train
 from trainer.evaluation.dev_set import DevSet, Encode, Sequences, encode_all, evaluate
+from trainer.evaluation.dev_sets import with_means
 from trainer.saving.checkpoint import TrainingState
 from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings
@@ -37,9 +39,17 @@ def shared_encode(model: Model, *, settings: StepSettings, processes: Distribute
     return encode
 
 
-def dev_figures(model: Model, dev: DevSet, *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
-    """MRR@10, nDCG@10 and Recall@100 by exact search, and MRR@10 of cut vectors, the same in all processes."""
-    figures = evaluate(shared_encode(model, settings=settings, processes=processes), dev, dimensions=settings.dimensions)
+def dev_figures(model: Model, sets: Sequence[DevSet], *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
+    """MRR@10, nDCG@10 and Recall@100 by exact search, and MRR@10 of cut vectors; of several sets as `with_means` has them.
+
+    All processes get the same. Sets are evaluated one after the other: in memory are the vectors of one.
+    """
+    encode = shared_encode(model, settings=settings, processes=processes)
+    return with_means({dev.name: _figures_of(encode, dev, settings=settings, processes=processes) for dev in sets})
+
+
+def _figures_of(encode: Encode, dev: DevSet, *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
+    figures = evaluate(encode, dev, dimensions=settings.dimensions)
     # Of the first process: on other machines they could differ in rounding, and so could the best checkpoint and an early stop.
     return dict(zip(figures, processes.of_first([*figures.values()]), strict=True))
 

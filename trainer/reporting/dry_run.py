@@ -16,6 +16,8 @@ from data.config.settings import Experiment
 from data.digests import DigestCache
 from data.errors import EXIT_COMPLETE, UserError
 from retrieval.models.lora import has_lora
+from trainer.evaluation.dev_cost import described, evaluation_seconds, evaluations
+from trainer.evaluation.dev_sets import open_dev_sets
 from trainer.input.stream import open_training_shards
 from trainer.recipes import check_shards
 from trainer.reporting.mfu import measured_flop_rate, training_flop
@@ -46,6 +48,7 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     task = task_of(experiment, DigestCache(Path(os.devnull)))
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, draw=settings.draw, order=settings.order)
     check_shards(experiment, shards.metadata)
+    dev = open_dev_sets(settings.dev, tokenizer=task.tokenizer, prompts=task.prompts)
     model = task.open()
     references = task.open_references()
     backend = open_backend(model, settings)
@@ -72,7 +75,13 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
         print(f"epoch {epoch + 1:<6} {end - start:,} steps, {selected:.0%} of queries selected, about {tokens:,.0f} tokens a step")
     print(f"memory       {_memory(trained, frozen, device=steps.device)}")
     print(f"speed        {rate:,.0f} tokens/s ({mfu:.0%} of this device's measured matrix products)")
-    print(f"time         about {_duration(seconds)} on this machine, without evaluation on a dev set and checkpoints")
+    if not dev:
+        print(f"time         about {_duration(seconds)} on this machine, without evaluation on a dev set and checkpoints")
+        return EXIT_COMPLETE
+    one, times = evaluation_seconds(model, dev, settings=steps), evaluations(settings, epoch_ends=ends)
+    looks = times * one
+    print(f"dev sets     {described(dev)}; {times} evaluations, about {_duration(one)} each")
+    print(f"time         about {_duration(seconds + looks)} on this machine, {_duration(looks)} of it evaluations, without checkpoints")
     return EXIT_COMPLETE
 
 

@@ -65,3 +65,8 @@ def last_figures(output: Path) -> dict[str, Any]:
     path = output / METRICS_NAME
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return json.loads(lines[-1]) if lines else {}
+
+
+def figures_of_step(output: Path, step: int) -> dict[str, Any]:
+    """A step's figures, empty where its line is not there, or damaged."""
+    return next((json.loads(line) for number, line in _lines(output / METRICS_NAME) if number == step), {})

@@ -11,7 +11,8 @@ import torch
 
 from data.tables.shards import atomic_write
 from retrieval.models.dual_encoder import DualEncoder
-from trainer.reporting.metrics import Metrics, curves, last_figures
+from trainer.evaluation.dev_sets import lines as dev_lines
+from trainer.reporting.metrics import Metrics, curves, figures_of_step, last_figures
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 from trainer.reporting.progress import RunProgress
 from trainer.reporting.trackers.tracking import Tracking
@@ -77,8 +78,9 @@ class Reports:
         self._tracking.log(figures["step"], curves(figures))
         self._progress.step(figures)
         if dev:
-            said = ", ".join(f"{name} {value:.4f}" for name, value in dev.items())
-            self.note(f"dev set after step {figures['step']}: {said} (best at step {self._run.state.best_step})")
+            names = [one.name for one in self._run.dev]
+            for line in dev_lines(dev, names, step=figures["step"], best_step=self._run.state.best_step):
+                self.note(line)
 
     def sync(self) -> None:
         """Have all lines on the disk: called before a checkpoint, which relies on them."""
@@ -124,6 +126,13 @@ def _notes(run: TrainingRun, *, lost: int) -> Iterator[str]:
         yield f"metrics.jsonl lacks the lines of {lost} steps that the run has done: it was damaged or cut; the training is not"
 
 
+def _best(run: TrainingRun) -> dict[str, Any]:
+    """Step and metric of the best evaluation; of several dev sets also the metric of each, unless the line of that step was lost."""
+    metric, step = run.experiment.train.dev_metric, run.state.best_step
+    then = figures_of_step(run.output, step).get("dev", {}) if len(run.dev) > 1 else {}
+    return {"step": step, metric: run.state.best} | {name: then[name] for one in run.dev if (name := f"{one.name}/{metric}") in then}
+
+
 def write_result(run: TrainingRun) -> None:
     """Write what says that the run is finished, and report it."""
     state = run.state
@@ -132,7 +141,7 @@ def write_result(run: TrainingRun) -> None:
         "stopped_early": run.stopped_early,
         "seconds": round(state.seconds, 3),
         run.experiment.train.task: str(run.result),
-        "best": {"step": state.best_step, run.experiment.train.dev_metric: state.best} if run.dev else None,
+        "best": _best(run) if run.dev else None,
         "fingerprint": state.fingerprint,
         "last_step": last_figures(run.output),
         "key": run.key,

@@ -7,6 +7,7 @@ paths. A card that a person has changed is kept.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ _MARK = "<!-- made by `train run`; digest of the text above: {} -->\n"
 _PACKAGES = ("adam-distillation", "torch", "transformers")
 
 
-def write_cards(folder: Path, run: TrainingRun, *, before: Path, figures: dict[str, float], compared: DevComparison | None) -> None:
+def write_cards(folder: Path, run: TrainingRun, *, before: Path, figures: dict[str, float], compared: Sequence[DevComparison]) -> None:
     """Write the card of a saved model, and of its adapter. `before` is the folder that it will replace: what was changed there is kept."""
     for name, adapter in (("", False), ("adapter", True)):
         if (folder / name).is_dir() and (not adapter or has_lora(run.model.backbone)):
@@ -50,7 +51,7 @@ def own_card(path: Path) -> bytes | None:
     return None if text and (b"<!-- made by" + last).decode(errors="replace") == _MARK.format(bytes_digest(text)) else content
 
 
-def card_of(run: TrainingRun, *, adapter: bool, figures: dict[str, float], compared: DevComparison | None) -> str:
+def card_of(run: TrainingRun, *, adapter: bool, figures: dict[str, float], compared: Sequence[DevComparison]) -> str:
     """The text of a card. `figures` of the dev set are used where `compared` is None."""
     what = _title(run.experiment)
     if adapter:
@@ -67,12 +68,12 @@ def _title(experiment: Experiment) -> str:
 
 
 def _front_matter(
-    run: TrainingRun, *, title: str, adapter: bool, figures: dict[str, float], compared: DevComparison | None
+    run: TrainingRun, *, title: str, adapter: bool, figures: dict[str, float], compared: Sequence[DevComparison]
 ) -> dict[str, Any]:
     card, scorer = run.experiment.train.card, run.experiment.train.task == "cross_encoder"
     tags = ["cross-encoder", "reranker"] if scorer else ["sentence-similarity", "feature-extraction", "dense-retrieval"]
     distilled = ["knowledge-distillation"] * (run.experiment.train.task == "student")
-    values = {row.metric: row.after for row in compared.metrics} if compared else figures
+    values = {one.name: {row.metric: row.after for row in one.metrics} for one in compared} or ({"dev": figures} if figures else {})
     base = _base_model(run.experiment)
     return {
         "library_name": "peft" if adapter else "sentence-transformers",
@@ -86,14 +87,17 @@ def _front_matter(
     }
 
 
-def _index(title: str, figures: dict[str, float]) -> dict[str, Any]:
+def _index(title: str, by_set: dict[str, dict[str, float]]) -> dict[str, Any]:
+    return {"name": title, "results": [_result(name, figures, several=len(by_set) > 1) for name, figures in by_set.items()]}
+
+
+def _result(name: str, figures: dict[str, float], *, several: bool) -> dict[str, Any]:
     metrics = [{"type": name.lower(), "value": round(value, 4), "name": name} for name, value in figures.items()]
-    result = {
+    return {
         "task": {"type": "information-retrieval", "name": "Information Retrieval"},
-        "dataset": {"type": "dev-set", "name": "dev set of the training"},
+        "dataset": {"type": name if several else "dev-set", "name": f"dev set {name}" if several else "dev set of the training"},
         "metrics": metrics,
     }
-    return {"name": title, "results": [result]}
 
 
 def _base_model(experiment: Experiment) -> str | None:
@@ -175,25 +179,29 @@ def _use(run: TrainingRun, *, adapter: bool) -> str:
     return f"## Use\n\n```python\n{_SCORER_USE if run.experiment.train.task == 'cross_encoder' else _STUDENT_USE}\n```\n"
 
 
-def _figures(figures: dict[str, float], compared: DevComparison | None) -> str:
-    if compared is None and not figures:
+def _figures(figures: dict[str, float], compared: Sequence[DevComparison]) -> str:
+    if not compared and not figures:
         return "## Figures\n\nThis training had no dev set.\n"
-    if compared is None:
+    if not compared:
         rows = [f"| {name} | {value:.4f} |" for name, value in figures.items()]
         return "\n".join(["## Figures", "", "On the dev set of the training:", "", "| metric | |", "|---|---|", *rows]) + "\n"
+    tables = [line for one in compared for line in (*_table_of(one, several=len(compared) > 1), "")]
+    said = "p-values of a two-sided paired randomisation test over queries, each metric by itself. A dev set is no test set: "
+    where = "settings may have been chosen on it, and where it is a part of the collection, figures are higher."
+    return "\n".join(["## Figures", "", *tables, f"{said}{where}", ""])
+
+
+def _table_of(one: DevComparison, *, several: bool) -> list[str]:
+    which = f"dev set {one.name}" if several else "dev set of the training"
     lines = [
-        "## Figures", "",
-        f"On the dev set of the training: {compared.queries:,} judged queries, exact search among {compared.passages:,} passages.", "",
+        f"On the {which}: {one.queries:,} judged queries, exact search among {one.passages:,} passages.", "",
         "| metric | before | after | difference | p-value | better / worse / same |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for row in compared.metrics:
+    for row in one.metrics:
         p_value = f"{row.p_value:.4f}" if row.p_value >= 0.0001 else f"{row.p_value:.1e}"
         means = f"{row.before:.4f} | {row.after:.4f} | {row.after - row.before:+.4f}"
         lines.append(f"| {row.metric} | {means} | {p_value} | {row.wins} / {row.losses} / {row.ties} |")
-    said = "p-values of a two-sided paired randomisation test over queries, each metric by itself. A dev set is no test set: "
-    return "\n".join(
-        [*lines, "", f"{said}settings may have been chosen on it, and where it is a part of the collection, figures are higher.", ""]
-    )
+    return lines
 
 
 def _training(run: TrainingRun) -> str:

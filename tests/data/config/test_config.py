@@ -6,13 +6,14 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic.fields import FieldInfo
 
 from data.config.experiment_file import read_yaml
 from data.config.fields import Section, all_keys, keyed_values, parse_arguments, warn_once
-from data.config.settings import Experiment, HardNegatives, Runner, load, with_absolute_paths
+from data.config.settings import Experiment, HardNegatives, Runner, load, merged, with_absolute_paths
 from data.errors import EXIT_BAD_INPUT, UserError
 
 MINIMAL = """
@@ -207,6 +208,7 @@ ALL_PATHS = {
     "store": "store", "ingest.path": "collection", "student.model": "student", "teacher.model": "teacher", "embed.model": "miner",
     "hard_negatives.run_file": "a.run", "train.output": "out", "train.dev": "dev", "train.objective.teacher_model": "dual",
     "evaluation.out": "evaluated", "evaluation.rerank": "b.run", "teacher.template": "pairs.jinja", "lists.path": "lists",
+    "dev.collections": "nano",
 }  # fmt: skip
 
 
@@ -220,14 +222,33 @@ def test_homes_and_variables_are_replaced_in_every_path(file: Path, monkeypatch:
     assert load_with(file).store == "/there/store"
     found = [
         read.store, read.ingest.path, read.student.model, read.teacher.model, read.embed.model, read.hard_negatives.run_file,
-        read.train.output, read.train.dev, read.train.objective.teacher_model, read.evaluation.out, read.evaluation.rerank,
-        read.teacher.template, read.lists.path,
+        read.train.output, *read.train.dev, read.train.objective.teacher_model, read.evaluation.out, read.evaluation.rerank,
+        read.teacher.template, read.lists.path, *read.dev.collections,
     ]  # fmt: skip
     assert found == [f"/there/{name}" for name in ALL_PATHS.values()]
     marked = {
         name for name, field in fields(Experiment) if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("path")
     }
     assert marked == set(ALL_PATHS)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("a", ["a"]), ("~/a, $PLACE/b", ["/there/a", "/there/b"]), ("[a,b]", ["a", "b"]), ("a\nb\n", ["a", "b"]), ("x[12]", ["x[12]"]),
+        ("", []), ("null", []), ("~", []), ("none", []), (["~/a,b", "c"], ["/there/a,b", "c"]), ([], []),
+    ],
+)  # fmt: skip
+def test_lists_of_paths(file: Path, monkeypatch: pytest.MonkeyPatch, written: Any, read: list[str]) -> None:
+    """Prevents: a second folder that stays in a folder called `~`, what `prep path` prints taken for one folder, a pattern without its
+    bracket, and a null that becomes a folder."""
+    for name in ("HOME", "PLACE"):
+        monkeypatch.setenv(name, "/there")
+    values = {"ingest": {"path": "x"}, "student": {"model": "x"}, "teacher": {"model": "x"}, "store": "x"}
+    experiment = merged({**values, "train": {"dev": written}}, {})
+    assert list(experiment.train.dev) == read
+    absolute = with_absolute_paths(experiment).train.dev
+    assert list(absolute) == [str(Path(path).absolute()) for path in read]
 
 
 @pytest.mark.parametrize("key", ["store", "train.output", "evaluation.out"])
@@ -245,7 +266,7 @@ def test_what_is_no_home_and_no_variable_stays(file: Path, monkeypatch: pytest.M
     """Prevents: addresses and hub ids that change, and a null that becomes the home folder."""
     monkeypatch.setenv("BUCKET", "mine")
     read = load_with(file, **{"ingest.path": "s3://$BUCKET/~/c", "train.dev": "~", "student.model": "org/name~x", "store": "a~$/b"})
-    assert (read.ingest.path, read.train.dev, read.student.model, read.store) == ("s3://mine/~/c", None, "org/name~x", "a~$/b")
+    assert (read.ingest.path, read.train.dev, read.student.model, read.store) == ("s3://mine/~/c", (), "org/name~x", "a~$/b")
     for empty in ("", "~", "null"):
         with pytest.raises(UserError, match="store is empty: give a path"):
             load_with(file, store=empty)

@@ -7,19 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.dev_sets import write_dev_set
 
 from data.config.settings import Train
-from data.digests import canonical_json
 from data.errors import UserError
-from data.tables.manifest import Manifest, ShardRecord
-from data.tables.schemas import DEV, SCHEMA_VERSION, DevRole
-from data.tables.shards import describe, open_shard
-from retrieval.model_files.files import tokenizer_digest
 from trainer import recipes
 from trainer.evaluation import schedule as evaluation
 from trainer.evaluation.schedule import is_due, with_dev
@@ -30,19 +24,7 @@ from trainer.saving.checkpoint import TrainingState
 @pytest.fixture
 def dev_set(tmp_path: Path, student: Path, row_maker: Callable[..., Any]) -> Path:
     """Queries and positives of the training rows themselves, so that training helps."""
-    generator = np.random.default_rng(1)
-    made = [row_maker(generator, f"q{number:02d}") for number in range(22)]
-    rows: list[tuple[Any, ...]] = [(DevRole.QUERY, row["query_id"], row["query_tokens"], [row["candidate_id"][0]], [1]) for row in made]
-    passages = {row["candidate_id"][place]: row["candidate_tokens"][place] for row in made for place in range(4)}
-    rows += [(DevRole.PASSAGE, doc_id, tokens, [], []) for doc_id, tokens in sorted(passages.items())]
-    metadata = {"schema_version": SCHEMA_VERSION, "tokenizer": tokenizer_digest(student), "split": "dev", "depth": 3, "random": 0}
-    table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=DEV.with_metadata({"dev": canonical_json(metadata)}))
-    folder = tmp_path / "dev"
-    with open_shard(folder / "part-00000-of-00001.parquet", table.schema, {}) as writer:
-        writer.write(table)
-    record = ShardRecord("part-00000-of-00001.parquet", *describe(folder / "part-00000-of-00001.parquet"))
-    Manifest("dev", "", "f", {}, [record], {}).write(folder)
-    return folder
+    return write_dev_set(tmp_path / "dev", row_maker, student=student, queries=range(22), depth=3, random=0)
 
 
 def start(file: Path, shards: Path, **overrides: Any) -> int:
@@ -86,7 +68,7 @@ def dev_lines_of(file: Path, dev_set: Path, folder: Path) -> dict[str, float]:
     spec = resolve_student(experiment.student)
     model = DualEncoder(spec)
     dev = open_dev_set(dev_set, tokenizer=spec.tokenizer_digest)
-    return evaluation.dev_figures(model, dev, settings=step_settings(experiment, model), processes=Distributed())
+    return evaluation.dev_figures(model, [dev], settings=step_settings(experiment, model), processes=Distributed())
 
 
 @pytest.mark.medium

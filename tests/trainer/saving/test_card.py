@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
-from support.dev_sets import write_dev_set
+from support.dev_sets import write_dev_rows
 from support.training import make_row
 
 from data.config.settings import Train
@@ -29,7 +29,9 @@ def start(file: Path, shards: Path, **overrides: Any) -> int:
 @pytest.fixture
 def dev_set(tmp_path: Path, student: Path) -> Path:
     generator = np.random.default_rng(1)
-    return write_dev_set(tmp_path / "dev", [make_row(generator, f"q{number:02d}") for number in range(22)], student=student)
+    return write_dev_rows(
+        tmp_path / "dev", [make_row(generator, f"q{number:02d}") for number in range(22)], student=student, depth=3, random=0
+    )
 
 
 def front(folder: Path) -> dict[str, Any]:
@@ -157,7 +159,8 @@ def test_the_card_of_an_adapter(tmp_path: Path, experiment_file: Path, shards: P
     ("model", "named"),
     [
         ("BAAI/bge-reranker-v2-m3", "`BAAI/bge-reranker-v2-m3`"), ("gpt2", "`gpt2`"), ("/scratch/me/ce", "a local model, `ce`"),
-        ("runs/mine/student", "a local model, `student`"), ("./ce/", "a local model, `ce`"), ("https://me:key@host/ce", "a local model, `ce`"),
+        ("runs/mine/student", "a local model, `student`"), ("./ce/", "a local model, `ce`"),
+        ("https://me:key@host/ce", "a local model, `ce`"),
     ],
 )  # fmt: skip
 def test_a_path_of_another_machine_is_not_told(model: str, named: str) -> None:

@@ -25,7 +25,7 @@ from data.tables.manifest import Manifest
 from data.tables.schemas import DevRole
 from data.tables.shards import read_shard
 from pipeline.cli import app
-from pipeline.stages.dev_set import choose_queries, random_rows
+from pipeline.stages.dev.sampled import choose_queries, random_rows
 from retrieval.models.tokenizer import Tokenizer
 from retrieval.search import searcher as search
 from retrieval.search.embedding_table import EmbeddingTable

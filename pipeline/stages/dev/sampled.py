@@ -1,4 +1,4 @@
-"""Stage `dev`: a small collection in the student's tokens, on which a trainer measures the student by search as it goes.
+"""A dev set of the collection itself: a small collection in the student's tokens, on which a trainer measures the student by search.
 
 Its queries are some of a split's judged ones. Its passages are their positives, what the mining student finds for them in the whole corpus
 by exact search, and some by chance. So the untrained student's metrics up to `dev.depth` are those on the whole corpus; what a later
@@ -10,7 +10,6 @@ A query of the training split, by id or by text, is left out, trained on or not.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +25,13 @@ from data.digests import canonical_json, hash64, text_hash
 from data.errors import UserError
 from data.formats.collection import find_collection
 from data.tables import schemas
-from data.tables.ragged import RaggedBuilder
-from data.tables.schemas import SCHEMA_VERSION, DevRole
-from data.tables.shards import ROW_GROUP_ROWS
 from pipeline.negatives.corpus import Corpus, slices
 from pipeline.negatives.never_negatives import folded
 from pipeline.stage import StageContext, Stored, Table
+from pipeline.stages.dev.rows import metadata, row_groups, token_key
 from pipeline.stages.ingest import check_judgements
 from pipeline.stages.pools import labels_above_0
 from retrieval.models.resolved import ResolvedModels
-from retrieval.models.student import StudentSpec
-from retrieval.models.tokenizer import tokenizer_of
 from retrieval.search.embedding_table import embedding_matrix
 
 if TYPE_CHECKING:
@@ -129,8 +124,10 @@ def _build(context: StageContext) -> None:
     rows = rows[np.argsort(np.array(corpus.ids_of(rows).to_pylist(), dtype=object), kind="stable")]
 
     student = context.models.student
-    with context.writer(0, schemas.DEV.with_metadata({"dev": canonical_json(_metadata(experiment, student))})) as writer:
-        for table in _tables(queries, corpus, rows, student):
+    told = metadata(student, **{name: getattr(settings, name) for name in ("split", "depth", "random")})
+    doc_ids, texts = corpus.ids_of(rows).to_pylist(), corpus.texts_of(rows).to_pylist()
+    with context.writer(0, schemas.DEV.with_metadata({"dev": canonical_json(told)})) as writer:
+        for table in row_groups(queries.texts, queries.grades, doc_ids, texts, student=student):
             writer.write_row_group(table)
             context.report("rows", table.num_rows)
         kinds = {"positives": len(positives), "found": len(judged_and_found) - len(positives), "by chance": len(by_chance)}
@@ -139,37 +136,10 @@ def _build(context: StageContext) -> None:
         writer.figures["counts"] = {**counts, _ASKED: settings.queries}
 
 
-def _tables(queries: DevQueries, corpus: Corpus, rows: NDArray[np.int64], student: StudentSpec) -> Iterator[pa.Table]:
-    """Row groups: the queries, then the passages in the given order."""
-    tokenizer = tokenizer_of(student)
-
-    def tables(role: DevRole, ids: list[str], texts: list[str], grades: list[dict[str, int]], *, longest: int) -> Iterator[pa.Table]:
-        for start in range(0, len(ids), ROW_GROUP_ROWS):
-            part = slice(start, start + ROW_GROUP_ROWS)
-            tokens = RaggedBuilder()
-            tokens.extend(tokenizer.encode(texts[part], max_tokens=longest))
-            judged = [[list(of_query) for of_query in grades[part]], [list(of_query.values()) for of_query in grades[part]]]
-            roles = pa.array([role] * len(ids[part]), pa.int8())
-            yield pa.table([roles, ids[part], tokens.finish().arrow(), *judged], schema=schemas.DEV)
-
-    asked = [student.query_prefix + text for text in queries.texts.values()]
-    grades = [queries.grades[query_id] for query_id in queries.texts]
-    yield from tables(DevRole.QUERY, list(queries.texts), asked, grades, longest=student.query_tokens)
-    passages = [student.passage_prefix + text for text in corpus.texts_of(rows).to_pylist()]
-    yield from tables(DevRole.PASSAGE, corpus.ids_of(rows).to_pylist(), passages, [{}] * len(rows), longest=student.passage_tokens)
-
-
-def _metadata(experiment: Experiment, student: StudentSpec) -> dict[str, Any]:
-    settings = {name: getattr(experiment.dev, name) for name in ("split", "depth", "random")}
-    return {"schema_version": SCHEMA_VERSION, "tokenizer": student.tokenizer_digest, **settings}
-
-
 def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     _check_split(experiment)
-    student = models.student
-    tokens = {name: getattr(student, name) for name in ("query_tokens", "passage_tokens", "query_prefix", "passage_prefix")}
     of_dev = {**keyed_values(experiment.dev), "train_split": experiment.ingest.train_split, "seed": experiment.seed}
-    return {**of_dev, **tokens, "tokenizer": student.tokenizer_digest}
+    return {**of_dev, **token_key(models.student)}
 
 
 def _check_split(experiment: Experiment) -> None:
