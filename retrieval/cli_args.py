@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +13,7 @@ from data.config.fields import Section, all_keys, build, expanded_paths
 from data.errors import UserError
 from data.files.outputs import Kind
 from data.files.paths import expanded
-from data.remote.cache import local_file, local_table, local_table_or_file, output_file, output_table
+from data.remote.cache import local_file, local_table, local_table_or_file, new_output_folder, output_file, output_folder, output_table
 from retrieval.table_kinds import TableKind, checked_table
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -45,6 +46,14 @@ class FileArgs(Args):
     def output_table(self, key: str) -> AbstractContextManager[Path]:
         """A local folder to write; it is put where the value says when the block ends well."""
         return output_table(self._path(key), option=key)
+
+    def output_folder(self, key: str, *, own: Sequence[str], kept: Sequence[str] = ()) -> AbstractContextManager[Path]:
+        """A local folder to write files to, which may hold some of the names `own`; put where the value says, without the names `kept`."""
+        return output_folder(self._path(key), option=key, own=own, kept=kept)
+
+    def new_folder(self, key: str) -> AbstractContextManager[Path]:
+        """A local folder to fill, which gets its name when the block ends well. Nothing may lie there before."""
+        return new_output_folder(self._path(key), option=key)
 
     def section(self, model: type[SectionType], **known: str) -> SectionType:
         """A section of settings from the arguments that bear its keys and are given. `known` values give way to them."""

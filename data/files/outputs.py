@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -102,11 +102,15 @@ def _streamed(given: str, *, option: str) -> Iterator[Path]:
         os.close(stream)
 
 
-@contextlib.contextmanager
-def local_output_folder(given: str, *, option: str) -> Iterator[Path]:
-    """A local folder for a stored table. One that is not there is made, and goes again where nothing comes to lie in it.
+def _is_of_table(name: str) -> bool:
+    return name in (MANIFEST_NAME, NOTE_NAME) or name.startswith("part-")
 
-    Raises UserError before the block where it is neither free, nor empty, nor a table's, or cannot be written.
+
+@contextlib.contextmanager
+def local_output_folder(given: str, *, option: str, is_own: Callable[[str], bool] = _is_of_table) -> Iterator[Path]:
+    """A local folder for a stored table, or for what else `is_own` knows by name. A new one is made, and goes again where it stays empty.
+
+    Raises UserError before the block where it is neither free, nor empty, nor holds one of its own, or cannot be written.
     """
     folder = Path(os.path.realpath(given))
     if os.path.exists(folder) and not folder.is_dir():
@@ -118,7 +122,7 @@ def local_output_folder(given: str, *, option: str) -> Iterator[Path]:
             names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise _not_writable(folder, given, error, option=option) from error
-    if names and not any(name in (MANIFEST_NAME, NOTE_NAME) or name.startswith("part-") for name in names):
+    if names and not any(map(is_own, names)):
         raise UserError(f"{option}={given} is a folder with other files ({names[0]}); give a new or an empty one")
     remove_leftovers(folder)
     try:
@@ -127,3 +131,27 @@ def local_output_folder(given: str, *, option: str) -> Iterator[Path]:
         if is_new:
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def local_new_folder(given: str, *, option: str) -> Iterator[Path]:
+    """A folder to fill, which gets its name when the block ends well: it is there whole or not at all.
+
+    Raises UserError before the block where something lies there already, or nothing can be written there.
+    """
+    folder = Path(os.path.realpath(given))
+    if os.path.exists(folder) and not (folder.is_dir() and not os.listdir(folder)):
+        what = "a folder with files" if folder.is_dir() else kind_of(folder)
+        raise UserError(f"{option}={given} is {what}; give the name of a new folder")
+    temporary = temporary_name(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder.parent, of=folder.name)
+        temporary.mkdir()
+    except OSError as error:
+        raise _not_writable(folder.parent, given, error, option=option) from error
+    try:
+        yield temporary
+        os.replace(temporary, folder)  # onto an empty folder, too
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
