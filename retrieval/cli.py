@@ -16,7 +16,7 @@ import typer
 
 from data.command import exit_codes
 from data.config.fields import build
-from data.config.settings import Search, Student, Teacher
+from data.config.settings import Search, Student
 from data.errors import UserError
 from data.files.outputs import is_standard_output
 from data.formats.readers import shown
@@ -31,6 +31,7 @@ from retrieval.cli_collections import (
     metrics_of,
     refuse_given,
 )
+from retrieval.cli_rerank import RERANKING, ranker_of
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
@@ -188,30 +189,29 @@ def _run(args: FileArgs, key: str) -> Any:
     return read_run(args.file(key), note=_note)
 
 
-@_command("model", "run", "queries", "corpus", "out", **settings_of(Teacher), depth="50", limit="", device="cpu", threads="0")
+@_command("run", "queries", "corpus", "out", **RERANKING)
 def rerank(args: FileArgs) -> None:
-    """The first passages of a run in a cross-encoder's order; what lies below is left out.
+    """The first passages of a run in the order of a cross-encoder or a student; what lies below is left out.
 
-    model=FOLDER|HUB-ID run=RUN queries=TABLE corpus=TABLE out=RUN [depth=50] [limit=QUERIES, the run's first], and any of the teacher's
-    settings (max_tokens=, ...).
+    model=FOLDER|HUB-ID run=RUN queries=TABLE corpus=TABLE out=RUN [depth=50] [limit=QUERIES, the run's first]
+    [scorer=auto|cross_encoder|student], and any of the teacher's settings (max_tokens=, ...) or of the student's (pooling=, ...);
+    auto: a folder that pools its tokens is a student.
+    A student's score is the inner product of vectors, as `retrieve encode` and `retrieve search` give it; [dimensions=N] [precision=auto].
+    queries=EMBEDDINGS corpus=EMBEDDINGS, without a model, ranks by stored vectors.
     """
-    teacher = args.section(Teacher)
     device = args.one_of("device", *_DEVICES)
     depth = args.number("depth", least=1)
     limit = args.number("limit", least=1) if args["limit"] else None
     run = dict(itertools.islice(_run(args, "run").items(), limit))
     threads = _threads(args)
+    ranker = ranker_of(args, depth=depth, device=device, threads=threads, note=_note)
     import torch
 
     from data.formats.trec import write_run
-    from retrieval.teachers.rerank import rerank as rerank_run
 
     torch.set_num_threads(threads)
     with args.output_file("out", "run") as out:
-        ranked = rerank_run(
-            run, teacher, queries=args.table("queries", "query texts"), corpus=args.table("corpus", "corpus texts"), depth=depth,
-            device=device, threads=threads, report=_note,
-        )  # fmt: skip
+        ranked = ranker(run, _note)
         write_run(out, ranked, tag="reranked")
     _done(f"{len(ranked):,} queries ranked again, run in {args['out']}", args["out"])
 

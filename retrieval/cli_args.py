@@ -14,7 +14,7 @@ from data.errors import UserError
 from data.files.outputs import Kind
 from data.files.paths import expanded
 from data.remote.cache import local_file, local_table, local_table_or_file, new_output_folder, output_file, output_folder, output_table
-from retrieval.table_kinds import TableKind, checked_table
+from retrieval.table_kinds import TableKind, checked_table, is_of_kind
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -34,6 +34,11 @@ class FileArgs(Args):
     def table(self, key: str, kind: TableKind) -> Path:
         """The value as the local folder of a stored table of this kind."""
         return checked_table(local_table(self._path(key)), kind, key=key)
+
+    def either_table(self, key: str, kind: TableKind, other: TableKind) -> tuple[Path, TableKind]:
+        """The value as the local folder of a stored table, and which of two kinds that is. Raises UserError where it is neither."""
+        folder = local_table(self._path(key))
+        return (folder, other) if is_of_kind(folder, other) else (checked_table(folder, kind, key=key), kind)
 
     def table_or_file(self, key: str) -> Path:
         """The value as the local folder of a stored table, or a single file."""

@@ -18,12 +18,11 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, collection: Path, models: A
     assert len(kept) == 3 and not (tmp_path / "killed" / "results.json").exists()  # texts of both, vectors of the queries
     assert run("killed_encode", *words, f"out={tmp_path / 'killed'}").returncode == 0  # one shard is left, so it does not die again
     assert {path: path.stat().st_ino for path in kept} == kept
-    assert run("killed_encode", *words, f"out={tmp_path / 'whole'}").returncode == -signal.SIGKILL
     assert run("loaded", "retrieve", *words, f"out={tmp_path / 'whole'}").returncode == 0
     assert not list(tmp_path.rglob("*.tmp"))
     left_out = ("digests.json", "device.json")
-    found = [
-        {name: content for name, content in contents(tmp_path / name).items() if not name.endswith(left_out)}
-        for name in ("killed", "whole")
-    ]
+    found = []
+    for name in ("killed", "whole"):
+        files = contents(tmp_path / name)
+        found.append({file: content for file, content in files.items() if not file.endswith(left_out)})
     assert found[0] == found[1] and "results.json" in found[0]
