@@ -16,12 +16,22 @@ import typer
 
 from data.command import exit_codes
 from data.config.fields import build
-from data.config.settings import Search, Student, Teacher
+from data.config.settings import Search, Student
 from data.errors import UserError
 from data.files.outputs import is_standard_output
 from data.formats.readers import shown
 from data.terminal import printable
 from retrieval.cli_args import NOT_GIVEN, FileArgs, settings_of, text_among
+from retrieval.cli_collections import (
+    OF_RUNS,
+    OVER_COLLECTIONS,
+    compare_folders,
+    evaluate_collections,
+    evaluated_folder,
+    metrics_of,
+    refuse_given,
+)
+from retrieval.cli_rerank import RERANKING, ranker_of
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 
@@ -179,51 +189,68 @@ def _run(args: FileArgs, key: str) -> Any:
     return read_run(args.file(key), note=_note)
 
 
-@_command("model", "run", "queries", "corpus", "out", **settings_of(Teacher), depth="50", limit="", device="cpu", threads="0")
+@_command("run", "queries", "corpus", "out", **RERANKING)
 def rerank(args: FileArgs) -> None:
-    """The first passages of a run in a cross-encoder's order; what lies below is left out.
+    """The first passages of a run in the order of a cross-encoder or a student; what lies below is left out.
 
-    model=FOLDER|HUB-ID run=RUN queries=TABLE corpus=TABLE out=RUN [depth=50] [limit=QUERIES, the run's first], and any of the teacher's
-    settings (max_tokens=, ...).
+    model=FOLDER|HUB-ID run=RUN queries=TABLE corpus=TABLE out=RUN [depth=50] [limit=QUERIES, the run's first]
+    [scorer=auto|cross_encoder|student], and any of the teacher's settings (max_tokens=, ...) or of the student's (pooling=, ...);
+    auto: a folder that pools its tokens is a student.
+    A student's score is the inner product of vectors, as `retrieve encode` and `retrieve search` give it; [dimensions=N] [precision=auto].
+    queries=EMBEDDINGS corpus=EMBEDDINGS, without a model, ranks by stored vectors.
     """
-    teacher = args.section(Teacher)
     device = args.one_of("device", *_DEVICES)
     depth = args.number("depth", least=1)
     limit = args.number("limit", least=1) if args["limit"] else None
     run = dict(itertools.islice(_run(args, "run").items(), limit))
     threads = _threads(args)
+    ranker = ranker_of(args, depth=depth, device=device, threads=threads, note=_note)
     import torch
 
     from data.formats.trec import write_run
-    from retrieval.teachers.rerank import rerank as rerank_run
 
     torch.set_num_threads(threads)
     with args.output_file("out", "run") as out:
-        ranked = rerank_run(
-            run, teacher, queries=args.table("queries", "query texts"), corpus=args.table("corpus", "corpus texts"), depth=depth,
-            device=device, threads=threads, report=_note,
-        )  # fmt: skip
+        ranked = ranker(run, _note)
         write_run(out, ranked, tag="reranked")
     _done(f"{len(ranked):,} queries ranked again, run in {args['out']}", args["out"])
 
 
-@_command("qrels", run="", corpus="", queries="", out="", per_query="", **_SEARCHING, **_JUDGING)
+_EVALUATED = {
+    "qrels": NOT_GIVEN, "run": "", "corpus": "", "queries": "", "out": "", "per_query": "", "metrics": "", **_SEARCHING, **_JUDGING,
+}  # fmt: skip
+
+
+@_command(**_EVALUATED, **OVER_COLLECTIONS)
 def evaluate(args: FileArgs) -> None:
-    """Metrics of a run, or of stored embeddings.
+    """Metrics of a run, of stored embeddings, or of a model over collections.
 
     qrels=FILE|TABLE run=FILE, or corpus=FOLDER queries=FOLDER out=RUN [dimensions=N]; [per_query=JSON] [split=test] [depth=1000]
-    [relevant_from=1]
+    [relevant_from=1] [metrics=nDCG@10,MAP@100]
     missing=zero counts a judged query that the run lacks as 0 (trec_eval -c), missing=skip leaves it out.
     ignore_identical_ids=true leaves out hits with the query's own id, as BEIR does; auto does where queries are passages themselves.
     Equal scores go by passage id, rising (trec_eval: falling).
+
+    model=FOLDER|HUB-ID collections=FOLDER[,FOLDER|PATTERN] out=FOLDER: of BEIR or MS MARCO folders, or folders of them, with their mean;
+    also [split=test,msmarco:dev] [dimensions=N] [metrics=] [vectors=FOLDER, out/vectors] [precision=auto] [device=cpu] [max_bad_fraction=],
+    and any of the student's settings. Lengths are as the model's files say. A killed one goes on; vectors are made once.
     """
+    if args["model"] or args["collections"]:
+        given = {name: default for name, default in _EVALUATED.items() if name in OF_RUNS}
+        refuse_given(args, given, "is of a run or of stored embeddings, and a model is evaluated over collections: leave it out")
+        evaluate_collections(args, threads=_threads(args), note=_note)
+        return
+    refuse_given(args, OVER_COLLECTIONS, "is of a model over collections: say model= and collections=, or leave it out")
+    if args["qrels"] == NOT_GIVEN:
+        raise UserError("missing qrels=...; or evaluate a model over collections: model=... collections=... out=...")
     searched = [name for name in ("corpus", "queries", "dimensions", "out") if args[name]]
     if args["run"] and searched:
         names = ", ".join(f"{name}=" for name in searched)
         raise UserError(f"run= is evaluated as it is: leave out {names} (per_query=FILE writes the metrics of each query)")
+    metrics_of(args, default="")
     qrels = _qrels(args)
     if not args["run"] and not (args["corpus"] and args["queries"] and args["out"]):
-        raise UserError("say what to evaluate: run=FILE, or corpus=FOLDER queries=FOLDER out=RUN")
+        raise UserError("say what to evaluate: run=FILE, or corpus=FOLDER queries=FOLDER out=RUN, or model= and collections=")
     from data.formats.trec import read_run
     from data.tables.shards import atomic_write
     from retrieval.evaluation.printing import print_evaluation
@@ -247,8 +274,8 @@ def _evaluated(qrels: Any, named: dict[str, Any], args: FileArgs) -> list[Any]:
 
     Raises UserError where a run has none of the judged queries: all zeros would pass for figures.
     """
+    from retrieval.evaluation.metrics import METRICS, own_passages
     from retrieval.evaluation.metrics import evaluate as evaluate_run
-    from retrieval.evaluation.metrics import own_passages
 
     ignore = args.one_of("ignore_identical_ids", "auto", "true", "false")
     runs = list(named.values())
@@ -260,19 +287,36 @@ def _evaluated(qrels: Any, named: dict[str, Any], args: FileArgs) -> list[Any]:
     if args.one_of("missing", "zero", "skip") == "skip":
         qrels = {query_id: judged for query_id, judged in qrels.items() if all(query_id in run for run in runs)}
     without_own = qrels.keys() if ignore == "true" or (ignore == "auto" and own_passages(qrels, runs)) else ()
+    metrics = metrics_of(args, default=",".join(METRICS))
+    relevant_from = args.number("relevant_from")
     try:
-        return [evaluate_run(qrels, run, relevant_from=args.number("relevant_from"), without_own=without_own) for run in runs]
+        return [evaluate_run(qrels, run, relevant_from=relevant_from, without_own=without_own, metrics=metrics) for run in runs]
     except ValueError as error:
         raise UserError(f"{args['qrels']}: {error}") from error
 
 
-@_command("before", "after", "qrels", seed="0", permutations="100000", **_JUDGING)
+_COMPARED = {"qrels": NOT_GIVEN, **_JUDGING}
+
+
+@_command("before", "after", **_COMPARED, metrics="", seed="0", permutations="100000")
 def compare(args: FileArgs) -> None:
-    """Two runs side by side, with a paired randomisation test.  before=RUN after=RUN qrels=FILE|TABLE [split=test] [seed=0]
+    """Two runs side by side, with a paired randomisation test.  before=RUN after=RUN qrels=FILE|TABLE [split=test] [metrics=] [seed=0]
 
     missing=zero counts a judged query that a run lacks as 0, missing=skip leaves out those that either lacks.
     ignore_identical_ids=auto|true|false as in `retrieve evaluate`, for both runs alike.
+
+    before=FOLDER after=FOLDER [metrics=nDCG@10]: two folders of `retrieve evaluate collections=`, each collection and their mean.
     """
+    folders = [evaluated_folder(args, key) for key in ("before", "after")]
+    before_folder, after_folder = folders
+    if before_folder and after_folder:
+        refuse_given(args, _COMPARED, "is of two runs; folders of results hold it already")
+        compare_folders(before_folder, after_folder, args)
+        return
+    if any(folders):
+        raise UserError("before= and after= are two runs, or two folders of `retrieve evaluate collections=...`, not one of each")
+    if args["qrels"] == NOT_GIVEN:
+        raise UserError("missing qrels=...: two runs are judged by it")
     permutations = args.number("permutations", least=1)
     from retrieval.evaluation.metrics import compare as compare_runs
     from retrieval.evaluation.printing import print_comparison

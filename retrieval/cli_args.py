@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -12,8 +13,8 @@ from data.config.fields import Section, all_keys, build, expanded_paths
 from data.errors import UserError
 from data.files.outputs import Kind
 from data.files.paths import expanded
-from data.remote.cache import local_file, local_table, local_table_or_file, output_file, output_table
-from retrieval.table_kinds import TableKind, checked_table
+from data.remote.cache import local_file, local_table, local_table_or_file, new_output_folder, output_file, output_folder, output_table
+from retrieval.table_kinds import TableKind, checked_table, is_of_kind
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -34,6 +35,11 @@ class FileArgs(Args):
         """The value as the local folder of a stored table of this kind."""
         return checked_table(local_table(self._path(key)), kind, key=key)
 
+    def either_table(self, key: str, kind: TableKind, other: TableKind) -> tuple[Path, TableKind]:
+        """The value as the local folder of a stored table, and which of two kinds that is. Raises UserError where it is neither."""
+        folder = local_table(self._path(key))
+        return (folder, other) if is_of_kind(folder, other) else (checked_table(folder, kind, key=key), kind)
+
     def table_or_file(self, key: str) -> Path:
         """The value as the local folder of a stored table, or a single file."""
         return local_table_or_file(self._path(key))
@@ -45,6 +51,14 @@ class FileArgs(Args):
     def output_table(self, key: str) -> AbstractContextManager[Path]:
         """A local folder to write; it is put where the value says when the block ends well."""
         return output_table(self._path(key), option=key)
+
+    def output_folder(self, key: str, *, own: Sequence[str], kept: Sequence[str] = ()) -> AbstractContextManager[Path]:
+        """A local folder to write files to, which may hold some of the names `own`; put where the value says, without the names `kept`."""
+        return output_folder(self._path(key), option=key, own=own, kept=kept)
+
+    def new_folder(self, key: str) -> AbstractContextManager[Path]:
+        """A local folder to fill, which gets its name when the block ends well. Nothing may lie there before."""
+        return new_output_folder(self._path(key), option=key)
 
     def section(self, model: type[SectionType], **known: str) -> SectionType:
         """A section of settings from the arguments that bear its keys and are given. `known` values give way to them."""

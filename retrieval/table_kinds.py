@@ -38,3 +38,12 @@ def checked_table(folder: Path, kind: TableKind, *, key: str) -> Path:
     if not set(required) <= set(columns):
         raise UserError(f"{key}={folder} is {table_name(manifest)}, with the columns {', '.join(columns)}; {expected}")
     return folder
+
+
+def is_of_kind(folder: Path, kind: TableKind) -> bool:
+    """Whether a folder holds a table of this kind, as far as can be told without an error."""
+    try:
+        checked_table(folder, kind, key="")
+    except UserError:
+        return False
+    return True

@@ -74,6 +74,27 @@ def test_every_retrieve_command(
     assert not list((tmp_path / "cache" / "outputs").rglob("*.trec"))
 
 
+@pytest.mark.medium
+def test_evaluation_over_collections(
+    bucket: Any, tmp_path: Path, collection: Path, models: Any, capsys: pytest.CaptureFixture[str], contents: Any
+) -> None:
+    """Prevents: collections or results on a store that only half of a command knows; vectors put there that nobody asked for."""
+    from retrieval.cli import main
+
+    far_suite = bucket.upload(collection, "suite/one").removesuffix("/one")
+    words = [f"model={models.student}", "precision=fp32", "threads=1", f"vectors={tmp_path / 'vectors'}"]
+    assert called(main, "evaluate", *words, f"collections={far_suite}", f"out={bucket}/out") == 0
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "one").symlink_to(collection)
+    assert called(main, "evaluate", *words, f"collections={tmp_path / 'near'}", f"out={tmp_path / 'out'}") == 0
+    assert bucket.objects("out") == contents(tmp_path / "out")
+    capsys.readouterr()
+    assert called(main, "compare", f"before={bucket}/out", f"after={tmp_path / 'out'}") == 0
+    assert '"p": 1.0' in capsys.readouterr().out
+    assert called(main, "evaluate", *words[:3], f"collections={far_suite}", f"out={bucket}/own", "depth=100") == 0
+    assert not [name for name in bucket.objects("own") if "vectors" in name]
+
+
 def test_another_models_vectors_are_refused_on_the_store_too(
     bucket: Any, tmp_path: Path, finished: Any, models: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -104,11 +104,15 @@ def _streamed(given: str, *, option: str) -> Iterator[Path]:
         os.close(stream)
 
 
-@contextlib.contextmanager
-def local_output_folder(given: str, *, option: str) -> Iterator[Path]:
-    """A local folder for a stored table. One that is not there is made, and goes again where nothing comes to lie in it.
+def _is_of_table(name: str) -> bool:
+    return name in (MANIFEST_NAME, NOTE_NAME) or name.startswith("part-")
 
-    Raises UserError before the block where it is neither free, nor empty, nor a table's, or cannot be written.
+
+@contextlib.contextmanager
+def local_output_folder(given: str, *, option: str, is_own: Callable[[str], bool] = _is_of_table) -> Iterator[Path]:
+    """A local folder for a stored table, or for what else `is_own` knows by name. A new one is made, and goes again where it stays empty.
+
+    Raises UserError before the block where it is neither free, nor empty, nor holds one of its own, or cannot be written.
     """
     folder = Path(os.path.realpath(given))
     if os.path.exists(folder) and not folder.is_dir():
@@ -120,7 +124,7 @@ def local_output_folder(given: str, *, option: str) -> Iterator[Path]:
             names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise not_writable(folder, given, error, option=option) from error
-    if names and not any(name in (MANIFEST_NAME, NOTE_NAME) or name.startswith("part-") for name in names):
+    if names and not any(map(is_own, names)):
         raise UserError(f"{option}={given} is a folder with other files ({names[0]}); give a new or an empty one")
     remove_leftovers(folder)
     try:
@@ -132,30 +136,26 @@ def local_output_folder(given: str, *, option: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_local_folder(given: str, *, option: str = "out") -> Iterator[Path]:
-    """A folder that gets its name when the block ends well, with all that was written into it; else nothing of it stays.
+def local_new_folder(given: str, *, option: str = "out") -> Iterator[Path]:
+    """A folder to fill, which gets its name when the block ends well: it is there whole or not at all.
 
-    What a killed process left of the same name is removed. Raises UserError before the block where something stands there already, or
-    nothing can be written.
+    What a killed process left of the same name is removed. Raises UserError before the block where something lies there already, or
+    nothing can be written there.
     """
     folder = Path(os.path.realpath(given))
-    if os.path.exists(folder) and not folder.is_dir():
-        raise UserError(f"{option}={given} is {kind_of(folder)}; give the name of a new folder")
+    if os.path.exists(folder) and not (folder.is_dir() and not os.listdir(folder)):
+        what = "a folder with files" if folder.is_dir() else kind_of(folder)
+        raise UserError(f"{option}={given} is {what}; give the name of a new folder, or delete it")
+    temporary = temporary_name(folder)
     try:
-        names = sorted(os.listdir(folder)) if folder.is_dir() else []
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder.parent, of=folder.name)
-        temporary = temporary_name(folder)
         temporary.mkdir()
     except OSError as error:
         raise not_writable(folder.parent, given, error, option=option) from error
     try:
-        if names:
-            raise UserError(f"{option}={given} is there already and holds {names[0]}; give a new folder, or delete it")
         yield temporary
-        with contextlib.suppress(FileNotFoundError):
-            folder.rmdir()  # an empty one
-        temporary.rename(folder)
+        os.replace(temporary, folder)  # onto an empty folder, too
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunFailed(

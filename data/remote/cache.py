@@ -26,7 +26,7 @@ from typing import TypeVar
 from data.digests import bytes_digest, json_digest
 from data.errors import DamagedShard, RunFailed, UserError
 from data.files.leftovers import remove_leftovers
-from data.files.outputs import Kind, local_output_file, local_output_folder
+from data.files.outputs import Kind, local_new_folder, local_output_file, local_output_folder
 from data.files.paths import expanded
 from data.remote.object_store import Entry, RemotePath, is_remote
 from data.tables.manifest import MANIFEST_NAME, Manifest
@@ -145,6 +145,55 @@ def output_table(folder: str, *, option: str = "out") -> Iterator[Path]:
     for name in (*names, MANIFEST_NAME):
         os.replace(local / name, kept / name)
     shutil.rmtree(local)
+
+
+@contextlib.contextmanager
+def output_folder(folder: str, *, option: str = "out", own: Sequence[str], kept: Sequence[str] = ()) -> Iterator[Path]:
+    """A local folder for files, which may hold some of the names `own` already; when the block ends well, a remote one's are put.
+
+    Those right in it are put last. What lies below the names `kept` stays on this machine, for the same command to go on from.
+
+    Raises UserError as `output_file` does.
+    """
+    if not is_remote(folder):
+        with local_output_folder(folder, option=option, is_own=lambda name: name in own) as place:
+            yield place
+        return
+    remote = RemotePath.of(folder)
+    remote.child(MANIFEST_NAME).read()
+    local = _place("outputs", folder)
+    local.mkdir(parents=True, exist_ok=True)
+    yield local
+    _put_files(remote, local, kept=kept)
+
+
+@contextlib.contextmanager
+def new_output_folder(folder: str, *, option: str = "out") -> Iterator[Path]:
+    """A local folder to fill, which is there whole or not at all; when the block ends well, a remote one's files are put.
+
+    Raises UserError as `output_file` does, and where something lies there already.
+    """
+    if not is_remote(folder):
+        with local_new_folder(folder, option=option) as place:
+            yield place
+        return
+    remote = RemotePath.of(folder)
+    if remote.entries():
+        raise UserError(f"{option}={folder} is a folder with files; give the name of a new folder")
+    local = _place("outputs", folder)
+    with local_new_folder(str(local), option=option) as place:
+        yield place
+    _put_files(remote, local)
+    shutil.rmtree(local)
+
+
+def _put_files(remote: RemotePath, local: Path, *, kept: Sequence[str] = ()) -> None:
+    """Put all files of a folder but those below the names `kept`; those right in it last."""
+    names = [path.relative_to(local).as_posix() for path in sorted(local.rglob("*")) if path.is_file()]
+    names = [name for name in names if name.split("/")[0] not in kept]
+    below = [name for name in names if "/" in name]
+    for some in (below, [name for name in names if name not in set(below)]):
+        _in_threads(lambda name, _: remote.child(name).put(local / name), some)
 
 
 def _place(kind: str, address: str) -> Path:

@@ -9,7 +9,6 @@ from data.config.arguments import Args
 from data.config.fields import unknown_key
 from data.config.settings import Experiment
 from data.errors import UserError
-from data.files.outputs import new_local_folder
 from data.files.paths import expanded
 from data.formats.scored_lists.exported import ExportNote
 from data.formats.scored_lists.writers.cards import NAME as CARD_NAME
@@ -17,6 +16,7 @@ from data.formats.scored_lists.writers.cards import card
 from data.formats.scored_lists.writers.formats import FORMATS, Format
 from data.formats.scored_lists.writers.lists import WriteOptions, Written
 from data.logits.store import namespaces
+from data.remote.cache import new_output_folder
 from data.remote.object_store import is_remote
 from pipeline.interchange import own_export
 from pipeline.interchange.stored_lists import DARK, UNLABELLED, SelectedLists, StoredLists
@@ -46,7 +46,7 @@ def run_export(experiment: Experiment, own: Args, *, say: Say) -> None:
         raise UserError(f"out={own['out']}: an export is written to a local folder; give one, and copy it from there")
     planner = Planner(experiment)
     export = _Export(planner, StoredLists.of(planner), own, say)
-    with new_local_folder(expanded(own["out"], key="out")) as folder:
+    with new_output_folder(expanded(own["out"], key="out")) as folder:
         (export.write_own if own["format"] == OWN else export.write_for_others)(folder)
     say(f"wrote {own['out']}")
 

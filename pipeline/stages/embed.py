@@ -11,14 +11,11 @@ from data.tables.schemas import embeddings
 from pipeline.stage import StageContext, Table
 from retrieval.compute import precision
 from retrieval.models.resolved import ResolvedModels
-from retrieval.models.student import EMBEDDING_VERSION
-
-# A vector of a passage does not depend on how queries are read, and the other way round.
-_OF_THE_OTHERS = {"corpus": ("query_prefix", "query_tokens"), "queries": ("passage_prefix", "passage_tokens")}
+from retrieval.models.student import EMBEDDING_VERSION, OF_THE_OTHERS
 
 
 def _key(kind: str, experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
-    own = {name: value for name, value in models.key("miner").items() if name not in _OF_THE_OTHERS[kind]}
+    own = {name: value for name, value in models.key("miner").items() if name not in OF_THE_OTHERS[kind]}
     return {"student": own, "precision": precision.class_of(precision_of(experiment, kind))}
 
 

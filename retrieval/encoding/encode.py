@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from retrieval.compute import precision as precisions
 from retrieval.compute.prefetch import ahead
 from retrieval.encoding.text_encoder import TextEncoder, TokenLists
 from retrieval.encoding.vector_formats import QUANTIZED, VectorFormat
-from retrieval.models.student import EMBEDDING_VERSION, resolve_student
+from retrieval.models.student import EMBEDDING_VERSION, OF_THE_OTHERS, StudentSpec, resolve_student
 from retrieval.search.embedding_table import manifest_of
 
 _CALIBRATED_ROWS = 16_384  # passages whose values give the ranges of int8 and uint8, spread evenly over the corpus
@@ -71,6 +71,67 @@ def embedded_groups(
         yield pa.table([ids, pa.FixedSizeListArray.from_arrays(numbers, stored.width)], schema=schema)
 
 
+@dataclass(frozen=True)
+class TableEncoding:
+    """How a stored table of texts becomes vectors, found out before any work."""
+
+    spec: StudentSpec
+    kind: str  # corpus or queries
+    precision: str  # of the computation: fp32, bf16 or fp16
+    form: str  # what is stored: fp16, or one of `QUANTIZED`
+    device: str
+    dimensions: int | None  # that were asked for
+    student_key: dict[str, Any]  # of all of the student's settings
+    key: dict[str, Any]  # what decides the bytes
+    digests: DigestCache
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the vectors."""
+        return json_digest(self.key)
+
+
+def table_encoding(
+    student: Student,
+    texts: Path,
+    digests: DigestCache,
+    *,
+    kind: str,
+    precision: str,
+    device: str,
+    dimensions: int | None = None,
+    of_kind: bool = False,
+) -> TableEncoding:
+    """What `write_vectors` will do, by the arguments of `encode_table`.
+
+    With `of_kind` the key is without what the vectors of this kind do not depend on: other prompts for queries leave a corpus as it is.
+
+    Raises UserError: `texts` is no such table, queries are to be quantised, what `resolve_student` refuses.
+    """
+    form = precision if precision in QUANTIZED else "fp16"
+    if form != "fp16":
+        precision = "auto"
+        if kind == "queries":
+            raise UserError(
+                f"precision={form} is how a corpus is stored; queries are few and rank better in fp16: encode them with precision=auto, "
+                "and search the corpus with them"
+            )
+    if precision == "auto" and kind == "queries":
+        precision = Embed().query_precision
+    precision = precisions.resolve(precision, device=device)
+    source = manifest_of(texts)
+    if source.table not in ("", kind):  # else passages would be cut and prefixed like queries, or the other way round
+        raise UserError(f"texts={texts} is the table {source.table} of {source.stage}, but kind={kind}")
+    spec = resolve_student(student)
+    if dimensions:
+        spec = replace(spec, truncate_dim=dimensions if spec.truncate_dim is None else min(dimensions, spec.truncate_dim))
+    student_key = spec.key(digests)
+    own = {name: value for name, value in student_key.items() if not (of_kind and name in OF_THE_OTHERS[kind])}
+    key = {"version": EMBEDDING_VERSION, "student": own, "precision": precisions.class_of(precision)}
+    key |= {"kind": kind, "texts": source.content_digest, **({} if form == "fp16" else {"stored": form})}
+    return TableEncoding(spec, kind, precision, form, device, dimensions, student_key, key, digests)
+
+
 def encode_table(
     student: Student,
     texts: Path,
@@ -103,52 +164,48 @@ def encode_table(
         UserError: `texts` is no such table, `out` holds the embeddings of other texts or of another model, queries are to be quantised,
             or a vector has fewer than `dimensions`.
     """
-    form = precision if precision in QUANTIZED else "fp16"
-    if form != "fp16":
-        precision = "auto"
-        if kind == "queries":
-            raise UserError(
-                f"precision={form} is how a corpus is stored; queries are few and rank better in fp16: encode them with precision=auto, "
-                "and search the corpus with them"
-            )
     if threads:
         torch.set_num_threads(threads)
-    if precision == "auto" and kind == "queries":
-        precision = Embed().query_precision
-    precision = precisions.resolve(precision, device=device)
-    source = manifest_of(texts)
-    if source.table not in ("", kind):  # else passages would be cut and prefixed like queries, or the other way round
-        raise UserError(f"texts={texts} is the table {source.table} of {source.stage}, but kind={kind}")
     digests = DigestCache(out.parent / "digests.json")
-    spec = resolve_student(student)
-    if dimensions:
-        spec = replace(spec, truncate_dim=dimensions if spec.truncate_dim is None else min(dimensions, spec.truncate_dim))
-    student_key = spec.key(digests)
-    key = {"version": EMBEDDING_VERSION, "student": student_key, "precision": precisions.class_of(precision)}
-    key |= {"kind": kind, "texts": source.content_digest, **({} if form == "fp16" else {"stored": form})}
-    fingerprint = json_digest(key)
+    encoding = table_encoding(student, texts, digests, kind=kind, precision=precision, device=device, dimensions=dimensions)
+    write_vectors(encoding, texts, out, batch_tokens=batch_tokens, report=report)
+
+
+def write_vectors(
+    encoding: TableEncoding,
+    texts: Path,
+    out: Path,
+    *,
+    batch_tokens: int | None = None,
+    report: Callable[[str], None] = lambda line: None,
+    open_encoder: Callable[..., TextEncoder] = TextEncoder,
+) -> None:
+    """The work of `encode_table`. `open_encoder` may give one that was opened before."""
+    spec, kind, fingerprint = encoding.spec, encoding.kind, encoding.fingerprint
+    source = manifest_of(texts)
     footers = {shard.name: read_footer(out / shard.name) for shard in source.shards}
     refuse_others(out, fingerprint, footers, what="embeddings of other texts or of another model")
     missing = [shard for shard in source.shards if footers[shard.name] is None]
     if missing:
-        note_device(out, device, option="device", begun=any(footers.values()))
+        note_device(out, encoding.device, option="device", begun=any(footers.values()))
         for note in spec.notes:
             report(f"note: {note}")
-        encoder = TextEncoder(spec, precision=precision, device=device, batch_tokens=batch_tokens)
-        if dimensions and encoder.size < dimensions:
-            raise UserError(f"dimensions={dimensions}: the vectors of model={student.model} have {encoder.size}")
-        stored = _format(encoder, source, texts, footers, form=form, report=report)
+        encoder = open_encoder(spec, precision=encoding.precision, device=encoding.device, batch_tokens=batch_tokens)
+        if encoding.dimensions and encoder.size < encoding.dimensions:
+            raise UserError(f"dimensions={encoding.dimensions}: the vectors of model={spec.folder} have {encoder.size}")
+        stored = _format(encoder, source, texts, footers, form=encoding.form, report=report)
         schema = stored.schema(id_name="doc_id" if kind == "corpus" else "query_id")
     for shard in missing:
         started = time.monotonic()
         with open_shard(out / shard.name, schema, {"fingerprint": fingerprint, **stored.footer}) as writer:
             for group in embedded_groups(encoder, texts / shard.name, kind=kind, stored=stored):
                 writer.write(group)
-            if spec.key(digests) != student_key:
-                raise RunFailed(f"the files of model={student.model} changed while {shard.name} was computed; start the command again")
+            if spec.key(encoding.digests) != encoding.student_key:
+                raise RunFailed(f"the files of model={spec.folder} changed while {shard.name} was computed; start the command again")
         report(f"{shard.name}: {shard.rows:,} texts, {shard.rows / max(time.monotonic() - started, 1e-9):,.0f} texts/s")
     records = [ShardRecord(shard.name, *describe(out / shard.name)) for shard in source.shards]
-    Manifest("embed", kind, fingerprint, key, records, {"in": source.rows, "kept": source.rows, "dropped": {}}).write(out)
+    counts = {"in": source.rows, "kept": source.rows, "dropped": {}}
+    Manifest("embed", kind, fingerprint, encoding.key, records, counts).write(out)
 
 
 def _format(

@@ -7,25 +7,45 @@ from dataclasses import dataclass
 
 import ir_measures
 import numpy as np
-from ir_measures import RR, R, nDCG
+from ir_measures import AP, RR, P, R, Success, nDCG
 from numpy.typing import NDArray
 
 from data.formats.trec import Run
 from retrieval.evaluation.qrels import Qrels
 
 _EXACT_UP_TO = 16  # queries that differ: up to 2^16 sign patterns are enumerated
-_PATTERNS_AT_ONCE = 1024
+_PATTERNS_AT_ONCE = 1024  # fewer for more than 8,192 queries, whose signs would take hundreds of megabytes
+_MOST_SIGNS = 1 << 23
 
 
-def _measures(relevant_from: int) -> dict[str, object]:
-    """The project's metrics by name. `relevant_from`: the lowest label that is relevant where a metric is binary (2 for TREC DL)."""
-    return {
-        "MRR@10": RR(rel=relevant_from) @ 10,
-        "nDCG@10": nDCG @ 10,
-        "Recall@50": R(rel=relevant_from) @ 50,
-        "Recall@100": R(rel=relevant_from) @ 100,
-        "Recall@1000": R(rel=relevant_from) @ 1000,
-    }
+METRICS = ("MRR@10", "nDCG@10", "Recall@50", "Recall@100", "Recall@1000")
+_FAMILIES = {"MRR": RR, "nDCG": nDCG, "Recall": R, "MAP": AP, "Precision": P, "Success": Success}
+
+
+def parse_metrics(names: Sequence[str]) -> tuple[str, ...]:
+    """Names such as `nDCG@10` as they are written here, whatever their case. Raises ValueError for one that is none."""
+    families = {family.lower(): family for family in _FAMILIES}
+    parsed = []
+    for name in names:
+        family, _, cutoff = name.strip().partition("@")
+        if family.lower() not in families or not (cutoff.isascii() and cutoff.isdecimal()) or int(cutoff) < 1:
+            raise ValueError(f"{name!r} is no metric: expected {', '.join(_FAMILIES)} with a cutoff, as nDCG@10")
+        parsed.append(f"{families[family.lower()]}@{int(cutoff)}")
+    return tuple(dict.fromkeys(parsed))
+
+
+def cutoff_of(name: str) -> int:
+    """Up to which rank a metric looks."""
+    return int(name.partition("@")[2])
+
+
+def _measures(names: Sequence[str], relevant_from: int) -> dict[str, object]:
+    """ir-measures' by our names. `relevant_from`: the lowest label that is relevant where a metric is binary (2 for TREC DL)."""
+
+    def measure(family: str, cutoff: int) -> object:
+        return (nDCG if family == "nDCG" else _FAMILIES[family](rel=relevant_from)) @ cutoff
+
+    return {name: measure(name.partition("@")[0], cutoff_of(name)) for name in names}
 
 
 @dataclass(frozen=True)
@@ -61,7 +81,9 @@ def own_passages(qrels: Qrels, runs: Sequence[Run]) -> bool:
     return 2 * sum(at_first) > len(at_first)
 
 
-def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1, without_own: Container[str] = ()) -> Evaluation:
+def evaluate(
+    qrels: Qrels, run: Run, *, relevant_from: int = 1, without_own: Container[str] = (), metrics: Sequence[str] = METRICS
+) -> Evaluation:
     """Every query with a label above 0 counts, with 0 where the run has nothing for it.
 
     Of the queries in `without_own` a hit with the query's own id is left out, see `own_passages`.
@@ -83,7 +105,7 @@ def evaluate(qrels: Qrels, run: Run, *, relevant_from: int = 1, without_own: Con
     for query in discarded:
         del ranked[query][query]
     ranked = {query: entries for query, entries in ranked.items() if entries}
-    named = _measures(relevant_from)
+    named = _measures(metrics, relevant_from)
     row_of = {query: row for row, query in enumerate(judged)}
     name_of = {str(measure): name for name, measure in named.items()}
     values = {name: np.zeros(len(judged)) for name in named}
@@ -149,8 +171,9 @@ def randomisation_test(differences: Sequence[float] | NDArray[np.float64], *, se
         return float((np.abs((2.0 * bits - 1.0) @ values) >= observed).mean())
     generator = np.random.Generator(np.random.Philox(seed))
     as_far = 0
-    for start in range(0, permutations, _PATTERNS_AT_ONCE):
-        shape = (min(_PATTERNS_AT_ONCE, permutations - start), len(values))
+    at_once = max(1, min(_PATTERNS_AT_ONCE, _MOST_SIGNS // len(values)))
+    for start in range(0, permutations, at_once):
+        shape = (min(at_once, permutations - start), len(values))
         signs = 2.0 * generator.integers(0, 2, shape, dtype=np.int8) - 1.0
         as_far += int((np.abs(signs @ values) >= observed).sum())
     return (as_far + 1) / (permutations + 1)

@@ -21,6 +21,9 @@ _NOT_KEYED = ("folder", "lower_case", "trust_remote_code", "option", "notes", "m
 # sentence-transformers leaves the prompts of these out of the pooling by their names, which their files do not say.
 _INSTRUCTORS = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
 
+# A vector of a passage does not depend on how queries are read, and the other way round.
+OF_THE_OTHERS = {"corpus": ("query_prefix", "query_tokens"), "queries": ("passage_prefix", "passage_tokens")}
+
 EMBEDDING_VERSION = 5  # raised when the same texts, model and precision give other vectors
 
 
