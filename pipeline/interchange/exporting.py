@@ -19,10 +19,10 @@ from data.logits.store import namespaces
 from data.remote.cache import new_output_folder
 from data.remote.object_store import is_remote
 from pipeline.interchange import own_export
+from pipeline.interchange.lists_training import training_of
 from pipeline.interchange.stored_lists import DARK, UNLABELLED, SelectedLists, StoredLists
 from pipeline.plan import Planner
 from pipeline.stage import Say
-from pipeline.stages.training_shards import metadata_of_lists
 from retrieval.models.marks import Marks
 
 OWN, PAIRS = "lists", "pairs"
@@ -77,27 +77,21 @@ def teacher_of(planner: Planner) -> dict[str, Any]:
     return {"name": own_export.public_name(models.teacher.name), "namespace": models.namespace, "key": models.key("teacher")}
 
 
-def _training_of(planner: Planner) -> dict[str, Any]:
-    if planner.experiment.lists.path is not None:
-        return ExportNote.read(Path(planner.experiment.lists.path)).training
-    return metadata_of_lists(planner.experiment, planner.models)
-
-
 class _Export:
     """One export of the lists of one store."""
 
     def __init__(self, planner: Planner, stored: StoredLists, own: Args, say: Say) -> None:
         self._planner, self._stored, self._own, self._say = planner, stored, own, say
         self._teacher = teacher_of(planner)
-        self._draws = int(_training_of(planner)["draws"])
+        self._training = training_of(planner)
+        self._draws = int(self._training["draws"])
         self._licence = own["licence"].strip() or None
 
     def write_own(self, folder: Path) -> None:
         """Everything, in our own layout."""
         root = Path(self._planner.experiment.store)
-        training = _training_of(self._planner)
         note = own_export.write(
-            folder, self._stored, root=root, teacher=self._teacher, training=training, licence=self._licence, warn=self._say
+            folder, self._stored, root=root, teacher=self._teacher, training=self._training, licence=self._licence, warn=self._say
         )
         if not self._teacher:
             self._say("these lists have no logits (teacher.backend=none)")
