@@ -17,7 +17,6 @@ from data.formats.scored_lists.writers.formats import FORMATS, Format
 from data.formats.scored_lists.writers.lists import WriteOptions, Written
 from data.logits.store import namespaces
 from data.remote.cache import new_output_folder
-from data.remote.object_store import is_remote
 from pipeline.interchange import own_export
 from pipeline.interchange.lists_training import training_of
 from pipeline.interchange.stored_lists import DARK, UNLABELLED, SelectedLists, StoredLists
@@ -42,8 +41,6 @@ def run_export(experiment: Experiment, own: Args, *, say: Say) -> None:
         export_pairs(experiment, own, say=say)
         return
     _refuse_options(own)
-    if is_remote(own["out"]):
-        raise UserError(f"out={own['out']}: an export is written to a local folder; give one, and copy it from there")
     planner = Planner(experiment)
     export = _Export(planner, StoredLists.of(planner), own, say)
     with new_output_folder(expanded(own["out"], key="out")) as folder:
