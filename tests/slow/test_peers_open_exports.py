@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import Finished
 from support.children import TESTS
 from support.environments import installed
 from support.models import Models
 from support.tevatron_excerpt import DistilTrainDataset
-
-from conftest import Finished
 
 REQUIREMENTS = ["datasets", "accelerate", "ujson==5.12.0", "transformers==5.3.0", "sentence-transformers==5.3.0", "FlagEmbedding==1.4.2"]
 ALONE = ("pylate==1.6.0",)  # what else it asks for are engines of its indexes, of which one has a wheel for one version of torch alone
