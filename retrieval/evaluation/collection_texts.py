@@ -74,7 +74,7 @@ def corpus_table(collection: Collection, store: Path, digests: DigestCache) -> t
 
     Raises UserError where the corpus holds no record that is whole.
     """
-    source = {"format": collection.format, "file": digests.file(collection.corpus)}
+    source = {"format": collection.format, "files": [digests.file(file) for file in collection.corpus]}
     key = {"version": TEXTS_VERSION, "schema": SCHEMA_VERSION, "table": "corpus", **source}
     fingerprint = json_digest(key)
     folder = store / "texts" / f"corpus-{fingerprint}"
@@ -86,7 +86,7 @@ def corpus_table(collection: Collection, store: Path, digests: DigestCache) -> t
     try:
         records = list(_write_corpus(collection, folder, fingerprint, counts))
         if not counts.kept:
-            raise UserError("\n  ".join([f"{collection.corpus} holds no passage", *counts.first]))
+            raise UserError("\n  ".join([f"{', '.join(map(str, collection.corpus))} holds no passage", *counts.first]))
     except UserError:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -50,9 +50,8 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     """Prevents: a disk that fills with halves of exports."""
-    dead = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    ask = [sys.executable, "-c", "import os; print(os.getpid())"]
+    dead = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
     left = temporary_name(tmp_path / "out")
     left = left.with_name(left.name.replace(f"-{os.getpid()}-", f"-{dead}-"))
     left.mkdir()
