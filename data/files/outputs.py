@@ -24,9 +24,9 @@ from data.tables.shards import kind_of
 
 _HEAD_BYTES = 4096
 
-Kind = Literal["run", "json", "html"]
+Kind = Literal["run", "json", "html", "parquet"]
 # How files of a kind begin, whole or cut. One that begins otherwise is not overwritten.
-_STARTS: dict[Kind, bytes] = {"run": rb"\s*\S+\s+Q0(\s|$)", "json": rb"\{", "html": rb"(?i)<!doctype html"}
+_STARTS: dict[Kind, bytes] = {"run": rb"\s*\S+\s+Q0(\s|$)", "json": rb"\{", "html": rb"(?i)<!doctype html", "parquet": rb"PAR1"}
 
 
 def is_stream(path: str | Path) -> bool:
