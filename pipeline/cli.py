@@ -13,7 +13,7 @@ from data.command import exit_codes
 from data.config.arguments import Args as OwnArgs
 from data.config.arguments import path_among
 from data.config.fields import parse_arguments, unknown_key
-from data.config.settings import Experiment, load
+from data.config.settings import Experiment, load, local_store
 from data.errors import UserError
 from data.files.outputs import is_standard_output
 from data.files.paths import expanded
@@ -198,12 +198,28 @@ def export(args: Args = None) -> None:
 
 
 @app.command()
-def cache(action: Annotated[str, typer.Argument(help="stats, verify, compact or gc")], args: Args = None) -> None:
-    """Look after the store of teacher logits: `prep cache stats|verify|compact|gc config=FILE [namespace=START] [yes=true]`."""
+def cache(
+    action: Annotated[str, typer.Argument(help="stats, verify, compact, gc, export or import")],
+    args: Annotated[list[str] | None, typer.Argument(metavar="[PATH] config=FILE|store=FOLDER key=value ...")] = None,
+) -> None:
+    """Look after the store of teacher logits: `prep cache stats|verify|compact|gc config=FILE [namespace=START] [yes=true]`.
+
+    Between stores: `prep cache export out=FILE|FOLDER [namespace=START] [texts=true] [licence=LINE]`, and `prep cache import FILE|FOLDER
+    [namespace=START] [conflicts=refuse|keep] [teacher=NAME revision=1 scores=logit]`.
+    """
     with exit_codes():
+        from pipeline.interchange.logits_between_stores import COMMANDS
         from pipeline.logit_cache import ACTIONS
 
-        if action not in ACTIONS:
-            raise unknown_key(f"cache {action}", valid=[f"cache {name}" for name in ACTIONS])
-        experiment, own = _experiment(args, namespace="", yes="false")
-        ACTIONS[action](Path(experiment.store), own["namespace"], own["yes"] == "true", _say)
+        if action not in (*ACTIONS, *COMMANDS):
+            raise unknown_key(f"cache {action}", valid=[f"cache {name}" for name in (*ACTIONS, *COMMANDS)])
+        defaults = COMMANDS[action].arguments if action in COMMANDS else {"namespace": "", "yes": "false"}
+        parsed = parse_arguments(path_among(args) if action == "import" else args or [])
+        own = OwnArgs({name: parsed.pop(name, default) for name, default in defaults.items()})
+        is_folder = parsed.keys() == {"store"}
+        experiment = None if is_folder else load(parsed)
+        root = Path(experiment.store if experiment else local_store(parsed["store"]))
+        if action in COMMANDS:
+            COMMANDS[action].run(root, own, experiment, _say)
+        else:
+            ACTIONS[action](root, own["namespace"], own["yes"] == "true", _say)

@@ -17,7 +17,7 @@ from pipeline.stage import Say
 def stats(root: Path, namespace: str, yes: bool, say: Say) -> None:
     """For each teacher: distinct pairs, segments, bytes, and how many of the pairs that this store's runs requested were there already."""
     requested = _requested(root)
-    for name in _chosen(root, namespace):
+    for name in chosen_namespaces(root, namespace):
         pairs, segments, size = LogitStore(root, name, warn=say).size()
         asked, hits = requested[name, "pairs"], requested[name, "cached"]
         rate = f"{hits / asked:6.1%} of {asked:,} asked" if asked else "never asked"
@@ -39,7 +39,7 @@ def _requested(root: Path) -> Counter[tuple[str, str]]:
 def verify(root: Path, namespace: str, yes: bool, say: Say) -> None:
     """Read every page. Damaged segments are named and set aside, so that the next run scores their pairs again. Fails if there are any."""
     damaged = 0
-    for name in _chosen(root, namespace):
+    for name in chosen_namespaces(root, namespace):
         store = LogitStore(root, name, warn=say)
         faults = store.verify()
         damaged += len(faults)
@@ -50,7 +50,7 @@ def verify(root: Path, namespace: str, yes: bool, say: Say) -> None:
 
 def compact(root: Path, namespace: str, yes: bool, say: Say) -> None:
     """Merge small segments, while other jobs read and write."""
-    for name in _chosen(root, namespace):
+    for name in chosen_namespaces(root, namespace):
         before, after = LogitStore(root, name, warn=say).compact()
         say(f"{name[:12]}  {before} segments -> {after}")
 
@@ -59,7 +59,7 @@ def gc(root: Path, namespace: str, yes: bool, say: Say) -> None:
     """Delete the logits of one teacher, after asking."""
     if not namespace:
         raise UserError("say whose logits to delete: namespace=START, as `prep cache stats` shows it")
-    chosen = _chosen(root, namespace)
+    chosen = chosen_namespaces(root, namespace)
     if len(chosen) > 1:
         raise UserError(f"namespace={namespace} is the start of {len(chosen)} namespaces; give more of it: {', '.join(chosen)}")
     store = LogitStore(root, chosen[0], warn=say)
@@ -71,7 +71,7 @@ def gc(root: Path, namespace: str, yes: bool, say: Say) -> None:
     say(f"{chosen[0][:12]}  deleted, {pairs:,} pairs")
 
 
-def _chosen(root: Path, start: str) -> list[str]:
+def chosen_namespaces(root: Path, start: str) -> list[str]:
     """The namespaces that begin with `start`."""
     every = namespaces(root)
     chosen = [name for name in every if name.startswith(start)]

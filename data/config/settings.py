@@ -17,6 +17,7 @@ from data.config.negative_sources import Source, canonical, parse_sources
 from data.config.registry import check_name
 from data.config.traits import LOSSES, SAMPLERS, LossTraits, SamplerTraits, traits_of
 from data.errors import UserError
+from data.files.paths import expanded
 from data.formats.ir_datasets_copy import is_ir_datasets
 from data.remote.object_store import is_remote
 from data.tables.cl_drd_groups import PAPER_ITERATIONS, GroupSizes, parse_sizes
@@ -57,6 +58,14 @@ def _local(folder: str) -> str:
             "`train run shards=s3://...` read tables there"
         )
     return folder
+
+
+def local_store(folder: str) -> str:
+    """The store of a command that needs no other setting. Raises UserError as the setting does."""
+    try:
+        return _local(expanded(folder, key="store"))
+    except ValueError as error:
+        raise UserError(f"store={folder}: {error}") from error
 
 
 LocalFolder = Annotated[str, AfterValidator(_local)]

@@ -11,6 +11,7 @@ memory is one row group, and 21 bytes for each pair asked for. Where two writers
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import time
@@ -24,7 +25,7 @@ import numpy as np
 from data.errors import DamagedShard, RunFailed
 from data.files.leftovers import remove_leftovers
 from data.logits.lookup import Requested
-from data.logits.segment import BUCKETS, Keys, Scores, Segment, as_table, by_bucket, check_segment, write_segment
+from data.logits.segment import BUCKETS, Keys, Part, Scores, Segment, as_table, by_bucket, check_segment, write_segment
 from data.tables.shards import atomic_write
 
 _DELETED = ".deleted-"
@@ -115,7 +116,7 @@ class LogitStore:
         """
         segments = self._read_steadily(self._segments)
         for group in _groups([segment for segment in segments if segment.rows < segment_rows], segment_rows):
-            merged = (as_table(*_stored(group, bucket)) for bucket in range(BUCKETS))
+            merged = (as_table(*_stored(group, Part.of_bucket(bucket))) for bucket in range(BUCKETS))
             try:
                 write_segment(self.folder / f"{uuid.uuid4().hex}.parquet", merged, rows=sum(segment.rows for segment in group))
             except FileNotFoundError:
@@ -130,14 +131,36 @@ class LogitStore:
     def _segments(self) -> list[Segment]:
         return [Segment.open(path) for path in self.segment_paths()]
 
+    def rows(self) -> int:
+        """Rows of all segments, read from their footers: as many as pairs, and more where a pair was scored twice."""
+        return sum(segment.rows for segment in self._read_steadily(self._segments))
+
     def size(self) -> tuple[int, int, int]:
         """Distinct pairs, segments, bytes."""
         return self._read_steadily(self._size)
 
     def _size(self) -> tuple[int, int, int]:
         segments = self._segments()
-        pairs = sum(len(_stored(segments, bucket)[0]) for bucket in range(BUCKETS))
+        pairs = sum(len(_stored(segments, Part.of_bucket(bucket))[0]) for bucket in range(BUCKETS))
         return pairs, len(segments), sum(segment.path.stat().st_size for segment in segments)
+
+    def pieces(self, bits: int) -> Iterator[tuple[Keys, Scores]]:
+        """All pairs in key order, each once, cut by the first `bits` of their keys: 2 ** bits pieces, of which one is in memory.
+
+        Other jobs may read, write and compact meanwhile: what was stored when this began is in it.
+        """
+        segments: list[Segment] = []
+
+        def read(part: Part) -> tuple[Keys, Scores]:
+            segments[:] = segments or self._segments()
+            try:
+                return _stored(segments, part)
+            except (FileNotFoundError, DamagedShard):
+                segments.clear()  # listed again
+                raise
+
+        for number in range(1 << bits):
+            yield self._read_steadily(functools.partial(read, Part(bits, number)))
 
     def delete(self) -> None:
         """Remove the namespace; it is gone at once, also where the files take long."""
@@ -146,9 +169,9 @@ class LogitStore:
         shutil.rmtree(gone)
 
 
-def _stored(segments: list[Segment], bucket: int) -> tuple[Keys, Scores]:
-    """The stored pairs of a bucket in key order, each once."""
-    parts = [segment.read(range(bucket, bucket + 1)) for segment in segments]
+def _stored(segments: list[Segment], part: Part) -> tuple[Keys, Scores]:
+    """The stored pairs of a part in key order, each once."""
+    parts = [part.only(*segment.read(part.buckets)) for segment in segments]
     keys = np.concatenate([np.empty((0, 2), dtype=np.uint64), *(keys for keys, _ in parts)])
     scores = Scores.concatenated([scores for _, scores in parts])
     order = np.argsort(keys[:, 0])

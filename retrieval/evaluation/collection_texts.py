@@ -184,5 +184,7 @@ def labels_of(collection: Collection, *, split: str) -> tuple[Qrels, Counts]:
         else:
             counts.kept += 1
     if not any(label > 0 for labels in qrels.values() for label in labels.values()):
-        raise UserError("\n  ".join([f"{collection.qrels[split]} has no label above 0: nothing can be found", *counts.first]))
+        raise UserError(
+            "\n  ".join([f"{', '.join(map(str, collection.qrels[split]))} has no label above 0: nothing can be found", *counts.first])
+        )
     return qrels, counts

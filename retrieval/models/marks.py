@@ -7,6 +7,7 @@ which is put in before the model is asked. Then a pair's key in the logit store 
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,14 @@ class Marks:
             for role, name, text in chosen
             if getattr(settings, name) is None
         ]
+
+
+def usual_marks(settings: DarkExamples | None) -> tuple[Marks, ...]:
+    """What teachers may have read in place of marks, but for their own tokens: the texts of the settings, and those chosen without one."""
+    choices = [[None, *dict.fromkeys([*filter(None, [getattr(settings, name, None)]), *usual])] for _, name, usual in _TEXTS.values()]
+    marks = [mark for mark, _, _ in _TEXTS.values()]
+    chosen = ([(mark, text) for mark, text in zip(marks, texts, strict=True) if text is not None] for texts in itertools.product(*choices))
+    return tuple(Marks(tuple(texts)) for texts in chosen if texts)
 
 
 def marks_of(folder: Path | None, settings: DarkExamples, *, option: str, trusted: bool = False) -> Marks:

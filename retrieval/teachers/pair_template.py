@@ -43,9 +43,9 @@ class PairText:
 
     def of(self, query: str, document: str) -> str:
         """The whole text."""
-        return "".join(self.halves(query, document))
+        return "".join(self.key_halves(query, document))
 
-    def halves(self, query: str, document: str) -> tuple[str, str]:
+    def key_halves(self, query: str, document: str) -> tuple[str, str]:
         """What stands before the second of the two, and that with what follows."""
         first, second = (document, query) if self.document_first else (query, document)
         return f"{self.before}{first}{self.between}", f"{second}{self.after}"

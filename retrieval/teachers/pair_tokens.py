@@ -192,12 +192,12 @@ class TemplatedPairs:
 
     def _overlapping(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]:
         """The ids of both halves, each with what stands between the texts."""
-        halves = [self._text.halves(*pair) for pair in pairs]
+        halves = [self._text.key_halves(*pair) for pair in pairs]
         return self._ids([first for first, _ in halves]), self._ids([self._text.between + second for _, second in halves])
 
     def _split(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         """The whole texts' ids, parted before the second of the two texts and the space before it, which a word joins with."""
-        halves = [self._text.halves(*pair) for pair in pairs]
+        halves = [self._text.key_halves(*pair) for pair in pairs]
         space = len(self._text.between) - len(self._text.between.rstrip())
         parted = []
         encodings = self._tokenizer.backend.encode_batch([first + second for first, second in halves], add_special_tokens=False)
