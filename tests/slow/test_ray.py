@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,3 +68,24 @@ def test_a_question_to_a_worker_when_all_cpus_are_held(finished: Any) -> None:
         assert executor._actors == []
     finally:
         executor.close()
+
+
+def test_imported_logits_and_exported_lists_under_ray(finished: Any, tmp_path: Path, tiny_experiment: Any, command: Any) -> None:
+    """Prevents: a worker that cannot find the store of imported logits, or the folder of exported lists, from where it works."""
+    from support.exports import write_export
+
+    export = write_export(finished.store, tmp_path / "export")
+    on_ray: dict[str, Any] = {"runner.kind": "ray", "runner.workers": 1}
+    lists = tiny_experiment(tmp_path / "lists", **{"lists.path": export}, **on_ray)
+    done = command("prep", "run", f"config={lists}")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    (namespace,) = (path.name for path in (finished.store / "teacher_logits").iterdir())
+    named = {"teacher.backend": "imported", "teacher.model": f"namespace:{namespace}", "teacher.precision": "auto"}
+    config = tiny_experiment(tmp_path / "imported", **named, **on_ray)
+    shutil.copytree(finished.store, tmp_path / "imported" / "store")
+    before = {path.name: path.read_bytes() for path in finished.store.glob("teacher_scores/*/*.parquet")}
+    shutil.rmtree(tmp_path / "imported" / "store" / "teacher_scores")
+    done = command("prep", "run", f"config={config}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "imported" / "store").glob("teacher_scores/*/*.parquet")} == before

@@ -34,7 +34,7 @@ def spoiled(export: Path, tmp_path: Path) -> Path:
     return shutil.copytree(export, tmp_path / "spoiled")
 
 
-def of_lists(tiny_experiment: Any, folder: Path, export: Path, **overrides: Any) -> Path:
+def of_lists(tiny_experiment: Any, folder: Path, export: Path | str, **overrides: Any) -> Path:
     """A config without a collection and without a teacher."""
     config: Path = tiny_experiment(folder, **{"lists.path": export, **overrides})
     content = yaml.safe_load(config.read_text())
@@ -268,3 +268,14 @@ def test_reports_and_dev_sets_of_exported_lists(
     done = CliRunner().invoke(app, ["report", f"config={config}", f"out={out}"])
     assert done.exit_code == 0, done.output
     assert "lists from" in out.read_text() and "noisy positive, ratio 0.15" in out.read_text()
+
+
+@pytest.mark.medium
+def test_an_export_on_an_object_store(
+    export: Path, finished: Any, bucket: Any, tmp_path: Path, tiny_experiment: Any, prep_run: Prep
+) -> None:
+    """Prevents: an export that must be copied by hand before it is read, or of which a part is not copied."""
+    prep_run(of_lists(tiny_experiment, tmp_path, f"{bucket.upload(export, 'lists of a run')}/"))
+    assert [pages(path) for path in shards_of(tmp_path / "store")] == [pages(path) for path in shards_of(finished.store)]
+    with pytest.raises(UserError, match="has no export"):
+        prep_run(of_lists(tiny_experiment, tmp_path / "other", f"{bucket}/elsewhere"))

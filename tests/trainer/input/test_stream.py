@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -258,3 +259,22 @@ def test_another_table_is_named(finished: Any, student: Path, tmp_path: Path) ->
     for folder, words in ((finished.store, "a whole store"), (student, "a model's folder"), (tmp_path, "an empty folder")):
         with pytest.raises(UserError, match=rf"shards=.*it is {words}.*without manifest\.json"):
             opened(folder, student)
+
+
+def test_lists_from_elsewhere_keep_the_order_of_their_first_shards(tmp_path: Path, shard_writer: Maker, row_maker: Maker) -> None:
+    """Prevents: a copy of a store's lists that trains another student, since its shards name another table."""
+    rows = [[row_maker(np.random.default_rng(n), f"q{n:02d}") for n in range(start, start + 17)] for start in (0, 17)]
+
+    def order_of(name: str, order: str | None = None, **metadata: Any) -> list[str]:
+        shards = open_training_shards(shard_writer(tmp_path / name, rows, **metadata), tokenizer="none", order=order)
+        return [row.query_id for epoch in (0, 1) for row in rows_of_epoch(shards, seed=3, epoch=epoch)]
+
+    expected = order_of("first")
+    digest = json.loads((tmp_path / "first" / "manifest.json").read_text())["content_digest"]
+    copy: dict[str, Any] = {"teachers": ["another"]}
+    assert order_of("copy", **copy) != expected
+    assert order_of("given", digest, **copy) == expected
+    shards = shard_writer(tmp_path / "carried", rows, teachers=["another"], **{"order": digest})
+    assert [row.query_id for row in rows_of_epoch(open_training_shards(shards, tokenizer="none"), seed=3, epoch=0)] == expected[
+        : len(expected) // 2
+    ]
