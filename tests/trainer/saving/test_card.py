@@ -157,7 +157,8 @@ def test_the_card_of_an_adapter(tmp_path: Path, experiment_file: Path, shards: P
     ("model", "named"),
     [
         ("BAAI/bge-reranker-v2-m3", "`BAAI/bge-reranker-v2-m3`"), ("gpt2", "`gpt2`"), ("/scratch/me/ce", "a local model, `ce`"),
-        ("runs/mine/student", "a local model, `student`"), ("./ce/", "a local model, `ce`"), ("https://me:key@host/ce", "a local model, `ce`"),
+        ("runs/mine/student", "a local model, `student`"), ("./ce/", "a local model, `ce`"),
+        ("https://me:key@host/ce", "a local model, `ce`"),
     ],
 )  # fmt: skip
 def test_a_path_of_another_machine_is_not_told(model: str, named: str) -> None:
