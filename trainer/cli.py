@@ -1,4 +1,4 @@
-"""The command `train run config=FILE shards=DIR [recipe=NAME] [key=value ...]`."""
+"""The commands `train run config=FILE shards=DIR [recipe=NAME] [key=value ...]` and `train push repo=ORG/NAME output=FOLDER`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,29 @@ def run(
     """
     with exit_codes():
         raise typer.Exit(_run(args))
+
+
+@app.command()
+def push(
+    args: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="repo=ORG/NAME output=FOLDER|folder=FOLDER [private=false] [license=NAME] [message=TEXT] [dry_run=true]",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Push a trained model to the Hugging Face hub, in one commit.
+
+    output=FOLDER is a finished run's (train.output), folder=FOLDER a model's own. A new repository is private unless private=false.
+    The card must name a licence, or license= does. The token is HF_TOKEN or that of `hf auth login`. dry_run=true lists what would go.
+
+    Exit codes: 0 pushed, 1 the hub failed, 2 bad input, no licence, no token or no permission, 75 interrupted.
+    """
+    from trainer.saving.push import push as push_model
+
+    with exit_codes():
+        raise typer.Exit(push_model(parse_arguments(args)))
 
 
 def _run(args: list[str]) -> int:

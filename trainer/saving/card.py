@@ -20,10 +20,8 @@ from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.lora import has_lora
 from trainer.evaluation.comparison import DevComparison
 from trainer.run import TrainingRun
+from trainer.saving.output_folder import CARD_NAME, OPEN_LICENSE, THIS_MODEL
 
-CARD_NAME = "README.md"
-OPEN_LICENSE = "FILL_IN"  # until the author has chosen one
-THIS_MODEL = "this-model"  # in the code that shows its use; `train push` puts the repository's name there
 _MARK = "<!-- made by `train run`; digest of the text above: {} -->\n"
 _PACKAGES = ("adam-distillation", "torch", "transformers")
 

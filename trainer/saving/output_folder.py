@@ -10,6 +10,9 @@ from data.errors import UserError
 from data.files.what_lies import stored_table
 
 RUN_NAME, RESULT_NAME, LOCK_NAME = "run.json", "result.json", "running.json"
+CARD_NAME = "README.md"  # of a model's folder
+OPEN_LICENSE = "FILL_IN"  # in a card, until its author has chosen one
+THIS_MODEL = "this-model"  # in the code of a card; `train push` puts the repository's name there
 RESULT_REMEDY = "delete it and start the same command again: nothing is trained again, the last checkpoint is there"
 _OTHER = "choose another train.output=FOLDER"
 
