@@ -143,9 +143,10 @@ def local_new_folder(given: str, *, option: str = "out") -> Iterator[Path]:
     nothing can be written there.
     """
     folder = Path(os.path.realpath(given))
-    if os.path.exists(folder) and not (folder.is_dir() and not os.listdir(folder)):
-        what = "a folder with files" if folder.is_dir() else kind_of(folder)
-        raise UserError(f"{option}={given} is {what}; give the name of a new folder, or delete it")
+    if os.path.exists(folder) and not folder.is_dir():
+        raise UserError(f"{option}={given} is {kind_of(folder)}; give the name of a new folder")
+    if folder.is_dir() and (names := sorted(os.listdir(folder))):
+        raise UserError(f"{option}={given} is there already and holds {names[0]}; give a new folder, or delete it")
     temporary = temporary_name(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -179,7 +179,7 @@ def new_output_folder(folder: str, *, option: str = "out") -> Iterator[Path]:
         return
     remote = RemotePath.of(folder)
     if remote.entries():
-        raise UserError(f"{option}={folder} is a folder with files; give the name of a new folder")
+        raise UserError(f"{option}={folder} is there already and holds files; give a new folder, or delete it")
     local = _place("outputs", folder)
     with local_new_folder(str(local), option=option) as place:
         yield place

@@ -390,7 +390,6 @@ def test_each_says_whose_it_is(finished: Finished, tmp_path: Path, format: str) 
         ({"format": "sentence_transformers"}, "format=sentence_transformers"),
         ({"format": ""}, "format="),
         ({"out": ""}, "out=PATH is missing"),
-        ({"out": "s3://bucket/lists"}, "to a local folder"),
         ({"draw": "1"}, "draws 0 to 0"),
         ({"draw": "-1"}, "draws 0 to 0"),
         ({"draw": "first"}, "draws 0 to 0"),
