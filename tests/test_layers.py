@@ -25,6 +25,12 @@ HOMES = {
     "typer": {f"{room}/cli.py" for room in ROOMS},
     "fsspec": {"data/remote/object_store.py"},
     "httpx2": {"retrieval/teachers/http/client.py"},
+    "huggingface_hub": {  # models, their graphs, data sets
+        "retrieval/model_files/files.py",
+        "retrieval/models/loading.py",
+        "retrieval/teachers/graphs/graph_files.py",
+        "data/formats/scored_lists/hub.py",
+    },
 }
 
 

@@ -1,9 +1,9 @@
 """Scores of pairs in a pickle, {query id: {passage id: score}}, read without running anything in it and without holding it.
 
 A pickle is a program. This reads the opcodes that build dicts of numbers and texts, those of protocols 2 to 5, and refuses every other.
-What imports or calls something can only stand in a pickle that holds something else. Opcodes: Python's `pickletools`.
+What imports or calls something stands in pickles of something else alone. Opcodes: Python's `pickletools`.
 
-Source of the layout: data set sentence-transformers/msmarco-hard-negatives, cross-encoder-ms-marco-MiniLM-L-6-v2-scores.pkl.gz, 160 M pairs.
+Source of the layout: data set sentence-transformers/msmarco-hard-negatives, cross-encoder-ms-marco-MiniLM-L-6-v2-scores.pkl.gz.
 """
 
 from __future__ import annotations

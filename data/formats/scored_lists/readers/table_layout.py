@@ -6,6 +6,7 @@ then it gets them in the types of these kinds, a piece of the file at a time, wi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,16 +122,17 @@ class TableLayout:
         return None
 
     def _file(self, file: DataFile, options: ReadOptions) -> Iterator[ListBatch]:
-        plan: Plan | None = None
-        known: set[str] = set()
-        first = next(read_rows(file), None)
+        pieces = read_rows(file)
+        first = next(pieces, None)
         if first is None:
             return
-        names = None
-        if len(first):
-            plan, known = self.plan(first, options), set(first.names)
-            names = [name for name, _ in plan.fields.values()]
-        for rows in read_rows(file, names):
+        plan, known = (self.plan(first, options), set(first.names)) if len(first) else (None, set[str]())
+        if plan is not None and not isinstance(first.data, list):  # once more, and only the columns that are asked for
+            rest = read_rows(file, [name for name, _ in plan.fields.values()])
+        else:
+            rest = itertools.chain([first], pieces)
+        del first, pieces  # a piece is held no longer than it is read
+        for rows in rest:
             if not set(rows.names) <= known and len(rows):  # JSON: records further down may have more fields
                 plan, known = self.plan(rows, options), known | set(rows.names)
             yield _batch(rows, plan)

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from data.errors import UserError, first_line
@@ -65,6 +65,19 @@ def data_files(path: Path, *, split: str, root: Path | None = None, any_split: b
     return [_data_file(file, root) for file in _of_split(path, found, split=split, any_split=any_split)]
 
 
+def split_named(file: PurePath, folder: PurePath) -> str | None:
+    """The split that the name of a file, or that of a folder below `folder`, is the name of; None where neither is."""
+    stem = _stem(file)
+    inside = file.relative_to(folder).parts[:-1]
+    if stem in _SPLITS:
+        return stem
+    for part in reversed(inside):
+        if part in _SPLITS:
+            return part
+    is_shard = "-of-" in file.name
+    return stem if is_shard and stem.lower() not in _PLAIN and stem not in (*inside, folder.name) else None
+
+
 def part_of(folder: Path, names: Sequence[str]) -> Path | list[Path] | None:
     """The configuration of one of these names: a folder, or the files of that name. The first name that is there wins."""
     for name in names:
@@ -96,7 +109,7 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.parts)
 
 
-def _stem(path: Path) -> str:
+def _stem(path: PurePath) -> str:
     """`train` of train-00000-of-00003.parquet and of train.jsonl.gz."""
     name = path.name
     for suffix in _PACKED:
@@ -107,28 +120,32 @@ def _stem(path: Path) -> str:
 
 
 def _of_split(folder: Path, files: list[Path], *, split: str, any_split: bool) -> list[Path]:
-    splits = {file: _split_of(file, folder) for file in files}
+    splits = {file: split_named(file, folder) for file in files}
     named = sorted({found for found in splits.values() if found is not None})
     if split in named:
-        return [file for file in files if splits[file] == split]
-    if not named:
+        chosen = [file for file in files if splits[file] == split]
+    elif plain := [file for file in files if splits[file] is None]:
+        chosen = plain  # their names tell no split: all that there is
+    elif any_split and len(named) == 1:
+        chosen = files
+    else:
+        there = f"there {'is' if len(named) == 1 else 'are'} {', '.join(named[:_SHOWN])}"
+        raise UserError(f"{folder} has no split {split!r}; {there}: set split=")
+    return _of_configuration(folder, chosen)
+
+
+def _of_configuration(folder: Path, files: list[Path]) -> list[Path]:
+    """The files of the only configuration, or of the one that is called data or default, or of none at all."""
+    configurations: dict[str, list[Path]] = {}
+    for file in files:
+        top, *below = file.relative_to(folder).parts
+        configurations.setdefault(top if below and top not in _SPLITS else "", []).append(file)
+    if len(configurations) == 1:
         return files
-    if any_split and len(named) == 1:
-        return [file for file in files if splits[file] == named[0]]
-    raise UserError(f"{folder} has no split {split!r}; there {'is' if len(named) == 1 else 'are'} {', '.join(named[:_SHOWN])}: set split=")
-
-
-def _split_of(file: Path, folder: Path) -> str | None:
-    """The split that a file's name, or else its folder's, is the name of; None where neither is."""
-    stem = _stem(file)
-    if stem in _SPLITS:
-        return stem
-    inside = file.relative_to(folder).parts[:-1]
-    for part in reversed(inside):
-        if part in _SPLITS:
-            return part
-    is_shard = "-of-" in file.name
-    return stem if is_shard and stem.lower() not in _PLAIN and stem not in (*inside, folder.name) else None
+    for name in ("data", "default", ""):
+        if name in configurations:
+            return configurations[name]
+    raise UserError(f"{folder} has several configurations, {', '.join(list(configurations)[:_SHOWN])}: give the path of one of them")
 
 
 def _saved_split(folder: Path, split: str) -> Path:

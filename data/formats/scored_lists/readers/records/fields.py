@@ -37,6 +37,7 @@ TYPES: dict[Kind, pa.DataType] = {
     "text": _STRING, "id": _STRING, "number": _DOUBLE, "label": _LABEL, "texts": pa.list_(_STRING), "ids": pa.list_(_STRING),
     "numbers": pa.list_(_DOUBLE), "labels": pa.list_(_LABEL), "passages": pa.list_(PASSAGE),
 }  # fmt: skip
+_EASY: dict[Kind, set[type]] = {"text": {str, type(None)}, "id": {str, type(None)}, "number": {float, type(None)}}  # nothing to convert
 _INT32 = 1 << 31
 
 
@@ -60,9 +61,14 @@ def canonical(column: Column, kind: Kind, *, name: str) -> tuple[pa.Array, dict[
         if cast is not None:
             return cast, {}
         column = column.to_pylist()
-    convert = _CONVERT[kind]
     values: list[Any] = []
     problems: dict[int, Problem] = {}
+    if set(map(type, column)) <= _EASY.get(kind, set()):
+        try:
+            return _without_nan(pa.array(column, TYPES[kind])), problems
+        except UnicodeEncodeError:
+            pass  # see below
+    convert = _CONVERT[kind]
     for row, value in enumerate(column):
         try:
             values.append(None if value is None else convert(value, name))

@@ -26,6 +26,7 @@ from data.formats.scored_lists.readers.records.data_files import DataFile
 
 PIECE_BYTES = 16 << 20  # of a file, about so many become one piece
 _MAX_ROWS = BATCH_CANDIDATES
+_DECODER = json.JSONDecoder()  # not json.loads: it looks at each line's first bytes for UTF-16
 
 Column: TypeAlias = "pa.Array | list[Any]"
 
@@ -46,8 +47,9 @@ class Rows:
     def column(self, name: str) -> Column:
         """A field of every record; None, or null, where a record has none of that name."""
         if isinstance(self.data, list):
-            path = [name] if name in self.names else name.split(".")
-            return [functools.reduce(_inside, path, record) for record in self.data]
+            if name in self.names:
+                return [record.get(name) for record in self.data]
+            return [functools.reduce(_inside, name.split("."), record) for record in self.data]
         if name in self.data.schema.names:
             return self.data.column(self.data.schema.get_field_index(name))
         top, *below = name.split(".")
@@ -122,9 +124,26 @@ def _parquet_rows(file: DataFile, names: Sequence[str] | None) -> Iterator[Rows]
         there = source.schema_arrow.names
         columns = None if names is None else [name for name in there if any(name in (asked, asked.split(".")[0]) for asked in names)]
         first = 1
-        for batch in source.iter_batches(batch_size=_rows_of_parquet(source.metadata, columns), columns=columns):
-            yield from _pieces(file, batch, tuple(there), first)
-            first += batch.num_rows
+        rows = _rows_of_parquet(source.metadata, columns)
+        for groups in _runs(source.metadata, rows):  # pyarrow keeps what it has read until an iteration ends
+            for batch in source.iter_batches(batch_size=rows, row_groups=groups, columns=columns):
+                yield from _pieces(file, batch, tuple(there), first)
+                first += batch.num_rows
+
+
+def _runs(metadata: pq.FileMetaData, rows: int) -> Iterator[list[int]]:
+    """Row groups that follow each other and have no more than so many rows together, or one that has more."""
+    run: list[int] = []
+    held = 0
+    for group in range(metadata.num_row_groups):
+        count = metadata.row_group(group).num_rows
+        if run and held + count > rows:
+            yield run
+            run, held = [], 0
+        run.append(group)
+        held += count
+    if run:
+        yield run
 
 
 def row_groups(file: DataFile, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -217,7 +236,7 @@ def _record(line: Line) -> dict[str, Any] | Fault:
     if len(line.raw) > text_lines.MAX_LINE_BYTES:
         return line.fault("line too long", f"more than {text_lines.MAX_LINE_BYTES:,} bytes without an end of line")
     try:
-        record = json.loads(line.raw)
+        record = _DECODER.decode(line.raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         return line.fault("bad UTF-8", f"byte {line.raw[error.start]:#x} at {error.start + 1}: save the file as UTF-8")
     except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
