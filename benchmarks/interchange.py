@@ -1,0 +1,171 @@
+"""Pairs/s and peak memory of `prep import` on one core, side by side with `datasets`: `load_dataset`, then `map` with the same hashing.
+
+    python benchmarks/interchange.py [--few 200000] [--many 2000000] [--rounds 3] [--format parquet] [--export config=FILE]
+
+The lists are made up: a query, its positive and 19 negatives a row, passages of 300 to 500 characters of which each is in five lists, and a
+score for each pair, as sentence-transformers' `mine_hard_negatives` writes them. `prep import` makes a collection, a run and stored logits
+of them. The peer reads the same file and hashes the same: the key of each pair and the id of each text; it writes these alone, finds no
+text twice, and joins no lists. Each side and size has a process of its own on one core; sides take turns at the smaller size.
+
+The ratio is of pairs/s at the smaller size; `memory_ratio` is the import's peak memory at the larger size over that at the smaller one.
+With `--export` a finished store's lists are exported for sentence-transformers, too, and its candidates/s are told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+NEGATIVES = 19
+CANDIDATES = NEGATIVES + 1
+LISTS_OF_A_PASSAGE = 5
+ROWS_AT_ONCE = 1000
+ONE_CORE = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_IO_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def write_lists(path: Path, pairs: int) -> None:
+    """Rows of a query, a positive, negatives and scores, as Parquet or JSON lines."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    chance = np.random.default_rng(0)
+    words = chance.integers(97, 123, size=(1 << 20, 6), dtype=np.uint8)
+    words[:, -1] = ord(" ")
+    stream = words.tobytes().decode()
+    passages = max(CANDIDATES, pairs // LISTS_OF_A_PASSAGE)
+    begins, sizes = chance.integers(0, len(stream) - 600, passages), chance.integers(300, 501, passages)
+    names = ["query", "positive", *(f"negative_{number}" for number in range(1, CANDIDATES))]
+    schema = pa.schema([*((name, pa.string()) for name in names), ("scores", pa.list_(pa.float64()))])
+    with pq.ParquetWriter(path, schema) if path.suffix == ".parquet" else open(path, "w") as file:
+        for first in range(0, pairs // CANDIDATES, ROWS_AT_ONCE):
+            count = min(ROWS_AT_ONCE, pairs // CANDIDATES - first)
+            drawn = chance.integers(0, passages, (CANDIDATES, count))
+            texts = [[stream[begins[one] : begins[one] + sizes[one]] for one in row] for row in drawn.tolist()]
+            queries = [f"what is number {number}, {stream[number % 10**6 : number % 10**6 + 40]}?" for number in range(first, first + count)]
+            scores = chance.normal(0, 4, (count, CANDIDATES)).tolist()
+            if isinstance(file, pq.ParquetWriter):
+                file.write_table(pa.table([queries, *texts, scores], schema=schema))
+            else:
+                rows = zip(queries, *texts, scores, strict=True)
+                file.writelines(json.dumps(dict(zip(schema.names, row, strict=True))) + "\n" for row in rows)
+
+
+def ours(lists: Path, folder: Path) -> None:
+    """The import."""
+    from pipeline.interchange.importing import run_import
+
+    words = [f"path={lists}", "format=sentence-transformers", f"out={folder / 'out'}", f"store={folder / 'store'}", "teacher=made-up"]
+    run_import(words, say=lambda line: print(line, file=sys.stderr))
+
+
+def peer(lists: Path, folder: Path) -> None:
+    """The same hashing with `datasets`; `map` writes its output as Arrow."""
+    from datasets import disable_progress_bars, load_dataset
+
+    from data.digests import pair_key
+
+    def text_id(text: str) -> str:
+        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+    def hashed(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        columns = [rows["positive"], *(rows[f"negative_{number}"] for number in range(1, CANDIDATES))]
+        candidates = list(zip(*columns, strict=True))
+        return {
+            "query_id": [text_id(query.strip()) for query in rows["query"]],
+            "doc_ids": [[text_id(text.strip()) for text in texts] for texts in candidates],
+            "keys": [[pair_key(query.strip(), text.strip()) for text in texts] for query, texts in zip(rows["query"], candidates, strict=True)],
+        }
+
+    disable_progress_bars()
+    kind = "parquet" if lists.suffix == ".parquet" else "json"
+    dataset = load_dataset(kind, data_files=str(lists), split="train", cache_dir=str(folder / "cache"))
+    texts = [name for name in dataset.column_names if name != "scores"]
+    dataset.map(hashed, batched=True, batch_size=ROWS_AT_ONCE, remove_columns=texts, cache_file_name=str(folder / "hashed.arrow"))
+
+
+SIDES = {"ours": ours, "peer": peer}
+
+
+def run_side(side: str, lists: Path, folder: Path) -> dict[str, float]:
+    """One side in a process of its own, on one core."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    core = str(max(os.sched_getaffinity(0)))
+    command = ["taskset", "-c", core, sys.executable, *sys.argv, f"--side={side}", f"--lists={lists}", f"--folder={folder}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **ONE_CORE})
+    shutil.rmtree(folder)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_export(config: str, folder: Path) -> dict[str, float]:
+    """`prep export` of a finished store for sentence-transformers: candidates/s, on one core, with the start of the process."""
+    out = folder / "exported"
+    words = ["export", config, "format=sentence-transformers", f"out={out}"]
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "pipeline", *words], check=True, stdout=subprocess.DEVNULL, env={**os.environ, **ONE_CORE})
+    seconds = time.perf_counter() - started
+    import pyarrow.parquet as pq
+
+    candidates = 0
+    for path in out.rglob("*.parquet"):
+        file = pq.ParquetFile(path)
+        candidates += file.metadata.num_rows * sum(name == "positive" or name.startswith("negative_") for name in file.schema_arrow.names)
+    return {"export_candidates": candidates, "export_per_second": round(candidates / seconds)}
+
+
+def main() -> None:
+    """Both sides in turn, then the larger import, then one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--few", type=int, default=200_000)
+    parser.add_argument("--many", type=int, default=2_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--format", choices=["parquet", "jsonl"], default="parquet")
+    parser.add_argument("--export", metavar="config=FILE")
+    for hidden in ("--side", "--lists", "--folder"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        from support.sides import report
+
+        import pyarrow as pa
+
+        pa.set_cpu_count(1)
+        started = time.perf_counter()
+        SIDES[arguments.side](Path(arguments.lists), Path(arguments.folder))
+        report(started)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        few, many = (folder / f"{name}.{arguments.format}" for name in ("few", "many"))
+        write_lists(few, arguments.few)
+        done: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        for _ in range(arguments.rounds):
+            for side in SIDES:
+                done[side].append(run_side(side, few, folder / "work"))
+        rates = {side: arguments.few / median(one["seconds"] for one in of_side) for side, of_side in done.items()}
+        write_lists(many, arguments.many)
+        large = run_side("ours", many, folder / "work")
+        exported = run_export(arguments.export, folder) if arguments.export else {}
+    peaks = {side: 1e3 * median(one["peak"] for one in of_side) for side, of_side in done.items()}
+    for side, rate in rates.items():
+        print(f"{side}: {rate:,.0f} pairs/s, peak {peaks[side]:.0f} MB, at {arguments.few:,} pairs")
+    many_rate, many_peak = arguments.many / large["seconds"], 1e3 * large["peak"]
+    print(f"ours: {many_rate:,.0f} pairs/s, peak {many_peak:.0f} MB, at {arguments.many:,} pairs")
+    figures = {"ours": round(rates["ours"]), "peer": round(rates["peer"]), "ratio": round(rates["ours"] / rates["peer"], 2)}
+    memory = {"memory_ratio": round(many_peak / peaks["ours"], 3), "peak_few": round(peaks["ours"]), "peak_many": round(many_peak)}
+    print(json.dumps({"name": "interchange", **figures, "unit": "pairs/s", **memory, "many": round(many_rate), **exported}))
+
+
+if __name__ == "__main__":
+    main()
