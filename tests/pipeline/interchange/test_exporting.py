@@ -233,7 +233,7 @@ def test_rows_of_sentence_transformers(finished: Finished, tmp_path: Path) -> No
     assert [list(row) for row in run.parquet(name)] == [["query", "positive", "negative_1", "negative_2", "negative_3", "label"]] * len(
         expected
     )
-    for row, beside, listed in zip(run.parquet(name), run.parquet(name.replace("data/", "lists/")), expected, strict=True):
+    for row, beside, listed in zip(run.parquet(name), run.parquet("lists/lists-00000-of-00001.parquet"), expected, strict=True):
         *texts, label = row.values()
         assert texts == [listed[0].query, *(one.text for one in listed)] and label == [one.logit for one in listed]
         assert beside["query_id"] == listed[0].query_id and beside["confidence"] == listed[0].confidence
@@ -291,7 +291,12 @@ def test_parts_of_pylate(finished: Finished, tmp_path: Path) -> None:
     expected = lists_of(stored(finished.store))
     train, queries, documents = (run.parquet(f"{part}/train-00000-of-00001.parquet") for part in ("train", "queries", "documents"))
     assert train == [
-        {"query_id": listed[0].query_id, "document_ids": [one.id for one in listed], "scores": [one.logit for one in listed]}
+        {
+            "query_id": listed[0].query_id,
+            "document_ids": [one.id for one in listed],
+            "scores": [one.logit for one in listed],
+            "positive_ids": [listed[0].id],
+        }
         for listed in expected
     ]
     texts = {one.id: one.text for listed in expected for one in listed}
@@ -343,7 +348,7 @@ def test_in_groups_only_labels_make_positives(groups: Finished, collection: Path
             assert set(row["pos_id"]) == labels[row["query_id"]] and not set(row["neg_id"]) & labels[row["query_id"]]
         assert {4} < {kind for row in run.json_lines("train.jsonl") for kind in row["neg_kind"]}
     else:
-        for row in run.parquet("lists/train-00000-of-00001.parquet"):
+        for row in run.parquet("lists/lists-00000-of-00001.parquet"):
             first, *others = row["candidate_ids"]
             assert first in labels[row["query_id"]] and not set(others) & labels[row["query_id"]]
         assert "1 further positives of a list" in run.line("left out")

@@ -1,4 +1,7 @@
-"""Parquet files as the hub lays them out: `PART/train-00000-of-00001.parquet`, written a piece at a time."""
+"""Parquet files as the hub lays them out, written a piece at a time: `PART/train-00000-of-00001.parquet`.
+
+What stands beside the lists, row by row, is `lists/lists-00000-of-00001.parquet`: not `train`, which readers of a whole folder look for.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _ROWS = 1 << 10  # of a row group, at least: texts of a list are its columns
-_NAME = "train-00000-of-00001.parquet"
+BESIDE = "lists"
 
 
 class PartWriter:
@@ -46,11 +49,15 @@ class PartWriter:
 @contextlib.contextmanager
 def open_part(folder: Path, part: str) -> Iterator[PartWriter]:
     """A writer of one part of a data set."""
-    writer = PartWriter(folder / part / _NAME)
+    writer = PartWriter(folder / part / f"{_stem(part)}-00000-of-00001.parquet")
     yield writer
     writer.close()
 
 
 def pattern(part: str) -> str:
     """The files of a part, for the front matter of its README.md."""
-    return f"{part}/train-*.parquet"
+    return f"{part}/{_stem(part)}-*.parquet"
+
+
+def _stem(part: str) -> str:
+    return BESIDE if part == BESIDE else "train"

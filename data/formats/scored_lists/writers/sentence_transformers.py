@@ -16,16 +16,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.formats.scored_lists.writers.lists import Lists, ListSource, WriteOptions, Written
-from data.formats.scored_lists.writers.parquet_parts import open_part, pattern
+from data.formats.scored_lists.writers.parquet_parts import BESIDE, open_part, pattern
 from data.formats.scored_lists.writers.rectangles import companion, list_array, rows_of, width
 
 
 def write(folder: Path, source: ListSource, options: WriteOptions) -> Written:
     """Write `data` and `lists`, with a row for each list."""
-    written = Written(configs={"default": pattern("data"), "lists": pattern("lists")})
+    written = Written(configs={"default": pattern("data"), BESIDE: pattern(BESIDE)})
     negatives = width(source, options)
     written.notes.append(f"each row has {negatives} negatives (negatives=N sets another number)")
-    with open_part(folder, "data") as data, open_part(folder, "lists") as beside:
+    with open_part(folder, "data") as data, open_part(folder, BESIDE) as beside:
         for piece in source.read():
             lists, candidates = rows_of(piece, negatives, written)
             data.write(_table(lists, candidates, options))
