@@ -30,7 +30,13 @@ NEGATIVES = 19
 CANDIDATES = NEGATIVES + 1
 LISTS_OF_A_PASSAGE = 5
 ROWS_AT_ONCE = 1000
-ONE_CORE = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_IO_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+ONE_CORE = {
+    "POLARS_MAX_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "ARROW_IO_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def write_lists(path: Path, pairs: int) -> None:
@@ -52,7 +58,9 @@ def write_lists(path: Path, pairs: int) -> None:
             count = min(ROWS_AT_ONCE, pairs // CANDIDATES - first)
             drawn = chance.integers(0, passages, (CANDIDATES, count))
             texts = [[stream[begins[one] : begins[one] + sizes[one]] for one in row] for row in drawn.tolist()]
-            queries = [f"what is number {number}, {stream[number % 10**6 : number % 10**6 + 40]}?" for number in range(first, first + count)]
+            queries = [
+                f"what is number {number}, {stream[number % 10**6 : number % 10**6 + 40]}?" for number in range(first, first + count)
+            ]
             scores = chance.normal(0, 4, (count, CANDIDATES)).tolist()
             if isinstance(file, pq.ParquetWriter):
                 file.write_table(pa.table([queries, *texts, scores], schema=schema))
@@ -84,7 +92,9 @@ def peer(lists: Path, folder: Path) -> None:
         return {
             "query_id": [text_id(query.strip()) for query in rows["query"]],
             "doc_ids": [[text_id(text.strip()) for text in texts] for texts in candidates],
-            "keys": [[pair_key(query.strip(), text.strip()) for text in texts] for query, texts in zip(rows["query"], candidates, strict=True)],
+            "keys": [
+                [pair_key(query.strip(), text.strip()) for text in texts] for query, texts in zip(rows["query"], candidates, strict=True)
+            ],
         }
 
     disable_progress_bars()
@@ -136,9 +146,8 @@ def main() -> None:
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        from support.sides import report
-
         import pyarrow as pa
+        from support.sides import report
 
         pa.set_cpu_count(1)
         started = time.perf_counter()

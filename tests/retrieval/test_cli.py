@@ -361,7 +361,7 @@ def test_homes_and_variables_in_the_words(tmp_path: Path, capsys: pytest.Capture
             "evaluate qrels={0}/q run={0}/run.json",
             "{0}/run.json:1: expected `query_id Q0 doc_id rank score tag` with a finite number as score, got 3 columns (JSON?)",
         ),
-        ("evaluate qrels={0}/corpus/part-00000-of-00003.parquet run={0}/r", "is a Parquet file"),
+        ("evaluate qrels={0}/corpus/part-00000-of-00003.parquet run={0}/r", "has no column query-id"),
     ],
 )
 def test_one_thing_in_place_of_another_is_named(
