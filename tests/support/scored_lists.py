@@ -14,7 +14,13 @@ import pytest
 
 from data.formats.readers import Fault
 from data.formats.scored_lists.batches import (
-    COMPANION_PASSAGES, COMPANION_QUERIES, LIST_CANDIDATES, LIST_QUERIES, Companions, ListBatch, ReadOptions,
+    COMPANION_PASSAGES,
+    COMPANION_QUERIES,
+    LIST_CANDIDATES,
+    LIST_QUERIES,
+    Companions,
+    ListBatch,
+    ReadOptions,
 )  # fmt: skip
 
 Candidate = tuple[str | None, str | None, str | None, int | None, float | None]  # id, title, text, relevance, score
