@@ -4,10 +4,12 @@
 
 The lists are made up: a query, its positive and 19 negatives a row, passages of 300 to 500 characters of which each is in five lists, and a
 score for each pair, as sentence-transformers' `mine_hard_negatives` writes them. `prep import` makes a collection, a run and stored logits
-of them. The peer reads the same file and hashes the same: the key of each pair and the id of each text; it writes these alone, finds no
-text twice, and joins no lists. Each side and size has a process of its own on one core; sides take turns at the smaller size.
+of them. The peer reads the same file and hashes the same: the key of each pair and the id of each text; it writes these beside the texts,
+keeps each text as often as it stands there, and joins no lists. Each side and size has a process of its own on one core; sides take turns
+at the smaller size.
 
-The ratio is of pairs/s at the smaller size; `memory_ratio` is the import's peak memory at the larger size over that at the smaller one.
+Rates are of processor time, user and system, without imports: other work on the machine is no part of it. The ratio is of those at the
+smaller size; `memory_ratio` is the import's peak memory at the larger size over that at the smaller one.
 With `--export` a finished store's lists are exported for sentence-transformers, too, and its candidates/s are told.
 """
 
@@ -17,11 +19,13 @@ import argparse
 import hashlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,13 +34,7 @@ NEGATIVES = 19
 CANDIDATES = NEGATIVES + 1
 LISTS_OF_A_PASSAGE = 5
 ROWS_AT_ONCE = 1000
-ONE_CORE = {
-    "POLARS_MAX_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "ARROW_IO_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+ONE_CORE = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_IO_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def write_lists(path: Path, pairs: int) -> None:
@@ -58,9 +56,7 @@ def write_lists(path: Path, pairs: int) -> None:
             count = min(ROWS_AT_ONCE, pairs // CANDIDATES - first)
             drawn = chance.integers(0, passages, (CANDIDATES, count))
             texts = [[stream[begins[one] : begins[one] + sizes[one]] for one in row] for row in drawn.tolist()]
-            queries = [
-                f"what is number {number}, {stream[number % 10**6 : number % 10**6 + 40]}?" for number in range(first, first + count)
-            ]
+            queries = [f"what is {number}, {stream[number % 10**6 : number % 10**6 + 40]}?" for number in range(first, first + count)]
             scores = chance.normal(0, 4, (count, CANDIDATES)).tolist()
             if isinstance(file, pq.ParquetWriter):
                 file.write_table(pa.table([queries, *texts, scores], schema=schema))
@@ -100,8 +96,22 @@ def peer(lists: Path, folder: Path) -> None:
     disable_progress_bars()
     kind = "parquet" if lists.suffix == ".parquet" else "json"
     dataset = load_dataset(kind, data_files=str(lists), split="train", cache_dir=str(folder / "cache"))
-    texts = [name for name in dataset.column_names if name != "scores"]
-    dataset.map(hashed, batched=True, batch_size=ROWS_AT_ONCE, remove_columns=texts, cache_file_name=str(folder / "hashed.arrow"))
+    dataset.map(hashed, batched=True, batch_size=ROWS_AT_ONCE, cache_file_name=str(folder / "hashed.arrow"))
+
+
+def measure(side: Callable[[Path, Path], None], lists: Path, folder: Path) -> None:
+    """Seconds of the processor and peak memory in GB, as the last line."""
+    import datasets  # noqa: F401
+    import pandas  # noqa: F401
+    import pyarrow as pa
+
+    import pipeline.interchange.importing  # noqa: F401
+
+    pa.set_cpu_count(1)
+    started = time.process_time()
+    side(lists, folder)
+    seconds = time.process_time() - started
+    print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}), flush=True)
 
 
 SIDES = {"ours": ours, "peer": peer}
@@ -146,13 +156,7 @@ def main() -> None:
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        import pyarrow as pa
-        from support.sides import report
-
-        pa.set_cpu_count(1)
-        started = time.perf_counter()
-        SIDES[arguments.side](Path(arguments.lists), Path(arguments.folder))
-        report(started)
+        measure(SIDES[arguments.side], Path(arguments.lists), Path(arguments.folder))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -85,7 +85,7 @@ class Ingest(Section):
 
     @property
     def collection(self) -> str:
-        """The path. Raises UserError where none is given: lists that are trained as they are, and a training, need none."""
+        """The path. Raises UserError where none is given: exported lists, and a training, need none."""
         if self.path is None:
             raise UserError(
                 "ingest.path is missing: set it to the folder of a collection (lists.path, of exported lists, does without one)"

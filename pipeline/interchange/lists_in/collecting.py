@@ -14,7 +14,17 @@ from data.formats.scored_lists.batches import ListBatch
 from data.logits.declared import ScoreKind
 from pipeline.interchange.lists_in.counting import ImportReport, Lists
 from pipeline.interchange.lists_in.first_texts import FirstTexts
-from pipeline.interchange.lists_in.identities import TextIds, combined, hashes_of, id_faults, pair_keys, stripped, text_faults, titled
+from pipeline.interchange.lists_in.identities import (
+    TextIds,
+    combined,
+    hashes_of,
+    id_faults,
+    pair_keys,
+    stripped,
+    text_faults,
+    text_hashes,
+    titled,
+)  # fmt: skip
 from pipeline.interchange.lists_in.scores import as_logits, expected
 from pipeline.interchange.lists_in.spill import Spill
 
@@ -121,13 +131,14 @@ class Collector:
         usable = pa.array(np.flatnonzero(~broken))
         of = (np.cumsum(~broken) - 1)[of]  # of the usable queries
         query_texts, lists = query_texts.take(usable), first + usable.to_numpy()[of]
-        query_ids = self._query_ids.filled(query_ids.take(usable), query_texts)
-        ids = self._doc_ids.filled(ids, texts)
-        query_hashes, doc_hashes = self.queries.add(query_ids, query_texts), self.passages.add(ids, texts)
+        of_queries, of_texts = text_hashes(query_texts), text_hashes(texts)
+        query_ids = self._query_ids.filled(query_ids.take(usable), query_texts, of_queries)
+        ids = self._doc_ids.filled(ids, texts, of_texts)
+        query_hashes, doc_hashes = self.queries.add(query_ids, query_texts, of_queries), self.passages.add(ids, texts, of_texts)
         keys = keys_of(query_texts, texts, of, ~np.isnan(logits))
         chosen = pa.array(of)
         columns = [numbers, lists, query_ids.take(chosen), ids, relevance, logits, query_hashes[of], doc_hashes, keys]
-        self.pairs.add(pa.table(columns, schema=PAIRS), hashes_of(query_texts)[of])
+        self.pairs.add(pa.table(columns, schema=PAIRS), of_queries[of])
 
     def _logits(self, candidates: pa.Table, lists: Lists) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The logits, and which candidates have no broken score."""
@@ -162,4 +173,4 @@ def _records(rows: NDArray[np.int64], **columns: pa.Array) -> list[str]:
 
 def joined_hashes(ids: pa.Array, texts: pa.Array) -> NDArray[np.uint64]:
     """As `FirstTexts.add` gives them."""
-    return combined(hashes_of(ids), hashes_of(texts, seed=1))
+    return combined(hashes_of(ids), text_hashes(texts))

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipeline.interchange.lists_in.identities import Hashes, Recent, combined, hashes_of
+from pipeline.interchange.lists_in.identities import Hashes, Recent, combined, hashes_of, text_hashes
 from pipeline.interchange.lists_in.spill import Spill, bucket_ranges
 
 _TEXTS = pa.schema([("_id", pa.string()), ("text", pa.string())])
@@ -30,10 +30,10 @@ class FirstTexts:
         self._recent = Recent()
         self.kept = 0
 
-    def add(self, ids: pa.Array, texts: pa.Array) -> Hashes:
-        """Take in texts. Returns a hash of id and text for each, by which `settle` names the wrong ones."""
+    def add(self, ids: pa.Array, texts: pa.Array, hashes: Hashes | None = None) -> Hashes:
+        """Take in texts, whose hashes may be known. Returns a hash of id and text for each, by which `settle` names the wrong ones."""
         id_hashes = hashes_of(ids)
-        both = combined(id_hashes, hashes_of(texts, seed=1))
+        both = combined(id_hashes, text_hashes(texts) if hashes is None else hashes)
         if len(new := self._recent.first_rows(both)):
             chosen = pa.array(new)
             self._writer.write_table(pa.table([ids.take(chosen), texts.take(chosen)], schema=_TEXTS))

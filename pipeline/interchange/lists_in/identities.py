@@ -47,10 +47,19 @@ def text_faults(texts: pa.Array) -> dict[str, NDArray[np.int64]]:
     """Rows by what `ingest` would say of their text. Nulls are none."""
     column = pl.Series(texts)
     sizes = column.str.len_bytes()
-    marked = _rows(column.str.contains(MASK_MARK, literal=True) | column.str.contains(SEPARATOR_MARK, literal=True))
-    long = [row for row in _rows(sizes > (MAX_LINE_BYTES - _OF_A_RECORD) // _ESCAPED).tolist() if _is_too_long(texts[row].as_py())]
-    found = {"empty text": _rows(sizes == 0), "reserved mark in text": marked, "text too long": np.array(long, np.int64)}
+    found = {"empty text": _rows(sizes == 0), "reserved mark in text": _marked(column)}
+    if (sizes.max() or 0) > (MAX_LINE_BYTES - _OF_A_RECORD) // _ESCAPED:
+        long = _rows(sizes > (MAX_LINE_BYTES - _OF_A_RECORD) // _ESCAPED).tolist()
+        found["text too long"] = np.array([row for row in long if _is_too_long(texts[row].as_py())], np.int64)
     return {reason: rows for reason, rows in found.items() if len(rows)}
+
+
+def _marked(column: pl.Series) -> NDArray[np.int64]:
+    rows = _rows(column.str.contains(MASK_MARK[0], literal=True))  # rarely any
+    if len(rows):
+        some = column[rows]
+        rows = rows[_rows(some.str.contains(MASK_MARK, literal=True) | some.str.contains(SEPARATOR_MARK, literal=True))]
+    return rows
 
 
 def _is_too_long(text: str) -> bool:
@@ -60,6 +69,8 @@ def _is_too_long(text: str) -> bool:
 
 def id_faults(ids: pa.Array) -> dict[str, NDArray[np.int64]]:
     """Rows by what is wrong with their id: runs and qrels have columns between tabs. Nulls are none."""
+    if ids.null_count == len(ids):
+        return {}
     column = pl.Series(ids)
     found = {"empty id": _rows(column.str.len_bytes() == 0), "tab or line break in an id": _rows(column.str.contains("[\t\n\r]"))}
     return {reason: rows for reason, rows in found.items() if len(rows)}
@@ -72,6 +83,11 @@ def _rows(mask: pl.Series) -> NDArray[np.int64]:
 def hashes_of(column: pa.Array, *, seed: int = 0) -> Hashes:
     """64-bit hashes for lookups within this process."""
     return pl.Series(column).hash(seed).to_numpy()
+
+
+def text_hashes(texts: pa.Array) -> Hashes:
+    """The hashes by which texts are told apart."""
+    return hashes_of(texts, seed=1)
 
 
 def combined(ids: Hashes, texts: Hashes) -> Hashes:
@@ -106,56 +122,51 @@ class TextIds:
         self._recent = Recent()
         self._digests = np.full((_SLOTS, ID_BYTES), 1, np.uint8)
 
-    def filled(self, ids: pa.Array, texts: pa.Array) -> pa.Array:
-        """The ids, those of texts where they are null. A text without id is not null."""
+    def filled(self, ids: pa.Array, texts: pa.Array, hashes: Hashes) -> pa.Array:
+        """The ids, those of texts where they are null; `hashes` are the texts'. A text without id is not null."""
         if not ids.null_count:
             return ids
+        if ids.null_count == len(ids):
+            return self._of(texts, hashes)
         missing = pc.is_null(ids)
-        return pc.replace_with_mask(ids, missing, self._of(texts.filter(missing)))
+        return pc.replace_with_mask(ids, missing, self._of(texts.filter(missing), hashes[missing.to_numpy(zero_copy_only=False)]))
 
-    def _of(self, texts: pa.Array) -> pa.Array:
-        hashes = hashes_of(texts, seed=1)
-        distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-        slots = self._recent.slots(distinct)
-        new = self._recent.table[slots] != distinct
+    def _of(self, texts: pa.Array, hashes: Hashes) -> pa.Array:
+        slots = self._recent.slots(hashes)
+        new = np.flatnonzero(self._recent.table[slots] != hashes)
         digests = self._digests[slots]
-        if new.any():
-            fresh = texts.take(pa.array(first[new])).cast(pa.binary()).to_pylist()
+        if len(new):
+            fresh = texts.take(pa.array(new)).cast(pa.binary()).to_pylist()
             made = b"".join([hashlib.blake2b(text, digest_size=ID_BYTES).digest() for text in fresh])
             digests[new] = np.frombuffer(made, np.uint8).reshape(-1, ID_BYTES)
-            self._recent.table[slots[new]] = distinct[new]
+            self._recent.table[slots[new]] = hashes[new]
             self._digests[slots[new]] = digests[new]
-        return _hex(digests)[inverse]
+        return _as_hex(digests)
 
 
-class _Hex:
-    """[n] texts of one length, which can be indexed."""
-
-    def __init__(self, characters: NDArray[np.uint8]) -> None:
-        self._characters = characters  # [n, length]
-
-    def __getitem__(self, rows: NDArray[np.int64]) -> pa.Array:
-        chosen = np.ascontiguousarray(self._characters[rows])
-        offsets = np.arange(len(rows) + 1, dtype=np.int32) * np.int32(chosen.shape[1])
-        return pa.StringArray.from_buffers(len(rows), pa.py_buffer(offsets), pa.py_buffer(chosen))
-
-
-def _hex(digests: NDArray[np.uint8]) -> _Hex:
-    return _Hex(_HEX[digests].view(np.uint8).reshape(len(digests), -1))
+def _as_hex(digests: NDArray[np.uint8]) -> pa.Array:
+    """[n, bytes] as texts."""
+    characters = _HEX[digests]
+    offsets = np.arange(len(digests) + 1, dtype=np.int32) * np.int32(2 * digests.shape[1])
+    return pa.StringArray.from_buffers(len(digests), pa.py_buffer(offsets), pa.py_buffer(characters))
 
 
 def pair_keys(queries: Iterable[bytes], texts: pa.Array, counts: Iterable[int]) -> bytes:
     """`data.digests.pair_key` of each query with each of its `counts` texts, which lie in a row: 16 bytes a pair.
 
-    The query is hashed once for all its texts: 1.4 us a pair instead of 3.
+    The query is hashed once for all its texts: 0.9 us a pair instead of 2.5.
     """
+    sizes = pl.Series(texts).str.len_bytes().to_numpy().astype("<u4")
+    heads = pa.FixedSizeBinaryArray.from_buffers(pa.binary(4), len(texts), [None, pa.py_buffer(sizes)])
+    parts = pc.binary_join_element_wise(heads.cast(pa.binary()), texts.cast(pa.binary()), b"").to_pylist()
     keys: list[bytes] = []
     add = keys.append
-    candidates = iter(texts.cast(pa.binary()).to_pylist())
+    start = 0
     for query, count in zip(queries, counts, strict=True):
         begun = hashlib.blake2b(len(query).to_bytes(4, "little") + query, digest_size=16).copy
-        for _, text in zip(range(count), candidates, strict=False):
+        for part in parts[start : start + count]:
             whole = begun()
-            whole.update(len(text).to_bytes(4, "little") + text)
+            whole.update(part)
             add(whole.digest())
+        start += count
     return b"".join(keys)

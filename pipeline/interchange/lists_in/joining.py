@@ -20,7 +20,7 @@ from data.formats.scored_lists.batches import Companions
 from pipeline.interchange.lists_in.collecting import IDS, PAIRS, UNKNOWN, joined_hashes, keys_of
 from pipeline.interchange.lists_in.counting import ImportReport
 from pipeline.interchange.lists_in.first_texts import FirstTexts
-from pipeline.interchange.lists_in.identities import hashes_of, id_faults, stripped, text_faults, titled
+from pipeline.interchange.lists_in.identities import hashes_of, id_faults, stripped, text_faults, text_hashes, titled
 from pipeline.interchange.lists_in.spill import Spill, bucket_ranges
 
 BUCKETS = 1024
@@ -160,7 +160,7 @@ class Joiner:
         first = np.flatnonzero(np.diff(of, prepend=-1))
         keys = keys_of(query_texts.take(pa.array(first)), texts, of, ~np.isnan(table.column("logit").to_numpy()))
         hashes = joined_hashes(query_ids, query_texts), joined_hashes(doc_ids, texts)
-        joined.add(pa.table([*table.columns[: len(IDS)], *hashes, keys], schema=PAIRS), hashes_of(query_texts))
+        joined.add(pa.table([*table.columns[: len(IDS)], *hashes, keys], schema=PAIRS), text_hashes(query_texts))
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:

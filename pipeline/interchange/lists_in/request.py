@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any, cast
 
 from data.config.arguments import Args
 from data.config.settings import load
-from data.digests import file_digest
 from data.errors import UserError
 from data.files.outputs import not_writable
 from data.files.paths import expanded
@@ -84,7 +84,7 @@ class ImportRequest:
         root = self.path if self.path.is_dir() else self.path.parent
         return {
             "format": self.reader.name,
-            "files": [{"name": os.path.relpath(file, root), "digest": file_digest(file), "bytes": file.stat().st_size} for file in files],
+            "files": [{"name": os.path.relpath(file, root), "sha256": _digest(file), "bytes": file.stat().st_size} for file in files],
             "columns": dict(sorted(self.options.columns.items())),
             "split": self.options.split,
             "collection": self.collection and (self.collection if is_remote(self.collection) else os.path.abspath(self.collection)),
@@ -92,6 +92,12 @@ class ImportRequest:
             "store": self.store and str(self.store.absolute()),
             "drop_unscored": self.drop_unscored,
         }
+
+
+def _digest(file: Path) -> str:
+    """As the hub names the content of a file; twice as fast as BLAKE2b."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _input(path: str, name: str) -> str:
