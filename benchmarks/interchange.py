@@ -54,7 +54,9 @@ def write_lists(path: Path, pairs: int) -> None:
     with pq.ParquetWriter(path, schema) if path.suffix == ".parquet" else open(path, "w") as file:
         for first in range(0, pairs // CANDIDATES, ROWS_AT_ONCE):
             count = min(ROWS_AT_ONCE, pairs // CANDIDATES - first)
-            drawn = chance.integers(0, passages, (CANDIDATES, count))
+            drawn = (
+                chance.integers(0, passages, count) + np.arange(CANDIDATES)[:, None] * (passages // CANDIDATES)
+            ) % passages  # all differ
             texts = [[stream[begins[one] : begins[one] + sizes[one]] for one in row] for row in drawn.tolist()]
             queries = [f"what is {number}, {stream[number % 10**6 : number % 10**6 + 40]}?" for number in range(first, first + count)]
             scores = chance.normal(0, 4, (count, CANDIDATES)).tolist()

@@ -137,7 +137,7 @@ class _Import:
             buckets=_BUCKETS if with_texts else joining.BUCKETS,
         )
         for batch in request.reader.read(request.path, request.options):
-            if with_texts:
+            if with_texts and not report.places.count:
                 _refuse_ids_alone(batch, request)
             collector.add(batch)
             if collector.scored and request.teacher is None:

@@ -92,6 +92,13 @@ def test_training(models: Any, collection: Path) -> None:
     assert figures["ours_loss"] == pytest.approx(figures["peer_loss"], rel=0.3)
 
 
+def test_interchange() -> None:
+    """Prevents: a benchmark that breaks unseen."""
+    pytest.importorskip("datasets")
+    figures = last_line("interchange", "--few", 2000, "--many", 4000, "--rounds", 1)
+    assert set(figures) >= KEYS and figures["ratio"] > 0 and 0.5 < figures["memory_ratio"] < 1.5
+
+
 def test_streaming() -> None:
     """Prevents: a benchmark that breaks unseen."""
     figures = last_line("streaming", "--queries", 4, "--times", 3, "--steps", 2, "--batch", 2, "--layers", 1)

@@ -48,9 +48,8 @@ def text_faults(texts: pa.Array) -> dict[str, NDArray[np.int64]]:
     column = pl.Series(texts)
     sizes = column.str.len_bytes()
     found = {"empty text": _rows(sizes == 0), "reserved mark in text": _marked(column)}
-    if (sizes.max() or 0) > (MAX_LINE_BYTES - _OF_A_RECORD) // _ESCAPED:
-        long = _rows(sizes > (MAX_LINE_BYTES - _OF_A_RECORD) // _ESCAPED).tolist()
-        found["text too long"] = np.array([row for row in long if _is_too_long(texts[row].as_py())], np.int64)
+    long = _rows(sizes > (MAX_LINE_BYTES - _OF_A_RECORD) // _ESCAPED).tolist()
+    found["text too long"] = np.array([row for row in long if _is_too_long(texts[row].as_py())], np.int64)
     return {reason: rows for reason, rows in found.items() if len(rows)}
 
 
