@@ -94,9 +94,10 @@ class _Shape:
         if self._is_list("positive") if "positive" in fields else self._is_list("positive_id"):
             return self._lists("positive", "positive_id")
         if "label" not in fields and "positive" not in fields.asked:
+            name = fields["positive"] if "positive" in fields else fields["positive_id"]
             raise fields.refuse(
-                "its candidates are all positives, with a score: sentence-transformers writes mined negatives into this column, too. "
-                f"columns=positive:{fields['positive']} says that all are positives, columns=passage:{fields['positive']} that nobody says"
+                "its candidates are all positives, with a score: sentence-transformers writes mined negatives into this column, too",
+                remedy=f"columns=positive:{name} says that all are positives, columns=passage:{name} that nobody says",
             )
         return self._pairs("positive", "positive_id")
 
@@ -145,7 +146,7 @@ class _Shape:
         is_list = is_list_type(self._rows.column(fields[name]))
         if is_list is False:
             found = f"{fields[name]} is one number for several candidates, so a margin"
-            raise fields.refuse(f"{found}, which gives no score; columns={name}: leaves it out")
+            raise fields.refuse(f"{found}, which gives no score", remedy=f"columns={name}: leaves it out")
         if is_list and name == "label" and "label" not in fields.asked and self._are_margins(places):
             found = f"{len(places) - 1} numbers for {len(places)} candidates"
             raise fields.refuse(
@@ -214,7 +215,7 @@ class _Shape:
         if "label" not in fields.asked and seen <= {0.0, 1.0}:
             name = fields["label"]
             says = f"columns=label:{name} says that they are labels, columns=score:{name} that they are scores"
-            raise fields.refuse(f"{name} holds 0 and 1 as fractions, so labels or scores: {says}")
+            raise fields.refuse(f"{name} holds 0 and 1 as fractions, so labels or scores", remedy=says)
         if "label" in fields.asked and all(value.is_integer() for value in fractions if value == value):
             return None, self._take("label", labels)
         return self._take("score", scores, fields["label"]), None
@@ -224,7 +225,7 @@ class _Shape:
         sample = self._rows.sample(fields[name], 1) if name in fields else []
         if sample and isinstance(sample[0], dict):
             keys = ", ".join(sample[0])
-            raise fields.refuse(f"{fields[name]} has several scores ({keys}): choose one, columns={name}:{fields[name]}.NAME")
+            raise fields.refuse(f"{fields[name]} has several scores ({keys})", remedy=f"choose one, columns={name}:{fields[name]}.NAME")
 
     def _are_ids(self, texts: str) -> bool:
         """Whether queries and candidates are numbers alone: a text of which nothing can be learnt, so ids."""

@@ -43,8 +43,9 @@ class Fields:
             if other and not has_field(rows.names, other):
                 raise UserError(f"columns={name}:{other}: {rows.file.path} has no column {other}; {self.found}")
         self._there: dict[str, str] = {}
+        free = [name for name in rows.names if name not in options.columns.values()]
         for name, others in names.items():
-            found = options.columns.get(name) or next((other for other in others if other in rows.names), None)
+            found = options.columns[name] if name in options.columns else next((other for other in others if other in free), None)
             if found:
                 self._there[name] = found
 
@@ -64,9 +65,9 @@ class Fields:
         """The file's name of a field; None where it has none."""
         return self._there.get(name)
 
-    def refuse(self, what: str) -> UserError:
+    def refuse(self, what: str, *, remedy: str = "name them by columns=NAME:COLUMN") -> UserError:
         """The error that this file is none of the layout."""
-        return UserError(f"{self.rows.file.path} is not in format {self._layout}: {what}; {self.found}. columns= can name them")
+        return UserError(f"{self.rows.file.path} is not in format {self._layout}: {what}; {self.found}: {remedy}")
 
 
 @dataclass(frozen=True)
