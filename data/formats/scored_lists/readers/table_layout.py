@@ -18,7 +18,7 @@ from data.errors import UserError
 from data.formats.readers import Fault
 from data.formats.scored_lists.batches import Companions, ListBatch, ReadOptions
 from data.formats.scored_lists.readers.records.assembling import Part, candidates_of, grouped, queries_of
-from data.formats.scored_lists.readers.records.data_files import DataFile, data_files
+from data.formats.scored_lists.readers.records.data_files import DataFile, data_files, some_file
 from data.formats.scored_lists.readers.records.fields import Kind, Problem, canonical
 from data.formats.scored_lists.readers.records.rows import Rows, field_names, has_field, read_rows
 
@@ -142,15 +142,10 @@ class TableLayout:
 def names_at(path: Path) -> tuple[str, ...]:
     """The fields of the first file of records at a path; none where there is none that can be read."""
     try:
-        for split in ("train", "validation", "test"):
-            try:
-                files = data_files(path, split=split, any_split=True)
-            except UserError:
-                continue
-            return field_names(files[0]) if files else ()
+        file = some_file(path)
+        return field_names(file) if file is not None else ()
     except UserError:
-        pass
-    return ()
+        return ()
 
 
 def _batch(rows: Rows, plan: Plan | None) -> ListBatch:
