@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from data.formats.scored_lists.batches import ReadOptions
+from data.formats.scored_lists.readers.pylate import PyLate
 from data.formats.scored_lists.readers.records.assembling import Part
 from data.formats.scored_lists.readers.records.fields import Kind, Problem, is_list_type
 from data.formats.scored_lists.readers.records.places import Place, part_of, place_problems, unequal_lists
@@ -58,7 +59,8 @@ class SentenceTransformers(TableLayout):
         has_query = bool(there & {"query", "query_id"})
         is_pair = bool(there & {"passage", "passage_id", "docs", "doc_ids"}) and bool(there & {"score", "label"})
         is_tuple = bool(there & {"positive", "positive_id"})
-        return has_query and (is_pair or is_tuple) and "positive_passages" not in names
+        is_of_others = "positive_passages" in names or PyLate().knows(names)
+        return has_query and (is_pair or is_tuple) and not is_of_others
 
     def plan(self, rows: Rows, options: ReadOptions) -> Plan:
         """See `TableLayout`."""
