@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.dataset_hub import DatasetHub
-from support.scored_lists import parquet, read, scored
+from support.read_lists import parquet, read, scored
 
 from data.errors import UserError
 from data.formats.scored_lists.hub import dataset_folder, parse

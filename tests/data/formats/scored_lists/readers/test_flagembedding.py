@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.scored_lists import jsonl, parquet, read, scored
+from support.read_lists import jsonl, parquet, read, scored
 
 from data.errors import UserError
 from data.formats.scored_lists.readers.flagembedding import FlagEmbedding

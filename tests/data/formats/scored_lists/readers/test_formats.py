@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scored_lists import jsonl, parquet, saved
+from support.read_lists import jsonl, parquet, saved
 
 from data.errors import UserError
 from data.formats.scored_lists.readers.formats import FORMATS, reader_of

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.scored_lists import by_id, jsonl, read
+from support.read_lists import by_id, jsonl, read
 
 from data.errors import UserError
 from data.formats.scored_lists.batches import ReadOptions

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scored_lists import by_id, jsonl, parquet, read, texts_of
+from support.read_lists import by_id, jsonl, parquet, read, texts_of
 
 from data.errors import UserError
 from data.formats.scored_lists.batches import ReadOptions

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.scored_lists import by_id, jsonl, parquet, read, saved, scored
+from support.read_lists import by_id, jsonl, parquet, read, saved, scored
 
 from data.errors import UserError
 from data.formats.scored_lists.readers.sentence_transformers import SentenceTransformers

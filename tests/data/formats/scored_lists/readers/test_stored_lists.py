@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.scored_lists import by_id, read
+from support.read_lists import by_id, read
 
 from data.errors import UserError
 from data.formats.scored_lists.batches import ReadOptions

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from support.scored_lists import by_id, jsonl, parquet, read, saved, texts_of
+from support.read_lists import by_id, jsonl, parquet, read, saved, texts_of
 
 from data.formats.scored_lists.batches import ReadOptions
 from data.formats.scored_lists.readers.tevatron import Tevatron

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.scored_lists import by_id, read
+from support.read_lists import by_id, read
 
 from data.errors import UserError
 from data.formats.scored_lists.batches import ReadOptions

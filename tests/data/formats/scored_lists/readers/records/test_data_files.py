@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.scored_lists import jsonl, parquet, saved
+from support.read_lists import jsonl, parquet, saved
 
 from data.errors import UserError
 from data.formats.scored_lists.readers.records.data_files import data_files, kind_of, part_of, some_file

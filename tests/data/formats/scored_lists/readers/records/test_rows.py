@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.scored_lists import jsonl
+from support.read_lists import jsonl
 
 from data.errors import UserError
 from data.formats.scored_lists.readers.records import rows as module
