@@ -148,7 +148,7 @@ class _Shape:
         is_list = is_list_type(self._rows.column(fields[name]))
         if is_list is False:
             found = f"{fields[name]} is one number for several candidates, so a margin"
-            raise fields.refuse(f"{found}, which gives no score", remedy=f"columns={name}: leaves it out")
+            raise fields.refuse(f"{found}, which gives no score", remedy=f"columns={name}:- leaves it out")
         if is_list and name == "label" and "label" not in fields.asked and self._are_margins(places):
             found = f"{len(places) - 1} numbers for {len(places)} candidates"
             raise fields.refuse(

@@ -53,7 +53,7 @@ def test_margins_are_refused(tmp_path: Path, kind: str) -> None:
         record = {"query": "q", "positive": "p", "negative": "n", name: value}
         with pytest.raises(UserError, match="margin"):
             read(READER, files(tmp_path, kind, [record] * 3))
-        found = read(READER, files(tmp_path, kind, [record]), columns={name: ""})
+        found = read(READER, files(tmp_path, kind, [record]), columns={name: "-"})
         assert scored(found) == [("q", [("p", 1, None), ("n", 0, None)])]
 
 
