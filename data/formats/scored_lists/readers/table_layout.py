@@ -18,18 +18,19 @@ from data.errors import UserError
 from data.formats.readers import Fault
 from data.formats.scored_lists.batches import Companions, ListBatch, ReadOptions
 from data.formats.scored_lists.readers.records.assembling import Part, candidates_of, grouped, queries_of
-from data.formats.scored_lists.readers.records.data_files import DataFile, data_files
+from data.formats.scored_lists.readers.records.data_files import DataFile, data_files, some_file
 from data.formats.scored_lists.readers.records.fields import Kind, Problem, canonical
 from data.formats.scored_lists.readers.records.rows import Rows, field_names, has_field, read_rows
 
 Columns = Mapping[str, pa.Array]
+LEFT_OUT = "-"
 _SHOWN = 20
 
 
 class Fields:
     """The fields of some records by the names of a layout: as `columns=` says, else by the first name that is there.
 
-    `columns=label:` (nothing behind the colon) leaves a field out.
+    `columns=label:-` leaves a field out.
     """
 
     def __init__(self, rows: Rows, names: Mapping[str, Sequence[str]], options: ReadOptions, *, layout: str) -> None:
@@ -40,12 +41,13 @@ class Fields:
         if unknown:
             raise UserError(f"columns={unknown[0]}:...: format {layout} has no {unknown[0]}; it has {', '.join(names)}")
         for name, other in options.columns.items():
-            if other and not has_field(rows.names, other):
+            if other != LEFT_OUT and not has_field(rows.names, other):
                 raise UserError(f"columns={name}:{other}: {rows.file.path} has no column {other}; {self.found}")
         self._there: dict[str, str] = {}
+        free = [name for name in rows.names if name not in options.columns.values()]
         for name, others in names.items():
-            found = options.columns.get(name) or next((other for other in others if other in rows.names), None)
-            if found:
+            found = options.columns[name] if name in options.columns else next((other for other in others if other in free), None)
+            if found not in (None, LEFT_OUT):
                 self._there[name] = found
 
     @property
@@ -64,9 +66,9 @@ class Fields:
         """The file's name of a field; None where it has none."""
         return self._there.get(name)
 
-    def refuse(self, what: str) -> UserError:
+    def refuse(self, what: str, *, remedy: str = "name them by columns=NAME:COLUMN") -> UserError:
         """The error that this file is none of the layout."""
-        return UserError(f"{self.rows.file.path} is not in format {self._layout}: {what}; {self.found}. columns= can name them")
+        return UserError(f"{self.rows.file.path} is not in format {self._layout}: {what}; {self.found}: {remedy}")
 
 
 @dataclass(frozen=True)
@@ -141,15 +143,10 @@ class TableLayout:
 def names_at(path: Path) -> tuple[str, ...]:
     """The fields of the first file of records at a path; none where there is none that can be read."""
     try:
-        for split in ("train", "validation", "test"):
-            try:
-                files = data_files(path, split=split, any_split=True)
-            except UserError:
-                continue
-            return field_names(files[0]) if files else ()
+        file = some_file(path)
+        return field_names(file) if file is not None else ()
     except UserError:
-        pass
-    return ()
+        return ()
 
 
 def _batch(rows: Rows, plan: Plan | None) -> ListBatch:
