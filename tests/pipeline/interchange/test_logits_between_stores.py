@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data.errors import EXIT_BAD_INPUT
+from data.files.leftovers import this_place
 from data.logits.segment import Scores, as_keys
 from data.logits.store import LogitStore, namespace_note
 from pipeline.cli import app
@@ -279,6 +280,7 @@ def test_a_lost_note_is_written_again(tmp_path: Path) -> None:
         (["out={0}/text.parquet", f"namespace={NAMESPACE[:8]}"], "is a file of another kind, which is left as it is"),
         (["out={0}/x.parquet", "namespace=zz"], "namespace=zz"),
         (["out={0}/x", "texts=yes"], "texts=yes: expected true or false"),
+        (["out={0}/x", "texst=true"], "texst"),
     ],
 )
 def test_exports_that_cannot_be(tmp_path: Path, words: list[str], said: str) -> None:
@@ -341,3 +343,28 @@ def test_a_killed_import_is_given_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.name for path in (tmp_path / "b" / "teacher_logits").iterdir()] == [NAMESPACE]
     assert cache("import", tmp_path / "x.parquet", f"store={tmp_path / 'b'}")[0] == 0
     assert content(tmp_path / "b") == content(tmp_path / "a")
+
+
+def test_what_a_killed_command_left_goes(tmp_path: Path) -> None:
+    """Prevents: gigabytes of rows on their way that stay for good after a `kill -9`, and pass for a namespace."""
+    fill(tmp_path / "store", pairs(3))
+    place = tmp_path / "store" / "teacher_logits"
+    left = place / f".between.{this_place()}-{2**22 + 5}-0123456789ab.tmp"
+    (left / NAMESPACE).mkdir(parents=True)
+    assert [line for line in cache("stats", f"store={tmp_path / 'store'}")[1].splitlines() if "pairs" in line][1:] == []
+    file_with(tmp_path / "x.parquet", {"key": [A], "logit": [1.0]}, {})
+    assert cache("import", tmp_path / "x.parquet", f"store={tmp_path / 'store'}")[0] == 0
+    assert [path.name for path in place.iterdir()] == [NAMESPACE]
+
+
+def test_by_an_object_store(bucket: Any, tmp_path: Path) -> None:
+    """Prevents: an address that is taken for a folder called `s3:`, in either direction."""
+    fill(tmp_path / "a", pairs(20))
+    code, said = cache("export", f"store={tmp_path / 'a'}", f"out={bucket}/logits")
+    assert code == 0 and f"20 pairs -> {bucket}/logits/{NAMESPACE}.parquet" in said, said
+    for number, address in enumerate((f"{bucket}/logits", f"{bucket}/logits/{NAMESPACE}.parquet")):
+        code, said = cache("import", address, f"store={tmp_path / str(number)}")
+        assert code == 0, said
+        assert content(tmp_path / str(number)) == content(tmp_path / "a")
+    code, said = cache("import", f"{bucket}/nothing", f"store={tmp_path / 'b'}")
+    assert code == EXIT_BAD_INPUT and "has no file *.parquet" in said
