@@ -75,7 +75,8 @@ def is_logit_file(path: Path) -> bool:
 def read_note(path: Path) -> tuple[LogitFileNote | None, int]:
     """What a file says of its teacher (None: nothing), and how many rows it has; the checksum of its footer verified.
 
-    Raises UserError: no whole Parquet file, other columns, or a note that is damaged, of a later version, or whose key is not that of its namespace.
+    Raises UserError: no whole Parquet file, other columns, or a note that is damaged, of a later version, or whose key is not that of its
+    namespace.
     """
     with opened(path) as file:
         _checked_columns(path, file.schema_arrow)
@@ -121,7 +122,9 @@ def read_logits(path: Path) -> Iterator[LogitRows]:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind)
 
 
 def _is_key(kind: pa.DataType) -> bool:

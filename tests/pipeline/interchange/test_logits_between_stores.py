@@ -248,6 +248,11 @@ def test_files_of_others(tmp_path: Path) -> None:
     declared = {"kind": "imported", "name": "big", "revision": "7", "scores": "logit"}
     assert set(content(tmp_path / "store", digest(declared))) == {A, B, key_of("Q", "é")}
     assert namespace_note(tmp_path / "store", digest(declared)) == {"name": "big", "key": declared}
+    coded = {name: pa.array(columns[name]).dictionary_encode() for name in ("query", "text")}
+    code, said = cache(
+        "import", file_with(tmp_path / "c.parquet", {**columns, **coded}), f"store={tmp_path / 'store'}", "teacher=big", "revision=7"
+    )
+    assert code == 0 and "0 new pairs stored, 3 there already" in said, said
     hexed = file_with(tmp_path / "y.parquet", {"key": [A.hex().upper()], "logit": pa.array([1.0], pa.float16())})
     code, said = cache("import", hexed, f"store={tmp_path / 'store'}", "teacher=big", "revision=7")
     assert code == 0 and "0 new pairs stored, 1 there already" in said, said
