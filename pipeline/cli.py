@@ -216,7 +216,9 @@ def cache(
         defaults = COMMANDS[action].arguments if action in COMMANDS else {"namespace": "", "yes": "false"}
         parsed = parse_arguments(path_among(args) if action == "import" else args or [])
         own = OwnArgs({name: parsed.pop(name, default) for name, default in defaults.items()})
-        is_folder = parsed.keys() == {"store"}
+        is_folder = "store" in parsed and "config" not in parsed
+        if is_folder and (others := parsed.keys() - {"store"}):
+            raise unknown_key(min(others), valid=["store", "config", *defaults])
         experiment = None if is_folder else load(parsed)
         root = Path(experiment.store if experiment else local_store(parsed["store"]))
         if action in COMMANDS:

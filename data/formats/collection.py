@@ -5,8 +5,8 @@ corpus.jsonl                collection.tsv                        a passage a li
 queries.jsonl               queries.<split>.tsv, queries.tsv      a query a line
 qrels/<split>.tsv           qrels.<split>.tsv, qrels.tsv          a judgement a line
 
-BEIR's judgements may be `qrels/<split>.jsonl`, where no `.tsv` is there. Parquet: `data.formats.parquet_layout`. Instead of a folder,
-`irds:ID` names a data set of ir_datasets: `data.formats.ir_datasets_copy`.
+BEIR's judgements may be `qrels/<split>.jsonl`, or Parquet, where no `.tsv` is there. Parquet: `data.formats.parquet_layout`. Instead of
+a folder, `irds:ID` names a data set of ir_datasets: `data.formats.ir_datasets_copy`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _choose_beir(place: str | Path, folder: _Folder, names: Sequence[str]) -> _C
     for expected in ("corpus.jsonl", "queries.jsonl"):
         if expected not in files:
             raise _missing(place, names, f"{expected}[.gz]")
-    qrels = _judgement_files(below, ".tsv") or _judgement_files(below, ".jsonl")
+    qrels = _judgement_files(below, ".tsv") or _judgement_files(below, ".jsonl") or parquet_files(place, folder, names)[2]
     if not qrels:
         raise _missing(f"{place}/qrels", below, "<split>.tsv[.gz], for example train.tsv")
     return [files["corpus.jsonl"]], [files["queries.jsonl"]], qrels

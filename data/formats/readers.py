@@ -172,22 +172,22 @@ def _first_line(path: Path, line: Line, format: str) -> Fault | None:
 
 def _records(lines: Iterator[Line], *, parse: Callable[[str], Record]) -> Iterator[tuple[Line, Record | Fault]]:
     for line in lines:
-        yield line, _record(line, lambda line: parse(_decoded(line.raw)))
+        try:
+            record = parse(_decoded(line.raw))
+        except _Broken as broken:
+            yield line, line.fault(broken.reason, broken.detail)
+        else:
+            yield line, record
 
 
 def _parsed_rows(rows: Iterator[Row], *, parse: Callable[[dict[str, Any]], Record]) -> Iterator[tuple[Row, Record | Fault]]:
     for row in rows:
-        yield row, _record(row, lambda row: parse({name: _utf8(value) for name, value in row.fields.items()}))
-
-
-_Source = TypeVar("_Source", Line, Row)
-
-
-def _record(place: _Source, parse: Callable[[_Source], Record]) -> Record | Fault:
-    try:
-        return parse(place)
-    except _Broken as broken:
-        return place.fault(broken.reason, broken.detail)
+        try:
+            record = parse({name: _utf8(value) for name, value in row.fields.items()})
+        except _Broken as broken:
+            yield row, row.fault(broken.reason, broken.detail)
+        else:
+            yield row, record
 
 
 def _rows(path: Path, *, name: str, names: Names, optional: tuple[str, ...]) -> Iterator[Row]:

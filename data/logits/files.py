@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from data.digests import json_digest, pair_key
 from data.errors import DamagedShard, UserError
 from data.formats.parquet_rows import opened
-from data.logits.segment import SEGMENT, Keys, Scores, as_keys
+from data.logits.segment import SEGMENT, Keys, Scores, as_keys, halves
 from data.tables.shards import group_rows
 
 FORMAT, FORMAT_VERSION = "teacher_logits", 1
@@ -75,9 +75,11 @@ def is_logit_file(path: Path) -> bool:
 def read_note(path: Path) -> tuple[LogitFileNote | None, int]:
     """What a file says of its teacher (None: nothing), and how many rows it has; the checksum of its footer verified.
 
-    Raises UserError: no whole Parquet file, or a note that is damaged, of a later version, or whose key is not that of its namespace.
+    Raises UserError: no whole Parquet file, other columns, or a note that is damaged, of a later version, or whose key is not that of its
+    namespace.
     """
     with opened(path) as file:
+        _checked_columns(path, file.schema_arrow)
         raw = (file.schema_arrow.metadata or {}).get(_NOTE_KEY)
         rows = file.metadata.num_rows
     try:
@@ -120,7 +122,9 @@ def read_logits(path: Path) -> Iterator[LogitRows]:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind)
 
 
 def _is_key(kind: pa.DataType) -> bool:
@@ -187,8 +191,12 @@ class _Rows:
 
     def keys(self) -> Keys:
         """The keys that the file gives; of rows without one the keys of their texts."""
+        has_texts = {"query", "text"} <= self.columns.keys()
+        column = self.columns.get("key")
+        if not has_texts and column is not None and column.type == pa.binary(16) and not column.null_count:
+            return halves(pa.chunked_array([column]))
         given = self._given_keys()
-        if not {"query", "text"} <= self.columns.keys():
+        if not has_texts:
             return as_keys([self._needed(row, key) for row, key in enumerate(given)])
         texts = zip(given, self.columns["query"].to_pylist(), self.columns["text"].to_pylist(), strict=True)
         return as_keys([self._key(row, *one) for row, one in enumerate(texts)])

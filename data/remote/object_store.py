@@ -18,7 +18,7 @@ from data.errors import RunFailed, UserError
 BLOCK_BYTES = 16 << 20  # of one request; a thread holds one block
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # What names a version of an object, best first. A hash that the store keeps says more than a time.
-_VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "updated", "mtime", "created")
+_VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "LastModified", "last_modified", "updated", "mtime", "created")
 # By name, since the packages that they come from need not be installed.
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError", "UnauthorizedSSOTokenError"}
 _NO_ANSWER = {

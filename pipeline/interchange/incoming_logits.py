@@ -1,6 +1,6 @@
 """Logits on their way into one namespace, on disk, cut by key: all are checked before the first is stored.
 
-In: rows of files, in any order, as many as there are. In memory is one part of about a million rows. A part holds all rows of a key, so
+In: rows of files, in any order, as many as there are. In memory is one part of about 260,000 rows. A part holds all rows of a key, so
 pairs that stand there twice, and pairs that the store has already, are seen without knowing the others.
 """
 
@@ -16,7 +16,7 @@ from data.logits.files import LogitRows
 from data.logits.segment import Keys, Part, Scores, parts_of
 from data.logits.store import LogitStore
 
-PART_ROWS = 1 << 20
+PART_ROWS = 1 << 18
 _MOST_BITS = 12
 _ROW = np.dtype(
     [("high", "<u8"), ("low", "<u8"), ("logit", "<f4"), ("token_count", "<i4"), ("truncated", "?"), ("file", "<i4"), ("row", "<i8")]

@@ -132,6 +132,7 @@ def test_the_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_package_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Prevents: a stand-in that has other names than ir_datasets has: here its own registry, TSV and TREC readers are at work."""
+    monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path / "home"))
     ir_datasets: Any = pytest.importorskip("ir_datasets")
     (tmp_path / "docs.tsv").write_text("d1\tThey jump.\nd2\tThey bite.\n")
     (tmp_path / "queries.tsv").write_text("1\tdo fleas jump\n")

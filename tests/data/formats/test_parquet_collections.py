@@ -107,6 +107,10 @@ def test_json_judgements_of_a_beir_folder(tmp_path: Path) -> None:
     assert records(readers.read_qrels(find_collection(tmp_path), split="test")) == [Judgement("test", "q1", "d1", 1)]
     (tmp_path / "qrels" / "train.tsv").write_text("q1\td1\t1\n")
     assert list(find_collection(tmp_path).qrels) == ["train"]
+    (tmp_path / "qrels" / "train.tsv").unlink()
+    (tmp_path / "qrels" / "test.jsonl").unlink()
+    put(tmp_path / "data" / "dev-00000-of-00001.parquet", LABELS)
+    assert records(readers.read_qrels(find_collection(tmp_path), split="dev"))[0] == Judgement("dev", "q1", "d1", 1)
 
 
 @pytest.mark.parametrize(

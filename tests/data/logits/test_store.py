@@ -258,3 +258,35 @@ def test_sizes_and_notes(tmp_path: Path) -> None:
     assert namespaces(tmp_path / "elsewhere") == []
     store.delete()
     assert namespaces(tmp_path) == [] and not list((tmp_path / "teacher_logits").iterdir())
+
+
+@pytest.mark.parametrize("bits", [0, 1, 4, 5, 9])
+def test_pieces_are_all_pairs_in_key_order(tmp_path: Path, bits: int) -> None:
+    """Prevents: a pair that is lost or doubled at the bounds of pieces, with pieces of several buckets and buckets of several pieces."""
+    store, keys = LogitStore(tmp_path, "n"), keys_of(300)
+    edges = np.array([[0, 0], [0, 1], [2**64 - 1, 2**64 - 1], [2**60, 0], [2**60 - 1, 2**64 - 1], [2**63, 5]], dtype=np.uint64)
+    everything = np.concatenate([keys, edges])
+    store.append(everything, scores_of(np.arange(306)))
+    store.append(everything[100:200], scores_of(np.arange(100, 200) + 1))
+    pieces = list(store.pieces(bits))
+    assert len(pieces) == 2**bits
+    found = np.concatenate([keys for keys, _ in pieces])
+    order = np.lexsort((everything[:, 1], everything[:, 0]))
+    assert (found == everything[order]).all()
+    assert equal(Scores.concatenated([scores for _, scores in pieces]), scores_of(np.arange(306)[order]))
+
+
+def test_pieces_while_others_compact_and_damage(tmp_path: Path) -> None:
+    """Prevents: an export that ends, or lacks pairs, where another job merges segments under it."""
+    told: list[str] = []
+    store, keys = LogitStore(tmp_path, "n", warn=told.append), keys_of(3000)
+    for start in range(0, 3000, 500):
+        store.append(keys[start : start + 500], scores_of(np.arange(start, start + 500)))
+    pieces = store.pieces(4)
+    found = [next(pieces)[0]]
+    assert store.compact() == (6, 1)
+    found += [next(pieces)[0] for _ in range(5)]
+    store.append(keys_of(3001)[3000:], scores_of([1.0]))
+    (tmp_path / "teacher_logits" / "n" / "odd.parquet").write_bytes(b"none")
+    found += [keys for keys, _ in pieces]
+    assert {key.tobytes() for key in np.concatenate(found)} >= {key.tobytes() for key in keys}

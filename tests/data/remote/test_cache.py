@@ -20,7 +20,7 @@ from data.errors import DamagedShard, RunFailed, UserError
 from data.remote import cache as remote
 from data.remote import object_store
 from data.remote.cache import cache_folder, local_file, local_table, local_table_or_file, output_file, output_table
-from data.remote.object_store import RemotePath, is_remote
+from data.remote.object_store import Entry, RemotePath, is_remote
 from data.tables.manifest import MANIFEST_NAME, Manifest, ShardRecord
 from data.tables.shards import describe, shard_name, write_shard
 
@@ -357,3 +357,11 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == Path("/scratch/adam-distillation/remote")
     monkeypatch.setenv("ADAM_REMOTE_CACHE", "~/copies")
     assert cache_folder() == Path("/home/someone/copies")
+
+
+def test_what_a_listing_calls_a_version() -> None:
+    """Prevents: data sets of the hub, whose listings name blobs, copied anew by every command, or taken from a copy of another commit."""
+    listed = {"name": "datasets/owner/name/corpus/0000.parquet", "size": 3, "type": "file", "blob_id": "abc", "lfs": None}
+    assert Entry.of(listed) == Entry("0000.parquet", False, 3, "abc")
+    assert Entry.of({**listed, "ETag": '"of the store"'}).version == "of the store"
+    assert Entry.of({"name": "a/b/", "size": 0, "type": "directory"}) == Entry("b", True, 0, "")

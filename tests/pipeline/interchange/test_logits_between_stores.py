@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data.errors import EXIT_BAD_INPUT
+from data.files.leftovers import this_place
 from data.logits.segment import Scores, as_keys
 from data.logits.store import LogitStore, namespace_note
 from pipeline.cli import app
@@ -247,6 +248,11 @@ def test_files_of_others(tmp_path: Path) -> None:
     declared = {"kind": "imported", "name": "big", "revision": "7", "scores": "logit"}
     assert set(content(tmp_path / "store", digest(declared))) == {A, B, key_of("Q", "é")}
     assert namespace_note(tmp_path / "store", digest(declared)) == {"name": "big", "key": declared}
+    coded = {name: pa.array(columns[name]).dictionary_encode() for name in ("query", "text")}
+    code, said = cache(
+        "import", file_with(tmp_path / "c.parquet", {**columns, **coded}), f"store={tmp_path / 'store'}", "teacher=big", "revision=7"
+    )
+    assert code == 0 and "0 new pairs stored, 3 there already" in said, said
     hexed = file_with(tmp_path / "y.parquet", {"key": [A.hex().upper()], "logit": pa.array([1.0], pa.float16())})
     code, said = cache("import", hexed, f"store={tmp_path / 'store'}", "teacher=big", "revision=7")
     assert code == 0 and "0 new pairs stored, 1 there already" in said, said
@@ -279,6 +285,7 @@ def test_a_lost_note_is_written_again(tmp_path: Path) -> None:
         (["out={0}/text.parquet", f"namespace={NAMESPACE[:8]}"], "is a file of another kind, which is left as it is"),
         (["out={0}/x.parquet", "namespace=zz"], "namespace=zz"),
         (["out={0}/x", "texts=yes"], "texts=yes: expected true or false"),
+        (["out={0}/x", "texst=true"], "texst"),
     ],
 )
 def test_exports_that_cannot_be(tmp_path: Path, words: list[str], said: str) -> None:
@@ -341,3 +348,28 @@ def test_a_killed_import_is_given_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.name for path in (tmp_path / "b" / "teacher_logits").iterdir()] == [NAMESPACE]
     assert cache("import", tmp_path / "x.parquet", f"store={tmp_path / 'b'}")[0] == 0
     assert content(tmp_path / "b") == content(tmp_path / "a")
+
+
+def test_what_a_killed_command_left_goes(tmp_path: Path) -> None:
+    """Prevents: gigabytes of rows on their way that stay for good after a `kill -9`, and pass for a namespace."""
+    fill(tmp_path / "store", pairs(3))
+    place = tmp_path / "store" / "teacher_logits"
+    left = place / f".between.{this_place()}-{2**22 + 5}-0123456789ab.tmp"
+    (left / NAMESPACE).mkdir(parents=True)
+    assert [line for line in cache("stats", f"store={tmp_path / 'store'}")[1].splitlines() if "pairs" in line][1:] == []
+    file_with(tmp_path / "x.parquet", {"key": [A], "logit": [1.0]}, {})
+    assert cache("import", tmp_path / "x.parquet", f"store={tmp_path / 'store'}")[0] == 0
+    assert [path.name for path in place.iterdir()] == [NAMESPACE]
+
+
+def test_by_an_object_store(bucket: Any, tmp_path: Path) -> None:
+    """Prevents: an address that is taken for a folder called `s3:`, in either direction."""
+    fill(tmp_path / "a", pairs(20))
+    code, said = cache("export", f"store={tmp_path / 'a'}", f"out={bucket}/logits")
+    assert code == 0 and f"20 pairs -> {bucket}/logits/{NAMESPACE}.parquet" in said, said
+    for number, address in enumerate((f"{bucket}/logits", f"{bucket}/logits/{NAMESPACE}.parquet")):
+        code, said = cache("import", address, f"store={tmp_path / str(number)}")
+        assert code == 0, said
+        assert content(tmp_path / str(number)) == content(tmp_path / "a")
+    code, said = cache("import", f"{bucket}/nothing", f"store={tmp_path / 'b'}")
+    assert code == EXIT_BAD_INPUT and "has no file *.parquet" in said
