@@ -36,12 +36,12 @@ def run_export(experiment: Experiment, own: Args, *, say: Say) -> None:
         raise unknown_key(f"format={own['format']}", valid=[f"format={name}" for name in names])
     if not own["out"]:
         raise UserError("out=PATH is missing: where the export is to be written")
+    _refuse_options(own)
     if own["format"] == PAIRS:
         from pipeline.interchange.pairs import export_pairs
 
         export_pairs(experiment, own, say=say)
         return
-    _refuse_options(own)
     if is_remote(own["out"]):
         raise UserError(f"out={own['out']}: an export is written to a local folder; give one, and copy it from there")
     planner = Planner(experiment)
@@ -55,7 +55,7 @@ def _refuse_options(own: Args) -> None:
     """Raises UserError for options that the format has no use for: silently passed over they would look obeyed."""
     format = FORMATS.get(own["format"])
     uses = {
-        "missing": False,
+        "missing": own["format"] == PAIRS,
         "draw": format is not None,
         "dark": format is not None and format.holds_texts,
         "negatives": format is not None and format.rectangular,

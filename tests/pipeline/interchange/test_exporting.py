@@ -409,6 +409,7 @@ def test_each_says_whose_it_is(finished: Finished, tmp_path: Path, format: str) 
         ({"format": "tevatron", "negatives": "2"}, "negatives=2 does not go with format=tevatron"),
         ({"format": "pylate", "layout": "margin_mse"}, "layout=margin_mse does not go with format=pylate"),
         ({"missing": "true"}, "missing=true does not go with"),
+        ({"format": "pairs", "draw": "0"}, "draw=0 does not go with format=pairs"),
     ],
 )
 def test_what_cannot_be_is_refused(finished: Finished, tmp_path: Path, options: dict[str, str], words: str) -> None:
