@@ -82,7 +82,7 @@ def test_ids_with_blanks_are_held_where_tabs_are(tmp_path: Path) -> None:
     """Prevents: a collection whose ids hold blanks that cannot leave as TSV, and one that leaves as a broken run."""
     write("tsv", tmp_path / "tsv", OneList(["d 1", "d 2"]))
     assert (tmp_path / "tsv" / "scores.tsv").read_text() == "q\td 1\t0\nq\td 2\t1\n"
-    with pytest.raises(UserError, match="d 1.*format=tsv"):
+    with pytest.raises(UserError, match=r"d 1.*format=tsv"):
         write("trec", tmp_path / "trec", OneList(["d 1", "d 2"]))
 
 
