@@ -113,7 +113,7 @@ class _Export:
         source = SelectedLists(self._stored, self._chosen_draws(), dark, marks)
         options = WriteOptions(scored, self._negatives(), margins=self._margins(scored))
         written = format.write(folder, source, options)
-        said = [*self._notes(source, written), *self._left_out(format, source, written)]
+        said = [*self._notes(format, source, written), *self._left_out(format, source, written)]
         text = card(name, written, teacher=self._teacher, licence=self._licence, said=said)
         (folder / CARD_NAME).write_text(text, encoding="utf-8")
         for line in said:
@@ -140,11 +140,12 @@ class _Export:
             raise UserError("layout=margin_mse is of scores, and these lists have none (teacher.backend=none)")
         return margins
 
-    def _notes(self, source: SelectedLists, written: Written) -> list[str]:
+    def _notes(self, format: Format, source: SelectedLists, written: Written) -> list[str]:
         notes = list(written.notes)
         if not self._teacher:
             notes.append("these lists have no logits (teacher.backend=none): no scores are written")
-        if unlabelled := source.counted[UNLABELLED]:
+        unlabelled = source.counted[UNLABELLED]
+        if unlabelled and "kinds" not in format.no_place:
             notes.append(
                 f"{unlabelled:,} passages of group 1 carry no label, but are among the teacher's best: they stand among the negatives, for "
                 "losses of scores, not of labels"
