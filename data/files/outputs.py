@@ -141,7 +141,8 @@ def new_local_folder(given: str, *, option: str = "out") -> Iterator[Path]:
     if os.path.exists(folder) and not folder.is_dir():
         raise UserError(f"{option}={given} is {kind_of(folder)}; give the name of a new folder")
     try:
-        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        if folder.is_dir() and (names := sorted(os.listdir(folder))):
+            raise UserError(f"{option}={given} is there already and holds {names[0]}; give a new folder, or delete it")
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder.parent, of=folder.name)
         temporary = temporary_name(folder)
@@ -149,8 +150,6 @@ def new_local_folder(given: str, *, option: str = "out") -> Iterator[Path]:
     except OSError as error:
         raise _not_writable(folder.parent, given, error, option=option) from error
     try:
-        if names:
-            raise UserError(f"{option}={given} is there already and holds {names[0]}; give a new folder, or delete it")
         yield temporary
         with contextlib.suppress(FileNotFoundError):
             folder.rmdir()  # an empty one

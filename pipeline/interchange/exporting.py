@@ -85,7 +85,7 @@ class _Export:
         self._teacher = teacher_of(planner)
         self._training = training_of(planner)
         self._draws = int(self._training["draws"])
-        self._licence = own["licence"].strip() or None
+        self._licence = " ".join(own["licence"].split()) or None
 
     def write_own(self, folder: Path) -> None:
         """Everything, in our own layout."""

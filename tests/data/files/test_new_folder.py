@@ -69,6 +69,8 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     for name, words in (("full", "holds mine"), ("file", "is a file"), ("file/below", "is a file, not a folder")):
         with pytest.raises(UserError, match=words), new_local_folder(str(tmp_path / name)):
             pass
+    with pytest.raises(UserError, match="is there already"), new_local_folder("/"):
+        pass
     with pytest.raises(UserError, match="is a device"), new_local_folder("/dev/null"):
         pass
     assert (tmp_path / "full" / "mine").exists() and (tmp_path / "file").read_text() == "text"
