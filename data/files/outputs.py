@@ -145,12 +145,12 @@ def local_new_folder(given: str, *, option: str = "out") -> Iterator[Path]:
     folder = Path(os.path.realpath(given))
     if os.path.exists(folder) and not folder.is_dir():
         raise UserError(f"{option}={given} is {kind_of(folder)}; give the name of a new folder")
-    if folder.is_dir() and (names := sorted(os.listdir(folder))):
-        raise UserError(f"{option}={given} is there already and holds {names[0]}; give a new folder, or delete it")
-    temporary = temporary_name(folder)
     try:
+        if folder.is_dir() and (names := sorted(os.listdir(folder))):
+            raise UserError(f"{option}={given} is there already and holds {names[0]}; give a new folder, or delete it")
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder.parent, of=folder.name)
+        temporary = temporary_name(folder)
         temporary.mkdir()
     except OSError as error:
         raise not_writable(folder.parent, given, error, option=option) from error

@@ -35,12 +35,12 @@ def run_export(experiment: Experiment, own: Args, *, say: Say) -> None:
         raise unknown_key(f"format={own['format']}", valid=[f"format={name}" for name in names])
     if not own["out"]:
         raise UserError("out=PATH is missing: where the export is to be written")
+    _refuse_options(own)
     if own["format"] == PAIRS:
         from pipeline.interchange.pairs import export_pairs
 
         export_pairs(experiment, own, say=say)
         return
-    _refuse_options(own)
     planner = Planner(experiment)
     export = _Export(planner, StoredLists.of(planner), own, say)
     with new_output_folder(expanded(own["out"], key="out")) as folder:
@@ -52,7 +52,7 @@ def _refuse_options(own: Args) -> None:
     """Raises UserError for options that the format has no use for: silently passed over they would look obeyed."""
     format = FORMATS.get(own["format"])
     uses = {
-        "missing": False,
+        "missing": own["format"] == PAIRS,
         "draw": format is not None,
         "dark": format is not None and format.holds_texts,
         "negatives": format is not None and format.rectangular,
@@ -82,7 +82,7 @@ class _Export:
         self._teacher = teacher_of(planner)
         self._training = training_of(planner)
         self._draws = int(self._training["draws"])
-        self._licence = own["licence"].strip() or None
+        self._licence = " ".join(own["licence"].split()) or None
 
     def write_own(self, folder: Path) -> None:
         """Everything, in our own layout."""
@@ -110,7 +110,7 @@ class _Export:
         source = SelectedLists(self._stored, self._chosen_draws(), dark, marks)
         options = WriteOptions(scored, self._negatives(), margins=self._margins(scored))
         written = format.write(folder, source, options)
-        said = [*self._notes(source, written), *self._left_out(format, source, written)]
+        said = [*self._notes(format, source, written), *self._left_out(format, source, written)]
         text = card(name, written, teacher=self._teacher, licence=self._licence, said=said)
         (folder / CARD_NAME).write_text(text, encoding="utf-8")
         for line in said:
@@ -137,11 +137,12 @@ class _Export:
             raise UserError("layout=margin_mse is of scores, and these lists have none (teacher.backend=none)")
         return margins
 
-    def _notes(self, source: SelectedLists, written: Written) -> list[str]:
+    def _notes(self, format: Format, source: SelectedLists, written: Written) -> list[str]:
         notes = list(written.notes)
         if not self._teacher:
             notes.append("these lists have no logits (teacher.backend=none): no scores are written")
-        if unlabelled := source.counted[UNLABELLED]:
+        unlabelled = source.counted[UNLABELLED]
+        if unlabelled and "kinds" not in format.no_place:
             notes.append(
                 f"{unlabelled:,} passages of group 1 carry no label, but are among the teacher's best: they stand among the negatives, for "
                 "losses of scores, not of labels"

@@ -97,7 +97,9 @@ def test_sentence_transformers_trains_on_it(
     from sentence_transformers.sentence_transformer import losses
     from torch import nn
 
-    data = load_dataset(str(export("sentence-transformers", *options)), split="train", cache_dir=str(tmp_path / "cache"))
+    folder, cache = str(export("sentence-transformers", *options)), str(tmp_path / "cache")
+    data = load_dataset(folder, split="train", cache_dir=cache)
+    assert len(load_dataset(folder, "lists", split="train", cache_dir=cache)) == len(data)
     rows = stored_rows(finished.store, dark=dark)
     model = SentenceTransformer(str(models.student), device="cpu")
     for module in model.modules():

@@ -68,6 +68,8 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     for name, words in (("full", "holds mine"), ("file", "is a file"), ("file/below", "is a file, not a folder")):
         with pytest.raises(UserError, match=words), local_new_folder(str(tmp_path / name)):
             pass
+    with pytest.raises(UserError, match="is there already"), local_new_folder("/"):
+        pass
     with pytest.raises(UserError, match="is a device"), local_new_folder("/dev/null"):
         pass
     assert (tmp_path / "full" / "mine").exists() and (tmp_path / "file").read_text() == "text"

@@ -46,6 +46,7 @@ def write_trec(folder: Path, source: ListSource, options: WriteOptions) -> Writt
     written = Written()
     with _opened(folder, "lists.trec", "qrels.trec") as (run, qrels):
         for one in _records(source, written, texts=False):
+            _refuse_ids(one, blanks=False)
             ranked = sorted(zip(one.ids, one.logits, strict=True), key=lambda entry: (-entry[1], entry[0]))
             run.write(run_lines(one.query_id, ranked, tag=TAG, path=folder / "lists.trec"))
             qrels.writelines(f"{one.query_id} 0 {doc_id} 1\n" for doc_id in _positives(one))
@@ -57,7 +58,7 @@ def write_tsv(folder: Path, source: ListSource, options: WriteOptions) -> Writte
     written = Written()
     with _opened(folder, "scores.tsv", "qrels.tsv") as (scores, qrels):
         for one in _records(source, written, texts=False):
-            _refuse_tabs(one)
+            _refuse_ids(one, blanks=True)
             entries = zip(one.ids, one.logits, strict=True)
             scores.writelines(f"{one.query_id}\t{doc_id}\t{logit:.9g}\n" for doc_id, logit in entries)
             qrels.writelines(f"{one.query_id}\t{doc_id}\t1\n" for doc_id in _positives(one))
@@ -78,7 +79,7 @@ def write_beir(folder: Path, source: ListSource, options: WriteOptions) -> Writt
             corpus.writelines(_line(_id=ids[place], title="", text=texts[place]) for place in new)
             written.counts["passages"] += len(new)
             for one in piece:
-                _refuse_tabs(one)
+                _refuse_ids(one, blanks=True)
                 queries.write(_line(_id=one.query_id, text=one.query))
                 qrels.writelines(f"{one.query_id}\t{doc_id}\t1\n" for doc_id in _positives(one))
     return written
@@ -98,10 +99,12 @@ def _positives(one: QueryRecord) -> Iterator[str]:
     return itertools.compress(one.ids, one.positive)
 
 
-def _refuse_tabs(one: QueryRecord) -> None:
+def _refuse_ids(one: QueryRecord, *, blanks: bool) -> None:
+    """Raises UserError for an id that a line of columns cannot hold; `blanks`: whether it may have some inside."""
     for found in (one.query_id, *one.ids):
-        if not found or found != found.strip() or any(sign in found for sign in "\t\n\r"):
-            raise UserError(f"the id {found!r} cannot stand between tabs; choose a format of JSON or Parquet, such as format=tevatron")
+        if not found or found != found.strip() or any(sign.isspace() and not (blanks and sign == " ") for sign in found):
+            other = "choose a format of JSON or Parquet, such as format=tevatron" if blanks else "choose another format, such as format=tsv"
+            raise UserError(f"the id {found!r} cannot be a column of a line; {other}")
 
 
 def _records(source: ListSource, written: Written, *, texts: bool) -> Iterator[QueryRecord]:

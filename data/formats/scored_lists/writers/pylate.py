@@ -1,4 +1,4 @@
-"""PyLate (1.6): parts `train` (query_id, document_ids, scores, positive_ids), `queries` (query_id, text), `documents` (document_id, text).
+"""PyLate (1.6): `train` (query_id, document_ids, scores, positive_ids), `queries` (query_id, text) and `documents` (document_id, text).
 
 Its `utils.KDProcessing` puts the texts in for the ids and cuts a list to its first `n_ways`; its collator makes one matrix of a batch's
 scores (`pylate/utils/collator.py`), so all lists have one length, the positive first. It passes over columns with `_id` in their names, and
