@@ -25,6 +25,7 @@ from pipeline.opening import open_once
 from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
 from pipeline.progress import Progress
 from pipeline.scoring import reading_lengths
+from pipeline.scoring.agreement import compare_with_imported
 from pipeline.scoring.cost import estimate_cost
 from pipeline.scoring.missing_pairs import refuse_missing
 from pipeline.stage import Say, Stored, Table
@@ -118,6 +119,9 @@ def _build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, sa
         note_device(plan.folder, models.experiment.runner.device, option="runner.device", begun=len(stale) < plan.shard_count)
     if table.scores_pairs_of:
         _say_what_is_scored(models, plan.inputs[table.scores_pairs_of], stale, label=table.label, say=say)
+        if models.teacher.completes is not None:
+            paths = [str(plan.inputs[table.scores_pairs_of].paths()[shard].absolute()) for shard in stale]
+            say(f"{table.label:<16} {executor.ask(compare_with_imported, models, paths)}")
     tasks = [
         ShardTask(
             label=table.label,

@@ -184,6 +184,9 @@ class Teacher(Section):
     file: str | None = execution(None, "under onnx: the graph in the model's folder; null: model.onnx, onnx/model.onnx or the only one")
     http: HttpServer = HttpServer()
     imported: ImportedScores = ImportedScores()
+    completes: str | None = execution(
+        None, "NAME or NAME@REVISION of a declared teacher: its imported logits stand for this teacher's own, which scores what they lack"
+    )
     compile: bool = execution(False, "torch.compile, under torch; its start takes half a minute a worker")
     segment_pairs: int = execution(2048, "rows of a window, whose new pairs are one segment; a kill loses at most two windows", ge=1)
     batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)

@@ -38,7 +38,7 @@ from data.logits.lookup import Requested
 from data.logits.segment import Keys, Scores
 from data.remote.cache import local_file
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
-from pipeline.interchange.pairs import AskedTables
+from pipeline.interchange.asked_tables import AskedTables
 from pipeline.plan import Planner
 from pipeline.scoring.dedup import first_occurrence
 from pipeline.scoring.requested_pairs import store_of

@@ -1,4 +1,4 @@
-"""`prep export format=pairs`: the pairs that an experiment asks of its teacher, for any engine that scores them elsewhere.
+"""`prep export format=pairs` and `prep import format=pairs`: the pairs that an experiment asks of its teacher, for any engine elsewhere.
 
     out=FILE.jsonl      {"key": "<32 hex digits>", "query": ..., "text": ...} a line
     out=FILE.parquet    the same columns
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,42 +27,19 @@ from data.files.paths import expanded
 from data.logits.segment import Keys
 from data.remote.cache import output_file
 from data.tables.shards import atomic_path, read_row_groups
-from pipeline.plan import Planner, tables
+from pipeline.interchange.answers import import_pairs
+from pipeline.interchange.asked_tables import AskedTables
+from pipeline.plan import Planner
 from pipeline.scoring.dedup import first_occurrence
 from pipeline.scoring.requested_pairs import RequestedPairs, store_of, texts_of_rows
-from pipeline.stage import Say, Stored
+from pipeline.stage import Say
 from retrieval.teachers.base import with_plain_marks
+
+__all__ = ["export_pairs", "import_pairs"]
 
 PAIRS = pa.schema([("key", pa.string()), ("query", pa.string()), ("text", pa.string())])
 _KINDS: dict[str, Kind] = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 Write = Callable[[pa.Table], None]
-
-
-@dataclass(frozen=True)
-class AskedTables:
-    """The complete tables whose rows the teacher scores, and those that are not complete yet. All have the same shards."""
-
-    complete: list[Stored]
-    waiting: list[str] = field(default_factory=list)  # labels
-
-    @staticmethod
-    def of(planner: Planner) -> AskedTables:
-        """Those of an experiment. Raises UserError where it has no teacher, or none of them is complete."""
-        labels = [table.scores_pairs_of for table in tables(planner.experiment) if table.scores_pairs_of]
-        by_label = {table.label: table for table in tables(planner.experiment)}
-        if not labels:
-            raise UserError("format=pairs: nothing is asked of a teacher here (see teacher.backend and lists.path)")
-        plans = {label: planner.plan(by_label[label]) for label in dict.fromkeys(labels)}
-        complete = [plan.stored for plan in plans.values() if plan.complete]
-        if not complete:
-            stages = " and ".join(dict.fromkeys(f"stage={label.split('.')[0]}" for label in plans))
-            raise UserError(f"format=pairs: which pairs are asked for is not known yet: prep run {stages} first")
-        return AskedTables(complete, [label for label, plan in plans.items() if not plan.complete])
-
-    def shards(self, planner: Planner) -> Iterator[tuple[list[Path], list[RequestedPairs]]]:
-        """Shard by shard the files, and the pairs that they ask for. Equal queries lie in one shard, so no pair is in two."""
-        for paths in zip(*(stored.paths() for stored in self.complete), strict=True):
-            yield list(paths), [RequestedPairs.read(path, planner.models.teacher_marks) for path in paths]
 
 
 def export_pairs(experiment: Experiment, own: Args, *, say: Say) -> None:

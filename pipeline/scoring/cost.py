@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.config.settings import Experiment
 from data.tables.shards import read_row_groups
-from pipeline.scoring.requested_pairs import RequestedPairs, open_teacher, store_of, texts_of_rows
+from pipeline.scoring.requested_pairs import RequestedPairs, look_up, open_teacher, texts_of_rows
 from pipeline.stage import Stored
 from retrieval.models.marks import Marks
 from retrieval.models.resolved import ResolvedModels
@@ -41,11 +41,11 @@ class Cost:
 
 def estimate_cost(models: ResolvedModels, candidates: Stored, shards: Sequence[int], *, warn: Callable[[str], None] = print) -> Cost:
     """Count the pairs of the shards against the logit store. Reads every text, and the store once; loads no model."""
-    store = store_of(models, warn=warn)
     paths = [candidates.paths()[shard] for shard in shards]
     marks = models.teacher_marks
     requested = [RequestedPairs.read(path, marks) for path in paths]
-    missing = np.isnan(store.lookup(np.concatenate([pairs.keys for pairs in requested])).logits)
+    known, _ = look_up(models, np.concatenate([pairs.keys for pairs in requested]), warn=warn)
+    missing = np.isnan(known.logits)
     sample: list[Pair] = []
     start = 0
     for path, pairs in zip(paths, requested, strict=True):

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.digests import pair_key
-from data.logits.segment import Keys, as_keys
+from data.logits.segment import Keys, Scores, as_keys
 from data.logits.store import LogitStore
 from data.tables.shards import group_rows, read_row_groups
 from pipeline.scoring.dedup import first_occurrence
@@ -31,6 +31,17 @@ def open_teacher(models: ResolvedModels) -> PreparingTeacher:
 def store_of(models: ResolvedModels, *, warn: Callable[[str], None]) -> LogitStore:
     """The teacher's namespace of the experiment's logit store."""
     return LogitStore(Path(models.experiment.store), models.namespace, warn=warn)
+
+
+def look_up(models: ResolvedModels, keys: Keys, *, warn: Callable[[str], None]) -> tuple[Scores, NDArray[np.bool_]]:
+    """(what is known of the pairs, which of it [n] is of an imported teacher that this one completes, and not stored as its own yet)."""
+    known = store_of(models, warn=warn).lookup(keys)
+    adopted = np.zeros(len(keys), bool)
+    if (declared := models.teacher.completes) is not None:
+        unknown = np.flatnonzero(np.isnan(known.logits))
+        known.put(unknown, LogitStore(Path(models.experiment.store), declared.namespace, warn=warn).lookup(keys[unknown]))
+        adopted[unknown] = ~np.isnan(known.logits[unknown])
+    return known, adopted
 
 
 @dataclass(frozen=True)

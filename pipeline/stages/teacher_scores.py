@@ -25,7 +25,7 @@ from data.logits.segment import Keys, Scores
 from data.logits.store import LogitStore
 from data.tables import schemas
 from data.tables.shards import ROW_GROUP_ROWS, ShardWriter, read_row_groups
-from pipeline.scoring.requested_pairs import RequestedPairs, open_teacher, store_of, texts_of_rows
+from pipeline.scoring.requested_pairs import RequestedPairs, look_up, open_teacher, store_of, texts_of_rows
 from pipeline.stage import StageContext, Table
 from retrieval.compute.allocator import tune_allocator
 from retrieval.compute.prefetch import ahead, behind
@@ -47,7 +47,9 @@ def _build(context: StageContext) -> None:
     assert context.table.scores_pairs_of is not None
     path = context.inputs[context.table.scores_pairs_of].paths()[context.shard]
     requested = RequestedPairs.read(path, models.teacher_marks)
-    known = store.lookup(requested.keys)
+    known, adopted = look_up(models, requested.keys, warn=context.warn)
+    if adopted.any():  # for good: what is imported later changes nothing that was made of these
+        store.append(requested.keys[adopted], known.take(np.flatnonzero(adopted)))
     missing = np.isnan(known.logits)
     cached = int((~missing).sum())
     context.report("cached", cached)

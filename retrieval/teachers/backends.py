@@ -36,7 +36,7 @@ from retrieval.teachers.base import (
 )
 from retrieval.teachers.cross_encoder import resolve_cross_encoder, resolve_graph
 from retrieval.teachers.http.teacher import resolve_http
-from retrieval.teachers.imported import resolve_imported
+from retrieval.teachers.imported import completing, resolve_imported
 
 
 def _no_teacher(teacher: settings.Teacher, *, device: str) -> TeacherSpec:
@@ -64,13 +64,13 @@ def resolve_teacher(teacher: settings.Teacher, *, device: str, store: Path | Non
     found = _REGISTRY.get(teacher.backend, setting="teacher.backend")
     for name in ("template", "instruction", "answers", "label", "http", "imported"):
         given = getattr(teacher, name) != settings.Teacher.model_fields[name].default
-        if given and name not in _READ.get(teacher.backend, ()):
+        if given and name not in _READ.get(teacher.backend, ()) and not (name == "imported" and teacher.completes):
             raise UserError(f"teacher.{name} is given, which teacher.backend={teacher.backend} does not read; leave it out")
     if is_import_path(teacher.backend):
-        return PluginSpec(teacher)
+        return completing(PluginSpec(teacher), teacher)
     of_store = {"store": store} if teacher.backend == "imported" else {}
     spec: TeacherSpec = found(teacher, device=device, **of_store)
-    return spec
+    return completing(spec, teacher)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from data.config import settings
 from data.digests import DigestCache, json_digest
+from data.logits.declared import DeclaredTeacher
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
 from retrieval.model_files.files import tokenizer_digest
 from retrieval.teachers.pair_template import PairText
@@ -97,6 +98,7 @@ class TeacherSpec(ABC):
     template: PairText | None = None  # what stands around a pair
     is_remote: bool = False  # a server scores: it may be another one at each run, at another speed and price
     reads_texts: bool = True  # False: there are no logits but those of the store
+    completes: DeclaredTeacher | None = None  # whose imported logits stand for its own
 
     @property
     def tokenizer_digest(self) -> str:

@@ -23,6 +23,7 @@ from data.errors import RunFailed, UserError
 from data.logits.declared import DeclaredTeacher
 from data.logits.store import LogitStore, namespace_note, namespaces
 from retrieval.teachers.base import WORDS, OnBatch, Pair, PreparedPairs, PreparingTeacher, TeacherSettings, TeacherSpec, ignore_batch
+from retrieval.teachers.pair_template import PairText
 
 NAMESPACE = "namespace:"  # before the start of a namespace, in place of a name
 FIRST_REVISION = "1"  # of a declared teacher that names none
@@ -100,6 +101,64 @@ class ImportedTeacher(PreparingTeacher):
             f"{len(prepared.pairs):,} pairs have no logit of teacher.model={self._spec.name} any more, the first is {query[:60]!r} with "
             f"{text[:60]!r}: were logits deleted meanwhile? Start the same command again"
         )
+
+
+@dataclass(frozen=True)
+class CompletingSpec(TeacherSpec):
+    """A teacher that reads texts, of which the user says that imported logits are its own: together they have a namespace of theirs."""
+
+    own: TeacherSpec
+    completes: DeclaredTeacher
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Of both."""
+        return f"{self.own.name}, beside imported logits of {self.completes.name}@{self.completes.revision}"
+
+    @property
+    def folder(self) -> Path | None:
+        """Of its files, where it has some."""
+        return getattr(self.own, "folder", None)
+
+    @property
+    def tokenizer_folder(self) -> Path | None:  # type: ignore[override]
+        """As the teacher's own."""
+        return self.own.tokenizer_folder
+
+    @property
+    def template(self) -> PairText | None:  # type: ignore[override]
+        """As the teacher's own."""
+        return self.own.template
+
+    @property
+    def is_remote(self) -> bool:  # type: ignore[override]
+        """As the teacher's own."""
+        return self.own.is_remote
+
+    def key(self, digests: DigestCache) -> dict[str, Any]:
+        """The teacher's own, and whose logits stand beside."""
+        return {**self.own.key(digests), "completes": self.completes.namespace}
+
+    def notes(self) -> list[str]:
+        """The teacher's own."""
+        return self.own.notes()
+
+    def open(self, given: TeacherSettings) -> PreparingTeacher:
+        """The teacher that scores what is missing."""
+        return self.own.open(given)
+
+
+def completing(spec: TeacherSpec, teacher: settings.Teacher) -> TeacherSpec:
+    """The teacher, beside the imported logits that `teacher.completes` names, if it does. Raises UserError where no name is given."""
+    if teacher.completes is None:
+        return spec
+    name, _, revision = teacher.completes.rpartition("@") if "@" in teacher.completes else (teacher.completes, "", FIRST_REVISION)
+    if not name or not revision or not spec.reads_texts:
+        raise UserError(
+            f"teacher.completes={teacher.completes}: expected NAME or NAME@REVISION of a declared teacher, beside a teacher that reads "
+            "texts (backend=torch, onnx, http or your own)"
+        )
+    return CompletingSpec(spec, DeclaredTeacher(name, revision, teacher.imported.scores))
 
 
 def resolve_imported(teacher: settings.Teacher, *, device: str, store: Path | None = None) -> ImportedSpec:

@@ -25,8 +25,7 @@ from data.logits.declared import DeclaredTeacher
 from data.logits.segment import as_keys
 from data.logits.store import LogitStore
 from data.tables.shards import read_shard
-from pipeline.interchange.answers import import_pairs
-from pipeline.interchange.pairs import export_pairs
+from pipeline.interchange.pairs import export_pairs, import_pairs
 
 Prep = Callable[..., list[str]]
 NAMED: dict[str, Any] = {

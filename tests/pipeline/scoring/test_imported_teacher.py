@@ -190,6 +190,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two namespaces": ({"teacher.model": "namespace:"}, "is the start of 2 namespaces: give more of it"),
     "a namespace and a revision": ({"teacher.model": "namespace:{0}", "teacher.revision": "3"}, "teacher.revision=3: .* leave it out"),
     "a lost note": ({"teacher.model": "namespace:ff"}, "its namespace.json is lost or damaged"),
+    "nothing to complete": ({"teacher.completes": "other"}, "beside a teacher that reads texts"),
     "no logits of that name": (
         {},
         r"no logits of teacher.model=lab/big reranker: it has those of .*\(other, revision=1, scores=logit\).*prep import FILE",
@@ -244,3 +245,47 @@ def test_logits_that_go_while_they_are_read(plain: Path, tmp_path: Path, tiny_ex
         prep_run(config)
     assert not list(store.glob("teacher_scores/*/*.parquet"))
     assert np.isfinite(list(logits_of_pools(plain).values())).all()
+
+
+@pytest.mark.medium
+def test_a_teacher_completes_what_was_imported(
+    plain: Path, tmp_path: Path, tiny_experiment: Any, prep_run: Prep, count_scored: list[int]
+) -> None:
+    """Prevents: pairs paid for that were imported; a table that changes when more is imported; logits under the teacher's own name."""
+    config, store = tiny_experiment(tmp_path, **{"teacher.completes": "lab/big reranker@7"}), tmp_path / "store"
+    declared = DeclaredTeacher("lab/big reranker", "7")
+    given = {pair: logit + 0.01 for pair, logit in logits_of_pools(plain).items()}
+    put_logits(store, given, declared)
+    lines = prep_run(config)
+    assert any("32 imported logits differ from the teacher's own by at most 0.01" in line for line in lines)
+    found = scored(store, "teacher_scores", "dark_examples/*/*.parquet")
+    of_import = {pair for pair in found if pair in given}
+    assert of_import and all(found[pair] == np.float32(given[pair]) for pair in of_import)
+    assert sum(count_scored) == 32 + len(found) - len(of_import), "those that are compared, and those that are missing"
+    namespaces = {path.name for path in (store / "teacher_logits").iterdir()}
+    own = ResolvedModels(load({"config": str(config), "teacher.completes": "null"}))
+    assert len(namespaces) == 2 and own.namespace not in namespaces
+
+    before = {path.name: path.read_bytes() for path in store.glob("teacher_scores/*/*.parquet")}
+    shutil.rmtree(store / "teacher_scores")
+    shutil.rmtree(store / "teacher_logits" / declared.namespace)
+    count_scored.clear()
+    prep_run(config)
+    assert {path.name: path.read_bytes() for path in store.glob("teacher_scores/*/*.parquet")} == before and not count_scored
+
+
+@pytest.mark.medium
+def test_logits_of_another_teacher_are_not_completed(plain: Path, tmp_path: Path, tiny_experiment: Any, prep_run: Prep) -> None:
+    """Prevents: the logits of two teachers in one list."""
+    config, store = tiny_experiment(tmp_path, **{"teacher.completes": "lab/big reranker"}), tmp_path / "store"
+    put_logits(store, {pair: logit + 0.5 for pair, logit in logits_of_pools(plain).items()})
+    with pytest.raises(UserError, match="they are not the logits of one teacher"):
+        prep_run(config)
+    assert not list(store.glob("teacher_scores/*/*.parquet"))
+    for name in ("@1", "lab@", ""):
+        with pytest.raises(UserError, match="expected NAME or NAME@REVISION"):
+            _ = ResolvedModels(load({"config": str(config)}).model_copy(update={"teacher": _completing(config, name)})).teacher
+
+
+def _completing(config: Path, name: str) -> Any:
+    return load({"config": str(config)}).teacher.model_copy(update={"completes": name})
