@@ -25,6 +25,9 @@ HOMES = {
     "typer": {f"{room}/cli.py" for room in ROOMS},
     "fsspec": {"data/remote/object_store.py"},
     "httpx2": {"retrieval/teachers/http/client.py"},
+    "wandb": {"trainer/reporting/trackers/wandb.py", "trainer/reporting/trackers/wandb_files.py"},
+    "mlflow": {"trainer/reporting/trackers/mlflow.py"},
+    "trackio": {"trainer/reporting/trackers/trackio.py"},
 }
 
 

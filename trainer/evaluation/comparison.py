@@ -32,10 +32,14 @@ class DevComparison:
 def compared_with_start(run: TrainingRun) -> DevComparison | None:
     """Open the first student again and compare. All processes take part.
 
+    The training is over: its gradients and moments make room for a second model.
+
     None without a dev set, and where the first student's files are not what they were when the run began.
     """
     if run.dev is None or not run.processes.any(run.processes.first and _start_is_there(run)):
         return None
+    run.optimizer.zero_grad(set_to_none=True)
+    run.optimizer.state.clear()
     after = _judged(run, run.model, run.dev)
     before = _judged(run, run.task.open(), run.dev)
     metrics = compare(before, after, permutations=_PERMUTATIONS)
