@@ -1,4 +1,4 @@
-"""docs/extending.md: its four examples, taken from the page, do what the page says."""
+"""docs/extending.md: its five examples, taken from the page, do what the page says."""
 
 from __future__ import annotations
 
@@ -36,10 +36,17 @@ def overrides() -> dict[str, str]:
     return {name: value for block in SETTINGS for name, value in flat(block).items()}
 
 
-def test_the_page_has_four_examples() -> None:
+def test_the_page_has_five_examples() -> None:
     """Prevents: a block that another fence or first line hides from the tests below."""
-    assert sorted(FILES) == [f"mylab/{name}.py" for name in ("losses", "samplers", "sources", "teachers")]
-    named = ["train.objective.distillation", "hard_negatives.sampler", "hard_negatives.source", "teacher.backend", "teacher.model"]
+    assert sorted(FILES) == [f"mylab/{name}.py" for name in ("losses", "samplers", "sources", "teachers", "trackers")]
+    named = [
+        "train.objective.distillation",
+        "hard_negatives.sampler",
+        "hard_negatives.source",
+        "teacher.backend",
+        "teacher.model",
+        "train.tracker",
+    ]
     assert list(overrides()) == named
 
 
@@ -91,3 +98,17 @@ def test_the_teacher(plugin_folder: Callable[..., Path]) -> None:
     teacher = Teacher(backend=overrides()["teacher.backend"], model="words")
     opened = resolve_teacher(teacher, device="cpu").open(TeacherSettings.of(teacher, device="cpu", threads=1))
     assert opened.score([("a b", "A c"), ("a b", "b a")]).tolist() == [0.0, 5.0]
+
+
+def test_the_tracker(plugin_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Prevents: an example that the protocol of trackers does not take, or that loses what an earlier start has written."""
+    from data.config.settings import Train
+    from trainer.reporting.trackers.tracking import Tracking
+
+    plugin_folder(FILES)
+    for done, step in [(0, 1), (1, 2)]:
+        layer = Tracking(Train(tracker=overrides()["train.tracker"], output=str(tmp_path)), rows=lambda after: [], note=print)
+        layer.start(config={}, step=done)
+        layer.log(step, {"train/loss": 0.5 / step})
+        layer.finish()
+    assert (tmp_path / "loss.csv").read_bytes() == b"1,0.5\r\n2,0.25\r\n"

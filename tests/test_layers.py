@@ -32,6 +32,9 @@ HOMES = {
         "data/formats/scored_lists/hub.py",
         "trainer/saving/push.py",
     },
+    "wandb": {"trainer/reporting/trackers/wandb.py", "trainer/reporting/trackers/wandb_files.py"},
+    "mlflow": {"trainer/reporting/trackers/mlflow.py"},
+    "trackio": {"trainer/reporting/trackers/trackio.py"},
 }
 
 

@@ -1,6 +1,7 @@
 """The training run: open what the experiment names, take the steps, save the student.
 
 OUTPUT/run.json  checkpoints/  metrics.jsonl  tensorboard/      while it runs, and running.json: see `trainer.saving.folder_lock`
+OUTPUT/tracker.json                                             in place of tensorboard/: see `trainer.reporting.trackers.tracking`
 OUTPUT/best/                                                    with dev sets: the student of the best evaluation so far
 OUTPUT/student/, or another train.task's name                   at the end: a sentence-transformers folder, or a cross-encoder's
 OUTPUT/result.json                                              written last: the run is finished

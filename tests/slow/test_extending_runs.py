@@ -54,6 +54,8 @@ def test_the_examples_are_used_by_prep_and_train(
     done("train", "run", f"shards={done('prep', 'path', 'stage=shards')}")
     key = json.loads((tmp_path / "train" / "run.json").read_text())
     assert '"plugin": "mylab.losses:rank_net"' in json.dumps(key)
+    steps = [line.split(",")[0] for line in (tmp_path / "train" / "loss.csv").read_text().splitlines()]
+    assert steps == [str(json.loads(line)["step"]) for line in (tmp_path / "train" / "metrics.jsonl").read_text().splitlines()]
     assert "would build" not in done("prep", "plan")
     (tmp_path / "mylab" / "samplers.py").write_text(FILES["mylab/samplers.py"].replace("version = 1", "version = 2"))
     planned = done("prep", "plan")

@@ -33,12 +33,16 @@ class DevComparison:
 def compared_with_start(run: TrainingRun) -> tuple[DevComparison, ...]:
     """Open the first student again and compare on each dev set. All processes take part.
 
-    Empty without a dev set, and where the first student's files are not what they were when the run began.
+    The training is over: its gradients and moments make room for a second model. Empty without a dev set, and where the first student's
+    files are not what they were when the run began.
     """
     if not run.dev or not run.processes.any(run.processes.first and _start_is_there(run)):
         return ()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.optimizer.state.clear()
+    after = [_judged(run, run.model, dev) for dev in run.dev]
     start = run.task.open()
-    return tuple(_compared(dev, _judged(run, start, dev), _judged(run, run.model, dev)) for dev in run.dev)
+    return tuple(_compared(dev, _judged(run, start, dev), mine) for dev, mine in zip(run.dev, after, strict=True))
 
 
 def _compared(dev: DevSet, before: Evaluation, after: Evaluation) -> DevComparison:

@@ -1,4 +1,4 @@
-"""Checkpoints, output folders, and their rehearsal before any step.
+"""Checkpoints, output folders, their rehearsal before any step; model cards, and a model's way to the hub.
 
 Not here: when they are written (`trainer/loop.py`).
 """

@@ -6,6 +6,7 @@ paths. A card that a person has changed is kept.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -203,7 +204,7 @@ def _table_of(one: DevComparison, *, several: bool) -> list[str]:
 
 
 def _training(run: TrainingRun) -> str:
-    settings = yaml.safe_dump(run.key, sort_keys=True, allow_unicode=True, width=120)
+    settings = yaml.safe_dump(json.loads(json.dumps(run.key)), sort_keys=True, allow_unicode=True, width=120)
     early = ", where the dev set saw nothing better any more" if run.stopped_early else ""
     what = f"recipe `{run.experiment.train.recipe}`" if run.experiment.train.task == "student" else f"task `{run.experiment.train.task}`"
     versions = ", ".join(f"{package} {_version(package)}" for package in _PACKAGES)

@@ -61,7 +61,9 @@ class MlflowTracker:
 
 
 def _allowed(name: str) -> str:
-    return re.sub(r"[^\w\-. :/]", "_", name)
+    """Without what MLflow refuses, and with one slash at most: a folder keeps a metric in a file, which has nothing below it."""
+    group, slash, rest = re.sub(r"[^\w\-. :/]", "_", name).partition("/")
+    return f"{group}{slash}{rest.replace('/', '_')}"
 
 
 def _text(value: Any) -> str:

@@ -22,6 +22,7 @@ from trainer.loop import train
 from trainer.reporting import metrics
 from trainer.reporting.trackers import tracking
 from trainer.reporting.trackers.base import RunInfo, flat
+from trainer.reporting.trackers.mlflow import _allowed
 from trainer.reporting.trackers.tracking import Tracking, make_tracker
 
 
@@ -281,6 +282,13 @@ def test_wandb_online_tells_by_its_first_step(tmp_path: Path, monkeypatch: pytes
     run.offline = True
     assert WandbTracker().start(info) is None
     assert (said["id"], said["resume"], said["project"], said["name"], said["config"]) == (info.id, "allow", "ours", "mine", {"seed": 0})
+
+
+def test_names_of_mlflow_are_files_beside_each_other() -> None:
+    """Prevents: `MRR@10` and `MRR@10/64` of one step, of which a folder of MLflow's can hold one alone."""
+    names = ["train/loss", "dev/MRR@10", "dev/MRR@10/64", "dev/Näno x/nDCG@10", "train.learning_rate", "a|b"]
+    given = [_allowed(name) for name in names]
+    assert given == ["train/loss", "dev/MRR_10", "dev/MRR_10_64", "dev/Näno x_nDCG_10", "train.learning_rate", "a_b"]
 
 
 def test_flat_names() -> None:
