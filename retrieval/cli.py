@@ -1,4 +1,4 @@
-"""The command `retrieve`: encode, index, search, rerank, evaluate, compare, query. All arguments are `key=value`; files may be on s3://."""
+"""The command `retrieve`: encode, index, search, rerank, evaluate, compare, merge, query. All arguments are `key=value`; files may be on s3://."""
 
 from __future__ import annotations
 
@@ -323,6 +323,27 @@ def compare(args: FileArgs) -> None:
 
     before, after = _evaluated(_qrels(args), {name: _run(args, name) for name in ("before", "after")}, args)
     print_comparison(compare_runs(before, after, seed=args.number("seed"), permutations=permutations), before, after)
+
+
+@_command("models", "out", weights="", threads="0")
+def merge(args: FileArgs) -> None:
+    """The mean of several checkpoints of one architecture: students, or cross-encoders.
+
+    models=A,B[,C] out=FOLDER, a new one [weights=0.5,0.5]. Each A is a folder or a hub id. Computed in float64, saved as the first one is,
+    and opened as that. Other shapes, tokenizers, modules, poolings or prompts are refused; merge LoRA adapters into their base first.
+    """
+    from retrieval.merging.merge import merge as merge_models
+    from retrieval.merging.merge import plan_merge
+
+    plan = plan_merge(args["models"], args["weights"], note=_note)
+    threads = _threads(args)
+    with args.new_folder("out") as out:
+        import torch
+
+        torch.set_num_threads(threads)
+        count = merge_models(plan, out)
+    shares = ", ".join(f"{weight:.4g} of {model.name}" for model, weight in zip(plan.models, plan.weights, strict=True))
+    print(f"{count:,} tensors: {shares}; in {args['out']}")
 
 
 @_command(

@@ -49,7 +49,8 @@ def evaluate_collections(args: FileArgs, *, threads: int, note: Callable[[str], 
 
     spec = resolve_student(student)
     members = find_suite(args["collections"], splits=args["split"], note=note)
-    note(f"{len(members)} collections; texts up to {spec.query_tokens} tokens (queries) and {spec.passage_tokens} (passages)")
+    count = "1 collection" if len(members) == 1 else f"{len(members)} collections"
+    note(f"{count}; texts up to {spec.query_tokens} tokens (queries) and {spec.passage_tokens} (passages)")
     import torch
 
     from retrieval.evaluation.over_collections import evaluate_collections

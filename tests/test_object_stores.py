@@ -95,6 +95,17 @@ def test_evaluation_over_collections(
     assert not [name for name in bucket.objects("own") if "vectors" in name]
 
 
+def test_a_merged_model_on_the_store(bucket: Any, tmp_path: Path, models: Any, contents: Any) -> None:
+    """Prevents: a model that stays on this machine, or one of which another was half overwritten."""
+    from retrieval.cli import main
+
+    words = ["merge", f"models={models.student},{models.student}"]
+    assert called(main, *words, f"out={bucket}/merged") == 0
+    assert called(main, *words, f"out={tmp_path / 'merged'}") == 0
+    assert bucket.objects("merged") == contents(tmp_path / "merged")
+    assert called(main, *words, f"out={bucket}/merged") == 2
+
+
 def test_another_models_vectors_are_refused_on_the_store_too(
     bucket: Any, tmp_path: Path, finished: Any, models: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

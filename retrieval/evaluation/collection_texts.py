@@ -28,7 +28,7 @@ from data.tables.schemas import CORPUS, QUERIES, SCHEMA_VERSION
 from data.tables.shards import describe, open_shard
 from retrieval.evaluation.qrels import Qrels
 
-SHARD_ROWS = 16_384  # passages of a shard: what a killed encoding loses at most
+SHARD_ROWS = 8192  # passages of a shard: what a killed encoding loses at most
 TEXTS_VERSION = 1  # raised when the same file gives other texts
 _FIRST_FAULTS = 10
 

@@ -80,21 +80,21 @@ def evaluate_collections(
     digests.save()
     encoder = _OneEncoder(digests)
 
-    def vectors(texts: Path, kind: str) -> EmbeddingTable:
+    def vectors(texts: Path, kind: str, name: str) -> EmbeddingTable:
         encoding = table_encoding(student, texts, digests, kind=kind, precision=how.precision, device=how.device, of_kind=True)
         folder = store / "embeddings" / f"{kind}-{encoding.fingerprint}"
         table = EmbeddingTable(folder, "doc_id" if kind == "corpus" else "query_id", how.dimensions)
         if not (folder / "manifest.json").is_file():
             remove_leftovers(folder)
-            note(f"embedding {folder.name.partition('-')[0]} of {texts.name}")
+            note(f"embedding the {kind} of {name}")
             write_vectors(encoding, texts, folder, batch_tokens=how.batch_tokens, report=note, open_encoder=encoder)
         _check_dimensions(table)  # after the first queries, before any corpus
         return table
 
-    queries = [vectors(one.queries, "queries") for one in read]
+    queries = [vectors(one.queries, "queries", one.member.name) for one in read]
     figures = []
     for one, of_queries in zip(read, queries, strict=True):
-        corpus = vectors(one.corpus, "corpus")
+        corpus = vectors(one.corpus, "corpus", one.member.name)
         run = _searched(one.member.name, of_queries, corpus, how, out=out, note=note)
         evaluation = _judged(one.qrels, run, how)
         _write_json(out / "per_query" / f"{one.member.name}.json", evaluation.per_query())

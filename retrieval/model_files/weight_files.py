@@ -41,6 +41,17 @@ def tensor_shapes(folder: Path, *, option: str) -> Shapes:
     raise UserError(no_weights(folder, option=option))
 
 
+def tensor_files(folder: Path, *, option: str) -> dict[str, Path]:
+    """The file that holds each tensor, as `tensor_shapes` finds them, in the order of the files. Raises UserError as that does."""
+    names = tensor_shapes(folder, option=option)
+    named = read_json(folder / "config.json").get("transformers_weights")
+    whole = folder / (named if isinstance(named, str) else _WHOLE)
+    if whole.is_file():
+        return dict.fromkeys(names, whole)
+    shard_of = read_json(folder / _INDEX)["weight_map"]
+    return {name: folder / shard_of[name] for name in names}
+
+
 def _of_shards(folder: Path) -> Shapes:
     index = folder / _INDEX
     shard_of: dict[str, Any] = read_json(index).get("weight_map") or {}

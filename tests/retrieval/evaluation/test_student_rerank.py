@@ -181,7 +181,7 @@ def test_the_folder_says_what_it_is(
     assert "teacher.max_tokens=160" in (told := capsys.readouterr().err) and "dual encoder" not in told
     assert retrieve(*words, f"model={models.teacher}", "max_tokens=64") == 0
     assert retrieve(*words, f"model={models.student}", "scorer=student", "query_tokens=16", "limit=1") == 0
-    assert list(read_run(tmp_path / "out")) == ["test0"]
+    assert list(read_run(tmp_path / "out")) == ["dev1"]
 
 
 def test_vectors_that_overflow_are_refused(models: Any, tables: dict[str, Path], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
