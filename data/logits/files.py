@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from data.digests import json_digest, pair_key
 from data.errors import DamagedShard, UserError
 from data.formats.parquet_rows import opened
-from data.logits.segment import SEGMENT, Keys, Scores, as_keys, halves
+from data.logits.segment import SEGMENT, Keys, Scores, as_keys, key_halves
 from data.tables.shards import group_rows
 
 FORMAT, FORMAT_VERSION = "teacher_logits", 1
@@ -194,7 +194,7 @@ class _Rows:
         has_texts = {"query", "text"} <= self.columns.keys()
         column = self.columns.get("key")
         if not has_texts and column is not None and column.type == pa.binary(16) and not column.null_count:
-            return halves(pa.chunked_array([column]))
+            return key_halves(pa.chunked_array([column]))
         given = self._given_keys()
         if not has_texts:
             return as_keys([self._needed(row, key) for row, key in enumerate(given)])
