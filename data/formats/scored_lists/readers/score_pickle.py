@@ -64,7 +64,8 @@ class _Machine:
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file
         self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
+        self._memo: dict[int, str] = {}  # texts alone: dicts are as many as queries
+        self._memoised = 0
         self._outer: object | None = None
         self._opcode = 0
 
@@ -108,7 +109,7 @@ class _Machine:
         elif opcode == ord("N"):
             stack.append(None)
         elif opcode == 0x94:  # MEMOIZE
-            self._put(len(self._memo))
+            self._put(self._memoised)
         elif opcode in _PUTS:
             self._put(self._unpacked(_PUTS[opcode]))
         elif opcode in _GETS:
@@ -157,8 +158,9 @@ class _Machine:
     def _put(self, place: int) -> None:
         if not self._stack:
             self._fail("it is damaged")
-        top = self._stack[-1]
-        self._memo[place] = top if isinstance(top, str) else None  # dicts are not kept: there are as many as queries
+        self._memoised += 1
+        if isinstance(self._stack[-1], str):
+            self._memo[place] = self._stack[-1]
 
     def _get(self, place: int) -> None:
         value = self._memo.get(place)

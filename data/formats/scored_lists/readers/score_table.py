@@ -65,7 +65,7 @@ class ScoreTable:
 def number_of(one: Id) -> int:
     """The number of an id: 12 of 12 and of "12", a hash of "012", of "MED-10", and of a number that is too large."""
     if isinstance(one, str):
-        if not (one.isascii() and one.isdecimal() and len(one) < 19 and (one == "0" or one[0] != "0")):
+        if not (one.isascii() and one.isdecimal() and len(one) < 20 and (one == "0" or one[0] != "0")):
             return _hash(one)
         one = int(one)
     return one if 0 <= one < _HASHED else _hash(str(one))

@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from data.formats.scored_lists.batches import ReadOptions
+from data.formats.scored_lists.readers.pylate import PyLate
 from data.formats.scored_lists.readers.records.assembling import Part
 from data.formats.scored_lists.readers.records.fields import Kind, Problem, is_list_type
 from data.formats.scored_lists.readers.records.places import Place, part_of, place_problems, unequal_lists
@@ -58,7 +59,8 @@ class SentenceTransformers(TableLayout):
         has_query = bool(there & {"query", "query_id"})
         is_pair = bool(there & {"passage", "passage_id", "docs", "doc_ids"}) and bool(there & {"score", "label"})
         is_tuple = bool(there & {"positive", "positive_id"})
-        return has_query and (is_pair or is_tuple) and "positive_passages" not in names
+        is_of_others = "positive_passages" in names or PyLate().knows(names)
+        return has_query and (is_pair or is_tuple) and not is_of_others
 
     def plan(self, rows: Rows, options: ReadOptions) -> Plan:
         """See `TableLayout`."""
@@ -94,9 +96,10 @@ class _Shape:
         if self._is_list("positive") if "positive" in fields else self._is_list("positive_id"):
             return self._lists("positive", "positive_id")
         if "label" not in fields and "positive" not in fields.asked:
+            name = fields["positive"] if "positive" in fields else fields["positive_id"]
             raise fields.refuse(
-                "its candidates are all positives, with a score: sentence-transformers writes mined negatives into this column, too. "
-                f"columns=positive:{fields['positive']} says that all are positives, columns=passage:{fields['positive']} that nobody says"
+                "its candidates are all positives, with a score: sentence-transformers writes mined negatives into this column, too",
+                remedy=f"columns=positive:{name} says that all are positives, columns=passage:{name} that nobody says",
             )
         return self._pairs("positive", "positive_id")
 
@@ -145,7 +148,7 @@ class _Shape:
         is_list = is_list_type(self._rows.column(fields[name]))
         if is_list is False:
             found = f"{fields[name]} is one number for several candidates, so a margin"
-            raise fields.refuse(f"{found}, which gives no score; columns={name}: leaves it out")
+            raise fields.refuse(f"{found}, which gives no score", remedy=f"columns={name}: leaves it out")
         if is_list and name == "label" and "label" not in fields.asked and self._are_margins(places):
             found = f"{len(places) - 1} numbers for {len(places)} candidates"
             raise fields.refuse(
@@ -214,7 +217,7 @@ class _Shape:
         if "label" not in fields.asked and seen <= {0.0, 1.0}:
             name = fields["label"]
             says = f"columns=label:{name} says that they are labels, columns=score:{name} that they are scores"
-            raise fields.refuse(f"{name} holds 0 and 1 as fractions, so labels or scores: {says}")
+            raise fields.refuse(f"{name} holds 0 and 1 as fractions, so labels or scores", remedy=says)
         if "label" in fields.asked and all(value.is_integer() for value in fractions if value == value):
             return None, self._take("label", labels)
         return self._take("score", scores, fields["label"]), None
@@ -224,7 +227,7 @@ class _Shape:
         sample = self._rows.sample(fields[name], 1) if name in fields else []
         if sample and isinstance(sample[0], dict):
             keys = ", ".join(sample[0])
-            raise fields.refuse(f"{fields[name]} has several scores ({keys}): choose one, columns={name}:{fields[name]}.NAME")
+            raise fields.refuse(f"{fields[name]} has several scores ({keys})", remedy=f"choose one, columns={name}:{fields[name]}.NAME")
 
     def _are_ids(self, texts: str) -> bool:
         """Whether queries and candidates are numbers alone: a text of which nothing can be learnt, so ids."""

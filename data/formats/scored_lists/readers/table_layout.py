@@ -18,7 +18,7 @@ from data.errors import UserError
 from data.formats.readers import Fault
 from data.formats.scored_lists.batches import Companions, ListBatch, ReadOptions
 from data.formats.scored_lists.readers.records.assembling import Part, candidates_of, grouped, queries_of
-from data.formats.scored_lists.readers.records.data_files import DataFile, data_files
+from data.formats.scored_lists.readers.records.data_files import DataFile, data_files, some_file
 from data.formats.scored_lists.readers.records.fields import Kind, Problem, canonical
 from data.formats.scored_lists.readers.records.rows import Rows, field_names, has_field, read_rows
 
@@ -43,8 +43,9 @@ class Fields:
             if other and not has_field(rows.names, other):
                 raise UserError(f"columns={name}:{other}: {rows.file.path} has no column {other}; {self.found}")
         self._there: dict[str, str] = {}
+        free = [name for name in rows.names if name not in options.columns.values()]
         for name, others in names.items():
-            found = options.columns.get(name) or next((other for other in others if other in rows.names), None)
+            found = options.columns[name] if name in options.columns else next((other for other in others if other in free), None)
             if found:
                 self._there[name] = found
 
@@ -64,9 +65,9 @@ class Fields:
         """The file's name of a field; None where it has none."""
         return self._there.get(name)
 
-    def refuse(self, what: str) -> UserError:
+    def refuse(self, what: str, *, remedy: str = "name them by columns=NAME:COLUMN") -> UserError:
         """The error that this file is none of the layout."""
-        return UserError(f"{self.rows.file.path} is not in format {self._layout}: {what}; {self.found}. columns= can name them")
+        return UserError(f"{self.rows.file.path} is not in format {self._layout}: {what}; {self.found}: {remedy}")
 
 
 @dataclass(frozen=True)
@@ -141,15 +142,10 @@ class TableLayout:
 def names_at(path: Path) -> tuple[str, ...]:
     """The fields of the first file of records at a path; none where there is none that can be read."""
     try:
-        for split in ("train", "validation", "test"):
-            try:
-                files = data_files(path, split=split, any_split=True)
-            except UserError:
-                continue
-            return field_names(files[0]) if files else ()
+        file = some_file(path)
+        return field_names(file) if file is not None else ()
     except UserError:
-        pass
-    return ()
+        return ()
 
 
 def _batch(rows: Rows, plan: Plan | None) -> ListBatch:

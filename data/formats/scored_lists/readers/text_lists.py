@@ -87,7 +87,11 @@ class TextLists:
 
     def recognises(self, path: Path) -> bool:
         """See `ListReader`."""
-        return path.is_file() and self._columns(_head(path)) is not None
+        if not path.is_file():
+            return False
+        head = _head(path)
+        columns = self._columns(head)
+        return columns is not None and 2 * sum(_parses(columns, line) for line in head) >= len(head)
 
     def files(self, path: Path, options: ReadOptions) -> list[Path]:
         """See `ListReader`."""
@@ -118,12 +122,11 @@ class TextLists:
             return _TREC if any(_parses(_TREC, line) for line in head) else None
         if head and (named := _named(head[0])) is not None:
             return named
-        for columns in (_LABELLED, _PLAIN):
-            parsed = [line for line in head if _parses(columns, line)]
-            is_qrels = columns is _LABELLED and all(_cells(line, 4)[1] in ("0", "Q0") for line in parsed)
-            if 2 * len(parsed) > len(head) and not is_qrels:
-                return columns
-        return None
+        parsed = {columns: [line for line in head if _parses(columns, line)] for columns in (_PLAIN, _LABELLED)}
+        if all(_cells(line, 4)[1] in ("0", "Q0") for line in parsed[_LABELLED]):
+            del parsed[_LABELLED]  # none, or qrels
+        best = max(parsed, key=lambda columns: len(parsed[columns]))
+        return best if parsed[best] else None
 
 
 def _head(path: Path) -> list[str]:

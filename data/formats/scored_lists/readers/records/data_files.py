@@ -59,10 +59,24 @@ def data_files(path: Path, *, split: str, root: Path | None = None, any_split: b
         return data_files(_saved_split(path, split), split=split, root=root)
     if (path / "state.json").is_file():
         return [_data_file(path / name, root) for name in _saved_names(path)]
-    found = [file for file in sorted(path.rglob("*")) if kind_of(file) and file.is_file() and not _is_hidden(file.relative_to(path))]
+    found = _record_files(path)
     if not found:
         raise UserError(f"{path} holds no file of records (.parquet, .arrow, .jsonl, .jsonl.gz){_there(path)}")
     return [_data_file(file, root) for file in _of_split(path, found, split=split, any_split=any_split)]
+
+
+def some_file(path: Path) -> DataFile | None:
+    """A file that tells what records a path has: of split train where there is one, else the first of any split."""
+    try:
+        return data_files(path, split="train", any_split=True)[0]
+    except UserError:
+        files = _record_files(path) if path.is_dir() else []
+    return _data_file(files[0], path) if files else None
+
+
+def _record_files(folder: Path) -> list[Path]:
+    files = (file for file in sorted(folder.rglob("*")) if kind_of(file) and file.is_file())
+    return [file for file in files if not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)]
 
 
 def split_named(file: PurePath, folder: PurePath) -> str | None:
@@ -103,10 +117,6 @@ def _data_file(path: Path, root: Path) -> DataFile:
     if not path.is_file():
         raise UserError(f"{path} is not there, or is no file")
     return DataFile(path, path.relative_to(root).as_posix(), kind)
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def _stem(path: PurePath) -> str:

@@ -111,9 +111,9 @@ def _cast(column: pa.Array, kind: Kind) -> pa.Array | None:
     fits = {"text": _is_text, "id": _is_id, "number": _is_number, "label": pa.types.is_integer}[kind.removesuffix("s")]
     if not (fits(value_type) or pa.types.is_null(value_type)):
         return None
-    if _is_list(found) and kind in ("texts", "ids") and not pa.types.is_list(found):
-        column = column.cast(pa.list_(value_type))  # views and lists of fixed size have no cast to another value type
     try:
+        if _is_list(found):  # not cast as a whole: pyarrow 26 makes wrong offsets of those of a view
+            return _list_like(column, _without_nan(column.flatten().cast(wanted.value_type)))
         return _without_nan(column.cast(wanted))
     except pa.ArrowInvalid:  # a label beyond int32, a number that a double cannot hold
         return None
@@ -121,7 +121,8 @@ def _cast(column: pa.Array, kind: Kind) -> pa.Array | None:
 
 def _is_list(kind: pa.DataType) -> bool:
     types = pa.types
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_list_view(kind))
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    return any(is_one(kind) for is_one in lists)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -139,11 +140,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _without_nan(column: pa.Array) -> pa.Array:
-    if pa.types.is_floating(column.type):
-        return pc.if_else(pc.is_nan(column), pa.scalar(None, _DOUBLE), column)
-    if pa.types.is_list(column.type) and pa.types.is_floating(column.type.value_type):
-        return _list_like(column, _without_nan(column.flatten()))
-    return column
+    return pc.if_else(pc.is_nan(column), pa.scalar(None, _DOUBLE), column) if pa.types.is_floating(column.type) else column
 
 
 def _list_like(column: pa.Array, values: pa.Array) -> pa.Array:
@@ -155,8 +152,6 @@ def _list_like(column: pa.Array, values: pa.Array) -> pa.Array:
 
 def _passages(column: pa.Array) -> pa.Array | None:
     """Lists of structs, each of whose fields has a type that fits."""
-    if not pa.types.is_list(column.type):
-        column = column.cast(pa.list_(column.type.value_type))
     flat = column.flatten()
     there = {flat.type.field(index).name for index in range(flat.type.num_fields)}
     fields = []
