@@ -5,8 +5,8 @@
 The lists are made up: a query, its positive and 19 negatives a row, passages of 300 to 500 characters of which each is in five lists, and a
 score for each pair, as sentence-transformers' `mine_hard_negatives` writes them. `prep import` makes a collection, a run and stored logits
 of them. The peer reads the same file and hashes the same: the key of each pair and the id of each text; it writes these beside the texts,
-keeps each text as often as it stands there, and joins no lists. Each side and size has a process of its own on one core; sides take turns
-at the smaller size.
+keeps each text as often as it stands there, and joins no lists. `peer_files` goes on to the files that the import makes, with everything in
+memory: `files_ratio` is to that. Each side and size has a process of its own on one core; sides take turns at the smaller size.
 
 Rates are of processor time, user and system, without imports: other work on the machine is no part of it. The ratio is of those at the
 smaller size; `memory_ratio` is the import's peak memory at the larger size over that at the smaller one.
@@ -75,8 +75,8 @@ def ours(lists: Path, folder: Path) -> None:
     run_import(words, say=lambda line: print(line, file=sys.stderr))
 
 
-def peer(lists: Path, folder: Path) -> None:
-    """The same hashing with `datasets`; `map` writes its output as Arrow."""
+def peer(lists: Path, folder: Path) -> Any:
+    """The same hashing with `datasets`; `map` writes its output as Arrow. Returns the data set."""
     from datasets import disable_progress_bars, load_dataset
 
     from data.digests import pair_key
@@ -98,10 +98,40 @@ def peer(lists: Path, folder: Path) -> None:
     disable_progress_bars()
     kind = "parquet" if lists.suffix == ".parquet" else "json"
     dataset = load_dataset(kind, data_files=str(lists), split="train", cache_dir=str(folder / "cache"))
-    dataset.map(hashed, batched=True, batch_size=ROWS_AT_ONCE, cache_file_name=str(folder / "hashed.arrow"))
+    return dataset.map(hashed, batched=True, batch_size=ROWS_AT_ONCE, cache_file_name=str(folder / "hashed.arrow"))
 
 
-def measure(side: Callable[[Path, Path], None], lists: Path, folder: Path) -> None:
+def peer_files(lists: Path, folder: Path) -> None:
+    """The same, and then the files that the import writes: texts once, a run, judgements, and keys with their scores in order."""
+    import numpy as np
+
+    seen: set[str] = set()
+    keys: list[bytes] = []
+    scores: list[float] = []
+    names = ("corpus.jsonl", "queries.jsonl", "lists.trec", "train.tsv")
+    corpus, queries, run, qrels = ((folder / name).open("w") for name in names)
+    texts = ["positive", *(f"negative_{number}" for number in range(1, CANDIDATES))]
+    for rows in peer(lists, folder).iter(ROWS_AT_ONCE):
+        for query_id, query, doc_ids, *passages in zip(
+            rows["query_id"], rows["query"], rows["doc_ids"], *(rows[n] for n in texts), strict=True
+        ):
+            queries.write(json.dumps({"_id": query_id, "text": query.strip()}) + "\n")
+            for doc_id, text in zip(doc_ids, passages, strict=True):
+                if doc_id not in seen:
+                    seen.add(doc_id)
+                    corpus.write(json.dumps({"_id": doc_id, "text": text.strip()}) + "\n")
+            qrels.write(f"{query_id}\t{doc_ids[0]}\t1\n")
+            run.writelines(f"{query_id} Q0 {doc_id} {rank} {CANDIDATES - rank} own\n" for rank, doc_id in enumerate(doc_ids[1:], 1))
+        keys += [key for of_list in rows["keys"] for key in of_list]
+        scores += [score for of_list in rows["scores"] for score in of_list]
+    order = np.argsort(np.array(keys, dtype="S16"))
+    np.save(folder / "keys.npy", np.array(keys, dtype="S16")[order])
+    np.save(folder / "scores.npy", np.array(scores, np.float32)[order])
+    for file in (corpus, queries, run, qrels):
+        file.close()
+
+
+def measure(side: Callable[[Path, Path], Any], lists: Path, folder: Path) -> None:
     """Seconds of the processor and peak memory in GB, as the last line."""
     import datasets  # noqa: F401
     import pandas  # noqa: F401
@@ -116,7 +146,7 @@ def measure(side: Callable[[Path, Path], None], lists: Path, folder: Path) -> No
     print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}), flush=True)
 
 
-SIDES = {"ours": ours, "peer": peer}
+SIDES = {"ours": ours, "peer": peer, "peer_files": peer_files}
 
 
 def run_side(side: str, lists: Path, folder: Path) -> dict[str, float]:
@@ -177,7 +207,12 @@ def main() -> None:
         print(f"{side}: {rate:,.0f} pairs/s, peak {peaks[side]:.0f} MB, at {arguments.few:,} pairs")
     many_rate, many_peak = arguments.many / large["seconds"], 1e3 * large["peak"]
     print(f"ours: {many_rate:,.0f} pairs/s, peak {many_peak:.0f} MB, at {arguments.many:,} pairs")
-    figures = {"ours": round(rates["ours"]), "peer": round(rates["peer"]), "ratio": round(rates["ours"] / rates["peer"], 2)}
+    figures: dict[str, float] = {
+        "ours": round(rates["ours"]),
+        "peer": round(rates["peer"]),
+        "ratio": round(rates["ours"] / rates["peer"], 2),
+    }
+    figures["files_ratio"] = round(rates["ours"] / rates["peer_files"], 2)
     memory = {"memory_ratio": round(many_peak / peaks["ours"], 3), "peak_few": round(peaks["ours"]), "peak_many": round(many_peak)}
     print(json.dumps({"name": "interchange", **figures, "unit": "pairs/s", **memory, "many": round(many_rate), **exported}))
 

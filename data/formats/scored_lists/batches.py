@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from data.formats.readers import Fault
 
-BATCH_CANDIDATES = 1 << 13  # about so many candidates a batch: what is held as text
+BATCH_CANDIDATES = 1 << 15  # about so many candidates a batch: what is held as text
 
 LIST_QUERIES = pa.schema(
     [

@@ -15,6 +15,8 @@ from data.logits.declared import ScoreKind
 from pipeline.interchange.lists_in.counting import ImportReport, Lists
 from pipeline.interchange.lists_in.first_texts import FirstTexts
 from pipeline.interchange.lists_in.identities import (
+    PASSAGE_SLOTS,
+    QUERY_SLOTS,
     TextIds,
     combined,
     hashes_of,
@@ -24,7 +26,7 @@ from pipeline.interchange.lists_in.identities import (
     text_faults,
     text_hashes,
     titled,
-)  # fmt: skip
+)
 from pipeline.interchange.lists_in.scores import as_logits, expected
 from pipeline.interchange.lists_in.spill import Spill
 
@@ -51,13 +53,13 @@ class Collector:
 
     def __init__(self, folder: Path, *, with_texts: bool, kind: ScoreKind, report: ImportReport, buckets: int) -> None:
         self.pairs = Spill(folder / "pairs", PAIRS if with_texts else IDS, buckets=buckets)
-        self.queries = FirstTexts(folder, "queries", buckets=buckets) if with_texts else None
+        self.queries = FirstTexts(folder, "queries", buckets=buckets, slots=QUERY_SLOTS) if with_texts else None
         self.passages = FirstTexts(folder, "passages", buckets=buckets) if with_texts else None
         self.scored = 0
         self.lowest, self.highest = np.inf, -np.inf  # of the scores as they stand in the file
         self.judged = self.positives = 0  # candidates of which the file says whether they are relevant
         self._kind, self._report = kind, report
-        self._query_ids, self._doc_ids = TextIds(), TextIds()
+        self._query_ids, self._doc_ids = TextIds(QUERY_SLOTS), TextIds(PASSAGE_SLOTS)
         self._candidates = 0
 
     def add(self, batch: ListBatch) -> None:

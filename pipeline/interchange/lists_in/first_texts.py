@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipeline.interchange.lists_in.identities import Hashes, Recent, combined, hashes_of, text_hashes
+from pipeline.interchange.lists_in.identities import PASSAGE_SLOTS, Hashes, Recent, combined, hashes_of, text_hashes
 from pipeline.interchange.lists_in.spill import Spill, bucket_ranges
 
 _TEXTS = pa.schema([("_id", pa.string()), ("text", pa.string())])
@@ -22,12 +22,12 @@ _HASHES = pa.schema([("id", pa.uint64()), ("both", pa.uint64()), ("row", pa.int6
 class FirstTexts:
     """Texts by id. Where an id has several, its first one is the right one."""
 
-    def __init__(self, folder: Path, name: str, *, buckets: int) -> None:
+    def __init__(self, folder: Path, name: str, *, buckets: int, slots: int = PASSAGE_SLOTS) -> None:
         self._path = folder / f"{name}.arrow"
         self._file = pa.OSFile(str(self._path), "wb")
         self._writer = pa.ipc.new_stream(self._file, _TEXTS)
         self._hashes = Spill(folder / f"{name}.hashes", _HASHES, buckets=buckets)
-        self._recent = Recent()
+        self._recent = Recent(slots)
         self.kept = 0
 
     def add(self, ids: pa.Array, texts: pa.Array, hashes: Hashes | None = None) -> Hashes:

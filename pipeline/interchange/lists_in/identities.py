@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -17,10 +18,12 @@ from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
 
 Hashes = NDArray[np.uint64]
 ID_BYTES = 12  # of the digest that is the id of a text without one, written as 24 hex digits
-_SLOTS = 1 << 20
+PASSAGE_SLOTS = 1 << 20  # of tables of what came lately: a passage comes back after many lists, a query soon or not at all
+QUERY_SLOTS = 1 << 14
 _HEX = np.array([f"{byte:02x}".encode() for byte in range(256)], dtype="S2")
 _ESCAPED = 6  # bytes that JSON takes for one, at most
 _OF_A_RECORD = 4096  # bytes of a line of JSON beside the text
+_MARK_BEGINS = re.compile(re.escape(MASK_MARK[0].encode()))  # with which the other one begins, too
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -45,20 +48,28 @@ def _one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 def text_faults(texts: pa.Array) -> dict[str, NDArray[np.int64]]:
     """Rows by what `ingest` would say of their text. Nulls are none."""
-    column = pl.Series(texts)
-    sizes = column.str.len_bytes()
-    found = {"empty text": _rows(sizes == 0), "reserved mark in text": _marked(column)}
-    long = _rows(sizes > (MAX_LINE_BYTES - _OF_A_RECORD) // _ESCAPED).tolist()
-    found["text too long"] = np.array([row for row in long if _is_too_long(texts[row].as_py())], np.int64)
+    sizes = _sizes(texts)
+    long = np.flatnonzero(sizes > (MAX_LINE_BYTES - _OF_A_RECORD) // _ESCAPED).tolist()
+    found = {
+        "empty text": np.flatnonzero(sizes == 0),
+        "reserved mark in text": _marked(texts),
+        "text too long": np.array([row for row in long if _is_too_long(texts[row].as_py())], np.int64),
+    }
     return {reason: rows for reason, rows in found.items() if len(rows)}
 
 
-def _marked(column: pl.Series) -> NDArray[np.int64]:
-    rows = _rows(column.str.contains(MASK_MARK[0], literal=True))  # rarely any
-    if len(rows):
-        some = column[rows]
-        rows = rows[_rows(some.str.contains(MASK_MARK, literal=True) | some.str.contains(SEPARATOR_MARK, literal=True))]
-    return rows
+def _sizes(texts: pa.Array) -> NDArray[np.int32]:
+    """Bytes of each text, 1 of a null."""
+    return pc.fill_null(pc.binary_length(texts), 1).to_numpy()
+
+
+def _marked(texts: pa.Array) -> NDArray[np.int64]:
+    """Rows with a mark. The bytes of all texts are searched at once for the character that begins one."""
+    _, _, content = texts.buffers()
+    if content is None or not _MARK_BEGINS.search(content):
+        return np.empty(0, np.int64)
+    column = pl.Series(texts)
+    return _rows(column.str.contains(MASK_MARK, literal=True) | column.str.contains(SEPARATOR_MARK, literal=True))
 
 
 def _is_too_long(text: str) -> bool:
@@ -97,9 +108,10 @@ def combined(ids: Hashes, texts: Hashes) -> Hashes:
 class Recent:
     """Hashes that came lately, in a table of fixed size: whoever is not found may have been there long ago."""
 
-    def __init__(self) -> None:
-        self._mask = np.uint64(_SLOTS - 1)
-        self.table = ~np.arange(_SLOTS, dtype=np.uint64)  # what stands there belongs to another slot, so it is never found
+    def __init__(self, slots: int) -> None:
+        """`slots` is a power of two."""
+        self._mask = np.uint64(slots - 1)
+        self.table = ~np.arange(slots, dtype=np.uint64)  # what stands there belongs to another slot, so it is never found
 
     def slots(self, hashes: Hashes) -> NDArray[np.int64]:
         """Where each would stand."""
@@ -117,9 +129,9 @@ class Recent:
 class TextIds:
     """Ids of texts that have none: 24 hex digits of BLAKE2b of the text, so that a text has the same id in every file."""
 
-    def __init__(self) -> None:
-        self._recent = Recent()
-        self._digests = np.full((_SLOTS, ID_BYTES), 1, np.uint8)
+    def __init__(self, slots: int) -> None:
+        self._recent = Recent(slots)
+        self._digests = np.full((slots, ID_BYTES), 1, np.uint8)
 
     def filled(self, ids: pa.Array, texts: pa.Array, hashes: Hashes) -> pa.Array:
         """The ids, those of texts where they are null; `hashes` are the texts'. A text without id is not null."""
@@ -155,7 +167,7 @@ def pair_keys(queries: Iterable[bytes], texts: pa.Array, counts: Iterable[int]) 
 
     The query is hashed once for all its texts: 0.9 us a pair instead of 2.5.
     """
-    sizes = pl.Series(texts).str.len_bytes().to_numpy().astype("<u4")
+    sizes = _sizes(texts).astype("<u4")
     heads = pa.FixedSizeBinaryArray.from_buffers(pa.binary(4), len(texts), [None, pa.py_buffer(sizes)])
     parts = pc.binary_join_element_wise(heads.cast(pa.binary()), texts.cast(pa.binary()), b"").to_pylist()
     keys: list[bytes] = []

@@ -59,7 +59,7 @@ class ImportRequest:
             )
         if args["teacher"].strip() != args["teacher"] or not args["revision"].strip():
             raise UserError(f"teacher={args['teacher']!r} revision={args['revision']!r}: expected names without white space around them")
-        path = _local(_input(args["path"], "path"))
+        path = _local(_input(args["path"], "path"), split)
         from data.formats.scored_lists.readers.formats import reader_of
 
         return ImportRequest(
@@ -104,12 +104,12 @@ def _input(path: str, name: str) -> str:
     return path if path.startswith("hf://") else expanded(path, key=name)
 
 
-def _local(path: str) -> Path:
+def _local(path: str, split: str) -> Path:
     """The file or folder on this machine. Raises UserError where there is none."""
     if path.startswith("hf://"):
         from data.formats.scored_lists.hub import dataset_folder
 
-        return dataset_folder(path)
+        return dataset_folder(path, split=split)
     if is_remote(path):
         folder = RemoteFolder(path)
         names = folder.names()

@@ -53,10 +53,9 @@ def test_keys_are_those_of_the_store(lists: list[tuple[str, list[str]]]) -> None
     assert keys == b"".join(pair_key(query, text) for query, listed in lists for text in listed)
 
 
-def test_texts_far_apart_have_one_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_far_apart_have_one_id() -> None:
     """Prevents: an id that depends on what came lately, where two texts share a place in the table of recent ones."""
-    monkeypatch.setattr(identities, "_SLOTS", 4)
-    made = identities.TextIds()
+    made = identities.TextIds(4)
     texts = pa.array([f"text {number % 37}" for number in range(500)])
     nothing = pa.nulls(500, pa.string())
     parts = [
