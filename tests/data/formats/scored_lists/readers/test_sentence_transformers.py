@@ -228,7 +228,7 @@ LISTS = st.sampled_from([pa.list_, pa.large_list, pa.list_view])
 FLOATS = st.floats(width=32, allow_infinity=False)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lists=st.lists(st.lists(st.tuples(st.text(max_size=6), FLOATS), min_size=1, max_size=5), min_size=1, max_size=12),
     text_type=TYPES,
