@@ -111,6 +111,7 @@ class TableLayout:
 
     def read(self, path: Path, options: ReadOptions) -> Iterator[ListBatch]:
         """See `ListReader`."""
+        options.refuse_score_file(self.name)
         is_empty = True
         for file in self.lists(path, options):
             for batch in self._file(file, options):
