@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from data.digests import json_digest, pair_key
 from data.errors import DamagedShard, UserError
 from data.formats.parquet_rows import opened
-from data.logits.segment import SEGMENT, Keys, Scores, as_keys, halves
+from data.logits.segment import Keys, Scores, as_keys, as_table, key_halves
 from data.tables.shards import group_rows
 
 FORMAT, FORMAT_VERSION = "teacher_logits", 1
@@ -61,7 +61,8 @@ class LogitRows:
 
 def file_schema(note: LogitFileNote, *, texts: bool) -> pa.Schema:
     """The schema of a file that is written here."""
-    return pa.schema([*SEGMENT, *(TEXT_FIELDS if texts else ())], metadata={_NOTE_KEY: json.dumps(dataclasses.asdict(note)).encode()})
+    columns = as_table(np.empty((0, 2), dtype=np.uint64), Scores.unknown(0)).schema  # of a segment
+    return pa.schema([*columns, *(TEXT_FIELDS if texts else ())], metadata={_NOTE_KEY: json.dumps(dataclasses.asdict(note)).encode()})
 
 
 def is_logit_file(path: Path) -> bool:
@@ -194,7 +195,7 @@ class _Rows:
         has_texts = {"query", "text"} <= self.columns.keys()
         column = self.columns.get("key")
         if not has_texts and column is not None and column.type == pa.binary(16) and not column.null_count:
-            return halves(pa.chunked_array([column]))
+            return key_halves(pa.chunked_array([column]))
         given = self._given_keys()
         if not has_texts:
             return as_keys([self._needed(row, key) for row, key in enumerate(given)])

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from data.digests import pair_key
 from data.files.what_lies import stored_table
 from data.logits.files import TEXT_FIELDS
-from data.logits.segment import Keys, Part, halves, parts_of
+from data.logits.segment import Keys, Part, key_halves, parts_of
 from data.tables.manifest import MANIFEST_NAME
 from data.tables.shards import read_row_groups
 from retrieval.models.marks import Marks
@@ -45,7 +45,7 @@ class PairTexts:
                 writer.close()
 
     def _write(self, pairs: pa.Table, writers: dict[int, pa.ipc.RecordBatchFileWriter]) -> None:
-        numbers = parts_of(halves(pairs.column("key")), self.bits)
+        numbers = parts_of(key_halves(pairs.column("key")), self.bits)
         for number in np.unique(numbers).tolist():
             if number not in writers:
                 options = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -62,7 +62,7 @@ class PairTexts:
             return (pa.chunked_array([pa.nulls(len(keys), pa.string())]),) * 2
         with pa.ipc.open_file(str(path)) as file:
             pairs = file.read_all()
-        known = _raw(halves(pairs.column("key")))
+        known = _raw(key_halves(pairs.column("key")))
         order = np.argsort(known, kind="stable")
         place = np.minimum(np.searchsorted(known, asked := _raw(keys), sorter=order), len(known) - 1)
         rows = pa.array(order[place], mask=known[order[place]] != asked)
