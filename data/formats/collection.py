@@ -41,6 +41,16 @@ class Collection:
         return path.relative_to(self.folder).as_posix()
 
 
+def numbered_files(name: str, files: Sequence[Path]) -> dict[str, Path]:
+    """Files under names for a key: the only one has the name as it is."""
+    return {f"{name}/{place}" if place else name: file for place, file in enumerate(files)}
+
+
+def listed_files(files: Sequence[Path]) -> str:
+    """Files as a message names them."""
+    return ", ".join(map(str, files))
+
+
 def find_collection(path: str | Path, *, format: Literal["auto", "beir", "msmarco", "parquet"] = "auto") -> Collection:
     """The collection in a folder. `x.gz` counts as `x`; where both are there, the plain file is read.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,22 @@ from data.errors import UserError
 _BATCH_ROWS = 1024
 _BUFFER_BYTES = 1 << 20
 _MAGIC = b"PAR1"
+_LEAST_BYTES = 12  # both of these, and the length of the footer
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 Names = Mapping[str, Sequence[str]]  # name of a field -> names that its column may have, best first
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file is Parquet by its first bytes, or says so by its name. A pipe is not looked into."""
+    """Whether a file is Parquet by its first and last bytes, or says so by its name. A pipe is not looked into."""
     if path.suffix == ".parquet":
         return True
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size < _LEAST_BYTES:
         return False
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read(len(_MAGIC)) == _MAGIC
+        head = file.read(len(_MAGIC))  # a line of text may begin so, too
+        file.seek(-len(_MAGIC), os.SEEK_END)
+        return head == file.read() == _MAGIC
     return False
 
 

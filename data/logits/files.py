@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from data.digests import json_digest, pair_key
 from data.errors import DamagedShard, UserError
 from data.formats.parquet_rows import opened
-from data.logits.segment import SEGMENT, Keys, Scores, as_keys, key_halves
+from data.logits.segment import Keys, Scores, as_keys, as_table, key_halves
 from data.tables.shards import group_rows
 
 FORMAT, FORMAT_VERSION = "teacher_logits", 1
@@ -61,7 +61,8 @@ class LogitRows:
 
 def file_schema(note: LogitFileNote, *, texts: bool) -> pa.Schema:
     """The schema of a file that is written here."""
-    return pa.schema([*SEGMENT, *(TEXT_FIELDS if texts else ())], metadata={_NOTE_KEY: json.dumps(dataclasses.asdict(note)).encode()})
+    columns = as_table(np.empty((0, 2), dtype=np.uint64), Scores.unknown(0)).schema  # of a segment
+    return pa.schema([*columns, *(TEXT_FIELDS if texts else ())], metadata={_NOTE_KEY: json.dumps(dataclasses.asdict(note)).encode()})
 
 
 def is_logit_file(path: Path) -> bool:

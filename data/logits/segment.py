@@ -19,7 +19,7 @@ from data.errors import DamagedShard
 from data.tables.shards import open_footer, open_shard, read_groups
 
 BUCKETS = 16
-SEGMENT = pa.schema([("key", pa.binary(16)), ("logit", pa.float32()), ("token_count", pa.int32()), ("truncated", pa.bool_())])
+_SCHEMA = pa.schema([("key", pa.binary(16)), ("logit", pa.float32()), ("token_count", pa.int32()), ("truncated", pa.bool_())])
 _GROUP_ROWS = 4096  # every row group but the last holds at least so many rows, and whole buckets: a large segment's bucket is read alone
 Keys = NDArray[np.uint64]  # [n, 2], the 16 bytes of each key as two big-endian numbers
 
@@ -111,7 +111,7 @@ class Segment:
         counts = figures.get("bucket_rows")
         numbers = [count for count in counts if isinstance(count, int) and count >= 0] if isinstance(counts, list) else []
         adds_up = numbers == counts and len(numbers) == BUCKETS and sum(numbers) == metadata.num_rows
-        if not adds_up or not metadata.schema.to_arrow_schema().equals(SEGMENT):
+        if not adds_up or not metadata.schema.to_arrow_schema().equals(_SCHEMA):
             raise DamagedShard(f"{path} is no segment of teacher logits; is it from elsewhere?", path=path)
         return Segment(path, metadata, numbers)
 
@@ -139,11 +139,11 @@ class Segment:
         groups = range(int(np.searchsorted(ends, first, side="right")), int(np.searchsorted(ends, last, side="left")) + 1)
         before = int(ends[groups.start - 1]) if groups.start else 0
         table = read_groups(self.path, groups, self.metadata).slice(first - before, last - first)
-        return key_halves(table.column("key")), Scores(*(table.column(name).to_numpy().copy() for name in SEGMENT.names[1:]))
+        return key_halves(table.column("key")), Scores(*(table.column(name).to_numpy().copy() for name in _SCHEMA.names[1:]))
 
 
 def key_halves(column: pa.ChunkedArray) -> Keys:
-    """Keys of a column of 16 bytes each."""
+    """Keys from a column of 16 bytes a row, none of them null."""
     parts = [np.frombuffer(chunk.buffers()[1], dtype=">u8", offset=chunk.offset * 16, count=len(chunk) * 2) for chunk in column.chunks]
     return np.concatenate(parts).astype(np.uint64).reshape(-1, 2) if parts else np.empty((0, 2), dtype=np.uint64)
 
@@ -152,7 +152,7 @@ def as_table(keys: Keys, scores: Scores) -> pa.Table:
     """Pairs as the rows of a segment."""
     raw = pa.py_buffer(np.ascontiguousarray(keys.astype(">u8")).tobytes())
     packed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(keys), [None, raw])
-    return pa.table([packed, pa.array(scores.logits), pa.array(scores.token_counts), pa.array(scores.truncated)], schema=SEGMENT)
+    return pa.table([packed, pa.array(scores.logits), pa.array(scores.token_counts), pa.array(scores.truncated)], schema=_SCHEMA)
 
 
 def by_bucket(table: pa.Table) -> Iterator[pa.Table]:
@@ -166,7 +166,7 @@ def write_segment(path: Path, buckets: Iterator[pa.Table], *, rows: int) -> None
     """Write the tables of bucket 0, 1, ...; a row group holds one bucket of a large segment, several of a small one."""
     counts: list[int] = []
     waiting: list[pa.Table] = []
-    with open_shard(path, SEGMENT, {}) as writer:
+    with open_shard(path, _SCHEMA, {}) as writer:
         for table in buckets:
             counts.append(table.num_rows)
             waiting.append(table)

@@ -75,7 +75,7 @@ class IncomingLogits:
         present, starts = np.unique(numbers[order], return_index=True)
         for number, mine in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
             with open(self._path(number), "ab") as part:
-                table[mine].tofile(part)
+                part.write(table[mine].tobytes())
 
     def check(self, store: LogitStore) -> Checked:
         """Compare all rows with each other and with the store. What is left of them is what is new."""
@@ -85,7 +85,7 @@ class IncomingLogits:
             checked.rows += len(rows)
             fresh = _without_known(_distinct(rows, checked), store, checked)
             checked.new += len(fresh)
-            fresh.tofile(path)
+            path.write_bytes(fresh.tobytes())
         return checked
 
     def store_into(self, store: LogitStore) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from data.config.settings import Ingest
 from data.digests import hash64, text_hash
 from data.errors import UserError
-from data.formats.collection import Collection
+from data.formats.collection import Collection, listed_files
 from data.formats.readers import Fault, Judgement, Place, read_corpus, read_qrels, read_queries, shown
 from data.tables.schemas import QUARANTINE
 from data.tables.shards import read_row_groups, table_of
@@ -139,7 +139,7 @@ def ingest_queries(collection: Collection, sinks: Sinks) -> IngestReport:
         else:
             report.broken(line.fault("duplicate id"))
     if strangers and not report.kept:
-        files = listed(collection.queries)
+        files = listed_files(collection.queries)
         asked, known = (", ".join(map(shown, ids)) for ids in (strangers, sorted(judged)[:_SHOWN_IDS]))
         raise UserError(
             f"none of the {report.dropped['unjudged']:,} queries in {files} is judged in any qrels file: do they belong together? Ids of "
@@ -195,7 +195,9 @@ def known_labels(
                 relevance[checked[:3]] = checked.relevance, line.number
                 report.kept += 1
         if report.kept == kept:
-            raise UserError(f"{listed(collection.qrels[split])} has no judgement of a known query and a known passage: {of_split.said}")
+            raise UserError(
+                f"{listed_files(collection.qrels[split])} has no judgement of a known query and a known passage: {of_split.said}"
+            )
     return {key: label for key, (label, _) in relevance.items()}, report
 
 
@@ -241,7 +243,7 @@ def check_judgements(collection: Collection, *, split: str, setting: str | None)
             return
         else:
             report.kept += 1
-    file = listed(collection.qrels[split])
+    file = listed_files(collection.qrels[split])
     if not report.kept:
         raise UserError(f"{file} holds no judgement: {report.said if report.bad else 'it is empty, or a header alone'}")
     broken = f"; the other lines are broken: {report.said}" if report.bad else ""
@@ -285,9 +287,4 @@ def _judged_ids(collection: Collection) -> tuple[set[str], set[str]]:
 def _refuse_empty(report: IngestReport, files: Sequence[Path]) -> None:
     # Where all records are broken, the check of their share has the better message.
     if not report.kept and not report.bad:
-        raise UserError(f"{listed(files)} holds no record")
-
-
-def listed(files: Sequence[Path]) -> str:
-    """Files for people."""
-    return ", ".join(map(str, files))
+        raise UserError(f"{listed_files(files)} holds no record")

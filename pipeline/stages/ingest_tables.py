@@ -6,7 +6,7 @@ Each table's folder has `quarantine/part-00000-of-00001.parquet`: its broken rec
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from data.config.settings import Experiment
-from data.formats.collection import Collection, find_collection
+from data.formats.collection import Collection, find_collection, numbered_files
 from data.tables import schemas
 from data.tables.shards import ShardWriter, shard_name, write_shard
 from pipeline.stage import StageContext, Table
@@ -69,16 +69,11 @@ def query_files(collection: Collection) -> dict[str, Path]:
 
 
 def _qrels_files(collection: Collection) -> dict[str, Path]:
-    return {name: file for split, files in collection.qrels.items() for name, file in numbered(split, files).items()}
-
-
-def numbered(name: str, files: Sequence[Path]) -> dict[str, Path]:
-    """Files under a name: the only one has it as it is."""
-    return {f"{name}/{place}" if place else name: file for place, file in enumerate(files)}
+    return {name: file for split, files in collection.qrels.items() for name, file in numbered_files(split, files).items()}
 
 
 CORPUS = Table(
-    stage="ingest", name="corpus", version=1, reads=(), key=partial(_key, lambda collection: numbered("corpus", collection.corpus)),
+    stage="ingest", name="corpus", version=1, reads=(), key=partial(_key, lambda collection: numbered_files("corpus", collection.corpus)),
     build=partial(_build, schema=schemas.CORPUS, ingest=ingest_corpus), sharded_by="corpus", builds_all_shards=True,
 )  # fmt: skip
 QUERIES = Table(

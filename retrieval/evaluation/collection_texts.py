@@ -21,7 +21,7 @@ from typing import Any
 from data.digests import DigestCache, hash64, json_digest, text_hash
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers
-from data.formats.collection import Collection
+from data.formats.collection import Collection, listed_files
 from data.formats.readers import Fault, Query, read_corpus, read_qrels, read_queries
 from data.tables.manifest import Manifest, ShardRecord
 from data.tables.schemas import CORPUS, QUERIES, SCHEMA_VERSION
@@ -86,7 +86,7 @@ def corpus_table(collection: Collection, store: Path, digests: DigestCache) -> t
     try:
         records = list(_write_corpus(collection, folder, fingerprint, counts))
         if not counts.kept:
-            raise UserError("\n  ".join([f"{', '.join(map(str, collection.corpus))} holds no passage", *counts.first]))
+            raise UserError("\n  ".join([f"{listed_files(collection.corpus)} holds no passage", *counts.first]))
     except UserError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -130,7 +130,7 @@ def queries_table(collection: Collection, judged: Container[str], store: Path) -
     counts = Counts()
     rows = _queries(collection, judged, counts)
     if not rows:
-        files = ", ".join(map(str, collection.queries))
+        files = listed_files(collection.queries)
         found = f"none of the {counts.dropped['unjudged']:,} queries in {files} is judged: do queries and qrels belong together?"
         raise UserError("\n  ".join([found, *counts.first]))
     content = json_digest([list(row) for row in rows])

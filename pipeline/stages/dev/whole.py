@@ -24,7 +24,7 @@ import pyarrow as pa
 from data.config.settings import Experiment
 from data.digests import canonical_json, json_digest
 from data.errors import UserError
-from data.formats.collection import Collection, find_collection
+from data.formats.collection import Collection, find_collection, listed_files, numbered_files
 from data.formats.ir_datasets_copy import is_ir_datasets
 from data.formats.readers import Fault, read_corpus
 from data.remote.object_store import is_remote
@@ -32,8 +32,8 @@ from data.tables import schemas
 from data.tables.shards import write_shard
 from pipeline.stage import StageContext, Table
 from pipeline.stages.dev.rows import metadata, row_groups, token_key
-from pipeline.stages.ingest import IngestReport, check_bad_fraction, check_judgements, ingest_corpus, ingest_queries, known_labels, listed
-from pipeline.stages.ingest_tables import numbered, quarantine_file, query_files
+from pipeline.stages.ingest import IngestReport, check_bad_fraction, check_judgements, ingest_corpus, ingest_queries, known_labels
+from pipeline.stages.ingest_tables import quarantine_file, query_files
 from retrieval.models.resolved import ResolvedModels
 
 _SETTING = "dev.collections"
@@ -137,7 +137,7 @@ def _split(collection: Collection, experiment: Experiment) -> str:
 def _key(source: Source, experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     collection, split = _collection(source, experiment)
     check_judgements(collection, split=split, setting=_SETTING)
-    named = {**numbered("corpus", collection.corpus), **query_files(collection)}
+    named = {**numbered_files("corpus", collection.corpus), **query_files(collection)}
     files = {name: models.digests.file(file) for name, file in named.items()}
     _check_size(collection, json_digest(files), experiment)
     return {"collection": {"format": collection.format, "files": files}, "split": split, **token_key(models.student)}
@@ -151,7 +151,7 @@ def _check_size(collection: Collection, digest: str, experiment: Experiment) -> 
     passages = (record for _, record in read_corpus(collection) if not isinstance(record, Fault))
     if next(itertools.islice(passages, most, None), None) is not None:
         raise UserError(
-            f"{_SETTING}: {listed(collection.corpus)} has more than {most:,} passages, which every evaluation would encode: take a sample, "
+            f"{_SETTING}: {listed_files(collection.corpus)} has more than {most:,} passages, which every evaluation would encode: take a sample, "
             "or raise dev.max_passages"
         )
     _sized.add((digest, most))
@@ -179,7 +179,7 @@ def _build(source: Source, context: StageContext) -> None:
             grades.setdefault(query_id, {})[doc_id] = label
     if not grades:
         raise UserError(
-            f"{_SETTING}: {listed(collection.qrels[split])} has no label above 0 of a query and a passage that are there: {report.said}"
+            f"{_SETTING}: {listed_files(collection.qrels[split])} has no label above 0 of a query and a passage that are there: {report.said}"
         )
     doc_ids, student = sorted(texts), context.models.student
     told = metadata(student, split=split, name=source.name)

@@ -232,6 +232,9 @@ def test_qrels_of_an_evaluation(tmp_path: Path) -> None:
     """Prevents: `retrieve evaluate qrels=test.parquet` that reads bytes as lines; broken rows that pass silently."""
     path = put(tmp_path / "labels", LABELS)  # by its bytes, not its name
     assert read_qrels(path, split="test") == {"q1": {"d1": 1}, "q2": {"d2": 1}}
+    text = tmp_path / "text"
+    text.write_text("PAR100 d1 1\nq2 d2 1\n")
+    assert read_qrels(text, split="test") == {"PAR100": {"d1": 1}, "q2": {"d2": 1}}
     put(path, {**LABELS, "score": [1, None]})
     with pytest.raises(UserError, match=r"labels:2: relevance is not an integer"):
         read_qrels(path, split="test")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.config.settings import load
+from data.config.settings import load, with_absolute_paths
 from data.errors import UserError
 from data.tables.manifest import Manifest
 
@@ -94,7 +94,7 @@ def test_a_data_set_of_ir_datasets_gives_the_tables_of_jsonl(
     registered(monkeypatch, {"toy": None, "toy/train": "train", "toy/dev": "dev", "toy/test": "test"}, collection)
     path = "irds:toy/train+toy/dev+toy/test"
     as_lines, named = tiny_experiment(tmp_path / "a"), tiny_experiment(tmp_path / "b", **{"ingest.path": path})
-    assert load({"config": str(named)}).ingest.path == path
+    assert with_absolute_paths(load({"config": str(named)})).ingest.path == path
     for config in (as_lines, named):
         prep_run(config, stage="ingest")
     ours, theirs = tables(tmp_path / "b" / "store"), tables(tmp_path / "a" / "store")
