@@ -59,7 +59,8 @@ def _refuse_options(own: Args) -> None:
         "layout": own["format"] == "sentence-transformers",
     }
     for name, used in uses.items():
-        if own[name] and not used and (name, own[name]) not in (("dark", "false"), ("missing", "false")):
+        is_off = own[name] == "false" and (name == "missing" or (name == "dark" and own["format"] != OWN))
+        if own[name] and not used and not is_off:
             why = "it writes all draws and all candidates" if own["format"] == OWN else "it has no use for it"
             raise UserError(f"{name}={own[name]} does not go with format={own['format']}: {why}; leave it out")
 
@@ -141,6 +142,8 @@ class _Export:
         notes = list(written.notes)
         if not self._teacher:
             notes.append("these lists have no logits (teacher.backend=none): no scores are written")
+        if source.dark and (dark := source.counted[DARK]):
+            notes.append(f"{dark:,} {DARK} stand among the negatives, masked positives too: for losses of scores, not of labels")
         unlabelled = source.counted[UNLABELLED]
         if unlabelled and "kinds" not in format.no_place:
             notes.append(
@@ -154,7 +157,7 @@ class _Export:
         parts = list(format.no_place)
         if others := [str(draw) for draw in range(self._draws) if draw not in source.draws]:
             parts.append(f"draw {', '.join(others)} (draw=all writes all)")
-        if dark := source.counted[DARK]:
+        if not source.dark and (dark := source.counted[DARK]):
             parts.append(f"{dark:,} {DARK}" + (" (dark=true writes them)" if format.holds_texts else ""))
         if set(namespaces(Path(self._planner.experiment.store))) - {self._teacher.get("namespace", "")}:
             parts.append("logits of other teachers")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -100,7 +100,7 @@ class SelectedLists:
     draws: Sequence[int]
     dark: bool  # with dark examples, whose marks stand as the teacher reads them
     marks: Marks  # the teacher's
-    counted: Counter[str] = field(default_factory=Counter)  # by the last reading: DARK that were left out, UNLABELLED
+    counted: Counter[str] = field(default_factory=Counter)  # by the last reading: DARK, written or not; UNLABELLED
 
     def read(self, *, texts: bool = True) -> Iterator[Lists]:
         """All lists of the draws, shard after shard; in memory is about a row group, and for lists of groups a shard's `never_ids`."""
@@ -109,14 +109,13 @@ class SelectedLists:
             never = functools.cache(functools.partial(self.stored.never_ids, shard))
             for table in self.stored.tables(shard, texts=texts):
                 lists = self._lists(table, never)
-                if not self.dark:
-                    dark = np.isin(lists.kinds, DARK_KINDS)
-                    self.counted[DARK] += int(dark.sum())
-                    lists = lists.keep(~dark)
+                dark = np.isin(lists.kinds, DARK_KINDS)
+                self.counted[DARK] += int(dark.sum())
+                lists = lists if self.dark else lists.keep(~dark)
                 self.counted[UNLABELLED] += int(((lists.kinds == CandidateKind.TOP) & ~lists.positive).sum())
                 yield lists
 
-    def _lists(self, table: pa.Table, never: functools._lru_cache_wrapper[dict[str, frozenset[str]]]) -> Lists:
+    def _lists(self, table: pa.Table, never: Callable[[], dict[str, frozenset[str]]]) -> Lists:
         begins = np.array(begins_of(table), np.int64)
         heads = pa.array(begins)
         kinds = _numbers(table, "candidate_kind")

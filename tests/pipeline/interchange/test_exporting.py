@@ -265,6 +265,8 @@ def test_dark_examples_stand_as_the_teacher_reads_them(finished: Finished, tmp_p
         passages = row["positive_passages"] + row["negative_passages"]
         assert [(one["docid"], one["text"], one["kind"]) for one in passages] == [(one.id, plain(one.text), one.kind) for one in listed]
         assert [np.float32(one["score"]) for one in passages] == [np.float32(one.logit) for one in listed]
+    dark = sum(row.kind in DARK for listed in expected for row in listed)
+    assert run.line(f"{dark} dark examples stand among the negatives") and not run.line("left out")
     text = json.dumps(rows, ensure_ascii=False)
     assert "[SEP]" in text and "[MASK]" in text and "⟦" not in text
 
@@ -406,6 +408,7 @@ def test_each_says_whose_it_is(finished: Finished, tmp_path: Path, format: str) 
         ({"negatives": "99"}, "the longest list has 3"),
         ({"layout": "triplets"}, "layout=triplets"),
         ({"format": "lists", "draw": "0"}, "draw=0 does not go with format=lists: it writes all draws"),
+        ({"format": "lists", "dark": "false"}, "dark=false does not go with format=lists: it writes all"),
         ({"format": "tsv", "dark": "true"}, "dark=true does not go with format=tsv"),
         ({"format": "tevatron", "negatives": "2"}, "negatives=2 does not go with format=tevatron"),
         ({"format": "pylate", "layout": "margin_mse"}, "layout=margin_mse does not go with format=pylate"),

@@ -58,6 +58,7 @@ def texts(folder: Path, name: str) -> dict[str, str]:
     return {row["_id"]: row["text"] for row in rows}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("format", ["lists", "sentence-transformers", "flagembedding", "tevatron", "pylate", "trec", "tsv"])
 @pytest.mark.parametrize("named", [True, False], ids=["format is named", "format is found"])
 def test_what_goes_out_comes_in_again(finished: Finished, tmp_path: Path, format: str, named: bool) -> None:
