@@ -149,9 +149,11 @@ def _build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, sa
 def _say_what_is_scored(models: ResolvedModels, candidates: Stored, shards: list[int], *, label: str, say: Say) -> None:
     """How many pairs will be scored, and what the teacher would not read of them."""
     cost = estimate_cost(models, candidates, shards, warn=lambda line: say(f"warning: {line}"))
-    say(f"{label:<16} {cost}")
-    if not models.teacher.reads_texts:
+    if models.teacher.reads_texts:
+        say(f"{label:<16} {cost}")
+    else:
         refuse_missing(models, cost, candidates, shards, label=label)
+        say(f"{label:<16} {cost.requested:,} pairs, {cost.distinct:,} distinct, all with imported logits")
     for line in reading_lengths.warnings(models, candidates, shards) if cost.to_score else ():
         say(f"warning: {line}")
 

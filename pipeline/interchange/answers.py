@@ -7,7 +7,7 @@
 
 A pair may be left out, or have no score: it stays unscored, and is asked for again. All else that is strange is a fault with file and line.
 Where more than `max_bad_fraction` of the answers are faults (default: one is too many), nothing is stored. What is stored is one segment,
-whole or not at all, and a repeated import stores nothing twice. In memory are 36 bytes an answer.
+whole or not at all, and a repeated import stores nothing twice. In memory are about 100 bytes an answer, and 16 a pair that is asked for.
 """
 
 from __future__ import annotations

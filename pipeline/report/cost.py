@@ -37,7 +37,7 @@ def format_cost(models: ResolvedModels, planned: TablePlan, *, measuring: bool, 
     lines: list[str] = []
     cost = estimate_cost(models, candidates, stale, warn=lines.append)
     if not models.teacher.reads_texts:
-        return [*lines, f"{cost.requested:,} pairs, {missing_words(cost)}; {ways(models)}" if cost.to_score else _NOTHING_TO_PAY]
+        return [*lines, f"{cost.requested:,} pairs, {missing_words(cost)}. {ways(models)}" if cost.to_score else _NOTHING_TO_PAY]
     lines.append(str(cost))
     if cost.to_score and models.teacher.is_remote:
         lines.append("hours: not known, they are the server's, of which nothing is asked for a plan")

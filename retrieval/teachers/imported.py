@@ -9,6 +9,7 @@ It reads no texts. So no pair can be scored, and no dark example can be made, th
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +220,6 @@ def _ways_to_logits(spec: ImportedSpec) -> str:
         return "prep cache import brings them from another store"
     revision, scores = spec.stored_key["revision"], spec.stored_key["scores"]
     return (
-        f"name one of these, or bring logits in: prep import FILE teacher={spec.name} revision={revision} scores={scores}, or score the "
-        "pairs elsewhere (prep run stage=dark_examples, then prep export format=pairs missing=true, then prep import format=pairs)"
+        f"bring them in (prep import FILE teacher={shlex.quote(spec.name)} revision={revision} scores={scores}), or score the pairs "
+        "elsewhere (prep run stage=dark_examples, then prep export format=pairs missing=true, then prep import format=pairs)"
     )

@@ -143,7 +143,7 @@ def test_imported_lists_of_a_declared_teacher(store: Path, done: Command, tmp_pa
     config = tmp_path / "from_import.yaml"
     config.write_text(yaml.safe_dump({**started, "seed": first["seed"]}))
     told = done("prep", "run", f"config={config}")
-    assert "0 to score" in told
+    assert "all with imported logits" in told
     assert trained(done, config, tmp_path / "second", "train.recipe=hard_kd") == expected
 
 

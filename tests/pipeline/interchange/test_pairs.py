@@ -208,6 +208,7 @@ def test_a_file_that_holds_no_answers(content: bytes, told: str, asked: tuple[Pa
         imported(asked[0], tmp_path / "c")
 
 
+@pytest.mark.medium
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     scores=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=10), form=st.sampled_from(["jsonl", "tsv", "header", "gz", "parquet"])
