@@ -14,9 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.dev_sets import write_dev_set
+from support.training import make_row
 
 from trainer.reporting.metrics import SPEEDS
 
@@ -100,3 +103,21 @@ def test_torchrun_is_interrupted_and_goes_on_with_another_number(tmp_path: Path,
     zygote.begin(tmp_path / "log", "by_processes", 1, free_port(), shards, *words)
     assert zygote.end() == 0
     assert [line["step"] for line in lines_of(output)] == list(range(1, 241))
+
+
+def test_the_first_process_alone_reports(tmp_path: Path, experiment_file: Path, shards: Path, student: Path, zygote: Any) -> None:
+    """Prevents: a step that a tracker gets from each process, and a card's figures that wait for a process, or depend on their number."""
+    generator = np.random.default_rng(1)
+    dev = write_dev_set(tmp_path / "dev", [make_row(generator, f"q{number:02d}") for number in range(22)], student=student)
+    figures = {}
+    for size in (1, 2):
+        output = tmp_path / f"of{size}"
+        words = [f"config={experiment_file}", f"train.output={output}", "train.steps=6", f"dev={dev}"]
+        words += ["train.tracker=support.plugin_trackers:FileTracker"]
+        zygote.begin(tmp_path / "log", "by_processes", size, free_port(), shards, *words)
+        assert zygote.end() == 0, (tmp_path / "log").read_text()
+        seen = [json.loads(line) for line in (output / "seen.jsonl").read_text().splitlines()]
+        assert [entry["step"] for entry in seen if "step" in entry] == [1, 2, 3, 4, 5, 6] and len(seen) == 8
+        card = (output / "student" / "README.md").read_text()
+        figures[size] = [line for line in card.splitlines() if line.startswith(("| MRR@10", "| nDCG@10", "| Recall@100"))]
+    assert len(figures[1]) == 3 and figures[1] == figures[2]

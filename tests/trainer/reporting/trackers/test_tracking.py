@@ -20,6 +20,7 @@ from data.errors import UserError
 from trainer import recipes
 from trainer.loop import train
 from trainer.reporting import metrics
+from trainer.reporting.dry_run import describe
 from trainer.reporting.trackers import tracking
 from trainer.reporting.trackers.base import RunInfo, flat
 from trainer.reporting.trackers.mlflow import _allowed
@@ -218,6 +219,21 @@ def test_an_unknown_name_is_told_with_the_nearest(experiment_file: Path) -> None
 def start_run(file: Path, shards: Path, **overrides: Any) -> int:
     words = {"config": str(file), **{f"train.{key}": str(value) for key, value in overrides.items()}}
     return train(recipes.load(words), shards_folder=shards)
+
+
+def test_a_missing_package_ends_a_run_before_any_work(
+    tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: a queue's hours that end at the first step, and a finished run that the package of its tracker is asked for again."""
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(UserError, match="pip install mlflow"):
+        start_run(experiment_file, shards, tracker="mlflow")
+    assert not (tmp_path / "run" / "run.json").exists()
+    experiment = recipes.load({"config": str(experiment_file), "train.tracker": "mlflow"})
+    with pytest.raises(UserError, match="pip install mlflow"):
+        describe(experiment, shards_folder=shards)
+    assert start_run(experiment_file, shards, tracker="none", steps=1) == 0
+    assert start_run(experiment_file, shards, tracker="mlflow", steps=1) == 0
 
 
 @pytest.mark.medium
