@@ -101,14 +101,15 @@ def test_several_beside_the_collection_s_own(config: Path, tmp_path: Path, prep_
     code, output = prep("path", f"config={config}", "stage=dev", *(f"{key}={value}" for key, value in words.items()))
     assert code == 2 and f"{own}\n" not in output and "dev.Nano_A is not complete" in output
     lines = prep_run(config, stage="dev", **words)
-    assert [line.split()[:2] for line in lines] == [["dev", "complete"], ["dev.Nano_A", "built"], ["dev.Nano-B", "built"]]
+    assert [line.split()[:2] for line in lines] == [["dev.Nano_A", "built"], ["dev.Nano-B", "built"], ["dev", "complete"]]
     code, output = prep("path", f"config={config}", "stage=dev", *(f"{key}={value}" for key, value in words.items()))
-    assert code == 0 and output.splitlines() == [str(own), str(folder_of(config, "Nano_A")), str(folder_of(config, "Nano-B"))]
+    assert code == 0 and output.splitlines() == [str(folder_of(config, "Nano_A")), str(folder_of(config, "Nano-B")), str(own)]
     for table, folder in (("dev", own), ("Nano-B", folder_of(config, "Nano-B"))):
         code, output = prep("path", f"config={config}", "stage=dev", f"table={table}", *(f"{key}={value}" for key, value in words.items()))
         assert code == 0 and output == f"{folder}\n"
     experiment = load({"config": str(config), **{key: str(value) for key, value in words.items()}})
-    assert {"dev", "dev.Nano_A", "dev.Nano-B", "shards"} <= {table.label for table in selected_tables(experiment, "all")}
+    order = [table.label for table in selected_tables(experiment, "all")]
+    assert {"dev", "dev.Nano_A", "dev.Nano-B", "shards"} <= {*order} and order.index("dev.Nano-B") < order.index("embed.corpus")
 
 
 def test_the_content_is_what_counts(config: Path, tmp_path: Path, prep_run: Prep) -> None:
