@@ -171,8 +171,11 @@ def _build(source: Source, context: StageContext) -> None:
     reports = [ingest_corpus(collection, [passages]), ingest_queries(collection, [queries])]
     texts: dict[str, str] = {row[0]: row[1] for row in passages}
     asked: dict[str, str] = {row[0]: row[1] for row in queries}
+    _refuse_too_many(context, reports)  # a broken file of queries, not the judgements that name none of them
     labels, report = known_labels(collection, asked.keys(), texts.keys())
-    _account(context, [*reports, report])
+    reports.append(report)
+    _refuse_too_many(context, reports)
+    _warn_of_some(context, reports)
     grades: dict[str, dict[str, int]] = {}
     for (_, query_id, doc_id), label in sorted(labels.items()):
         if label > 0:
@@ -188,20 +191,23 @@ def _build(source: Source, context: StageContext) -> None:
         for table in row_groups(ordered, grades, doc_ids, [texts[doc_id] for doc_id in doc_ids], student=student):
             writer.write_row_group(table)
             context.report("rows", table.num_rows)
-        writer.figures["counts"] = _counts([*reports, report], without_positive=len(asked) - len(grades))
+        writer.figures["counts"] = _counts(reports, without_positive=len(asked) - len(grades))
 
 
-def _account(context: StageContext, reports: Sequence[IngestReport]) -> None:
-    """List the broken records, refuse too many of them, and warn of some. Files of a collection are counted each by itself."""
+def _refuse_too_many(context: StageContext, reports: Sequence[IngestReport]) -> None:
+    """List the broken records, and raise UserError where they are too many of a file's."""
     quarantine = quarantine_file(context.folder)
     faults = pa.concat_tables([report.faults for report in reports])
     write_shard(quarantine, faults, {"fingerprint": context.fingerprint, "counts": [report.counts for report in reports]})
     for report in reports:
         check_bad_fraction(report, settings=context.experiment.ingest, quarantine=quarantine)
+
+
+def _warn_of_some(context: StageContext, reports: Sequence[IngestReport]) -> None:
     if broken := [report for report in reports if report.bad]:
         of, all_of = sum(report.bad for report in broken), sum(report.counts["in"] for report in reports)
-        reasons = ", ".join(report.reasons for report in broken)
-        context.warn(f"{context.table.label}: {of:,} of {all_of:,} records are broken and left out ({reasons}); listed in {quarantine}")
+        reasons, where = ", ".join(report.reasons for report in broken), quarantine_file(context.folder)
+        context.warn(f"{context.table.label}: {of:,} of {all_of:,} records are broken and left out ({reasons}); listed in {where}")
 
 
 def _counts(reports: Sequence[IngestReport], *, without_positive: int) -> Mapping[str, Any]:

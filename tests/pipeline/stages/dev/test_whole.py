@@ -165,6 +165,10 @@ def test_broken_records_are_counted(config: Path, tmp_path: Path, prep_run: Prep
     with pytest.raises(UserError, match=r"(?s)2 of 6 records are broken.*corpus\.jsonl:5: duplicate id.*corpus\.jsonl:6: no text"):
         prep_run(config, stage="dev", **{"dev.collections": folder})
     assert not list(config.parent.glob("store/dev/*/manifest.json"))
+    strange = write_collection(tmp_path / "strange")
+    (strange / "queries.jsonl").write_text("q1\tzo\n")
+    with pytest.raises(UserError, match=r"(?s)1 of 1 records are broken.*queries\.jsonl:1: not JSON"):
+        prep_run(config, stage="dev", **{"dev.collections": strange})
     words = {"dev.collections": folder, "ingest.max_bad_fraction": 0.5}
     lines = prep_run(config, stage="dev", **words)
     assert any("dev.Nano: 2 of 15 records are broken and left out (1 duplicate id, 1 no text)" in line for line in lines)
