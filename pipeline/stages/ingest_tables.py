@@ -63,13 +63,18 @@ def _key(files: Callable[[Collection], dict[str, Path]], experiment: Experiment,
     return {"format": collection.format, "files": {name: models.digests.file(file) for name, file in files(collection).items()}}
 
 
+def corpus_files(collection: Collection) -> dict[str, Path]:
+    """Of the passages, by names that do not depend on where the collection lies."""
+    return {"corpus": collection.corpus}
+
+
 def query_files(collection: Collection) -> dict[str, Path]:
     """With the qrels, which decide which queries are kept."""
     return {**{f"queries{place}": file for place, file in enumerate(collection.queries)}, **collection.qrels}
 
 
 CORPUS = Table(
-    stage="ingest", name="corpus", version=1, reads=(), key=partial(_key, lambda collection: {"corpus": collection.corpus}),
+    stage="ingest", name="corpus", version=1, reads=(), key=partial(_key, corpus_files),
     build=partial(_build, schema=schemas.CORPUS, ingest=ingest_corpus), sharded_by="corpus", builds_all_shards=True,
 )  # fmt: skip
 QUERIES = Table(

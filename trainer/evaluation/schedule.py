@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from data.config.settings import Train
-from trainer.evaluation.dev_set import DevSet, Sequences, encode_all, evaluate
+from trainer.evaluation.dev_set import DevSet, Encode, Sequences, encode_all, evaluate
 from trainer.evaluation.dev_sets import with_means
 from trainer.saving.checkpoint import TrainingState
 from trainer.steps.distributed import Distributed
@@ -26,16 +26,8 @@ def is_due(done: int, *, settings: Train, epoch_ends: list[int]) -> bool:
     return done % settings.evaluate_every == 0 or done == epoch_ends[-1]
 
 
-def dev_figures(model: Model, sets: Sequence[DevSet], *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
-    """MRR@10, nDCG@10 and Recall@100 by exact search, and MRR@10 of cut vectors; of several sets as `with_means` has them.
-
-    Sets are evaluated one after the other: in memory are the vectors of one.
-    """
-    return with_means({dev.name: _figures_of(model, dev, settings=settings, processes=processes) for dev in sets})
-
-
-def _figures_of(model: Model, dev: DevSet, *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
-    """Each process encodes a share; all get the same figures."""
+def shared_encode(model: Model, *, settings: StepSettings, processes: Distributed) -> Encode:
+    """Sequences to vectors. Each process encodes a share; all get the same vectors."""
 
     def encode(sequences: Sequences) -> NDArray[np.float32]:
         vectors_ND = np.zeros((len(sequences), model.size), np.float32)
@@ -44,7 +36,19 @@ def _figures_of(model: Model, dev: DevSet, *, settings: StepSettings, processes:
         processes.sum(torch.from_numpy(vectors_ND))  # in place
         return vectors_ND
 
-    figures = evaluate(encode, dev, dimensions=settings.dimensions)
+    return encode
+
+
+def dev_figures(model: Model, sets: Sequence[DevSet], *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
+    """MRR@10, nDCG@10 and Recall@100 by exact search, and MRR@10 of cut vectors; of several sets as `with_means` has them.
+
+    Sets are evaluated one after the other: in memory are the vectors of one. The figures are the same in all processes.
+    """
+    return with_means({dev.name: _figures_of(model, dev, settings=settings, processes=processes) for dev in sets})
+
+
+def _figures_of(model: Model, dev: DevSet, *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
+    figures = evaluate(shared_encode(model, settings=settings, processes=processes), dev, dimensions=settings.dimensions)
     # Of the first process: on other machines they could differ in rounding, and so could the best checkpoint and an early stop.
     return dict(zip(figures, processes.of_first([*figures.values()]), strict=True))
 

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from data.config.settings import Experiment
-from data.digests import canonical_json
+from data.digests import canonical_json, json_digest
 from data.errors import UserError
 from data.formats.collection import Collection, find_collection
 from data.formats.readers import Fault, read_corpus
@@ -32,7 +32,7 @@ from data.tables.shards import write_shard
 from pipeline.stage import StageContext, Table
 from pipeline.stages.dev.rows import metadata, row_groups, token_key
 from pipeline.stages.ingest import IngestReport, check_bad_fraction, check_judgements, ingest_corpus, ingest_queries, known_labels
-from pipeline.stages.ingest_tables import quarantine_file
+from pipeline.stages.ingest_tables import corpus_files, quarantine_file, query_files
 from retrieval.models.resolved import ResolvedModels
 
 _SETTING = "dev.collections"
@@ -107,8 +107,8 @@ def _collection(source: Source, experiment: Experiment) -> tuple[Collection, str
     except UserError as error:
         raise UserError(f"{_SETTING}: {error}{_below(source.path)}") from error
     split = _split(collection, experiment)
-    of_training = os.path.realpath(experiment.ingest.path) == os.path.realpath(source.path)
-    if of_training and split == experiment.ingest.train_split:
+    trained_on = experiment.ingest.path
+    if trained_on and os.path.realpath(trained_on) == os.path.realpath(source.path) and split == experiment.ingest.train_split:
         raise UserError(f"{_SETTING}: {source.path}: its split {split} is trained on (ingest.train_split); set dev.collections_split")
     return replace(collection, qrels={split: collection.qrels[split]}), split
 
@@ -136,11 +136,13 @@ def _split(collection: Collection, experiment: Experiment) -> str:
 def _key(source: Source, experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     collection, split = _collection(source, experiment)
     check_judgements(collection, split=split, setting=_SETTING)
-    named = {"corpus": collection.corpus, "qrels": collection.qrels[split]}
-    named |= {f"queries{place}": file for place, file in enumerate(collection.queries)}
-    files = {name: models.digests.file(file) for name, file in named.items()}
-    _check_size(collection, files["corpus"], experiment)
-    return {"collection": {"format": collection.format, "files": files}, "split": split, **token_key(models.student)}
+    of_corpus, others = ({name: models.digests.file(file) for name, file in of(collection).items()} for of in (corpus_files, query_files))
+    _check_size(collection, json_digest(of_corpus), experiment)
+    return {
+        "collection": {"format": collection.format, "corpus": of_corpus, "queries": others},
+        "split": split,
+        **token_key(models.student),
+    }
 
 
 def _check_size(collection: Collection, digest: str, experiment: Experiment) -> None:
@@ -151,7 +153,7 @@ def _check_size(collection: Collection, digest: str, experiment: Experiment) -> 
     passages = (record for _, record in read_corpus(collection) if not isinstance(record, Fault))
     if next(itertools.islice(passages, most, None), None) is not None:
         raise UserError(
-            f"{_SETTING}: {collection.corpus} has more than {most:,} passages, which every evaluation would encode: take a sample of it, "
+            f"{_SETTING}: {collection.folder} has more than {most:,} passages, which every evaluation would encode: take a sample of it, "
             "or raise dev.max_passages"
         )
     _sized.add((digest, most))
@@ -181,9 +183,8 @@ def _build(source: Source, context: StageContext) -> None:
         if label > 0:
             grades.setdefault(query_id, {})[doc_id] = label
     if not grades:
-        raise UserError(
-            f"{_SETTING}: {collection.qrels[split]} has no label above 0 of a query and a passage that are there: {report.said}"
-        )
+        where = f"split {split} of {collection.folder}"
+        raise UserError(f"{_SETTING}: {where} has no label above 0 of a query and a passage that are there: {report.said}")
     doc_ids, student = sorted(texts), context.models.student
     told = metadata(student, split=split, name=source.name)
     with context.writer(0, schemas.DEV.with_metadata({"dev": canonical_json(told)})) as writer:

@@ -131,7 +131,7 @@ def test_the_content_is_what_counts(config: Path, tmp_path: Path, prep_run: Prep
     assert "never built" in prep("plan", f"config={config}", "stage=dev", f"dev.collections={other}")[1]
     with open(moved / "qrels" / "test.tsv", "a") as file:
         file.write("q9\td10\t1\n")
-    assert "changed: collection.files.qrels" in planned()
+    assert "changed: collection.queries.test" in planned()
 
 
 @pytest.mark.parametrize(
