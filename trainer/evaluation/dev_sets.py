@@ -80,14 +80,18 @@ def with_means(by_name: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 def pooled(by_name: Mapping[str, Evaluation]) -> Evaluation:
     """All sets' queries in one evaluation, to be compared with another: weighted, so that its means are those of `with_means`."""
+    first, *others = by_name.values()
+    if not others:
+        return first
     queries = {f"{name}/{query_id}": 1 / len(own.query_ids) for name, own in by_name.items() for query_id in own.query_ids}
     weights = np.array([*queries.values()]) * len(queries) / len(by_name)
-    evaluations = list(by_name.values())
-    values = {metric: weights * np.concatenate([own.values[metric] for own in evaluations]) for metric in evaluations[0].values}
-    counted = {
-        name: sum(getattr(own, name) for own in evaluations) for name in ("without_results", "unjudged", "own_hits", "own_discarded")
-    }
-    return Evaluation(tuple(queries), values, depth=max(own.depth for own in evaluations), **counted)
+    counts = ("without_results", "unjudged", "own_hits", "own_discarded")
+    return Evaluation(
+        query_ids=tuple(queries),
+        values={metric: weights * np.concatenate([own.values[metric] for own in by_name.values()]) for metric in first.values},
+        depth=max(own.depth for own in by_name.values()),
+        **{name: sum(getattr(own, name) for own in by_name.values()) for name in counts},
+    )
 
 
 def lines(figures: Mapping[str, float], names: Sequence[str], *, step: int, best_step: int) -> list[str]:

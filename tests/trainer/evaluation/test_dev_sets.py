@@ -83,8 +83,7 @@ def test_queries_of_all_sets_are_compared_by_the_same_mean() -> None:
     for means, sets in ((found.before, before), (found.after, after)):
         assert means == pytest.approx(with_means({name: {"MRR@10": own.mean("MRR@10")} for name, own in sets.items()})["MRR@10"])
     assert found.wins == sum(int((after[name].values["MRR@10"] > before[name].values["MRR@10"]).sum()) for name in before)
-    alone = pooled({"a": before["a"]})
-    assert alone.values["MRR@10"] == pytest.approx(before["a"].values["MRR@10"]) and alone.query_ids[0] == "a/q0"
+    assert pooled({"a": before["a"]}) is before["a"]
 
 
 @pytest.mark.medium
