@@ -46,6 +46,7 @@ def tables(experiment: Experiment) -> list[Table]:
         ingest_tables.CORPUS,
         ingest_tables.QUERIES,
         ingest_tables.QRELS,
+        *whole.tables(experiment),  # early: broken files of theirs show before anything is scored
         embed.CORPUS,
         embed.QUERIES,
         *([search_index.TABLE] if experiment.uses_index else []),
@@ -53,7 +54,6 @@ def tables(experiment: Experiment) -> list[Table]:
         *([pool_pairs.TABLE, teacher_scores.of_pools(experiment)] if pools_are_scored else []),
         *([cl_drd_lists.TABLE, shards.OF_CURRICULUM] if experiment.curriculum.enabled else by_lists),
         *([sampled.TABLE] if experiment.dev.queries else []),
-        *whole.tables(experiment),
     ]
 
 

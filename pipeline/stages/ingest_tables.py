@@ -63,6 +63,11 @@ def _key(files: Callable[[Collection], dict[str, Path]], experiment: Experiment,
     return {"format": collection.format, "files": {name: models.digests.file(file) for name, file in files(collection).items()}}
 
 
+def corpus_files(collection: Collection) -> dict[str, Path]:
+    """Of the passages, by names that do not depend on where the collection lies."""
+    return numbered_files("corpus", collection.corpus)
+
+
 def query_files(collection: Collection) -> dict[str, Path]:
     """With the qrels, which decide which queries are kept."""
     return {**{f"queries{place}": file for place, file in enumerate(collection.queries)}, **_qrels_files(collection)}
@@ -73,7 +78,7 @@ def _qrels_files(collection: Collection) -> dict[str, Path]:
 
 
 CORPUS = Table(
-    stage="ingest", name="corpus", version=1, reads=(), key=partial(_key, lambda collection: numbered_files("corpus", collection.corpus)),
+    stage="ingest", name="corpus", version=1, reads=(), key=partial(_key, corpus_files),
     build=partial(_build, schema=schemas.CORPUS, ingest=ingest_corpus), sharded_by="corpus", builds_all_shards=True,
 )  # fmt: skip
 QUERIES = Table(

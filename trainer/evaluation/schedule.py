@@ -42,14 +42,13 @@ def shared_encode(model: Model, *, settings: StepSettings, processes: Distribute
 def dev_figures(model: Model, sets: Sequence[DevSet], *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
     """MRR@10, nDCG@10 and Recall@100 by exact search, and MRR@10 of cut vectors; of several sets as `with_means` has them.
 
-    All processes get the same. Sets are evaluated one after the other: in memory are the vectors of one.
+    Sets are evaluated one after the other: in memory are the vectors of one. The figures are the same in all processes.
     """
-    encode = shared_encode(model, settings=settings, processes=processes)
-    return with_means({dev.name: _figures_of(encode, dev, settings=settings, processes=processes) for dev in sets})
+    return with_means({dev.name: _figures_of(model, dev, settings=settings, processes=processes) for dev in sets})
 
 
-def _figures_of(encode: Encode, dev: DevSet, *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
-    figures = evaluate(encode, dev, dimensions=settings.dimensions)
+def _figures_of(model: Model, dev: DevSet, *, settings: StepSettings, processes: Distributed) -> dict[str, float]:
+    figures = evaluate(shared_encode(model, settings=settings, processes=processes), dev, dimensions=settings.dimensions)
     # Of the first process: on other machines they could differ in rounding, and so could the best checkpoint and an early stop.
     return dict(zip(figures, processes.of_first([*figures.values()]), strict=True))
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 from data.config.settings import Experiment
 from data.digests import canonical_json, json_digest
 from data.errors import UserError
-from data.formats.collection import Collection, find_collection, listed_files, numbered_files
+from data.formats.collection import Collection, find_collection
 from data.formats.ir_datasets_copy import is_ir_datasets
 from data.formats.readers import Fault, read_corpus
 from data.remote.object_store import is_remote
@@ -33,7 +33,7 @@ from data.tables.shards import write_shard
 from pipeline.stage import StageContext, Table
 from pipeline.stages.dev.rows import metadata, row_groups, token_key
 from pipeline.stages.ingest import IngestReport, check_bad_fraction, check_judgements, ingest_corpus, ingest_queries, known_labels
-from pipeline.stages.ingest_tables import quarantine_file, query_files
+from pipeline.stages.ingest_tables import corpus_files, quarantine_file, query_files
 from retrieval.models.resolved import ResolvedModels
 
 _SETTING = "dev.collections"
@@ -108,8 +108,8 @@ def _collection(source: Source, experiment: Experiment) -> tuple[Collection, str
     except UserError as error:
         raise UserError(f"{_SETTING}: {error}{_below(source.path)}") from error
     split = _split(collection, experiment)
-    of_training = experiment.ingest.path is not None and os.path.realpath(experiment.ingest.path) == os.path.realpath(source.path)
-    if of_training and split == experiment.ingest.train_split:
+    trained_on = experiment.ingest.path
+    if trained_on and os.path.realpath(trained_on) == os.path.realpath(source.path) and split == experiment.ingest.train_split:
         raise UserError(f"{_SETTING}: {source.path}: its split {split} is trained on (ingest.train_split); set dev.collections_split")
     return replace(collection, qrels={split: collection.qrels[split]}), split
 
@@ -137,10 +137,13 @@ def _split(collection: Collection, experiment: Experiment) -> str:
 def _key(source: Source, experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     collection, split = _collection(source, experiment)
     check_judgements(collection, split=split, setting=_SETTING)
-    named = {**numbered_files("corpus", collection.corpus), **query_files(collection)}
-    files = {name: models.digests.file(file) for name, file in named.items()}
-    _check_size(collection, json_digest(files), experiment)
-    return {"collection": {"format": collection.format, "files": files}, "split": split, **token_key(models.student)}
+    of_corpus, others = ({name: models.digests.file(file) for name, file in of(collection).items()} for of in (corpus_files, query_files))
+    _check_size(collection, json_digest(of_corpus), experiment)
+    return {
+        "collection": {"format": collection.format, "corpus": of_corpus, "queries": others},
+        "split": split,
+        **token_key(models.student),
+    }
 
 
 def _check_size(collection: Collection, digest: str, experiment: Experiment) -> None:
@@ -151,7 +154,7 @@ def _check_size(collection: Collection, digest: str, experiment: Experiment) -> 
     passages = (record for _, record in read_corpus(collection) if not isinstance(record, Fault))
     if next(itertools.islice(passages, most, None), None) is not None:
         raise UserError(
-            f"{_SETTING}: {listed_files(collection.corpus)} has more than {most:,} passages, which every evaluation would encode: take a sample, "
+            f"{_SETTING}: {collection.folder} has more than {most:,} passages, which every evaluation would encode: take a sample of it, "
             "or raise dev.max_passages"
         )
     _sized.add((digest, most))
@@ -171,16 +174,18 @@ def _build(source: Source, context: StageContext) -> None:
     reports = [ingest_corpus(collection, [passages]), ingest_queries(collection, [queries])]
     texts: dict[str, str] = {row[0]: row[1] for row in passages}
     asked: dict[str, str] = {row[0]: row[1] for row in queries}
+    _refuse_too_many(context, reports)  # a broken file of queries, not the judgements that name none of them
     labels, report = known_labels(collection, asked.keys(), texts.keys())
-    _account(context, [*reports, report])
+    reports.append(report)
+    _refuse_too_many(context, reports)
+    _warn_of_some(context, reports)
     grades: dict[str, dict[str, int]] = {}
     for (_, query_id, doc_id), label in sorted(labels.items()):
         if label > 0:
             grades.setdefault(query_id, {})[doc_id] = label
     if not grades:
-        raise UserError(
-            f"{_SETTING}: {listed_files(collection.qrels[split])} has no label above 0 of a query and a passage that are there: {report.said}"
-        )
+        where = f"split {split} of {collection.folder}"
+        raise UserError(f"{_SETTING}: {where} has no label above 0 of a query and a passage that are there: {report.said}")
     doc_ids, student = sorted(texts), context.models.student
     told = metadata(student, split=split, name=source.name)
     with context.writer(0, schemas.DEV.with_metadata({"dev": canonical_json(told)})) as writer:
@@ -188,20 +193,23 @@ def _build(source: Source, context: StageContext) -> None:
         for table in row_groups(ordered, grades, doc_ids, [texts[doc_id] for doc_id in doc_ids], student=student):
             writer.write_row_group(table)
             context.report("rows", table.num_rows)
-        writer.figures["counts"] = _counts([*reports, report], without_positive=len(asked) - len(grades))
+        writer.figures["counts"] = _counts(reports, without_positive=len(asked) - len(grades))
 
 
-def _account(context: StageContext, reports: Sequence[IngestReport]) -> None:
-    """List the broken records, refuse too many of them, and warn of some. Files of a collection are counted each by itself."""
+def _refuse_too_many(context: StageContext, reports: Sequence[IngestReport]) -> None:
+    """List the broken records, and raise UserError where they are too many of a file's."""
     quarantine = quarantine_file(context.folder)
     faults = pa.concat_tables([report.faults for report in reports])
     write_shard(quarantine, faults, {"fingerprint": context.fingerprint, "counts": [report.counts for report in reports]})
     for report in reports:
         check_bad_fraction(report, settings=context.experiment.ingest, quarantine=quarantine)
+
+
+def _warn_of_some(context: StageContext, reports: Sequence[IngestReport]) -> None:
     if broken := [report for report in reports if report.bad]:
         of, all_of = sum(report.bad for report in broken), sum(report.counts["in"] for report in reports)
-        reasons = ", ".join(report.reasons for report in broken)
-        context.warn(f"{context.table.label}: {of:,} of {all_of:,} records are broken and left out ({reasons}); listed in {quarantine}")
+        reasons, where = ", ".join(report.reasons for report in broken), quarantine_file(context.folder)
+        context.warn(f"{context.table.label}: {of:,} of {all_of:,} records are broken and left out ({reasons}); listed in {where}")
 
 
 def _counts(reports: Sequence[IngestReport], *, without_positive: int) -> Mapping[str, Any]:

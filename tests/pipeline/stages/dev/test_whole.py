@@ -101,14 +101,15 @@ def test_several_beside_the_collection_s_own(config: Path, tmp_path: Path, prep_
     code, output = prep("path", f"config={config}", "stage=dev", *(f"{key}={value}" for key, value in words.items()))
     assert code == 2 and f"{own}\n" not in output and "dev.Nano_A is not complete" in output
     lines = prep_run(config, stage="dev", **words)
-    assert [line.split()[:2] for line in lines] == [["dev", "complete"], ["dev.Nano_A", "built"], ["dev.Nano-B", "built"]]
+    assert [line.split()[:2] for line in lines] == [["dev.Nano_A", "built"], ["dev.Nano-B", "built"], ["dev", "complete"]]
     code, output = prep("path", f"config={config}", "stage=dev", *(f"{key}={value}" for key, value in words.items()))
-    assert code == 0 and output.splitlines() == [str(own), str(folder_of(config, "Nano_A")), str(folder_of(config, "Nano-B"))]
+    assert code == 0 and output.splitlines() == [str(folder_of(config, "Nano_A")), str(folder_of(config, "Nano-B")), str(own)]
     for table, folder in (("dev", own), ("Nano-B", folder_of(config, "Nano-B"))):
         code, output = prep("path", f"config={config}", "stage=dev", f"table={table}", *(f"{key}={value}" for key, value in words.items()))
         assert code == 0 and output == f"{folder}\n"
     experiment = load({"config": str(config), **{key: str(value) for key, value in words.items()}})
-    assert {"dev", "dev.Nano_A", "dev.Nano-B", "shards"} <= {table.label for table in selected_tables(experiment, "all")}
+    order = [table.label for table in selected_tables(experiment, "all")]
+    assert {"dev", "dev.Nano_A", "dev.Nano-B", "shards"} <= {*order} and order.index("dev.Nano-B") < order.index("embed.corpus")
 
 
 def test_the_content_is_what_counts(config: Path, tmp_path: Path, prep_run: Prep) -> None:
@@ -130,7 +131,7 @@ def test_the_content_is_what_counts(config: Path, tmp_path: Path, prep_run: Prep
     assert "never built" in prep("plan", f"config={config}", "stage=dev", f"dev.collections={other}")[1]
     with open(moved / "qrels" / "test.tsv", "a") as file:
         file.write("q9\td10\t1\n")
-    assert "changed: collection.files.qrels" in planned()
+    assert "changed: collection.queries.test" in planned()
 
 
 @pytest.mark.parametrize(
@@ -164,6 +165,10 @@ def test_broken_records_are_counted(config: Path, tmp_path: Path, prep_run: Prep
     with pytest.raises(UserError, match=r"(?s)2 of 6 records are broken.*corpus\.jsonl:5: duplicate id.*corpus\.jsonl:6: no text"):
         prep_run(config, stage="dev", **{"dev.collections": folder})
     assert not list(config.parent.glob("store/dev/*/manifest.json"))
+    strange = write_collection(tmp_path / "strange")
+    (strange / "queries.jsonl").write_text("q1\tzo\n")
+    with pytest.raises(UserError, match=r"(?s)1 of 1 records are broken.*queries\.jsonl:1: not JSON"):
+        prep_run(config, stage="dev", **{"dev.collections": strange})
     words = {"dev.collections": folder, "ingest.max_bad_fraction": 0.5}
     lines = prep_run(config, stage="dev", **words)
     assert any("dev.Nano: 2 of 15 records are broken and left out (1 duplicate id, 1 no text)" in line for line in lines)
