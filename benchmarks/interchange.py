@@ -137,6 +137,7 @@ def measure(side: Callable[[Path, Path], Any], lists: Path, folder: Path) -> Non
     import pandas  # noqa: F401
     import pyarrow as pa
 
+    import data.formats.scored_lists.readers.formats  # noqa: F401
     import pipeline.interchange.importing  # noqa: F401
 
     pa.set_cpu_count(1)

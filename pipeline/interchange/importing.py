@@ -97,7 +97,7 @@ class _Import:
         pairs, rules, queries, passages = self._with_keys(collected, collection, companions)
         rows = Spill(self._spills / "rows", ROWS, buckets=_BUCKETS)
         logits = Spill(self._spills / "logits", LOGITS, buckets=_BUCKETS)
-        grouped = group(pairs, rows, logits, rules=rules, report=report)
+        grouped = group(pairs, rows, logits, rules=rules, report=report, in_order=collected.queries is not None)
         pairs.delete()
         new = NewLogits(request.store, request.teacher, say=self._say) if request.store and request.teacher and collected.scored else None
         if new:

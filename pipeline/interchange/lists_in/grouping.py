@@ -46,19 +46,17 @@ class Grouped:
     fewest: int = 0  # of one that has any
 
 
-def group(pairs: Spill, rows: Spill, logits: Spill, *, rules: Rules, report: ImportReport) -> Grouped:
-    """All buckets of `pairs`; what stays goes to `rows` and `logits`."""
+def group(pairs: Spill, rows: Spill, logits: Spill, *, rules: Rules, report: ImportReport, in_order: bool) -> Grouped:
+    """All buckets of `pairs`; what stays goes to `rows` and `logits`. `in_order`: whether a query's rows lie in the order of reading."""
     grouped = Grouped()
     width = _ALL // np.uint64(max(1, report.places.count)) or np.uint64(1)
     for buckets in bucket_ranges(pairs):
-        table = _right(_in_order(pairs.read(buckets)), rules, report)
+        table = pairs.read(buckets)
+        table = _right(table if in_order else table.sort_by("number"), rules, report)
         if not table.num_rows:
             continue
-        table = _once(table, report)
-        scored = table.filter(pa.array(~np.isnan(_numbers(table, "logit"))))
-        keys = key_halves(scored.column("key"))
-        distinct = _first_of(keys[:, 0])
-        logits.add(scored.select(LOGITS.names).take(pa.array(distinct)), keys[distinct, 0])
+        table, scored = _one_score_a_text(_once(table, report), report)
+        logits.add(scored, key_halves(scored.column("key"))[:, 0])
         lists = _lists(table, rules, report, grouped)
         rows.add(lists, _numbers(lists, "first_list").astype(np.uint64) * width)
     rows.flush()
@@ -68,11 +66,6 @@ def group(pairs: Spill, rows: Spill, logits: Spill, *, rules: Rules, report: Imp
 
 def _numbers(table: pa.Table, name: str) -> NDArray[Any]:
     return table.column(name).to_numpy()
-
-
-def _in_order(table: pa.Table) -> pa.Table:
-    numbers = _numbers(table, "number")
-    return table if (np.diff(numbers) > 0).all() else table.take(pa.array(np.argsort(numbers)))
 
 
 def _right(table: pa.Table, rules: Rules, report: ImportReport) -> pa.Table:
@@ -113,7 +106,7 @@ def _once(table: pa.Table, report: ImportReport) -> pa.Table:
         relevance[first] = best
         rows = np.sort(first)
         table = _with(table, relevance, logits).take(pa.array(rows))
-    return _one_score_a_text(table, report)
+    return table
 
 
 def _groups(values: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -146,25 +139,23 @@ def _with(table: pa.Table, relevance: NDArray[np.int32], logits: NDArray[np.floa
     return table
 
 
-def _one_score_a_text(table: pa.Table, report: ImportReport) -> pa.Table:
-    """A logit is stored by the texts of a pair: passages of one text under two ids have one."""
+def _one_score_a_text(table: pa.Table, report: ImportReport) -> tuple[pa.Table, pa.Table]:
+    """A logit is stored by the texts of a pair: passages of one text under two ids have one. (The rows that stay, their logits once.)"""
     logits = _numbers(table, "logit")
-    scored = np.flatnonzero(~np.isnan(logits))
-    if not len(scored):
-        return table
-    order, begins, of = _groups(key_halves(table.column("key").take(pa.array(scored)))[:, 0])
+    places = np.flatnonzero(~np.isnan(logits))
+    scored = table.select(LOGITS.names)
+    scored = scored if len(places) == len(logits) else scored.take(pa.array(places))
+    if not len(places):
+        return table, scored
+    order, begins, of = _groups(key_halves(scored.column("key"))[:, 0])
     if len(begins) == len(order):
-        return table
+        return table, scored
     right = np.full(len(logits), -1)
-    right[scored] = scored[order[begins]][of]
+    right[places] = places[order[begins]][of]
+    scored = scored.take(pa.array(np.sort(order[begins])))
     if not _other_scores(table, logits, right, report):
-        return table
-    return table.filter(pa.array((right < 0) | (logits == logits[right])))
-
-
-def _first_of(keys: Hashes) -> NDArray[np.int64]:
-    """Rows whose key did not come before."""
-    return np.sort(np.unique(keys, return_index=True)[1])
+        return table, scored
+    return table.filter(pa.array((right < 0) | (logits == logits[right]))), scored
 
 
 def _lists(table: pa.Table, rules: Rules, report: ImportReport, grouped: Grouped) -> pa.Table:
