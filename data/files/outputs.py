@@ -7,6 +7,7 @@ A name that is free, or of a regular file, is written whole or not at all. A lin
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -134,24 +135,34 @@ def local_output_folder(given: str, *, option: str, is_own: Callable[[str], bool
 
 
 @contextlib.contextmanager
-def local_new_folder(given: str, *, option: str) -> Iterator[Path]:
-    """A folder to fill, which gets its name when the block ends well: it is there whole or not at all.
+def new_local_folder(given: str, *, option: str = "out") -> Iterator[Path]:
+    """A folder that gets its name when the block ends well, with all that was written into it; else nothing of it stays.
 
-    Raises UserError before the block where something lies there already, or nothing can be written there.
+    What a killed process left of the same name is removed. Raises UserError before the block where something stands there already, or
+    nothing can be written.
     """
     folder = Path(os.path.realpath(given))
-    if os.path.exists(folder) and not (folder.is_dir() and not os.listdir(folder)):
-        what = "a folder with files" if folder.is_dir() else kind_of(folder)
-        raise UserError(f"{option}={given} is {what}; give the name of a new folder")
-    temporary = temporary_name(folder)
+    if os.path.exists(folder) and not folder.is_dir():
+        raise UserError(f"{option}={given} is {kind_of(folder)}; give the name of a new folder")
     try:
+        if folder.is_dir() and (names := sorted(os.listdir(folder))):
+            raise UserError(f"{option}={given} is there already and holds {names[0]}; give a new folder, or delete it")
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder.parent, of=folder.name)
+        temporary = temporary_name(folder)
         temporary.mkdir()
     except OSError as error:
         raise _not_writable(folder.parent, given, error, option=option) from error
     try:
         yield temporary
-        os.replace(temporary, folder)  # onto an empty folder, too
+        with contextlib.suppress(FileNotFoundError):
+            folder.rmdir()  # an empty one
+        temporary.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunFailed(
+                f"no space left while writing {given} ({error.strerror}); free some space and start the same command again"
+            ) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -26,7 +26,7 @@ from data.formats.trec import Run, read_run
 from data.tables.shards import atomic_write
 from retrieval.encoding.encode import table_encoding, write_vectors
 from retrieval.encoding.text_encoder import TextEncoder
-from retrieval.evaluation.collection_texts import Counts, corpus_table, labels_of, queries_table
+from retrieval.evaluation.collection_texts import Counts, corpus_table, is_whole, labels_of, queries_table
 from retrieval.evaluation.metrics import Evaluation, evaluate, own_passages
 from retrieval.evaluation.qrels import Qrels
 from retrieval.evaluation.results import Figures, Results
@@ -84,7 +84,7 @@ def evaluate_collections(
         encoding = table_encoding(student, texts, digests, kind=kind, precision=how.precision, device=how.device, of_kind=True)
         folder = store / "embeddings" / f"{kind}-{encoding.fingerprint}"
         table = EmbeddingTable(folder, "doc_id" if kind == "corpus" else "query_id", how.dimensions)
-        if not (folder / "manifest.json").is_file():
+        if not is_whole(folder):
             remove_leftovers(folder)
             note(f"embedding the {kind} of {name}")
             write_vectors(encoding, texts, folder, batch_tokens=how.batch_tokens, report=note, open_encoder=encoder)

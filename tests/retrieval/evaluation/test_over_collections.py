@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import sys
@@ -219,6 +220,33 @@ def test_queries_that_are_passages_do_not_find_themselves(tmp_path: Path, evalua
 
 
 @pytest.mark.medium
+def test_a_lost_shard_is_made_again(tmp_path: Path, evaluated: Callable[..., dict[str, Any]], counted: dict[str, int]) -> None:
+    """Prevents: a store that was cleaned by half, and that no command mends."""
+    folder = write_collection(tmp_path / "one", seed=0)
+    first = evaluated(folder)
+    for path in (tmp_path / "out" / "vectors").rglob("part-*.parquet"):
+        path.unlink()
+    assert evaluated(folder) == first
+    assert counted["texts"] == 96
+
+
+@pytest.mark.medium
+def test_msmarco_layout_and_gzip(tmp_path: Path, evaluated: Callable[..., dict[str, Any]]) -> None:
+    """Prevents: a reading of collections that knows BEIR alone."""
+    folder = write_collection(tmp_path / "one", seed=0)
+    other = tmp_path / "marco"
+    other.mkdir()
+    for name, target in (("corpus", "collection.tsv.gz"), ("queries", "queries.test.tsv.gz")):
+        rows = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
+        lines = "".join(f"{row['_id']}\t{row.get('title', '')} {row['text']}\n".replace("\t ", "\t") for row in rows)
+        (other / target).write_bytes(gzip.compress(lines.encode()))
+    labels = (folder / "qrels" / "test.tsv").read_text().splitlines()[1:]
+    (other / "qrels.test.tsv").write_text("".join("{} 0 {} {}\n".format(*line.split()) for line in labels))
+    found = evaluated(f"{folder},{other}")["collections"]
+    assert found["one"]["metrics"] == found["marco"]["metrics"]
+
+
+@pytest.mark.medium
 def test_splits_by_name_and_an_only_split(
     tmp_path: Path, evaluated: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +283,7 @@ def test_splits_by_name_and_an_only_split(
         (["model={m}", "collections={0}/one", "out={0}/o", "dimensions=64"], "dimensions=64: the vectors of"),
         (["model={m}", "collections={0}/unlabelled", "out={0}/o"], "has no label above 0"),
         (["model={m}", "collections={0}/strangers", "out={0}/o"], "do queries and qrels belong together?"),
+        (["model={m}", "collections={0}/spaced", "out={0}/o"], "corpus.jsonl:13: the id 'd 99' has a space"),
         (["model={0}/none", "collections={0}/one", "out={0}/o"], "no such folder"),
         (["run=a", "qrels=b", "pooling=cls"], "pooling= is of a model over collections"),
         (["run=a", "qrels=b", "metrics=x@1"], "'x@1' is no metric"),
@@ -264,12 +293,14 @@ def test_mistakes_are_told_before_any_vector(
     tmp_path: Path, models: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     """Prevents: a traceback, or an hour of encoding before a word that was wrong from the start."""
-    for name in ("one", "sub/one", "broken", "unlabelled", "strangers"):
+    for name in ("one", "sub/one", "broken", "unlabelled", "strangers", "spaced"):
         write_collection(tmp_path / name, seed=0, passages=12, queries=2)
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken" / "queries.jsonl").unlink()
     (tmp_path / "unlabelled" / "qrels" / "test.tsv").write_text("q0\td0\t0\n")
     (tmp_path / "strangers" / "qrels" / "test.tsv").write_text("x0\td0\t1\n")
+    with open(tmp_path / "spaced" / "corpus.jsonl", "a") as file:
+        file.write('{"_id": "d 99", "text": "ba"}\n')
     embedded = encode.embedded_groups
 
     def embedding(*args: Any, kind: str, **options: Any) -> Any:

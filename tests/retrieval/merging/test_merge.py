@@ -252,7 +252,7 @@ def test_what_differs_is_named(tmp_path: Path, students: list[Path], capsys: pyt
         (["models={0},{0}", "out={1}/o", "weights=0,0"], "expected 2 numbers"),
         (["models={0},{0}", "out={1}/o", "weights=nan,1"], "expected 2 numbers"),
         (["models={0},{2}", "out={1}/o"], "it is a cross-encoder, the other a dual encoder"),
-        (["models={0},{0}", "out={1}/full"], "is a folder with files; give the name of a new folder"),
+        (["models={0},{0}", "out={1}/full"], "is there already and holds file; give a new folder"),
         (["models={0},{0}", "out={1}/full/file"], "is a file; give the name of a new folder"),
         (["models={0},{1}/full", "out={1}/o"], "holds no config.json"),
         (["models={0},{1}/trained", "out={1}/o"], "is the output of a training; give the model in it"),
