@@ -14,7 +14,6 @@ import glob
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from data.errors import UserError
 from data.files.paths import expanded
@@ -149,7 +148,7 @@ def _names(address: str) -> list[str] | None:
 def _name(address: str) -> str:
     if address.startswith(_DATA_SET):
         return address.removeprefix(_DATA_SET)
-    name = address.rstrip("/").rsplit("/", 1)[-1] if is_remote(address) else Path(address).resolve().name
+    name = address.rstrip("/").rsplit("/", 1)[-1] if is_remote(address) else os.path.basename(os.path.abspath(address))
     if not name:
         raise UserError(f"collections={address} has no name: give the folders in it")
     return name

@@ -19,10 +19,13 @@ from support.adapters import save_adapter
 from support.checkpoints import change_json, change_weights, save
 from support.student_folders import TEXTS, assert_equal, dense, encoder_of, lay_out, peer
 
+from data.config.settings import Student
 from data.errors import UserError
 from retrieval import cli
 from retrieval.merging import averaging
 from retrieval.merging.averaging import Source, write_average
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.student import resolve_student
 
 Tensors = dict[str, torch.Tensor]
 
@@ -200,6 +203,20 @@ def test_defaults_that_one_configuration_leaves_out(tmp_path: Path, students: li
     older = shutil.copytree(students[1], tmp_path / "older")
     change_json(older / "config.json", layer_norm_eps=None, transformers_version="4.6.0", hidden_dropout_prob=None)
     assert retrieve("merge", f"models={students[0]},{older}", f"out={tmp_path / 'out'}") == 0
+
+
+@pytest.mark.medium
+def test_a_student_with_what_it_started_from(tmp_path: Path, models: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prevents: a trained student refused beside its start, whose files name no similarity and other lengths."""
+    trained = DualEncoder(resolve_student(Student(model=str(models.student), query_tokens=16, passage_tokens=48)))
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(1.1)
+    trained.save(tmp_path / "trained")
+    assert retrieve("merge", f"models={models.student},{tmp_path / 'trained'}", f"out={tmp_path / 'out'}", "weights=0.6,0.4") == 0
+    assert "lengths differ" in capsys.readouterr().err
+    assert_mean(tmp_path / "out", [models.student, tmp_path / "trained"], [0.6, 0.4])
+    assert_equal(encoder_of(tmp_path / "out"), peer(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
