@@ -34,6 +34,7 @@ from retrieval.evaluation.suite import Member
 from retrieval.models.student import StudentSpec
 from retrieval.search.embedding_table import EmbeddingTable
 from retrieval.search.searcher import Searcher, engines_for
+from retrieval.search.stored_texts import known_ids
 from retrieval.search.to_run import search_to_run
 
 Ignore = Literal["auto", "true", "false"]
@@ -121,7 +122,21 @@ def _read(member: Member, store: Path, digests: DigestCache, how: How, *, note: 
             note(f"{member.name}: {counts.broken:,} broken records of {name} are left out ({reasons}): {counts.first[0]}")
     if lost := len(judged) - of_queries.kept:
         note(f"{member.name}: {lost:,} judged queries have no text, and count with 0")
+    _check_passages(member, qrels, corpus, note=note)
     return _Read(member, qrels, queries, corpus, files)
+
+
+def _check_passages(member: Member, qrels: Qrels, corpus: Path, *, note: Note) -> None:
+    """Raises UserError where the corpus has none of the passages that are to be found: all zeros would pass for figures."""
+    relevant = {doc for labels in qrels.values() for doc, label in labels.items() if label > 0}
+    known = known_ids(relevant, corpus, id_name="doc_id")
+    if not known:
+        found = f"the corpus of {member.name} has none of the {len(relevant):,} relevant passages of split {member.split}"
+        raise UserError(f"{found}, the first is {min(relevant)}: do they belong together?")
+    if lost := relevant - known:
+        note(
+            f"{member.name}: {len(lost):,} of {len(relevant):,} relevant passages are not in the corpus, and count as not found: {min(lost)}"
+        )
 
 
 def _check_dimensions(table: EmbeddingTable) -> None:
