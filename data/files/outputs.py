@@ -136,11 +136,11 @@ def local_output_folder(given: str, *, option: str, is_own: Callable[[str], bool
 
 
 @contextlib.contextmanager
-def local_new_folder(given: str, *, option: str = "out") -> Iterator[Path]:
-    """A folder to fill, which gets its name when the block ends well: it is there whole or not at all.
+def new_local_folder(given: str, *, option: str = "out") -> Iterator[Path]:
+    """A folder that gets its name when the block ends well, with all that was written into it; else nothing of it stays.
 
-    What a killed process left of the same name is removed. Raises UserError before the block where something lies there already, or
-    nothing can be written there.
+    What a killed process left of the same name is removed. Raises UserError before the block where something stands there already, or
+    nothing can be written.
     """
     folder = Path(os.path.realpath(given))
     if os.path.exists(folder) and not folder.is_dir():

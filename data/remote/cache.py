@@ -26,7 +26,7 @@ from typing import TypeVar
 from data.digests import bytes_digest, json_digest
 from data.errors import DamagedShard, RunFailed, UserError
 from data.files.leftovers import remove_leftovers
-from data.files.outputs import Kind, local_new_folder, local_output_file, local_output_folder
+from data.files.outputs import Kind, local_output_file, local_output_folder, new_local_folder
 from data.files.paths import expanded
 from data.remote.object_store import Entry, RemotePath, is_remote
 from data.tables.manifest import MANIFEST_NAME, Manifest
@@ -174,14 +174,14 @@ def new_output_folder(folder: str, *, option: str = "out") -> Iterator[Path]:
     Raises UserError as `output_file` does, and where something lies there already.
     """
     if not is_remote(folder):
-        with local_new_folder(folder, option=option) as place:
+        with new_local_folder(folder, option=option) as place:
             yield place
         return
     remote = RemotePath.of(folder)
     if remote.entries():
         raise UserError(f"{option}={folder} is there already and holds files; give a new folder, or delete it")
     local = _place("outputs", folder)
-    with local_new_folder(str(local), option=option) as place:
+    with new_local_folder(str(local), option=option) as place:
         yield place
     _put_files(remote, local)
     shutil.rmtree(local)

@@ -22,7 +22,7 @@ from data.digests import DigestCache, hash64, json_digest, text_hash
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers
 from data.formats.collection import Collection, listed_files
-from data.formats.readers import Fault, Query, read_corpus, read_qrels, read_queries
+from data.formats.readers import Fault, Place, Query, read_corpus, read_qrels, read_queries
 from data.tables.manifest import Manifest, ShardRecord
 from data.tables.schemas import CORPUS, QUERIES, SCHEMA_VERSION
 from data.tables.shards import describe, open_shard
@@ -69,6 +69,22 @@ class Counts:
             raise UserError(f"{found} (max_bad_fraction={max_bad_fraction} allows {max_bad_fraction:.2%}):{faults}\n{remedy}")
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a table is finished and all of its shards are there, by their sizes: what lacks is made again."""
+    manifest = Manifest.read(folder)
+    if manifest is None:
+        return False
+    sizes = [(folder / shard.name).stat().st_size if (folder / shard.name).is_file() else -1 for shard in manifest.shards]
+    return sizes == [shard.bytes for shard in manifest.shards]
+
+
+def _checked_id(identifier: str, line: Place) -> str:
+    """Raises UserError where a TREC run cannot hold an id: better known before the vectors than after them."""
+    if len(identifier.split()) != 1:
+        raise UserError(f"{line.file}:{line.number}: the id {identifier!r} has a space, which a TREC run cannot hold: rename it")
+    return identifier
+
+
 def corpus_table(collection: Collection, store: Path, digests: DigestCache) -> tuple[Path, Counts]:
     """The folder of the passages' table, made where it is not there, and what became of the records.
 
@@ -79,7 +95,7 @@ def corpus_table(collection: Collection, store: Path, digests: DigestCache) -> t
     fingerprint = json_digest(key)
     folder = store / "texts" / f"corpus-{fingerprint}"
     there = Manifest.read(folder)
-    if there is not None and there.fingerprint == fingerprint:
+    if there is not None and is_whole(folder):
         return folder, Counts.of_json(there.counts)
     remove_leftovers(folder)
     counts = Counts()
@@ -119,6 +135,7 @@ def _passages(collection: Collection, counts: Counts) -> Iterator[tuple[str, str
         else:
             seen.add(id_hash)
             counts.kept += 1
+            _checked_id(passage.doc_id, line)
             yield (*passage, text_hash(passage.text))
 
 
@@ -137,7 +154,7 @@ def queries_table(collection: Collection, judged: Container[str], store: Path) -
     key = {"version": TEXTS_VERSION, "schema": SCHEMA_VERSION, "table": "queries", "content": content}
     fingerprint = json_digest(key)
     folder = store / "texts" / f"queries-{fingerprint}"
-    if Manifest.read(folder) is None:
+    if not is_whole(folder):
         remove_leftovers(folder)
         path = folder / "part-00000.parquet"
         with open_shard(path, QUERIES, {"fingerprint": fingerprint}) as writer:
@@ -157,7 +174,7 @@ def _queries(collection: Collection, judged: Container[str], counts: Counts) -> 
         elif query.query_id not in judged:
             counts.dropped["unjudged"] += 1
         elif (first := kept.get(query.query_id)) is None:
-            kept[query.query_id] = (line.file, query)
+            kept[_checked_id(query.query_id, line)] = (line.file, query)
             counts.kept += 1
         elif first[0] != line.file and first[1].text == query.text:
             counts.dropped["repeated in another file"] += 1
@@ -184,7 +201,5 @@ def labels_of(collection: Collection, *, split: str) -> tuple[Qrels, Counts]:
         else:
             counts.kept += 1
     if not any(label > 0 for labels in qrels.values() for label in labels.values()):
-        raise UserError(
-            "\n  ".join([f"{', '.join(map(str, collection.qrels[split]))} has no label above 0: nothing can be found", *counts.first])
-        )
+        raise UserError("\n  ".join([f"{listed_files(collection.qrels[split])} has no label above 0: nothing can be found", *counts.first]))
     return qrels, counts

@@ -26,7 +26,7 @@ from data.formats.trec import Run, read_run
 from data.tables.shards import atomic_write
 from retrieval.encoding.encode import table_encoding, write_vectors
 from retrieval.encoding.text_encoder import TextEncoder
-from retrieval.evaluation.collection_texts import Counts, corpus_table, labels_of, queries_table
+from retrieval.evaluation.collection_texts import Counts, corpus_table, is_whole, labels_of, queries_table
 from retrieval.evaluation.metrics import Evaluation, evaluate, own_passages
 from retrieval.evaluation.qrels import Qrels
 from retrieval.evaluation.results import Figures, Results
@@ -34,6 +34,7 @@ from retrieval.evaluation.suite import Member
 from retrieval.models.student import StudentSpec
 from retrieval.search.embedding_table import EmbeddingTable
 from retrieval.search.searcher import Searcher, engines_for
+from retrieval.search.stored_texts import known_ids
 from retrieval.search.to_run import search_to_run
 
 Ignore = Literal["auto", "true", "false"]
@@ -84,7 +85,7 @@ def evaluate_collections(
         encoding = table_encoding(student, texts, digests, kind=kind, precision=how.precision, device=how.device, of_kind=True)
         folder = store / "embeddings" / f"{kind}-{encoding.fingerprint}"
         table = EmbeddingTable(folder, "doc_id" if kind == "corpus" else "query_id", how.dimensions)
-        if not (folder / "manifest.json").is_file():
+        if not is_whole(folder):
             remove_leftovers(folder)
             note(f"embedding the {kind} of {name}")
             write_vectors(encoding, texts, folder, batch_tokens=how.batch_tokens, report=note, open_encoder=encoder)
@@ -121,7 +122,21 @@ def _read(member: Member, store: Path, digests: DigestCache, how: How, *, note: 
             note(f"{member.name}: {counts.broken:,} broken records of {name} are left out ({reasons}): {counts.first[0]}")
     if lost := len(judged) - of_queries.kept:
         note(f"{member.name}: {lost:,} judged queries have no text, and count with 0")
+    _check_passages(member, qrels, corpus, note=note)
     return _Read(member, qrels, queries, corpus, files)
+
+
+def _check_passages(member: Member, qrels: Qrels, corpus: Path, *, note: Note) -> None:
+    """Raises UserError where the corpus has none of the passages that are to be found: all zeros would pass for figures."""
+    relevant = {doc for labels in qrels.values() for doc, label in labels.items() if label > 0}
+    known = known_ids(relevant, corpus, id_name="doc_id")
+    if not known:
+        found = f"the corpus of {member.name} has none of the {len(relevant):,} relevant passages of split {member.split}"
+        raise UserError(f"{found}, the first is {min(relevant)}: do they belong together?")
+    if lost := relevant - known:
+        note(
+            f"{member.name}: {len(lost):,} of {len(relevant):,} relevant passages are not in the corpus, and count as not found: {min(lost)}"
+        )
 
 
 def _check_dimensions(table: EmbeddingTable) -> None:

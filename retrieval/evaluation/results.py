@@ -112,6 +112,10 @@ def compare_results(before: Evaluated, after: Evaluated, metric: str, *, seed: i
 
     Raises UserError where nothing is in both, or a collection has other queries or another split in one of them.
     """
+    for key in ("relevant_from", "ignore_identical_ids"):
+        ways = [one.content.get("settings", {}).get(key) for one in (before, after)]
+        if ways[0] != ways[1]:
+            raise UserError(f"{before.name} was evaluated with {key}={ways[0]}, {after.name} with {ways[1]}: evaluate both alike")
     both = [name for name in before.collections if name in after.collections]
     left_out = [name for one, other in ((before, after), (after, before)) for name in one.collections if name not in other.collections]
     if not both:

@@ -28,7 +28,7 @@ from retrieval.compute.precision import resolve
 from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.models.student import resolve_student
 from retrieval.search.embedding_table import EmbeddingTable, table_paths
-from retrieval.search.stored_texts import texts_of
+from retrieval.search.stored_texts import known_ids, texts_of
 
 _WINDOW_PASSAGES = 8192  # embedded at a time, sorted by length within
 _PRODUCTS_AT_ONCE = 4096  # entries of the run whose vectors stand side by side in float64
@@ -64,7 +64,7 @@ def rerank_texts(
     query_texts = texts_of(list(cut), queries, id_name="query_id")
     _refuse_missing(cut, query_texts, what="queries", folder=queries)
     wanted = _wanted(cut)
-    _refuse_missing(wanted, _there(wanted, corpus), what="passages", folder=corpus)
+    _refuse_missing(wanted, known_ids(wanted, corpus, id_name="doc_id"), what="passages", folder=corpus)
     spec = resolve_student(student)
     if dimensions:
         spec = replace(spec, truncate_dim=dimensions if spec.truncate_dim is None else min(dimensions, spec.truncate_dim))
@@ -111,16 +111,6 @@ def _refuse_missing(wanted: Iterable[str], there: Container[str], *, what: str, 
     missing = [name for name in wanted if name not in there]
     if missing:
         raise UserError(f"{len(missing):,} {what} of the run are not in {folder}, the first is {missing[0]}: is it another collection's?")
-
-
-def _there(wanted: dict[str, None], corpus: Path) -> set[str]:
-    """Those of the wanted passages that the table has."""
-    names = pa.array(list(wanted), pa.string())
-    found: set[str] = set()
-    for group in _groups(corpus, ["doc_id"]):
-        ids = group.column("doc_id")
-        found.update(ids.filter(pc.is_in(ids, value_set=names)).to_pylist())
-    return found
 
 
 def _groups(folder: Path, columns: list[str]) -> Iterator[pa.Table]:

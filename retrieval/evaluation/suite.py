@@ -14,7 +14,6 @@ import glob
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from data.errors import UserError
 from data.files.paths import expanded
@@ -25,6 +24,7 @@ from data.remote.object_store import is_remote
 _GROUPS = ("cqadupstack",)
 # Names by which a folder wants to be a collection, whole or not.
 _FILES = ("corpus.", "queries.", "collection.tsv", "qrels.")
+_DATA_SET = "irds:"  # before the id of a data set, which is no folder
 _FOLDERS = ("corpus/", "queries/", "qrels/")
 
 
@@ -91,7 +91,7 @@ def _addresses(given: str) -> Iterator[str]:
         raise UserError("collections is empty: give a folder with a collection, or a folder of such folders")
     for part in parts:
         path = expanded(part, key="collections")
-        if is_remote(path) or os.path.exists(path) or not glob.has_magic(path):
+        if is_remote(path) or path.startswith(_DATA_SET) or os.path.exists(path) or not glob.has_magic(path):
             yield path
             continue
         matched = [found for found in sorted(glob.glob(path)) if os.path.isdir(found)]
@@ -146,7 +146,9 @@ def _names(address: str) -> list[str] | None:
 
 
 def _name(address: str) -> str:
-    name = address.rstrip("/").rsplit("/", 1)[-1] if is_remote(address) else Path(address).resolve().name
+    if address.startswith(_DATA_SET):
+        return address.removeprefix(_DATA_SET)
+    name = address.rstrip("/").rsplit("/", 1)[-1] if is_remote(address) else os.path.basename(os.path.abspath(address))
     if not name:
         raise UserError(f"collections={address} has no name: give the folders in it")
     return name

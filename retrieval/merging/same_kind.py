@@ -30,7 +30,8 @@ from retrieval.model_files.sentence_transformers_files import folder_settings
 from retrieval.model_files.weight_files import tensor_shapes
 
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "_commit_hash", "use_cache", "return_dict")
-_LENGTHS = ("query_tokens", "passage_tokens", "unread")
+_LENGTHS = ("query_tokens", "passage_tokens")
+_UNCOMPARED = (*_LENGTHS, "modules", "unread", "similarity")  # of a similarity `normalize` says what it changes here
 _COMPUTED = ("position_ids", "token_type_ids", "inv_freq", "num_batches_tracked")  # buffers that a class makes itself
 _SHOWN = 3
 
@@ -96,7 +97,7 @@ def check_same(first: Checkpoint, other: Checkpoint, *, note: Callable[[str], No
         ours, theirs = (tensor_shapes(one.folder / place, option=f"models: {one.name}") for one in (first, other))
         _check_shapes(ours, theirs, first, where=where, note=note)
     if first.embeds:
-        lengths = [{name: getattr(folder_settings(one.folder), name) for name in _LENGTHS[:2]} for one in (first, other)]
+        lengths = [{name: getattr(folder_settings(one.folder), name) for name in _LENGTHS} for one in (first, other)]
         if lengths[0] != lengths[1]:
             note(f"lengths differ between {first.name} and {other.name}: {lengths[0]} of the first are taken")
 
@@ -143,7 +144,7 @@ def _modules(one: Checkpoint) -> dict[str, Any]:
     """What is made of the token vectors, and of a text before them."""
     if one.embeds:
         own = folder_settings(one.folder, option=f"models: {one.name}")
-        settings = {name: getattr(own, name) for name in asdict(own) if name not in (*_LENGTHS, "modules")}
+        settings = {name: getattr(own, name) for name in asdict(own) if name not in _UNCOMPARED}
         behind = {"modules": [module.kind for module in own.modules]}
         numbered = enumerate(own.modules, 2)  # as sentence-transformers names their folders
         return {

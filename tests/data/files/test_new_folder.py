@@ -1,4 +1,4 @@
-"""`data.files.outputs.local_new_folder`."""
+"""`data.files.outputs.new_local_folder`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from data.errors import RunFailed, UserError
 from data.files.leftovers import temporary_name
-from data.files.outputs import local_new_folder
+from data.files.outputs import new_local_folder
 
 
 @pytest.mark.parametrize("before", ["nothing", "an empty folder", "a link to an empty folder"])
@@ -27,7 +27,7 @@ def test_a_folder_appears_whole(tmp_path: Path, before: str) -> None:
         real.mkdir()
         out.parent.mkdir()
         out.symlink_to(real)
-    with local_new_folder(str(out)) as folder:
+    with new_local_folder(str(out)) as folder:
         (folder / "a").write_text("b")
         assert not (out / "a").exists()
     assert (real / "a").read_text() == "b" and (out / "a").exists() and out.is_symlink() == (real != out)
@@ -36,7 +36,7 @@ def test_a_folder_appears_whole(tmp_path: Path, before: str) -> None:
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     """Prevents: a folder that looks finished after an error, and rubbish beside it."""
-    with pytest.raises(ZeroDivisionError), local_new_folder(str(tmp_path / "out")) as folder:
+    with pytest.raises(ZeroDivisionError), new_local_folder(str(tmp_path / "out")) as folder:
         (folder / "a").write_text("b")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
@@ -44,7 +44,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
     """Prevents: a traceback on a full disk."""
-    with pytest.raises(RunFailed, match="no space left"), local_new_folder(str(tmp_path / "out")):
+    with pytest.raises(RunFailed, match="no space left"), new_local_folder(str(tmp_path / "out")):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -55,7 +55,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     left = temporary_name(tmp_path / "out")
     left = left.with_name(left.name.replace(f"-{os.getpid()}-", f"-{dead}-"))
     left.mkdir()
-    with local_new_folder(str(tmp_path / "out")):
+    with new_local_folder(str(tmp_path / "out")):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -66,10 +66,10 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     (tmp_path / "full" / "mine").write_text("")
     (tmp_path / "file").write_text("text")
     for name, words in (("full", "holds mine"), ("file", "is a file"), ("file/below", "is a file, not a folder")):
-        with pytest.raises(UserError, match=words), local_new_folder(str(tmp_path / name)):
+        with pytest.raises(UserError, match=words), new_local_folder(str(tmp_path / name)):
             pass
-    with pytest.raises(UserError, match="is there already"), local_new_folder("/"):
+    with pytest.raises(UserError, match="is there already"), new_local_folder("/"):
         pass
-    with pytest.raises(UserError, match="is a device"), local_new_folder("/dev/null"):
+    with pytest.raises(UserError, match="is a device"), new_local_folder("/dev/null"):
         pass
     assert (tmp_path / "full" / "mine").exists() and (tmp_path / "file").read_text() == "text"

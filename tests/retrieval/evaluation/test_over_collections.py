@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import sys
@@ -219,6 +220,50 @@ def test_queries_that_are_passages_do_not_find_themselves(tmp_path: Path, evalua
 
 
 @pytest.mark.medium
+def test_relevant_passages_that_are_not_there_count(
+    tmp_path: Path, models: Any, evaluated: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents: a recall of 1 over a corpus that lacks half of what is to be found; a query without a text left out of the mean."""
+    folder = write_collection(tmp_path / "one", seed=0)
+    with open(folder / "qrels" / "test.tsv", "a") as file:
+        file.write("q0\tnowhere\t1\nlost\td1\t1\n")
+    found = evaluated(folder, "metrics=Recall@100")["collections"]["one"]
+    told = capsys.readouterr().err
+    assert "relevant passages are not in the corpus, and count as not found: nowhere" in told
+    assert "1 judged queries have no text, and count with 0" in told
+    each = json.loads((tmp_path / "out" / "per_query" / "one.json").read_text())
+    assert each["q0"]["Recall@100"] == 0.5 and each["lost"]["Recall@100"] == 0 and found["queries"] == 9
+    assert found["metrics"]["Recall@100"] == pytest.approx((7 + 0.5) / 9)
+
+
+@pytest.mark.medium
+def test_a_lost_shard_is_made_again(tmp_path: Path, evaluated: Callable[..., dict[str, Any]], counted: dict[str, int]) -> None:
+    """Prevents: a store that was cleaned by half, and that no command mends."""
+    folder = write_collection(tmp_path / "one", seed=0)
+    first = evaluated(folder)
+    for path in (tmp_path / "out" / "vectors").rglob("part-*.parquet"):
+        path.unlink()
+    assert evaluated(folder) == first
+    assert counted["texts"] == 96
+
+
+@pytest.mark.medium
+def test_msmarco_layout_and_gzip(tmp_path: Path, evaluated: Callable[..., dict[str, Any]]) -> None:
+    """Prevents: a reading of collections that knows BEIR alone."""
+    folder = write_collection(tmp_path / "one", seed=0)
+    other = tmp_path / "marco"
+    other.mkdir()
+    for name, target in (("corpus", "collection.tsv.gz"), ("queries", "queries.test.tsv.gz")):
+        rows = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
+        lines = "".join(f"{row['_id']}\t{row.get('title', '')} {row['text']}\n".replace("\t ", "\t") for row in rows)
+        (other / target).write_bytes(gzip.compress(lines.encode()))
+    labels = (folder / "qrels" / "test.tsv").read_text().splitlines()[1:]
+    (other / "qrels.test.tsv").write_text("".join("{} 0 {} {}\n".format(*line.split()) for line in labels))
+    found = evaluated(f"{folder},{other}")["collections"]
+    assert found["one"]["metrics"] == found["marco"]["metrics"]
+
+
+@pytest.mark.medium
 def test_splits_by_name_and_an_only_split(
     tmp_path: Path, evaluated: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +300,8 @@ def test_splits_by_name_and_an_only_split(
         (["model={m}", "collections={0}/one", "out={0}/o", "dimensions=64"], "dimensions=64: the vectors of"),
         (["model={m}", "collections={0}/unlabelled", "out={0}/o"], "has no label above 0"),
         (["model={m}", "collections={0}/strangers", "out={0}/o"], "do queries and qrels belong together?"),
+        (["model={m}", "collections={0}/mixed", "out={0}/o"], "has none of the 3 relevant passages of split test, the first is"),
+        (["model={m}", "collections={0}/spaced", "out={0}/o"], "corpus.jsonl:13: the id 'd 99' has a space"),
         (["model={0}/none", "collections={0}/one", "out={0}/o"], "no such folder"),
         (["run=a", "qrels=b", "pooling=cls"], "pooling= is of a model over collections"),
         (["run=a", "qrels=b", "metrics=x@1"], "'x@1' is no metric"),
@@ -264,12 +311,16 @@ def test_mistakes_are_told_before_any_vector(
     tmp_path: Path, models: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     """Prevents: a traceback, or an hour of encoding before a word that was wrong from the start."""
-    for name in ("one", "sub/one", "broken", "unlabelled", "strangers"):
+    for name in ("one", "sub/one", "broken", "unlabelled", "strangers", "spaced", "mixed"):
         write_collection(tmp_path / name, seed=0, passages=12, queries=2)
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken" / "queries.jsonl").unlink()
     (tmp_path / "unlabelled" / "qrels" / "test.tsv").write_text("q0\td0\t0\n")
     (tmp_path / "strangers" / "qrels" / "test.tsv").write_text("x0\td0\t1\n")
+    mixed = tmp_path / "mixed" / "corpus.jsonl"
+    mixed.write_text(mixed.read_text().replace('"_id": "d', '"_id": "other'))
+    with open(tmp_path / "spaced" / "corpus.jsonl", "a") as file:
+        file.write('{"_id": "d 99", "text": "ba"}\n')
     embedded = encode.embedded_groups
 
     def embedding(*args: Any, kind: str, **options: Any) -> Any:

@@ -74,6 +74,11 @@ def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:
         compare_results(opened(one), opened(results(tmp_path / "two", {"a": [0.5]})), "nDCG@10")
     with pytest.raises(UserError, match="split test with 2 queries in one, dev with 2 in three"):
         compare_results(opened(one), opened(results(tmp_path / "three", {"a": [0.5, 0.4]}, split="dev")), "nDCG@10")
+    two = results(tmp_path / "four", {"a": [0.5, 0.4]})
+    content = json.loads((two / "results.json").read_text())
+    (two / "results.json").write_text(json.dumps({**content, "settings": {"relevant_from": 2}}))
+    with pytest.raises(UserError, match="one was evaluated with relevant_from=None, four with 2"):
+        compare_results(opened(one), opened(two), "nDCG@10")
     with pytest.raises(UserError, match=r"one has no MRR@10 of a: it has nDCG@10"):
         compare_results(opened(one), opened(one), "MRR@10")
 

@@ -19,10 +19,13 @@ from support.adapters import save_adapter
 from support.checkpoints import change_json, change_weights, save
 from support.student_folders import TEXTS, assert_equal, dense, encoder_of, lay_out, peer
 
+from data.config.settings import Student
 from data.errors import UserError
 from retrieval import cli
 from retrieval.merging import averaging
 from retrieval.merging.averaging import Source, write_average
+from retrieval.models.dual_encoder import DualEncoder
+from retrieval.models.student import resolve_student
 
 Tensors = dict[str, torch.Tensor]
 
@@ -202,6 +205,20 @@ def test_defaults_that_one_configuration_leaves_out(tmp_path: Path, students: li
     assert retrieve("merge", f"models={students[0]},{older}", f"out={tmp_path / 'out'}") == 0
 
 
+@pytest.mark.medium
+def test_a_student_with_what_it_started_from(tmp_path: Path, models: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prevents: a trained student refused beside its start, whose files name no similarity and other lengths."""
+    trained = DualEncoder(resolve_student(Student(model=str(models.student), query_tokens=16, passage_tokens=48)))
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(1.1)
+    trained.save(tmp_path / "trained")
+    assert retrieve("merge", f"models={models.student},{tmp_path / 'trained'}", f"out={tmp_path / 'out'}", "weights=0.6,0.4") == 0
+    assert "lengths differ" in capsys.readouterr().err
+    assert_mean(tmp_path / "out", [models.student, tmp_path / "trained"], [0.6, 0.4])
+    assert_equal(encoder_of(tmp_path / "out"), peer(tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -252,7 +269,7 @@ def test_what_differs_is_named(tmp_path: Path, students: list[Path], capsys: pyt
         (["models={0},{0}", "out={1}/o", "weights=0,0"], "expected 2 numbers"),
         (["models={0},{0}", "out={1}/o", "weights=nan,1"], "expected 2 numbers"),
         (["models={0},{2}", "out={1}/o"], "it is a cross-encoder, the other a dual encoder"),
-        (["models={0},{0}", "out={1}/full"], "is a folder with files; give the name of a new folder"),
+        (["models={0},{0}", "out={1}/full"], "is there already and holds file; give a new folder"),
         (["models={0},{0}", "out={1}/full/file"], "is a file; give the name of a new folder"),
         (["models={0},{1}/full", "out={1}/o"], "holds no config.json"),
         (["models={0},{1}/trained", "out={1}/o"], "is the output of a training; give the model in it"),
