@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +115,7 @@ def checkpoint_is_due(run: TrainingRun) -> bool:
     return step % run.experiment.train.checkpoint_every == 0 or step in run.epoch_ends or run.stopped_early
 
 
-def save_model(run: TrainingRun, folder: Path, *, figures: dict[str, float] | None = None, compared: DevComparison | None = None) -> None:
+def save_model(run: TrainingRun, folder: Path, *, figures: dict[str, float] | None = None, compared: Sequence[DevComparison] = ()) -> None:
     """A sentence-transformers folder of a student, a transformers folder of a cross-encoder, with its card, whole or not at all."""
     with whole_folder(folder) as temporary:
         run.model.save(temporary)

@@ -24,26 +24,36 @@ _PERMUTATIONS = 10_000
 class DevComparison:
     """Figures of a dev set before and after the training."""
 
+    name: str  # of the set; empty where there is but one
     queries: int
     passages: int
     metrics: tuple[Comparison, ...]
 
 
-def compared_with_start(run: TrainingRun) -> DevComparison | None:
-    """Open the first student again and compare. All processes take part.
+def compared_with_start(run: TrainingRun) -> tuple[DevComparison, ...]:
+    """Open the first student again and compare, on each dev set. All processes take part.
 
     The training is over: its gradients and moments make room for a second model.
 
-    None without a dev set, and where the first student's files are not what they were when the run began.
+    Nothing without a dev set, nor where the first student's files are not what they were when the run began.
     """
-    if run.dev is None or not run.processes.any(run.processes.first and _start_is_there(run)):
-        return None
+    sets = _sets(run)
+    if not sets or not run.processes.any(run.processes.first and _start_is_there(run)):
+        return ()
     run.optimizer.zero_grad(set_to_none=True)
     run.optimizer.state.clear()
-    after = _judged(run, run.model, run.dev)
-    before = _judged(run, run.task.open(), run.dev)
-    metrics = compare(before, after, permutations=_PERMUTATIONS)
-    return DevComparison(len(after.query_ids), len(run.dev.doc_ids), tuple(row for row in metrics if row.metric in METRICS))
+    start = run.task.open()
+    return tuple(_compared(run, start, name, dev) for name, dev in sets)
+
+
+def _sets(run: TrainingRun) -> list[tuple[str, DevSet]]:
+    return [] if run.dev is None else [("", run.dev)]
+
+
+def _compared(run: TrainingRun, start: Model, name: str, dev: DevSet) -> DevComparison:
+    after = _judged(run, run.model, dev)
+    metrics = compare(_judged(run, start, dev), after, permutations=_PERMUTATIONS)
+    return DevComparison(name, len(after.query_ids), len(dev.doc_ids), tuple(row for row in metrics if row.metric in METRICS))
 
 
 def _start_is_there(run: TrainingRun) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ _MARK = "<!-- made by `train run`; digest of the text above: {} -->\n"
 _PACKAGES = ("adam-distillation", "torch", "transformers")
 
 
-def write_cards(folder: Path, run: TrainingRun, *, before: Path, figures: dict[str, float], compared: DevComparison | None) -> None:
+def write_cards(folder: Path, run: TrainingRun, *, before: Path, figures: dict[str, float], compared: Sequence[DevComparison]) -> None:
     """Write the card of a saved model, and of its adapter. `before` is the folder that it will replace: what was changed there is kept."""
     for name, adapter in (("", False), ("adapter", True)):
         if (folder / name).is_dir() and (not adapter or has_lora(run.model.backbone)):
@@ -49,8 +50,8 @@ def own_card(path: Path) -> bytes | None:
     return None if text and (b"<!-- made by" + last).decode(errors="replace") == _MARK.format(bytes_digest(text)) else content
 
 
-def card_of(run: TrainingRun, *, adapter: bool, figures: dict[str, float], compared: DevComparison | None) -> str:
-    """The text of a card. `figures` of the dev set are used where `compared` is None."""
+def card_of(run: TrainingRun, *, adapter: bool, figures: dict[str, float], compared: Sequence[DevComparison]) -> str:
+    """The text of a card. `figures` of the dev set are used where nothing is compared."""
     what = _title(run.experiment)
     if adapter:
         what = f"LoRA adapter: {what[0].lower()}{what[1:]}"
@@ -66,12 +67,12 @@ def _title(experiment: Experiment) -> str:
 
 
 def _front_matter(
-    run: TrainingRun, *, title: str, adapter: bool, figures: dict[str, float], compared: DevComparison | None
+    run: TrainingRun, *, title: str, adapter: bool, figures: dict[str, float], compared: Sequence[DevComparison]
 ) -> dict[str, Any]:
     card, scorer = run.experiment.train.card, run.experiment.train.task == "cross_encoder"
     tags = ["cross-encoder", "reranker"] if scorer else ["sentence-similarity", "feature-extraction", "dense-retrieval"]
     distilled = ["knowledge-distillation"] * (run.experiment.train.task == "student")
-    values = {row.metric: row.after for row in compared.metrics} if compared else figures
+    values = {one.name: {row.metric: row.after for row in one.metrics} for one in compared} or ({"": figures} if figures else {})
     base = _base_model(run.experiment)
     return {
         "library_name": "peft" if adapter else "sentence-transformers",
@@ -85,14 +86,15 @@ def _front_matter(
     }
 
 
-def _index(title: str, figures: dict[str, float]) -> dict[str, Any]:
-    metrics = [{"type": name.lower(), "value": round(value, 4), "name": name} for name, value in figures.items()]
-    result = {
-        "task": {"type": "information-retrieval", "name": "Information Retrieval"},
-        "dataset": {"type": "dev-set", "name": "dev set of the training"},
-        "metrics": metrics,
-    }
-    return {"name": title, "results": [result]}
+def _index(title: str, values: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The hub's `model-index` of the figures of each dev set, by its name."""
+    results = []
+    for name, figures in values.items():
+        metrics = [{"type": metric.lower(), "value": round(value, 4), "name": metric} for metric, value in figures.items()]
+        dataset = {"type": "dev-set", "name": f"dev set {name}".strip() + " of the training" * (not name)}
+        task = {"type": "information-retrieval", "name": "Information Retrieval"}
+        results.append({"task": task, "dataset": dataset, "metrics": metrics})
+    return {"name": title, "results": results}
 
 
 def _base_model(experiment: Experiment) -> str | None:
@@ -174,25 +176,31 @@ def _use(run: TrainingRun, *, adapter: bool) -> str:
     return f"## Use\n\n```python\n{_SCORER_USE if run.experiment.train.task == 'cross_encoder' else _STUDENT_USE}\n```\n"
 
 
-def _figures(figures: dict[str, float], compared: DevComparison | None) -> str:
-    if compared is None and not figures:
-        return "## Figures\n\nThis training had no dev set.\n"
-    if compared is None:
-        rows = [f"| {name} | {value:.4f} |" for name, value in figures.items()]
-        return "\n".join(["## Figures", "", "On the dev set of the training:", "", "| metric | |", "|---|---|", *rows]) + "\n"
+def _figures(figures: dict[str, float], compared: Sequence[DevComparison]) -> str:
+    if compared:
+        said = (
+            "p-values of a two-sided paired randomisation test over queries, each metric by itself. A dev set is no test set: settings may "
+        )
+        said += "have been chosen on it, and where it is a part of the collection, figures are higher."
+        return "\n".join(["## Figures", "", *(line for one in compared for line in _table(one)), said, ""])
+    if not figures:
+        return "## Figures\n\nNothing was measured.\n"
+    rows = [f"| {name} | {value:.4f} |" for name, value in figures.items()]
+    return "\n".join(["## Figures", "", "On the dev set of the training:", "", "| metric | |", "|---|---|", *rows]) + "\n"
+
+
+def _table(compared: DevComparison) -> list[str]:
+    """One dev set before and after, with what is needed to judge it."""
+    name = f"dev set {compared.name}" if compared.name else "dev set of the training"
     lines = [
-        "## Figures", "",
-        f"On the dev set of the training: {compared.queries:,} judged queries, exact search among {compared.passages:,} passages.", "",
+        f"On the {name}: {compared.queries:,} judged queries, exact search among {compared.passages:,} passages.", "",
         "| metric | before | after | difference | p-value | better / worse / same |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in compared.metrics:
         p_value = f"{row.p_value:.4f}" if row.p_value >= 0.0001 else f"{row.p_value:.1e}"
         means = f"{row.before:.4f} | {row.after:.4f} | {row.after - row.before:+.4f}"
         lines.append(f"| {row.metric} | {means} | {p_value} | {row.wins} / {row.losses} / {row.ties} |")
-    said = "p-values of a two-sided paired randomisation test over queries, each metric by itself. A dev set is no test set: "
-    return "\n".join(
-        [*lines, "", f"{said}settings may have been chosen on it, and where it is a part of the collection, figures are higher.", ""]
-    )
+    return [*lines, ""]
 
 
 def _training(run: TrainingRun) -> str:
