@@ -1,4 +1,4 @@
-"""The trained student against the one that the run began with, query by query on each dev set: for the model card."""
+"""The trained student against the one that the run began with, query by query on the dev set: for the model card."""
 
 from __future__ import annotations
 
@@ -24,30 +24,36 @@ _PERMUTATIONS = 10_000
 class DevComparison:
     """Figures of a dev set before and after the training."""
 
-    name: str
+    name: str  # of the set; empty where there is but one
     queries: int
     passages: int
     metrics: tuple[Comparison, ...]
 
 
 def compared_with_start(run: TrainingRun) -> tuple[DevComparison, ...]:
-    """Open the first student again and compare on each dev set. All processes take part.
+    """Open the first student again and compare, on each dev set. All processes take part.
 
-    The training is over: its gradients and moments make room for a second model. Empty without a dev set, and where the first student's
-    files are not what they were when the run began.
+    The training is over: its gradients and moments make room for a second model.
+
+    Nothing without a dev set, nor where the first student's files are not what they were when the run began.
     """
-    if not run.dev or not run.processes.any(run.processes.first and _start_is_there(run)):
+    sets = _sets(run)
+    if not sets or not run.processes.any(run.processes.first and _start_is_there(run)):
         return ()
     run.optimizer.zero_grad(set_to_none=True)
     run.optimizer.state.clear()
-    after = [_judged(run, run.model, dev) for dev in run.dev]
     start = run.task.open()
-    return tuple(_compared(dev, _judged(run, start, dev), mine) for dev, mine in zip(run.dev, after, strict=True))
+    return tuple(_compared(run, start, name, dev) for name, dev in sets)
 
 
-def _compared(dev: DevSet, before: Evaluation, after: Evaluation) -> DevComparison:
-    metrics = compare(before, after, permutations=_PERMUTATIONS)
-    return DevComparison(dev.name, len(after.query_ids), len(dev.doc_ids), tuple(row for row in metrics if row.metric in METRICS))
+def _sets(run: TrainingRun) -> list[tuple[str, DevSet]]:
+    return [(dev.name if len(run.dev) > 1 else "", dev) for dev in run.dev]
+
+
+def _compared(run: TrainingRun, start: Model, name: str, dev: DevSet) -> DevComparison:
+    after = _judged(run, run.model, dev)
+    metrics = compare(_judged(run, start, dev), after, permutations=_PERMUTATIONS)
+    return DevComparison(name, len(after.query_ids), len(dev.doc_ids), tuple(row for row in metrics if row.metric in METRICS))
 
 
 def _start_is_there(run: TrainingRun) -> bool:

@@ -51,7 +51,7 @@ def own_card(path: Path) -> bytes | None:
 
 
 def card_of(run: TrainingRun, *, adapter: bool, figures: dict[str, float], compared: Sequence[DevComparison]) -> str:
-    """The text of a card. `figures` of the dev set are used where `compared` is None."""
+    """The text of a card. `figures` of the dev set are used where nothing is compared."""
     what = _title(run.experiment)
     if adapter:
         what = f"LoRA adapter: {what[0].lower()}{what[1:]}"
@@ -72,7 +72,7 @@ def _front_matter(
     card, scorer = run.experiment.train.card, run.experiment.train.task == "cross_encoder"
     tags = ["cross-encoder", "reranker"] if scorer else ["sentence-similarity", "feature-extraction", "dense-retrieval"]
     distilled = ["knowledge-distillation"] * (run.experiment.train.task == "student")
-    values = {one.name: {row.metric: row.after for row in one.metrics} for one in compared} or ({"dev": figures} if figures else {})
+    values = {one.name: {row.metric: row.after for row in one.metrics} for one in compared} or ({"": figures} if figures else {})
     base = _base_model(run.experiment)
     return {
         "library_name": "peft" if adapter else "sentence-transformers",
@@ -86,17 +86,15 @@ def _front_matter(
     }
 
 
-def _index(title: str, by_set: dict[str, dict[str, float]]) -> dict[str, Any]:
-    return {"name": title, "results": [_result(name, figures, several=len(by_set) > 1) for name, figures in by_set.items()]}
-
-
-def _result(name: str, figures: dict[str, float], *, several: bool) -> dict[str, Any]:
-    metrics = [{"type": name.lower(), "value": round(value, 4), "name": name} for name, value in figures.items()]
-    return {
-        "task": {"type": "information-retrieval", "name": "Information Retrieval"},
-        "dataset": {"type": name if several else "dev-set", "name": f"dev set {name}" if several else "dev set of the training"},
-        "metrics": metrics,
-    }
+def _index(title: str, values: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The hub's `model-index` of the figures of each dev set, by its name."""
+    results = []
+    for name, figures in values.items():
+        metrics = [{"type": metric.lower(), "value": round(value, 4), "name": metric} for metric, value in figures.items()]
+        dataset = {"type": "dev-set", "name": f"dev set {name}".strip() + " of the training" * (not name)}
+        task = {"type": "information-retrieval", "name": "Information Retrieval"}
+        results.append({"task": task, "dataset": dataset, "metrics": metrics})
+    return {"name": title, "results": results}
 
 
 def _base_model(experiment: Experiment) -> str | None:
@@ -179,28 +177,30 @@ def _use(run: TrainingRun, *, adapter: bool) -> str:
 
 
 def _figures(figures: dict[str, float], compared: Sequence[DevComparison]) -> str:
-    if not compared and not figures:
-        return "## Figures\n\nThis training had no dev set.\n"
-    if not compared:
-        rows = [f"| {name} | {value:.4f} |" for name, value in figures.items()]
-        return "\n".join(["## Figures", "", "On the dev set of the training:", "", "| metric | |", "|---|---|", *rows]) + "\n"
-    tables = [line for one in compared for line in (*_table_of(one, several=len(compared) > 1), "")]
-    said = "p-values of a two-sided paired randomisation test over queries, each metric by itself. A dev set is no test set: "
-    where = "settings may have been chosen on it, and where it is a part of the collection, figures are higher."
-    return "\n".join(["## Figures", "", *tables, f"{said}{where}", ""])
+    if compared:
+        said = (
+            "p-values of a two-sided paired randomisation test over queries, each metric by itself. A dev set is no test set: settings may "
+        )
+        said += "have been chosen on it, and where it is a part of the collection, figures are higher."
+        return "\n".join(["## Figures", "", *(line for one in compared for line in _table(one)), said, ""])
+    if not figures:
+        return "## Figures\n\nNothing was measured.\n"
+    rows = [f"| {name} | {value:.4f} |" for name, value in figures.items()]
+    return "\n".join(["## Figures", "", "On the dev set of the training:", "", "| metric | |", "|---|---|", *rows]) + "\n"
 
 
-def _table_of(one: DevComparison, *, several: bool) -> list[str]:
-    which = f"dev set {one.name}" if several else "dev set of the training"
+def _table(compared: DevComparison) -> list[str]:
+    """One dev set before and after, with what is needed to judge it."""
+    name = f"dev set {compared.name}" if compared.name else "dev set of the training"
     lines = [
-        f"On the {which}: {one.queries:,} judged queries, exact search among {one.passages:,} passages.", "",
+        f"On the {name}: {compared.queries:,} judged queries, exact search among {compared.passages:,} passages.", "",
         "| metric | before | after | difference | p-value | better / worse / same |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for row in one.metrics:
+    for row in compared.metrics:
         p_value = f"{row.p_value:.4f}" if row.p_value >= 0.0001 else f"{row.p_value:.1e}"
         means = f"{row.before:.4f} | {row.after:.4f} | {row.after - row.before:+.4f}"
         lines.append(f"| {row.metric} | {means} | {p_value} | {row.wins} / {row.losses} / {row.ties} |")
-    return lines
+    return [*lines, ""]
 
 
 def _training(run: TrainingRun) -> str:

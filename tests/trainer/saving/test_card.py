@@ -14,11 +14,13 @@ from support.training import make_row
 
 from data.config.settings import Train
 from data.digests import bytes_digest
+from retrieval.evaluation.metrics import Comparison
 from trainer import loop, recipes
+from trainer.evaluation.comparison import DevComparison
 from trainer.evaluation.dev_set import evaluate, open_dev_set
 from trainer.evaluation.schedule import encode_all
 from trainer.loop import train
-from trainer.saving.card import _named, own_card, sealed
+from trainer.saving.card import _figures, _index, _named, own_card, sealed
 
 
 def start(file: Path, shards: Path, **overrides: Any) -> int:
@@ -153,6 +155,20 @@ def test_the_card_of_an_adapter(tmp_path: Path, experiment_file: Path, shards: P
     assert data["library_name"] == "peft" and data["license"] == "FILL_IN" and "lora" in data["tags"]
     assert "PeftModel.from_pretrained" in text and str(tmp_path) not in text and "rank: 2" in text
     assert "LoRA adapter" not in (folder / "README.md").read_text()
+
+
+def test_each_of_several_dev_sets_has_its_own_figures() -> None:
+    """Prevents: the figures of two sets under one name, of which a reader, and the hub, takes the last."""
+    sets = [
+        DevComparison(name, 2, 9, (Comparison("MRR@10", 0.5, after, 0.00002, 1, 0, 1),)) for name, after in [("fiqa", 0.75), ("nq", 1.0)]
+    ]
+    text = _figures({}, sets)
+    assert text.index("dev set fiqa: 2 judged") < text.index("+0.2500 | 2.0e-05 |") < text.index("dev set nq") < text.index("+0.5000 |")
+    results = _index("m", {one.name: {row.metric: row.after for row in one.metrics} for one in sets})["results"]
+    assert [(result["dataset"]["name"], result["metrics"][0]["value"]) for result in results] == [
+        ("dev set fiqa", 0.75),
+        ("dev set nq", 1.0),
+    ]
 
 
 @pytest.mark.parametrize(
