@@ -13,6 +13,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from data.errors import UserError
 from data.formats.readers import Fault
 
 BATCH_CANDIDATES = 1 << 15  # about so many candidates a batch: what is held as text
@@ -65,6 +66,11 @@ class ReadOptions:
     score_file: Path | None = None  # scores that lie in a file of their own
     split: str = "train"  # of layouts that have several
     scratch: Path | None = None  # a folder for large temporary files; None: the system's
+
+    def refuse_score_file(self, layout: str) -> None:
+        """Raises UserError where scores of their own are given to a layout that has them in it, which would be passed over."""
+        if self.score_file is not None:
+            raise UserError(f"score_file={self.score_file}: format {layout} has its scores in the lists; leave score_file out")
 
 
 class ListReader(Protocol):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data.errors import UserError
 from data.formats.scored_lists.batches import COMPANION_PASSAGES, COMPANION_QUERIES, Companions, ReadOptions
@@ -41,23 +43,24 @@ def companions_of(queries: list[DataFile], passages: list[DataFile]) -> Companio
 
 
 def _tables(files: list[DataFile], names: Mapping[str, Sequence[str]], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Rows without an id or a text are left out: a list that names one names an id that is not there."""
     for file in files:
         for rows in read_rows(file):
-            yield pa.table([_column(rows, name, names[name]) for name in schema.names], schema)
+            if rows.faults:
+                raise UserError(f"{file.path}: {rows.faults[0]}")
+            columns = {name: _column(rows, name, names[name]) for name in schema.names}
+            there = functools.reduce(pc.and_, (column.is_valid() for name, column in columns.items() if name != "title"))
+            yield pa.table(list(columns.values()), schema).filter(there)
 
 
 def _column(rows: Rows, name: str, others: Sequence[str]) -> pa.Array:
-    """A column. Raises UserError with file and line: a text without an id, or the other way round, would be another one's."""
+    """A column. Raises UserError with file and line where a value is of another kind."""
     found = next((other for other in others if other in rows.names), None)
-    if rows.faults:
-        raise UserError(f"{rows.file.path}: {rows.faults[0]}")
-    if found is None:
-        if name == "title":
-            return pa.nulls(len(rows), pa.string())
+    if found is None and name != "title":
         raise UserError(f"{rows.file.path} has no {name} ({', '.join(others)}); it has {', '.join(rows.names)}")
+    if found is None:
+        return pa.nulls(len(rows), pa.string())
     column, problems = canonical(rows.column(found), _KINDS[name], name=found)
-    if column.null_count and name != "title":
-        row = int(column.is_null().index(True).as_py())
-        why = ": ".join(text for text in problems.get(row, (f"no {found}",)) if text)
-        raise UserError(f"{rows.file.path}:{rows.lines[row]}: {why}")
+    for row, problem in problems.items():
+        raise UserError(f"{rows.file.path}:{rows.lines[row]}: {': '.join(filter(None, problem))}")
     return column

@@ -33,7 +33,7 @@ NAMES = {
     "positive_ids": ("positive_ids", "positive_id"),
 }
 _KINDS: dict[str, Kind] = {"query_id": "id", "document_ids": "ids", "scores": "numbers", "positive_ids": "ids"}
-LIST_NAMES = ("train", "scores", "scores_merged", "lists", "data")
+LIST_NAMES = ("train", "scores_merged", "scores", "data")  # merged: all positives of a query in one list
 
 
 class PyLate(TableLayout):

@@ -1,7 +1,8 @@
 """Scores of pairs in a pickle, {query id: {passage id: score}}, read without running anything in it and without holding it.
 
 A pickle is a program. This reads the opcodes that build dicts of numbers and texts, those of protocols 2 to 5, and refuses every other.
-What imports or calls something stands in pickles of something else alone. Opcodes: Python's `pickletools`.
+The one exception are numbers of numpy, which name a function: they are known by its name, and it is not called. Opcodes: Python's
+`pickletools`.
 
 Source of the layout: data set sentence-transformers/msmarco-hard-negatives, cross-encoder-ms-marco-MiniLM-L-6-v2-scores.pkl.gz.
 """
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 from data.errors import UserError
+from data.formats.readers import shown
+from data.formats.scored_lists.readers import numpy_scalars
 
 Id = int | str
 QueryScores = tuple[Id, list[Id], list[float | None]]  # of one query: its passages and their scores
@@ -25,6 +28,8 @@ MAX_KEY_BYTES = 1 << 16  # of an id
 _MAX_LONG_BYTES = 16
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 _CALLS = frozenset(b"cioR\x81\x92\x93b")  # GLOBAL, INST, OBJ, REDUCE, NEWOBJ, NEWOBJ_EX, STACK_GLOBAL, BUILD
+_TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
+_MAX_NAME_BYTES = 256
 _INTEGERS = {ord("J"): struct.Struct("<i"), ord("K"): struct.Struct("<B"), ord("M"): struct.Struct("<H")}
 _STRINGS = {ord("X"): struct.Struct("<I"), 0x8C: struct.Struct("<B"), 0x8D: struct.Struct("<Q")}
 _PUTS = {ord("q"): struct.Struct("<B"), ord("r"): struct.Struct("<I")}
@@ -64,10 +69,9 @@ class _Machine:
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file
         self._stack: list[Any] = []
-        self._memo: dict[int, str] = {}  # texts alone: dicts are as many as queries
+        self._memo: dict[int, Any] = {}  # texts, names and kinds of numbers alone: dicts and numbers are many
         self._memoised = 0
         self._outer: object | None = None
-        self._opcode = 0
 
     def run(self) -> Iterator[QueryScores]:
         read, stack = self._file.read, self._stack
@@ -79,7 +83,7 @@ class _Machine:
             code = read(1)
             if not code:
                 self._fail("it is cut short")
-            opcode = self._opcode = code[0]
+            opcode = code[0]
             if opcode == 0x47:  # BINFLOAT: every second opcode of a large file
                 stack.append(_FLOAT.unpack(self._take(8))[0])
             elif opcode in _INTEGERS:
@@ -114,18 +118,64 @@ class _Machine:
             self._put(self._unpacked(_PUTS[opcode]))
         elif opcode in _GETS:
             self._get(self._unpacked(_GETS[opcode]))
+        elif opcode in _TUPLES or opcode in b"t)":
+            self._tuple(opcode)
+        elif opcode in b"\x88\x89":
+            stack.append(opcode == 0x88)
+        elif opcode in b"CB":
+            size = self._take(1)[0] if opcode == ord("C") else self._unpacked(_STRINGS[ord("X")])
+            if size > _MAX_LONG_BYTES:
+                self._fail(f"it has {size:,} bytes where a number is expected")
+            stack.append(self._take(size))
+        elif opcode in b"c\x93Rb":
+            self._numpy(opcode)
         elif opcode == 0x95:  # FRAME: how many bytes follow, which says nothing here
             self._take(8)
         else:
             self._refuse(opcode)
 
+    def _tuple(self, opcode: int) -> None:
+        """TUPLE1 to TUPLE3, TUPLE down to the last mark, EMPTY_TUPLE."""
+        stack = self._stack
+        if opcode == ord("t"):
+            start = self._last_mark()
+            stack[start:] = [tuple(stack[start + 1 :])]
+        elif size := _TUPLES.get(opcode, 0):
+            if len(stack) < size:
+                self._fail("it is damaged")
+            stack[-size:] = [tuple(stack[-size:])]
+        else:
+            stack.append(())
+
+    def _numpy(self, opcode: int) -> None:
+        """GLOBAL, STACK_GLOBAL, REDUCE, BUILD: a number of numpy, or refused."""
+        stack = self._stack
+        try:
+            if opcode == ord("c"):
+                module, name = (self._file.readline(_MAX_NAME_BYTES).decode("latin1").rstrip("\n") for _ in range(2))
+                stack.append(numpy_scalars.named(module, name))
+                return
+            if len(stack) < 2:
+                self._fail("it is damaged")
+            function = {0x93: numpy_scalars.named, ord("R"): numpy_scalars.called}.get(opcode, numpy_scalars.with_state)
+            stack[-2:] = [function(stack[-2], stack[-1])]
+        except ValueError as error:
+            self._refuse(opcode, str(error))
+
+    def _last_mark(self) -> int:
+        """The place of the last mark on the stack."""
+        for place in range(len(self._stack) - 1, -1, -1):
+            if self._stack[place] is _MARK:
+                return place
+        self._fail("it is damaged")
+
     def _set_items(self, *, many: bool) -> Iterator[QueryScores]:
         """SETITEM, or SETITEMS down to the last mark."""
         stack = self._stack
         if many:
-            start = next((place for place in range(len(stack) - 1, -1, -1) if stack[place] is _MARK), 0)
-            items = stack[start + 1 :] if start else [_MARK]
-            del stack[start or len(stack) :]
+            start = self._last_mark()
+            items = stack[start + 1 :]
+            del stack[start:]
         else:
             items = stack[-2:]
             del stack[-2:]
@@ -143,7 +193,7 @@ class _Machine:
                 yield key, value.ids, value.scores
         elif isinstance(target, _Scores):
             if not {type(value) for value in values} <= {float, int, type(None)}:
-                self._fail("a score is no number")
+                self._fail("a score is no number (or is true or false)")
             target.ids += keys
             target.scores += [None if value is None or value != value else float(value) for value in values]
         else:
@@ -159,7 +209,7 @@ class _Machine:
         if not self._stack:
             self._fail("it is damaged")
         self._memoised += 1
-        if isinstance(self._stack[-1], str):
+        if isinstance(self._stack[-1], str | numpy_scalars.Name | numpy_scalars.Dtype):
             self._memo[place] = self._stack[-1]
 
     def _get(self, place: int) -> None:
@@ -185,15 +235,13 @@ class _Machine:
             self._fail("it is cut short")
         return content
 
-    def _refuse(self, opcode: int) -> NoReturn:
+    def _refuse(self, opcode: int, what: str = "") -> NoReturn:
         name = _NAMES.get(opcode, f"{opcode:#x}")
         if opcode in _CALLS:
-            what = "this pickle would run code, which is not done here: numbers of numpy and objects are saved so"
-        elif opcode in b"\x88\x89":
-            what = "a score is true or false"
+            why = f"this pickle would run code ({shown(what)})" if what else "this pickle would run code"
         else:
-            what = "it holds something else than dicts of numbers"
-        self._fail(f"opcode {name}: {what}. Save it as plain numbers: pickle.dump({{q: {{p: float(s) ...}} ...}}, file, protocol=4)")
+            why = "it holds something else than dicts of numbers"
+        self._fail(f"opcode {name}: {why}. Save it as plain numbers: pickle.dump({{q: {{p: float(s) ...}} ...}}, file, protocol=4)")
 
     def _fail(self, why: str) -> NoReturn:
         raise UserError(f"{self._path}, byte {self._file.tell():,}: {why}")

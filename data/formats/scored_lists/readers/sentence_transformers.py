@@ -88,12 +88,13 @@ class _Shape:
         if "docs" in fields or "doc_ids" in fields:
             return self._lists("docs", "doc_ids")
         if "passage" in fields or "passage_id" in fields:
-            return self._pairs("passage", "passage_id")
+            is_list = self._is_list("passage" if "passage" in fields else "passage_id")
+            return self._lists("passage", "passage_id") if is_list else self._pairs("passage", "passage_id")
         if not has_positive:
             raise fields.refuse("no positive, docs or passage")
         if "score" not in fields and "label" not in fields:
             return self._tuples([])
-        if self._is_list("positive") if "positive" in fields else self._is_list("positive_id"):
+        if self._is_list("positive" if "positive" in fields else "positive_id"):
             return self._lists("positive", "positive_id")
         if "label" not in fields and "positive" not in fields.asked:
             name = fields["positive"] if "positive" in fields else fields["positive_id"]
@@ -145,15 +146,14 @@ class _Shape:
         name = "score" if "score" in fields else "label" if "label" in fields else None
         if name is None:
             return None
+        self._refuse_struct(name)
         is_list = is_list_type(self._rows.column(fields[name]))
         if is_list is False:
             found = f"{fields[name]} is one number for several candidates, so a margin"
-            raise fields.refuse(f"{found}, which gives no score", remedy=f"columns={name}: leaves it out")
+            raise fields.refuse(f"{found}, which gives no score", remedy=f"columns={name}:- leaves it out")
         if is_list and name == "label" and "label" not in fields.asked and self._are_margins(places):
             found = f"{len(places) - 1} numbers for {len(places)} candidates"
-            raise fields.refuse(
-                f"{fields[name]} has {found}, so margins (of MarginMSELoss), which give no score; columns={name}: leaves it out"
-            )
+            raise fields.refuse(f"{fields[name]} has {found}, so margins, which give no score", remedy=f"columns={name}:- leaves it out")
         return self._take(name, "numbers")
 
     def _are_margins(self, places: Sequence[Place]) -> bool:
@@ -210,16 +210,13 @@ class _Shape:
             return self._take("score", scores), self._take("label", labels) if "label" in fields else None
         if "label" not in fields:
             return None, None
-        seen = set(_flat(self._rows.sample(fields["label"])))
-        fractions = {value for value in seen if isinstance(value, float)}
-        if not fractions:
+        seen = {value for value in _flat(self._rows.sample(fields["label"])) if isinstance(value, int | float)}
+        if "label" in fields.asked or not any(isinstance(value, float) for value in seen):
             return None, self._take("label", labels)
-        if "label" not in fields.asked and seen <= {0.0, 1.0}:
+        if seen <= {0.0, 1.0}:
             name = fields["label"]
             says = f"columns=label:{name} says that they are labels, columns=score:{name} that they are scores"
             raise fields.refuse(f"{name} holds 0 and 1 as fractions, so labels or scores", remedy=says)
-        if "label" in fields.asked and all(value.is_integer() for value in fractions if value == value):
-            return None, self._take("label", labels)
         return self._take("score", scores, fields["label"]), None
 
     def _refuse_struct(self, name: str) -> None:

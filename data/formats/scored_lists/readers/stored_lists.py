@@ -46,6 +46,7 @@ class StoredLists:
 
     def read(self, path: Path, options: ReadOptions) -> Iterator[ListBatch]:
         """See `ListReader`. `columns=score:logit:NAME` takes the scores of a further teacher."""
+        options.refuse_score_file(self.name)
         ExportNote.read(path)
         if set(options.columns) - {"score"}:
             raise UserError("columns=: of format lists only score can be named, e.g. columns=score:logit:NAME")

@@ -23,13 +23,14 @@ from data.formats.scored_lists.readers.records.fields import Kind, Problem, cano
 from data.formats.scored_lists.readers.records.rows import Rows, field_names, has_field, read_rows
 
 Columns = Mapping[str, pa.Array]
+LEFT_OUT = "-"
 _SHOWN = 20
 
 
 class Fields:
     """The fields of some records by the names of a layout: as `columns=` says, else by the first name that is there.
 
-    `columns=label:` (nothing behind the colon) leaves a field out.
+    `columns=label:-` leaves a field out.
     """
 
     def __init__(self, rows: Rows, names: Mapping[str, Sequence[str]], options: ReadOptions, *, layout: str) -> None:
@@ -40,13 +41,13 @@ class Fields:
         if unknown:
             raise UserError(f"columns={unknown[0]}:...: format {layout} has no {unknown[0]}; it has {', '.join(names)}")
         for name, other in options.columns.items():
-            if other and not has_field(rows.names, other):
+            if other != LEFT_OUT and not has_field(rows.names, other):
                 raise UserError(f"columns={name}:{other}: {rows.file.path} has no column {other}; {self.found}")
         self._there: dict[str, str] = {}
         free = [name for name in rows.names if name not in options.columns.values()]
         for name, others in names.items():
             found = options.columns[name] if name in options.columns else next((other for other in others if other in free), None)
-            if found:
+            if found not in (None, LEFT_OUT):
                 self._there[name] = found
 
     @property
@@ -110,6 +111,7 @@ class TableLayout:
 
     def read(self, path: Path, options: ReadOptions) -> Iterator[ListBatch]:
         """See `ListReader`."""
+        options.refuse_score_file(self.name)
         is_empty = True
         for file in self.lists(path, options):
             for batch in self._file(file, options):

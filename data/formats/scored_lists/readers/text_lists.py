@@ -103,6 +103,7 @@ class TextLists:
 
     def read(self, path: Path, options: ReadOptions) -> Iterator[ListBatch]:
         """See `ListReader`."""
+        options.refuse_score_file(self.name)
         if not path.is_file():
             raise UserError(f"{path}: expected a file of format {self.name}")
         if options.columns:

@@ -6,6 +6,7 @@ a name with a dot of its own is found as it is.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterator, Sequence
@@ -104,19 +105,14 @@ def read_rows(file: DataFile, names: Sequence[str] | None = None) -> Iterator[Ro
         yield from _parquet_rows(file, names) if file.kind == "parquet" else _arrow_rows(file)
 
 
-class _told:
+@contextlib.contextmanager
+def _told(file: DataFile) -> Iterator[None]:
     """Around a read: what pyarrow says of a file becomes a UserError with its name."""
-
-    def __init__(self, file: DataFile) -> None:
-        self._file = file
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, pa.ArrowException | OSError) and not isinstance(error, UserError):
-            what = {"parquet": "a whole Parquet file", "arrow": "an Arrow file"}.get(self._file.kind, "readable")
-            raise UserError(f"{self._file.path} is not {what} ({first_line(error)}): fetch it again") from error
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        what = "a whole Parquet file" if file.kind == "parquet" else "an Arrow file"
+        raise UserError(f"{file.path} is not {what} ({first_line(error)}): fetch it again") from error
 
 
 def _parquet_rows(file: DataFile, names: Sequence[str] | None) -> Iterator[Rows]:

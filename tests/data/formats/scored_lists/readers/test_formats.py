@@ -10,6 +10,7 @@ import pytest
 from support.read_lists import jsonl, parquet, saved
 
 from data.errors import UserError
+from data.formats.scored_lists.batches import ReadOptions
 from data.formats.scored_lists.readers.formats import FORMATS, reader_of
 
 PASSAGES = [{"docid": "1", "text": "t"}]
@@ -76,3 +77,10 @@ def test_what_is_told_of_unknown_files(tmp_path: Path) -> None:
     both = jsonl(tmp_path / "both.jsonl", [{"query": "q", "pos": ["p"], "positive": "p", "negative": "n"}])
     with pytest.raises(UserError, match="may be sentence-transformers or flagembedding: say which"):
         reader_of("auto", both)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "msmarco-hard-negatives"])
+def test_scores_of_their_own(tmp_path: Path, name: str) -> None:
+    """Prevents: a file of scores that is given and passed over."""
+    with pytest.raises(UserError, match=f"score_file=.*format {name} has its scores in the lists"):
+        next(FORMATS[name].read(tmp_path, ReadOptions(score_file=tmp_path / "s.pkl")))

@@ -82,6 +82,16 @@ def test_broken_lists_and_texts(tmp_path: Path) -> None:
     """Prevents: scores of another length that are cut to fit, and a text that belongs to no id."""
     found = read(READER, folder(tmp_path, "{}.jsonl", [{"query_id": 1, "document_ids": [10, 12], "scores": [3.5]}, *LISTS]))
     assert found.faults == ["train.jsonl:1: scores of another length: 1 scores for 2 candidates"] and by_id(found) == EXPECTED
-    jsonl(tmp_path / "documents.jsonl", [*DOCUMENTS, {"document_id": None, "text": "lost"}])
-    with pytest.raises(UserError, match=r"documents\.jsonl:4: no document_id"):
+    jsonl(tmp_path / "documents.jsonl", [*DOCUMENTS, {"document_id": None, "text": "lost"}, {"document_id": 99, "text": None}])
+    assert list(texts_of(READER.companions(tmp_path, ReadOptions()))[1]) == ["10", "11", "12"]
+    for lost, why in (
+        ({"document_id": 7.5, "text": "t"}, "document_id is no id"),
+        ({"document_id": 7, "text": 8}, "text is not a string"),
+        ("{", "not JSON"),
+    ):
+        jsonl(tmp_path / "documents.jsonl", [*DOCUMENTS, lost])
+        with pytest.raises(UserError, match=rf"documents\.jsonl:4: {why}"):
+            texts_of(READER.companions(tmp_path, ReadOptions()))
+    jsonl(tmp_path / "documents.jsonl", [{"document_id": 1, "words": "t"}])
+    with pytest.raises(UserError, match=r"has no text \(text, document, .*; it has document_id, words"):
         texts_of(READER.companions(tmp_path, ReadOptions()))

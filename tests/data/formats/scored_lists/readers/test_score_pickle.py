@@ -49,7 +49,7 @@ IDS = st.one_of(st.integers(-(1 << 70), 1 << 70), st.text(max_size=8))
 NUMBERS = st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(1 << 60), 1 << 60), st.none())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(scores=st.dictionaries(IDS, st.dictionaries(IDS, NUMBERS, max_size=5), max_size=6), protocol=st.integers(2, 5))
 def test_what_pickle_itself_reads(tmp_path: Path, scores: dict[Any, dict[Any, Any]], protocol: int) -> None:
     """Prevents: an opcode of numbers, texts or memo that gives another value than Python's own reader."""
@@ -58,6 +58,19 @@ def test_what_pickle_itself_reads(tmp_path: Path, scores: dict[Any, dict[Any, An
         (query, ids, [None if score is None else float(score) for score in own]) for query, ids, own in plain(pickle.loads(content))
     ]
     assert items(write(tmp_path, content)) == expected
+
+
+@PROTOCOLS
+def test_numbers_of_numpy(tmp_path: Path, protocol: int) -> None:
+    """Prevents: scores as a model gives them, in fp32, refused; another byte order; numpy called by what a file says."""
+    kinds = [np.float32(1.1), np.float64(-2.5), np.float16(0.25), np.array(3.5, ">f4")[()], np.int64(-7), np.uint8(200)]
+    scores = {np.int64(8): {np.int32(place): kind for place, kind in enumerate(kinds)}, 9: {"a": np.float32("nan"), "b": np.float32(1.1)}}
+    content = pickle.dumps(scores, protocol)
+    expected = [(8, list(range(6)), [float(kind) for kind in kinds]), (9, ["a", "b"], [None, float(np.float32(1.1))])]
+    assert items(write(tmp_path, content)) == expected
+    if protocol < 4:  # names are lines there: that of numpy 1 is put in
+        assert b"numpy._core" in content
+        assert items(write(tmp_path, content.replace(b"numpy._core", b"numpy.core"))) == expected
 
 
 @PROTOCOLS
@@ -103,13 +116,15 @@ def test_opcodes_that_call(tmp_path: Path, body: bytes) -> None:
 @pytest.mark.parametrize(
     "thing, why",
     [
-        ({1: {2: np.float32(1.5)}}, "numbers of numpy"),
-        ({np.int64(1): {2: 1.5}}, "numbers of numpy"),
+        ({1: {2: np.complex64(1.5)}}, "would run code"),
+        ({1: {2: np.array([1.5])}}, "would run code"),
+        ({np.str_("q"): {2: 1.5}}, "would run code"),
+        ({1: {2: (1.5,)}}, "a score is no number"),
         (OrderedDict({1: {2: 1.5}}), "would run code"),
         ({1: {2: True}}, "true or false"),
         ({1: {2: "1.5"}}, "a score is no number"),
         ({1: {2: {3: 1.0}}}, "a score is no number"),
-        ({1: {(2, 3): 1.0}}, "something else than dicts of numbers"),
+        ({1: {(2, 3): 1.0}}, "a key is neither"),
         ({1: {None: 1.0}}, "a key is neither"),
         ({1: 2.5}, "query 1 has no dict of scores"),
         ({1: [2.5]}, "something else than dicts of numbers"),
@@ -132,7 +147,7 @@ def test_text_protocols_and_other_files(tmp_path: Path) -> None:
         items(tmp_path / "none.pkl")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 120), flip=st.integers(0, 120), value=st.integers(0, 255), protocol=st.sampled_from([2, 4]))
 def test_damage_is_told(tmp_path: Path, cut: int, flip: int, value: int, protocol: int) -> None:
     """Prevents: a traceback, or an endless loop, on a file that is cut short or damaged."""
@@ -174,4 +189,4 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         assert count == 8 * queries
         return held
 
-    assert peak(7_000) < 1.1 * peak(2_000)
+    assert peak(4_000) < 1.1 * peak(2_000)

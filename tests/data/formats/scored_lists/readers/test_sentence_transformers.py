@@ -53,7 +53,7 @@ def test_margins_are_refused(tmp_path: Path, kind: str) -> None:
         record = {"query": "q", "positive": "p", "negative": "n", name: value}
         with pytest.raises(UserError, match="margin"):
             read(READER, files(tmp_path, kind, [record] * 3))
-        found = read(READER, files(tmp_path, kind, [record]), columns={name: ""})
+        found = read(READER, files(tmp_path, kind, [record]), columns={name: "-"})
         assert scored(found) == [("q", [("p", 1, None), ("n", 0, None)])]
 
 
@@ -151,6 +151,25 @@ def test_several_teachers(tmp_path: Path, kind: str) -> None:
     assert scored(read(READER, path, columns={"score": "scores.monot5"})) == [("q", [("a b", None, 3.0), ("c", None, 4.0)])]
 
 
+@each_file
+def test_shapes_that_nobody_foresaw(tmp_path: Path, kind: str) -> None:
+    """Prevents: a traceback where a label is an object, and a judgement that is taken for a score though it is told what it is."""
+    for odd in ([{"a": 1}], {"a": 1}, [[1]], "high", 0.5):
+        path = files(tmp_path, kind, [{"query": "q", "document": "d", "label": odd}])
+        try:
+            found = read(READER, path, columns={"label": "label"})
+        except UserError as refused:
+            assert "several scores (a)" in str(refused)
+        else:
+            assert not found.lists and "label is not a whole number" in found.faults[0]
+    struct = files(tmp_path, kind, [{"query": "q", "positive": "p", "negative": "n", "scores": {"a": [1.0, 2.0]}}])
+    with pytest.raises(UserError, match=r"has several scores \(a\)"):
+        read(READER, struct)
+    assert scored(read(READER, struct, columns={"score": "scores.a"})) == [("q", [("p", 1, 1.0), ("n", 0, 2.0)])]
+    listed = files(tmp_path, kind, [{"query": "q", "document": ["a", "b"], "score": [1.0, 2.0]}])
+    assert scored(read(READER, listed)) == [("q", [("a", None, 1.0), ("b", None, 2.0)])]
+
+
 def test_broken_records_by_line(tmp_path: Path) -> None:
     """Prevents: one strange record that ends an import, or that is lost without file and line."""
     good = {"query": "q", "positive": "p", "negative": "n", "scores": [1, 2.5]}
@@ -228,7 +247,7 @@ LISTS = st.sampled_from([pa.list_, pa.large_list, pa.list_view])
 FLOATS = st.floats(width=32, allow_infinity=False)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lists=st.lists(st.lists(st.tuples(st.text(max_size=6), FLOATS), min_size=1, max_size=5), min_size=1, max_size=12),
     text_type=TYPES,
