@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers, temporary_name
@@ -37,7 +36,6 @@ from pipeline.interchange.lists_in.spill import Spill
 from pipeline.interchange.lists_in.starting_file import EXPERIMENT_NAME, RUN_NAME, read_import, write_experiment, write_import
 from pipeline.interchange.lists_in.storing import NewLogits
 from pipeline.stage import Say
-from retrieval.compute.allocator import tune_allocator
 
 _BUCKETS = 256  # of pairs and texts: a bucket of 100 M pairs is 40 MB
 _QUARANTINE = "quarantine"
@@ -51,9 +49,6 @@ def run_import(args: list[str], *, say: Say) -> None:
         import_pairs(args, say=say)
         return
     request = ImportRequest.of(args)
-    # glibc keeps what is freed, Arrow's own allocator gives it back and has it zeroed again: a third of the time of an import.
-    tune_allocator()
-    pa.set_memory_pool(pa.system_memory_pool())
     key = request.key()
     if _is_done(request, key):
         say(f"{request.out} is of this import already: nothing to do")
