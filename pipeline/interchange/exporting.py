@@ -10,7 +10,6 @@ from data.config.fields import unknown_key
 from data.config.settings import Experiment
 from data.errors import UserError
 from data.files.paths import expanded
-from data.formats.scored_lists.exported import ExportNote
 from data.formats.scored_lists.writers.cards import NAME as CARD_NAME
 from data.formats.scored_lists.writers.cards import card
 from data.formats.scored_lists.writers.formats import FORMATS, Format
@@ -22,6 +21,7 @@ from pipeline.interchange.lists_training import training_of
 from pipeline.interchange.stored_lists import DARK, UNLABELLED, SelectedLists, StoredLists
 from pipeline.plan import Planner
 from pipeline.stage import Say
+from pipeline.stages.lists import export_of
 from retrieval.models.marks import Marks
 
 OWN, PAIRS = "lists", "pairs"
@@ -69,7 +69,7 @@ def teacher_of(planner: Planner) -> dict[str, Any]:
     """Whose the lists' logits are, as an export notes it; empty where they have none."""
     experiment, models = planner.experiment, planner.models
     if experiment.lists.path is not None:
-        return ExportNote.read(Path(experiment.lists.path)).teacher
+        return export_of(experiment).note.teacher
     if experiment.teacher.backend == "none":
         return {}
     return {"name": own_export.public_name(models.teacher.name), "namespace": models.namespace, "key": models.key("teacher")}

@@ -21,8 +21,6 @@ from data.logits.store import LogitStore
 from pipeline.interchange.exporting import OPTIONS, run_export
 from pipeline.interchange.importing import run_import
 
-pytest.importorskip("data.formats.scored_lists.readers.formats")
-
 POSITIVE, DARK = 0, (2, 3)
 KEEPS_IDS = {"lists", "tevatron", "pylate", "trec", "tsv"}  # the others have texts alone
 KEEPS_ORDER = {"lists", "sentence-transformers", "flagembedding", "tevatron", "pylate", "tsv"}  # a run has the order of its scores
