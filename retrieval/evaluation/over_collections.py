@@ -134,14 +134,8 @@ def _check_passages(member: Member, qrels: Qrels, corpus: Path, *, note: Note) -
         found = f"the corpus of {member.name} has none of the {len(relevant):,} relevant passages of split {member.split}"
         raise UserError(f"{found}, the first is {min(relevant)}: do they belong together?")
     if lost := relevant - known:
-<<<<<<< HEAD
         found = f"{len(lost):,} of {len(relevant):,} relevant passages are not in the corpus"
         note(f"{member.name}: {found}, and count as not found: {min(lost)}")
-=======
-        counts = f"{len(lost):,} of {len(relevant):,} relevant passages"
-        rest = f"are not in the corpus, and count as not found: {min(lost)}"
-        note(f"{member.name}: {counts} {rest}")
->>>>>>> i
 
 
 def _check_dimensions(table: EmbeddingTable) -> None:
