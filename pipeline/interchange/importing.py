@@ -44,7 +44,7 @@ _QUARANTINE = "quarantine"
 def run_import(args: list[str], *, say: Say) -> None:
     """Import what `path=` names."""
     if "format=pairs" in args:
-        from pipeline.interchange.pairs import import_pairs
+        from pipeline.interchange.answers import import_pairs
 
         import_pairs(args, say=say)
         return
