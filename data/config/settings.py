@@ -71,9 +71,11 @@ class Ingest(Section):
 
     @property
     def collection(self) -> str:
-        """The path. Raises UserError where there is none: lists that are trained as they are need no collection."""
+        """The path. Raises UserError where none is given: exported lists, and a training, need none."""
         if self.path is None:
-            raise UserError("this needs the passages of a collection: set ingest.path=FOLDER beside lists.path")
+            raise UserError(
+                "ingest.path is missing: set it to the folder of a collection (lists.path, of exported lists, does without one)"
+            )
         return self.path
 
 
@@ -594,9 +596,7 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _has_a_collection(self) -> Experiment:
         if self.lists.path is None:
-            if self.ingest.path is None:
-                raise ValueError("ingest.path is missing: give the folder of a collection (or lists.path, of exported lists)")
-            return self
+            return self  # a training reads finished shards: who needs a collection says so
         if self.curriculum.enabled:
             raise ValueError("lists.path has lists that are trained as they are, curriculum.enabled makes others: leave one of them out")
         if self.dev.queries and self.ingest.path is None:
