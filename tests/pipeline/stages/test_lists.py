@@ -251,6 +251,8 @@ def test_what_is_no_part_of_such_a_run_is_said(export: Path, tmp_path: Path, tin
     code, said = told("plan")
     assert code == 0 and "lists.never      waits for lists" in said
     assert told("status")[0] == 0 and told("inspect")[0] == 2
+    code, said = told("plan", "lists.path=null", "teacher.model=x")
+    assert code == 2 and "ingest.path is missing" in said
 
 
 @pytest.mark.medium
