@@ -150,7 +150,7 @@ def experiment_file(tmp_path: Path, student: Path) -> Path:
     """An experiment of 3 epochs and 6 steps each, in fp32."""
     path = tmp_path / "experiment.yaml"
     path.write_text(
-        f"store: {tmp_path}/store\ningest: {{path: none}}\nteacher: {{model: none}}\nstudent: {{model: {student}}}\n"
+        f"store: {tmp_path}/store\ningest: {{path: nowhere}}\nteacher: {{model: none}}\nstudent: {{model: {student}}}\n"
         f"train: {{output: {tmp_path}/run, batch_queries: 4, warmup_steps: 2, learning_rate: 0.01, precision: fp32, "
         "micro_batch_tokens: 128, checkpoint_every: 4, threads: 1}\n"
     )

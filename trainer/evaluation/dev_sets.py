@@ -17,7 +17,6 @@ from data.errors import UserError
 from data.files.what_lies import stored_table
 from data.remote.cache import local_table
 from data.tables.manifest import MANIFEST_NAME
-from retrieval.evaluation.metrics import Evaluation
 from retrieval.models.prompt_tokens import NO_PROMPTS, PromptLengths
 from trainer.evaluation.dev_set import DevSet, open_dev_set
 
@@ -76,22 +75,6 @@ def with_means(by_name: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         return dict(first)
     means = {metric: math.fsum(own[metric] for own in by_name.values()) / len(by_name) for metric in first}
     return means | {f"{name}/{metric}": value for name, own in by_name.items() for metric, value in own.items()}
-
-
-def pooled(by_name: Mapping[str, Evaluation]) -> Evaluation:
-    """All sets' queries in one evaluation, to be compared with another: weighted, so that its means are those of `with_means`."""
-    first, *others = by_name.values()
-    if not others:
-        return first
-    queries = {f"{name}/{query_id}": 1 / len(own.query_ids) for name, own in by_name.items() for query_id in own.query_ids}
-    weights = np.array([*queries.values()]) * len(queries) / len(by_name)
-    counts = ("without_results", "unjudged", "own_hits", "own_discarded")
-    return Evaluation(
-        query_ids=tuple(queries),
-        values={metric: weights * np.concatenate([own.values[metric] for own in by_name.values()]) for metric in first.values},
-        depth=max(own.depth for own in by_name.values()),
-        **{name: sum(getattr(own, name) for own in by_name.values()) for name in counts},
-    )
 
 
 def lines(figures: Mapping[str, float], names: Sequence[str], *, step: int, best_step: int) -> list[str]:

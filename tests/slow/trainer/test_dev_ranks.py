@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.made_dev_sets import write_dev_set
+from support.dev_sets import write_dev_set
 
 
 def free_port() -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.dev_sets import write_dev_set
+from support.dev_sets import write_dev_rows
 from support.training import make_row
 
 from trainer.reporting.metrics import SPEEDS
@@ -108,7 +108,7 @@ def test_torchrun_is_interrupted_and_goes_on_with_another_number(tmp_path: Path,
 def test_the_first_process_alone_reports(tmp_path: Path, experiment_file: Path, shards: Path, student: Path, zygote: Any) -> None:
     """Prevents: a step that a tracker gets from each process, and a card's figures that wait for a process, or depend on their number."""
     generator = np.random.default_rng(1)
-    dev = write_dev_set(tmp_path / "dev", [make_row(generator, f"q{number:02d}") for number in range(22)], student=student)
+    dev = write_dev_rows(tmp_path / "dev", [make_row(generator, f"q{number:02d}") for number in range(22)], student=student)
     figures = {}
     for size in (1, 2):
         output = tmp_path / f"of{size}"

@@ -151,7 +151,7 @@ def trained(rows: list[dict[str, Any]], work: Path, *, tokenizer: str, task: str
 
     write_shards(work / "shards", [rows], tokenizer=tokenizer)
     settings = {
-        "store": str(work / "store"), "ingest": {"path": "none"}, "teacher": {"model": "none"}, **sections,
+        "store": str(work / "store"), "ingest": {"path": "nowhere"}, "teacher": {"model": "none"}, **sections,
         "train": {
             "task": task, "output": str(work / "run"), "batch_queries": 4, "epochs": 1, "warmup_steps": 0, "learning_rate": 1e-3,
             "precision": "fp32", "threads": 1,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.made_dev_sets import write_dev_set
+from support.dev_sets import write_dev_set
 
 from data.config.settings import Train
 from data.errors import UserError

@@ -9,19 +9,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.made_dev_sets import write_dev_set
+from support.dev_sets import write_dev_set
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.errors import UserError
-from retrieval.evaluation.metrics import Evaluation, compare
 from retrieval.model_files.files import tokenizer_digest
 from trainer import recipes
 from trainer.evaluation import dev_cost, dev_sets, schedule
-from trainer.evaluation.dev_sets import open_dev_sets, pooled, with_means
+from trainer.evaluation.dev_sets import open_dev_sets, with_means
 from trainer.loop import train
 from trainer.reporting import dry_run
 
@@ -69,21 +67,6 @@ def test_the_mean_is_of_sets_and_does_not_depend_on_their_order(drawn: dict[str,
         assert found[metric] == pytest.approx(float(sum(map(Fraction, values)) / len(values)), rel=1e-15)
     own = {f"{name}/{metric}": value for name, figures in given_.items() for metric, value in figures.items()}
     assert {name: value for name, value in found.items() if "/" in name} == (own if len(given_) > 1 else {})
-
-
-def test_queries_of_all_sets_are_compared_by_the_same_mean() -> None:
-    """Prevents: a significance that is of other means than those that are told, where sets have different sizes."""
-    chance = np.random.default_rng(0)
-
-    def judged(count: int) -> Evaluation:
-        return Evaluation(tuple(f"q{n}" for n in range(count)), {"MRR@10": chance.random(count)}, without_results=1, depth=10, unjudged=2)
-
-    before, after = ({"a": judged(30), "b": judged(5)} for _ in range(2))
-    (found,) = compare(pooled(before), pooled(after), permutations=1000)
-    for means, sets in ((found.before, before), (found.after, after)):
-        assert means == pytest.approx(with_means({name: {"MRR@10": own.mean("MRR@10")} for name, own in sets.items()})["MRR@10"])
-    assert found.wins == sum(int((after[name].values["MRR@10"] > before[name].values["MRR@10"]).sum()) for name in before)
-    assert pooled({"a": before["a"]}) is before["a"]
 
 
 @pytest.mark.medium
