@@ -13,7 +13,18 @@ from data.config.settings import Experiment
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")]
 IN_USE = [page for page in PAGES if "log" not in page.parts and page.name != "CHANGELOG.md"]
-NO_SETTINGS = {"py", "yaml", "md", "sh", "tsv", "trec", "parquet", "corpus", "queries", "qrels"}  # the last part of names of files and tables
+NO_SETTINGS = {
+    "py",
+    "yaml",
+    "md",
+    "sh",
+    "tsv",
+    "trec",
+    "parquet",
+    "corpus",
+    "queries",
+    "qrels",
+}  # the last part of names of files and tables
 SECTIONS = "|".join(name for name in Experiment.model_fields if name not in ("store", "seed"))
 
 
