@@ -134,6 +134,9 @@ def _store(args: Args) -> Path | None:
     store = Path(expanded(args["store"], key="store"))
     if store.exists() and not store.is_dir():
         raise UserError(f"store={store} is {kind_of(store)}; give the folder of a store, or a new one")
+    there = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise not_writable(there, args["store"], PermissionError(13, "Permission denied", str(there)), option="store")
     return store
 
 

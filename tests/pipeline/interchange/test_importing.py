@@ -368,14 +368,16 @@ def test_texts_beside_the_lists_become_the_collection(tmp_path: Path, plain_read
         (["columns=query:a,query:b"], "query stands there twice"),
         (["split=../x"], "split='../x': expected the name of a split"),
         (["config=FILE"], "store= and config= both say which store"),
+        (["store=lists.jsonl/store"], "store=lists.jsonl/store cannot be written: .*lists.jsonl is a file, not a folder"),
         (["out=s3://bucket/x"], "an import is a folder of this machine"),
         (["store=s3://bucket/x"], "a store is a folder of this machine"),
         (["teachr=x"], "unknown .*teachr"),
         (["path=nowhere.jsonl"], "path=nowhere.jsonl: there is no such file or folder"),
     ],
 )
-def test_arguments_are_checked_first(tmp_path: Path, words: list[str], message: str) -> None:
+def test_arguments_are_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str) -> None:
     """Prevents: an argument that is found wrong after hours, or never."""
+    monkeypatch.chdir(tmp_path)
     lists: list[List] = [("q", "who", [("d", None, "text", 1, 2.0)])]
     with pytest.raises(UserError, match=message):
         imported(tmp_path, lists, *words)
