@@ -35,7 +35,7 @@ def write_experiment(folder: Path, request: ImportRequest, grouped: Grouped, *, 
     split = request.options.split
     lines = [
         "# Written by `prep import`. Say which student, then: prep run config=THIS-FILE",
-        f"store: {_quoted(request.store or out / 'store')}",
+        f"store: {_quoted((request.store or out / 'store').absolute())}",
         "ingest:",
         f"  path: {_quoted(request.collection or out)}",
         *([f"  train_split: {_quoted(split)}"] if split != "train" else []),

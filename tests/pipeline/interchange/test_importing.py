@@ -300,9 +300,10 @@ IDS_ALONE: list[List] = [
 ]
 
 
-def test_ids_find_their_texts_in_a_collection(tmp_path: Path, collection: Path) -> None:
+def test_ids_find_their_texts_in_a_collection(tmp_path: Path, collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: logits under another text than the collection's, and labels that are not the collection's."""
-    imported(tmp_path, IDS_ALONE, f"collection={collection}")
+    monkeypatch.chdir(collection.parent)
+    imported(tmp_path, IDS_ALONE, f"collection={collection.name}")
     texts = {record[0]: record[1] for _, record in [*read_corpus(find_collection(collection)), *read_queries(find_collection(collection))]}
     pairs = [("train0", "d0"), ("train0", "d5"), ("train0", "d7"), ("train2", "d9"), ("train2", "d2"), ("train0", "d9")]
     keys = as_keys([key(texts[query], texts[passage]) for query, passage in pairs])
@@ -364,6 +365,7 @@ def test_texts_beside_the_lists_become_the_collection(tmp_path: Path, plain_read
         (["scores=percent"], "scores=percent: expected logit or probability or cosine"),
         (["unscored=maybe"], "unscored=maybe: expected drop or keep"),
         (["max_bad_fraction=2"], "max_bad_fraction=2: expected a share from 0 to 1"),
+        (["teacher=namespace:3f2a"], "namespace:3f2a names a teacher that the store has already"),
         (["columns=query"], "columns=query: expected name:column"),
         (["columns=query:a,query:b"], "query stands there twice"),
         (["split=../x"], "split='../x': expected the name of a split"),
@@ -384,12 +386,13 @@ def test_arguments_are_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lists.jsonl"]
 
 
-def test_the_starting_file_is_an_experiment(tmp_path: Path, models: Any) -> None:
-    """Prevents: a file of settings that the next command refuses."""
+def test_the_starting_file_is_an_experiment(tmp_path: Path, models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a file of settings that the next command refuses, or whose paths are others in another folder."""
     from data.config.settings import load
 
+    monkeypatch.chdir(tmp_path)
     lists: list[List] = [("q", "who", [("d", None, "text", 1, 2.0), ("e", None, "other", 0, 1.0)])]
-    imported(tmp_path, lists)
+    imported(tmp_path, lists, "store=store", "out=out")
     experiment = load({"config": str(tmp_path / "out" / "experiment.yaml"), "student.model": str(models.student)})
     teacher = experiment.teacher
     assert (teacher.backend, teacher.model, teacher.revision, teacher.imported.scores) == ("imported", "theirs", "1", "logit")
