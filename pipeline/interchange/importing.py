@@ -1,6 +1,7 @@
 """`prep import`: scored lists of others into a collection, a run, and logits of a declared teacher.
 
-    OUT/corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv    a collection in BEIR's layout, unless `collection=` gives one
+    OUT/corpus.jsonl, queries.jsonl                     texts in BEIR's layout, unless `collection=` gives them
+    OUT/qrels/SPLIT.tsv                                 the positives of the lists
     OUT/lists.trec                                      the candidates of each query, without its positives, in the order of its list
     OUT/quarantine/                                     broken records, with file, line and reason
     OUT/experiment.yaml, OUT/import.json                settings to start from; what was imported
@@ -39,6 +40,10 @@ from pipeline.stage import Say
 
 _BUCKETS = 256  # of pairs and texts: a bucket of 100 M pairs is 40 MB
 _QUARANTINE = "quarantine"
+_OWN_SPLIT = (
+    "a run asks for them, too, and stops; to train on those of the lists alone, copy OUT/qrels into the collection as a split of another "
+    "name, and name it in ingest.train_split"
+)
 
 
 def run_import(args: list[str], *, say: Say) -> None:
@@ -105,7 +110,8 @@ class _Import:
         self._refuse(collected)
         if queries and passages:
             self._write_collection(queries, passages)
-        write_lists(rows, run=self._folder / RUN_NAME, qrels=self._qrels if queries else None)
+        self._qrels.parent.mkdir()
+        write_lists(rows, run=self._folder / RUN_NAME, qrels=self._qrels)
         self._write_notes(grouped, scored=bool(collected.scored))
         added = new.append(logits) if new else 0
         shutil.rmtree(self._spills)
@@ -171,6 +177,8 @@ class _Import:
         pairs = joiner.join(collected.pairs)
         if joiner.judged_elsewhere:
             self._report.told["positives of the lists that the collection does not label, now candidates"] = joiner.judged_elsewhere
+        if joiner.unscored_labels and collected.scored:
+            self._report.told[f"positives of the collection that no list scores: {_OWN_SPLIT}"] = joiner.unscored_labels
         for texts in filter(None, (queries, passages)):
             if len(wrong_texts := texts.settle()):
                 self._report.told["records beside the lists with another text for an id; the first stays"] += len(wrong_texts)
@@ -179,6 +187,7 @@ class _Import:
     def _need_positives(self, collected: Collector) -> None:
         """Without a positive nothing can be trained. Where every record is broken, that is what is said."""
         if not collected.positives and self._report.read["candidates"] > self._report.broken_candidates:
+            self._refuse_broken()  # a positive may be among the broken ones
             said = "says of no candidate that it is relevant" if collected.judged == 0 else "has negatives alone"
             raise UserError(
                 f"{self._request.given} {said}: give the collection that it is of, collection=FOLDER, whose qrels say which passages are "
@@ -188,14 +197,18 @@ class _Import:
     def _refuse(self, collected: Collector) -> None:
         """Raises UserError where too much is broken, or nothing is left; then the broken records lie in OUT/quarantine."""
         request, report = self._request, self._report
-        try:
-            report.check(max_bad_fraction=request.max_bad_fraction, quarantine=_quarantine(request.out))
-        except UserError:
-            write_shard(_quarantine(request.out), report.faults, {"counts": report.counts})
-            raise
+        self._refuse_broken()
         if not report.kept["positives"]:
             where = f"the collection's qrels of split {request.options.split!r} label" if request.collection else "the lists have"
             raise UserError(f"{request.given}: {where} no candidate of any list as a positive: do they belong together?")
+
+    def _refuse_broken(self) -> None:
+        report = self._report
+        try:
+            report.check(max_bad_fraction=self._request.max_bad_fraction, quarantine=_quarantine(self._request.out))
+        except UserError:
+            write_shard(_quarantine(self._request.out), report.faults, {"counts": report.counts})
+            raise
 
     @property
     def _qrels(self) -> Path:
@@ -204,7 +217,6 @@ class _Import:
     def _write_collection(self, queries: FirstTexts, passages: FirstTexts) -> None:
         passages.write(self._folder / "corpus.jsonl")
         queries.write(self._folder / "queries.jsonl")
-        self._qrels.parent.mkdir()
         self._report.kept["passages"] = passages.kept
 
     def _write_notes(self, grouped: Grouped, *, scored: bool) -> None:

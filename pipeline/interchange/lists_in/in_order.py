@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import IO
 
@@ -15,23 +14,19 @@ from pipeline.interchange.lists_in.spill import Spill, bucket_ranges
 _TAG = "imported"
 
 
-def write_lists(rows: Spill, *, run: Path, qrels: Path | None) -> None:
+def write_lists(rows: Spill, *, run: Path, qrels: Path) -> None:
     """`run` gets the candidates of each query without its positives; their score is the number of those from them on, so the order stays.
 
     `qrels` gets the positives in BEIR's form. Rows are those of `grouping.ROWS`.
     """
-    with contextlib.ExitStack() as files:
-        run_file = files.enter_context(open(run, "wb"))
-        qrels_file = files.enter_context(open(qrels, "wb")) if qrels else None
-        if qrels_file:
-            qrels_file.write(b"query-id\tcorpus-id\tscore\n")
+    with open(run, "wb") as run_file, open(qrels, "wb") as qrels_file:
+        qrels_file.write(b"query-id\tcorpus-id\tscore\n")
         for buckets in bucket_ranges(rows):
             table = rows.read(buckets)
             order = np.lexsort((table.column("number").to_numpy(), table.column("first_list").to_numpy()))
             frame = pl.DataFrame(pl.from_arrow(table.take(pa.array(order))))
             _write(_run_columns(frame.filter(pl.col("in_run"))), run_file)
-            if qrels_file:
-                _write(frame.filter(pl.col("relevance") > 0).select("query_id", "doc_id", "relevance"), qrels_file)
+            _write(frame.filter(pl.col("relevance") > 0).select("query_id", "doc_id", "relevance"), qrels_file)
 
 
 def _run_columns(frame: pl.DataFrame) -> pl.DataFrame:

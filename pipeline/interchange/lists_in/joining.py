@@ -89,6 +89,7 @@ class Joiner:
     def __init__(self, folder: Path, source: Source, report: ImportReport) -> None:
         self._folder, self._source, self._report = folder, source, report
         self.judged_elsewhere = 0  # positives of the lists that the collection does not call so
+        self.unscored_labels = 0  # positives of the collection that no list scores
 
     def join(self, pairs: Spill) -> Spill:
         """`pairs` by query id become pairs with keys, by the query's text. Unknown ids are broken."""
@@ -112,6 +113,8 @@ class Joiner:
         joined = Spill(self._folder / "with_query", _WITH_QUERY, buckets=BUCKETS)
         for buckets in bucket_ranges(pairs, texts, *([judged] if judged else [])):
             table = pairs.read(buckets)
+            if judged is not None:
+                table = self._judged(table, judged.read(buckets))
             if not table.num_rows:
                 continue
             found = _looked_up(table, "query_id", texts.read(buckets))
@@ -122,8 +125,6 @@ class Joiner:
             self._report.lists("unknown query id", strangers, detail=f"not in {self._source.name}", records=ids)
             if not known.all():
                 self._report.dropped["candidates of broken lists"] += int((~known).sum())
-            if judged is not None:
-                table = self._judged(table, judged.read(buckets))
             table = table.append_column("query_text", found).filter(pa.array(known))
             joined.add(table, hashes_of(table.column("doc_id")))
         for spill in (texts, pairs, *([judged] if judged else [])):
@@ -134,7 +135,9 @@ class Joiner:
         """The rows with the collection's labels, which `ingest` will read."""
         own = table.column("relevance").to_numpy()
         labels = pl.DataFrame(pl.from_arrow(judgements)).unique(["query_id", "doc_id"], keep="first")
-        rows = pl.DataFrame(pl.from_arrow(table.select(["query_id", "doc_id"])))
+        rows = pl.DataFrame(pl.from_arrow(table.select(["query_id", "doc_id", "logit"])))
+        positives, scored = labels.filter(pl.col("relevance") > 0), rows.filter(pl.col("logit").is_not_nan())
+        self.unscored_labels += len(positives.join(scored, on=["query_id", "doc_id"], how="anti"))
         found = rows.join(labels, on=["query_id", "doc_id"], how="left", maintain_order="left")["relevance"].fill_null(UNKNOWN).to_numpy()
         self.judged_elsewhere += int(((own > 0) & (found <= 0)).sum())
         relevance = np.where(found == UNKNOWN, np.minimum(own, 0), found).astype(np.int32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -251,6 +252,12 @@ def test_scores_that_look_like_probabilities_are_pointed_out(tmp_path: Path) -> 
     assert any("these look like probabilities" in line for line in said)
 
 
+def test_a_broken_positive_is_what_is_told(tmp_path: Path) -> None:
+    """Prevents: a list without its broken positive taken for one that has negatives alone, and a collection asked for."""
+    with pytest.raises(UserError, match=r"lists.jsonl:1: score is no probability: expected a number from 0 to 1"):
+        imported(tmp_path, [("q", "who", [("d", None, "text", 1, 1.2), ("e", None, "other", 0, 0.1)])], "scores=probability")
+
+
 def test_negatives_alone_are_refused(tmp_path: Path) -> None:
     """Prevents: a collection that no query of can be trained."""
     for relevance, why in ((0, "has negatives alone"), (None, "says of no candidate that it is relevant")):
@@ -315,6 +322,23 @@ def test_ids_find_their_texts_in_a_collection(tmp_path: Path, collection: Path, 
     assert run == {"train0": ["d5", "d7"], "train2": ["d9"]}, "d0 and d2 are their labelled positives"
     assert not (tmp_path / "out" / "corpus.jsonl").exists()
     assert f'path: "{collection}"' in (tmp_path / "out" / "experiment.yaml").read_text()
+
+
+def test_labels_that_no_list_scores_are_told(tmp_path: Path, collection: Path) -> None:
+    """Prevents: a collection with more labels than the lists have scores, of which a run says after the import that it cannot go on."""
+    labelled = {
+        (one.query_id, one.doc_id)
+        for _, one in read_qrels(find_collection(collection), split="train")
+        if not isinstance(one, Fault) and one.relevance > 0
+    }
+    scored = {(query, candidate[0]) for query, _, candidates in IDS_ALONE for candidate in candidates}
+    said = imported(tmp_path, IDS_ALONE, f"collection={collection}")
+    assert any(line.startswith(f"note: {len(labelled - scored)} positives of the collection that no list scores: ") for line in said)
+    # What it says to do: the labels of the lists as a split of their own.
+    shutil.copytree(collection, tmp_path / "copy")
+    shutil.copy(tmp_path / "out" / "qrels" / "train.tsv", tmp_path / "copy" / "qrels" / "lists.tsv")
+    judged = [one[1:3] for _, one in read_qrels(find_collection(tmp_path / "copy"), split="lists") if not isinstance(one, Fault)]
+    assert len(judged) == 2 and set(judged) == labelled & scored
 
 
 @pytest.mark.parametrize(
