@@ -232,6 +232,8 @@ class _Import:
             say(f"note: {count:,} {what}")
         if request.kind == "logit" and collected.scored > 1 and collected.lowest >= 0 and collected.highest <= 1:
             say("note: all scores lie between 0 and 1: these look like probabilities, whose sigmoid scores=probability undoes")
+        if collected.scored and grouped.unscored:
+            say(f"note: {grouped.unscored:,} positives and candidates of the run have no score: a run stops until they have one")
         if request.teacher and not collected.scored:
             say(f"note: no scores in it: nothing is stored for teacher={request.teacher.name}")
         if report.is_broken:

@@ -44,6 +44,7 @@ class Grouped:
 
     longest: int = 0  # candidates of a query's list in the run
     fewest: int = 0  # of one that has any
+    unscored: int = 0  # positives, and candidates of the run, without a logit
 
 
 def group(pairs: Spill, rows: Spill, logits: Spill, *, rules: Rules, report: ImportReport, in_order: bool) -> Grouped:
@@ -175,6 +176,7 @@ def _lists(table: pa.Table, rules: Rules, report: ImportReport, grouped: Grouped
     report.kept.update(
         {"queries": len(first), "positives": int(positive.sum()), "candidates in the run": int(in_run.sum()), "logits": int(scored.sum())}
     )
+    grouped.unscored += int(((positive | in_run) & ~scored).sum())
     unscored = int((~positive & ~scored).sum()) if rules.drop_unscored else 0
     report.dropped.update({"candidates without a score": unscored} if unscored else {})
     odd = {

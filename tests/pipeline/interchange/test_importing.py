@@ -235,8 +235,8 @@ def test_scores_need_a_teacher_before_all_is_read(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lists.jsonl"]
 
 
-@pytest.mark.parametrize(("unscored", "run"), [("drop", ["b"]), ("keep", ["a", "b", "c"])])
-def test_candidates_without_a_score(tmp_path: Path, unscored: str, run: list[str]) -> None:
+@pytest.mark.parametrize(("unscored", "run", "stops_at"), [("drop", ["b"], 1), ("keep", ["a", "b", "c"], 3)])
+def test_candidates_without_a_score(tmp_path: Path, unscored: str, run: list[str], stops_at: int) -> None:
     """Prevents: candidates in the run that the teacher's rules then miss, or left out where they were asked for."""
     listed = [("p", None, "pos", 1, None), ("a", None, "x", 0, None), ("b", None, "y", 0, 1.0), ("c", None, "z", None, math.nan)]
     said = imported(tmp_path, [("q", "who", listed)], f"unscored={unscored}")
@@ -244,6 +244,7 @@ def test_candidates_without_a_score(tmp_path: Path, unscored: str, run: list[str
     assert found.run == {"q": run} and found.qrels == {"q": ["p"]} and found.logits == {("who", "y"): 1.0}
     assert "note: 1 queries none of whose positives has a score, though others have" in said
     assert ("left out: 2 candidates without a score" in said) == (unscored == "drop")
+    assert f"note: {stops_at} positives and candidates of the run have no score: a run stops until they have one" in said
 
 
 def test_scores_that_look_like_probabilities_are_pointed_out(tmp_path: Path) -> None:
