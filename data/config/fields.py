@@ -128,8 +128,13 @@ def build(model: type[SectionType], values: dict[str, Any]) -> SectionType:
     try:
         return model.model_validate(known(model, values))
     except ValidationError as error:
-        faults = [f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']} (got {fault['input']!r})" for fault in error.errors()]
-        raise UserError("\n".join(["the configuration has faults:", *faults])) from error
+        raise UserError("\n".join(["the configuration has faults:", *map(_fault, error.errors())])) from error
+
+
+def _fault(fault: Any) -> str:
+    """One line of pydantic's. Of what is missing it has all that stands beside, which says nothing."""
+    found = "" if fault["type"] == "missing" else f" (got {fault['input']!r})"
+    return f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}{found}"
 
 
 def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -244,7 +244,8 @@ class _Import:
         if request.teacher and collected.scored:
             teacher = request.teacher
             say(f"stored {added:,} logits of {teacher.name}, revision {teacher.revision}, in {request.store} ({teacher.namespace[:12]})")
-        say(f"next: say which student in {request.out / EXPERIMENT_NAME}, then: prep run config={request.out / EXPERIMENT_NAME}")
+        models = "student" if collected.scored else "student and teacher"
+        say(f"next: say which {models} in {request.out / EXPERIMENT_NAME}, then: prep run config={request.out / EXPERIMENT_NAME}")
 
 
 def _quarantine(folder: Path) -> Path:

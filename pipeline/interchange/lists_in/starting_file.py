@@ -34,7 +34,7 @@ def write_experiment(folder: Path, request: ImportRequest, grouped: Grouped, *, 
     out = request.out
     split = request.options.split
     lines = [
-        "# Written by `prep import`. Say which student, then: prep run config=THIS-FILE",
+        f"# Written by `prep import`. Say which student{'' if scored else ' and teacher'}, then: prep run config=THIS-FILE",
         f"store: {_quoted((request.store or out / 'store').absolute())}",
         "ingest:",
         f"  path: {_quoted(request.collection or out)}",
@@ -43,7 +43,7 @@ def write_experiment(folder: Path, request: ImportRequest, grouped: Grouped, *, 
         "  # model: sentence-transformers/all-MiniLM-L6-v2",
         *_teacher(request, scored),
         *_negatives(out, grouped),
-        "dark_examples:  # they need a teacher that can read them",
+        f"dark_examples:{'  # they need a teacher that can read them' if scored else ''}",
         "  reinforced: false",
         "  mask_ratios: []",
         "train:",

@@ -219,7 +219,8 @@ def test_lists_without_scores_need_no_teacher(tmp_path: Path) -> None:
     lists: list[List] = [("q", "who", [("d", None, "text", 1, None), ("e", None, "other", 0, None)])]
     said = imported(tmp_path, lists, teacher=False)
     assert found_in(tmp_path).run == {"q": ["e"]} and not (tmp_path / "store").exists()
-    assert "imported" not in (tmp_path / "out" / "experiment.yaml").read_text() and said[-1].startswith("next: ")
+    assert "imported" not in (tmp_path / "out" / "experiment.yaml").read_text()
+    assert said[-1].startswith("next: say which student and teacher in ")
     (tmp_path / "again").mkdir()
     said = imported(tmp_path / "again", lists)
     assert "note: no scores in it: nothing is stored for teacher=theirs" in said and found_in(tmp_path / "again").run == {"q": ["e"]}

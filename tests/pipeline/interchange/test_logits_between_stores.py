@@ -255,6 +255,7 @@ def test_files_of_others(tmp_path: Path) -> None:
     assert code == 0 and "0 new pairs stored, 3 there already" in said, said
     hexed = file_with(tmp_path / "y.parquet", {"key": [A.hex().upper()], "logit": pa.array([1.0], pa.float16())})
     code, said = cache("import", hexed, f"store={tmp_path / 'store'}", "teacher=big", "revision=7")
+    assert "big (revision 7, logit)" in cache("stats", f"store={tmp_path / 'store'}")[1]
     assert code == 0 and "0 new pairs stored, 1 there already" in said, said
     code, said = cache(
         "import", file_with(tmp_path / "z.parquet", {"key": [A], "logit": [1.0]}, {}), f"store={tmp_path / 's'}", "teacher=b"
