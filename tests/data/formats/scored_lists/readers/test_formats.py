@@ -84,3 +84,17 @@ def test_scores_of_their_own(tmp_path: Path, name: str) -> None:
     """Prevents: a file of scores that is given and passed over."""
     with pytest.raises(UserError, match=f"score_file=.*format {name} has its scores in the lists"):
         next(FORMATS[name].read(tmp_path, ReadOptions(score_file=tmp_path / "s.pkl")))
+
+
+def test_labels_of_a_collection_are_no_scores(tmp_path: Path) -> None:
+    """Prevents: the 1 of a judgement imported as a teacher's score, and a collection asked for where one was given."""
+    labels = {"query-id": "q", "corpus-id": "d", "score": 1}
+    (tmp_path / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    parquet(tmp_path / "hub" / "default" / "test-00000-of-00001.parquet", [labels])
+    (tmp_path / "beir").mkdir()
+    jsonl(tmp_path / "beir" / "corpus.jsonl", [{"_id": "d", "title": "", "text": "a"}])
+    jsonl(tmp_path / "beir" / "queries.jsonl", [{"_id": "q", "text": "who"}])
+    for path in (tmp_path / "train.tsv", tmp_path / "hub", tmp_path / "beir", jsonl(tmp_path / "train.jsonl", [labels])):
+        with pytest.raises(UserError, match=r"is a collection, or its labels.*: ingest.path=FOLDER reads"):
+            reader_of("auto", path)
+    assert reader_of("tsv", tmp_path / "train.tsv") is FORMATS["tsv"]
