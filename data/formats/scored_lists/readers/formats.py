@@ -43,10 +43,10 @@ def reader_of(name: str, path: Path) -> ListReader:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     names = names_at(path)
-    if _LABELS <= {*names, *_first_words(path)} or (path.is_dir() and _TEXTS <= set(names)):
+    if _LABELS.issubset([*names, *_first_words(path)]) or (path.is_dir() and _TEXTS.issubset(names)):
         raise UserError(
-            f"{path} is a collection, or its labels, which are no scores of a teacher: ingest.path=FOLDER reads a collection; where they are "
-            "scores, say so, format=NAME"
+            f"{path} is a collection, or its labels, which are no scores of a teacher: ingest.path=FOLDER reads a collection; where they "
+            "are scores, say so, format=NAME"
         )
     found = [reader for reader in FORMATS.values() if reader.recognises(path)]
     if len(found) == 1:
