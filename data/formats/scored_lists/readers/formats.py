@@ -13,6 +13,8 @@ from data.formats.scored_lists.batches import ListReader
 from data.formats.scored_lists.readers.flagembedding import FlagEmbedding
 from data.formats.scored_lists.readers.msmarco_hard_negatives import MsmarcoHardNegatives
 from data.formats.scored_lists.readers.pylate import PyLate
+from data.formats.scored_lists.readers.records.data_files import some_file
+from data.formats.scored_lists.readers.records.rows import read_rows
 from data.formats.scored_lists.readers.sentence_transformers import SentenceTransformers
 from data.formats.scored_lists.readers.stored_lists import StoredLists
 from data.formats.scored_lists.readers.table_layout import names_at
@@ -53,6 +55,8 @@ def reader_of(name: str, path: Path) -> ListReader:
         return found[0]
     if found:
         raise UserError(f"{path} may be {' or '.join(reader.name for reader in found)}: say which, format=NAME")
+    if not names and (file := some_file(path)) is not None:
+        next(read_rows(file), None)  # raises what is the matter with a file that cannot be read
     what = f"its fields are {', '.join(names)}" if names else f"it is {what_lies(path)}"
     hint = "give format=NAME and columns=NAME:COLUMN if it is one of" if names else "expected one of"
     raise UserError(f"{path} is in no known format of scored lists: {what}; {hint} {', '.join(FORMATS)}")

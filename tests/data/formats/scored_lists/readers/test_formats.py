@@ -71,7 +71,13 @@ def test_what_is_told_of_unknown_files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "qrels.tsv").write_text("1 0 7 1\n")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
-    for name, found in (("empty", "an empty folder"), ("qrels.tsv", "TREC qrels"), ("broken.parquet", "a Parquet file")):
+    with pytest.raises(UserError, match=r"broken.parquet is not a whole Parquet file .*: fetch it again"):
+        reader_of("auto", tmp_path / "broken.parquet")
+    (tmp_path / "array.json").write_text('[{"query": "q", "pos": ["p"]}]')
+    with pytest.raises(UserError, match=r"array.json is a JSON array; expected an object a line"):
+        reader_of("auto", tmp_path / "array.json")
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    for name, found in (("empty", "an empty folder"), ("qrels.tsv", "TREC qrels"), ("blank.jsonl", "an empty file")):
         with pytest.raises(UserError, match=f"it is {found}; expected one of sentence-transformers"):
             reader_of("auto", tmp_path / name)
     both = jsonl(tmp_path / "both.jsonl", [{"query": "q", "pos": ["p"], "positive": "p", "negative": "n"}])
