@@ -5,6 +5,7 @@ Pairs lie on disk by the hash of an id, and so do the texts: what has to meet is
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +50,7 @@ def of_collection(collection: Collection, *, split: str) -> Source:
 
 
 def _tables(rows: Iterator[tuple[object, ...]], schema: pa.Schema) -> Iterator[pa.Table]:
-    some: list[tuple[object, ...]] = []
-    for row in rows:
-        some.append(row)
-        if len(some) == _AT_ONCE:
-            yield pa.table([pa.array(column, field.type) for column, field in zip(zip(*some, strict=True), schema, strict=True)], schema)
-            some = []
-    if some:
+    while some := list(itertools.islice(rows, _AT_ONCE)):
         yield pa.table([pa.array(column, field.type) for column, field in zip(zip(*some, strict=True), schema, strict=True)], schema)
 
 
