@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers, temporary_name
@@ -31,7 +33,7 @@ from pipeline.interchange.lists_in.collecting import Collector
 from pipeline.interchange.lists_in.counting import ImportReport, Places
 from pipeline.interchange.lists_in.first_texts import FirstTexts
 from pipeline.interchange.lists_in.grouping import LOGITS, ROWS, Grouped, Rules, group
-from pipeline.interchange.lists_in.in_order import write_lists
+from pipeline.interchange.lists_in.in_order import in_order, write_lists
 from pipeline.interchange.lists_in.request import ImportRequest
 from pipeline.interchange.lists_in.spill import Spill
 from pipeline.interchange.lists_in.starting_file import EXPERIMENT_NAME, RUN_NAME, read_import, write_experiment, write_import
@@ -84,6 +86,13 @@ def _is_done(request: ImportRequest, key: dict[str, Any]) -> bool:
     return True
 
 
+class _Pairs(NamedTuple):
+    """Candidates with their keys: all rows of a query in one table."""
+
+    tables: Iterator[pa.Table]
+    in_order: bool  # whether queries come in the order of reading
+
+
 class _Import:
     """One import, into a folder that becomes `out=` at the end."""
 
@@ -100,18 +109,19 @@ class _Import:
         companions = None if collection else request.reader.companions(request.path, request.options)
         collected = self._collect(with_texts=collection is None and companions is None)
         pairs, rules, queries, passages = self._with_keys(collected, collection, companions)
-        rows = Spill(self._spills / "rows", ROWS, buckets=_BUCKETS)
         logits = Spill(self._spills / "logits", LOGITS, buckets=_BUCKETS)
-        grouped = group(pairs, rows, logits, rules=rules, report=report, in_order=collected.queries is not None)
-        pairs.delete()
+        grouped = Grouped()
+        lists = group(pairs.tables, logits, rules=rules, report=report, grouped=grouped)
+        if not pairs.in_order:
+            lists = in_order(lists, Spill(self._spills / "rows", ROWS, buckets=_BUCKETS), count=report.places.count)
+        self._qrels.parent.mkdir()
+        write_lists(lists, run=self._folder / RUN_NAME, qrels=self._qrels)
         new = NewLogits(request.store, request.teacher, say=self._say) if request.store and request.teacher and collected.scored else None
         if new:
             logits = new.check(logits, self._spills, report)
         self._refuse(collected)
         if queries and passages:
             self._write_collection(queries, passages)
-        self._qrels.parent.mkdir()
-        write_lists(rows, run=self._folder / RUN_NAME, qrels=self._qrels)
         self._write_notes(grouped, scored=bool(collected.scored))
         added = new.append(logits) if new else 0
         shutil.rmtree(self._spills)
@@ -157,14 +167,16 @@ class _Import:
 
     def _with_keys(
         self, collected: Collector, collection: Collection | None, companions: Companions | None
-    ) -> tuple[Spill, Rules, FirstTexts | None, FirstTexts | None]:
+    ) -> tuple[_Pairs, Rules, FirstTexts | None, FirstTexts | None]:
         """The pairs with the keys of their logits, what decides about them, and the texts of the collection to be written."""
         none = np.empty(0, np.uint64)
         drop = self._request.drop_unscored and collected.scored > 0
         if collected.queries and collected.passages:
             self._need_positives(collected)
             wrong = collected.queries.settle(), collected.passages.settle()
-            return collected.pairs, Rules(drop, *wrong), collected.queries, collected.passages
+            several = collected.pairs.finish()
+            tables = collected.pairs.by_query() if several else collected.pairs.tables()
+            return _Pairs(tables, in_order=not several), Rules(drop, *wrong), collected.queries, collected.passages
         queries = passages = None
         if collection is not None:
             source = joining.of_collection(collection, split=self._request.options.split)
@@ -174,7 +186,7 @@ class _Import:
             queries, passages = (FirstTexts(self._spills, name, buckets=_BUCKETS) for name in ("queries", "passages"))
             source = joining.of_companions(companions, queries=queries, passages=passages, report=self._report)
         joiner = joining.Joiner(self._spills, source, self._report)
-        pairs = joiner.join(collected.pairs)
+        pairs = joiner.join(collected.ids)
         if joiner.judged_elsewhere:
             self._report.told["positives of the lists that the collection does not label, now candidates"] = joiner.judged_elsewhere
         if joiner.unscored_labels and collected.scored:
@@ -182,7 +194,7 @@ class _Import:
         for texts in filter(None, (queries, passages)):
             if len(wrong_texts := texts.settle()):
                 self._report.told["records beside the lists with another text for an id; the first stays"] += len(wrong_texts)
-        return pairs, Rules(drop, none, none), queries, passages
+        return _Pairs(pairs, in_order=False), Rules(drop, none, none), queries, passages
 
     def _need_positives(self, collected: Collector) -> None:
         """Without a positive nothing can be trained. Where every record is broken, that is what is said."""

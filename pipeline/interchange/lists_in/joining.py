@@ -86,8 +86,8 @@ class Joiner:
         self.judged_elsewhere = 0  # positives of the lists that the collection does not call so
         self.unscored_labels = 0  # positives of the collection that no list scores
 
-    def join(self, pairs: Spill) -> Spill:
-        """`pairs` by query id become pairs with keys, by the query's text. Unknown ids are broken."""
+    def join(self, pairs: Spill) -> Iterator[pa.Table]:
+        """`pairs` by query id become pairs with keys, those of a query's text in one table. Unknown ids are broken."""
         with_query = self._join_queries(pairs)
         texts = self._spilled(self._source.passages, "passages_by_id", _TEXTS)
         joined = Spill(self._folder / "joined", PAIRS, buckets=BUCKETS)
@@ -97,8 +97,7 @@ class Joiner:
                 self._add(table.append_column("text", _looked_up(table, "doc_id", texts.read(buckets))), joined)
         with_query.delete()
         texts.delete()
-        joined.flush()
-        return joined
+        return (joined.read(buckets).sort_by("number") for buckets in bucket_ranges(joined))
 
     def _join_queries(self, pairs: Spill) -> Spill:
         texts = self._spilled(self._source.queries, "queries_by_id", _TEXTS)
@@ -158,7 +157,8 @@ class Joiner:
         first = np.flatnonzero(np.diff(of, prepend=-1))
         keys = keys_of(query_texts.take(pa.array(first)), texts, of, ~np.isnan(table.column("logit").to_numpy()))
         hashes = joined_hashes(query_ids, query_texts), joined_hashes(doc_ids, texts)
-        joined.add(pa.table([*table.columns[: len(IDS)], *hashes, keys], schema=PAIRS), text_hashes(query_texts))
+        of_query = text_hashes(query_texts)
+        joined.add(pa.table([*table.columns[: len(IDS)], *hashes, keys, of_query], schema=PAIRS), of_query)
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
