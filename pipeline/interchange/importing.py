@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers, temporary_name
-from data.formats.collection import Collection, find_collection
+from data.formats.collection import Collection
 from data.formats.scored_lists.batches import Companions, ListBatch
 from data.logits.store import LogitStore
 from data.tables.shards import shard_name, write_shard
@@ -105,7 +105,7 @@ class _Import:
     def run(self) -> None:
         """All steps in order; nothing is seen outside of the folder before the last."""
         request, report = self._request, self._report
-        collection = self._given_collection()
+        collection = request.texts
         companions = None if collection else request.reader.companions(request.path, request.options)
         collected = self._collect(with_texts=collection is None and companions is None)
         pairs, rules, queries, passages = self._with_keys(collected, collection, companions)
@@ -127,21 +127,6 @@ class _Import:
         shutil.rmtree(self._spills)
         _appear(self._folder, request.out)
         self._tell(collected, grouped, added)
-
-    def _given_collection(self) -> Collection | None:
-        request = self._request
-        if request.collection is None:
-            return None
-        try:
-            collection = find_collection(request.collection)
-        except UserError as error:
-            raise UserError(f"collection={error}") from error
-        if request.options.split not in collection.qrels:
-            raise UserError(
-                f"collection={request.collection} has no qrels of split {request.options.split!r}; splits found: "
-                f"{', '.join(collection.qrels)}; say which: split=NAME"
-            )
-        return collection
 
     def _collect(self, *, with_texts: bool) -> Collector:
         request, report = self._request, self._report

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from data.config.settings import load
 from data.errors import UserError
 from data.files.outputs import not_writable
 from data.files.paths import expanded
+from data.formats.collection import Collection, find_collection
 from data.formats.ir_datasets_copy import is_ir_datasets
 from data.formats.scored_lists.batches import ListReader, ReadOptions
 from data.logits.declared import DeclaredTeacher, ScoreKind
@@ -77,28 +79,50 @@ class ImportRequest:
             drop_unscored=args.one_of("unscored", "drop", "keep") == "drop",
         )
 
+    @cached_property
+    def texts(self) -> Collection | None:
+        """The collection that is given. Raises UserError where there is none, or one without qrels of the split."""
+        if self.collection is None:
+            return None
+        try:
+            collection = find_collection(self.collection)
+        except UserError as error:
+            raise UserError(f"collection={error}") from error
+        if self.options.split not in collection.qrels:
+            raise UserError(
+                f"collection={self.collection} has no qrels of split {self.options.split!r}; splits found: "
+                f"{', '.join(collection.qrels)}; say which: split=NAME"
+            )
+        return collection
+
     def key(self) -> dict[str, Any]:
         """All that decides what comes out: arguments, and the content of what is read."""
         files = self.reader.files(self.path, self.options)
         if self.options.score_file is not None and self.options.score_file not in files:
             files = [*files, self.options.score_file]
         root = self.path if self.path.is_dir() else self.path.parent
+        texts = self.texts
+        of_texts = [*texts.corpus, *texts.queries, *texts.qrels[self.options.split]] if texts else []
         return {
             "format": self.reader.name,
-            "files": [{"name": os.path.relpath(file, root), "sha256": _digest(file), "bytes": file.stat().st_size} for file in files],
+            "files": _digests(files, root),
             "columns": dict(sorted(self.options.columns.items())),
             "split": self.options.split,
-            "collection": self.collection,
+            "collection": texts and {"path": self.collection, "files": _digests(of_texts, texts.folder)},
             "teacher": self.teacher and {**self.teacher.key, "namespace": self.teacher.namespace},
             "store": self.store and str(self.store.absolute()),
             "drop_unscored": self.drop_unscored,
         }
 
 
-def _digest(file: Path) -> str:
-    """As the hub names the content of a file; twice as fast as BLAKE2b."""
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def _digests(files: list[Path], root: Path) -> list[dict[str, Any]]:
+    """Of the content of files, as the hub names it: SHA-256 is twice as fast as BLAKE2b."""
+    found = []
+    for file in files:
+        with open(file, "rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        found.append({"name": os.path.relpath(file, root), "sha256": digest, "bytes": file.stat().st_size})
+    return found
 
 
 def _input(path: str, name: str) -> str:

@@ -343,6 +343,18 @@ def test_labels_that_no_list_scores_are_told(tmp_path: Path, collection: Path) -
     assert len(judged) == 2 and set(judged) == labelled & scored
 
 
+def test_another_text_in_the_collection_is_another_import(tmp_path: Path, collection: Path) -> None:
+    """Prevents: `nothing to do` after a text of the collection was mended, so that its pairs have no logit."""
+    own = tmp_path / "copy"
+    shutil.copytree(collection, own)
+    imported(tmp_path, IDS_ALONE, f"collection={own}")
+    assert len(imported(tmp_path, IDS_ALONE, f"collection={own}")) == 1
+    corpus = own / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().replace('"text": "', '"text": "Mended. ', 1))
+    with pytest.raises(UserError, match=r"is of another import \(collection differ\)"):
+        imported(tmp_path, IDS_ALONE, f"collection={own}")
+
+
 @pytest.mark.parametrize(
     ("lists", "reason"),
     [
