@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from data.formats.readers import RECORD_CHARS, Fault
+from data.formats.readers import RECORD_CHARS, Fault, shown
 from data.tables.schemas import QUARANTINE
 from data.tables.shards import table_of
 from pipeline.stages.ingest import MAX_QUARANTINED
@@ -79,7 +79,9 @@ class ImportReport:
             return
         room = max(0, MAX_QUARANTINED - len(self._faults))
         for place, one in enumerate(lists[:room].tolist()):
-            self._add(Fault(*self.places.of(one), reason, (records[place] if records else "")[:RECORD_CHARS], detail))
+            record = records[place] if records else ""
+            said = ", found ".join(filter(None, (detail, record and shown(record))))
+            self._add(Fault(*self.places.of(one), reason, record[:RECORD_CHARS], said))
         self.broken[reason] += len(lists) - min(len(lists), room)
 
     def _add(self, fault: Fault) -> None:
@@ -112,7 +114,7 @@ class ImportReport:
         """Raises UserError where too many lists, or too many candidates, are broken. `quarantine` is where they are listed."""
         for what, broken in (("lists", self.broken_lists), ("candidates", self.broken_candidates)):
             if broken > max_bad_fraction * self.read[what]:
-                said = "\n".join([self.reasons, *(f"  {fault}" for fault in self._faults[:_FIRST_FAULTS])])
+                said = "\n".join([self.reasons, *(f"  {fault}" for fault in sorted(self._faults)[:_FIRST_FAULTS])])
                 raise UserError(
                     f"{broken:,} of {self.read[what]:,} {what} are broken, {broken / max(1, self.read[what]):.2%} "
                     f"(max_bad_fraction allows {max_bad_fraction:.2%}): {said}\n"

@@ -256,7 +256,7 @@ def test_scores_that_look_like_probabilities_are_pointed_out(tmp_path: Path) -> 
 
 def test_a_broken_positive_is_what_is_told(tmp_path: Path) -> None:
     """Prevents: a list without its broken positive taken for one that has negatives alone, and a collection asked for."""
-    with pytest.raises(UserError, match=r"lists.jsonl:1: score is no probability: expected a number from 0 to 1"):
+    with pytest.raises(UserError, match=r"lists.jsonl:1: score is no probability: expected a number from 0 to 1, found '1.2'"):
         imported(tmp_path, [("q", "who", [("d", None, "text", 1, 1.2), ("e", None, "other", 0, 0.1)])], "scores=probability")
 
 
