@@ -88,7 +88,7 @@ class ImportedTeacher(PreparingTeacher):
         spec = self._spec
         if not LogitStore(spec.store, json_digest(spec.stored_key)).segment_paths():
             raise UserError(
-                f"the store {spec.store} has no logits of teacher.model={spec.name}: {_known(spec.store)}; {_ways_to_logits(spec)}"
+                f"the store {spec.store} has no logits of teacher.model={spec.name}: {known_teachers(spec.store)}; {_ways_to_logits(spec)}"
             )
 
     def prepare(self, pairs: Sequence[Pair]) -> PreparedPairs:
@@ -200,10 +200,10 @@ def _named(start: str, store: Path) -> str:
     if len(found) == 1:
         return found[0]
     what = f"is the start of {len(found)} namespaces: give more of it" if found else "is no namespace of the store"
-    raise UserError(f"teacher.model={NAMESPACE}{start} {what}; {_known(store)}; prep cache import brings logits of another store")
+    raise UserError(f"teacher.model={NAMESPACE}{start} {what}; {known_teachers(store)}; prep cache import brings logits of another store")
 
 
-def _known(store: Path) -> str:
+def known_teachers(store: Path) -> str:
     """The namespaces of the store, for people."""
     notes = [(name, namespace_note(store, name)) for name in namespaces(store)]
     listed = [f"{name[:_SHOWN]} ({note['name']}{_declared(note['key'])})" for name, note in notes]

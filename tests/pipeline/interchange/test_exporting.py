@@ -414,6 +414,7 @@ def test_each_says_whose_it_is(finished: Finished, tmp_path: Path, format: str) 
         ({"format": "pylate", "layout": "margin_mse"}, "layout=margin_mse does not go with format=pylate"),
         ({"missing": "true"}, "missing=true does not go with"),
         ({"format": "pairs", "draw": "0"}, "draw=0 does not go with format=pairs"),
+        ({"format": "pairs", "licence": "CC0"}, "licence=CC0 does not go with format=pairs"),
     ],
 )
 def test_what_cannot_be_is_refused(finished: Finished, tmp_path: Path, options: dict[str, str], words: str) -> None:
