@@ -30,6 +30,7 @@ NAMESPACE = "namespace:"  # before the start of a namespace, in place of a name
 FIRST_REVISION = "1"  # of a declared teacher that names none
 # Settings of teachers whose model is loaded, beside those that `backends` refuses.
 _OF_MODELS = ("trust_remote_code", "precision", "compile", "batch_tokens")
+BESIDE = ", beside imported logits of "  # in the name of a teacher that completes another
 _SHOWN = 12  # characters of a namespace
 
 
@@ -114,7 +115,7 @@ class CompletingSpec(TeacherSpec):
     @property
     def name(self) -> str:  # type: ignore[override]
         """Of both."""
-        return f"{self.own.name}, beside imported logits of {self.completes.name}@{self.completes.revision}"
+        return f"{self.own.name}{BESIDE}{self.completes.name}@{self.completes.revision}"
 
     @property
     def folder(self) -> Path | None:
