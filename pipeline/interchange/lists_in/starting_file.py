@@ -56,7 +56,7 @@ def write_experiment(folder: Path, request: ImportRequest, grouped: Grouped, *, 
         "train:",
         f"  output: {_quoted(out / 'train')}",
         "  recipe: hard_kd  # score_scale: 20 for students whose vectors have length 1",
-        *([f"  order: {exported.order}  # of batches, as in the store of the lists"] if exported and exported.order else []),
+        *([f"  order: {_quoted(exported.order)}  # of batches, as in the store of the lists"] if exported and exported.order else []),
     ]
     (folder / EXPERIMENT_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
