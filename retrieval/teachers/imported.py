@@ -222,5 +222,6 @@ def _ways_to_logits(spec: ImportedSpec) -> str:
     revision, scores = spec.stored_key["revision"], spec.stored_key["scores"]
     return (
         f"bring them in (prep import FILE teacher={shlex.quote(spec.name)} revision={revision} scores={scores}), or score the pairs "
-        "elsewhere (prep run stage=dark_examples, then prep export format=pairs missing=true, then prep import format=pairs)"
+        "elsewhere (prep run stage=ingest, the stages after it up to dark_examples, prep export format=pairs missing=true, prep import "
+        "format=pairs)"
     )
