@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow.compute as pc
+
 from data.config.settings import Search, Student
 from data.digests import DigestCache, file_digest, json_digest
 from data.errors import UserError
@@ -29,7 +31,7 @@ from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.evaluation.collection_texts import Counts, corpus_table, is_whole, labels_of, queries_table
 from retrieval.evaluation.metrics import Evaluation, evaluate, own_passages
 from retrieval.evaluation.qrels import Qrels
-from retrieval.evaluation.results import Figures, Results
+from retrieval.evaluation.results import RESULTS, Figures, Results
 from retrieval.evaluation.suite import Member
 from retrieval.models.student import StudentSpec
 from retrieval.search.embedding_table import EmbeddingTable
@@ -104,7 +106,7 @@ def evaluate_collections(
     digests.save()
     key = table_encoding(student, read[0].corpus, digests, kind="corpus", precision=how.precision, device=how.device).student_key
     results = Results(student.model, key, _settings(how), figures)
-    _write_json(out / "results.json", results.as_json())
+    _write_json(out / RESULTS, results.as_json())
     return results
 
 
@@ -165,16 +167,22 @@ def _searched(name: str, queries: EmbeddingTable, corpus: EmbeddingTable, how: H
     path = out / "runs" / f"{name}.trec"
     made = path.with_suffix(".json")
     digests = {"queries": queries.manifest.content_digest, "corpus": corpus.manifest.content_digest}
-    key = json_digest({**digests, "depth": how.depth, "dimensions": how.dimensions})
+    depth = how.depth + (how.ignore_identical_ids != "false" and _are_passages(queries, corpus))  # so that `depth` others are left
+    key = json_digest({**digests, "depth": depth, "dimensions": how.dimensions})
     if not path.is_file() or _noted(made) != {"search": key, "run": file_digest(path)}:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
         engines = engines_for(Search(), None, device=how.device, threads=how.threads)
         searcher = Searcher(corpus, memory_gb=how.memory_gb, threads=how.threads, engines=engines)
         note(f"searching {queries.rows:,} queries of {name} among {corpus.rows:,} passages")
-        search_to_run(searcher, queries, path, k=how.depth)
+        search_to_run(searcher, queries, path, k=depth)
         _write_json(made, {"search": key, "run": file_digest(path)})
     return read_run(path)
+
+
+def _are_passages(queries: EmbeddingTable, corpus: EmbeddingTable) -> bool:
+    """Whether some query may find itself."""
+    return bool(pc.any(pc.is_in(queries.ids, value_set=corpus.ids)).as_py())
 
 
 def _noted(path: Path) -> Any:

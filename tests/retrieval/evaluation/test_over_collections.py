@@ -217,6 +217,8 @@ def test_queries_that_are_passages_do_not_find_themselves(tmp_path: Path, evalua
     assert found["auto"]["collections"] == found["true"]["collections"]
     assert found["auto"]["collections"]["arguana"]["identical_ids_ignored"] == 8
     assert found["false"]["mean"]["MRR@10"] < found["true"]["mean"]["MRR@10"]
+    shallow = evaluated(folder, "depth=1", "metrics=MRR@1", out="shallow")
+    assert shallow["mean"]["MRR@1"] == pytest.approx(evaluated(folder, "metrics=MRR@1")["mean"]["MRR@1"]) != 0  # not the query alone
 
 
 @pytest.mark.medium
