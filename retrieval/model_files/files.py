@@ -77,9 +77,10 @@ def resolve_folder(
 
 def _refuse_output(folder: Path, given: str) -> None:
     """Raises UserError where the models of a training lie in a folder that is none itself."""
-    if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
-        if inside := [str(folder / name) for name in _OF_TRAINING if (folder / name / "config.json").is_file()]:
-            raise UserError(f"{given} is the output of a training; give the model in it: {' or '.join(inside)}")
+    is_model = any((folder / name).is_file() for name in ("config.json", "modules.json"))
+    inside = [str(folder / name) for name in _OF_TRAINING if (folder / name / "config.json").is_file()]
+    if inside and not is_model:
+        raise UserError(f"{given} is the output of a training; give the model in it: {' or '.join(inside)}")
 
 
 @functools.cache  # the hub is asked once a process, also where a command looks a model up twice

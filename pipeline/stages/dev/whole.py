@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from data.config.settings import Experiment
 from data.digests import canonical_json, json_digest
-from data.errors import UserError
+from data.errors import RunFailed, UserError
 from data.formats.collection import Collection, find_collection
 from data.formats.ir_datasets_copy import is_ir_datasets
 from data.formats.readers import Fault, read_corpus
@@ -105,6 +105,8 @@ def _collection(source: Source, experiment: Experiment) -> tuple[Collection, str
         raise UserError(f"{_SETTING}: {source.path}: {what}; give folders in BEIR or MS MARCO layout, or a pattern of theirs as nano/*")
     try:
         collection = find_collection(source.path)
+    except RunFailed:
+        raise
     except UserError as error:
         raise UserError(f"{_SETTING}: {error}{_below(source.path)}") from error
     split = _split(collection, experiment)

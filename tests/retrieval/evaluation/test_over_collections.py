@@ -16,8 +16,10 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
+from data.errors import RunFailed
 from retrieval import cli
 from retrieval.encoding import encode
+from retrieval.evaluation.suite import find_suite
 from retrieval.search.searcher import Searcher
 
 SYLLABLES = [f"{consonant}{vowel}" for consonant in "bcdfghjklmnprstvwxyz" for vowel in "aeiou"]
@@ -290,7 +292,7 @@ def test_splits_by_name_and_an_only_split(
     [
         (["model={m}", "collections={0}/one"], "missing out=..."),
         (["collections={0}/one", "out={0}/o"], "missing model=..."),
-        (["model={m}", "collections={0}/none", "out={0}/o"], "collections={0}/none: no collection folder"),
+        (["model={m}", "collections={0}/none", "out={0}/o"], "collections={0}/none: no such folder"),
         (["model={m}", "collections={0}/n*ne", "out={0}/o"], "matches no folder"),
         (["model={m}", "collections=,", "out={0}/o"], "collections is empty"),
         (["model={m}", "collections={0}/empty", "out={0}/o"], "holds no collection"),
@@ -339,3 +341,14 @@ def test_mistakes_are_told_before_any_vector(
     assert retrieve("evaluate", *(word.format(tmp_path, m=models.student) for word in words)) == 2
     assert message.format(tmp_path) in (told := capsys.readouterr().err), told
     assert not list(tmp_path.rglob("results.json")) and not list((tmp_path / "o").rglob("*.trec"))
+
+
+def test_a_failure_stays_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: bad input (2) told to a queue, where a network was gone and the same command may go on (1)."""
+
+    def gone(path: str) -> Any:
+        raise RunFailed(f"{path}: no route to host")
+
+    monkeypatch.setattr("retrieval.evaluation.suite.find_collection", gone)
+    with pytest.raises(RunFailed, match="irds:toy: no route to host"):
+        find_suite("irds:toy", splits="test")

@@ -115,6 +115,7 @@ def test_the_command_takes_folders(tmp_path: Path, capsys: pytest.CaptureFixture
         ([f"before={one}", f"after={two}"], "a.json is missing: evaluate again"),
         ([f"before={two}", f"after={two}", "qrels=q"], "qrels= is of two runs"),
         ([f"before={two}", f"after={tmp_path / 'run'}"], "not one of each"),
+        ([f"before={two}", f"after={tmp_path / 'gone'}"], "gone: no such run file, or folder of results"),
         ([f"before={two}", f"after={tmp_path / 'empty'}"], "is a folder without results.json"),
         ([f"before={tmp_path / 'run'}", f"after={tmp_path / 'run'}"], "missing qrels=..."),
     ):
