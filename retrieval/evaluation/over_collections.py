@@ -24,11 +24,12 @@ from data.config.settings import Search, Student
 from data.digests import DigestCache, file_digest, json_digest
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers
+from data.formats.record_counts import RecordCounts
 from data.formats.trec import Run, read_run
 from data.tables.shards import atomic_write
 from retrieval.encoding.encode import table_encoding, write_vectors
 from retrieval.encoding.text_encoder import TextEncoder
-from retrieval.evaluation.collection_texts import Counts, corpus_table, is_whole, labels_of, queries_table
+from retrieval.evaluation.collection_texts import check_broken, corpus_table, is_whole, labels_of, queries_table
 from retrieval.evaluation.metrics import Evaluation, evaluate, own_passages
 from retrieval.evaluation.qrels import Qrels
 from retrieval.evaluation.results import RESULTS, Figures, Results
@@ -68,7 +69,7 @@ class _Read:
     qrels: Qrels
     queries: Path
     corpus: Path
-    counts: dict[str, Counts]  # of corpus, queries, qrels
+    counts: dict[str, RecordCounts]  # of corpus, queries, qrels
 
 
 def evaluate_collections(
@@ -118,10 +119,9 @@ def _read(member: Member, store: Path, digests: DigestCache, how: How, *, note: 
     corpus, of_corpus = corpus_table(member.collection, store, digests)
     files = {"corpus": of_corpus, "queries": of_queries, "qrels": of_qrels}
     for name, counts in files.items():
-        counts.check(max_bad_fraction=how.max_bad_fraction, what=f"the {name} of {member.name}")
-        if counts.broken:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.dropped.items() if reason != "unjudged")
-            note(f"{member.name}: {counts.broken:,} broken records of {name} are left out ({reasons}): {counts.first[0]}")
+        check_broken(counts, max_bad_fraction=how.max_bad_fraction, what=f"the {name} of {member.name}")
+        if counts.bad:
+            note(f"{member.name}: {counts.bad:,} broken records of {name} are left out: {counts.said}")
     if lost := len(judged) - of_queries.kept:
         note(f"{member.name}: {lost:,} judged queries have no text, and count with 0")
     _check_passages(member, qrels, corpus, note=note)
