@@ -16,6 +16,7 @@ from data.digests import json_digest
 from data.tables.shards import atomic_write
 from pipeline.executors.base import Executor
 from pipeline.plan import TablePlan
+from pipeline.scoring.agreement import refuse_nothing_to_complete
 from pipeline.scoring.cost import estimate_cost
 from pipeline.scoring.missing_pairs import refuse_dark_examples
 from pipeline.scoring.requested_pairs import open_teacher
@@ -26,16 +27,20 @@ from retrieval.models.resolved import ResolvedModels
 def open_once(models: ResolvedModels, plans: Sequence[TablePlan], *, executor: Executor) -> None:
     """Open, in a worker, the models of these tables that this store has not seen opened.
 
-    Raises UserError: see `TextEncoder`, `TorchCrossEncoder`, `refuse_dark_examples`, and whatever a teacher finds at its first pair.
+    Raises UserError: see `TextEncoder`, `TorchCrossEncoder`, `refuse_dark_examples`, `refuse_nothing_to_complete`, and whatever a teacher
+    finds at its first pair.
     """
     if any(plan.table.stage == "dark_examples" for plan in plans) and models.experiment.teacher.backend == "imported":
         refuse_dark_examples(models.experiment)
+    roles = _roles(plans, models)
+    if "teacher" in roles:
+        refuse_nothing_to_complete(models)
     path = Path(models.experiment.store) / "opened_models.json"
     try:
         known = set(json.loads(path.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         known = set()
-    new = {role: key for role in _roles(plans, models) if (key := _key(role, models)) not in known or _is_tried_again(role, models)}
+    new = {role: key for role in roles if (key := _key(role, models)) not in known or _is_tried_again(role, models)}
     if new:
         executor.ask(_open, models, sorted(new))
         atomic_write(path, json.dumps(sorted(known | set(new.values()))).encode())

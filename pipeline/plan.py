@@ -91,7 +91,7 @@ def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
     if stage not in STAGES:
         raise unknown_key(f"stage={stage}", valid=[f"stage={name}" for name in ("all", *STAGES)])
     selected = [table for table in everything if table.stage == stage]
-    if not selected and experiment.lists.path is not None:
+    if not selected and experiment.lists.path is not None and stage != "dev":
         raise UserError(f"stage={stage}: {_OF_A_COLLECTION if stage in ('ingest', 'embed', 'index') else _WITH_LISTS}")
     if not selected and stage in ("teacher_scores", "confidence") and experiment.teacher.backend == "none":
         raise UserError(f"stage={stage}: teacher.backend=none asks for shards without a teacher's logits")

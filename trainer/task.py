@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data.config.settings import Experiment
+from data.config.settings import TEACHER_OF_LISTS, Experiment
 from data.digests import DigestCache
 from data.errors import UserError
 from data.tables.schemas import CandidateKind
@@ -79,6 +79,8 @@ def _cross_encoder(experiment: Experiment, digests: DigestCache) -> Task:
     """Raises UserError: an ONNX teacher, a template, what `check_training_start` finds in its files, `max_tokens` above what the model
     reads, prompts in the shards' tokens, a tokenizer whose pairs cannot be put together from stored tokens."""
     teacher = experiment.teacher
+    if teacher.model == TEACHER_OF_LISTS:
+        raise UserError("task=cross_encoder trains teacher.model, and lists.path has none: give teacher.model=FOLDER teacher.backend=torch")
     if teacher.backend not in ("torch", "none"):
         what = {"onnx": "an ONNX graph", "imported": "logits that were imported"}.get(teacher.backend, teacher.backend)
         raise UserError(f"task=cross_encoder: {what} cannot be trained; give a transformers folder with teacher.backend=torch")

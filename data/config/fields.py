@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from data.errors import UserError
 from data.files.paths import expanded
@@ -128,13 +129,16 @@ def build(model: type[SectionType], values: dict[str, Any]) -> SectionType:
     try:
         return model.model_validate(known(model, values))
     except ValidationError as error:
-        raise UserError("\n".join(["the configuration has faults:", *map(_fault, error.errors())])) from error
+        faults = [f"  {_fault(fault)}" for fault in error.errors()]
+        raise UserError("\n".join(["the configuration has faults:", *faults])) from error
 
 
-def _fault(fault: Any) -> str:
-    """One line of pydantic's. Of what is missing it has all that stands beside, which says nothing."""
-    found = "" if fault["type"] == "missing" else f" (got {fault['input']!r})"
-    return f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}{found}"
+def _fault(fault: ErrorDetails) -> str:
+    """What is wrong, after the key. Of settings that do not go together the sentence names them, so their values are left out."""
+    key, said = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+    if not isinstance(fault["input"], dict) and fault["type"] != "missing":
+        said += f" (got {fault['input']!r})"
+    return f"{key}: {said}" if key else said
 
 
 def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -596,6 +596,9 @@ class Evaluation(Section):
     rerank_queries: int = execution(100, "first queries of that run which are ranked again", ge=1)
 
 
+TEACHER_OF_LISTS = "the lists' own"  # teacher.model beside lists.path, where none is given
+
+
 class Lists(Section):
     """Lists that are trained as they are, in place of mining, drawing and scoring."""
 
@@ -632,7 +635,7 @@ class Experiment(Section):
     def _lists_name_their_teacher(cls, values: Any) -> Any:
         """Lists carry the logits and the name of their teacher, so none need be given."""
         if isinstance(values, dict) and isinstance(lists := values.get("lists"), dict) and lists.get("path") not in (None, *NULLS):
-            return {"teacher": {"model": "the lists' own", "backend": "none"}, **values}
+            return {"teacher": {"model": TEACHER_OF_LISTS, "backend": "none"}, **values}
         return values
 
     @model_validator(mode="after")

@@ -57,6 +57,7 @@ def _refuse_options(own: Args) -> None:
         "dark": format is not None and format.holds_texts,
         "negatives": format is not None and format.rectangular,
         "layout": own["format"] == "sentence-transformers",
+        "licence": own["format"] != PAIRS,
     }
     for name, used in uses.items():
         is_off = own[name] == "false" and (name == "missing" or (name == "dark" and own["format"] != OWN))

@@ -17,6 +17,7 @@ from data.tables.shards import ROW_GROUP_ROWS, ShardWriter, open_shard, shard_na
 from pipeline.interchange.stored_lists import StoredLists
 from pipeline.scoring.requested_pairs import RequestedPairs
 from pipeline.stage import Say
+from retrieval.teachers.imported import BESIDE
 
 _FOOTER = {"format": "lists"}
 
@@ -93,7 +94,8 @@ def _write_never(writer: ShardWriter, stored: StoredLists, shard: int, queries: 
 
 def public_name(name: str) -> str:
     """The name of a teacher for others: of a folder of this machine its last part."""
-    return Path(name).name if Path(name).is_absolute() else name
+    own, beside, completed = name.partition(BESIDE)
+    return (Path(own).name if Path(own).is_absolute() else own) + beside + completed
 
 
 def other_teachers(stored: StoredLists, root: Path, *, own: str | None, warn: Say) -> list[OtherTeacher]:

@@ -8,13 +8,25 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import UserError
+from data.logits.store import LogitStore
 from data.tables.shards import read_row_groups
 from pipeline.scoring.requested_pairs import RequestedPairs, look_up, open_teacher, texts_of_rows
 from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.base import Pair
+from retrieval.teachers.imported import known_teachers
 
 COMPARED = 32  # pairs
 TOLERANCE = 0.05  # largest difference of two logits of a pair: a little above the rounding of bf16 at 8
+
+
+def refuse_nothing_to_complete(models: ResolvedModels) -> None:
+    """Raises UserError where the store has no logit of the teacher that is completed, nor any that was taken from it before."""
+    declared, store = models.teacher.completes, Path(models.experiment.store)
+    if declared is not None and not any(LogitStore(store, name).segment_paths() for name in (declared.namespace, models.namespace)):
+        raise UserError(
+            f"teacher.completes={declared.name}@{declared.revision}: the store {store} has no logits of it, scores={declared.scores}: "
+            f"{known_teachers(store)}; leave teacher.completes out where there is nothing to complete"
+        )
 
 
 def compare_with_imported(models: ResolvedModels, paths: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ from retrieval.teachers.pair_template import PairText
 FIRST_REVISION = "1"  # of a declared teacher that names none
 # Settings of teachers whose model is loaded, beside those that `backends` refuses.
 _OF_MODELS = ("trust_remote_code", "precision", "compile", "batch_tokens")
+BESIDE = ", beside imported logits of "  # in the name of a teacher that completes another
 _SHOWN = 12  # characters of a namespace
 
 
@@ -87,7 +88,7 @@ class ImportedTeacher(PreparingTeacher):
         spec = self._spec
         if not LogitStore(spec.store, json_digest(spec.stored_key)).segment_paths():
             raise UserError(
-                f"the store {spec.store} has no logits of teacher.model={spec.name}: {_known(spec.store)}; {_ways_to_logits(spec)}"
+                f"the store {spec.store} has no logits of teacher.model={spec.name}: {known_teachers(spec.store)}; {_ways_to_logits(spec)}"
             )
 
     def prepare(self, pairs: Sequence[Pair]) -> PreparedPairs:
@@ -113,7 +114,7 @@ class CompletingSpec(TeacherSpec):
     @property
     def name(self) -> str:  # type: ignore[override]
         """Of both."""
-        return f"{self.own.name}, beside imported logits of {self.completes.name}@{self.completes.revision}"
+        return f"{self.own.name}{BESIDE}{self.completes.name}@{self.completes.revision}"
 
     @property
     def folder(self) -> Path | None:
@@ -199,10 +200,10 @@ def _named(start: str, store: Path) -> str:
     if len(found) == 1:
         return found[0]
     what = f"is the start of {len(found)} namespaces: give more of it" if found else "is no namespace of the store"
-    raise UserError(f"teacher.model={NAMESPACE}{start} {what}; {_known(store)}; prep cache import brings logits of another store")
+    raise UserError(f"teacher.model={NAMESPACE}{start} {what}; {known_teachers(store)}; prep cache import brings logits of another store")
 
 
-def _known(store: Path) -> str:
+def known_teachers(store: Path) -> str:
     """The namespaces of the store, for people."""
     notes = [(name, namespace_note(store, name)) for name in namespaces(store)]
     listed = [f"{name[:_SHOWN]} ({note['name']}{_declared(note['key'])})" for name, note in notes]
@@ -220,5 +221,6 @@ def _ways_to_logits(spec: ImportedSpec) -> str:
     revision, scores = spec.stored_key["revision"], spec.stored_key["scores"]
     return (
         f"bring them in (prep import FILE teacher={shlex.quote(spec.name)} revision={revision} scores={scores}), or score the pairs "
-        "elsewhere (prep run stage=dark_examples, then prep export format=pairs missing=true, then prep import format=pairs)"
+        "elsewhere (prep run stage=ingest, the stages after it up to dark_examples, prep export format=pairs missing=true, prep import "
+        "format=pairs)"
     )

@@ -134,19 +134,10 @@ def test_imported_lists_of_a_declared_teacher(store: Path, done: Command, tmp_pa
     request.getfixturevalue("no_teacher")
     words = ["format=lists", f"out={tmp_path / 'import'}", "teacher=someone's reranker", f"store={tmp_path / 'new'}"]
     done("prep", "import", tmp_path / "lists", *words)
-    first, started = (yaml.safe_load(path.read_text()) for path in (store, tmp_path / "import" / "experiment.yaml"))
-    for section in ("student", "runner", "embed"):
-        started[section] = first[section]
-    started["ingest"] |= {name: first["ingest"][name] for name in ("corpus_shards", "query_shards")}
-    started["train"] = {"order": order_of(tmp_path / "lists"), **started["train"], **first["train"]}
-    started["hard_negatives"] |= {"num_negatives": first["hard_negatives"]["num_negatives"]}
-    config = tmp_path / "from_import.yaml"
-    config.write_text(yaml.safe_dump({**started, "seed": first["seed"]}))
-    told = done("prep", "run", f"config={config}")
+    started = tmp_path / "import" / "experiment.yaml"
+    content = yaml.safe_load(store.read_text())
+    of_student = [f"student.{name}={value}" for name, value in content["student"].items()]
+    of_training = [f"train.{name}={value}" for name, value in content["train"].items() if name not in ("output", "recipe")]
+    told = done("prep", "run", f"config={started}", *of_student)
     assert "all with imported logits" in told
-    assert trained(done, config, tmp_path / "second", "train.recipe=hard_kd") == expected
-
-
-def order_of(export: Path) -> str:
-    """What the first student's batches were drawn from."""
-    return str(json.loads((export / "export.json").read_text())["training"]["order"])
+    assert trained(done, started, tmp_path / "second", *of_student, *of_training) == expected

@@ -288,3 +288,11 @@ def test_a_model_that_reads_its_padding_is_not_trained(tmp_path: Path, task: str
             prepared(lambda: DualEncoder(resolve_student(student)), settings)
         else:
             prepared(lambda: PairScorer(folder, seed=0), settings)
+
+
+def test_exported_lists_bring_no_cross_encoder(tmp_path: Path) -> None:
+    """Prevents: "teacher.model=the lists' own: no such folder", of a setting that nobody made."""
+    file = tmp_path / "lists.yaml"
+    file.write_text(f"{{store: {tmp_path}, student: {{model: a/student}}, lists: {{path: {tmp_path}}}, train: {{task: cross_encoder}}}}")
+    with pytest.raises(UserError, match=r"lists\.path has none: give teacher\.model=FOLDER"):
+        task_of(recipes.load({"config": str(file)}), DigestCache(tmp_path / "digests"))

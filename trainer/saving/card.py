@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from data.config.settings import Experiment
+from data.config.settings import Experiment, Teacher
 from data.digests import bytes_digest, json_digest
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.lora import has_lora
@@ -55,7 +55,9 @@ def card_of(run: TrainingRun, *, adapter: bool, figures: dict[str, float], compa
     what = _title(run.experiment)
     if adapter:
         what = f"LoRA adapter: {what[0].lower()}{what[1:]}"
-    front = yaml.safe_dump(_front_matter(run, title=what, adapter=adapter, figures=figures, compared=compared), sort_keys=False)
+    front = yaml.safe_dump(
+        _front_matter(run, title=what, adapter=adapter, figures=figures, compared=compared), sort_keys=False, allow_unicode=True
+    )
     front = front.replace(f"license: {OPEN_LICENSE}\n", f"license: {OPEN_LICENSE} # the licence of this model; `train push` waits for it\n")
     parts = [f"---\n{front}---\n", f"# {what}\n", _about(run, adapter=adapter), _use(run, adapter=adapter)]
     return "\n".join([*parts, _figures(figures, compared), _training(run)]) + "\n"
@@ -117,6 +119,14 @@ def _named(model: str) -> str:
     return f"`{model}`" if _is_hub_id(model) else f"a local model, `{Path(model).absolute().name}`"
 
 
+def _teacher(teacher: Teacher) -> str:
+    """The teacher of a student. A declared one is a name, which may be any text; of a path, its last part."""
+    if teacher.backend != "imported":
+        return _named(teacher.model)
+    name = teacher.model if _is_hub_id(teacher.model) else teacher.model.rstrip("/").rpartition("/")[2]
+    return f"{_code(name)}, of which imported scores were used"
+
+
 def _about(run: TrainingRun, *, adapter: bool) -> str:
     experiment = run.experiment
     task, objective = experiment.train.task, experiment.train.objective
@@ -125,7 +135,7 @@ def _about(run: TrainingRun, *, adapter: bool) -> str:
         lines.append(f"The teacher is a dual encoder, {_named(objective.teacher_model)}.")
     elif task == "student" and "distillation" not in objective.without and run.shards.metadata.teachers:
         names = ", ".join(f"`{namespace}`" for namespace in run.shards.metadata.teachers)
-        lines.append(f"The teacher is {_named(experiment.teacher.model)}; its logits are those of the namespace {names}.")
+        lines.append(f"The teacher is {_teacher(experiment.teacher)}; its logits are those of the namespace {names}.")
     else:
         lines.append("It learned from labels, without a teacher.")
     model = run.model
@@ -148,7 +158,7 @@ def _about(run: TrainingRun, *, adapter: bool) -> str:
 
 
 def _code(prompt: str) -> str:
-    """A prompt as it can stand in a table: as JSON, without what ends a cell."""
+    """A text as it can stand in a table, too: quoted, without what ends a cell."""
     return "none" if not prompt else f"<code>{re.sub('[|<>&`]', lambda found: f'&#{ord(found.group())};', repr(prompt))}</code>"
 
 

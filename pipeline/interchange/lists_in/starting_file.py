@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.formats.scored_lists.exported import LISTS_FOLDER, NOTE_NAME, ExportNote, ListsTraining
 from pipeline.interchange.lists_in.grouping import Grouped
 from pipeline.interchange.lists_in.request import ImportRequest
 
@@ -30,25 +32,31 @@ def read_import(folder: Path) -> tuple[dict[str, Any] | None, int]:
 
 
 def write_experiment(folder: Path, request: ImportRequest, grouped: Grouped, *, scored: bool) -> None:
-    """Settings that train from the import; the student's model is left to be said."""
+    """Settings that train from the import; the student's model is left to be said.
+
+    Of plain lists of our own layout they train, with that student and seed, the student that the store of the lists trains.
+    """
     out = request.out
     split = request.options.split
+    exported = _exported(request)
     lines = [
         f"# Written by `prep import`. Say which student{'' if scored else ' and teacher'}, then: prep run config=THIS-FILE",
         f"store: {_quoted((request.store or out / 'store').absolute())}",
         "ingest:",
         f"  path: {_quoted(request.collection or out)}",
         *([f"  train_split: {_quoted(split)}"] if split != "train" else []),
+        *([f"  query_shards: {exported.shards}  # as in the store of the lists"] if exported else []),
         "student:",
         "  # model: sentence-transformers/all-MiniLM-L6-v2",
         *_teacher(request, scored),
-        *_negatives(out, grouped),
+        *_negatives(out, grouped, wanted=exported.negatives if exported else _USUAL_NEGATIVES),
         f"dark_examples:{'  # they need a teacher that can read them' if scored else ''}",
         "  reinforced: false",
         "  mask_ratios: []",
         "train:",
         f"  output: {_quoted(out / 'train')}",
         "  recipe: hard_kd  # score_scale: 20 for students whose vectors have length 1",
+        *([f"  order: {_quoted(exported.order)}  # of batches, as in the store of the lists"] if exported and exported.order else []),
     ]
     (folder / EXPERIMENT_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -67,7 +75,25 @@ def _teacher(request: ImportRequest, scored: bool) -> list[str]:
     ]
 
 
-def _negatives(out: Path, grouped: Grouped) -> list[str]:
+@dataclass(frozen=True)
+class _Exported:
+    """What lists of our own layout say of the training in their store."""
+
+    shards: int  # of queries
+    negatives: int
+    order: str | None
+
+
+def _exported(request: ImportRequest) -> _Exported | None:
+    """None for lists of others. Raises UserError where the note of the export is changed."""
+    if request.reader.name != "lists":
+        return None
+    training = ListsTraining.of(ExportNote.read(request.path).training, place=request.path / NOTE_NAME)
+    shards = len(list((request.path / LISTS_FOLDER).glob("part-*.parquet")))
+    return _Exported(shards, training.negatives or _USUAL_NEGATIVES, training.order)
+
+
+def _negatives(out: Path, grouped: Grouped, *, wanted: int) -> list[str]:
     if not grouped.longest:
         return ["# The lists have positives alone: negatives are mined, see hard_negatives"]
     depth = min(grouped.longest, _LARGEST_DEPTH)
@@ -77,7 +103,7 @@ def _negatives(out: Path, grouped: Grouped) -> list[str]:
         f"  run_file: {_quoted(out / RUN_NAME)}",
         f"  depth: {depth}  # candidates of the longest list; the shortest has {grouped.fewest}",
         f"  range_max: {depth}",
-        f"  num_negatives: {min(grouped.longest, _USUAL_NEGATIVES)}",
+        f"  num_negatives: {min(grouped.longest, wanted)}",
     ]
 
 

@@ -26,6 +26,7 @@ from data.logits.store import LogitStore
 from data.tables.schemas import CURRICULUM
 from pipeline.cli import app
 from pipeline.interchange.exporting import OPTIONS, run_export
+from pipeline.interchange.own_export import public_name
 
 OTHERS = ("sentence-transformers", "flagembedding", "tevatron", "pylate", "trec", "tsv", "beir")
 DARK = (2, 3)
@@ -414,6 +415,7 @@ def test_each_says_whose_it_is(finished: Finished, tmp_path: Path, format: str) 
         ({"format": "pylate", "layout": "margin_mse"}, "layout=margin_mse does not go with format=pylate"),
         ({"missing": "true"}, "missing=true does not go with"),
         ({"format": "pairs", "draw": "0"}, "draw=0 does not go with format=pairs"),
+        ({"format": "pairs", "licence": "CC0"}, "licence=CC0 does not go with format=pairs"),
     ],
 )
 def test_what_cannot_be_is_refused(finished: Finished, tmp_path: Path, options: dict[str, str], words: str) -> None:
@@ -474,3 +476,9 @@ def test_numbers_of_text_formats_are_whole() -> None:
     values = np.random.default_rng(0).integers(0, 1 << 32, 20_000, dtype=np.uint32).view(np.float32)
     for value in values[np.isfinite(values)].tolist():
         assert np.float32(json.loads(json.dumps(short(value)))) == np.float32(value) and math.isfinite(short(value))
+
+
+def test_a_teacher_of_a_folder_is_named_by_its_last_part() -> None:
+    """Prevents: the folders of a machine in what others read; the name of the imported teacher in place of the one that completes it."""
+    assert [public_name(name) for name in ("/home/me/big", "lab/big", "runs/big")] == ["big", "lab/big", "runs/big"]
+    assert public_name("/home/me/big, beside imported logits of lab/old@1") == "big, beside imported logits of lab/old@1"

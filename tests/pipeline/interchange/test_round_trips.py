@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ import pytest
 from conftest import Finished
 
 from data.config.arguments import Args
+from data.config.experiment_file import read_yaml
 from data.config.settings import load
 from data.digests import pair_key
 from data.formats.trec import read_entries
@@ -56,11 +58,18 @@ def texts(folder: Path, name: str) -> dict[str, str]:
     return {row["_id"]: row["text"] for row in rows}
 
 
+def note_of(export: Path) -> dict[str, Any]:
+    """What an export says of itself."""
+    note: dict[str, Any] = json.loads((export / "export.json").read_text())
+    return note
+
+
 @pytest.mark.medium
 @pytest.mark.parametrize("format", ["lists", "sentence-transformers", "flagembedding", "tevatron", "pylate", "trec", "tsv"])
 @pytest.mark.parametrize("named", [True, False], ids=["format is named", "format is found"])
 def test_what_goes_out_comes_in_again(finished: Finished, tmp_path: Path, format: str, named: bool) -> None:
-    """Prevents: a logit that comes back rounded or for another pair, a list in another order, a negative that comes back as a positive."""
+    """Prevents: a logit that comes back rounded or for another pair, a list in another order, a negative that comes back as a positive;
+    settings that train another student than the store of the lists."""
 
     def export(name: str) -> Path:
         args = Args({**OPTIONS, "format": name, "out": str(tmp_path / name)})
@@ -98,3 +107,8 @@ def test_what_goes_out_comes_in_again(finished: Finished, tmp_path: Path, format
     if format in KEEPS_IDS:
         assert set(run) == set(lists)
         assert {doc_id for ids in run.values() for doc_id in ids} <= {one.id for listed in lists.values() for one in listed}
+    if format == "lists":
+        started = read_yaml(tmp_path / "in" / "experiment.yaml")
+        shards, order = (sorted((tmp_path / "lists" / "lists").iterdir()), note_of(tmp_path / "lists")["training"]["order"])
+        assert started["ingest"]["query_shards"] == str(len(shards)) and started["train"]["order"] == order
+        assert started["hard_negatives"]["num_negatives"] == str(max(len(listed) for listed in lists.values()) - 1)

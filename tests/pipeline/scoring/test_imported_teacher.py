@@ -276,8 +276,11 @@ def test_a_teacher_completes_what_was_imported(
 
 @pytest.mark.medium
 def test_logits_of_another_teacher_are_not_completed(plain: Path, tmp_path: Path, tiny_experiment: Any, prep_run: Prep) -> None:
-    """Prevents: the logits of two teachers in one list."""
+    """Prevents: the logits of two teachers in one list; all pairs paid for again, by a name that is misspelt."""
     config, store = tiny_experiment(tmp_path, **{"teacher.completes": "lab/big reranker"}), tmp_path / "store"
+    with pytest.raises(UserError, match=r"lab/big reranker@1: the store .* has no logits of it, scores=logit: it has no logits of any"):
+        prep_run(config)
+    assert not list(store.glob("*/*/*.parquet")), "told before any work"
     put_logits(store, {pair: logit + 0.5 for pair, logit in logits_of_pools(plain).items()})
     with pytest.raises(UserError, match="they are not the logits of one teacher"):
         prep_run(config)

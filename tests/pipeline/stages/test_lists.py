@@ -239,6 +239,7 @@ def test_what_is_no_part_of_such_a_run_is_said(export: Path, tmp_path: Path, tin
         ("pools", "nothing is mined, drawn or scored"),
         ("ingest", "set ingest.path=FOLDER"),
         ("teacher_scores", "nothing is mined"),
+        ("dev", "set dev.queries=NUMBER"),
     ):
         code, said = told("run", f"stage={stage}")
         assert code == 2 and what in said
@@ -247,7 +248,7 @@ def test_what_is_no_part_of_such_a_run_is_said(export: Path, tmp_path: Path, tin
         ("dev.queries=3", "set ingest.path=FOLDER beside lists.path"),
     ):
         code, said = told("plan", setting)
-        assert code == 2 and what in said
+        assert code == 2 and what in said and "got {" not in said and "  : " not in said, "all settings, in place of a sentence"
     code, said = told("plan")
     assert code == 0 and "lists.never      waits for lists" in said
     assert told("status")[0] == 0 and told("inspect")[0] == 2
