@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from data.config.settings import Experiment
+from data.config.settings import TEACHER_OF_LISTS, Experiment, Teacher
 from data.digests import bytes_digest, json_digest
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.lora import has_lora
@@ -117,6 +117,13 @@ def _named(model: str) -> str:
     return f"`{model}`" if _is_hub_id(model) else f"a local model, `{Path(model).absolute().name}`"
 
 
+def _teacher(teacher: Teacher) -> str:
+    """Whose logits it learned from; of imported ones what they are declared as."""
+    if teacher.model == TEACHER_OF_LISTS:
+        return "that of the lists, which were given"
+    return f"`{teacher.model}`, whose logits were imported" if teacher.backend == "imported" else _named(teacher.model)
+
+
 def _about(run: TrainingRun, *, adapter: bool) -> str:
     experiment = run.experiment
     task, objective = experiment.train.task, experiment.train.objective
@@ -125,7 +132,7 @@ def _about(run: TrainingRun, *, adapter: bool) -> str:
         lines.append(f"The teacher is a dual encoder, {_named(objective.teacher_model)}.")
     elif task == "student" and "distillation" not in objective.without and run.shards.metadata.teachers:
         names = ", ".join(f"`{namespace}`" for namespace in run.shards.metadata.teachers)
-        lines.append(f"The teacher is {_named(experiment.teacher.model)}; its logits are those of the namespace {names}.")
+        lines.append(f"The teacher is {_teacher(experiment.teacher)}; its logits are those of the namespace {names}.")
     else:
         lines.append("It learned from labels, without a teacher.")
     model = run.model

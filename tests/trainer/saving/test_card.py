@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from support.dev_sets import write_dev_rows
 from support.training import make_row
 
-from data.config.settings import Train
+from data.config.settings import TEACHER_OF_LISTS, Teacher, Train
 from data.digests import bytes_digest
 from retrieval.evaluation.metrics import Comparison
 from trainer import loop, recipes
@@ -20,7 +20,7 @@ from trainer.evaluation.comparison import DevComparison
 from trainer.evaluation.dev_set import evaluate, open_dev_set
 from trainer.evaluation.schedule import encode_all
 from trainer.loop import train
-from trainer.saving.card import _figures, _index, _named, own_card, sealed
+from trainer.saving.card import _figures, _index, _named, _teacher, own_card, sealed
 
 
 def start(file: Path, shards: Path, **overrides: Any) -> int:
@@ -182,6 +182,13 @@ def test_each_of_several_dev_sets_has_its_own_figures() -> None:
 def test_a_path_of_another_machine_is_not_told(model: str, named: str) -> None:
     """Prevents: the name of somebody's home in public, from a teacher that was never on the machine that trains."""
     assert _named(model) == named
+
+
+def test_a_teacher_that_is_not_here_is_no_local_model() -> None:
+    """Prevents: "a local model, `the lists' own`", of a teacher whose logits alone were there."""
+    assert _teacher(Teacher(model="my api", backend="imported")) == "`my api`, whose logits were imported"
+    assert _teacher(Teacher(model=TEACHER_OF_LISTS, backend="none")) == "that of the lists, which were given"
+    assert _teacher(Teacher(model="/here/teacher")) == "a local model, `teacher`"
 
 
 def test_what_a_person_changed_is_known_by_the_last_line(tmp_path: Path) -> None:
