@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from data.config.fields import unknown_key
 from data.errors import RunFailed, UserError
@@ -22,8 +23,13 @@ def stats(root: Path, namespace: str, yes: bool, say: Say) -> None:
         asked, hits = requested[name, "pairs"], requested[name, "cached"]
         rate = f"{hits / asked:6.1%} of {asked:,} asked" if asked else "never asked"
         note = namespace_note(root, name)
-        precision = note["key"].get("precision", "?")
-        say(f"{name[:12]}  {pairs:>11,} pairs  {segments:>5} segments  {size / 1e6:8.1f} MB  hits {rate}  {note['name']} ({precision})")
+        say(f"{name[:12]}  {pairs:>11,} pairs  {segments:>5} segments  {size / 1e6:8.1f} MB  hits {rate}  {note['name']} ({_kind(note)})")
+
+
+def _kind(note: dict[str, Any]) -> str:
+    """What tells teachers of one name apart."""
+    key = note["key"]
+    return f"revision {key['revision']}, {key['scores']}" if key.get("kind") == "imported" else str(key.get("precision", "?"))
 
 
 def _requested(root: Path) -> Counter[tuple[str, str]]:

@@ -19,7 +19,9 @@ from data.config.fields import build
 from data.config.settings import Search, Student
 from data.errors import UserError
 from data.files.outputs import is_standard_output
+from data.files.paths import expanded
 from data.formats.readers import shown
+from data.remote.object_store import is_remote
 from data.terminal import printable
 from retrieval.cli_args import NOT_GIVEN, FileArgs, settings_of, text_among
 from retrieval.cli_collections import (
@@ -314,6 +316,9 @@ def compare(args: FileArgs) -> None:
         compare_folders(before_folder, after_folder, args)
         return
     if any(folders):
+        other = args["after" if before_folder else "before"]
+        if not is_remote(other) and not os.path.exists(expanded(other, key="compare")):
+            raise UserError(f"{other}: no such run file, or folder of results")
         raise UserError("before= and after= are two runs, or two folders of `retrieve evaluate collections=...`, not one of each")
     if args["qrels"] == NOT_GIVEN:
         raise UserError("missing qrels=...: two runs are judged by it")

@@ -73,6 +73,8 @@ def _file(path: Path) -> str:
             head = file.read(_HEAD)
     except OSError:
         return "a file that cannot be read"
+    if not head.strip():
+        return "an empty file" if len(head) < _HEAD else "a file of another kind"
     if head.startswith(b"PAR1"):
         return "a Parquet file"
     if head.lstrip().startswith((b"{", b"[")):

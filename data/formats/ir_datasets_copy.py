@@ -41,7 +41,7 @@ def local_copy(path: str) -> Path:
     """
     ids = [part.strip().removeprefix(_SCHEME).strip("/") for part in path.removeprefix(_SCHEME).replace(",", "+").split("+")]
     if not all(ids) or len(set(ids)) < len(ids):
-        raise UserError(f"ingest.path={path}: expected irds:ID, or different ids joined by +, as irds:beir/scifact/train+beir/scifact/test")
+        raise UserError(f"{path}: expected irds:ID, or different ids joined by +, as irds:beir/scifact/train+beir/scifact/test")
     package = _package(path)
     place = cache_folder() / "inputs" / "irds" / urllib.parse.quote(ids[0], safe="")
     folder = place / json_digest([ids, package.__version__])
@@ -51,7 +51,7 @@ def local_copy(path: str) -> Path:
     corpora = {name: package.docs_parent_id(name) for name in ids}
     if len(set(corpora.values())) > 1:
         found = ", ".join(f"{name} of {corpus}" for name, corpus in corpora.items())
-        raise UserError(f"ingest.path={path}: these are data sets of several corpora ({found}); give those of one")
+        raise UserError(f"{path}: these are data sets of several corpora ({found}); give those of one")
     splits = {_split(name, corpora[name]): data_set for name, data_set in data_sets.items()}
     place.mkdir(parents=True, exist_ok=True)
     remove_leftovers(place)
@@ -65,7 +65,7 @@ def _package(path: str) -> Any:
         package = importlib.import_module("ir_datasets")
     except ImportError as error:
         remedy = "pip install -c constraints.txt -e '.[irds]'"
-        raise UserError(f"ingest.path={path} needs the package ir_datasets, which is not installed ({error}): {remedy}") from error
+        raise UserError(f"{path} needs the package ir_datasets, which is not installed ({error}): {remedy}") from error
     return package
 
 
@@ -113,7 +113,7 @@ def _write_whole(folder: Path, splits: dict[str, Any], *, path: str) -> None:
         raise
     except Exception as error:  # ir_datasets raises what its downloads and parsers raise
         said = " ".join(str(error).split())[:300]
-        raise RunFailed(f"ingest.path={path}: ir_datasets could not read it ({type(error).__name__}: {said})") from error
+        raise RunFailed(f"{path}: ir_datasets could not read it ({type(error).__name__}: {said})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -9,17 +9,26 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from data.digests import json_digest
+from data.errors import UserError
 
 ScoreKind = Literal["logit", "probability", "cosine"]
+NAMESPACE = "namespace:"  # before the start of a namespace, where `teacher.model` names one in place of a declared teacher
 
 
 @dataclass(frozen=True)
 class DeclaredTeacher:
-    """Name, revision, and what kind its scores are of: a probability is stored with its sigmoid undone, a cosine as it is."""
+    """Name, revision, and what kind its scores are of: a probability is stored with its sigmoid undone, a cosine as it is.
+
+    Raises UserError for a name that `teacher.model` would read as something else.
+    """
 
     name: str
     revision: str
     scores: ScoreKind = "logit"
+
+    def __post_init__(self) -> None:
+        if self.name.startswith(NAMESPACE):
+            raise UserError(f"{self.name} names a teacher that the store has already; a declared teacher needs a name of its own")
 
     @property
     def key(self) -> dict[str, Any]:

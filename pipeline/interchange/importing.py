@@ -1,6 +1,7 @@
 """`prep import`: scored lists of others into a collection, a run, and logits of a declared teacher.
 
-    OUT/corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv    a collection in BEIR's layout, unless `collection=` gives one
+    OUT/corpus.jsonl, queries.jsonl                     texts in BEIR's layout, unless `collection=` gives them
+    OUT/qrels/SPLIT.tsv                                 the positives of the lists
     OUT/lists.trec                                      the candidates of each query, without its positives, in the order of its list
     OUT/quarantine/                                     broken records, with file, line and reason
     OUT/experiment.yaml, OUT/import.json                settings to start from; what was imported
@@ -14,10 +15,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers, temporary_name
@@ -30,7 +33,7 @@ from pipeline.interchange.lists_in.collecting import Collector
 from pipeline.interchange.lists_in.counting import ImportReport, Places
 from pipeline.interchange.lists_in.first_texts import FirstTexts
 from pipeline.interchange.lists_in.grouping import LOGITS, ROWS, Grouped, Rules, group
-from pipeline.interchange.lists_in.in_order import write_lists
+from pipeline.interchange.lists_in.in_order import in_order, write_lists
 from pipeline.interchange.lists_in.request import ImportRequest
 from pipeline.interchange.lists_in.spill import Spill
 from pipeline.interchange.lists_in.starting_file import EXPERIMENT_NAME, RUN_NAME, read_import, write_experiment, write_import
@@ -39,6 +42,10 @@ from pipeline.stage import Say
 
 _BUCKETS = 256  # of pairs and texts: a bucket of 100 M pairs is 40 MB
 _QUARANTINE = "quarantine"
+_OWN_SPLIT = (
+    "a run asks for them, too, and stops; to train on those of the lists alone, copy OUT/qrels into the collection as a split of another "
+    "name, and name it in ingest.train_split"
+)
 
 
 def run_import(args: list[str], *, say: Say) -> None:
@@ -79,6 +86,13 @@ def _is_done(request: ImportRequest, key: dict[str, Any]) -> bool:
     return True
 
 
+class _Pairs(NamedTuple):
+    """Candidates with their keys: all rows of a query in one table."""
+
+    tables: Iterator[pa.Table]
+    in_order: bool  # whether queries come in the order of reading
+
+
 class _Import:
     """One import, into a folder that becomes `out=` at the end."""
 
@@ -95,17 +109,19 @@ class _Import:
         companions = None if collection else request.reader.companions(request.path, request.options)
         collected = self._collect(with_texts=collection is None and companions is None)
         pairs, rules, queries, passages = self._with_keys(collected, collection, companions)
-        rows = Spill(self._spills / "rows", ROWS, buckets=_BUCKETS)
         logits = Spill(self._spills / "logits", LOGITS, buckets=_BUCKETS)
-        grouped = group(pairs, rows, logits, rules=rules, report=report, in_order=collected.queries is not None)
-        pairs.delete()
+        grouped = Grouped()
+        lists = group(pairs.tables, logits, rules=rules, report=report, grouped=grouped)
+        if not pairs.in_order:
+            lists = in_order(lists, Spill(self._spills / "rows", ROWS, buckets=_BUCKETS), count=report.places.count)
+        self._qrels.parent.mkdir()
+        write_lists(lists, run=self._folder / RUN_NAME, qrels=self._qrels)
         new = NewLogits(request.store, request.teacher, say=self._say) if request.store and request.teacher and collected.scored else None
         if new:
             logits = new.check(logits, self._spills, report)
         self._refuse(collected)
         if queries and passages:
             self._write_collection(queries, passages)
-        write_lists(rows, run=self._folder / RUN_NAME, qrels=self._qrels if queries else None)
         self._write_notes(grouped, scored=bool(collected.scored))
         added = new.append(logits) if new else 0
         shutil.rmtree(self._spills)
@@ -151,14 +167,16 @@ class _Import:
 
     def _with_keys(
         self, collected: Collector, collection: Collection | None, companions: Companions | None
-    ) -> tuple[Spill, Rules, FirstTexts | None, FirstTexts | None]:
+    ) -> tuple[_Pairs, Rules, FirstTexts | None, FirstTexts | None]:
         """The pairs with the keys of their logits, what decides about them, and the texts of the collection to be written."""
         none = np.empty(0, np.uint64)
         drop = self._request.drop_unscored and collected.scored > 0
         if collected.queries and collected.passages:
             self._need_positives(collected)
             wrong = collected.queries.settle(), collected.passages.settle()
-            return collected.pairs, Rules(drop, *wrong), collected.queries, collected.passages
+            several = collected.pairs.finish()
+            tables = collected.pairs.by_query() if several else collected.pairs.tables()
+            return _Pairs(tables, in_order=not several), Rules(drop, *wrong), collected.queries, collected.passages
         queries = passages = None
         if collection is not None:
             source = joining.of_collection(collection, split=self._request.options.split)
@@ -168,17 +186,20 @@ class _Import:
             queries, passages = (FirstTexts(self._spills, name, buckets=_BUCKETS) for name in ("queries", "passages"))
             source = joining.of_companions(companions, queries=queries, passages=passages, report=self._report)
         joiner = joining.Joiner(self._spills, source, self._report)
-        pairs = joiner.join(collected.pairs)
+        pairs = joiner.join(collected.ids)
         if joiner.judged_elsewhere:
             self._report.told["positives of the lists that the collection does not label, now candidates"] = joiner.judged_elsewhere
+        if joiner.unscored_labels and collected.scored:
+            self._report.told[f"positives of the collection that no list scores: {_OWN_SPLIT}"] = joiner.unscored_labels
         for texts in filter(None, (queries, passages)):
             if len(wrong_texts := texts.settle()):
                 self._report.told["records beside the lists with another text for an id; the first stays"] += len(wrong_texts)
-        return pairs, Rules(drop, none, none), queries, passages
+        return _Pairs(pairs, in_order=False), Rules(drop, none, none), queries, passages
 
     def _need_positives(self, collected: Collector) -> None:
         """Without a positive nothing can be trained. Where every record is broken, that is what is said."""
         if not collected.positives and self._report.read["candidates"] > self._report.broken_candidates:
+            self._refuse_broken()  # a positive may be among the broken ones
             said = "says of no candidate that it is relevant" if collected.judged == 0 else "has negatives alone"
             raise UserError(
                 f"{self._request.given} {said}: give the collection that it is of, collection=FOLDER, whose qrels say which passages are "
@@ -188,14 +209,18 @@ class _Import:
     def _refuse(self, collected: Collector) -> None:
         """Raises UserError where too much is broken, or nothing is left; then the broken records lie in OUT/quarantine."""
         request, report = self._request, self._report
-        try:
-            report.check(max_bad_fraction=request.max_bad_fraction, quarantine=_quarantine(request.out))
-        except UserError:
-            write_shard(_quarantine(request.out), report.faults, {"counts": report.counts})
-            raise
+        self._refuse_broken()
         if not report.kept["positives"]:
             where = f"the collection's qrels of split {request.options.split!r} label" if request.collection else "the lists have"
             raise UserError(f"{request.given}: {where} no candidate of any list as a positive: do they belong together?")
+
+    def _refuse_broken(self) -> None:
+        report = self._report
+        try:
+            report.check(max_bad_fraction=self._request.max_bad_fraction, quarantine=_quarantine(self._request.out))
+        except UserError:
+            write_shard(_quarantine(self._request.out), report.faults, {"counts": report.counts})
+            raise
 
     @property
     def _qrels(self) -> Path:
@@ -204,7 +229,6 @@ class _Import:
     def _write_collection(self, queries: FirstTexts, passages: FirstTexts) -> None:
         passages.write(self._folder / "corpus.jsonl")
         queries.write(self._folder / "queries.jsonl")
-        self._qrels.parent.mkdir()
         self._report.kept["passages"] = passages.kept
 
     def _write_notes(self, grouped: Grouped, *, scored: bool) -> None:
@@ -220,6 +244,8 @@ class _Import:
             say(f"note: {count:,} {what}")
         if request.kind == "logit" and collected.scored > 1 and collected.lowest >= 0 and collected.highest <= 1:
             say("note: all scores lie between 0 and 1: these look like probabilities, whose sigmoid scores=probability undoes")
+        if collected.scored and grouped.unscored:
+            say(f"note: {grouped.unscored:,} positives and candidates of the run have no score: a run stops until they have one")
         if request.teacher and not collected.scored:
             say(f"note: no scores in it: nothing is stored for teacher={request.teacher.name}")
         if report.is_broken:
@@ -230,7 +256,8 @@ class _Import:
         if request.teacher and collected.scored:
             teacher = request.teacher
             say(f"stored {added:,} logits of {teacher.name}, revision {teacher.revision}, in {request.store} ({teacher.namespace[:12]})")
-        say(f"next: say which student in {request.out / EXPERIMENT_NAME}, then: prep run config={request.out / EXPERIMENT_NAME}")
+        models = "student" if collected.scored else "student and teacher"
+        say(f"next: say which {models} in {request.out / EXPERIMENT_NAME}, then: prep run config={request.out / EXPERIMENT_NAME}")
 
 
 def _quarantine(folder: Path) -> Path:

@@ -24,12 +24,13 @@ from data.errors import UserError
 from data.files.leftovers import remove_leftovers, temporary_name
 from data.files.paths import expanded
 from data.logits.declared import DeclaredTeacher, ScoreKind
-from data.logits.files import LogitFileNote, file_schema, is_logit_file, read_logits, read_note
+from data.logits.files import LogitFileNote, LogitRows, file_schema, is_logit_file, read_logits, read_note
 from data.logits.segment import Keys, Part, as_table, parts_of
 from data.logits.store import LogitStore, namespace_note
 from data.remote.cache import RemoteFolder, is_remote, local_file, output_file
 from data.tables.shards import open_shard
 from pipeline.interchange.incoming_logits import PART_ROWS, Checked, Conflict, IncomingLogits
+from pipeline.interchange.lists_in.scores import as_logits, expected
 from pipeline.interchange.pair_texts import PairTexts
 from pipeline.logit_cache import chosen_namespaces
 from pipeline.stage import Say
@@ -132,6 +133,7 @@ def import_logits(root: Path, own: Args, experiment: Experiment | None, say: Say
     if not chosen:
         there = ", ".join(sorted({f"namespace={note.namespace[:_SHOWN]} ({note.name})" for note, _ in notes}))
         raise UserError(f"namespace={own['namespace']}: {given} has none of it; it has {there}")
+    lowest = highest = np.float32(0)
     with _scratch(root / "teacher_logits") as folder:
         checked: dict[str, tuple[LogitFileNote, IncomingLogits, Checked]] = {}
         for namespace in dict.fromkeys(note.namespace for _, note, _ in chosen):
@@ -140,7 +142,9 @@ def import_logits(root: Path, own: Args, experiment: Experiment | None, say: Say
             for number, (file, _, _) in enumerate(mine):
                 for rows in read_logits(file):
                     stop_if_asked()
+                    _refuse_other_kind(rows, file, declared)
                     incoming.add(number, rows)
+                    highest, lowest = max(highest, rows.scores.logits.max(initial=0)), min(lowest, rows.scores.logits.min(initial=0))
             found = incoming.check(LogitStore(root, namespace, warn=say))
             _refuse_conflicts(found, [file for file, _, _ in mine], mine[0][1], keep=keep)
             checked[namespace] = (mine[0][1], incoming, found)
@@ -151,8 +155,20 @@ def import_logits(root: Path, own: Args, experiment: Experiment | None, say: Say
             store.describe(key=note.key, name=note.name)
             incoming.store_into(store)
             say(f"{namespace[:_SHOWN]}  {note.name}: {_told(found)}")
+        if declared is not None and declared.scores != "cosine" and lowest >= 0 and 0 < highest <= 1:
+            say("note: all logits lie between 0 and 1: these look like probabilities, whose sigmoid this command does not undo")
         for licence in dict.fromkeys(note.licence for _, note, _ in chosen if note.licence):
             say(f"licence: {licence}")
+
+
+def _refuse_other_kind(rows: LogitRows, file: Path, declared: DeclaredTeacher | None) -> None:
+    """Raises UserError for a number that is no cosine where they are declared to be. Any number may be a logit."""
+    if declared is None or declared.scores != "cosine":
+        return
+    broken = np.flatnonzero(as_logits(rows.scores.logits.astype(np.float64), "cosine")[1])
+    for row in broken[:1].tolist():
+        found = f"{rows.scores.logits[row]:.9g} is no cosine: expected {expected('cosine')}"
+        raise UserError(f"{file}: row {rows.first + row}: {found}; nothing is stored")
 
 
 def _told(found: Checked) -> str:

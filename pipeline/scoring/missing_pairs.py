@@ -53,10 +53,17 @@ def ways(models: ResolvedModels) -> str:
         if declared
         else "Give the teacher itself, or more of its logits (prep cache import); or"
     )
-    return (
-        f"{elsewhere} ask for fewer: hard_negatives.source=run with the run that was imported (lists.trec), or a smaller "
-        "hard_negatives.depth and range_max"
-    )
+    if all(source.name == "run" for source in models.experiment.hard_negatives.sources):
+        fewer = (
+            "ask for fewer: a run of scored candidates alone (prep import, unscored=drop), and qrels of scored positives alone, such as "
+            "prep import writes beside the run (copy them into the collection as a split, and name it in ingest.train_split)"
+        )
+    else:
+        fewer = (
+            "ask for fewer: hard_negatives.source=run with the run that was imported (lists.trec), or a smaller hard_negatives.depth and "
+            "range_max"
+        )
+    return f"{elsewhere} {fewer}"
 
 
 def _first_missing(models: ResolvedModels, candidates: Stored, shards: Sequence[int]) -> tuple[str, str]:

@@ -8,23 +8,18 @@ A passage's shard is a hash of its id, a query's shard a hash of its text, so ne
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-
-import pyarrow as pa
 
 from data.config.settings import Ingest
 from data.digests import hash64, text_hash
 from data.errors import UserError
 from data.formats.collection import Collection, listed_files
 from data.formats.readers import Fault, Judgement, Place, read_corpus, read_qrels, read_queries, shown
-from data.tables.schemas import QUARANTINE
-from data.tables.shards import read_row_groups, table_of
+from data.formats.record_counts import RecordCounts
+from data.tables.shards import read_row_groups
 
-MAX_QUARANTINED = 100_000  # broken records kept to look at; all are counted
-_FIRST_FAULTS = 10
 _JUDGED_TWICE = "duplicate judgement"
 _SHOWN_IDS = 3
 
@@ -39,60 +34,17 @@ class Sink(Protocol):
 Sinks = Sequence[Sink | None]  # of each shard; None where it is complete already. The report does not depend on them
 
 
-class IngestReport:
-    """What became of the records of a table, counted as they are read: in = kept + all dropped."""
-
-    def __init__(self) -> None:
-        self.kept = 0
-        self.dropped: Counter[str] = Counter()  # by reason
-        self._broken: Counter[str] = Counter()  # those of the dropped that are faults
-        self._faults: list[Fault] = []
-
-    def broken(self, fault: Fault) -> None:
-        """Count a broken record, and keep it to look at."""
-        self._broken[fault.reason] += 1
-        self.dropped[fault.reason] += 1
-        if len(self._faults) < MAX_QUARANTINED:  # the wrong file as corpus must not fill the memory with its lines
-            self._faults.append(fault)
-
-    @property
-    def counts(self) -> dict[str, Any]:
-        """{"in": n, "kept": n, "dropped": {reason: n}}."""
-        return {"in": self.kept + self.dropped.total(), "kept": self.kept, "dropped": dict(sorted(self.dropped.items()))}
-
-    @property
-    def bad(self) -> int:
-        """How many records are broken."""
-        return self._broken.total()
-
-    @property
-    def faults(self) -> pa.Table:
-        """The first `MAX_QUARANTINED` broken records in file order, schema QUARANTINE."""
-        return table_of([fault[: len(QUARANTINE)] for fault in self._faults], QUARANTINE)
-
-    @property
-    def reasons(self) -> str:
-        """`12 no id, 3 empty text`, of the broken records."""
-        by_number = sorted(self._broken.items(), key=lambda item: (-item[1], item[0]))
-        return ", ".join(f"{count:,} {reason}" for reason, count in by_number)
-
-    @property
-    def said(self) -> str:
-        """The broken records by reason, the first ones in full, a line each."""
-        return "\n".join([self.reasons, *(f"  {fault}" for fault in self._faults[:_FIRST_FAULTS])])
-
-
 def shard_of_query(text: str, shards: int) -> int:
     """Which of so many shards a query lies in: by its text, so that no teacher pair is wanted by two shards."""
     return hash64("queries", text) % shards
 
 
-def ingest_corpus(collection: Collection, sinks: Sinks) -> IngestReport:
+def ingest_corpus(collection: Collection, sinks: Sinks) -> RecordCounts:
     """Passages to their shards. The first of several lines with one id wins, the others are faults.
 
     Raises UserError where the corpus holds no record, or a gzip is cut short.
     """
-    report = IngestReport()
+    report = RecordCounts()
     # Hashes, not ids: a third of the memory. Two of 8.8 M ids share one with probability 2e-6, and then it shows as a fault.
     seen: set[int] = set()
     for line, passage in read_corpus(collection):
@@ -109,7 +61,7 @@ def ingest_corpus(collection: Collection, sinks: Sinks) -> IngestReport:
     return report
 
 
-def ingest_queries(collection: Collection, sinks: Sinks) -> IngestReport:
+def ingest_queries(collection: Collection, sinks: Sinks) -> RecordCounts:
     """Judged queries to their shards; the others are dropped as "unjudged", which is no fault.
 
     The shard is a hash of the text: queries of equal text lie in one shard, so two shards never have a teacher pair in common.
@@ -118,7 +70,7 @@ def ingest_queries(collection: Collection, sinks: Sinks) -> IngestReport:
     Raises UserError where no query is there, or none is judged.
     """
     judged, _ = _judged_ids(collection)
-    report = IngestReport()
+    report = RecordCounts()
     seen: dict[str, tuple[str, int]] = {}
     strangers: list[str] = []
     for line, query in read_queries(collection):
@@ -151,7 +103,7 @@ def ingest_queries(collection: Collection, sinks: Sinks) -> IngestReport:
 
 def ingest_qrels(
     collection: Collection, sinks: Sinks, *, settings: Ingest, corpus: Iterable[Path], queries: Iterable[Path]
-) -> IngestReport:
+) -> RecordCounts:
     """Judgements of known queries and passages to the one shard, sorted by (split, query_id, doc_id). Relevance 0 is kept.
 
     `settings` is for the training split; `corpus` and `queries` are finished shards.
@@ -174,16 +126,16 @@ def ingest_qrels(
 
 def known_labels(
     collection: Collection, query_ids: Container[str], doc_ids: Container[str]
-) -> tuple[dict[tuple[str, str, str], int], IngestReport]:
+) -> tuple[dict[tuple[str, str, str], int], RecordCounts]:
     """(split, query_id, doc_id) -> label of all judgements of these queries and passages, and what became of the others.
 
     Raises UserError where a qrels file has none.
     """
-    report = IngestReport()
+    report = RecordCounts()
     relevance: dict[tuple[str, str, str], tuple[int, int]] = {}  # (label, line)
     for split in collection.qrels:
         kept = report.kept
-        of_split = IngestReport()
+        of_split = RecordCounts()
         for line, judgement in read_qrels(collection, split=split):
             checked = judgement if isinstance(judgement, Fault) else _checked(line, judgement, query_ids, doc_ids, relevance)
             if isinstance(checked, Fault):
@@ -235,7 +187,7 @@ def check_splits(collection: Collection, *, settings: Ingest) -> None:
 
 def check_judgements(collection: Collection, *, split: str, setting: str | None) -> None:
     """Raises UserError where no judgement of a split can be read; with a setting, which is named, where it has no label above 0."""
-    report = IngestReport()
+    report = RecordCounts()
     for _, judgement in read_qrels(collection, split=split):
         if isinstance(judgement, Fault):
             report.broken(judgement)
@@ -252,7 +204,7 @@ def check_judgements(collection: Collection, *, split: str, setting: str | None)
     )
 
 
-def check_bad_fraction(report: IngestReport, *, settings: Ingest, quarantine: Path) -> None:
+def check_bad_fraction(report: RecordCounts, *, settings: Ingest, quarantine: Path) -> None:
     """Raises UserError, with the first ten faults, where more than `max_bad_fraction` of the records are broken.
 
     `quarantine` is where the faults are listed.
@@ -284,7 +236,7 @@ def _judged_ids(collection: Collection) -> tuple[set[str], set[str]]:
     return query_ids, doc_ids
 
 
-def _refuse_empty(report: IngestReport, files: Sequence[Path]) -> None:
+def _refuse_empty(report: RecordCounts, files: Sequence[Path]) -> None:
     # Where all records are broken, the check of their share has the better message.
     if not report.kept and not report.bad:
         raise UserError(f"{listed_files(files)} holds no record")

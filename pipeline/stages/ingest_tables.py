@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from data.config.settings import Experiment
 from data.formats.collection import Collection, find_collection, numbered_files
+from data.formats.record_counts import RecordCounts
 from data.tables import schemas
 from data.tables.shards import ShardWriter, shard_name, write_shard
 from pipeline.stage import StageContext, Table
-from pipeline.stages.ingest import IngestReport, Sinks, check_bad_fraction, check_splits, ingest_corpus, ingest_qrels, ingest_queries
+from pipeline.stages.ingest import Sinks, check_bad_fraction, check_splits, ingest_corpus, ingest_qrels, ingest_queries
 from retrieval.models.resolved import ResolvedModels
 
 
@@ -33,7 +34,7 @@ def quarantine_file(folder: Path) -> Path:
     return folder / "quarantine" / shard_name(0, 1)
 
 
-def _build(context: StageContext, *, schema: pa.Schema, ingest: Callable[[Collection, Sinks], IngestReport]) -> None:
+def _build(context: StageContext, *, schema: pa.Schema, ingest: Callable[[Collection, Sinks], RecordCounts]) -> None:
     """Write the task's shards in one pass over the files. Too many broken records leave a quarantine and no shard."""
     collection = _collection(context.experiment)
     quarantine = quarantine_file(context.folder)

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections import Counter
 from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from data.digests import DigestCache, hash64, json_digest, text_hash
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers
 from data.formats.collection import Collection, listed_files
 from data.formats.readers import Fault, Place, Query, read_corpus, read_qrels, read_queries
+from data.formats.record_counts import RecordCounts
 from data.tables.manifest import Manifest, ShardRecord
 from data.tables.schemas import CORPUS, QUERIES, SCHEMA_VERSION
 from data.tables.shards import describe, open_shard
@@ -30,43 +28,15 @@ from retrieval.evaluation.qrels import Qrels
 
 SHARD_ROWS = 8192  # passages of a shard: what a killed encoding loses at most
 TEXTS_VERSION = 1  # raised when the same file gives other texts
-_FIRST_FAULTS = 10
 
 
-@dataclass
-class Counts:
-    """What became of the records of a file, counted as they are read."""
-
-    kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)  # by reason
-    broken: int = 0  # of the dropped
-    first: list[str] = field(default_factory=list)  # faults, in words
-
-    def fault(self, fault: Fault) -> None:
-        """Count a broken record."""
-        self.dropped[fault.reason] += 1
-        self.broken += 1
-        if len(self.first) < _FIRST_FAULTS:
-            self.first.append(str(fault))
-
-    def as_json(self) -> dict[str, Any]:
-        """For a manifest; `of_json` is the way back."""
-        read = self.kept + self.dropped.total()
-        return {"in": read, "kept": self.kept, "dropped": dict(sorted(self.dropped.items())), "broken": self.broken, "first": self.first}
-
-    @staticmethod
-    def of_json(values: dict[str, Any]) -> Counts:
-        """What `as_json` gave."""
-        return Counts(values["kept"], Counter(values["dropped"]), values["broken"], list(values["first"]))
-
-    def check(self, *, max_bad_fraction: float, what: str) -> None:
-        """Raises UserError, with the first faults, where too many records are broken."""
-        read = self.kept + self.dropped.total()
-        if self.broken > max_bad_fraction * read:
-            found = f"{self.broken:,} of {read:,} records of {what} are broken, {self.broken / read:.2%}"
-            faults = "".join(f"\n  {fault}" for fault in self.first)
-            remedy = "Mend the file, or go on without these records by raising max_bad_fraction."
-            raise UserError(f"{found} (max_bad_fraction={max_bad_fraction} allows {max_bad_fraction:.2%}):{faults}\n{remedy}")
+def check_broken(counts: RecordCounts, *, max_bad_fraction: float, what: str) -> None:
+    """Raises UserError, with the first faults, where too many records are broken."""
+    read = counts.counts["in"]
+    if counts.bad > max_bad_fraction * read:
+        found = f"{counts.bad:,} of {read:,} records of {what} are broken, {counts.bad / read:.2%}"
+        remedy = "Mend the file, or go on without these records by raising max_bad_fraction."
+        raise UserError(f"{found} (max_bad_fraction={max_bad_fraction} allows {max_bad_fraction:.2%}): {counts.said}\n{remedy}")
 
 
 def is_whole(folder: Path) -> bool:
@@ -85,7 +55,7 @@ def _checked_id(identifier: str, line: Place) -> str:
     return identifier
 
 
-def corpus_table(collection: Collection, store: Path, digests: DigestCache) -> tuple[Path, Counts]:
+def corpus_table(collection: Collection, store: Path, digests: DigestCache) -> tuple[Path, RecordCounts]:
     """The folder of the passages' table, made where it is not there, and what became of the records.
 
     Raises UserError where the corpus holds no record that is whole.
@@ -96,13 +66,13 @@ def corpus_table(collection: Collection, store: Path, digests: DigestCache) -> t
     folder = store / "texts" / f"corpus-{fingerprint}"
     there = Manifest.read(folder)
     if there is not None and is_whole(folder):
-        return folder, Counts.of_json(there.counts)
+        return folder, RecordCounts.of_json(there.counts)
     remove_leftovers(folder)
-    counts = Counts()
+    counts = RecordCounts()
     try:
         records = list(_write_corpus(collection, folder, fingerprint, counts))
         if not counts.kept:
-            raise UserError("\n  ".join([f"{listed_files(collection.corpus)} holds no passage", *counts.first]))
+            raise UserError(f"{listed_files(collection.corpus)} holds no passage: {counts.said}")
     except UserError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -110,7 +80,7 @@ def corpus_table(collection: Collection, store: Path, digests: DigestCache) -> t
     return folder, counts
 
 
-def _write_corpus(collection: Collection, folder: Path, fingerprint: str, counts: Counts) -> Iterator[ShardRecord]:
+def _write_corpus(collection: Collection, folder: Path, fingerprint: str, counts: RecordCounts) -> Iterator[ShardRecord]:
     """The shards, one after the other. How many there will be is not known, so their names do not tell."""
     passages = _passages(collection, counts)
     for number in itertools.count():
@@ -124,14 +94,14 @@ def _write_corpus(collection: Collection, folder: Path, fingerprint: str, counts
         yield ShardRecord(path.name, *describe(path))
 
 
-def _passages(collection: Collection, counts: Counts) -> Iterator[tuple[str, str, int]]:
+def _passages(collection: Collection, counts: RecordCounts) -> Iterator[tuple[str, str, int]]:
     """Rows of CORPUS. The first of several records with one id wins, the others are faults."""
     seen: set[int] = set()  # hashes, not ids: a third of the memory
     for line, passage in read_corpus(collection):
         if isinstance(passage, Fault):
-            counts.fault(passage)
+            counts.broken(passage)
         elif (id_hash := hash64("corpus", passage.doc_id)) in seen:
-            counts.fault(line.fault("duplicate id"))
+            counts.broken(line.fault("duplicate id"))
         else:
             seen.add(id_hash)
             counts.kept += 1
@@ -139,17 +109,17 @@ def _passages(collection: Collection, counts: Counts) -> Iterator[tuple[str, str
             yield (*passage, text_hash(passage.text))
 
 
-def queries_table(collection: Collection, judged: Container[str], store: Path) -> tuple[Path, Counts]:
+def queries_table(collection: Collection, judged: Container[str], store: Path) -> tuple[Path, RecordCounts]:
     """The folder of the table of the judged queries, by id, and what became of the records.
 
     Raises UserError where none of them is there.
     """
-    counts = Counts()
+    counts = RecordCounts()
     rows = _queries(collection, judged, counts)
     if not rows:
         files = listed_files(collection.queries)
         found = f"none of the {counts.dropped['unjudged']:,} queries in {files} is judged: do queries and qrels belong together?"
-        raise UserError("\n  ".join([found, *counts.first]))
+        raise UserError(f"{found} {counts.said}".rstrip())
     content = json_digest([list(row) for row in rows])
     key = {"version": TEXTS_VERSION, "schema": SCHEMA_VERSION, "table": "queries", "content": content}
     fingerprint = json_digest(key)
@@ -165,12 +135,12 @@ def queries_table(collection: Collection, judged: Container[str], store: Path) -
     return folder, counts
 
 
-def _queries(collection: Collection, judged: Container[str], counts: Counts) -> list[Query]:
+def _queries(collection: Collection, judged: Container[str], counts: RecordCounts) -> list[Query]:
     """Judged queries by id. One that stands in two files with one text (MS MARCO's `dev` and `dev.small`) is kept once."""
     kept: dict[str, tuple[str, Query]] = {}
     for line, query in read_queries(collection):
         if isinstance(query, Fault):
-            counts.fault(query)
+            counts.broken(query)
         elif query.query_id not in judged:
             counts.dropped["unjudged"] += 1
         elif (first := kept.get(query.query_id)) is None:
@@ -179,27 +149,27 @@ def _queries(collection: Collection, judged: Container[str], counts: Counts) -> 
         elif first[0] != line.file and first[1].text == query.text:
             counts.dropped["repeated in another file"] += 1
         else:
-            counts.fault(line.fault("duplicate id"))
+            counts.broken(line.fault("duplicate id"))
     return [query for _, (_, query) in sorted(kept.items())]
 
 
-def labels_of(collection: Collection, *, split: str) -> tuple[Qrels, Counts]:
+def labels_of(collection: Collection, *, split: str) -> tuple[Qrels, RecordCounts]:
     """The labels of a split, and what became of its lines. A pair that is judged again with another label is a fault.
 
     Raises UserError where no label is above 0: there is nothing to find.
     """
-    counts = Counts()
+    counts = RecordCounts()
     qrels: Qrels = {}
     for line, judgement in read_qrels(collection, split=split):
         if isinstance(judgement, Fault):
-            counts.fault(judgement)
+            counts.broken(judgement)
             continue
         labels = qrels.setdefault(judgement.query_id, {})
         before = labels.setdefault(judgement.doc_id, judgement.relevance)
         if before != judgement.relevance:
-            counts.fault(line.fault("duplicate judgement", f"labelled {before} before, {judgement.relevance} here"))
+            counts.broken(line.fault("duplicate judgement", f"labelled {before} before, {judgement.relevance} here"))
         else:
             counts.kept += 1
     if not any(label > 0 for labels in qrels.values() for label in labels.values()):
-        raise UserError("\n  ".join([f"{listed_files(collection.qrels[split])} has no label above 0: nothing can be found", *counts.first]))
+        raise UserError(f"{listed_files(collection.qrels[split])} has no label above 0: nothing can be found. {counts.said}".rstrip())
     return qrels, counts

@@ -18,18 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow.compute as pc
+
 from data.config.settings import Search, Student
 from data.digests import DigestCache, file_digest, json_digest
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers
+from data.formats.record_counts import RecordCounts
 from data.formats.trec import Run, read_run
 from data.tables.shards import atomic_write
 from retrieval.encoding.encode import table_encoding, write_vectors
 from retrieval.encoding.text_encoder import TextEncoder
-from retrieval.evaluation.collection_texts import Counts, corpus_table, is_whole, labels_of, queries_table
+from retrieval.evaluation.collection_texts import check_broken, corpus_table, is_whole, labels_of, queries_table
 from retrieval.evaluation.metrics import Evaluation, evaluate, own_passages
 from retrieval.evaluation.qrels import Qrels
-from retrieval.evaluation.results import Figures, Results
+from retrieval.evaluation.results import RESULTS, Figures, Results
 from retrieval.evaluation.suite import Member
 from retrieval.models.student import StudentSpec
 from retrieval.search.embedding_table import EmbeddingTable
@@ -66,7 +69,7 @@ class _Read:
     qrels: Qrels
     queries: Path
     corpus: Path
-    counts: dict[str, Counts]  # of corpus, queries, qrels
+    counts: dict[str, RecordCounts]  # of corpus, queries, qrels
 
 
 def evaluate_collections(
@@ -104,7 +107,7 @@ def evaluate_collections(
     digests.save()
     key = table_encoding(student, read[0].corpus, digests, kind="corpus", precision=how.precision, device=how.device).student_key
     results = Results(student.model, key, _settings(how), figures)
-    _write_json(out / "results.json", results.as_json())
+    _write_json(out / RESULTS, results.as_json())
     return results
 
 
@@ -116,10 +119,9 @@ def _read(member: Member, store: Path, digests: DigestCache, how: How, *, note: 
     corpus, of_corpus = corpus_table(member.collection, store, digests)
     files = {"corpus": of_corpus, "queries": of_queries, "qrels": of_qrels}
     for name, counts in files.items():
-        counts.check(max_bad_fraction=how.max_bad_fraction, what=f"the {name} of {member.name}")
-        if counts.broken:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.dropped.items() if reason != "unjudged")
-            note(f"{member.name}: {counts.broken:,} broken records of {name} are left out ({reasons}): {counts.first[0]}")
+        check_broken(counts, max_bad_fraction=how.max_bad_fraction, what=f"the {name} of {member.name}")
+        if counts.bad:
+            note(f"{member.name}: {counts.bad:,} broken records of {name} are left out: {counts.said}")
     if lost := len(judged) - of_queries.kept:
         note(f"{member.name}: {lost:,} judged queries have no text, and count with 0")
     _check_passages(member, qrels, corpus, note=note)
@@ -165,16 +167,22 @@ def _searched(name: str, queries: EmbeddingTable, corpus: EmbeddingTable, how: H
     path = out / "runs" / f"{name}.trec"
     made = path.with_suffix(".json")
     digests = {"queries": queries.manifest.content_digest, "corpus": corpus.manifest.content_digest}
-    key = json_digest({**digests, "depth": how.depth, "dimensions": how.dimensions})
+    depth = how.depth + (how.ignore_identical_ids != "false" and _are_passages(queries, corpus))  # so that `depth` others are left
+    key = json_digest({**digests, "depth": depth, "dimensions": how.dimensions})
     if not path.is_file() or _noted(made) != {"search": key, "run": file_digest(path)}:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
         engines = engines_for(Search(), None, device=how.device, threads=how.threads)
         searcher = Searcher(corpus, memory_gb=how.memory_gb, threads=how.threads, engines=engines)
         note(f"searching {queries.rows:,} queries of {name} among {corpus.rows:,} passages")
-        search_to_run(searcher, queries, path, k=how.depth)
+        search_to_run(searcher, queries, path, k=depth)
         _write_json(made, {"search": key, "run": file_digest(path)})
     return read_run(path)
+
+
+def _are_passages(queries: EmbeddingTable, corpus: EmbeddingTable) -> bool:
+    """Whether some query may find itself."""
+    return bool(pc.any(pc.is_in(queries.ids, value_set=corpus.ids)).as_py())
 
 
 def _noted(path: Path) -> Any:

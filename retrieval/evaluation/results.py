@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -87,12 +88,19 @@ class Evaluated:
         return dict(self.content["collections"])
 
     def values(self, collection: str, metric: str) -> dict[str, float]:
-        """query_id -> value."""
+        """query_id -> value. Raises UserError where they are not those of `results.json`, as after a later evaluation that was killed."""
         per_query = self._json(f"per_query/{collection}.json")
         if not all(metric in values for values in per_query.values()):
             there = ", ".join(self.content["settings"]["metrics"])
             raise UserError(f"{self.name} has no {metric} of {collection}: it has {there}")
-        return {query: float(values[metric]) for query, values in per_query.items()}
+        found = {query: float(values[metric]) for query, values in per_query.items()}
+        mean = self.collections[collection].get("metrics", {}).get(metric, math.nan)
+        if not found or not math.isclose(math.fsum(found.values()) / len(found), mean, rel_tol=1e-9, abs_tol=1e-12):
+            raise UserError(
+                f"{self.name}/per_query/{collection}.json and its {RESULTS} are of two evaluations, of which the later was not finished: "
+                "evaluate again"
+            )
+        return found
 
     def _json(self, name: str) -> dict[str, Any]:
         try:

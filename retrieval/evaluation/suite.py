@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from data.errors import UserError
+from data.errors import RunFailed, UserError
 from data.files.paths import expanded
 from data.formats.collection import Collection, find_collection
 from data.remote.cache import RemoteFolder
@@ -104,6 +104,8 @@ def _collections(address: str, *, note: Callable[[str], None]) -> list[tuple[str
     """(name, group, collection) of what lies at an address."""
     name = _name(address)
     names = _names(address)
+    if names is None and not address.startswith(_DATA_SET):
+        raise UserError(f"collections={address}: no such folder; give one with a collection, or a folder of such folders")
     if names is None or _is_meant(names):
         return [(name, "", _found(address))]
     found: list[tuple[str, str, Collection]] = []
@@ -127,6 +129,8 @@ def _collections(address: str, *, note: Callable[[str], None]) -> list[tuple[str
 def _found(address: str) -> Collection:
     try:
         return find_collection(address)
+    except RunFailed:
+        raise
     except UserError as error:
         raise UserError(f"collections={address}: {error}") from error
 

@@ -59,8 +59,6 @@ class Checkpoint:
 def checkpoint(name: str, folder: Path) -> Checkpoint:
     """A model to be averaged. Raises UserError: an adapter, a quantised model, weights that are not whole, or no safetensors."""
     option = f"models: {name}"
-    if not (folder / "config.json").is_file() and (folder / "student").is_dir():
-        raise UserError(f"models={name} is the output of a training; give the model in it: {folder / 'student'}")
     transformer = transformer_folder(folder)
     if is_adapter(transformer):
         raise UserError(f"models={name} is an adapter, whose base lies elsewhere: merge it into that first (PEFT's merge_and_unload)")

@@ -33,6 +33,7 @@ _TOKENIZER_CONFIG_KEYS = (
 )  # fmt: skip
 _ROLES = ("mask_token", "sep_token", "cls_token", "pad_token", "unk_token", "bos_token", "eos_token")
 _USED_ROLES = _ROLES[:5]  # those of beginning and end are no part of a text for most decoders
+_OF_TRAINING = ("student", "dual_encoder", "cross_encoder", "best")  # models in `train.output`
 _FROM_HUB = ("*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "model.onnx*")  # downloaded unless others are asked for
 WHOLE_MODEL = ("model.safetensors", "model.safetensors.index.json")  # of transformers: one file, or shards
 _ADAPTER_CONFIG = "adapter_config.json"  # of PEFT: see `retrieval.model_files.adapter_files`
@@ -53,6 +54,7 @@ def resolve_folder(
     if path.is_dir():
         if stored_table(path) is not None:
             raise UserError(f"{option}={model} is {what_lies(path)}; expected a model's folder or a hub id")
+        _refuse_output(path, f"{option}={model}")
         if revision is not None:
             raise UserError(f"{section}.revision={revision}: {path} is a folder, whose content is its own pin; leave the revision out")
         return path.resolve()
@@ -71,6 +73,14 @@ def resolve_folder(
     except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{option}={model}: neither a folder nor a hub model that can be reached ({reason})") from error
+
+
+def _refuse_output(folder: Path, given: str) -> None:
+    """Raises UserError where the models of a training lie in a folder that is none itself."""
+    is_model = any((folder / name).is_file() for name in ("config.json", "modules.json"))
+    inside = [str(folder / name) for name in _OF_TRAINING if (folder / name / "config.json").is_file()]
+    if inside and not is_model:
+        raise UserError(f"{given} is the output of a training; give the model in it: {' or '.join(inside)}")
 
 
 @functools.cache  # the hub is asked once a process, also where a command looks a model up twice

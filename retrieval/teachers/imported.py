@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from data.config import settings
 from data.digests import DigestCache, json_digest
 from data.errors import RunFailed, UserError
-from data.logits.declared import DeclaredTeacher
+from data.logits.declared import NAMESPACE, DeclaredTeacher
 from data.logits.store import LogitStore, namespace_note, namespaces
 from retrieval.teachers.base import WORDS, OnBatch, Pair, PreparedPairs, PreparingTeacher, TeacherSettings, TeacherSpec, ignore_batch
 from retrieval.teachers.pair_template import PairText
 
-NAMESPACE = "namespace:"  # before the start of a namespace, in place of a name
 FIRST_REVISION = "1"  # of a declared teacher that names none
 # Settings of teachers whose model is loaded, beside those that `backends` refuses.
 _OF_MODELS = ("trust_remote_code", "precision", "compile", "batch_tokens")

@@ -55,7 +55,9 @@ def card_of(run: TrainingRun, *, adapter: bool, figures: dict[str, float], compa
     what = _title(run.experiment)
     if adapter:
         what = f"LoRA adapter: {what[0].lower()}{what[1:]}"
-    front = yaml.safe_dump(_front_matter(run, title=what, adapter=adapter, figures=figures, compared=compared), sort_keys=False)
+    front = yaml.safe_dump(
+        _front_matter(run, title=what, adapter=adapter, figures=figures, compared=compared), sort_keys=False, allow_unicode=True
+    )
     front = front.replace(f"license: {OPEN_LICENSE}\n", f"license: {OPEN_LICENSE} # the licence of this model; `train push` waits for it\n")
     parts = [f"---\n{front}---\n", f"# {what}\n", _about(run, adapter=adapter), _use(run, adapter=adapter)]
     return "\n".join([*parts, _figures(figures, compared), _training(run)]) + "\n"
@@ -118,10 +120,13 @@ def _named(model: str) -> str:
 
 
 def _teacher(teacher: Teacher) -> str:
-    """Whose logits it learned from; of imported ones what they are declared as."""
+    """The teacher of a student. A declared one is a name, which may be any text; of a path, its last part."""
     if teacher.model == TEACHER_OF_LISTS:
         return "that of the lists, which were given"
-    return f"`{teacher.model}`, whose logits were imported" if teacher.backend == "imported" else _named(teacher.model)
+    if teacher.backend != "imported":
+        return _named(teacher.model)
+    name = teacher.model if _is_hub_id(teacher.model) else teacher.model.rstrip("/").rpartition("/")[2]
+    return f"{_code(name)}, of which imported scores were used"
 
 
 def _about(run: TrainingRun, *, adapter: bool) -> str:
@@ -155,7 +160,7 @@ def _about(run: TrainingRun, *, adapter: bool) -> str:
 
 
 def _code(prompt: str) -> str:
-    """A prompt as it can stand in a table: as JSON, without what ends a cell."""
+    """A text as it can stand in a table, too: quoted, without what ends a cell."""
     return "none" if not prompt else f"<code>{re.sub('[|<>&`]', lambda found: f'&#{ord(found.group())};', repr(prompt))}</code>"
 
 

@@ -6,6 +6,8 @@ into the card that goes.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from data.config.fields import unknown_key
 from data.errors import EXIT_COMPLETE, RunFailed, UserError, first_line
 from data.files.paths import expanded
 from data.files.what_lies import what_lies
+from retrieval.merging.merge import RECORD
 from trainer.saving.output_folder import CARD_NAME, OPEN_LICENSE, RESULT_NAME, RUN_NAME, THIS_MODEL
 
 _KEYS = ("repo", "output", "folder", "private", "license", "message", "dry_run")
@@ -46,12 +49,13 @@ def push(words: dict[str, str]) -> int:
     asked = _asked(words)
     files = model_files(asked.folder)
     contents = _cards(asked, files)
+    contents |= _adapter_configs(asked, files, contents)
     if asked.dry_run:
         _print_plan(asked, files, contents)
         return EXIT_COMPLETE
     _check_license(asked, contents)
     address = _send(asked, files, contents)
-    print(f"pushed {len(files)} files ({_megabytes(files)}) of {asked.folder} to {address}")
+    print(f"pushed {len({*files, *contents})} files ({_megabytes(files)}) of {asked.folder} to {address}")
     return EXIT_COMPLETE
 
 
@@ -123,7 +127,7 @@ def model_files(folder: Path) -> list[Path]:
 
 def _stays(path: Path) -> bool:
     hidden = any(part.startswith(".") or part in ("checkpoints", "__pycache__") for part in path.parts)
-    return hidden or path.name.startswith("optimizer.") or path.suffix in (".tmp", ".lock")
+    return hidden or path.name.startswith("optimizer.") or path.name == RECORD or path.suffix in (".tmp", ".lock")
 
 
 def _cards(asked: Push, files: list[Path]) -> dict[Path, bytes]:
@@ -136,6 +140,28 @@ def _cards(asked: Push, files: list[Path]) -> dict[Path, bytes]:
             text = _with_license(text, asked.license)
         cards[path] = text.replace(f'("{THIS_MODEL}")', f'("{asked.repo}")').encode()
     return cards
+
+
+def _adapter_configs(asked: Push, files: list[Path], cards: dict[Path, bytes]) -> dict[Path, bytes]:
+    """The configurations of adapters whose base is a folder of this machine, as they go: with the base model that the card names.
+
+    Raises UserError where it names none: nobody else could open the adapter.
+    """
+    contents: dict[Path, bytes] = {}
+    for path in (path for path in files if path.name == "adapter_config.json"):
+        config = json.loads(_text(path))
+        base = str(config.get("base_model_name_or_path"))
+        if not os.path.isabs(base) and not os.path.exists(path.parent / base):
+            continue
+        card = path.parent / CARD_NAME if path.parent / CARD_NAME in cards else asked.folder / CARD_NAME
+        named = _front(cards[card].decode(), card).get("base_model")
+        if not isinstance(named, str):
+            raise UserError(
+                f"{path}: its base is a folder of this machine, {base}, which nobody else has: write `base_model: ORG/NAME` into the front "
+                f"matter of {card}, or delete {path.parent} to push without the adapter"
+            )
+        contents[path] = json.dumps({**config, "base_model_name_or_path": named}, indent=2).encode()
+    return contents
 
 
 def _text(path: Path) -> str:
@@ -226,7 +252,7 @@ def _print_plan(asked: Push, files: list[Path], contents: dict[Path, bytes]) -> 
         size = len(contents[path]) if path in contents else path.stat().st_size
         print(f"{size:>14,}  {path.relative_to(asked.folder).as_posix()}")
     visible = "public" if asked.private is False else "private, if it is new"
-    print(f"would push {len(files)} files ({_megabytes(files)}) to {asked.repo} ({visible}); nothing was sent")
+    print(f"would push {len({*files, *contents})} files ({_megabytes(files)}) to {asked.repo} ({visible}); nothing was sent")
     if not _has_license(_front(contents[asked.folder / CARD_NAME].decode(), asked.folder / CARD_NAME)):
         print("the card names no licence yet: give license=...")
 

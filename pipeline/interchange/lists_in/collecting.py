@@ -27,11 +27,12 @@ from pipeline.interchange.lists_in.identities import (
     text_hashes,
     titled,
 )
+from pipeline.interchange.lists_in.read_pairs import ReadPairs
 from pipeline.interchange.lists_in.scores import as_logits, expected
 from pipeline.interchange.lists_in.spill import Spill
 
 UNKNOWN = -1  # relevance of a candidate of which the file does not say
-# Candidates as they were read, by the hash of the query's text. `key` is null where there is no logit.
+# Candidates as they were read. `key` is null where there is no logit.
 PAIRS = pa.schema(
     [
         ("number", pa.int64()),  # of the candidate, from 0 in the order of reading
@@ -43,16 +44,18 @@ PAIRS = pa.schema(
         ("query", pa.uint64()),  # hash of id and text, as `FirstTexts.add` gave it
         ("doc", pa.uint64()),
         ("key", pa.binary(16)),
+        ("of_query", pa.uint64()),  # hash of the query's text
     ]
 )
 IDS = pa.schema(list(PAIRS)[:6])  # the same before their texts are known, by the hash of the query's id
 
 
 class Collector:
-    """Takes batches in. With texts it makes `queries` and `passages`, and pairs with their keys; of lists of ids the pairs alone."""
+    """Takes batches in. With texts it makes `queries` and `passages`, and `pairs` with their keys; of lists of ids `ids` alone."""
 
     def __init__(self, folder: Path, *, with_texts: bool, kind: ScoreKind, report: ImportReport, buckets: int) -> None:
-        self.pairs = Spill(folder / "pairs", PAIRS if with_texts else IDS, buckets=buckets)
+        self.pairs = ReadPairs(folder, PAIRS, buckets=buckets)
+        self.ids = Spill(folder / "ids", IDS, buckets=buckets)
         self.queries = FirstTexts(folder, "queries", buckets=buckets, slots=QUERY_SLOTS) if with_texts else None
         self.passages = FirstTexts(folder, "passages", buckets=buckets) if with_texts else None
         self.scored = 0
@@ -128,7 +131,7 @@ class Collector:
         self.positives += int((relevance > 0).sum())
         if self.queries is None or self.passages is None:
             taken = query_ids.take(pa.array(of))
-            self.pairs.add(pa.table([numbers, first + of, taken, ids, relevance, logits], schema=IDS), hashes_of(taken))
+            self.ids.add(pa.table([numbers, first + of, taken, ids, relevance, logits], schema=IDS), hashes_of(taken))
             return
         usable = pa.array(np.flatnonzero(~broken))
         of = (np.cumsum(~broken) - 1)[of]  # of the usable queries
@@ -139,8 +142,8 @@ class Collector:
         query_hashes, doc_hashes = self.queries.add(query_ids, query_texts, of_queries), self.passages.add(ids, texts, of_texts)
         keys = keys_of(query_texts, texts, of, ~np.isnan(logits))
         chosen = pa.array(of)
-        columns = [numbers, lists, query_ids.take(chosen), ids, relevance, logits, query_hashes[of], doc_hashes, keys]
-        self.pairs.add(pa.table(columns, schema=PAIRS), of_queries[of])
+        columns = [numbers, lists, query_ids.take(chosen), ids, relevance, logits, query_hashes[of], doc_hashes, keys, of_queries[of]]
+        self.pairs.add(pa.table(columns, schema=PAIRS), of_queries)
 
     def _logits(self, candidates: pa.Table, lists: Lists) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The logits, and which candidates have no broken score."""

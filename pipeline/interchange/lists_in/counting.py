@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from data.formats.readers import RECORD_CHARS, Fault
+from data.formats.record_counts import MAX_QUARANTINED
 from data.tables.schemas import QUARANTINE
 from data.tables.shards import table_of
-from pipeline.stages.ingest import MAX_QUARANTINED
 
 Lists = NDArray[np.int64]  # numbers of lists, from 0 in the order of reading
 _FIRST_FAULTS = 10

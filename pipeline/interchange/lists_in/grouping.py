@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from data.logits.segment import key_halves
 from pipeline.interchange.lists_in.counting import ImportReport
 from pipeline.interchange.lists_in.identities import Hashes, combined
-from pipeline.interchange.lists_in.spill import Spill, bucket_ranges
+from pipeline.interchange.lists_in.spill import Spill
 
 # A query's rows have the number of its first list, by which they come back into the order of reading.
 ROWS = pa.schema(
@@ -26,7 +27,6 @@ ROWS = pa.schema(
     ]
 )
 LOGITS = pa.schema([("key", pa.binary(16)), ("logit", pa.float32()), ("list", pa.int64())])  # by key
-_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @dataclass(frozen=True)
@@ -44,24 +44,21 @@ class Grouped:
 
     longest: int = 0  # candidates of a query's list in the run
     fewest: int = 0  # of one that has any
+    unscored: int = 0  # positives, and candidates of the run, without a logit
 
 
-def group(pairs: Spill, rows: Spill, logits: Spill, *, rules: Rules, report: ImportReport, in_order: bool) -> Grouped:
-    """All buckets of `pairs`; what stays goes to `rows` and `logits`. `in_order`: whether a query's rows lie in the order of reading."""
-    grouped = Grouped()
-    width = _ALL // np.uint64(max(1, report.places.count)) or np.uint64(1)
-    for buckets in bucket_ranges(pairs):
-        table = pairs.read(buckets)
-        table = _right(table if in_order else table.sort_by("number"), rules, report)
-        if not table.num_rows:
-            continue
-        table, scored = _one_score_a_text(_once(table, report), report)
-        logits.add(scored, key_halves(scored.column("key"))[:, 0])
-        lists = _lists(table, rules, report, grouped)
-        rows.add(lists, _numbers(lists, "first_list").astype(np.uint64) * width)
-    rows.flush()
+def group(pairs: Iterable[pa.Table], logits: Spill, *, rules: Rules, report: ImportReport, grouped: Grouped) -> Iterator[pa.Table]:
+    """The lists of `pairs`, schema ROWS; their logits go to `logits`.
+
+    A table has all rows of its queries in the order of reading.
+    """
+    for table in pairs:
+        table = _right(table, rules, report)
+        if table.num_rows:
+            table, scored = _one_score_a_text(_once(table, report), report)
+            logits.add(scored, key_halves(scored.column("key"))[:, 0])
+            yield _lists(table, rules, report, grouped)
     logits.flush()
-    return grouped
 
 
 def _numbers(table: pa.Table, name: str) -> NDArray[Any]:
@@ -175,6 +172,7 @@ def _lists(table: pa.Table, rules: Rules, report: ImportReport, grouped: Grouped
     report.kept.update(
         {"queries": len(first), "positives": int(positive.sum()), "candidates in the run": int(in_run.sum()), "logits": int(scored.sum())}
     )
+    grouped.unscored += int(((positive | in_run) & ~scored).sum())
     unscored = int((~positive & ~scored).sum()) if rules.drop_unscored else 0
     report.dropped.update({"candidates without a score": unscored} if unscored else {})
     odd = {

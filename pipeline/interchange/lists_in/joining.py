@@ -5,6 +5,7 @@ Pairs lie on disk by the hash of an id, and so do the texts: what has to meet is
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +50,7 @@ def of_collection(collection: Collection, *, split: str) -> Source:
 
 
 def _tables(rows: Iterator[tuple[object, ...]], schema: pa.Schema) -> Iterator[pa.Table]:
-    some: list[tuple[object, ...]] = []
-    for row in rows:
-        some.append(row)
-        if len(some) == _AT_ONCE:
-            yield pa.table([pa.array(column, field.type) for column, field in zip(zip(*some, strict=True), schema, strict=True)], schema)
-            some = []
-    if some:
+    while some := list(itertools.islice(rows, _AT_ONCE)):
         yield pa.table([pa.array(column, field.type) for column, field in zip(zip(*some, strict=True), schema, strict=True)], schema)
 
 
@@ -89,9 +84,10 @@ class Joiner:
     def __init__(self, folder: Path, source: Source, report: ImportReport) -> None:
         self._folder, self._source, self._report = folder, source, report
         self.judged_elsewhere = 0  # positives of the lists that the collection does not call so
+        self.unscored_labels = 0  # positives of the collection that no list scores
 
-    def join(self, pairs: Spill) -> Spill:
-        """`pairs` by query id become pairs with keys, by the query's text. Unknown ids are broken."""
+    def join(self, pairs: Spill) -> Iterator[pa.Table]:
+        """`pairs` by query id become pairs with keys, those of a query's text in one table. Unknown ids are broken."""
         with_query = self._join_queries(pairs)
         texts = self._spilled(self._source.passages, "passages_by_id", _TEXTS)
         joined = Spill(self._folder / "joined", PAIRS, buckets=BUCKETS)
@@ -101,8 +97,7 @@ class Joiner:
                 self._add(table.append_column("text", _looked_up(table, "doc_id", texts.read(buckets))), joined)
         with_query.delete()
         texts.delete()
-        joined.flush()
-        return joined
+        return (joined.read(buckets).sort_by("number") for buckets in bucket_ranges(joined))
 
     def _join_queries(self, pairs: Spill) -> Spill:
         texts = self._spilled(self._source.queries, "queries_by_id", _TEXTS)
@@ -112,6 +107,8 @@ class Joiner:
         joined = Spill(self._folder / "with_query", _WITH_QUERY, buckets=BUCKETS)
         for buckets in bucket_ranges(pairs, texts, *([judged] if judged else [])):
             table = pairs.read(buckets)
+            if judged is not None:
+                table = self._judged(table, judged.read(buckets))
             if not table.num_rows:
                 continue
             found = _looked_up(table, "query_id", texts.read(buckets))
@@ -122,8 +119,6 @@ class Joiner:
             self._report.lists("unknown query id", strangers, detail=f"not in {self._source.name}", records=ids)
             if not known.all():
                 self._report.dropped["candidates of broken lists"] += int((~known).sum())
-            if judged is not None:
-                table = self._judged(table, judged.read(buckets))
             table = table.append_column("query_text", found).filter(pa.array(known))
             joined.add(table, hashes_of(table.column("doc_id")))
         for spill in (texts, pairs, *([judged] if judged else [])):
@@ -134,7 +129,9 @@ class Joiner:
         """The rows with the collection's labels, which `ingest` will read."""
         own = table.column("relevance").to_numpy()
         labels = pl.DataFrame(pl.from_arrow(judgements)).unique(["query_id", "doc_id"], keep="first")
-        rows = pl.DataFrame(pl.from_arrow(table.select(["query_id", "doc_id"])))
+        rows = pl.DataFrame(pl.from_arrow(table.select(["query_id", "doc_id", "logit"])))
+        positives, scored = labels.filter(pl.col("relevance") > 0), rows.filter(pl.col("logit").is_not_nan())
+        self.unscored_labels += len(positives.join(scored, on=["query_id", "doc_id"], how="anti"))
         found = rows.join(labels, on=["query_id", "doc_id"], how="left", maintain_order="left")["relevance"].fill_null(UNKNOWN).to_numpy()
         self.judged_elsewhere += int(((own > 0) & (found <= 0)).sum())
         relevance = np.where(found == UNKNOWN, np.minimum(own, 0), found).astype(np.int32)
@@ -160,7 +157,8 @@ class Joiner:
         first = np.flatnonzero(np.diff(of, prepend=-1))
         keys = keys_of(query_texts.take(pa.array(first)), texts, of, ~np.isnan(table.column("logit").to_numpy()))
         hashes = joined_hashes(query_ids, query_texts), joined_hashes(doc_ids, texts)
-        joined.add(pa.table([*table.columns[: len(IDS)], *hashes, keys], schema=PAIRS), text_hashes(query_texts))
+        of_query = text_hashes(query_texts)
+        joined.add(pa.table([*table.columns[: len(IDS)], *hashes, keys, of_query], schema=PAIRS), of_query)
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:

@@ -14,6 +14,7 @@ from data.config.settings import load
 from data.errors import UserError
 from data.files.outputs import not_writable
 from data.files.paths import expanded
+from data.formats.ir_datasets_copy import is_ir_datasets
 from data.formats.scored_lists.batches import ListReader, ReadOptions
 from data.logits.declared import DeclaredTeacher, ScoreKind
 from data.remote.cache import RemoteFolder, local_file
@@ -71,7 +72,7 @@ class ImportRequest:
             kind=kind,
             teacher=DeclaredTeacher(args["teacher"], args["revision"], kind) if args["teacher"] else None,
             store=store,
-            collection=_input(args["collection"], "collection") if args["collection"] else None,
+            collection=_collection(args["collection"]) if args["collection"] else None,
             max_bad_fraction=_fraction(args),
             drop_unscored=args.one_of("unscored", "drop", "keep") == "drop",
         )
@@ -87,7 +88,7 @@ class ImportRequest:
             "files": [{"name": os.path.relpath(file, root), "sha256": _digest(file), "bytes": file.stat().st_size} for file in files],
             "columns": dict(sorted(self.options.columns.items())),
             "split": self.options.split,
-            "collection": self.collection and (self.collection if is_remote(self.collection) else os.path.abspath(self.collection)),
+            "collection": self.collection,
             "teacher": self.teacher and {**self.teacher.key, "namespace": self.teacher.namespace},
             "store": self.store and str(self.store.absolute()),
             "drop_unscored": self.drop_unscored,
@@ -102,6 +103,12 @@ def _digest(file: Path) -> str:
 
 def _input(path: str, name: str) -> str:
     return path if path.startswith("hf://") else expanded(path, key=name)
+
+
+def _collection(given: str) -> str:
+    """As `ingest.path` has it in a file of settings, which is read from any folder."""
+    path = expanded(given, key="collection")
+    return path if is_remote(path) or is_ir_datasets(path) else os.path.abspath(path)
 
 
 def _local(path: str, split: str) -> Path:

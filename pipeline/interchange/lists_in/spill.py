@@ -39,7 +39,7 @@ class Spill:
         if not table.num_rows:
             return
         self.rows += table.num_rows
-        self._pending.append(table.cast(self.schema))
+        self._pending.append(table if table.schema.equals(self.schema) else table.cast(self.schema))
         self._hashes.append(hashes)
         self._pending_bytes += table.nbytes
         if self._pending_bytes >= CHUNK_BYTES:

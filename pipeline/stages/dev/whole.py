@@ -23,16 +23,17 @@ import pyarrow as pa
 
 from data.config.settings import Experiment
 from data.digests import canonical_json, json_digest
-from data.errors import UserError
+from data.errors import RunFailed, UserError
 from data.formats.collection import Collection, find_collection
 from data.formats.ir_datasets_copy import is_ir_datasets
 from data.formats.readers import Fault, read_corpus
+from data.formats.record_counts import RecordCounts
 from data.remote.object_store import is_remote
 from data.tables import schemas
 from data.tables.shards import write_shard
 from pipeline.stage import StageContext, Table
 from pipeline.stages.dev.rows import metadata, row_groups, token_key
-from pipeline.stages.ingest import IngestReport, check_bad_fraction, check_judgements, ingest_corpus, ingest_queries, known_labels
+from pipeline.stages.ingest import check_bad_fraction, check_judgements, ingest_corpus, ingest_queries, known_labels
 from pipeline.stages.ingest_tables import corpus_files, quarantine_file, query_files
 from retrieval.models.resolved import ResolvedModels
 
@@ -105,6 +106,8 @@ def _collection(source: Source, experiment: Experiment) -> tuple[Collection, str
         raise UserError(f"{_SETTING}: {source.path}: {what}; give folders in BEIR or MS MARCO layout, or a pattern of theirs as nano/*")
     try:
         collection = find_collection(source.path)
+    except RunFailed:
+        raise
     except UserError as error:
         raise UserError(f"{_SETTING}: {error}{_below(source.path)}") from error
     split = _split(collection, experiment)
@@ -196,7 +199,7 @@ def _build(source: Source, context: StageContext) -> None:
         writer.figures["counts"] = _counts(reports, without_positive=len(asked) - len(grades))
 
 
-def _refuse_too_many(context: StageContext, reports: Sequence[IngestReport]) -> None:
+def _refuse_too_many(context: StageContext, reports: Sequence[RecordCounts]) -> None:
     """List the broken records, and raise UserError where they are too many of a file's."""
     quarantine = quarantine_file(context.folder)
     faults = pa.concat_tables([report.faults for report in reports])
@@ -205,14 +208,14 @@ def _refuse_too_many(context: StageContext, reports: Sequence[IngestReport]) -> 
         check_bad_fraction(report, settings=context.experiment.ingest, quarantine=quarantine)
 
 
-def _warn_of_some(context: StageContext, reports: Sequence[IngestReport]) -> None:
+def _warn_of_some(context: StageContext, reports: Sequence[RecordCounts]) -> None:
     if broken := [report for report in reports if report.bad]:
         of, all_of = sum(report.bad for report in broken), sum(report.counts["in"] for report in reports)
         reasons, where = ", ".join(report.reasons for report in broken), quarantine_file(context.folder)
         context.warn(f"{context.table.label}: {of:,} of {all_of:,} records are broken and left out ({reasons}); listed in {where}")
 
 
-def _counts(reports: Sequence[IngestReport], *, without_positive: int) -> Mapping[str, Any]:
+def _counts(reports: Sequence[RecordCounts], *, without_positive: int) -> Mapping[str, Any]:
     """Of passages, queries and judgements together; a query whose labels are all 0 is left out, too."""
     dropped = Counter[str]({"query without a label above 0": without_positive} if without_positive else {})
     for report in reports:

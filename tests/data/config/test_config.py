@@ -204,6 +204,14 @@ def test_a_section_without_keys_has_its_defaults(file: Path, null: str) -> None:
         load_with(file, embed="")
 
 
+def test_what_is_missing_is_told_alone(tmp_path: Path) -> None:
+    """Prevents: all other settings printed as what was found where a section is missing."""
+    (tmp_path / "new.yaml").write_text("store: s\nstudent:\n  # model: x\nteacher: {model: t}\ningest: {path: c}\n")
+    with pytest.raises(UserError) as caught:
+        load({"config": str(tmp_path / "new.yaml")})
+    assert str(caught.value).splitlines() == ["the configuration has faults:", "  student: Field required"]
+
+
 ALL_PATHS = {
     "store": "store", "ingest.path": "collection", "student.model": "student", "teacher.model": "teacher", "embed.model": "miner",
     "hard_negatives.run_file": "a.run", "train.output": "out", "train.dev": "dev", "train.objective.teacher_model": "dual",

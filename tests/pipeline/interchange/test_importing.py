@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -218,7 +219,8 @@ def test_lists_without_scores_need_no_teacher(tmp_path: Path) -> None:
     lists: list[List] = [("q", "who", [("d", None, "text", 1, None), ("e", None, "other", 0, None)])]
     said = imported(tmp_path, lists, teacher=False)
     assert found_in(tmp_path).run == {"q": ["e"]} and not (tmp_path / "store").exists()
-    assert "imported" not in (tmp_path / "out" / "experiment.yaml").read_text() and said[-1].startswith("next: ")
+    assert "imported" not in (tmp_path / "out" / "experiment.yaml").read_text()
+    assert said[-1].startswith("next: say which student and teacher in ")
     (tmp_path / "again").mkdir()
     said = imported(tmp_path / "again", lists)
     assert "note: no scores in it: nothing is stored for teacher=theirs" in said and found_in(tmp_path / "again").run == {"q": ["e"]}
@@ -234,8 +236,8 @@ def test_scores_need_a_teacher_before_all_is_read(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lists.jsonl"]
 
 
-@pytest.mark.parametrize(("unscored", "run"), [("drop", ["b"]), ("keep", ["a", "b", "c"])])
-def test_candidates_without_a_score(tmp_path: Path, unscored: str, run: list[str]) -> None:
+@pytest.mark.parametrize(("unscored", "run", "stops_at"), [("drop", ["b"], 1), ("keep", ["a", "b", "c"], 3)])
+def test_candidates_without_a_score(tmp_path: Path, unscored: str, run: list[str], stops_at: int) -> None:
     """Prevents: candidates in the run that the teacher's rules then miss, or left out where they were asked for."""
     listed = [("p", None, "pos", 1, None), ("a", None, "x", 0, None), ("b", None, "y", 0, 1.0), ("c", None, "z", None, math.nan)]
     said = imported(tmp_path, [("q", "who", listed)], f"unscored={unscored}")
@@ -243,12 +245,19 @@ def test_candidates_without_a_score(tmp_path: Path, unscored: str, run: list[str
     assert found.run == {"q": run} and found.qrels == {"q": ["p"]} and found.logits == {("who", "y"): 1.0}
     assert "note: 1 queries none of whose positives has a score, though others have" in said
     assert ("left out: 2 candidates without a score" in said) == (unscored == "drop")
+    assert f"note: {stops_at} positives and candidates of the run have no score: a run stops until they have one" in said
 
 
 def test_scores_that_look_like_probabilities_are_pointed_out(tmp_path: Path) -> None:
     """Prevents: a file of probabilities imported under the default kind, unseen."""
     said = imported(tmp_path, [("q", "who", [("d", None, "text", 1, 0.9), ("e", None, "other", 0, 0.1)])])
     assert any("these look like probabilities" in line for line in said)
+
+
+def test_a_broken_positive_is_what_is_told(tmp_path: Path) -> None:
+    """Prevents: a list without its broken positive taken for one that has negatives alone, and a collection asked for."""
+    with pytest.raises(UserError, match=r"lists.jsonl:1: score is no probability: expected a number from 0 to 1"):
+        imported(tmp_path, [("q", "who", [("d", None, "text", 1, 1.2), ("e", None, "other", 0, 0.1)])], "scores=probability")
 
 
 def test_negatives_alone_are_refused(tmp_path: Path) -> None:
@@ -300,9 +309,10 @@ IDS_ALONE: list[List] = [
 ]
 
 
-def test_ids_find_their_texts_in_a_collection(tmp_path: Path, collection: Path) -> None:
+def test_ids_find_their_texts_in_a_collection(tmp_path: Path, collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: logits under another text than the collection's, and labels that are not the collection's."""
-    imported(tmp_path, IDS_ALONE, f"collection={collection}")
+    monkeypatch.chdir(collection.parent)
+    imported(tmp_path, IDS_ALONE, f"collection={collection.name}")
     texts = {record[0]: record[1] for _, record in [*read_corpus(find_collection(collection)), *read_queries(find_collection(collection))]}
     pairs = [("train0", "d0"), ("train0", "d5"), ("train0", "d7"), ("train2", "d9"), ("train2", "d2"), ("train0", "d9")]
     keys = as_keys([key(texts[query], texts[passage]) for query, passage in pairs])
@@ -314,6 +324,23 @@ def test_ids_find_their_texts_in_a_collection(tmp_path: Path, collection: Path) 
     assert run == {"train0": ["d5", "d7"], "train2": ["d9"]}, "d0 and d2 are their labelled positives"
     assert not (tmp_path / "out" / "corpus.jsonl").exists()
     assert f'path: "{collection}"' in (tmp_path / "out" / "experiment.yaml").read_text()
+
+
+def test_labels_that_no_list_scores_are_told(tmp_path: Path, collection: Path) -> None:
+    """Prevents: a collection with more labels than the lists have scores, of which a run says after the import that it cannot go on."""
+    labelled = {
+        (one.query_id, one.doc_id)
+        for _, one in read_qrels(find_collection(collection), split="train")
+        if not isinstance(one, Fault) and one.relevance > 0
+    }
+    scored = {(query, candidate[0]) for query, _, candidates in IDS_ALONE for candidate in candidates}
+    said = imported(tmp_path, IDS_ALONE, f"collection={collection}")
+    assert any(line.startswith(f"note: {len(labelled - scored)} positives of the collection that no list scores: ") for line in said)
+    # What it says to do: the labels of the lists as a split of their own.
+    shutil.copytree(collection, tmp_path / "copy")
+    shutil.copy(tmp_path / "out" / "qrels" / "train.tsv", tmp_path / "copy" / "qrels" / "lists.tsv")
+    judged = [one[1:3] for _, one in read_qrels(find_collection(tmp_path / "copy"), split="lists") if not isinstance(one, Fault)]
+    assert len(judged) == 2 and set(judged) == labelled & scored
 
 
 @pytest.mark.parametrize(
@@ -364,6 +391,7 @@ def test_texts_beside_the_lists_become_the_collection(tmp_path: Path, plain_read
         (["scores=percent"], "scores=percent: expected logit or probability or cosine"),
         (["unscored=maybe"], "unscored=maybe: expected drop or keep"),
         (["max_bad_fraction=2"], "max_bad_fraction=2: expected a share from 0 to 1"),
+        (["teacher=namespace:3f2a"], "namespace:3f2a names a teacher that the store has already"),
         (["columns=query"], "columns=query: expected name:column"),
         (["columns=query:a,query:b"], "query stands there twice"),
         (["split=../x"], "split='../x': expected the name of a split"),
@@ -384,12 +412,13 @@ def test_arguments_are_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lists.jsonl"]
 
 
-def test_the_starting_file_is_an_experiment(tmp_path: Path, models: Any) -> None:
-    """Prevents: a file of settings that the next command refuses."""
+def test_the_starting_file_is_an_experiment(tmp_path: Path, models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a file of settings that the next command refuses, or whose paths are others in another folder."""
     from data.config.settings import load
 
+    monkeypatch.chdir(tmp_path)
     lists: list[List] = [("q", "who", [("d", None, "text", 1, 2.0), ("e", None, "other", 0, 1.0)])]
-    imported(tmp_path, lists)
+    imported(tmp_path, lists, "store=store", "out=out")
     experiment = load({"config": str(tmp_path / "out" / "experiment.yaml"), "student.model": str(models.student)})
     teacher = experiment.teacher
     assert (teacher.backend, teacher.model, teacher.revision, teacher.imported.scores) == ("imported", "theirs", "1", "logit")

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from data.errors import EXIT_BAD_INPUT
 from data.files.leftovers import this_place
+from data.logits.declared import DeclaredTeacher
 from data.logits.segment import Scores, as_keys
 from data.logits.store import LogitStore, namespace_note
 from pipeline.cli import app
@@ -239,6 +240,18 @@ def test_other_logits_of_one_pair(tmp_path: Path) -> None:
     assert {key: np.frombuffer(row[0], np.float32)[0] for key, row in content(tmp_path / "store").items()} == {A: 1.0, B: 2.0}
 
 
+def test_numbers_of_another_kind(tmp_path: Path) -> None:
+    """Prevents: numbers beyond 1 stored as cosines, and probabilities stored as logits without a word."""
+    path = file_with(tmp_path / "x.parquet", {"query": ["q", "r"], "text": ["a", "b"], "logit": [0.5, 1.5]})
+    code, said = cache("import", path, f"store={tmp_path / 'store'}", "teacher=big", "scores=cosine")
+    assert code == EXIT_BAD_INPUT and "x.parquet: row 2: 1.5 is no cosine: expected a number from -1 to 1" in said, said
+    assert not content(tmp_path / "store", DeclaredTeacher("big", "1", "cosine").namespace)
+    fine = file_with(tmp_path / "y.parquet", {"query": ["q", "r"], "text": ["a", "b"], "logit": [0.5, 1.0]})
+    for kind, told in (("probability", True), ("logit", True), ("cosine", False)):
+        code, said = cache("import", fine, f"store={tmp_path / 'store'}", "teacher=big", f"scores={kind}")
+        assert code == 0 and ("these look like probabilities" in said) == told, said
+
+
 def test_files_of_others(tmp_path: Path) -> None:
     """Prevents: texts and logits of a teacher that nobody has here, keyed otherwise than the store's tables key them."""
     columns = {"query": ["q", " q ", "q", "Q"], "text": ["a", "b\n", "a", "é"], "logit": [1, 2, 1, 3], "rank": [1, 2, 3, 4]}
@@ -255,6 +268,7 @@ def test_files_of_others(tmp_path: Path) -> None:
     assert code == 0 and "0 new pairs stored, 3 there already" in said, said
     hexed = file_with(tmp_path / "y.parquet", {"key": [A.hex().upper()], "logit": pa.array([1.0], pa.float16())})
     code, said = cache("import", hexed, f"store={tmp_path / 'store'}", "teacher=big", "revision=7")
+    assert "big (revision 7, logit)" in cache("stats", f"store={tmp_path / 'store'}")[1]
     assert code == 0 and "0 new pairs stored, 1 there already" in said, said
     code, said = cache(
         "import", file_with(tmp_path / "z.parquet", {"key": [A], "logit": [1.0]}, {}), f"store={tmp_path / 's'}", "teacher=b"

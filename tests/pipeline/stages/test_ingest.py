@@ -17,11 +17,12 @@ from data.config.settings import Ingest
 from data.digests import text_hash
 from data.errors import UserError
 from data.formats.collection import Collection, find_collection
+from data.formats.record_counts import RecordCounts
 from data.tables import shards as data_shards
 from data.tables.schemas import CORPUS, QRELS, QUARANTINE, QUERIES
 from data.tables.shards import open_shard, read_shard, shard_name
 from pipeline.stages import ingest
-from pipeline.stages.ingest import IngestReport, check_bad_fraction, ingest_corpus, ingest_qrels, ingest_queries
+from pipeline.stages.ingest import check_bad_fraction, ingest_corpus, ingest_qrels, ingest_queries
 
 
 class Rows:
@@ -66,27 +67,27 @@ def collection_in(
     return find_collection(folder)
 
 
-def corpus_rows(collection: Collection, **values: Any) -> tuple[IngestReport, list[Rows]]:
+def corpus_rows(collection: Collection, **values: Any) -> tuple[RecordCounts, list[Rows]]:
     section = options(collection.folder, **values)
     sinks = [Rows(CORPUS) for _ in range(section.corpus_shards)]
     return ingest_corpus(collection, sinks), sinks
 
 
-def query_rows(collection: Collection, **values: Any) -> tuple[IngestReport, list[Rows]]:
+def query_rows(collection: Collection, **values: Any) -> tuple[RecordCounts, list[Rows]]:
     section = options(collection.folder, **values)
     sinks = [Rows(QUERIES) for _ in range(section.query_shards)]
     return ingest_queries(collection, sinks), sinks
 
 
 def write_shards(
-    ingest_table: Callable[..., IngestReport],
+    ingest_table: Callable[..., RecordCounts],
     collection: Collection,
     folder: Path,
     *,
     schema: pa.Schema,
     count: int,
     only: int | None = None,
-) -> tuple[IngestReport, list[Path]]:
+) -> tuple[RecordCounts, list[Path]]:
     """The real shards of a table, or just one of them."""
     paths = [folder / shard_name(index, count) for index in range(count)]
     with contextlib.ExitStack() as stack:
@@ -97,7 +98,7 @@ def write_shards(
     return report, paths
 
 
-def qrels_rows(collection: Collection, store: Path, **values: Any) -> tuple[IngestReport, Rows]:
+def qrels_rows(collection: Collection, store: Path, **values: Any) -> tuple[RecordCounts, Rows]:
     _, corpus = write_shards(ingest_corpus, collection, store / "corpus", schema=CORPUS, count=4)
     _, queries = write_shards(ingest_queries, collection, store / "queries", schema=QUERIES, count=3)
     sink = Rows(QRELS)
@@ -105,7 +106,7 @@ def qrels_rows(collection: Collection, store: Path, **values: Any) -> tuple[Inge
     return ingest_qrels(collection, [sink], settings=section, corpus=corpus, queries=queries), sink
 
 
-def reasons(report: IngestReport) -> list[tuple[str, int, str]]:
+def reasons(report: RecordCounts) -> list[tuple[str, int, str]]:
     return [(row["file"], row["line"], row["reason"]) for row in report.faults.to_pylist()]
 
 
@@ -154,7 +155,7 @@ def test_shards_independent_of_order(tmp_path_factory: pytest.TempPathFactory, p
 
 @pytest.mark.parametrize(("ingest_table", "schema", "count"), [(ingest_corpus, CORPUS, 4), (ingest_queries, QUERIES, 3)])
 def test_one_shard_gives_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ingest_table: Callable[..., IngestReport], schema: pa.Schema, count: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ingest_table: Callable[..., RecordCounts], schema: pa.Schema, count: int
 ) -> None:
     """A deleted shard, built anew, must be the old file: else all that was made from it is silently another experiment's."""
     monkeypatch.setattr(data_shards, "BLOCK_ROWS", 3)
@@ -289,7 +290,7 @@ def test_unjudged_is_not_bad(tmp_path: Path) -> None:
 
 def test_quarantine_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading the wrong file must not fill the memory with faults, and the counts must stay true."""
-    monkeypatch.setattr(ingest, "MAX_QUARANTINED", 3)
+    monkeypatch.setattr("data.formats.record_counts.MAX_QUARANTINED", 3)
     report, _ = corpus_rows(collection_in(tmp_path, corpus=[*PASSAGES, *[("d1", "again")] * 10]))
     assert (report.faults.num_rows, report.bad, report.counts["dropped"]) == (3, 10, {"duplicate id": 10})
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
+from data.errors import RunFailed
 from retrieval import cli
 from retrieval.encoding import encode
+from retrieval.evaluation.suite import find_suite
 from retrieval.search.searcher import Searcher
 
 SYLLABLES = [f"{consonant}{vowel}" for consonant in "bcdfghjklmnprstvwxyz" for vowel in "aeiou"]
@@ -217,6 +220,13 @@ def test_queries_that_are_passages_do_not_find_themselves(tmp_path: Path, evalua
     assert found["auto"]["collections"] == found["true"]["collections"]
     assert found["auto"]["collections"]["arguana"]["identical_ids_ignored"] == 8
     assert found["false"]["mean"]["MRR@10"] < found["true"]["mean"]["MRR@10"]
+    evaluated(folder, "depth=2", "metrics=MRR@2")
+    others = [
+        line.split()[0]
+        for line in (tmp_path / "out" / "runs" / "arguana.trec").read_text().splitlines()
+        if line.split()[0] != line.split()[2]
+    ]
+    assert Counter(others) == dict.fromkeys((query["_id"] for query in queries), 2)  # not the query itself and one
 
 
 @pytest.mark.medium
@@ -282,7 +292,7 @@ def test_splits_by_name_and_an_only_split(
     [
         (["model={m}", "collections={0}/one"], "missing out=..."),
         (["collections={0}/one", "out={0}/o"], "missing model=..."),
-        (["model={m}", "collections={0}/none", "out={0}/o"], "collections={0}/none: no collection folder"),
+        (["model={m}", "collections={0}/none", "out={0}/o"], "collections={0}/none: no such folder"),
         (["model={m}", "collections={0}/n*ne", "out={0}/o"], "matches no folder"),
         (["model={m}", "collections=,", "out={0}/o"], "collections is empty"),
         (["model={m}", "collections={0}/empty", "out={0}/o"], "holds no collection"),
@@ -331,3 +341,14 @@ def test_mistakes_are_told_before_any_vector(
     assert retrieve("evaluate", *(word.format(tmp_path, m=models.student) for word in words)) == 2
     assert message.format(tmp_path) in (told := capsys.readouterr().err), told
     assert not list(tmp_path.rglob("results.json")) and not list((tmp_path / "o").rglob("*.trec"))
+
+
+def test_a_failure_stays_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: bad input (2) told to a queue, where a network was gone and the same command may go on (1)."""
+
+    def gone(path: str) -> Any:
+        raise RunFailed(f"{path}: no route to host")
+
+    monkeypatch.setattr("retrieval.evaluation.suite.find_collection", gone)
+    with pytest.raises(RunFailed, match="irds:toy: no route to host"):
+        find_suite("irds:toy", splits="test")

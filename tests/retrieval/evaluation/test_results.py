@@ -20,7 +20,10 @@ Values = dict[str, list[float]]  # collection -> value of each query
 
 def results(folder: Path, values: Values, *, groups: dict[str, str] | None = None, **changed: Any) -> Path:
     """A folder as `retrieve evaluate collections=` leaves it, of one metric."""
-    collections = {name: {"split": "test", "group": (groups or {}).get(name, ""), **changed} for name in values}
+    collections = {
+        name: {"split": "test", "group": (groups or {}).get(name, ""), "metrics": {"nDCG@10": float(np.mean(each))}, **changed}
+        for name, each in values.items()
+    }
     content = {"format": 1, "settings": {"metrics": ["nDCG@10"]}, "collections": collections}
     for name, each in values.items():
         path = folder / "per_query" / f"{name}.json"
@@ -67,6 +70,14 @@ def test_collections_of_one_alone_are_named(tmp_path: Path) -> None:
         compare_results(opened(results(tmp_path / "x", {"a": [0.5]})), opened(results(tmp_path / "y", {"c": [0.5]})), "nDCG@10")
 
 
+def test_values_of_a_later_evaluation_that_was_killed_are_refused(tmp_path: Path) -> None:
+    """Prevents: a comparison with another model's queries, which a killed evaluation into the same folder has written already."""
+    one, two = results(tmp_path / "one", {"a": [0.5, 0.4]}), results(tmp_path / "two", {"a": [0.5, 0.6]})
+    (two / "per_query" / "a.json").write_text(json.dumps({"q0": {"nDCG@10": 0.5}, "q1": {"nDCG@10": 0.7}}))
+    with pytest.raises(UserError, match=r"two/per_query/a.json and its results.json are of two evaluations"):
+        compare_results(opened(one), opened(two), "nDCG@10")
+
+
 def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:
     """Prevents: a paired test over queries of two splits, or over a metric that one of the two never had."""
     one = results(tmp_path / "one", {"a": [0.5, 0.4]})
@@ -104,6 +115,7 @@ def test_the_command_takes_folders(tmp_path: Path, capsys: pytest.CaptureFixture
         ([f"before={one}", f"after={two}"], "a.json is missing: evaluate again"),
         ([f"before={two}", f"after={two}", "qrels=q"], "qrels= is of two runs"),
         ([f"before={two}", f"after={tmp_path / 'run'}"], "not one of each"),
+        ([f"before={two}", f"after={tmp_path / 'gone'}"], "gone: no such run file, or folder of results"),
         ([f"before={two}", f"after={tmp_path / 'empty'}"], "is a folder without results.json"),
         ([f"before={tmp_path / 'run'}", f"after={tmp_path / 'run'}"], "missing qrels=..."),
     ):

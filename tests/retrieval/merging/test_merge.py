@@ -281,7 +281,7 @@ def test_mistakes_are_told(
     """Prevents: a folder overwritten, weights guessed."""
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    (tmp_path / "trained" / "student").mkdir(parents=True)
+    shutil.copytree(students[0], tmp_path / "trained" / "student")
     before = sorted(tmp_path.rglob("*"))
     assert retrieve("merge", *(word.format(students[0], tmp_path, models.teacher) for word in words)) == 2
     assert message in (told := capsys.readouterr().err), told

@@ -65,6 +65,14 @@ def test_a_missing_folder_names_its_neighbours(models: Any) -> None:
         resolve_folder(str(models.student.parent / "studnt"), option="student.model")
 
 
+def test_the_output_of_a_training_is_no_model(models: Any, tmp_path: Path) -> None:
+    """Prevents: words about lengths or weights where the folder above the model was given."""
+    for name in ("best", "student"):
+        shutil.copytree(models.student, tmp_path / name)
+    with pytest.raises(UserError, match=rf"is the output of a training; give the model in it: {tmp_path}/student or {tmp_path}/best"):
+        resolve_folder(str(tmp_path), option="model")
+
+
 @pytest.mark.parametrize("tables", [True, False])
 def test_a_copied_tokenizer_has_the_digest_of_its_source(models: Any, tmp_path: Path, tables: bool) -> None:
     """Prevents: a trained student refused on the shards that it was trained on, for a file of its tokenizer left behind."""

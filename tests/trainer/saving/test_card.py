@@ -184,11 +184,23 @@ def test_a_path_of_another_machine_is_not_told(model: str, named: str) -> None:
     assert _named(model) == named
 
 
-def test_a_teacher_that_is_not_here_is_no_local_model() -> None:
-    """Prevents: "a local model, `the lists' own`", of a teacher whose logits alone were there."""
-    assert _teacher(Teacher(model="my api", backend="imported")) == "`my api`, whose logits were imported"
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ("their reranker | v2", "<code>'their reranker &#124; v2'</code>"),
+        ("ours/ce", "<code>'ours/ce'</code>"),
+        ("/home/me/ce", "<code>'ce'</code>"),
+    ],
+)
+def test_a_declared_teacher_is_no_local_model(model: str, named: str) -> None:
+    """Prevents: a card that says that there was a model on the machine, where only its scores were imported."""
+    teacher = Teacher.model_validate({"model": model, "backend": "imported", "revision": "1"})
+    assert _teacher(teacher) == f"{named}, of which imported scores were used"
+
+
+def test_the_teacher_of_given_lists_is_no_local_model() -> None:
+    """Prevents: "a local model, `the lists' own`", where lists.path named no teacher."""
     assert _teacher(Teacher(model=TEACHER_OF_LISTS, backend="none")) == "that of the lists, which were given"
-    assert _teacher(Teacher(model="/here/teacher")) == "a local model, `teacher`"
 
 
 def test_what_a_person_changed_is_known_by_the_last_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -182,6 +183,26 @@ def test_a_licence_that_is_given_goes_into_any_card(output: Path, content: str |
     assert push({"repo": "ours/m", "output": str(output), "license": "apache-2.0"}) == 0
     front = sent[path].decode().replace("\r", "").split("---\n")[1]
     assert yaml.safe_load(front)["license"] == "apache-2.0" and front.count("license:") == 1
+
+
+def test_no_folder_of_this_machine_is_published(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: somebody's home in public, and an adapter that nobody else can open."""
+    student = output / "student"
+    (student / "merge.json").write_text(json.dumps({"models": ["/home/me/a"]}))
+    config, card = student / "adapter" / "adapter_config.json", student / "adapter" / "README.md"
+    config.write_text(json.dumps({"base_model_name_or_path": "/home/me/base", "r": 4}))
+    sent: dict[str, Any] = {}
+    monkeypatch.setattr("trainer.saving.push._send", lambda asked, files, contents: sent.update(dict.fromkeys(files) | contents) or "there")
+    words = {"repo": "ours/m", "output": str(output), "license": "mit"}
+    with pytest.raises(UserError, match=r"adapter_config.json: its base is a folder of this machine, /home/me/base"):
+        push(words)
+    card.write_text(CARD.replace("tags:", "base_model: ours/base\ntags:"))
+    assert push(words) == 0
+    assert json.loads(sent[config]) == {"base_model_name_or_path": "ours/base", "r": 4}
+    assert student / "merge.json" not in sent and "home" in config.read_text()
+    config.write_text(json.dumps({"base_model_name_or_path": "ours/base"}))
+    sent.clear()
+    assert push(words) == 0 and sent[config] is None  # goes as it is
 
 
 def test_what_is_no_model_is_told(output: Path, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 {"qid": "867436", "pos": [{"pid": "5238393", "ce-score": 9.1}], "neg": {"bm25": [{"pid", "score", "ce-score"}]}}    an older form
 
 Source: data set sentence-transformers/msmarco-hard-negatives, and BEIR's train_msmarco_v3.py for the second. Systems overlap: a passage
-stands once in a list, where the first of them has it. `score` is the system's, and no teacher's: only `ce-score` is read.
+stands once in a list, where the first of them has it; again only with another score, of which the import tells. `score` is the system's,
+and no teacher's: only `ce-score` is read.
 """
 
 from __future__ import annotations
@@ -133,18 +134,18 @@ class _Pending:
 
 
 def _list_of(record: dict[str, Any]) -> tuple[str, list[_Candidate]]:
-    """(query id, candidates without doubles: positives first)."""
+    """(query id, candidates: positives first, without doubles of one score)."""
     systems = record.get("neg")
     if systems is not None and not isinstance(systems, dict):
         raise _Broken(f"neg is no object of lists: found {shown(systems)}")
-    found: dict[str, _Candidate] = {}
+    found: dict[tuple[str, float | None], _Candidate] = {}
     places = [("pos", 1, record.get("pos")), *((f"neg.{name}", 0, ids) for name, ids in (systems or {}).items())]
     for name, relevance, items in places:
         if items is None:
             continue
         for item in items if isinstance(items, list) else [items]:
             doc_id, score = _candidate(item, name)
-            found.setdefault(doc_id, (doc_id, relevance, score))
+            found.setdefault((doc_id, score), (doc_id, relevance, score))
     if not found:
         raise _Broken("no candidate")
     return _id(record.get("qid"), "qid"), list(found.values())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data.config.settings import load
-from data.errors import UserError
+from data.errors import RunFailed, UserError
 from data.tables.manifest import Manifest
 from data.tables.schemas import DevRole
 from data.tables.shards import read_shard
@@ -202,6 +202,18 @@ def test_what_is_refused_before_any_work(config: Path, tmp_path: Path, collectio
     own = write_collection(tmp_path / "dev")
     with pytest.raises(UserError, match=r"dev\.queries would both be the dev set dev"):
         sources(load({"config": str(config), "dev.collections": str(own), "dev.queries": "3"}))
+
+
+def test_a_failure_stays_a_failure(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: bad input (2) told to a queue, where a network was gone and the same command may go on (1)."""
+
+    def gone(path: str) -> Any:
+        raise RunFailed(f"{path}: no route to host")
+
+    monkeypatch.setattr("pipeline.stages.dev.whole.find_collection", gone)
+    experiment = load({"config": str(config), "dev.collections": "s3://bucket/nano"})
+    with pytest.raises(RunFailed, match="nano: no route to host"):
+        Planner(experiment).check(selected_tables(experiment, "all"))
 
 
 def test_judgements_of_nothing_that_is_there(config: Path, tmp_path: Path, prep_run: Prep) -> None:

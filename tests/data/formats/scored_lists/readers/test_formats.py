@@ -71,7 +71,13 @@ def test_what_is_told_of_unknown_files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "qrels.tsv").write_text("1 0 7 1\n")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
-    for name, found in (("empty", "an empty folder"), ("qrels.tsv", "TREC qrels"), ("broken.parquet", "a Parquet file")):
+    with pytest.raises(UserError, match=r"broken.parquet is not a whole Parquet file .*: fetch it again"):
+        reader_of("auto", tmp_path / "broken.parquet")
+    (tmp_path / "array.json").write_text('[{"query": "q", "pos": ["p"]}]')
+    with pytest.raises(UserError, match=r"array.json is a JSON array; expected an object a line"):
+        reader_of("auto", tmp_path / "array.json")
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    for name, found in (("empty", "an empty folder"), ("qrels.tsv", "TREC qrels"), ("blank.jsonl", "an empty file")):
         with pytest.raises(UserError, match=f"it is {found}; expected one of sentence-transformers"):
             reader_of("auto", tmp_path / name)
     both = jsonl(tmp_path / "both.jsonl", [{"query": "q", "pos": ["p"], "positive": "p", "negative": "n"}])
@@ -84,3 +90,17 @@ def test_scores_of_their_own(tmp_path: Path, name: str) -> None:
     """Prevents: a file of scores that is given and passed over."""
     with pytest.raises(UserError, match=f"score_file=.*format {name} has its scores in the lists"):
         next(FORMATS[name].read(tmp_path, ReadOptions(score_file=tmp_path / "s.pkl")))
+
+
+def test_labels_of_a_collection_are_no_scores(tmp_path: Path) -> None:
+    """Prevents: the 1 of a judgement imported as a teacher's score, and a collection asked for where one was given."""
+    labels = {"query-id": "q", "corpus-id": "d", "score": 1}
+    (tmp_path / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    parquet(tmp_path / "hub" / "default" / "test-00000-of-00001.parquet", [labels])
+    (tmp_path / "beir").mkdir()
+    jsonl(tmp_path / "beir" / "corpus.jsonl", [{"_id": "d", "title": "", "text": "a"}])
+    jsonl(tmp_path / "beir" / "queries.jsonl", [{"_id": "q", "text": "who"}])
+    for path in (tmp_path / "train.tsv", tmp_path / "hub", tmp_path / "beir", jsonl(tmp_path / "train.jsonl", [labels])):
+        with pytest.raises(UserError, match=r"is a collection, or its labels.*: ingest.path=FOLDER reads"):
+            reader_of("auto", path)
+    assert reader_of("tsv", tmp_path / "train.tsv") is FORMATS["tsv"]

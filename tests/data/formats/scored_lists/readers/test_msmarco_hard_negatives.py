@@ -56,6 +56,14 @@ def test_scores_in_the_records(tmp_path: Path) -> None:
     assert by_id(read(READER, jsonl(tmp_path / "x.jsonl.gz.jsonl", [record]))) == [("1", [("7", 1, 9.0), ("8", 0, -4.0), ("9", 0, None)])]
 
 
+def test_a_passage_with_another_score_stands_there_again(tmp_path: Path) -> None:
+    """Prevents: the second of two scores that contradict each other, or the only one, passed over without a word."""
+    systems = {"a": [{"pid": "8"}, {"pid": "9", "ce-score": 1.0}], "b": [{"pid": "9", "ce-score": 1.0}, {"pid": "8", "ce-score": 2.0}]}
+    record = {"qid": "1", "pos": ["7"], "neg": {**systems, "c": [{"pid": "9", "ce-score": 3.0}]}}
+    found = by_id(read(READER, jsonl(tmp_path / "x.jsonl", [record])))
+    assert found == [("1", [("7", 1, None), ("8", 0, None), ("9", 0, 1.0), ("8", 0, 2.0), ("9", 0, 3.0)])]
+
+
 def test_broken_records_by_line(tmp_path: Path) -> None:
     """Prevents: one strange record of half a million that ends the import, or is lost."""
     good: dict[str, Any] = {"qid": 1, "pos": [2], "neg": {"bm25": [3]}}
