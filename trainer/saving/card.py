@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from data.config.settings import Experiment, Teacher
+from data.config.settings import TEACHER_OF_LISTS, Experiment, Teacher
 from data.digests import bytes_digest, json_digest
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.lora import has_lora
@@ -121,6 +121,8 @@ def _named(model: str) -> str:
 
 def _teacher(teacher: Teacher) -> str:
     """The teacher of a student. A declared one is a name, which may be any text; of a path, its last part."""
+    if teacher.model == TEACHER_OF_LISTS:
+        return "that of the lists, which were given"
     if teacher.backend != "imported":
         return _named(teacher.model)
     name = teacher.model if _is_hub_id(teacher.model) else teacher.model.rstrip("/").rpartition("/")[2]

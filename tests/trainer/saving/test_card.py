@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from support.dev_sets import write_dev_rows
 from support.training import make_row
 
-from data.config.settings import Teacher, Train
+from data.config.settings import TEACHER_OF_LISTS, Teacher, Train
 from data.digests import bytes_digest
 from retrieval.evaluation.metrics import Comparison
 from trainer import loop, recipes
@@ -196,6 +196,11 @@ def test_a_declared_teacher_is_no_local_model(model: str, named: str) -> None:
     """Prevents: a card that says that there was a model on the machine, where only its scores were imported."""
     teacher = Teacher.model_validate({"model": model, "backend": "imported", "revision": "1"})
     assert _teacher(teacher) == f"{named}, of which imported scores were used"
+
+
+def test_the_teacher_of_given_lists_is_no_local_model() -> None:
+    """Prevents: "a local model, `the lists' own`", where lists.path named no teacher."""
+    assert _teacher(Teacher(model=TEACHER_OF_LISTS, backend="none")) == "that of the lists, which were given"
 
 
 def test_what_a_person_changed_is_known_by_the_last_line(tmp_path: Path) -> None:
