@@ -27,7 +27,7 @@ from data.tables.shards import describe, open_shard
 from retrieval.evaluation.qrels import Qrels
 
 SHARD_ROWS = 8192  # passages of a shard: what a killed encoding loses at most
-TEXTS_VERSION = 1  # raised when the same file gives other texts
+TEXTS_VERSION = 2  # raised when the same file gives other texts, or a manifest other counts
 
 
 def check_broken(counts: RecordCounts, *, max_bad_fraction: float, what: str) -> None:
