@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from support import in_process
 from support.children import loaded_by
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel
@@ -21,7 +21,6 @@ from data.errors import RunFailed
 from data.tables.manifest import Manifest, ShardRecord
 from data.tables.schemas import CORPUS, QRELS, QUERIES
 from data.tables.shards import describe, read_shard, shard_name, write_shard
-from retrieval import cli
 from retrieval.encoding.encode import embedded_groups
 from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.models.student import resolve_student
@@ -88,12 +87,8 @@ def collection(tmp_path: Path) -> Path:
 
 def retrieve(*words: object) -> None:
     """Run the command in this process; a clean end is exit code 0."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["retrieve", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    if ended.value.code:
-        raise SystemExit(ended.value.code)
+    if code := in_process.retrieve(*words):
+        raise SystemExit(code)
 
 
 def embed(folder: Path, model: Path, *, out: str = "") -> None:

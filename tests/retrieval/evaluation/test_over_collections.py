@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +14,9 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from support.in_process import retrieve
 
 from data.errors import RunFailed
-from retrieval import cli
 from retrieval.encoding import encode
 from retrieval.evaluation.suite import find_suite
 from retrieval.search.searcher import Searcher
@@ -40,15 +39,6 @@ def write_collection(folder: Path, *, seed: int, queries: int = 8, passages: int
     (folder / "queries.jsonl").write_text("".join(json.dumps({"_id": name, "text": text}) + "\n" for name, text in asked.items()))
     (folder / "qrels" / f"{split}.tsv").write_text("\n".join(labels) + "\n")
     return folder
-
-
-def retrieve(*words: object) -> int:
-    """The command in this process; its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["retrieve", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
+from support.in_process import retrieve
 
 from data.config.settings import Student
 from data.errors import RunFailed, UserError
 from data.formats.trec import Run, read_run, write_run
 from data.tables.shards import read_shard
-from retrieval import cli
 from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.evaluation import student_rerank
 from retrieval.evaluation.student_rerank import rerank_texts
 from retrieval.search.embedding_table import table_paths
 
 LENGTHS = {"query_tokens": "16", "passage_tokens": "48"}
-
-
-def retrieve(*words: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["retrieve", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,17 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from support.adapters import save_adapter
 from support.checkpoints import change_json, change_weights, save
+from support.in_process import retrieve
 from support.student_folders import TEXTS, assert_equal, dense, encoder_of, lay_out, peer
 
 from data.config.settings import Student
 from data.errors import UserError
-from retrieval import cli
 from retrieval.merging import averaging
 from retrieval.merging.averaging import Source, write_average
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
 
 Tensors = dict[str, torch.Tensor]
-
-
-def retrieve(*words: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["retrieve", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    return int(ended.value.code or 0)
 
 
 def other(folder: Path, source: Path, seed: int) -> Path:
