@@ -11,7 +11,7 @@ from typing import Any
 from data.config.fields import unknown_key
 from data.errors import RunFailed, UserError
 from data.logits.store import LogitStore, namespace_note, namespaces
-from pipeline.run import read_journal
+from pipeline.journal import read_journal
 from pipeline.stage import Say
 
 

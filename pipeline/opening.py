@@ -65,7 +65,7 @@ def _may_score(plan: TablePlan, models: ResolvedModels) -> bool:
     if plan.waits_for or plan.table.scores_pairs_of is None:
         return True
     candidates = plan.inputs[plan.table.scores_pairs_of]
-    known = all(candidates.paths()[shard].exists() for shard in plan.stale)
+    known = all(candidates.path(shard).exists() for shard in plan.stale)
     return not known or estimate_cost(models, candidates, list(plan.stale), warn=lambda line: None).to_score > 0
 
 

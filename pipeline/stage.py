@@ -41,17 +41,21 @@ class Stored:
     folder: Path
     manifest: Manifest
 
+    def path(self, shard: int) -> Path:
+        """One of its shards, to be read."""
+        return self.folder / self.manifest.shards[shard].name
+
     def paths(self) -> list[Path]:
-        """Its shards, in order."""
-        return [self.folder / shard.name for shard in self.manifest.shards]
+        """Its shards, in order, to be read: ask for the one that is needed where one is."""
+        return [self.path(shard) for shard in range(len(self.manifest.shards))]
 
     def read(self, shard: int, *, columns: list[str] | None = None) -> pa.Table:
         """One shard in memory."""
-        return shards.read_shard(self.paths()[shard], columns=columns)
+        return shards.read_shard(self.path(shard), columns=columns)
 
     def shard_groups(self, shard: int, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The row groups of one shard in order."""
-        return shards.read_row_groups(self.paths()[shard], columns=columns)
+        return shards.read_row_groups(self.path(shard), columns=columns)
 
     def texts_of(self, ids: Collection[str], *, id_name: str) -> dict[str, str]:
         """id -> text of those ids that the table has; in memory are these and one row group."""
@@ -77,6 +81,47 @@ class WorkerCache:
             self._thing = make()
             self._name = name
         return self._thing
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of the work of a table that comes before its shards are built, so that it need not be done once for each of them.
+
+    What it finds lies in `pieces/<name>.parquet` of the table's folder until the table is sealed, or where the round says.
+    """
+
+    round: int  # place of its round in `Table.rounds`
+    name: str  # of its file and for people; says all that decides what is in it, beside the table's fingerprint
+    values: dict[str, Any] = field(default_factory=dict)  # for the builder; small, as JSON has it
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What a round is cut into pieces by."""
+
+    models: ResolvedModels
+    inputs: dict[str, Stored]
+    shards: Sequence[int]  # of the table, that are to be built
+    folder: Path  # of the table
+    round: int
+    workers: int  # as many as fit now, at least 1
+
+    @property
+    def experiment(self) -> Experiment:
+        """The settings."""
+        return self.models.experiment
+
+
+@dataclass(frozen=True)
+class Round:
+    """Work in pieces, all of which are done before the next round, or the table's shards, begin."""
+
+    cut: Callable[[Cutting], list[Piece]]  # none: the round is left out
+    build: Callable[[StageContext, Piece], None]
+    writes: bool = True  # a file for each piece, which tells that it is done; else a piece that is done again finds nothing to do
+
+
+PIECES = "pieces"  # the folder of a table's pieces
 
 
 @dataclass
@@ -106,6 +151,18 @@ class StageContext:
         """The one shard of a task that has only one."""
         (only,) = self.shards
         return only
+
+    def piece_path(self, name: str) -> Path:
+        """Where a piece's file lies."""
+        return self.folder / PIECES / f"{name}.parquet"
+
+    @contextlib.contextmanager
+    def piece_writer(self, piece: Piece, schema: pa.Schema) -> Iterator[ShardWriter]:
+        """A writer of a piece's file, which appears when the block ends well, and what it was computed from has not changed."""
+        footer = {"stage": self.table.stage, "table": self.table.name, "fingerprint": self.fingerprint, "piece": piece.name}
+        with shards.open_shard(self.piece_path(piece.name), schema, footer) as writer:
+            yield writer
+            self.check_unchanged()
 
     @contextlib.contextmanager
     def writer(self, shard: int, schema: pa.Schema) -> Iterator[ShardWriter]:
@@ -141,6 +198,7 @@ class Table:
     key: Callable[[Experiment, ResolvedModels], dict[str, Any]]
     build: Callable[[StageContext], None]
     sharded_by: Literal["corpus", "queries", "nothing"] = "queries"  # whose number of shards it has; one, where it is nothing's
+    rounds: tuple[Round, ...] = ()  # what comes before the shards
     builds_all_shards: bool = False  # all stale shards in one task, for sources that are read in one pass
     uses_device: bool = False  # builds with a model, so it wants the runner's GPU
     rounds_by_device: bool = False  # what it writes differs between kinds of devices, at the level of rounding noise

@@ -21,7 +21,7 @@ FORBIDDEN = {
 }
 HOMES = {
     "faiss": {"retrieval/search/faiss_index.py"},
-    "ray": {"pipeline/executors/ray.py"},
+    "ray": {"pipeline/executors/ray/cluster.py"},
     "typer": {f"{room}/cli.py" for room in ROOMS},
     "fsspec": {"data/remote/object_store.py"},
     "httpx2": {"retrieval/teachers/http/client.py"},

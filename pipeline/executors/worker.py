@@ -1,11 +1,10 @@
-"""One unit of work: what is sent to a worker, what comes back, and how it is done. The same code in-process and under Ray."""
+"""How a unit of work is done. The same code in-process and under Ray."""
 
 from __future__ import annotations
 
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,41 +12,12 @@ from typing import Any
 from data.config.settings import Experiment
 from data.digests import DigestCache
 from data.errors import DamagedShard, RunFailed
-from data.tables.manifest import Manifest
+from data.tables.manifest import Manifest, ShardRecord
+from data.tables.shards import describe, shard_name, stamp_of
+from pipeline.executors.tasks import ShardTask, TaskResult
 from pipeline.plan import table_named
 from pipeline.stage import Report, StageContext, Stored, WorkerCache
 from retrieval.models.resolved import ResolvedModels
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """Some shards of one table. Small: only settings, paths and digests travel, never data."""
-
-    label: str
-    folder: str
-    fingerprint: str
-    shards: tuple[int, ...]
-    shard_count: int
-    inputs: dict[str, str]  # label -> folder
-    settings: dict[str, Any]  # the part of the table's key that is of settings and of files outside the store, as it was planned
-    models: dict[str, Any]  # `ResolvedModels.resolved`
-    version: int  # of the table, in the driver's code
-
-    @property
-    def name(self) -> str:
-        """For people: which shards of what."""
-        which = f"shard {self.shards[0]}" if len(self.shards) == 1 else f"{len(self.shards)} shards"
-        return f"{self.label}, {which} of {self.shard_count}"
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """A finished task: seconds it took, figures of this execution (cached, scored), and lines that the user must see."""
-
-    task: ShardTask
-    seconds: float
-    figures: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
 
 
 class Worker:
@@ -75,21 +45,35 @@ class Worker:
             torch.set_num_threads(self._experiment.runner.threads)
         started = time.perf_counter()
         warnings: list[str] = []
+        root = Path(self._experiment.store)
         context = StageContext(
             models=models,
             table=table,
-            folder=Path(task.folder),
+            folder=root / task.folder,
             fingerprint=task.fingerprint,
             shards=task.shards,
             shard_count=task.shard_count,
-            inputs={label: _stored(Path(folder)) for label, folder in task.inputs.items()},
+            inputs={label: _stored(root / folder) for label, folder in task.inputs.items()},
             worker_cache=self._worker_cache,
             report=report,
             warn=warnings.append,
             check_unchanged=check_unchanged,
         )
-        table.build(context)
-        return TaskResult(task, time.perf_counter() - started, context.figures, warnings)
+        if task.piece is not None:
+            table.rounds[task.piece.round].build(context, task.piece)
+            paths = []
+        else:
+            table.build(context)
+            paths = [context.folder / shard_name(shard, task.shard_count) for shard in task.shards]
+        return TaskResult(
+            task,
+            time.perf_counter() - started,
+            context.figures,
+            warnings,
+            host=platform.node(),
+            records=[ShardRecord(path.name, *describe(path)) for path in paths],  # digested where they lie in memory still
+            stamps=[stamp_of(path) for path in paths],
+        )
 
     def ask(self, function: Callable[..., Any], models: dict[str, Any], *args: Any) -> Any:
         """Run a function of this package here, with the models of the driver."""

@@ -60,7 +60,7 @@ def _write_shard(writer: ShardWriter, stored: StoredLists, shard: int, others: l
     """The shard's rows, whole lists in each row group. Returns its distinct query ids."""
     of_others: list[pa.Array] = []
     if others:
-        pairs = RequestedPairs.read(stored.lists.paths()[shard])
+        pairs = RequestedPairs.read(stored.lists.path(shard))
         of_others = [other.logits(pairs) for other in others]
     done = 0
     ids: list[pa.Array] = []

@@ -32,7 +32,7 @@ def _build(context: StageContext) -> None:
     vectors = context.inputs["embed.corpus"]
     rows = vectors.manifest.shards[context.shard].rows
     with context.writer(context.shard, schemas.INDEX) as writer:
-        for part in index_parts(vectors.paths()[context.shard], context.experiment.search):
+        for part in index_parts(vectors.path(context.shard), context.experiment.search):
             writer.write_row_group(part)
         writer.figures["counts"] = {"in": rows, "kept": rows, "dropped": {}}
     context.report("vectors", rows)

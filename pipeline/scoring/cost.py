@@ -41,7 +41,7 @@ class Cost:
 
 def estimate_cost(models: ResolvedModels, candidates: Stored, shards: Sequence[int], *, warn: Callable[[str], None] = print) -> Cost:
     """Count the pairs of the shards against the logit store. Reads every text, and the store once; loads no model."""
-    paths = [candidates.paths()[shard] for shard in shards]
+    paths = [candidates.path(shard) for shard in shards]
     marks = models.teacher_marks
     requested = [RequestedPairs.read(path, marks) for path in paths]
     known, _ = look_up(models, np.concatenate([pairs.keys for pairs in requested]), warn=warn)

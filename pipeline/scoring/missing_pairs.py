@@ -70,7 +70,7 @@ def _first_missing(models: ResolvedModels, candidates: Stored, shards: Sequence[
     """(query_id, candidate_id) of a pair without a logit."""
     store = store_of(models, warn=lambda line: None)
     for shard in shards:
-        path = candidates.paths()[shard]
+        path = candidates.path(shard)
         requested = RequestedPairs.read(path, models.teacher_marks)
         missing = np.isnan(store.lookup(requested.keys).logits)[requested.pair_of_row]
         start = 0

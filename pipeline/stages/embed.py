@@ -38,7 +38,7 @@ def _build(context: StageContext) -> None:
         return TextEncoder(context.models.miner, precision=computed, device=device, batch_tokens=experiment.embed.batch_tokens)
 
     encoder = context.worker_cache.get_or_create(f"{computed} encoder", load)
-    texts = context.inputs[f"ingest.{kind}"].paths()[context.shard]
+    texts = context.inputs[f"ingest.{kind}"].path(context.shard)
     context.figures["packed"] = encoder.packs
     schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
     with context.writer(context.shard, schema) as writer:

@@ -45,7 +45,7 @@ def _build(context: StageContext) -> None:
     teacher: PreparingTeacher = context.worker_cache.get_or_create(("teacher", namespace), lambda: open_teacher(models))
 
     assert context.table.scores_pairs_of is not None
-    path = context.inputs[context.table.scores_pairs_of].paths()[context.shard]
+    path = context.inputs[context.table.scores_pairs_of].path(context.shard)
     requested = RequestedPairs.read(path, models.teacher_marks)
     known, adopted = look_up(models, requested.keys, warn=context.warn)
     if adopted.any():  # for good: what is imported later changes nothing that was made of these

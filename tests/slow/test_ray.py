@@ -55,7 +55,7 @@ def test_a_killed_worker_is_replaced(
 def test_a_question_to_a_worker_when_all_cpus_are_held(finished: Any) -> None:
     """Prevents: a calibration that waits for ever for CPUs which the workers of an earlier stage hold."""
     from data.config.settings import load
-    from pipeline.executors.ray import RayExecutor
+    from pipeline.executors.ray.executor import RayExecutor
     from pipeline.scoring.calibration import load_speed
     from retrieval.models.resolved import ResolvedModels
 

@@ -102,7 +102,7 @@ def test_threads_change_no_bit(
 @pytest.fixture(scope="module")
 def ray_of_four(tmp_path_factory: pytest.TempPathFactory, tiny_experiment: Callable[..., Path]) -> Iterator[Any]:
     """A runner whose Ray has four CPUs, whatever the machine has, and its four actors: started once, it takes seconds each."""
-    from pipeline.executors.ray import RayExecutor
+    from pipeline.executors.ray.executor import RayExecutor
 
     config = tiny_experiment(tmp_path_factory.mktemp("ray"), **SIZES, **{"embed.precision": FASTEST})
     runner = RayExecutor(load({"config": str(config), "runner": "ray", "runner.workers": "4"}))
@@ -123,7 +123,7 @@ def test_workers_change_no_bit(
 ) -> None:
     """Prevents: vectors, pools or negatives that hang on how many workers there were, or on which shard was finished first."""
     from pipeline.executors import ray as executors
-    from pipeline.executors.ray import RayExecutor
+    from pipeline.executors.ray.executor import RayExecutor
 
     closed: list[int] = []
 

@@ -12,7 +12,8 @@ import pytest
 
 from data.config.settings import load
 from data.errors import RunFailed, UserError
-from pipeline.executors.ray import RayExecutor, _failed, _init
+from pipeline.executors.ray.cluster import _init, failed
+from pipeline.executors.ray.executor import RayExecutor
 
 
 def executor_on(nodes: list[dict[str, float]], config: Path, **settings: Any) -> RayExecutor:
@@ -58,4 +59,4 @@ def test_ray_s_handlers_do_not_stay() -> None:
 def test_a_fault_of_a_worker_s_disk_is_a_sentence() -> None:
     """Prevents: a traceback for a store that is read-only on one host, which is not named."""
     error = SimpleNamespace(cause=PermissionError(13, "Permission denied", "/store/x"), ip="10.0.0.7")
-    assert str(_failed("embed, shard 1", error)).startswith("embed, shard 1 failed on 10.0.0.7: /store/x: Permission denied; ")
+    assert str(failed("embed, shard 1", error)).startswith("embed, shard 1 failed on 10.0.0.7: /store/x: Permission denied; ")

@@ -1,30 +1,26 @@
-"""Shards built by Ray actors, as many as fit. The only home of ray.
+"""Shards built by Ray actors, as many as fit.
 
 Ray Data is not used: its output names and blocks move between runs.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import tempfile
-import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from data.command import in_words
 from data.config.settings import Experiment, Runner
 from data.errors import RunFailed, UserError
-from pipeline.executors.plugins import find_plugins, plugin_folders
-from pipeline.executors.resources import usable_cpus, workers_that_fit
-from pipeline.executors.worker import ShardTask, TaskResult, Worker
+from pipeline.executors.plugins import plugin_folders
+from pipeline.executors.ray.actor import RayWorker
+from pipeline.executors.ray.cluster import failed, last_line, start_ray
+from pipeline.executors.resources import workers_that_fit
+from pipeline.executors.tasks import ShardTask, TaskQueue, TaskResult
 from pipeline.stage import Report
 from retrieval.models.resolved import ResolvedModels
 
 _POLL_SECONDS = 0.5
-_RAY_NEEDS_BYTES = 16 << 20  # of its temporary folder, for logs and sockets
 
 
 class RayExecutor:
@@ -36,25 +32,6 @@ class RayExecutor:
         self._ray: Any = None
         self._actors: list[Any] = []
         self._gpus = 0.0  # that each of the present actors holds
-
-    def _start(self) -> None:
-        """Start or join Ray. Takes seconds, so it waits for the first task."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the workers
-        import ray
-
-        if self._settings.address:
-            where: dict[str, Any] = {"address": self._settings.address}
-        else:
-            needed = (self._settings.workers or 1) * self._settings.threads
-            where = {"num_cpus": max(usable_cpus(), needed), "include_dashboard": False, "object_store_memory": 100 << 20}
-        if not (self._settings.address or "").startswith("ray://"):
-            # As if a Ray client had started the job: then workers do not have the driver's working directory first in their path, where a
-            # data.py or rich.py would be imported in place of ours or the library's.
-            where["job_config"] = ray.job_config.JobConfig(_client_job=True)
-        _init(ray, logging_level="ERROR", log_to_driver=False, **where)
-        self._ray = ray
 
     def _worker_count(self) -> int:
         """How many workers fit, or fewer where the settings say so. One too many would wait for ever, with its task."""
@@ -84,23 +61,30 @@ class RayExecutor:
             num_gpus=self._gpus,
             max_restarts=0,  # a dead one is replaced here, where its task is known
             max_concurrency=2,  # one builds, one answers how far it is
-        )(_RayWorker)
+        )(RayWorker)
         return remote.remote(self._experiment.model_dump_json(), plugin_folders(self._experiment))
 
-    def run(self, tasks: Sequence[ShardTask], *, uses_device: bool, report: Report) -> Iterator[TaskResult]:
+    def workers(self, *, uses_device: bool) -> int:
+        """How many there are, or would be."""
+        self._ready(uses_device=uses_device)
+        return self._worker_count()
+
+    def run(self, queue: TaskQueue, *, uses_device: bool, report: Report) -> Iterator[TaskResult]:
         """Build the tasks on all actors; yields each as it finishes."""
         self._ready(uses_device=uses_device)
-        waiting = list(reversed(tasks))
         idle = list(reversed(self._actors))
-        for _ in range(min(self._worker_count(), len(tasks)) - len(self._actors)):
+        for _ in range(min(self._worker_count(), len(queue)) - len(self._actors)):
             idle.append(self._new_actor())
             self._actors.append(idle[-1])
         busy: dict[Any, tuple[Any, ShardTask]] = {}
-        deaths: Counter[tuple[int, ...]] = Counter()  # by the shards of a task
-        while waiting or busy:
-            while waiting and idle:
-                actor, task = idle.pop(), waiting.pop()
+        deaths: Counter[str] = Counter()  # by the unit of a task
+        while len(queue) or busy or queue.waits:
+            while idle and (task := queue.next()) is not None:
+                actor = idle.pop()
                 busy[actor.build.remote(task)] = (actor, task)
+            if not busy:
+                time.sleep(_POLL_SECONDS)
+                continue
             ready, _ = self._ray.wait(list(busy), timeout=_POLL_SECONDS)
             self._collect_progress([actor for actor, _ in busy.values()], report)
             for future in ready:
@@ -108,15 +92,16 @@ class RayExecutor:
                 try:
                     outcome = self._outcome(future, task.name)
                 except self._ray.exceptions.RayActorError as error:
-                    deaths[task.shards] += 1
-                    if deaths[task.shards] > self._settings.retries:
-                        raise RunFailed(f"{task.name}: its worker died {deaths[task.shards]} times ({_last_line(error)})") from error
+                    deaths[task.unit] += 1
+                    if deaths[task.unit] > self._settings.retries:
+                        raise RunFailed(f"{task.name}: its worker died {deaths[task.unit]} times ({last_line(error)})") from error
                     self._actors.remove(actor)
                     actor = self._new_actor()
                     self._actors.append(actor)
-                    waiting.append(task)
+                    queue.give_back(task)
                 else:
                     self._collect_progress([actor], report)
+                    queue.finished(outcome)
                     yield outcome
                 idle.append(actor)
 
@@ -126,10 +111,10 @@ class RayExecutor:
             outcome = self._ray.get(future)
         except self._ray.exceptions.RayActorError as error:
             if error.actor_init_failed:  # the same again: a package that lacks there, other code
-                raise RunFailed(f"a worker cannot start: {_last_line(error)}") from error
+                raise RunFailed(f"a worker cannot start: {last_line(error)}") from error
             raise
         except self._ray.exceptions.RayError as error:
-            raise _failed(what, error) from error
+            raise failed(what, error) from error
         if isinstance(outcome, UserError):
             raise outcome
         return outcome
@@ -143,14 +128,14 @@ class RayExecutor:
         try:
             return self._outcome(actor.ask.remote(function, models.resolved(), *args), what)
         except self._ray.exceptions.RayActorError as error:
-            raise _failed(what, error) from error
+            raise failed(what, error) from error
         finally:
             self._ray.kill(actor)
 
     def _ready(self, *, uses_device: bool) -> None:
         """Ray started, and workers stopped that hold another share of a GPU than the next tasks need."""
         if self._ray is None:
-            self._start()
+            self._ray = start_ray(self._settings)
         gpus = self._settings.gpus if uses_device and self._settings.device == "cuda" else 0.0
         if gpus != self._gpus:
             self._stop_actors()
@@ -170,65 +155,3 @@ class RayExecutor:
             self._stop_actors()
             self._ray.shutdown()
             self._ray = None
-
-
-def _last_line(error: Exception) -> str:
-    """The cause: Ray's own words come first."""
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-
-
-def _failed(what: str, error: Any) -> RunFailed:
-    """A fault of a disk or a path in words, with the host; any other with its traceback."""
-    if isinstance(getattr(error, "cause", None), OSError):
-        return RunFailed(f"{what} failed on {error.ip}: {in_words(error.cause)}; start the same command again when that is mended")
-    return RunFailed(f"{what} failed:\n{error}")
-
-
-def _init(ray: Any, **settings: Any) -> None:
-    """`ray.init`, which puts handlers of its own in the place of ours, and has exceptions of many kinds for what a user can mend."""
-    ours = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(**settings)
-    except SystemExit:  # a signal to Ray's own handler
-        raise KeyboardInterrupt from None
-    except Exception as error:
-        folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-        free = shutil.disk_usage(folder).free
-        remedy = f"its temporary folder {folder} is full, free some space or set RAY_TMPDIR" if free < _RAY_NEEDS_BYTES else ""
-        raise RunFailed(
-            "; ".join(filter(None, [f"Ray cannot start: {_last_line(error)}", remedy, "runner=local does without it"]))
-        ) from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, ours)
-
-
-def _or_its_error(work: Callable[[], Any]) -> Any:
-    """What the work returns, or the UserError that it raises, as a value: Ray would wrap an exception and lose its kind."""
-    try:
-        return work()
-    except UserError as error:
-        return error
-
-
-class _RayWorker:
-    """The actor: a `Worker` that counts its progress until it is asked for it."""
-
-    def __init__(self, experiment_json: str, plugins: dict[str, str]) -> None:
-        find_plugins(plugins)
-        self._worker = Worker(experiment_json)
-        self._progress: dict[str, int] = {}
-
-    def build(self, task: ShardTask) -> TaskResult | UserError:
-        return _or_its_error(lambda: self._worker.build(task, report=self._count))
-
-    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
-        return _or_its_error(lambda: self._worker.ask(function, *args))
-
-    def _count(self, unit: str, count: int) -> None:
-        self._progress[unit] = self._progress.get(unit, 0) + count
-
-    def progress(self) -> dict[str, int]:
-        """Units done since the last call."""
-        done, self._progress = self._progress, {}
-        return done

@@ -1,0 +1,59 @@
+"""The manifest of a table whose shards are all there: from then on it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from data.errors import UserError
+from data.tables.manifest import Manifest, ShardRecord
+from data.tables.shards import describe, read_footer, shard_name
+from pipeline.journal import known_records, read_journal
+from pipeline.plan import TablePlan
+from pipeline.stage import PIECES
+
+_RECORDED_VERSIONS = ("torch", "transformers", "pyarrow", "polars", "faiss-gpu", "ray", "onnxruntime", "tokenizers")
+
+
+def write_manifest(plan: TablePlan) -> Manifest:
+    """Write the manifest from the shards' own footers: the table is complete from now on. Its pieces have served then.
+
+    A digest is taken here only where the worker's is not known.
+    """
+    records = []
+    known = known_records(plan.folder)
+    counts: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    for shard in range(plan.shard_count):
+        path = plan.folder / shard_name(shard, plan.shard_count)
+        footer = read_footer(path)
+        if footer is None:
+            raise UserError(f"{path} was built and is gone; start the same command again")
+        records.append(known.get(path.name) or ShardRecord(path.name, *describe(path)))
+        counts = _added(counts, footer.get("counts", {}))
+    for name in _RECORDED_VERSIONS:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    manifest = Manifest(
+        stage=plan.table.stage,
+        table=plan.table.name,
+        fingerprint=plan.fingerprint,
+        key=plan.full_key,
+        shards=records,
+        counts=counts,
+        seconds=round(sum(line["seconds"] for line in read_journal(plan.folder)), 3),
+        versions=versions,
+    )
+    manifest.write(plan.folder)
+    shutil.rmtree(plan.folder / PIECES, ignore_errors=True)
+    return manifest
+
+
+def _added(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """The sum of nested counts."""
+    sums = dict(total)
+    for name, value in more.items():
+        sums[name] = _added(total.get(name, {}), value) if isinstance(value, dict) else total.get(name, 0) + value
+    return sums
