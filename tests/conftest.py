@@ -24,6 +24,7 @@ pytest_plugins = (
     "support.models", "support.collection", "support.training", "support.kills", "support.rerank_server", "support.s3", "support.hub",
     "support.scored_lists",
     "support.dataset_hub",
+    "support.hosts",
 )  # fmt: skip
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of an example
