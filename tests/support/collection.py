@@ -19,21 +19,26 @@ def _text(chance: random.Random, words: int) -> str:
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BEIR folder: 60 passages; 24 queries, 14 of them train, 4 dev, 6 test. `twin` has the text of `d0`, the positive of `train0`;
     `train1` has two positives."""
-    folder, chance = tmp_path_factory.mktemp("collection"), random.Random(0)
-    passages = {f"d{number}": _text(chance, chance.randint(8, 24)) for number in range(59)}
-    passages["twin"] = passages["d0"]
-    split_of = [("train", 14), ("dev", 4), ("test", 6)]
+    return write_collection(tmp_path_factory.mktemp("collection"))
+
+
+def write_collection(folder: Path, *, passages: int = 60, train: int = 14) -> Path:
+    """The collection of the fixture, or a larger one of the same kind."""
+    chance = random.Random(0)
+    texts = {f"d{number}": _text(chance, chance.randint(8, 24)) for number in range(passages - 1)}
+    texts["twin"] = texts["d0"]
+    split_of = [("train", train), ("dev", 4), ("test", 6)]
     labels = [(split, f"{split}{number}") for split, count in split_of for number in range(count)]
     queries: dict[str, str] = {}
     qrels: dict[str, list[str]] = {split: ["query-id\tcorpus-id\tscore"] for split, _ in split_of}
     for place, (split, query_id) in enumerate(labels):
-        words = passages[f"d{place}"].split()
+        words = texts[f"d{place}"].split()
         queries[query_id] = " ".join([*chance.sample(words, 3), chance.choice(SYLLABLES)])
         qrels[split].append(f"{query_id}\td{place}\t1")
     qrels["train"].append("train1\td40\t1")
-    (folder / "qrels").mkdir()
-    for name, texts in (("corpus", passages), ("queries", queries)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"_id": key, "text": text}) + "\n" for key, text in texts.items()))
-    for split, lines in qrels.items():
-        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    (folder / "qrels").mkdir(parents=True)
+    for name, lines in (("corpus", texts), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"_id": key, "text": text}) + "\n" for key, text in lines.items()))
+    for split, judgements in qrels.items():
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(judgements) + "\n")
     return folder

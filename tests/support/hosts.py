@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.children import environment
 
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0 and all(map(shutil.which, ("ip", "nsenter", "unshare")))
 _BIN = Path(sys.executable).parent
@@ -44,7 +45,8 @@ class Host:
 
     def _environment(self, **more: str) -> dict[str, str]:
         """Little of this process's: a host is another machine."""
-        passed = {key: os.environ[key] for key in ("PATH", "LANG", "PYTHONPATH", "TOKENIZERS_PARALLELISM") if key in os.environ}
+        passed = {key: os.environ[key] for key in ("PATH", "LANG", "TOKENIZERS_PARALLELISM") if key in os.environ}
+        passed["PYTHONPATH"] = environment()["PYTHONPATH"]
         own = {"HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "tmp"), _MARK: self.mark, "OMP_NUM_THREADS": "1"}
         own |= {"RAY_TMPDIR": str(self.folder / "ray"), "PATH": f"{_BIN}:{passed.get('PATH', '/usr/bin:/bin')}"}
         return {**passed, **own, **self.variables, **more}
@@ -92,14 +94,27 @@ class Host:
         """The processes of the actors that build shards."""
         return self.processes("ray::RayWorker")
 
+    def kill(self, process: int) -> None:
+        """SIGKILL one of its processes, if it is still there."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
     def power_off(self) -> None:
         """SIGKILL everything on it, at once where it has a namespace of its own."""
-        if self.init:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.init, signal.SIGKILL)
-        for process in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        for process in ([self.init] if self.init else []) + self.processes():
+            self.kill(process)
+
+    def hide(self, folder: Path) -> None:
+        """Have it see an empty folder in the place of one, as where a file system is not mounted."""
+        self._mounts("mount", "-t", "tmpfs", "none", folder)
+
+    def show(self, folder: Path) -> None:
+        """Have it see the folder again."""
+        self._mounts("umount", "--lazy", folder)
+
+    def _mounts(self, *args: object) -> None:
+        """Not by way of `run`, which works in a folder that may be the one that is hidden."""
+        subprocess.run(["nsenter", "-t", str(self.init), "-m", "--", *map(str, args)], check=True, capture_output=True, text=True, cwd="/")
 
     def pause(self, processes: Sequence[int]) -> None:
         """SIGSTOP some of its processes."""

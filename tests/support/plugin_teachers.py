@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
 import numpy as np
@@ -50,3 +52,15 @@ def gives_nan(settings: Any) -> Any:
 
 def gives_none(settings: Any) -> Any:
     return None
+
+
+class Slow(Overlap):
+    """The same, as slow as a real one, with a line for every call in the file that ADAM_TEST_SCORED names."""
+
+    def score(self, pairs: Any) -> Any:
+        time.sleep(float(os.environ.get("ADAM_TEST_SECONDS", "0")) * len(pairs))
+        if path := os.environ.get("ADAM_TEST_SCORED"):
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(descriptor, f"{len(pairs)}\n".encode())
+            os.close(descriptor)
+        return super().score(pairs)
