@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from data.command import stop_if_asked
 from data.errors import DamagedShard, UserError
@@ -15,15 +16,14 @@ from pipeline.executors.tasks import OwnTasks, ShardTask
 from pipeline.journal import write_journal
 from pipeline.plan import TablePlan
 from pipeline.progress import Progress
-from pipeline.scoring import reading_lengths
 from pipeline.scoring.agreement import compare_with_imported
-from pipeline.scoring.cost import estimate_cost
-from pipeline.scoring.missing_pairs import refuse_missing
-from pipeline.stage import PIECES, Cutting, Piece, Say, Stored
+from pipeline.scoring.pricing import merge_old_segments
+from pipeline.stage import PIECES, Cutting, Piece, Say
 from retrieval.models.resolved import ResolvedModels
 
 
-def build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, say: Say) -> None:
+def build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, say: Say, *, prices: bool = True) -> None:
+    """Build the stale shards of a table. Without `prices` nothing is said of what they will cost."""
     table = plan.table
     stale = list(plan.stale)
     missing = [label for label, stored in plan.inputs.items() if not all(path.exists() for path in stored.paths())]
@@ -33,21 +33,25 @@ def build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, say
     if table.rounds_by_device:
         note_device(plan.folder, models.experiment.runner.device, option="runner.device", begun=len(stale) < plan.shard_count)
     if table.scores_pairs_of:
-        _say_what_is_scored(models, plan.inputs[table.scores_pairs_of], stale, label=table.label, say=say)
+        if prices:
+            merge_old_segments(models, plan.shard_count, say)
         if models.teacher.completes is not None:
             paths = [str(plan.inputs[table.scores_pairs_of].path(shard).absolute()) for shard in stale]
             say(f"{table.label:<16} {executor.ask(compare_with_imported, models, paths)}")
     started = time.perf_counter()
     for number, each in enumerate(table.rounds):
         workers = executor.workers(uses_device=table.uses_device)
-        pieces = each.cut(Cutting(models, plan.inputs, stale, plan.folder, number, workers))
-        _work(
+        cutting = Cutting(models, plan.inputs, stale, plan.folder, number, workers, prices)
+        pieces = each.cut(cutting)
+        figures = _work(
             [_task(plan, models, stale, piece) for piece in pieces if not (each.writes and _is_there(plan, piece))],
             plan,
             executor,
             say,
             started=started,
         )
+        if each.told and prices:
+            each.told(cutting, figures, say)
     units = [tuple(stale)] if table.builds_all_shards else [(shard,) for shard in stale]
     _work([_task(plan, models, shards) for shards in units], plan, executor, say, started=started, rows=_rows_to_read(plan))
 
@@ -77,10 +81,13 @@ def _is_there(plan: TablePlan, piece: Piece) -> bool:
     return footer is not None and footer.get("fingerprint") == plan.fingerprint
 
 
-def _work(tasks: Sequence[ShardTask], plan: TablePlan, executor: Executor, say: Say, *, started: float, rows: int = 0) -> None:
-    """Have the tasks done, and note what each cost."""
+def _work(
+    tasks: Sequence[ShardTask], plan: TablePlan, executor: Executor, say: Say, *, started: float, rows: int = 0
+) -> list[dict[str, Any]]:
+    """Have the tasks done, and note what each cost. Returns their figures."""
+    figures: list[dict[str, Any]] = []
     if not tasks:
-        return
+        return figures
     table = plan.table
     with Progress(table.label, shards=len(tasks), rows=rows) as progress:
         for done in executor.run(OwnTasks(tasks), uses_device=table.uses_device, report=progress.advance):
@@ -88,19 +95,9 @@ def _work(tasks: Sequence[ShardTask], plan: TablePlan, executor: Executor, say: 
             for line in done.warnings:
                 say(f"warning: {line}")
             write_journal(plan.folder, done, wall=time.perf_counter() - started)
+            figures.append(done.figures)
             stop_if_asked()
-
-
-def _say_what_is_scored(models: ResolvedModels, candidates: Stored, shards: list[int], *, label: str, say: Say) -> None:
-    """How many pairs will be scored, and what the teacher would not read of them."""
-    cost = estimate_cost(models, candidates, shards, warn=lambda line: say(f"warning: {line}"))
-    if models.teacher.reads_texts:
-        say(f"{label:<16} {cost}")
-    else:
-        refuse_missing(models, cost, candidates, shards, label=label)
-        say(f"{label:<16} {cost.requested:,} pairs, {cost.distinct:,} distinct, all with imported logits")
-    for line in reading_lengths.warnings(models, candidates, shards) if cost.to_score else ():
-        say(f"warning: {line}")
+    return figures
 
 
 def _rows_to_read(plan: TablePlan) -> int:

@@ -17,7 +17,7 @@ from data.tables.shards import atomic_write
 from pipeline.executors.base import Executor
 from pipeline.plan import TablePlan
 from pipeline.scoring.agreement import refuse_nothing_to_complete
-from pipeline.scoring.cost import estimate_cost
+from pipeline.scoring.cost import any_to_score
 from pipeline.scoring.missing_pairs import refuse_dark_examples
 from pipeline.scoring.requested_pairs import open_teacher
 from pipeline.stages.embed import precision_of
@@ -66,7 +66,7 @@ def _may_score(plan: TablePlan, models: ResolvedModels) -> bool:
         return True
     candidates = plan.inputs[plan.table.scores_pairs_of]
     known = all(candidates.path(shard).exists() for shard in plan.stale)
-    return not known or estimate_cost(models, candidates, list(plan.stale), warn=lambda line: None).to_score > 0
+    return not known or any_to_score(models, candidates, list(plan.stale))
 
 
 def _key(role: str, models: ResolvedModels) -> str:

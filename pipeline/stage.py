@@ -105,6 +105,7 @@ class Cutting:
     folder: Path  # of the table
     round: int
     workers: int  # as many as fit now, at least 1
+    prices: bool = True  # whether this job says what the work of the table will cost; one that does a part of it does not
 
     @property
     def experiment(self) -> Experiment:
@@ -119,6 +120,8 @@ class Round:
     cut: Callable[[Cutting], list[Piece]]  # none: the round is left out
     build: Callable[[StageContext, Piece], None]
     writes: bool = True  # a file for each piece, which tells that it is done; else a piece that is done again finds nothing to do
+    # Says, where prices are said, what the figures of the pieces come to; raises UserError where they show that the shards cannot be built.
+    told: Callable[[Cutting, Sequence[dict[str, Any]], Say], None] | None = None
 
 
 PIECES = "pieces"  # the folder of a table's pieces

@@ -148,11 +148,15 @@ def key_halves(column: pa.ChunkedArray) -> Keys:
     return np.concatenate(parts).astype(np.uint64).reshape(-1, 2) if parts else np.empty((0, 2), dtype=np.uint64)
 
 
+def packed_keys(keys: Keys) -> pa.Array:
+    """Keys as a column of 16 bytes a row."""
+    raw = pa.py_buffer(np.ascontiguousarray(keys.astype(">u8")).tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(keys), [None, raw])
+
+
 def as_table(keys: Keys, scores: Scores) -> pa.Table:
     """Pairs as the rows of a segment."""
-    raw = pa.py_buffer(np.ascontiguousarray(keys.astype(">u8")).tobytes())
-    packed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(keys), [None, raw])
-    return pa.table([packed, pa.array(scores.logits), pa.array(scores.token_counts), pa.array(scores.truncated)], schema=_SCHEMA)
+    return pa.table([packed_keys(keys), pa.array(scores.logits), pa.array(scores.token_counts), pa.array(scores.truncated)], schema=_SCHEMA)
 
 
 def by_bucket(table: pa.Table) -> Iterator[pa.Table]:

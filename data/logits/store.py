@@ -2,35 +2,44 @@
 
     STORE/teacher_logits/<namespace>/
         namespace.json             the teacher's key, and its name for people
-        <random>.parquet           segments (`data.logits.segment`): append-only, whole or not at all, no locks
-        <random>.parquet.damaged   segments that failed a checksum, set aside: their pairs count as never scored
+        q3of64-<random>.parquet    segments (`data.logits.segment`): append-only, whole or not at all, no locks. These are of
+                                   queries of shard 3 of 64 alone (`data.logits.query_shard`); without this start: of any
+        <name>.parquet.damaged     segments that failed a checksum, set aside: their pairs count as never scored
 
-A lookup reads every segment once, a row group at a time: a whole segment as the scoring stage writes it, a bucket of a compacted one. Its
-memory is one row group, and 21 bytes for each pair asked for. Where two writers scored one pair the smaller logit counts, for every reader.
+A lookup for a shard of queries reads every segment that may hold its pairs once, a row group at a time: a whole segment as the scoring
+stage writes it, a bucket of a compacted one. Its memory is one row group, and 21 bytes for each pair asked for. Where two writers scored
+one pair the smaller logit counts, for every reader. When a shard is scored, its small segments become one.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
+from data.digests import json_digest
 from data.errors import DamagedShard, RunFailed
 from data.files.leftovers import remove_leftovers
 from data.logits.lookup import Requested
+from data.logits.query_shard import QueryShard, may_hold, shard_in
 from data.logits.segment import BUCKETS, Keys, Part, Scores, Segment, as_table, by_bucket, check_segment, write_segment
 from data.tables.shards import atomic_write
 
 _DELETED = ".deleted-"
-_RELIST_SECONDS = 0.05
+_RELIST_SECONDS = 0.05  # the first time, then twice as long each time, up to
+_RELIST_AT_MOST = 5.0  # so that all listings outlast what a network file system remembers of a folder, a minute
 _LISTINGS = 20  # how often a lookup starts again because a compaction took its segments away
+_PILE = 16  # segments of one shard of queries, or, for each shard that reads them, those of any: more are merged by the run
+_MERGED_ROWS = 1 << 20  # pairs that a compaction has in memory
 Read = TypeVar("Read")
 
 
@@ -51,24 +60,29 @@ class LogitStore:
         """The segments that exist now."""
         return sorted(self.folder.glob("[!.]*.parquet"))
 
-    def lookup(self, keys: Keys) -> Scores:
-        """What is known of the pairs. A damaged segment is set aside with a warning, and its pairs are unknown."""
-        return self._read_steadily(lambda: self._look_up(keys))
+    def lookup(self, keys: Keys, *, of: Collection[QueryShard] = ()) -> Scores:
+        """What is known of the pairs, whose queries lie `of` these shards, if any are given.
+
+        A damaged segment is set aside with a warning, and its pairs are unknown.
+        """
+        return self._read_steadily(lambda: self._look_up(keys, of))
 
     def _read_steadily(self, read: Callable[[], Read]) -> Read:
         """Read from a listing of the segments, and again where a compaction took one away, or a damaged one was set aside."""
-        for _ in range(_LISTINGS):
+        for attempt in range(_LISTINGS):
             try:
                 return read()
             except FileNotFoundError:
-                time.sleep(_RELIST_SECONDS)  # what took its place is in the next listing
+                time.sleep(min(_RELIST_SECONDS * 2**attempt, _RELIST_AT_MOST))  # what took its place is in the next listing
             except DamagedShard as error:
                 self._set_aside(error)
         raise RunFailed(f"{self.folder} changes faster than it can be read; is something deleting its segments?")
 
-    def _look_up(self, keys: Keys) -> Scores:
+    def _look_up(self, keys: Keys, of: Collection[QueryShard]) -> Scores:
         requested = Requested(keys)
-        for path in self.segment_paths():
+        for path in self.segment_paths() if len(keys) else ():
+            if not may_hold(path.name, of):
+                continue
             segment = Segment.open(path)
             for buckets in filter(requested.overlaps, segment.parts()):
                 requested.merge(*segment.read(buckets))
@@ -86,12 +100,15 @@ class LogitStore:
             raise RunFailed(f"{path} is damaged and cannot be set aside ({fault.strerror}); rename or delete it") from error
         self._warn(f"{path} is damaged and set aside as {path.name}.damaged; its pairs will be scored again")
 
-    def append(self, keys: Keys, scores: Scores) -> Path:
-        """Store scored pairs as a new segment, whole or not at all. Keys must differ, and logits be finite."""
+    def append(self, keys: Keys, scores: Scores, *, of: QueryShard | None = None) -> Path:
+        """Store scored pairs, whose queries lie all `of` one shard, as a new segment, whole or not at all.
+
+        Keys must differ, and logits be finite.
+        """
         if not np.isfinite(scores.logits).all():
             raise AssertionError("a segment holds real logits")
         order = np.lexsort((keys[:, 1], keys[:, 0]))
-        path = self.folder / f"{uuid.uuid4().hex}.parquet"
+        path = self.folder / f"{of.prefix if of else ''}{uuid.uuid4().hex}.parquet"
         write_segment(path, by_bucket(as_table(keys[order], scores.take(order))), rows=len(keys))
         return path
 
@@ -111,14 +128,35 @@ class LogitStore:
     def compact(self, *, segment_rows: int = 1 << 22) -> tuple[int, int]:
         """Merge segments of fewer than `segment_rows` pairs while readers read and writers append. Returns numbers before and after.
 
-        A merged segment appears before its parts go, so a pair is never missing. Where another compaction takes parts away, it is left
-        to go on alone. Memory: a bucket of a merged segment.
+        A merged segment appears before its parts go, so a pair is never missing. Its name is a function of theirs, so two compactions of
+        the same segments write one file; where another one takes parts away, this one is left to go on. Memory: `_MERGED_ROWS` pairs.
         """
-        segments = self._read_steadily(self._segments)
+        before = self.segment_paths()
+        for _, paths in itertools.groupby(sorted(before, key=_shard_order), key=_shard_order):
+            self._merge(list(paths), segment_rows)
+        return len(before), len(self.segment_paths())
+
+    def merge_pile(self, of: QueryShard | None, *, most: int = _PILE) -> int:
+        """Merge the segments that hold pairs of just this shard (None: of any) where there are more than `most`. Returns how many were.
+
+        For a shard that was scored: what it wrote window by window is then read at once, and listed as one.
+        """
+        paths = [path for path in self.segment_paths() if shard_in(path.name) == of]
+        if len(paths) <= most:
+            return 0
+        self._merge(paths, 1 << 22)
+        return len(paths)
+
+    def _merge(self, paths: list[Path], segment_rows: int) -> None:
+        """Merge segments whose names begin alike."""
+        kept = set(paths)
+        segments = self._read_steadily(lambda: [Segment.open(path) for path in self.segment_paths() if path in kept])
         for group in _groups([segment for segment in segments if segment.rows < segment_rows], segment_rows):
-            merged = (as_table(*_stored(group, Part.of_bucket(bucket))) for bucket in range(BUCKETS))
+            own = shard_in(group[0].path.name)
+            rows = sum(segment.rows for segment in group)
+            path = self.folder / f"{own.prefix if own else ''}{json_digest([segment.path.name for segment in group])}.parquet"
             try:
-                write_segment(self.folder / f"{uuid.uuid4().hex}.parquet", merged, rows=sum(segment.rows for segment in group))
+                write_segment(path, _merged(group, rows), rows=rows)
             except FileNotFoundError:
                 break
             except DamagedShard as error:
@@ -126,7 +164,6 @@ class LogitStore:
                 continue
             for segment in group:
                 segment.path.unlink(missing_ok=True)
-        return len(segments), len(self.segment_paths())
 
     def _segments(self) -> list[Segment]:
         return [Segment.open(path) for path in self.segment_paths()]
@@ -167,6 +204,19 @@ class LogitStore:
         gone = self.folder.with_name(f"{_DELETED}{uuid.uuid4().hex}")
         self.folder.rename(gone)
         shutil.rmtree(gone)
+
+
+def _shard_order(path: Path) -> tuple[int, int]:
+    own = shard_in(path.name)
+    return (own.count, own.number) if own else (0, 0)
+
+
+def _merged(group: list[Segment], rows: int) -> Iterator[pa.Table]:
+    """The pairs of some segments as tables of bucket 0, 1, ...: the segments are read once for each `_MERGED_ROWS` pairs."""
+    bits = min(Part.of_bucket(0).bits, Part.bits_for(rows, most=_MERGED_ROWS))
+    for number in range(1 << bits):
+        part = Part(bits, number)
+        yield from itertools.islice(by_bucket(as_table(*_stored(group, part))), part.buckets.start, part.buckets.stop)
 
 
 def _stored(segments: list[Segment], part: Part) -> tuple[Keys, Scores]:

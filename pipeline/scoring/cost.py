@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.config.settings import Experiment
+from data.logits.query_shard import QueryShard
 from data.tables.shards import read_row_groups
 from pipeline.scoring.requested_pairs import RequestedPairs, look_up, open_teacher, texts_of_rows
 from pipeline.stage import Stored
 from retrieval.models.marks import Marks
 from retrieval.models.resolved import ResolvedModels
-from retrieval.teachers.base import Pair
+from retrieval.teachers.base import Pair, PreparingTeacher
 
 _SAMPLED_PAIRS = 2000  # whose mean length stands for all; its error is about 1 %
+_ROWS_AT_ONCE = 1 << 20  # of which a lookup holds the keys: some 60 MB
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,78 @@ class Cost:
         return f"{self.requested:,} pairs, {self.distinct:,} distinct, {self.cached:,} cached, {self.to_score:,} to score{tokens}"
 
 
+@dataclass(frozen=True)
+class Price:
+    """What was counted of one shard or more."""
+
+    requested: int = 0
+    distinct: int = 0
+    cached: int = 0
+    sampled: int = 0  # pairs whose tokens were counted
+    sampled_tokens: int = 0
+
+    def __add__(self, other: Price) -> Price:
+        return Price(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def cost(self) -> Cost:
+        """The tokens of the sample stand for those of all pairs to score."""
+        to_score = self.distinct - self.cached
+        tokens = round(self.sampled_tokens / self.sampled * to_score) if self.sampled else 0
+        return Cost(self.requested, self.distinct, self.cached, tokens)
+
+
+def price_of(
+    path: Path, pairs: RequestedPairs, missing: NDArray[np.bool_], teacher: PreparingTeacher, *, shards: int, marks: Marks
+) -> Price:
+    """The price of one of so many shards; `missing` [distinct] of its pairs are to be scored. Reads a row group, loads no model."""
+    sample = _some_missing(path, missing[pairs.pair_of_row], -(-_SAMPLED_PAIRS // shards), marks) if missing.any() else []
+    tokens = int(teacher.prepare(sample).token_counts.sum()) if sample else 0
+    return Price(len(pairs.pair_of_row), len(missing), int((~missing).sum()), len(sample), tokens)
+
+
 def estimate_cost(models: ResolvedModels, candidates: Stored, shards: Sequence[int], *, warn: Callable[[str], None] = print) -> Cost:
-    """Count the pairs of the shards against the logit store. Reads every text, and the store once; loads no model."""
-    paths = [candidates.path(shard) for shard in shards]
-    marks = models.teacher_marks
-    requested = [RequestedPairs.read(path, marks) for path in paths]
-    known, _ = look_up(models, np.concatenate([pairs.keys for pairs in requested]), warn=warn)
-    missing = np.isnan(known.logits)
-    sample: list[Pair] = []
-    start = 0
-    for path, pairs in zip(paths, requested, strict=True):
-        of_shard = missing[start : start + len(pairs.keys)]
-        sample += _some_missing(path, of_shard[pairs.pair_of_row], -(-_SAMPLED_PAIRS // len(shards)), marks)
-        start += len(pairs.keys)
-    rows, to_score = sum(len(pairs.pair_of_row) for pairs in requested), int(missing.sum())
-    tokens_each = float(open_teacher(models).prepare(sample).token_counts.mean()) if sample else 0.0
-    return Cost(rows, len(missing), len(missing) - to_score, round(tokens_each * to_score))
+    """Count the pairs of the shards against the logit store. Reads every text; loads no model."""
+    teacher, total = open_teacher(models), Price()
+    for path, pairs, missing in _missing_of(models, candidates, shards, warn=warn):
+        total += price_of(path, pairs, missing, teacher, shards=len(shards), marks=models.teacher_marks)
+    return total.cost
+
+
+def any_to_score(models: ResolvedModels, candidates: Stored, shards: Sequence[int]) -> bool:
+    """Whether a pair of the shards has no logit; reads no further than to the first that has none."""
+    return any(missing.any() for _, _, missing in _missing_of(models, candidates, shards, warn=lambda line: None))
+
+
+def _missing_of(
+    models: ResolvedModels, candidates: Stored, shards: Sequence[int], *, warn: Callable[[str], None]
+) -> Iterator[tuple[Path, RequestedPairs, NDArray[np.bool_]]]:
+    """Shard by shard its pairs, and which of them have no logit; of some shards at a time, which the store is read once for."""
+    for some in _some_shards(candidates, shards):
+        paths = [candidates.path(shard) for shard in some]
+        count = len(candidates.manifest.shards)
+        requested = [
+            RequestedPairs.read(path, models.teacher_marks, shard=QueryShard(shard, count)) for shard, path in zip(some, paths, strict=True)
+        ]
+        of = [pairs.shard for pairs in requested if pairs.shard]
+        known, _ = look_up(models, np.concatenate([pairs.keys for pairs in requested]), warn=warn, of=of if len(of) == len(some) else ())
+        ends = np.cumsum([len(pairs.keys) for pairs in requested])
+        yield from zip(paths, requested, np.split(np.isnan(known.logits), ends[:-1]), strict=True)
+
+
+def _some_shards(candidates: Stored, shards: Sequence[int]) -> Iterator[list[int]]:
+    """Shards of up to `_ROWS_AT_ONCE` rows together, or one."""
+    some: list[int] = []
+    rows = 0
+    for shard in shards:
+        own = candidates.manifest.shards[shard].rows
+        if some and rows + own > _ROWS_AT_ONCE:
+            yield some
+            some, rows = [], 0
+        some.append(shard)
+        rows += own
+    if some:
+        yield some
 
 
 def first_filled_shard(candidates: Stored, shards: Sequence[int]) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.digests import pair_key
+from data.logits.query_shard import QueryShard
 from data.logits.segment import Keys, Scores, as_keys
 from data.logits.store import LogitStore
 from data.tables.shards import group_rows, read_row_groups
 from pipeline.scoring.dedup import first_occurrence
+from pipeline.stages.ingest import shard_of_query
 from retrieval.models.marks import Marks
 from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.base import PreparingTeacher, TeacherSettings
@@ -33,13 +35,18 @@ def store_of(models: ResolvedModels, *, warn: Callable[[str], None]) -> LogitSto
     return LogitStore(Path(models.experiment.store), models.namespace, warn=warn)
 
 
-def look_up(models: ResolvedModels, keys: Keys, *, warn: Callable[[str], None]) -> tuple[Scores, NDArray[np.bool_]]:
-    """(what is known of the pairs, which of it [n] is of an imported teacher that this one completes, and not stored as its own yet)."""
-    known = store_of(models, warn=warn).lookup(keys)
+def look_up(
+    models: ResolvedModels, keys: Keys, *, warn: Callable[[str], None], of: Collection[QueryShard] = ()
+) -> tuple[Scores, NDArray[np.bool_]]:
+    """(what is known of the pairs, which of it [n] is of an imported teacher that this one completes, and not stored as its own yet).
+
+    The queries lie `of` these shards, if any are given.
+    """
+    known = store_of(models, warn=warn).lookup(keys, of=of)
     adopted = np.zeros(len(keys), bool)
     if (declared := models.teacher.completes) is not None:
         unknown = np.flatnonzero(np.isnan(known.logits))
-        known.put(unknown, LogitStore(Path(models.experiment.store), declared.namespace, warn=warn).lookup(keys[unknown]))
+        known.put(unknown, LogitStore(Path(models.experiment.store), declared.namespace, warn=warn).lookup(keys[unknown], of=of))
         adopted[unknown] = ~np.isnan(known.logits[unknown])
     return known, adopted
 
@@ -50,17 +57,36 @@ class RequestedPairs:
 
     keys: Keys  # of the distinct pairs, in the order in which they first occur
     pair_of_row: NDArray[np.int32]  # which distinct pair each row is
+    shard: QueryShard | None = None  # that all queries lie in, where it was asked for and is so
 
     @staticmethod
-    def read(path: Path, marks: Marks = _OWN) -> RequestedPairs:
-        """The keys of all rows, a row group at a time; `marks` are the teacher's."""
+    def read(path: Path, marks: Marks = _OWN, *, shard: QueryShard | None = None) -> RequestedPairs:
+        """The keys of all rows, a row group at a time; `marks` are the teacher's. `shard`: that whose queries they should be."""
         keys = np.empty((sum(group_rows(path)), 2), dtype=np.uint64)
         read = 0
         for table in read_row_groups(path, columns=["query", "text"]):
             keys[read : read + table.num_rows] = as_keys([pair_key(query, text) for query, text in texts_of_rows(table, marks)])
             read += table.num_rows
+            if shard and any(shard_of_query(query, shard.count) != shard.number for query in table.column("query").unique().to_pylist()):
+                shard = None
         first, pair_of_row = first_occurrence(keys)
-        return RequestedPairs(keys if len(first) == len(keys) else keys[first], pair_of_row)
+        return RequestedPairs(keys if len(first) == len(keys) else keys[first], pair_of_row, shard)
+
+    @property
+    def first_rows(self) -> NDArray[np.int64]:
+        """[distinct] the row in which each pair first occurs, rising."""
+        return np.flatnonzero(first_of_pairs(self.pair_of_row))
+
+    @property
+    def shards(self) -> tuple[QueryShard, ...]:
+        """Whose pairs a lookup may take these for: none where they may be any's."""
+        return (self.shard,) if self.shard else ()
+
+
+def first_of_pairs(pair_of_row: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """[rows] whether a row is the first of its pair: pairs are numbered in the order in which they first occur."""
+    highest = np.maximum.accumulate(np.concatenate([np.array([-1], np.int32), pair_of_row[:-1]])) if len(pair_of_row) else pair_of_row
+    return pair_of_row > highest
 
 
 def texts_of_rows(table: pa.Table, marks: Marks = _OWN) -> list[tuple[str, str]]:

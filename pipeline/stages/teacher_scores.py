@@ -6,134 +6,153 @@ The unit of scoring is a window of `teacher.segment_pairs` rows: its new pairs a
 tokenised ahead of the forward pass and written behind it. So a kill loses at most two of them, and what is scored after it has the same
 batches as in an unbroken run. In memory are 30 bytes for each pair of the shard, a row group, and three windows. Shards hold different
 query texts (`ingest` sees to that), so no pair is requested by two shards.
+
+Before the shards come two rounds. In the first the keys of each shard are read, and its work is priced. In the second, where there are
+more workers than shards keep busy, several score the windows of a shard: its own build then finds all logits and writes the rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from data.config.settings import Experiment
-from data.logits.segment import Keys, Scores
+from data.logits.segment import Scores
 from data.logits.store import LogitStore
 from data.tables import schemas
-from data.tables.shards import ROW_GROUP_ROWS, ShardWriter, read_row_groups
-from pipeline.scoring.requested_pairs import RequestedPairs, look_up, open_teacher, store_of, texts_of_rows
-from pipeline.stage import StageContext, Table
+from data.tables.shards import ShardWriter
+from pipeline.scoring import pricing
+from pipeline.scoring.pair_keys import NewPairs, candidates_path, read_keys, read_new_pairs
+from pipeline.scoring.requested_pairs import RequestedPairs, look_up, open_teacher, store_of
+from pipeline.scoring.windows import Window, spans_of, windows
+from pipeline.stage import Cutting, Piece, Round, StageContext, Table
 from retrieval.compute.allocator import tune_allocator
 from retrieval.compute.prefetch import ahead, behind
-from retrieval.models.marks import Marks
 from retrieval.models.resolved import ResolvedModels
-from retrieval.teachers.base import PreparedPairs, PreparingTeacher
+from retrieval.teachers.base import PreparingTeacher
+
+PARTS = 16  # of a shard, at most, that workers share: one number for all, so that jobs side by side cut alike
+_SHARDS_A_WORKER = 4  # that keep all workers busy until nearly the end
 
 
 def _build(context: StageContext) -> None:
-    experiment = context.experiment
-    if experiment.runner.device == "cpu":
-        tune_allocator()
-    models = context.models
-    namespace = models.namespace
-    store = store_of(models, warn=context.warn)
-    store.describe(key=models.key("teacher"), name=models.teacher.name)
-    teacher: PreparingTeacher = context.worker_cache.get_or_create(("teacher", namespace), lambda: open_teacher(models))
-
-    assert context.table.scores_pairs_of is not None
-    path = context.inputs[context.table.scores_pairs_of].path(context.shard)
-    requested = RequestedPairs.read(path, models.teacher_marks)
-    known, adopted = look_up(models, requested.keys, warn=context.warn)
-    if adopted.any():  # for good: what is imported later changes nothing that was made of these
-        store.append(requested.keys[adopted], known.take(np.flatnonzero(adopted)))
+    path = candidates_path(context, context.shard)
+    requested = read_keys(context, context.shard)
+    store, teacher, known = _begin(context, requested)
     missing = np.isnan(known.logits)
     cached = int((~missing).sum())
     context.report("cached", cached)
+    spans = spans_of(path, context.experiment.teacher.segment_pairs)
+    found = windows(path, spans, requested.first_rows, missing, teacher, marks=context.models.teacher_marks, ids=True)
     with context.writer(context.shard, schemas.TEACHER_SCORES) as writer, behind() as write_behind:
-        windows = _windows(path, requested, missing, teacher, rows=experiment.teacher.segment_pairs, marks=models.teacher_marks)
-        for window in ahead(windows):
-            if window.prepared is not None:
-                logits = teacher.score_prepared(window.prepared, on_batch=partial(_report, context))
-                fresh = Scores(logits, window.prepared.token_counts, window.prepared.truncated)
+        for window, fresh in _scored(context, teacher, found):
+            if fresh is not None:
                 known.put(window.new, fresh)
-                context.check_unchanged()  # a file that is written over in place may change a model that is mapped from it
-                write_behind(_append_and_write, store, requested.keys[window.new], fresh, writer, _rows(window, requested, known))
+                write_behind(_append_and_write, store, requested, window, fresh, writer, _rows(window, requested, known))
             else:
                 write_behind(writer.write, _rows(window, requested, known))
-            _report_rows(context, window)
+            _report_rows(context, window, requested)
         rows = len(requested.pair_of_row)
         figures = {"distinct pairs": len(missing), "truncated": int(known.truncated.sum()), "tokens": int(known.token_counts.sum())}
         writer.figures["counts"] = {"in": rows, "kept": rows, "dropped": {}, **figures}
     scored = len(missing) - cached
-    context.figures.update({"namespace": namespace, "pairs": len(missing), "cached": cached, "scored": scored})
+    context.figures.update({"namespace": context.models.namespace, "pairs": len(missing), "cached": cached, "scored": scored})
+    if scored:
+        context.figures["packed"] = getattr(teacher, "packs", False)
+    if requested.shard:
+        store.merge_pile(requested.shard)
+
+
+def _build_part(context: StageContext, piece: Piece) -> None:
+    """Score and store what is missing of some windows of a shard."""
+    shard, part, parts = (piece.values[name] for name in ("shard", "part", "parts"))
+    path = candidates_path(context, shard)
+    spans = spans_of(path, context.experiment.teacher.segment_pairs)
+    spans = spans[len(spans) * part // parts : len(spans) * (part + 1) // parts]
+    if not spans:
+        return
+    new = read_new_pairs(context, shard, spans[0].start, spans[-1].stop)
+    store, teacher, known = _begin(context, new)
+    missing = np.isnan(known.logits)
+    scored = int(missing.sum())
+    found = windows(path, spans, new.first_rows, missing, teacher, marks=context.models.teacher_marks, ids=False)
+    with behind() as write_behind:
+        for window, fresh in _scored(context, teacher, found):
+            if fresh is not None:
+                write_behind(_append, store, new, window, fresh)
+    # The shard itself will count these pairs, and as cached.
+    context.figures.update({"namespace": context.models.namespace, "pairs": 0, "cached": -scored, "scored": scored})
     if scored:
         context.figures["packed"] = getattr(teacher, "packs", False)
 
 
-@dataclass(frozen=True)
-class _Window:
-    """Some rows of the shard, and the pairs that are new in them, ready for the teacher."""
-
-    table: pa.Table  # query_id, draw, position
-    start: int  # its first row in the shard
-    distinct: int  # pairs in its rows
-    new: NDArray[np.int64]  # those that no earlier window and no earlier run has scored: places among the shard's distinct pairs
-    prepared: PreparedPairs | None  # these, if there are any
-
-
-def _windows(
-    path: Path, requested: RequestedPairs, missing: NDArray[np.bool_], teacher: PreparingTeacher, *, rows: int, marks: Marks
-) -> Iterator[_Window]:
-    """The shard's windows in order. A pair belongs to the window in which it first occurs."""
-    start, seen = 0, 0
-    for table in _row_windows(path, rows):
-        places = requested.pair_of_row[start : start + table.num_rows]
-        distinct, first_rows = np.unique(places, return_index=True)  # pairs are numbered in the order in which they first occur
-        new = (distinct >= seen) & missing[distinct]
-        pairs = texts_of_rows(table.take(first_rows[new]), marks)
-        ids = table.select(["query_id", "draw", "position"])
-        yield _Window(ids, start, len(distinct), distinct[new].astype(np.int64), teacher.prepare(pairs) if pairs else None)
-        start += table.num_rows
-        seen = max(seen, int(distinct.max(initial=-1)) + 1)
+def _cut_into_parts(cutting: Cutting) -> list[Piece]:
+    """Parts of each shard, where the shards alone would leave workers idle, or would at the end."""
+    if cutting.workers == 1 or len(cutting.shards) >= _SHARDS_A_WORKER * cutting.workers or not cutting.models.teacher.reads_texts:
+        return []
+    (candidates,) = cutting.inputs.values()
+    pieces = []
+    for shard in cutting.shards:
+        parts = min(PARTS, -(-candidates.manifest.shards[shard].rows // cutting.experiment.teacher.segment_pairs))
+        for part in range(parts) if parts > 1 else ():
+            name = f"windows-{shard:05d}-{part:02d}-of-{parts:02d}"
+            pieces.append(Piece(cutting.round, name, {"shard": shard, "part": part, "parts": parts}))
+    return pieces
 
 
-def _row_windows(path: Path, rows: int) -> Iterator[pa.Table]:
-    """Tables of at most `rows` rows, so that memory holds one window: parts of a row group, or as many whole ones as fit."""
-    waiting: list[pa.Table] = []
-    for group in read_row_groups(path, columns=["query_id", "draw", "position", "query", "text"]):
-        if rows < ROW_GROUP_ROWS:
-            yield from (group.slice(start, rows) for start in range(0, group.num_rows, rows))
-            continue
-        waiting.append(group)
-        if sum(table.num_rows for table in waiting) + ROW_GROUP_ROWS > rows:
-            yield pa.concat_tables(waiting)
-            waiting = []
-    if waiting:
-        yield pa.concat_tables(waiting)
+def _begin(context: StageContext, pairs: RequestedPairs | NewPairs) -> tuple[LogitStore, PreparingTeacher, Scores]:
+    """The store, the teacher, and what is known of the pairs. What is imported, and adopted by this teacher, is stored at once."""
+    if context.experiment.runner.device == "cpu":
+        tune_allocator()
+    models = context.models
+    store = store_of(models, warn=context.warn)
+    store.describe(key=models.key("teacher"), name=models.teacher.name)
+    teacher: PreparingTeacher = context.worker_cache.get_or_create(("teacher", models.namespace), lambda: open_teacher(models))
+    known, adopted = look_up(models, pairs.keys, warn=context.warn, of=pairs.shards)
+    if adopted.any():  # for good: what is imported later changes nothing that was made of these
+        store.append(pairs.keys[adopted], known.take(np.flatnonzero(adopted)), of=pairs.shard)
+    return store, teacher, known
 
 
-def _rows(window: _Window, requested: RequestedPairs, known: Scores) -> pa.Table:
+def _scored(context: StageContext, teacher: PreparingTeacher, found: Iterator[Window]) -> Iterator[tuple[Window, Scores | None]]:
+    """The windows, with the scores of those pairs that were missing in them."""
+    for window in ahead(found):
+        fresh = None
+        if window.prepared is not None:
+            logits = teacher.score_prepared(window.prepared, on_batch=partial(_report, context))
+            fresh = Scores(logits, window.prepared.token_counts, window.prepared.truncated)
+            context.check_unchanged()  # a file that is written over in place may change a model that is mapped from it
+        yield window, fresh
+
+
+def _rows(window: Window, requested: RequestedPairs, known: Scores) -> pa.Table:
     """The window's rows of the table."""
-    scores = known.take(requested.pair_of_row[window.start : window.start + window.table.num_rows])
+    assert window.ids is not None
+    scores = known.take(requested.pair_of_row[window.span.start : window.span.stop])
     columns = [pa.array(scores.logits), pa.array(scores.token_counts), pa.array(scores.truncated)]
-    return pa.table([*window.table.columns, *columns], schema=schemas.TEACHER_SCORES)
+    return pa.table([*window.ids.columns, *columns], schema=schemas.TEACHER_SCORES)
 
 
-def _append_and_write(store: LogitStore, keys: Keys, fresh: Scores, writer: ShardWriter, rows: pa.Table) -> None:
-    store.append(keys, fresh)
+def _append(store: LogitStore, pairs: RequestedPairs | NewPairs, window: Window, fresh: Scores) -> None:
+    store.append(pairs.keys[window.new], fresh, of=pairs.shard)
+
+
+def _append_and_write(store: LogitStore, pairs: RequestedPairs, window: Window, fresh: Scores, writer: ShardWriter, rows: pa.Table) -> None:
+    _append(store, pairs, window, fresh)
     writer.write(rows)
 
 
-def _report_rows(context: StageContext, window: _Window) -> None:
+def _report_rows(context: StageContext, window: Window, requested: RequestedPairs) -> None:
     """Rows as far as they were work, the others apart: an estimate of the time left must not count what was cached."""
-    rows = window.table.num_rows
-    work = round(rows * len(window.new) / window.distinct)
+    places = requested.pair_of_row[window.span.start : window.span.stop]
+    work = round(len(places) * len(window.new) / len(np.unique(places)))
     context.report("rows", work)
-    context.report("cached rows", rows - work)
+    context.report("cached rows", len(places) - work)
 
 
 def _report(context: StageContext, pairs: int, tokens: int, padded: int) -> None:
@@ -151,11 +170,26 @@ def _key_of_pools(experiment: Experiment, models: ResolvedModels) -> dict[str, A
     return {"teacher": models.key("teacher")}
 
 
+def _cut_keys(cutting: Cutting) -> list[Piece]:
+    """The keys of each shard: for its price, and for those who share it."""
+    return pricing.cut(cutting) if cutting.prices or _cut_into_parts(cutting) else []
+
+
+def _rounds(label: str) -> tuple[Round, ...]:
+    return (
+        Round(_cut_keys, pricing.build, writes=False, told=partial(pricing.tell, label=label)),
+        Round(_cut_into_parts, _build_part, writes=False),
+    )
+
+
 TABLE = Table(
     stage="teacher_scores", version=2, reads=("dark_examples",), key=_key, build=_build, scores_pairs_of="dark_examples",
-    uses_device=True, rounds_by_device=True, notes=lambda experiment, models: models.teacher.notes(),
+    rounds=_rounds("teacher_scores"), uses_device=True, rounds_by_device=True, notes=lambda experiment, models: models.teacher.notes(),
 )  # fmt: skip
-OF_POOLS = replace(TABLE, stage="pool_scores", version=1, reads=("pools.pairs",), key=_key_of_pools, scores_pairs_of="pools.pairs")
+OF_POOLS = replace(
+    TABLE, stage="pool_scores", version=1, reads=("pools.pairs",), key=_key_of_pools, scores_pairs_of="pools.pairs",
+    rounds=_rounds("pool_scores"),
+)  # fmt: skip
 
 
 def table(experiment: Experiment) -> Table:
