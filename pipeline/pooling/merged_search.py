@@ -87,11 +87,9 @@ class MergedSearch:
     def _list(self, piece: _Piece, group: Group, whole: BlockList | None = None) -> BlockList:
         """A block's heads of a group; with the heads as `whole` their rests as well."""
         part = 1 if whole is None else 2
-        flat_rows, flat_scores = piece.read(group.row_groups[part])
-        rows, scores = (
-            (flat_rows + piece.first_row).reshape(group.stop - group.first, -1),
-            flat_scores.reshape(group.stop - group.first, -1),
-        )
+        shape = (group.stop - group.first, -1)
+        rows, scores = piece.read(group.row_groups[part])
+        rows, scores = (rows + piece.first_row).reshape(shape), scores.reshape(shape)
         if whole is None:
             return BlockList(rows, scores, is_cut=group.head < group.length)
         return BlockList(np.concatenate([whole.rows, rows], axis=1), np.concatenate([whole.scores, scores], axis=1), is_cut=False)
