@@ -1,4 +1,4 @@
-"""All passages by row: ids, text hashes, and lookups both ways, in at most about 60 bytes a passage.
+"""All passages by row: ids, text hashes, and lookups both ways, in at most about 60 bytes a passage, shared by a machine's workers.
 
 A row is a passage's place in the corpus's shards, one after the other; vectors lie in the same order. Inside the pipeline passages are
 rows in arrays; ids are looked up when rows of a table are written.
@@ -6,18 +6,16 @@ rows in arrays; ids are looked up when rows of a table are written.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.tables.ragged import bounds_of
 from data.tables.shards import group_rows, read_row_groups
+from pipeline.negatives.passage_index import PassageIndex
 from pipeline.stage import Stored
 from retrieval.search.embedding_table import EmbeddingTable
 
@@ -26,53 +24,35 @@ if TYPE_CHECKING:
     from retrieval.search.bm25 import Bm25Index
     from retrieval.search.searcher import Searcher
 
-_HASHED_AT_ONCE = 1 << 16
 Made = TypeVar("Made")
 
 
 class Corpus:
-    """Ids and text hashes of all passages of a stored corpus, read row group by row group."""
+    """The passages of a stored corpus, and what is made of them once a worker."""
 
     def __init__(self, stored: Stored) -> None:
-        ids = [pa.array([], pa.large_string())]
-        hashes = [np.empty(0, np.int64)]
-        for table in stored.row_groups(columns=["doc_id", "text_hash"]):
-            ids += table.column("doc_id").cast(pa.large_string()).chunks
-            hashes.append(table.column("text_hash").to_numpy())
-        self.ids: pa.Array = pa.concat_arrays(ids)  # large: the ids of 10 M passages may be more than 2 GB
-        self.hashes: NDArray[np.int64] = np.concatenate(hashes)
+        self.index = PassageIndex.of(stored)
         self._stored = stored
         self._searcher: Searcher | None = None
         self._bm25: Bm25Index | None = None
-        self._made: dict[Callable[[Corpus], Any], Any] = {}
+        self._made: dict[object, Any] = {}
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.index)
 
-    @functools.cached_property
-    def _index(self) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-        """(hashes of all ids, sorted; the row of each)."""
-        hashes = np.concatenate([np.empty(0, np.uint64), *(hash_ids(part) for part in slices(self.ids))])
-        order = np.argsort(hashes, kind="stable")
-        return hashes[order], order.astype(np.int32)
+    @property
+    def ids(self) -> pa.Array:
+        """[N] ids."""
+        return self.index.ids
+
+    @property
+    def hashes(self) -> NDArray[np.int64]:
+        """[N] hashes of the texts."""
+        return self.index.hashes
 
     def rows_of(self, ids: pa.Array) -> NDArray[np.int64]:
         """[n] rows of the passages of these ids; -1 where there is none."""
-        ids = ids.cast(pa.large_string())
-        hashes, order = self._index
-        asked = hash_ids(ids)
-        place = np.searchsorted(hashes, asked)
-        rows = np.full(len(ids), -1, dtype=np.int64)
-        open_ = np.flatnonzero(place < len(hashes))
-        while len(open_):  # once, unless two ids share a hash
-            open_ = open_[hashes[place[open_]] == asked[open_]]
-            found = order[place[open_]].astype(np.int64)
-            same = pc.equal(self.ids.take(pa.array(found)), ids.take(pa.array(open_))).to_numpy(zero_copy_only=False).astype(bool)
-            rows[open_[same]] = found[same]
-            open_ = open_[~same]
-            place[open_] += 1
-            open_ = open_[place[open_] < len(hashes)]
-        return rows
+        return self.index.rows_of(ids)
 
     def ids_of(self, rows: NDArray[np.int64]) -> pa.Array:
         """The ids of some rows."""
@@ -102,9 +82,13 @@ class Corpus:
 
     def once(self, make: Callable[[Corpus], Made]) -> Made:
         """`make(corpus)`, made once and kept as long as the corpus: a source's own index."""
-        if make not in self._made:
-            self._made[make] = make(self)
-        return cast(Made, self._made[make])
+        return self.kept(make, lambda: make(self))
+
+    def kept(self, name: object, make: Callable[[], Made]) -> Made:
+        """What `make` makes, once for each name."""
+        if name not in self._made:
+            self._made[name] = make()
+        return cast(Made, self._made[name])
 
     def searcher(self, vectors: Stored, index: Stored | None, experiment: Experiment) -> Searcher:
         """The search over the corpus's vectors, kept with what it holds of them."""
@@ -124,13 +108,3 @@ class Corpus:
 
             self._bm25 = Bm25Index(self.ids, (texts for _, texts in self.passages()), stop_words=stop_words)
         return self._bm25
-
-
-def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
-    """A 64-bit hash of each id, for lookups within a process: it may differ between versions of polars, so it is never stored."""
-    return pl.Series("id", pl.from_arrow(ids)).hash(0).to_numpy()
-
-
-def slices(ids: pa.Array) -> Iterator[pa.Array]:
-    """Pieces of the ids, so that few of them are Python objects at a time."""
-    return (ids.slice(start, _HASHED_AT_ONCE) for start in range(0, len(ids), _HASHED_AT_ONCE))

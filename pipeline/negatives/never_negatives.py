@@ -13,7 +13,7 @@ where id and text agree: it begins or ends with the query's text, since it may h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.digests import hash64, text_hash
-from data.tables.ragged import spans
 from pipeline.negatives.corpus import Corpus
-from pipeline.stage import Stored
 
 REASONS = ("labelled positive", "positive of an equal query", "text of a positive", "the query itself", "text of the query")
 IDENTICAL = REASONS[3:]
@@ -43,20 +41,6 @@ class Never:
 def folded(text: str) -> str:
     """What is the same for two queries that differ in case or spaces alone: they are the same question, whatever their ids and splits."""
     return " ".join(text.casefold().split())
-
-
-def equal_queries(mine: pa.Table, queries: Stored) -> dict[str, list[str]]:
-    """Of each of some queries the ids of all judged queries that have its text, itself among them, in the order of `queries`.
-
-    Only texts that are equal to the byte lie in one shard, so all of `queries` is read, a row group at a time.
-    """
-    own = [folded(text) for text in mine.column("text").to_pylist()]
-    ids_of: dict[str, list[str]] = {text: [] for text in own}
-    for group in queries.row_groups():
-        for query_id, text in zip(group.column("query_id").to_pylist(), group.column("text").to_pylist(), strict=True):
-            if (known := ids_of.get(folded(text))) is not None:
-                known.append(query_id)
-    return {query_id: ids_of[text] for query_id, text in zip(mine.column("query_id").to_pylist(), own, strict=True)}
 
 
 def never_negatives(
@@ -79,7 +63,7 @@ def never_negatives(
         _NONE if identical == "false" else np.array([text_hash(text), *corpus.hashes[rows].tolist()], np.int64)
         for text, rows in zip(texts, itself, strict=True)
     ]
-    rows_with = _rows_with(np.concatenate([_NONE, *(corpus.hashes[rows] for rows in of_equal), *own_texts]), corpus.hashes)
+    rows_with = corpus.index.rows_with
     return {
         query_id: _first_reasons(
             [
@@ -101,22 +85,6 @@ def _first_reasons(found: list[NDArray[np.int64]]) -> Never:
     order = np.lexsort((reasons, rows))
     rows, first = np.unique(rows[order], return_index=True)
     return Never(rows, reasons[order][first])
-
-
-def _rows_with(requested: NDArray[np.int64], hashes: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
-    """Looks up the rows of the corpus that have one of some text hashes, all of them among the requested ones: one pass over the corpus."""
-    distinct = np.unique(requested)
-    place = np.searchsorted(distinct, hashes)
-    rows = np.flatnonzero(distinct[np.minimum(place, len(distinct) - 1)] == hashes) if len(distinct) else _NONE
-    rows = rows[np.argsort(hashes[rows], kind="stable")]
-    found = hashes[rows]
-
-    def look_up(some: NDArray[np.int64]) -> NDArray[np.int64]:
-        some = np.unique(some)
-        first = np.searchsorted(found, some)
-        return rows[spans(first, np.searchsorted(found, some, side="right") - first)]
-
-    return look_up
 
 
 def _themselves(ids: list[str], texts: list[str], corpus: Corpus, *, identical: str) -> list[NDArray[np.int64]]:

@@ -7,10 +7,10 @@ are -1. A source is made once for a shard of queries and asked for them a piece 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _SETTING = "hard_negatives.source"
 Ranking = tuple[NDArray[np.int64], NDArray[np.float32]]
 _ENTRIES_AT_ONCE = 1 << 18  # entries of a run file held as text
+RUN_ENTRIES = pa.schema([("line", pa.int64()), ("place", pa.int64()), ("row", pa.int64()), ("score", pa.float64())])
+_RUN_TYPES = {"line": pl.Int64, "place": pl.Int64, "row": pl.Int64, "score": pl.Float64}
 
 
 class PoolSource(Protocol):
@@ -43,8 +45,17 @@ class PoolSource(Protocol):
         """The k best passages of the shard's queries first..stop-1."""
 
 
+@runtime_checkable
+class ScoringSource(PoolSource, Protocol):
+    """A source that has scores of the labelled positives, too: the student."""
+
+    def scores_of(self, place: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[n] scores of the positives `rows` of the shard's query at `place`."""
+
+
 class StudentSearch:
-    """Exact search over the stored vectors, which a worker keeps from shard to shard where its memory allows it."""
+    """The student's search over all stored vectors for one shard of queries: through an approximate index, whose candidates depend on how
+    many all of its parts are asked for. Exact search goes by blocks (`pipeline.pooling`)."""
 
     def __init__(self, queries: pa.Table, vectors: Stored, shard: int, searcher: Searcher, corpus: Corpus) -> None:
         stored = vectors.read(shard)
@@ -97,9 +108,11 @@ class Bm25Search:
 class RunFile:
     """A TREC run from anywhere. Entries of passages that the corpus does not hold are counted in `unknown`, and left out."""
 
-    def __init__(self, path: Path, query_ids: list[str], corpus: Corpus) -> None:
-        """Raises UserError: a bad line, a passage that a query lists twice, no passage of the corpus among the entries of these queries."""
-        entries = _entries(path, {query_id: place for place, query_id in enumerate(query_ids)}, corpus)
+    def __init__(self, path: Path, entries: pl.DataFrame, query_ids: list[str], corpus: Corpus) -> None:
+        """`entries` are those of these queries, by their places, as `run_entries` gives them.
+
+        Raises UserError: a passage that a query lists twice, no passage of the corpus among the entries of these queries.
+        """
         known = entries.filter(pl.col("row") >= 0)
         self.unknown = len(entries) - len(known)
         if len(entries) and not len(known):
@@ -125,16 +138,16 @@ class RunFile:
         return rows, scores
 
 
-def _entries(path: Path, place_of: dict[str, int], corpus: Corpus) -> pl.DataFrame:
-    """(line, place of the query, row or -1, score) of each entry of these queries. As text only a part of them is in memory."""
-    names = ("line", "place", "row", "score")
-    parts = [pl.DataFrame(schema=dict(zip(names, (pl.Int64, pl.Int64, pl.Int64, pl.Float64), strict=True)))]
+def run_entries(path: Path, place_of: Mapping[str, int], corpus: Corpus) -> Iterator[pl.DataFrame]:
+    """(line, place of the query, row or -1, score) of each entry of these queries, in parts, in the order of the file.
+
+    As text only a part of them is in memory. Raises UserError where a line is bad.
+    """
     entries = read_entries(path, place_of)
     while some := list(itertools.islice(entries, _ENTRIES_AT_ONCE)):
         rows = corpus.rows_of(pa.array([entry.doc_id for entry in some], pa.large_string()))
         columns = ([entry.line for entry in some], [place_of[entry.query_id] for entry in some], rows, [entry.score for entry in some])
-        parts.append(pl.DataFrame(dict(zip(names, columns, strict=True)), schema=parts[0].schema))
-    return pl.concat(parts)
+        yield pl.DataFrame(dict(zip(RUN_ENTRIES.names, columns, strict=True)), schema=_RUN_TYPES)
 
 
 class AtRandom:
@@ -208,13 +221,16 @@ class PluginSource:
 
 
 def _student(context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
-    searcher = corpus.searcher(context.inputs["embed.corpus"], context.inputs.get("index"), context.experiment)
+    searcher = corpus.searcher(context.inputs["embed.corpus"], context.inputs["index"], context.experiment)
     return StudentSearch(queries, context.inputs["embed.queries"], context.shard, searcher, corpus)
 
 
 def _run(context: StageContext, queries: pa.Table, corpus: Corpus) -> PoolSource:
+    """From the piece that has the shard's entries."""
+    from pipeline.pooling.run_by_shard import entries_of
+
     run_file = local_file(context.experiment.hard_negatives.run_file or "")
-    return RunFile(run_file, queries.column("query_id").to_pylist(), corpus)
+    return RunFile(run_file, entries_of(context), queries.column("query_id").to_pylist(), corpus)
 
 
 # A built-in makes a `PoolSource` of (context, queries, corpus); one of your own is an `OwnSource`.

@@ -10,11 +10,11 @@ import polars as pl
 from data.config.settings import Experiment
 from pipeline.executors.resources import device_is_here, usable_cpus, workers_that_fit
 from pipeline.plan import Planner, TablePlan, table_named
+from pipeline.pooling.judged_queries import labels_above_0
 from pipeline.progress import duration
 from pipeline.scoring.calibration import SECONDS, Speed, load_gpu_speeds, load_speed, measure, save_speed
 from pipeline.scoring.cost import Cost, at_most, at_most_of_pools, estimate_cost, first_filled_shard
 from pipeline.scoring.missing_pairs import missing_words, ways
-from pipeline.stages.pools import labels_above_0
 from retrieval.models.resolved import ResolvedModels
 
 _PAIRS_NOT_KNOWN = "nothing to pay; which pairs have no logit is known after {}"

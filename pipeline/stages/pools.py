@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -22,7 +20,6 @@ from numpy.typing import NDArray
 from data.config.negative_sources import SOURCES, Source
 from data.config.registry import is_import_path
 from data.config.settings import Experiment, HardNegatives
-from data.digests import hash64
 from data.errors import UserError
 from data.formats.trec import check_run, read_entries
 from data.remote.cache import local_file
@@ -30,9 +27,12 @@ from data.tables import schemas
 from data.tables.ragged import bounds_of
 from data.tables.shards import ROW_GROUP_ROWS
 from pipeline.negatives.corpus import Corpus
-from pipeline.negatives.never_negatives import IDENTICAL, REASONS, Never, equal_queries, never_negatives
+from pipeline.negatives.never_negatives import IDENTICAL, REASONS, Never
 from pipeline.negatives.search_index import searching_key
-from pipeline.negatives.sources import Ranking, RunFile, StudentSearch, make_source, plugin_keys
+from pipeline.negatives.sources import PoolSource, Ranking, RunFile, ScoringSource, StudentSearch, make_source, plugin_keys
+from pipeline.pooling.asked import Asked, TrainingQuery, corpus_of, find_asked, read_asked
+from pipeline.pooling.blocks import Block
+from pipeline.pooling.rounds import blocks_to_merge, rounds_of
 from pipeline.stage import StageContext, Stored, Table
 from retrieval.models.resolved import ResolvedModels
 
@@ -42,32 +42,6 @@ REMOVED = "removed from pools"
 NOTHING = "queries for which a source has no passage"
 UNKNOWN = "entries of the run of unknown passages"
 RECALL = "recall of the index on sampled queries"
-
-
-@dataclass(frozen=True)
-class TrainingQuery:
-    """A query before anything is ranked for it."""
-
-    query_id: str
-    positives: NDArray[np.int64]  # rows of the training split's, best label first, ties by id
-    never: Never
-
-
-def _training_queries(queries: pa.Table, labels: pl.DataFrame, experiment: Experiment) -> pa.Table:
-    """The queries of a shard that are trained on.
-
-    With `hard_negatives.queries` the subset is the lowest hashes over the training queries of all shards: a larger subset
-    holds the smaller one. `labels` are those above 0 of all queries and splits.
-    """
-    chosen = labels.filter(pl.col("split") == experiment.ingest.train_split)["query_id"].unique().to_list()
-    if (limit := experiment.hard_negatives.queries) is not None:
-        chosen = sorted(chosen, key=lambda query: (hash64(experiment.seed, "subset", query), query))[:limit]
-    return queries.filter(pc.is_in(queries.column("query_id"), value_set=pa.array(sorted(chosen), pa.string())))
-
-
-def labels_above_0(qrels: Stored) -> pl.DataFrame:
-    """Columns of `schemas.QRELS`, all splits."""
-    return pl.concat([pl.DataFrame(pl.from_arrow(group)) for group in qrels.row_groups()]).filter(pl.col("relevance") > 0)
 
 
 def pool_of(rows: NDArray[np.int64], never: Never, *, depth: int, removed: Counter[str]) -> NDArray[np.int64]:
@@ -81,22 +55,15 @@ def pool_of(rows: NDArray[np.int64], never: Never, *, depth: int, removed: Count
     return np.flatnonzero(~barred)[:depth]
 
 
-def room_for_removals(never: Iterable[Never], positives: Iterable[NDArray[np.int64]]) -> int:
-    """Passages to find beyond the depth, so that no pool is short because of what is removed from it."""
-    return max(max((len(one.rows) for one in never), default=0), 2 * max(map(len, positives), default=0))
-
-
 def _build(context: StageContext) -> None:
-    experiment, settings, inputs = context.experiment, context.experiment.hard_negatives, context.inputs
-    corpus = context.worker_cache.get_or_create("corpus", lambda: Corpus(inputs["ingest.corpus"]))
-    labels = labels_above_0(inputs["ingest.qrels"])
-    queries = _training_queries(inputs["ingest.queries"].read(context.shard), labels, experiment)
-    asked = _with_positives(queries, inputs["ingest.queries"], labels, corpus, experiment)
-    k = settings.depth + room_for_removals((one.never for one in asked), (one.positives for one in asked))
-    sources = {source: make_source(source.name, context, queries, corpus) for source in settings.sources}
-    student = next((made for made in sources.values() if isinstance(made, StudentSearch)), None)
-    if student is not None:
-        student.watch(np.concatenate([np.empty(0, np.int64), *(one.positives for one in asked)]))
+    experiment, settings = context.experiment, context.experiment.hard_negatives
+    corpus, blocks = corpus_of(context), blocks_to_merge(context)
+    queries = context.inputs["ingest.queries"].read(context.shard)
+    found = read_asked(context, context.shard) if blocks else find_asked(context, context.shard)
+    asked, k = found.queries, found.k
+    queries = queries.filter(pc.is_in(queries.column("query_id"), value_set=pa.array([one.query_id for one in asked], pa.string())))
+    sources = {source: _source(source, context, queries, corpus, found, blocks) for source in settings.sources}
+    student = next((source for source in sources.values() if isinstance(source, ScoringSource)), None)
 
     removed: Counter[str] = Counter()
     nothing: Counter[str] = Counter()
@@ -113,23 +80,24 @@ def _build(context: StageContext) -> None:
         counts: dict[str, Any] = {"in": len(asked), "kept": len(asked), "dropped": {}, REMOVED: removed}
         counts |= {NOTHING: nothing} if nothing else {}
         counts.update((UNKNOWN, made.unknown) for made in sources.values() if isinstance(made, RunFile))
-        if experiment.uses_index and student is not None:
+        if isinstance(student, StudentSearch):
             hits, total = student.recall(k=settings.depth, queries=experiment.search.recall_queries)
             counts[RECALL] = {"found": hits, "of": total}
         writer.figures["counts"] = counts
 
 
-def _with_positives(queries: pa.Table, judged: Stored, labels: pl.DataFrame, corpus: Corpus, experiment: Experiment) -> list[TrainingQuery]:
-    """The queries, out of all `judged` ones, with their positives and what is never their negative; `labels` are above 0."""
-    equal = equal_queries(queries, judged)
-    labels = labels.filter(pl.col("query_id").is_in({query_id for ids in equal.values() for query_id in ids}))
-    labels = labels.with_columns(pl.Series("row", corpus.rows_of(labels["doc_id"].to_arrow())))
-    trained = labels.filter(pl.col("split") == experiment.ingest.train_split)
-    trained = trained.sort(["query_id", "relevance", "doc_id"], descending=[False, True, False])
-    positives = dict(trained.group_by("query_id", maintain_order=True).agg("row").iter_rows())
-    never = never_negatives(queries, equal, labels, corpus, identical=experiment.hard_negatives.ignore_identical_ids)
-    ids = queries.column("query_id").to_pylist()
-    return [TrainingQuery(query_id, np.array(positives[query_id], np.int64), never[query_id]) for query_id in ids]
+def _source(
+    source: Source, context: StageContext, queries: pa.Table, corpus: Corpus, asked: Asked, blocks: list[Block] | None
+) -> PoolSource:
+    """What ranks; of `blocks` their results are merged."""
+    if source.name == SOURCES[0] and blocks is not None:
+        from pipeline.pooling.merged_search import MergedSearch
+
+        return MergedSearch(context, blocks, asked, corpus)
+    made = make_source(source.name, context, queries, corpus)
+    if isinstance(made, StudentSearch):
+        made.watch(asked.positives.values)
+    return made
 
 
 def _pieces(count: int, size: int) -> Iterator[tuple[int, int]]:
@@ -249,5 +217,5 @@ def table(experiment: Experiment) -> Table:
     vectors = ("embed.corpus", "embed.queries", *(["index"] if experiment.uses_index else [])) if student else ()
     return Table(
         stage="pools", name="ranked", version=2, reads=(*base, *vectors), key=_key, build=_build, uses_device=student,
-        summary=partial(_summary, experiment), refuse=partial(_refuse, experiment),
+        rounds=rounds_of(experiment), summary=partial(_summary, experiment), refuse=partial(_refuse, experiment),
     )  # fmt: skip

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from data.tables.manifest import Manifest
+from data.tables.manifest import Manifest, ShardRecord
 from data.tables.shards import group_rows, read_footer, read_row_groups
 from retrieval.encoding.vector_formats import VectorFormat, first_dimensions
 
@@ -61,6 +61,7 @@ class EmbeddingTable:
     folder: Path
     id_name: str  # doc_id or query_id
     dimensions: int | None = None  # first ones that are kept of a vector, which gets length 1 again where its student normalises
+    shards: range | None = None  # the only ones that there are, rows numbered from their first; None: all
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -70,7 +71,16 @@ class EmbeddingTable:
     @property
     def rows(self) -> int:
         """N, the number of vectors."""
-        return self.manifest.rows
+        return sum(shard.rows for shard in self._records)
+
+    @property
+    def _records(self) -> list[ShardRecord]:
+        shards = self.manifest.shards
+        return shards if self.shards is None else shards[self.shards.start : self.shards.stop]
+
+    @property
+    def _paths(self) -> list[Path]:
+        return [self.folder / shard.name for shard in self._records]
 
     @cached_property
     def size(self) -> int:
@@ -80,7 +90,7 @@ class EmbeddingTable:
     def __iter__(self) -> Iterator[tuple[int, NDArray[np.float16]]]:
         """(number of the first row, [b, D] fp16 vectors), a row group at a time."""
         first_row = 0
-        for path in table_paths(self.folder):
+        for path in self._paths:
             for group in read_row_groups(path, columns=["embedding"]):
                 yield first_row, self._vectors(group)
                 first_row += group.num_rows
@@ -92,7 +102,7 @@ class EmbeddingTable:
 
     @cached_property
     def _format(self) -> VectorFormat:
-        return VectorFormat.of_footer(read_footer(table_paths(self.folder)[0]) or {})
+        return VectorFormat.of_footer(read_footer(self._paths[0]) or {})
 
     def _vectors(self, group: pa.Table) -> NDArray[np.float16]:
         """Raises UserError where they have fewer than `dimensions`."""
@@ -106,7 +116,7 @@ class EmbeddingTable:
     @cached_property
     def ids(self) -> pa.ChunkedArray:
         """[N] ids as Arrow strings: their bytes and 8 more each, where Python strings take 60."""
-        groups = (group for path in table_paths(self.folder) for group in read_row_groups(path, columns=[self.id_name]))
+        groups = (group for path in self._paths for group in read_row_groups(path, columns=[self.id_name]))
         parts = [chunk.cast(pa.large_string()) for group in groups for chunk in group.column(self.id_name).chunks]
         return pa.chunked_array(parts, pa.large_string())
 
@@ -127,7 +137,7 @@ class EmbeddingTable:
         first_row = 0
         with ThreadPoolExecutor(threads) as executor:
             reads = []
-            for path in table_paths(self.folder):
+            for path in self._paths:
                 starts = np.cumsum([first_row, *group_rows(path)])
                 cuts = np.linspace(0, len(starts) - 1, threads + 1).astype(int).tolist()
                 reads += [executor.submit(read, path, range(start, end), int(starts[start])) for start, end in itertools.pairwise(cuts)]

@@ -20,7 +20,7 @@ from retrieval.search.exact import BLOCK_ROWS, TILE_BYTES, Engine, Rows, ScoreAr
 from retrieval.search.tie_break import ties_by_id
 
 GROUP_QUERIES = 256  # searched at a time, or a multiple: with fewer the corpus would be read more than it is computed with
-_MOST_QUERIES = 16_384  # at a time: beyond it reading costs nothing beside computing, and a kill would lose more
+MOST_QUERIES = 16_384  # at a time: beyond it reading costs nothing beside computing, and a kill would lose more
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def plan_search(*, queries: int, rows: int, size: int, k: int, memory: int, thre
         raise UserError(f"{found} and {size} dimensions: {remedy}")
     corpus = rows * size * 2
     resident = corpus <= (memory - least) * 3 // 4  # the rest is for more queries at a time
-    at_once = min(_MOST_QUERIES, (memory - fixed - corpus * resident) // each)
+    at_once = min(MOST_QUERIES, (memory - fixed - corpus * resident) // each)
     at_once = max(1, queries if at_once >= queries else at_once // GROUP_QUERIES * GROUP_QUERIES)
     return SearchPlan(at_once, resident, fixed + corpus * resident + at_once * each)
 

@@ -25,12 +25,13 @@ from data.digests import canonical_json, hash64, text_hash
 from data.errors import UserError
 from data.formats.collection import find_collection
 from data.tables import schemas
-from pipeline.negatives.corpus import Corpus, slices
+from pipeline.negatives.corpus import Corpus
 from pipeline.negatives.never_negatives import folded
+from pipeline.negatives.passage_index import slices
+from pipeline.pooling.judged_queries import labels_above_0
 from pipeline.stage import StageContext, Stored, Table
 from pipeline.stages.dev.rows import metadata, row_groups, token_key
 from pipeline.stages.ingest import check_judgements
-from pipeline.stages.pools import labels_above_0
 from retrieval.models.resolved import ResolvedModels
 from retrieval.search.embedding_table import embedding_matrix
 

@@ -26,10 +26,11 @@ from pipeline.negatives import never_negatives
 from pipeline.negatives import sources as pool_sources
 from pipeline.negatives.corpus import Corpus
 from pipeline.negatives.never_negatives import REASONS, Never
-from pipeline.negatives.sources import RunFile, StudentSearch
+from pipeline.negatives.sources import RunFile, StudentSearch, run_entries
+from pipeline.pooling.asked import room_for_removals
 from pipeline.stage import Stored
 from pipeline.stages import pools
-from pipeline.stages.pools import pool_of, room_for_removals
+from pipeline.stages.pools import pool_of
 from retrieval.models.resolved import ResolvedModels
 from retrieval.search.embedding_table import EmbeddingTable
 from retrieval.search.searcher import Searcher
@@ -250,17 +251,22 @@ def test_bad_runs_are_told(finished: Any, tmp_path: Path, monkeypatch: pytest.Mo
     experiment = load({"config": str(finished.config)})
     (stored,) = complete_tables(experiment, "ingest.corpus")
     corpus, path = Corpus(stored), tmp_path / "r"
+
+    def run(query_ids: list[str]) -> RunFile:
+        parts = list(run_entries(path, {query_id: place for place, query_id in enumerate(query_ids)}, corpus))
+        return RunFile(path, pl.concat(parts), query_ids, corpus)
+
     path.write_text("q Q0 x 1 1.0 t\nq Q0 y 2 0.5 t\nother Q0 d1 1 1 t\n")
     with pytest.raises(UserError, match="lists no passage of this corpus for its queries, such as q"):
-        RunFile(path, ["p", "q"], corpus)
+        run(["p", "q"])
     path.write_text("q Q0 d1 1 1.0 t\np Q0 d1 1 1.0 t\nq Q0 d2 2 0.5 t\nq Q0 d1 3 0.2 t\nq Q0 d2 4 0.1 t\n")
     with pytest.raises(UserError, match="r:4: query q lists passage d1 a second time"):
-        RunFile(path, ["p", "q"], corpus)
+        run(["p", "q"])
     path.write_text("q Q0 d1 1 1.0 t\nq Q0 d2 two 0.5\n")
     with pytest.raises(UserError, match="r:2: expected"):
-        RunFile(path, ["q"], corpus)
+        run(["q"])
     path.write_text("q Q0 d1 1 1.0 t\nq Q0 nowhere 1 3.0 t\nq Q0 d12 9 2.0 t\n")
-    source = RunFile(path, ["p", "q"], corpus)
+    source = run(["p", "q"])
     rows, scores = source.rank(0, 2, k=5)
     assert source.unknown == 1 and (rows[0] == -1).all() and scores[1].tolist() == [2.0, 1.0]
     assert corpus.ids_of(rows[1]).to_pylist() == ["d12", "d1"]

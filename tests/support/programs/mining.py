@@ -25,6 +25,7 @@ from transformers import AutoModel, AutoTokenizer, BertModel, BertTokenizerFast 
 
 import data.tables.shards
 import pipeline.cli
+import pipeline.building
 import pipeline.executors.worker
 import pipeline.negatives.sources
 import pipeline.run
@@ -41,7 +42,7 @@ data.tables.shards.ROW_GROUP_ROWS = pipeline.stages.pools.ROW_GROUP_ROWS = 5
 retrieval.encoding.encode._WINDOW_ROWS = 10
 pipeline.stages.pools._RANKED_AT_ONCE = 70
 retrieval.search.searcher.GROUP_QUERIES = retrieval.search.to_run.GROUP_QUERIES = 4
-retrieval.search.searcher._MOST_QUERIES = 8
+retrieval.search.searcher.MOST_QUERIES = 8
 
 
 class Steps:
@@ -119,7 +120,7 @@ if __name__ == "__main__":
     note(retrieval.encoding.text_encoder, "pad", "batch")
     note(retrieval.search.searcher, "exact_search", "search", after="found")
     note(pipeline.stages.pools, "_table", "rows")
-    note(pipeline.run, "_journal", "journal")
+    note(pipeline.building, "write_journal", "journal")
     note(shutil, "rmtree", "remove")
     # What a first model and a first table import is imported here, once for all children.
     torch.set_num_threads(1)
