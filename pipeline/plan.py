@@ -10,10 +10,11 @@ from typing import Any
 from data.config.fields import unknown_key
 from data.config.settings import Experiment
 from data.digests import json_digest
-from data.errors import DamagedShard, UserError
+from data.errors import UserError
 from data.files.what_lies import stored_table
+from data.store.place import open_place
 from data.tables.manifest import MANIFEST_NAME, Manifest
-from data.tables.shards import read_footer, shard_name
+from pipeline.completeness import SeenShards
 from pipeline.negatives import pool_pairs, search_index
 from pipeline.stage import Stored, Table
 from pipeline.stages import cl_drd_lists, confidence, dark_examples, embed, hard_negatives, ingest_tables, lists, pools, teacher_scores
@@ -151,12 +152,16 @@ class TablePlan:
         return Stored(self.folder, self.manifest)
 
 
+_MOST_COMPARED = 32  # earlier outputs of a table, the latest ones: a manifest has 140 bytes a shard, and each is read whole
+
+
 class Planner:
     """Plans tables one by one. Call `plan` again after a table was built."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.models = ResolvedModels(experiment)
+        self._seen = SeenShards(open_place(experiment.store))
         self._complete: dict[str, Stored] = {}
 
     def check(self, selected: list[Table]) -> None:
@@ -180,10 +185,11 @@ class Planner:
         folder = table.folder(self.experiment, fingerprint)
         count = table.shard_count(self.experiment)
         manifest = Manifest.read(folder)
-        stale = _stale_shards(folder, count, fingerprint=fingerprint, manifest=manifest)
+        stale = self._seen.stale_shards(folder, count, fingerprint=fingerprint, manifest=manifest)
         if len(stale) == count and manifest is None:
             stale = dict.fromkeys(stale, _why_new(folder, full_key, table))
         self.models.digests.save()
+        self._seen.save()
         planned = TablePlan(table, None, full_key, fingerprint, folder, count, stale, manifest, inputs)
         if planned.complete:  # its shards are not looked through again for each table that reads it
             self._complete[table.label] = planned.stored
@@ -203,30 +209,11 @@ class Planner:
             yield self.plan(table)
 
 
-def _stale_shards(folder: Path, count: int, *, fingerprint: str, manifest: Manifest | None) -> dict[int, str]:
-    """Shards that are not complete, with the reason. A complete one has its final name and a footer with this fingerprint."""
-    recorded = {shard.name: shard for shard in manifest.shards} if manifest else {}
-    stale: dict[int, str] = {}
-    for shard in range(count):
-        name = shard_name(shard, count)
-        try:
-            footer = read_footer(folder / name)
-        except DamagedShard:
-            stale[shard] = "file is cut short or damaged"
-            continue
-        if footer is None:
-            stale[shard] = "file is missing" if manifest else "not built yet"
-        elif footer.get("fingerprint") != fingerprint:
-            stale[shard] = "file belongs to other settings"
-        elif name in recorded and (folder / name).stat().st_size != recorded[name].bytes:
-            stale[shard] = "file is not the size that the manifest records"
-    return stale
-
-
 def _why_new(folder: Path, full_key: dict[str, Any], table: Table) -> str:
     """Why no output exists for this key: which settings or inputs differ from the nearest earlier output of the table."""
     prefix = f"{table.name}-" if table.name else ""
-    earlier = [path.parent for path in folder.parent.glob(f"{prefix}*/{MANIFEST_NAME}") if path.parent != folder]
+    found = [path.parent for path in folder.parent.glob(f"{prefix}*/{MANIFEST_NAME}") if path.parent != folder]
+    earlier = sorted(found, key=lambda path: path.stat().st_mtime)[-_MOST_COMPARED:]
     now = _flat(full_key)
     manifests = [manifest for path in earlier if (manifest := stored_table(path)) is not None and manifest.table == table.name]
     changes = [_changes(_flat(manifest.key), now) for manifest in manifests]

@@ -163,7 +163,7 @@ class StageContext:
     def piece_writer(self, piece: Piece, schema: pa.Schema) -> Iterator[ShardWriter]:
         """A writer of a piece's file, which appears when the block ends well, and what it was computed from has not changed."""
         footer = {"stage": self.table.stage, "table": self.table.name, "fingerprint": self.fingerprint, "piece": piece.name}
-        with shards.open_shard(self.piece_path(piece.name), schema, footer) as writer:
+        with shards.open_shard(self.piece_path(piece.name), schema, footer, statistics=False) as writer:
             yield writer
             self.check_unchanged()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from data.digests import file_digest, json_digest
 from data.errors import DamagedShard, UserError
-from data.tables.shards import atomic_write
+from data.tables.shards import atomic_write, stamp_of
 
 MANIFEST_NAME = "manifest.json"
 JOURNAL_NAME = "journal.jsonl"
@@ -91,6 +91,27 @@ class Manifest:
             return Manifest(**{**values, "shards": [ShardRecord(**shard) for shard in values["shards"]]})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedShard(f"{place} is no readable manifest ({error!r}); delete it and run again, no shard is lost") from error
+
+
+class ManifestCache:
+    """Manifests by folder, parsed again only where the file was written again: a worker asks for its inputs' with each task."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[str, Manifest]] = {}
+
+    def read(self, folder: Path) -> Manifest | None:
+        """As `Manifest.read`."""
+        try:
+            stamp = stamp_of(folder / MANIFEST_NAME)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        known = self._known.get(folder)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        manifest = Manifest.read(folder)
+        if manifest is not None:
+            self._known[folder] = stamp, manifest
+        return manifest
 
 
 def refuse_others(out: Path, fingerprint: str, footers: dict[str, dict[str, Any] | None], *, what: str) -> None:

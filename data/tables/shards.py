@@ -87,7 +87,7 @@ def atomic_write(path: Path, content: bytes) -> None:
 class ShardWriter:
     """Collects rows and writes them in row groups of `ROW_GROUP_ROWS`. Use `open_shard`, which makes it appear whole."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, *, statistics: bool = True) -> None:
         self.figures: dict[str, Any] = {}  # deterministic figures for the footer; set before the shard is closed
         self.rows = 0
         self._path, self._schema = path, schema
@@ -95,7 +95,13 @@ class ShardWriter:
         self._added: list[Sequence[Any]] = []
         self._file = pa.OSFile(str(path), "wb")
         self._writer = pq.ParquetWriter(
-            self._file, schema, compression="zstd", compression_level=3, use_dictionary=False, write_page_checksum=True
+            self._file,
+            schema,
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=False,
+            write_page_checksum=True,
+            write_statistics=statistics,
         )
 
     def write(self, table: pa.Table) -> None:
@@ -131,9 +137,10 @@ class ShardWriter:
         self._writer.add_key_value_metadata({_FOOTER_KEY: figures, _SEAL_KEY: b"footer:" + _NO_SEAL})
         self._writer.close()
         self._file.close()
-        start, _, seal = _footer_seal(self._path)
+        begin, bytes_of_footer = _footer_of(self._path)
+        start, _, seal = _seal_of(bytes_of_footer)
         with open(self._path, "rb+") as file:
-            file.seek(start)
+            file.seek(begin + start)
             file.write(seal)
 
     def abort(self) -> None:
@@ -148,27 +155,34 @@ def table_of(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
 
 
-def _footer_seal(path: Path) -> tuple[int, bytes, bytes]:
-    """(place in the file, seal that stands there, seal that belongs there) of a footer; a file without one has two empty seals."""
+def _footer_of(path: Path) -> tuple[int, bytes]:
+    """(place in the file, bytes) of the footer with its length and the magic number; of no Parquet file whatever stands there."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 8))
         length = min(int.from_bytes(file.read(4), "little") + 8, size)
         file.seek(size - length)
-        footer = file.read(length)
+        return size - length, file.read(length)
+
+
+def _seal_of(footer: bytes) -> tuple[int, bytes, bytes]:
+    """(place in the footer, seal that stands there, seal that belongs there); a footer without one has two empty seals."""
     found = list(_SEAL.finditer(footer))
     if not found:
         return 0, b"", b""
     start, stop = found[-1].span()
     digest = hashlib.blake2b(footer[:start] + _NO_SEAL + footer[stop:], digest_size=16)
-    return size - length + start, found[-1].group(), digest.hexdigest().encode()
+    return start, found[-1].group(), digest.hexdigest().encode()
 
 
 @contextlib.contextmanager
-def open_shard(path: Path, schema: pa.Schema, footer: dict[str, Any]) -> Iterator[ShardWriter]:
-    """A writer whose shard gets its final name when the block ends well, and leaves nothing behind when it does not."""
+def open_shard(path: Path, schema: pa.Schema, footer: dict[str, Any], *, statistics: bool = True) -> Iterator[ShardWriter]:
+    """A writer whose shard gets its final name when the block ends well, and leaves nothing behind when it does not.
+
+    Without statistics its footer has about 100 bytes for a column of a row group: for files of many small row groups.
+    """
     with atomic_path(path) as temporary:
-        writer = ShardWriter(temporary, schema)
+        writer = ShardWriter(temporary, schema, statistics=statistics)
         try:
             yield writer
             writer.close(footer)
@@ -183,11 +197,12 @@ def write_shard(path: Path, table: pa.Table, footer: dict[str, Any]) -> None:
 
 
 def _metadata(path: Path) -> pq.FileMetaData:
-    """The Parquet metadata, the footer's checksum verified."""
-    _, stands, belongs = _footer_seal(path)
+    """The Parquet metadata, the footer's checksum verified. The file is opened once, and nothing before its footer is read."""
+    _, footer = _footer_of(path)
+    _, stands, belongs = _seal_of(footer)
     if stands != belongs:
         raise OSError("its footer does not have the checksum that it records")
-    return pq.read_metadata(path)
+    return pq.read_metadata(pa.BufferReader(footer))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from data.config.settings import Experiment
 from data.digests import DigestCache
 from data.errors import DamagedShard, RunFailed
-from data.tables.manifest import Manifest, ShardRecord
+from data.tables.manifest import ManifestCache, ShardRecord
 from data.tables.shards import describe, shard_name, stamp_of
 from pipeline.executors.tasks import ShardTask, TaskResult
 from pipeline.plan import table_named
@@ -26,6 +26,7 @@ class Worker:
     def __init__(self, experiment_json: str) -> None:
         self._experiment = Experiment.model_validate_json(experiment_json)
         self._worker_cache = WorkerCache()
+        self._manifests = ManifestCache()
         self._digests = DigestCache.of_store(self._experiment.store)
 
     def build(self, task: ShardTask, *, report: Report) -> TaskResult:
@@ -53,7 +54,7 @@ class Worker:
             fingerprint=task.fingerprint,
             shards=task.shards,
             shard_count=task.shard_count,
-            inputs={label: _stored(root / folder) for label, folder in task.inputs.items()},
+            inputs={label: self._stored(root / folder) for label, folder in task.inputs.items()},
             worker_cache=self._worker_cache,
             report=report,
             warn=warnings.append,
@@ -79,9 +80,8 @@ class Worker:
         """Run a function of this package here, with the models of the driver."""
         return function(ResolvedModels.of_driver(models, self._experiment, self._digests), *args)
 
-
-def _stored(folder: Path) -> Stored:
-    manifest = Manifest.read(folder)
-    if manifest is None:
-        raise DamagedShard(f"{folder} has no manifest any more; start the same command again")
-    return Stored(folder, manifest)
+    def _stored(self, folder: Path) -> Stored:
+        manifest = self._manifests.read(folder)
+        if manifest is None:
+            raise DamagedShard(f"{folder} has no manifest any more; start the same command again")
+        return Stored(folder, manifest)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.config.fields import keyed_values
@@ -23,9 +25,10 @@ from data.digests import uniforms
 from data.tables import schemas
 from data.tables.schemas import ADAM_KINDS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.tables.shards import table_of
+from pipeline.negatives.gathered_texts import GatheredTexts, TextReader
 from pipeline.scoring import reading_lengths
 from pipeline.scoring.reading_lengths import longest_mixed
-from pipeline.stage import StageContext, Table
+from pipeline.stage import StageContext, Stored, Table
 from retrieval.model_files.files import has_tokens_of_spaces, tokenizer_digest
 from retrieval.models.marks import Marks
 from retrieval.models.resolved import ResolvedModels
@@ -161,23 +164,42 @@ def candidates_of(
     return listed
 
 
+class _Kept:
+    """What a worker keeps between the shards of this table."""
+
+    def __init__(self, context: StageContext) -> None:
+        folder, teacher = context.models.teacher_tokenizer, context.experiment.teacher
+        self.tokenizer = Tokenizer(folder, trusted=teacher.trust_remote_code) if folder else None
+        self.texts = TextReader(context)
+
+
+def _requested_ids(experiment: Experiment, negatives: Stored, shard: int) -> Iterator[pa.Array]:
+    """Of the shard's lists, as one part: the positive that stands first, and the negatives."""
+    lists = negatives.read(shard, columns=["positive_ids", "negative_ids"])
+    positives = pc.list_flatten(pc.list_slice(lists.column("positive_ids"), 0, 1))
+    yield pa.chunked_array(
+        [*positives.chunks, *pc.list_flatten(pc.list_flatten(lists.column("negative_ids"))).chunks], pa.string()
+    ).unique()
+
+
+_TEXTS = GatheredTexts("hard_negatives", _requested_ids)
+
+
 def _build(context: StageContext) -> None:
     experiment, inputs, shard = context.experiment, context.inputs, context.shard
     settings = experiment.dark_examples
     longest = longest_mixed(context.models)
     splitter: Splitter = WordSplitter()
     measure: Measure | None = None
-    if folder := context.models.teacher_tokenizer:
-        tokenizer = context.worker_cache.get_or_create(
-            "teacher tokenizer", lambda: Tokenizer(folder, trusted=experiment.teacher.trust_remote_code)
-        )
+    kept = context.worker_cache.get_or_create(("dark examples", context.folder), lambda: _Kept(context))
+    if (folder := context.models.teacher_tokenizer) and (tokenizer := kept.tokenizer):
         splitter = tokenizer
         if _is_measured(folder, marks := context.models.teacher_marks):
             measure = lambda text: tokenizer.count(marks.read(text))  # noqa: E731
     lists = inputs["hard_negatives"].read(shard, columns=["query_id", "positive_ids", "negative_ids"]).to_pylist()
     queries = {row["query_id"]: row["text"] for row in inputs["ingest.queries"].read(shard).to_pylist()}
-    needed = {doc_id for row in lists for ids in (row["positive_ids"][:1], *row["negative_ids"]) for doc_id in ids}
-    texts = inputs["ingest.corpus"].texts_of(needed, id_name="doc_id")
+    (needed,) = _requested_ids(experiment, inputs["hard_negatives"], shard)
+    texts = dict(zip(needed.to_pylist(), kept.texts.texts_of(needed, shard=shard).to_pylist(), strict=True))
     rows: list[tuple[Any, ...]] = []
     by_kind = {kind: 0 for kind in ADAM_KINDS}
     for row in lists:
@@ -252,5 +274,5 @@ def _notes(experiment: Experiment, models: ResolvedModels) -> list[str]:
 
 TABLE = Table(
     stage="dark_examples", version=1, reads=("ingest.corpus", "ingest.queries", "hard_negatives"), key=_key, build=_build,
-    notes=_notes,
+    rounds=(_TEXTS.round(),), notes=_notes,
 )  # fmt: skip

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from data.config.settings import load
 from data.digests import DigestCache
 from data.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
-from pipeline import plan
+from pipeline import completeness
 from pipeline.cli import app
 from pipeline.journal import read_journal
 from retrieval.models.resolved import ResolvedModels
@@ -36,6 +36,9 @@ LABELS = (
 )  # fmt: skip
 Prep = Callable[..., list[str]]
 Files = Callable[[Path], dict[str, bytes]]
+
+
+CACHES = ("digests.json", completeness.FILE_NAME)
 
 
 def prep(*words: object) -> tuple[int, str]:
@@ -79,7 +82,7 @@ def test_a_finished_run_is_complete(finished: Any) -> None:
 
 def test_a_second_run_touches_nothing_and_starts_nothing(finished: Any) -> None:
     """Prevents: minutes of Ray and torch to find out that nothing is to be done."""
-    before = {path: path.stat().st_mtime_ns for path in finished.store.rglob("*") if path.is_file() and path.name != "digests.json"}
+    before = {path: path.stat().st_mtime_ns for path in finished.store.rglob("*") if path.is_file() and path.name not in CACHES}
     done, loaded = loaded_by("prep", "run", f"config={finished.config}", "runner=ray")
     assert done.returncode == 0, done.stderr
     assert "done: nothing to do" in done.stdout and not loaded & {"ray", "torch", "faiss", "transformers"}
@@ -436,15 +439,16 @@ def test_a_damaged_journal_loses_its_damaged_lines_alone(tmp_path: Path) -> None
     assert read_journal(tmp_path / "none") == []
 
 
-def test_a_complete_shard_is_looked_at_once(finished: Any, prep_run: Prep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_shard_is_looked_at_once(copied: Any, prep_run: Prep, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: thousands of shards of a network file system opened again for each table that reads them, before anything is built."""
     looked: Counter[Path] = Counter()
-    read = plan.read_footer
+    read = completeness.read_footer
 
     def counted(path: Path) -> Any:
         looked[path] += 1
         return read(path)
 
-    monkeypatch.setattr(plan, "read_footer", counted)
-    prep_run(finished.config)
-    assert looked.keys() >= set(finished.store.glob("embed/*/part-*")) and set(looked.values()) == {1}
+    monkeypatch.setattr(completeness, "read_footer", counted)
+    (copied.store / completeness.FILE_NAME).unlink(missing_ok=True)
+    prep_run(copied.config)
+    assert looked.keys() >= set(copied.store.glob("embed/*/part-*")) and set(looked.values()) == {1}

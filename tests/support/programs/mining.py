@@ -79,12 +79,12 @@ def note(owner: Any, name: str, word: str, after: str | None = None) -> None:
 
 
 def note_renamings() -> None:
-    """Make each renaming two steps, but for digests.json, which is written where something has been learned for it."""
+    """Make each renaming two steps, but for digests.json and seen.json, which are written where something has been learned for them."""
     rename = os.replace
 
     def noted(source: Any, target: Any) -> None:
         name = Path(target).name
-        if name == "digests.json":
+        if name in ("digests.json", "seen.json"):
             rename(source, target)
             return
         STEPS.take("write", name)
