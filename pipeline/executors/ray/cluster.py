@@ -40,6 +40,14 @@ def start_ray(settings: Runner) -> Any:
     return ray
 
 
+def node_of_this_process() -> str:
+    """Ray's id of the node on which this worker runs."""
+    import ray
+
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
+
+
 def last_line(error: Exception) -> str:
     """The cause: Ray's own words come first."""
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
