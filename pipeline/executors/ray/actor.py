@@ -8,7 +8,7 @@ from typing import Any
 from data.errors import UserError
 from pipeline.executors.plugins import find_plugins
 from pipeline.executors.ray.cluster import node_of_this_process
-from pipeline.executors.ray.handshake import Introduction, Question, introduce
+from pipeline.executors.ray.handshake import Challenge, Introduction, introduce
 from pipeline.executors.tasks import ShardTask, TaskResult
 from pipeline.executors.worker import Worker
 
@@ -29,9 +29,9 @@ class RayWorker:
         self._made: Worker | None = None
         self._progress: dict[str, int] = {}
 
-    def introduce(self, question: Question, device: str) -> Introduction:
+    def introduce(self, challenge: Challenge, device: str) -> Introduction:
         """What the driver must know of this process before it sends a task."""
-        return introduce(question, node=node_of_this_process(), device=device)
+        return introduce(challenge, node=node_of_this_process(), device=device)
 
     @property
     def _worker(self) -> Worker:

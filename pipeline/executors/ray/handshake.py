@@ -1,6 +1,6 @@
 """What a worker says of itself before it gets a task, and why it gets none: another code or library, another processor, another store.
 
-    STORE/.handshake/<random>           the driver's question: each worker must read it
+    STORE/.handshake/<random>           the driver's challenge: each worker must read it
     STORE/.handshake/<random>.<random>  a worker's answer: the driver must read it
 
 A store that is not mounted on a host, is read-only there, or is another folder of the same name is found before anything is written into
@@ -13,7 +13,7 @@ import hashlib
 import platform
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +24,7 @@ from data.command import in_words
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers
 from data.store.place import Place, open_place
+from pipeline.executors.environment import take_environment
 from retrieval.compute.precision import cpu_computes_bf16
 
 FOLDER = ".handshake"  # of the store
@@ -35,15 +36,16 @@ _LIBRARIES = {
 }  # fmt: skip
 _SEEN_SECONDS = 5.0  # in which what one host wrote must be seen on another
 _POLL_SECONDS = 0.2
-_FORGOTTEN_SECONDS = 86_400.0  # a question of a driver that was killed is removed after a day
+_FORGOTTEN_SECONDS = 86_400.0  # a challenge of a driver that was killed is removed after a day
 
 
 @dataclass(frozen=True)
-class Question:
+class Challenge:
     """What a worker is asked: to read a file of the store, and to write one beside it."""
 
     store: str
     name: str  # of the driver's file, relative to the store
+    environment: dict[str, str] = field(default_factory=dict, repr=False)  # the driver's variables, credentials among them
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,12 @@ class Introduction:
     fault: str = ""  # why it could not, in words
 
 
-def introduce(question: Question | None = None, *, node: str = "", device: str = "cpu") -> Introduction:
-    """This process, once it has read the question and written its answer. Never raises for a fault of the store."""
-    answer, fault = _answer(question) if question is not None else ("", "")
+def introduce(challenge: Challenge | None = None, *, node: str = "", device: str = "cpu") -> Introduction:
+    """This process, once it has the driver's environment, has read the challenge and written its answer. Never raises for a fault of the
+    store."""
+    if challenge is not None:
+        take_environment(challenge.environment)
+    answer, fault = _answer(challenge) if challenge is not None else ("", "")
     return Introduction(
         host=platform.node(),
         node=node,
@@ -92,10 +97,10 @@ def why_refused(driver: Introduction, worker: Introduction) -> str | None:
 
 
 class Handshake:
-    """The driver's side in one run: a question to all workers, and what is wrong with each that answers."""
+    """The driver's side in one run: a challenge to all workers, and what is wrong with each that answers."""
 
-    def __init__(self, store: str, *, formats: Collection[str] = ()) -> None:
-        """`formats` are the number formats in which the run's models compute."""
+    def __init__(self, store: str, *, formats: Collection[str] = (), environment: Mapping[str, str] | None = None) -> None:
+        """`formats` are the number formats in which the run's models compute; `environment` is what workers get."""
         self._place = open_place(store)
         self._expected = Introduction(
             platform.node(),
@@ -105,21 +110,21 @@ class Handshake:
             formats=tuple(formats),
         )
         _forget_old(self._place)
-        self.question = Question(store, f"{FOLDER}/{secrets.token_hex(8)}")
-        self._place.put(self.question.name, self.question.name.encode())
+        self.challenge = Challenge(store, f"{FOLDER}/{secrets.token_hex(8)}", dict(environment or {}))
+        self._place.put(self.challenge.name, self.challenge.name.encode())
 
     def why_refused(self, worker: Introduction) -> str | None:
         """As `why_refused`, once it has been looked whether the worker's answer lies in the driver's store."""
         if reason := why_refused(self._expected, worker):
             return reason
         if _read(self._place, worker.answer) != worker.answer.encode():
-            return f"what it wrote into {self.question.store} is not seen by the driver: mount the same store on every host"
+            return f"what it wrote into {self.challenge.store} is not seen by the driver: mount the same store on every host"
         self._place.delete(worker.answer)
         return None
 
     def close(self) -> None:
-        """Remove question and answers."""
-        for name in (self.question.name, *(name for name in self._place.files(FOLDER) if name.startswith(f"{self.question.name}."))):
+        """Remove challenge and answers."""
+        for name in (self.challenge.name, *(name for name in self._place.files(FOLDER) if name.startswith(f"{self.challenge.name}."))):
             self._place.delete(name)
 
 
@@ -158,15 +163,15 @@ def _public(release: str) -> str:
     return release.split("+")[0]
 
 
-def _answer(question: Question) -> tuple[str, str]:
+def _answer(challenge: Challenge) -> tuple[str, str]:
     """The name of the answer that was written, or why there is none."""
-    store, host = question.store, platform.node()
+    store, host = challenge.store, platform.node()
     try:
         place = open_place(store)
-        if _read(place, question.name) is None:
+        if _read(place, challenge.name) is None:
             what = "is not the driver's folder" if place.root.is_dir() else "is not there"
             return "", f"{store} {what} on {host} (the driver's file in it is not seen): mount the same store on every host"
-        name = f"{question.name}.{secrets.token_hex(8)}"
+        name = f"{challenge.name}.{secrets.token_hex(8)}"
         place.put(name, name.encode())
     except OSError as error:
         return "", f"{store} cannot be written on {host} ({in_words(error)}): mount it for writing"
@@ -184,7 +189,7 @@ def _read(place: Place, name: str, *, clock: Callable[[], float] = time.monotoni
 
 
 def _forget_old(place: Place) -> None:
-    """Remove the questions of drivers that were killed."""
+    """Remove the challenges of drivers that were killed."""
     remove_leftovers(place.root / FOLDER)
     for name, listed in place.files(FOLDER).items():
         if time.time() - listed.changed > _FORGOTTEN_SECONDS:

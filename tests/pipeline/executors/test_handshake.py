@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.executors.ray import handshake
-from pipeline.executors.ray.handshake import FOLDER, Handshake, Introduction, Question, introduce, sources_digest, why_refused
+from pipeline.executors.ray.handshake import FOLDER, Challenge, Handshake, Introduction, introduce, sources_digest, why_refused
 
 ROOT = Path(__file__).parents[3]
 DRIVER = Introduction(
@@ -53,10 +53,10 @@ def test_who_is_refused_and_why(worker: Introduction, reason: str | None) -> Non
 def test_a_worker_of_the_same_store_is_accepted(tmp_path: Path) -> None:
     """Prevents: files of the handshake that pile up in the store; a worker that is refused for nothing."""
     ours = Handshake(str(tmp_path))
-    worker = introduce(ours.question, node="n1")
+    worker = introduce(ours.challenge, node="n1")
     assert worker.fault == "" and worker.node == "n1" and len(list((tmp_path / FOLDER).iterdir())) == 2
     assert ours.why_refused(worker) is None
-    introduce(ours.question)  # an answer that is never looked at
+    introduce(ours.challenge)  # an answer that is never looked at
     ours.close()
     assert list((tmp_path / FOLDER).iterdir()) == []
 
@@ -66,7 +66,7 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     ours = Handshake(str(tmp_path / "store"))
     shutil.rmtree(tmp_path / "store")
-    worker = introduce(ours.question)
+    worker = introduce(ours.challenge)
     assert worker.host in worker.fault and worker.fault.startswith(f"{tmp_path}/store is not there on")
     assert ours.why_refused(worker) == worker.fault
     assert not (tmp_path / "store").exists()
@@ -78,9 +78,9 @@ def test_another_folder_of_the_same_name_is_seen(tmp_path: Path) -> None:
     ours = Handshake(str(store))
     store.rename(aside)
     store.mkdir()
-    assert "is not the driver's folder" in introduce(ours.question).fault
+    assert "is not the driver's folder" in introduce(ours.challenge).fault
     shutil.copytree(aside, store, dirs_exist_ok=True)  # reads right, and writes elsewhere
-    worker = introduce(ours.question)
+    worker = introduce(ours.challenge)
     shutil.rmtree(store)
     aside.rename(store)
     assert "is not seen by the driver" in (ours.why_refused(worker) or "")
@@ -95,16 +95,16 @@ def test_a_read_only_store_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(30, "Read-only file system", f"{tmp_path}/{name}")
 
     monkeypatch.setattr(place, "put", refuse)
-    fault = introduce(ours.question).fault
+    fault = introduce(ours.challenge).fault
     assert fault.startswith(f"{tmp_path} cannot be written on ") and "Read-only file system" in fault
 
 
-def test_questions_of_killed_drivers_go_after_a_day(tmp_path: Path) -> None:
-    """Prevents: a folder that grows with each driver that was killed, and a running driver's question that another removes."""
+def test_challenges_of_killed_drivers_go_after_a_day(tmp_path: Path) -> None:
+    """Prevents: a folder that grows with each driver that was killed, and a running driver's challenge that another removes."""
     killed, running = Handshake(str(tmp_path)), Handshake(str(tmp_path))
-    os.utime(tmp_path / killed.question.name, (time.time() - 90_000,) * 2)
+    os.utime(tmp_path / killed.challenge.name, (time.time() - 90_000,) * 2)
     Handshake(str(tmp_path)).close()
-    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == [Path(running.question.name).name]
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == [Path(running.challenge.name).name]
 
 
 def test_the_digest_is_of_the_code_that_is_imported(tmp_path: Path) -> None:
@@ -126,4 +126,4 @@ def test_the_digest_is_of_the_code_that_is_imported(tmp_path: Path) -> None:
 def test_an_address_that_nothing_opens_is_a_fault_of_the_worker() -> None:
     """Prevents: a worker that lacks the package of an object store and is reported as a crash."""
     host = introduce().host
-    assert f"nowhere://bucket/store on {host}: " in introduce(Question("nowhere://bucket/store", "x")).fault
+    assert f"nowhere://bucket/store on {host}: " in introduce(Challenge("nowhere://bucket/store", "x")).fault
