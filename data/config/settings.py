@@ -412,7 +412,12 @@ class Runner(Section):
     """Who does the work. None of it changes a byte of the output, but `threads` may, at the level of rounding noise."""
 
     kind: Literal["ray", "local"] = execution("ray", "Ray actors, or this process")
-    address: str | None = execution(None, "host:port of a running Ray cluster; null starts a local one")
+    address: str | None = execution(
+        None, "Ray cluster: HOST:PORT, ray://HOST:PORT from outside, auto, local; null: that of RAY_ADDRESS, or a Ray of the run's own"
+    )
+    working_dir: str | None = execution(
+        None, "folder of this package's code, sent to a cluster's hosts; null: the package is installed on each", path="path"
+    )
     workers: int | None = execution(None, "worker actors; null takes as many as fit", ge=1)
     threads: int = execution(1, "CPU threads of a worker", ge=1, le=1024)
     gpus: float = execution(1.0, "GPUs of a worker where device=cuda, fractions allowed", gt=0)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 import tempfile
 from pathlib import Path
 
 from data.config.settings import Experiment
 from data.errors import UserError
 from data.files.what_lies import stored_table, what_lies
+from pipeline.executors.addresses import check_answers, cluster_address
 from pipeline.executors.resources import device_is_here
-
-_CONNECT_SECONDS = 5.0
 
 
 def preflight(experiment: Experiment, *, uses_device: bool) -> None:
@@ -28,21 +26,10 @@ def preflight(experiment: Experiment, *, uses_device: bool) -> None:
             pass
     except OSError as error:
         raise UserError(f"store={store} cannot be written: {error.strerror}; choose another store=FOLDER") from error
-    if experiment.runner.address:
-        _check_address(experiment.runner.address)
+    address = cluster_address(experiment.runner) if experiment.runner.kind == "ray" else None
+    if address is not None:
+        check_answers(address)
     elif uses_device and not device_is_here(experiment.runner.device):
         raise UserError(
             "runner.device=cuda, but this machine has no usable GPU; use runner.device=cpu, or runner.address=HOST:PORT of a cluster"
         )
-
-
-def _check_address(address: str) -> None:
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS):
-            pass
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"runner.address={address} does not answer within {_CONNECT_SECONDS:.0f} s ({error}); "
-            "start the cluster with `ray start --head`, or leave runner.address out for a local one"
-        ) from error

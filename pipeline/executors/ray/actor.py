@@ -7,6 +7,8 @@ from typing import Any
 
 from data.errors import UserError
 from pipeline.executors.plugins import find_plugins
+from pipeline.executors.ray.cluster import node_of_this_process
+from pipeline.executors.ray.handshake import Challenge, Introduction, introduce
 from pipeline.executors.tasks import ShardTask, TaskResult
 from pipeline.executors.worker import Worker
 
@@ -20,12 +22,23 @@ def _or_its_error(work: Callable[[], Any]) -> Any:
 
 
 class RayWorker:
-    """The actor: a `Worker` that counts its progress until it is asked for it."""
+    """The actor: a `Worker` that counts its progress until it is asked for it. Only what introduces it is done before the first task."""
 
     def __init__(self, experiment_json: str, plugins: dict[str, str]) -> None:
-        find_plugins(plugins)
-        self._worker = Worker(experiment_json)
+        self._experiment_json, self._plugins = experiment_json, plugins
+        self._made: Worker | None = None
         self._progress: dict[str, int] = {}
+
+    def introduce(self, challenge: Challenge, device: str) -> Introduction:
+        """What the driver must know of this process before it sends a task."""
+        return introduce(challenge, node=node_of_this_process(), device=device)
+
+    @property
+    def _worker(self) -> Worker:
+        if self._made is None:
+            find_plugins(self._plugins)
+            self._made = Worker(self._experiment_json)
+        return self._made
 
     def build(self, task: ShardTask) -> TaskResult | UserError:
         """Do a task."""
