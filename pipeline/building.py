@@ -1,17 +1,23 @@
-"""The stale shards of one table: the tasks, in rounds, that an executor works off."""
+"""The stale shards of one table: the tasks, in rounds, that an executor works off.
+
+Jobs that share the store share the tasks, see `pipeline.sharing`. Of a part only its own shards are built; the pieces before them are
+shared by all parts.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from data.command import stop_if_asked
 from data.errors import DamagedShard, UserError
 from data.tables.device_note import note_device
-from data.tables.shards import read_footer
+from data.tables.shards import read_footer, shard_name
 from pipeline.executors.base import Executor
-from pipeline.executors.tasks import OwnTasks, ShardTask
+from pipeline.executors.tasks import OwnTasks, ShardTask, TaskQueue
 from pipeline.journal import write_journal
 from pipeline.plan import TablePlan
 from pipeline.progress import Progress
@@ -19,37 +25,48 @@ from pipeline.scoring import reading_lengths
 from pipeline.scoring.agreement import compare_with_imported
 from pipeline.scoring.cost import estimate_cost
 from pipeline.scoring.missing_pairs import refuse_missing
+from pipeline.sealing import sealed_by_others
+from pipeline.sharing.claims import Claims
+from pipeline.sharing.jobs import Job
+from pipeline.sharing.parts import Part
+from pipeline.sharing.queue import SharedTasks
 from pipeline.stage import PIECES, Cutting, Piece, Say, Stored
 from retrieval.models.resolved import ResolvedModels
 
 
-def build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, say: Say) -> None:
+def build_stale(
+    plan: TablePlan, models: ResolvedModels, executor: Executor, say: Say, *, job: Job | None = None, part: Part | None = None
+) -> int:
+    """Build what is stale, or a part's share of it. Returns how many shards were built here; other jobs may have built some.
+
+    Args:
+        job: that shares the work with others; None does all of it alone.
+    """
     table = plan.table
     stale = list(plan.stale)
+    own = part.of_shards(stale, together=table.builds_all_shards) if part else stale
+    if not own:
+        return 0
     missing = [label for label, stored in plan.inputs.items() if not all(path.exists() for path in stored.paths())]
     if missing:
         raise UserError(f"{table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
     plan.folder.mkdir(parents=True, exist_ok=True)
     if table.rounds_by_device:
         note_device(plan.folder, models.experiment.runner.device, option="runner.device", begun=len(stale) < plan.shard_count)
-    if table.scores_pairs_of:
-        _say_what_is_scored(models, plan.inputs[table.scores_pairs_of], stale, label=table.label, say=say)
+    if table.scores_pairs_of and not (part and models.teacher.reads_texts):  # no prices in a part
+        _say_what_is_scored(models, plan.inputs[table.scores_pairs_of], own, label=table.label, say=say)
         if models.teacher.completes is not None:
-            paths = [str(plan.inputs[table.scores_pairs_of].path(shard).absolute()) for shard in stale]
+            paths = [str(plan.inputs[table.scores_pairs_of].path(shard).absolute()) for shard in own]
             say(f"{table.label:<16} {executor.ask(compare_with_imported, models, paths)}")
-    started = time.perf_counter()
+    work = _Work(plan, executor, say, Claims.of(plan, job) if job else None)
     for number, each in enumerate(table.rounds):
         workers = executor.workers(uses_device=table.uses_device)
-        pieces = each.cut(Cutting(models, plan.inputs, stale, plan.folder, number, workers))
-        _work(
-            [_task(plan, models, stale, piece) for piece in pieces if not (each.writes and _is_there(plan, piece))],
-            plan,
-            executor,
-            say,
-            started=started,
-        )
-    units = [tuple(stale)] if table.builds_all_shards else [(shard,) for shard in stale]
-    _work([_task(plan, models, shards) for shards in units], plan, executor, say, started=started, rows=_rows_to_read(plan))
+        cut = partial(each.cut, Cutting(models, plan.inputs, stale, plan.folder, number, workers))
+        pieces = work.claims.agreed(number, stale, cut) if work.claims else cut()
+        left = [piece for piece in pieces if not (each.writes and _is_there(plan, piece))]
+        work.do([_task(plan, models, stale, piece) for piece in left], marks=not each.writes)
+    units = [tuple(own)] if table.builds_all_shards else [(shard,) for shard in own]
+    return work.do([_task(plan, models, shards) for shards in units], rows=_rows_to_read(plan, own))
 
 
 def _task(plan: TablePlan, models: ResolvedModels, shards: Sequence[int], piece: Piece | None = None) -> ShardTask:
@@ -77,18 +94,70 @@ def _is_there(plan: TablePlan, piece: Piece) -> bool:
     return footer is not None and footer.get("fingerprint") == plan.fingerprint
 
 
-def _work(tasks: Sequence[ShardTask], plan: TablePlan, executor: Executor, say: Say, *, started: float, rows: int = 0) -> None:
-    """Have the tasks done, and note what each cost."""
-    if not tasks:
-        return
-    table = plan.table
-    with Progress(table.label, shards=len(tasks), rows=rows) as progress:
-        for done in executor.run(OwnTasks(tasks), uses_device=table.uses_device, report=progress.advance):
-            progress.shard_done()
-            for line in done.warnings:
-                say(f"warning: {line}")
-            write_journal(plan.folder, done, wall=time.perf_counter() - started)
-            stop_if_asked()
+def _is_built(plan: TablePlan, shard: int) -> bool:
+    """Whether a shard that was stale is there now."""
+    path = plan.folder / shard_name(shard, plan.shard_count)
+    try:
+        footer = read_footer(path)
+    except DamagedShard:
+        return False
+    if footer is None or footer.get("fingerprint") != plan.fingerprint:
+        return False
+    recorded = {record.name: record.bytes for record in plan.manifest.shards} if plan.manifest else {}
+    return path.stat().st_size == recorded.get(path.name, path.stat().st_size)
+
+
+@dataclass
+class _Work:
+    """The tasks of one table, alone or beside other jobs."""
+
+    plan: TablePlan
+    executor: Executor
+    say: Say
+    claims: Claims | None
+    started: float = field(default_factory=time.perf_counter)
+
+    def do(self, tasks: Sequence[ShardTask], *, marks: bool = False, rows: int = 0) -> int:
+        """Have tasks done, and note what each cost. Returns how many shards were built here.
+
+        What fails because another job has completed the table meanwhile, and removed its pieces, is no failure.
+        """
+        if not tasks:
+            return 0
+        built, table = 0, self.plan.table
+        with Progress(table.label, shards=len(tasks), rows=rows) as progress:
+            try:
+                for done in self.executor.run(self._queue(tasks, marks=marks), uses_device=table.uses_device, report=progress.advance):
+                    progress.shard_done()
+                    for line in done.warnings:
+                        self.say(f"warning: {line}")
+                    write_journal(self.plan.folder, done, wall=time.perf_counter() - self.started)
+                    built += len(done.records)
+                    stop_if_asked()
+            except (UserError, OSError):
+                if self.claims is None or not self._is_over():
+                    raise
+        return built
+
+    def _queue(self, tasks: Sequence[ShardTask], *, marks: bool) -> TaskQueue:
+        if self.claims is None:
+            return OwnTasks(tasks)
+        return SharedTasks(tasks, self.claims, unit=self._unit, is_there=self._is_there, is_over=self._is_over, marks=marks, say=self.say)
+
+    def _unit(self, task: ShardTask) -> str:
+        """The same in every job: which shards of a table that is built in one task are stale differs with the moment."""
+        return "all" if self.plan.table.builds_all_shards and task.piece is None else task.unit
+
+    def _is_there(self, task: ShardTask) -> bool:
+        if task.piece is None:
+            return all(_is_built(self.plan, shard) for shard in task.shards)
+        if self.plan.table.rounds[task.piece.round].writes:
+            return _is_there(self.plan, task.piece)
+        return self.claims is not None and self.claims.is_marked(task.unit)
+
+    def _is_over(self) -> bool:
+        """Whether another job has written the manifest that lacked."""
+        return self.plan.manifest is None and sealed_by_others(self.plan) is not None
 
 
 def _say_what_is_scored(models: ResolvedModels, candidates: Stored, shards: list[int], *, label: str, say: Say) -> None:
@@ -103,7 +172,7 @@ def _say_what_is_scored(models: ResolvedModels, candidates: Stored, shards: list
         say(f"warning: {line}")
 
 
-def _rows_to_read(plan: TablePlan) -> int:
-    """Rows of the stale shards' input, where each shard reads just the one of its own number; else 0."""
+def _rows_to_read(plan: TablePlan, shards: Sequence[int]) -> int:
+    """Rows of these shards' input, where each shard reads just the one of its own number; else 0."""
     inputs = [stored.manifest.shards for stored in plan.inputs.values() if len(stored.manifest.shards) == plan.shard_count]
-    return sum(inputs[0][shard].rows for shard in plan.stale) if len(inputs) == len(plan.inputs) == 1 else 0
+    return sum(inputs[0][shard].rows for shard in shards) if len(inputs) == len(plan.inputs) == 1 else 0
