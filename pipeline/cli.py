@@ -36,12 +36,20 @@ def _experiment(args: list[str] | None, **own: str) -> tuple[Experiment, OwnArgs
 
 @app.command()
 def run(args: Args = None) -> None:
-    """Run stages in order, only what is missing or stale.  [stage=NAME|all]"""
-    with exit_codes():
-        experiment, own = _experiment(args, stage="all")
-        from pipeline.run import run as run_stages
+    """Run stages in order, only what is missing or stale.  [stage=NAME|all] [part=K/N] [claims=on|off]
 
-        built = run_stages(experiment, stage=own["stage"], say=_say)
+    Jobs on one store share what there is to do: what one does it claims, and what a dead one had claimed another does. claims=off does all
+    of it alone. part=K/N, K from 0 on, builds the shards whose number leaves the remainder K when it is divided by N, for job arrays.
+    """
+    with exit_codes():
+        experiment, own = _experiment(args, stage="all", part="", claims="on")
+        from pipeline.run import run as run_stages
+        from pipeline.sharing.parts import Part
+
+        part, claims = Part.parse(own["part"]), own.one_of("claims", "on", "off") == "on"
+        if part and not claims:
+            raise UserError(f"part={own['part']} claims=off: parts share work that comes before shards by claims; leave claims=off out")
+        built = run_stages(experiment, stage=own["stage"], say=_say, claims=claims, part=part)
         _say(f"done: {built} shards built" if built else "done: nothing to do")
 
 

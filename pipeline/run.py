@@ -1,9 +1,14 @@
-"""`prep run`: plan each table, build what is stale, write its manifest, go on to the next."""
+"""`prep run`: plan each table, build what is stale, write its manifest, go on to the next.
+
+Jobs that run at once on one store share what there is to do. Whoever sees that a table is whole writes its manifest: the same one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.command import stop_if_asked
@@ -11,56 +16,119 @@ from data.config.settings import Experiment
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers
 from data.logits.store import clean_store
+from data.store.place import open_place
 from pipeline.building import build_stale
 from pipeline.executors.base import Executor, make_executor
 from pipeline.executors.preflight import preflight
 from pipeline.journal import read_journal
 from pipeline.opening import open_once
 from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
-from pipeline.sealing import write_manifest
+from pipeline.sealing import sealed_by_others, write_manifest
+from pipeline.sharing.claims import Claims
+from pipeline.sharing.jobs import Job
+from pipeline.sharing.parts import OthersNotDone, Part
 from pipeline.stage import Say, Stored, Table
 
 
-def run(experiment: Experiment, *, stage: str, say: Say) -> int:
-    """Build what is missing or stale of the selected stages. Returns the number of shards built.
+def run(experiment: Experiment, *, stage: str, say: Say, claims: bool = True, part: Part | None = None) -> int:
+    """Build what is missing or stale of the selected stages. Returns the number of shards built here.
 
     Ray is started, and the machine checked, only when there is something to build.
+
+    Args:
+        claims: share the work with other jobs on this store; else this job does all of it.
+        part: build only this part's shards. Raises OthersNotDone where a table needs one that the other parts have not finished.
     """
     selected = tables_to_run(experiment, stage)
     planner = Planner(experiment)
     planner.check(selected)
+    with contextlib.ExitStack() as closing:
+        closing.callback(planner.models.digests.save)
+        means = _Means(planner, say, claims, part, closing)
+        return sum(_run_table(means, table, rest=selected[place:]) for place, table in enumerate(selected))
+
+
+@dataclass
+class _Means:
+    """What builds the tables of one run; started with the first that has something to build."""
+
+    planner: Planner
+    say: Say
+    claims: bool
+    part: Part | None
+    closing: contextlib.ExitStack
     executor: Executor | None = None
-    built = 0
-    try:
-        for place, table in enumerate(selected):
-            stop_if_asked()
-            plan = planner.plan(table)
-            if missing := plan.waits_for:
-                raise UserError(f"{table.label} needs {missing}, which is not complete: run stage={missing.split('.')[0]} first")
-            _remove_leftovers(plan, Path(experiment.store))
-            for label, stored in plan.inputs.items():
-                _refuse(table_named(experiment, label), stored)
-            if plan.complete:
-                _refuse(table, plan.stored)
-                say(f"{table.label:<16} {'complete':<22} {plan.stored.manifest.rows:>10,} rows")
-                continue
-            if plan.stale:
-                executor = executor or _start(planner, selected[place:], say)
-                build_stale(plan, planner.models, executor, say)
-            table.refuse_changed(plan.full_key["settings"], planner.models)
-            manifest = write_manifest(plan)
-            _refuse(table, Stored(plan.folder, manifest))
-            built += len(plan.stale)
-            done = f"built {len(plan.stale)} of {plan.shard_count} shards"
-            seconds = ([0.0] + [line["wall"] for line in read_journal(plan.folder)])[-1]
-            say(f"{table.label:<16} {done:<22} {manifest.rows:>10,} rows  {seconds:7.1f} s")
-            if table.summary and (line := table.summary(manifest.counts)):
-                say(f"warning: {line}")
-    finally:
-        if executor is not None:
-            executor.close()
-        planner.models.digests.save()
+    job: Job | None = None
+
+    def build(self, plan: TablePlan, rest: Sequence[Table]) -> int:
+        """The number of shards that were built here."""
+        if self.part and not self.part.of_shards(list(plan.stale), together=plan.table.builds_all_shards):
+            return 0
+        if self.executor is None:
+            self.executor = _start(self.planner, rest, self.say)
+            self.closing.callback(self.executor.close)
+        if self.claims and self.job is None:
+            experiment = self.planner.experiment
+            self.job = self.closing.enter_context(Job(open_place(experiment.store), seconds=experiment.runner.claim_seconds).alive())
+            self.closing.callback(self.executor.close)  # once more, earlier: what a job holds is free when it has left
+        return build_stale(plan, self.planner.models, self.executor, self.say, job=self.job, part=self.part)
+
+
+def _run_table(means: _Means, table: Table, *, rest: Sequence[Table]) -> int:
+    """Build one table, `rest` begins with it. Returns the number of shards built here."""
+    stop_if_asked()
+    planner, say = means.planner, means.say
+    experiment = planner.experiment
+    plan = _plan(planner, table)
+    if plan.waits_for:
+        raise _needs(plan, planner, means.part)
+    _remove_leftovers(plan, Path(experiment.store))
+    for label, stored in plan.inputs.items():
+        _refuse(table_named(experiment, label), stored)
+    if plan.complete:
+        _refuse(table, plan.stored)
+        say(f"{table.label:<16} {'complete':<22} {plan.stored.manifest.rows:>10,} rows")
+        return 0
+    built = means.build(plan, rest) if plan.stale else 0
+    if means.part and (left := planner.plan(table).stale):
+        say(f"{table.label:<16} {means.part} is done, built {built} shards; {len(left)} of {plan.shard_count} are left to other parts")
+        return built
+    table.refuse_changed(plan.full_key["settings"], planner.models)
+    manifest = sealed_by_others(plan) or write_manifest(plan)
+    if means.job:
+        Claims.of(plan, means.job).sealed()
+    _refuse(table, Stored(plan.folder, manifest))
+    done = f"built {built} of {plan.shard_count} shards"
+    seconds = ([0.0] + [line["wall"] for line in read_journal(plan.folder)])[-1]
+    others = f"; {len(plan.stale) - built} were built by other jobs" if built < len(plan.stale) else ""
+    say(f"{table.label:<16} {done:<22} {manifest.rows:>10,} rows  {seconds:7.1f} s{others}")
+    if table.summary and (line := table.summary(manifest.counts)):
+        say(f"warning: {line}")
     return built
+
+
+def _plan(planner: Planner, table: Table) -> TablePlan:
+    """The plan of a table. An input whose shards are all there, its last builder having ended before it saw that, is completed here."""
+    plan = planner.plan(table)
+    while plan.waits_for:
+        below = planner.plan(table_named(planner.experiment, plan.waits_for))
+        if below.waits_for or below.stale:
+            break
+        write_manifest(below)
+        plan = planner.plan(table)
+    return plan
+
+
+def _needs(plan: TablePlan, planner: Planner, part: Part | None) -> UserError:
+    """What to say of a table whose input is not complete. Of a part it is no fault where that was begun: others are at it."""
+    assert plan.waits_for
+    stage = plan.waits_for.split(".")[0]
+    if part and planner.plan(table_named(planner.experiment, plan.waits_for)).folder.is_dir():
+        return OthersNotDone(
+            f"{part} is done as far as it can be: {plan.table.label} needs {plan.waits_for}, which the other parts have not finished; "
+            "start the same command again when they have"
+        )
+    return UserError(f"{plan.table.label} needs {plan.waits_for}, which is not complete: run stage={stage} first")
 
 
 def _start(planner: Planner, rest: Sequence[Table], say: Say) -> Executor:

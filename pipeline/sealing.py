@@ -51,6 +51,14 @@ def write_manifest(plan: TablePlan) -> Manifest:
     return manifest
 
 
+def sealed_by_others(plan: TablePlan) -> Manifest | None:
+    """The manifest that another job wrote since the table was planned without one; None where there is none."""
+    if plan.manifest is not None:
+        return None
+    manifest = Manifest.read(plan.folder)
+    return manifest if manifest is not None and manifest.fingerprint == plan.fingerprint else None
+
+
 def _added(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """The sum of nested counts."""
     sums = dict(total)

@@ -423,6 +423,7 @@ class Runner(Section):
     gpus: float = execution(1.0, "GPUs of a worker where device=cuda, fractions allowed", gt=0)
     device: Literal["cpu", "cuda"] = execution("cpu", "where the models run")
     retries: int = execution(2, "how often a shard is tried again after its worker died", ge=0)
+    claim_seconds: int = execution(600, "silence after which a job is dead, and what it was building is free for others", ge=2)
 
 
 class Objective(Section):

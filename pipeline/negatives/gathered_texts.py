@@ -25,7 +25,7 @@ from data.errors import DamagedShard
 from data.tables.manifest import Manifest
 from data.tables.ragged import bounds_of
 from data.tables.shards import open_footer, read_groups, read_row_groups
-from pipeline.negatives.corpus import hash_ids
+from pipeline.negatives.passage_index import hash_ids
 from pipeline.stage import Cutting, Piece, Round, StageContext, Stored
 
 CORPUS = "ingest.corpus"
