@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from data.errors import UserError
 from pipeline.executors.plugins import find_plugins
-from pipeline.executors.tasks import ShardTask, TaskResult
+from pipeline.executors.ray.cluster import node_of_this_process
+from pipeline.executors.tasks import ShardTask
 from pipeline.executors.worker import Worker
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """A worker as the driver must know it before it sends a task."""
+
+    host: str
+    node: str  # Ray's id
+
+
+@dataclass(frozen=True)
+class Question:
+    """A function of this package that one worker is to call, as a task of its own."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.function.__name__} in a worker"
+
+    @property
+    def unit(self) -> str:
+        """There is no other one."""
+        return self.function.__name__
 
 
 def _or_its_error(work: Callable[[], Any]) -> Any:
@@ -20,20 +49,32 @@ def _or_its_error(work: Callable[[], Any]) -> Any:
 
 
 class RayWorker:
-    """The actor: a `Worker` that counts its progress until it is asked for it."""
+    """The actor: a `Worker` that counts its progress until it is asked for it. Only what introduces it is done before the first task."""
 
     def __init__(self, experiment_json: str, plugins: dict[str, str]) -> None:
-        find_plugins(plugins)
-        self._worker = Worker(experiment_json)
+        self._experiment_json, self._plugins = experiment_json, plugins
+        self._made: Worker | None = None
         self._progress: dict[str, int] = {}
 
-    def build(self, task: ShardTask) -> TaskResult | UserError:
-        """Do a task."""
-        return _or_its_error(lambda: self._worker.build(task, report=self._count))
+    def introduce(self) -> Introduction:
+        """What the driver must know of this process before it sends a task."""
+        return Introduction(platform.node(), node_of_this_process())
 
-    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What a function of this package returns here."""
-        return _or_its_error(lambda: self._worker.ask(function, *args))
+    @property
+    def _worker(self) -> Worker:
+        if self._made is None:
+            find_plugins(self._plugins)
+            self._made = Worker(self._experiment_json)
+        return self._made
+
+    def build(self, task: ShardTask) -> tuple[Any, dict[str, int]]:
+        """Do a task. Returns its result or a UserError, and the units done since they were last asked for."""
+        outcome = _or_its_error(lambda: self._worker.build(task, report=self._count))
+        return outcome, self.progress()
+
+    def ask(self, function: Callable[..., Any], *args: Any) -> tuple[Any, dict[str, int]]:
+        """What a function of this package returns here, as `build` returns it."""
+        return _or_its_error(lambda: self._worker.ask(function, *args)), {}
 
     def _count(self, unit: str, count: int) -> None:
         self._progress[unit] = self._progress.get(unit, 0) + count

@@ -25,6 +25,8 @@ def start_ray(settings: Runner) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the workers
+    # Where the head is silent for so long, Ray ends the process with 1; `HeadWatch` ends it with 75 before.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "300")
     import ray
 
     if settings.address:
@@ -38,6 +40,14 @@ def start_ray(settings: Runner) -> Any:
         where["job_config"] = ray.job_config.JobConfig(_client_job=True)
     _init(ray, logging_level="ERROR", log_to_driver=False, **where)
     return ray
+
+
+def node_of_this_process() -> str:
+    """Ray's id of the node on which this worker runs."""
+    import ray
+
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
 
 
 def last_line(error: Exception) -> str:
