@@ -31,7 +31,7 @@ class RunFailed(UserError):
 
 
 class NotAnswering(UserError):
-    """What is needed does not answer now; the same command goes on later."""
+    """What the work needs (a cluster, an object store) does not answer now; the same command goes on later."""
 
     exit_code = EXIT_INTERRUPTED
 

@@ -28,7 +28,7 @@ def kill_a_worker(process: subprocess.Popen[str], *, when: Callable[[], bool]) -
     """SIGKILL one of the run's actors as soon as `when` holds. False where the run ended before."""
     deadline = time.monotonic() + 90
     while process.poll() is None and time.monotonic() < deadline:
-        if when() and (workers := descendants(process.pid, title=b"ray::_RayWorker")):
+        if when() and (workers := descendants(process.pid, title=b"ray::RayWorker")):
             os.kill(workers[0], signal.SIGKILL)
             return True
         time.sleep(0.02)
@@ -56,6 +56,7 @@ def test_a_question_to_a_worker_when_all_cpus_are_held(finished: Any) -> None:
     """Prevents: a calibration that waits for ever for CPUs which the workers of an earlier stage hold."""
     from data.config.settings import load
     from pipeline.executors.ray.executor import RayExecutor
+    from pipeline.executors.ray.scheduling import Start
     from pipeline.scoring.calibration import load_speed
     from retrieval.models.resolved import ResolvedModels
 
@@ -63,9 +64,11 @@ def test_a_question_to_a_worker_when_all_cpus_are_held(finished: Any) -> None:
     executor = RayExecutor(experiment)
     try:
         executor._ready(uses_device=True)
-        executor._actors = [executor._new_actor() for _ in range(executor._worker_count())]
+        crew = executor._crew
+        for worker in range(executor.workers(uses_device=True)):
+            executor._fleet.do(Start(worker, frozenset()), executor._needs)
         assert executor.ask(load_speed, ResolvedModels(experiment)) is None
-        assert executor._actors == []
+        assert not executor._fleet._actors and executor._crew is not crew
     finally:
         executor.close()
 

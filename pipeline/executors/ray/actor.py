@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from data.errors import UserError
 from pipeline.executors.plugins import find_plugins
 from pipeline.executors.ray.cluster import node_of_this_process
 from pipeline.executors.ray.handshake import Challenge, Introduction, introduce
-from pipeline.executors.tasks import ShardTask, TaskResult
+from pipeline.executors.tasks import ShardTask
 from pipeline.executors.worker import Worker
+
+
+@dataclass(frozen=True)
+class Question:
+    """A function of this package that one worker is to call, as a task of its own."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.function.__name__} in a worker"
+
+    @property
+    def unit(self) -> str:
+        """There is no other one."""
+        return self.function.__name__
 
 
 def _or_its_error(work: Callable[[], Any]) -> Any:
@@ -40,13 +59,14 @@ class RayWorker:
             self._made = Worker(self._experiment_json)
         return self._made
 
-    def build(self, task: ShardTask) -> TaskResult | UserError:
-        """Do a task."""
-        return _or_its_error(lambda: self._worker.build(task, report=self._count))
+    def build(self, task: ShardTask) -> tuple[Any, dict[str, int]]:
+        """Do a task. Returns its result or a UserError, and the units done since they were last asked for."""
+        outcome = _or_its_error(lambda: self._worker.build(task, report=self._count))
+        return outcome, self.progress()
 
-    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What a function of this package returns here."""
-        return _or_its_error(lambda: self._worker.ask(function, *args))
+    def ask(self, function: Callable[..., Any], *args: Any) -> tuple[Any, dict[str, int]]:
+        """What a function of this package returns here, as `build` returns it."""
+        return _or_its_error(lambda: self._worker.ask(function, *args)), {}
 
     def _count(self, unit: str, count: int) -> None:
         self._progress[unit] = self._progress.get(unit, 0) + count

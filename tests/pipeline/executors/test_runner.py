@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from data.config.settings import load
 from data.errors import RunFailed, UserError
 from pipeline.executors.ray.cluster import _init, failed
-from pipeline.executors.ray.executor import RayExecutor
-
-
-def executor_on(nodes: list[dict[str, float]], config: Path, **settings: Any) -> RayExecutor:
-    executor = RayExecutor(load({"config": str(config), **{f"runner.{name}": str(value) for name, value in settings.items()}}))
-    dead = {"Alive": False, "Resources": {"CPU": 64.0}}
-    executor._ray = SimpleNamespace(nodes=lambda: [dead, *({"Alive": True, "Resources": node} for node in nodes)])
-    return executor
+from pipeline.executors.ray.executor import refuse_if_none_fits
+from pipeline.executors.ray.nodes import Needs, Node
 
 
 @pytest.mark.parametrize(("cpus", "threads", "fit"), [((3, 3, 3), 2, 3), ((8, 8, 8), 4, 6), ((1, 1), 2, 0), ((0, 5), 2, 2)])
-def test_workers_are_counted_node_by_node(
-    cpus: tuple[int, ...], threads: int, fit: int, tmp_path: Path, tiny_experiment: Callable[..., Path]
-) -> None:
+def test_workers_are_counted_node_by_node(cpus: tuple[int, ...], threads: int, fit: int) -> None:
     """Prevents: one worker more than any node has room for, whose order waits for ever. Nine CPUs in threes hold three of 2, not four."""
-    executor = executor_on([{"CPU": float(count)} for count in cpus], tiny_experiment(tmp_path), threads=threads)
+    needs = Needs(threads)
+    nodes = [Node(f"n{place}", "host", float(number)) for place, number in enumerate(cpus)]
+    assert sum(map(needs.fit, nodes)) == fit
     if fit:
-        assert executor._worker_count() == fit
+        refuse_if_none_fits(needs, nodes)
     else:
-        with pytest.raises(UserError, match="enough for 0"):
-            executor._worker_count()
-    with pytest.raises(UserError, match=f"Ray has {sum(cpus)} CPUs and 0 GPUs, enough for {fit}"):
-        executor_on([{"CPU": float(count)} for count in cpus], tiny_experiment(tmp_path), threads=threads, workers=fit + 1)._worker_count()
+        with pytest.raises(UserError, match=f"needs {threads} CPUs, but Ray has {sum(cpus)} CPUs and 0 GPUs, enough for none"):
+            refuse_if_none_fits(needs, nodes)
 
 
 def test_ray_s_handlers_do_not_stay() -> None:
