@@ -12,12 +12,14 @@ from data.errors import UserError
 from data.files.leftovers import remove_leftovers
 from data.logits.store import clean_store
 from pipeline.building import build_stale
+from pipeline.executors.addresses import cluster_address
 from pipeline.executors.base import Executor, make_executor
 from pipeline.executors.preflight import preflight
 from pipeline.journal import read_journal
 from pipeline.opening import open_once
 from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
 from pipeline.sealing import write_manifest
+from pipeline.settled import formats_of, refuse_emulated, settle_precisions
 from pipeline.stage import Say, Stored, Table
 
 
@@ -45,6 +47,8 @@ def run(experiment: Experiment, *, stage: str, say: Say) -> int:
                 say(f"{table.label:<16} {'complete':<22} {plan.stored.manifest.rows:>10,} rows")
                 continue
             if plan.stale:
+                if executor is None and settle_precisions(planner.models, selected[place:]):
+                    plan = planner.plan(table)
                 executor = executor or _start(planner, selected[place:], say)
                 build_stale(plan, planner.models, executor, say)
             table.refuse_changed(plan.full_key["settings"], planner.models)
@@ -70,7 +74,10 @@ def _start(planner: Planner, rest: Sequence[Table], say: Say) -> Executor:
     unfinished = [plan for plan in map(planner.plan, rest) if not plan.complete]
     for note in dict.fromkeys(note for plan in unfinished if plan.table.notes for note in plan.table.notes(experiment, models)):
         say(f"note: {note}")
-    executor = make_executor(experiment)
+    to_build = [plan.table for plan in unfinished]
+    if experiment.runner.kind == "local" or cluster_address(experiment.runner) is None:
+        refuse_emulated(models, to_build)
+    executor = make_executor(models, formats=formats_of(models, to_build))
     try:
         open_once(models, unfinished, executor=executor)
     except BaseException:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from data.config.settings import Experiment, Runner
 from data.errors import RunFailed, UserError
+from pipeline.executors.environment import environment_to_send
 from pipeline.executors.plugins import plugin_folders
 from pipeline.executors.ray.actor import RayWorker
 from pipeline.executors.ray.cluster import failed, last_line, start_ray
+from pipeline.executors.ray.handshake import Handshake, Introduction
 from pipeline.executors.resources import workers_that_fit
 from pipeline.executors.tasks import ShardTask, TaskQueue, TaskResult
 from pipeline.stage import Report
@@ -26,8 +28,10 @@ _POLL_SECONDS = 0.5
 class RayExecutor:
     """Ray actors, as many as fit, each with its threads and, with device=cuda, its share of a GPU."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, *, formats: Collection[str] = ()) -> None:
         self._experiment = experiment
+        self._formats = formats  # in which the models of the run compute
+        self._handshake: Handshake
         self._settings: Runner = experiment.runner
         self._ray: Any = None
         self._actors: list[Any] = []
@@ -62,7 +66,11 @@ class RayExecutor:
             max_restarts=0,  # a dead one is replaced here, where its task is known
             max_concurrency=2,  # one builds, one answers how far it is
         )(RayWorker)
-        return remote.remote(self._experiment.model_dump_json(), plugin_folders(self._experiment))
+        actor = remote.remote(self._experiment.model_dump_json(), plugin_folders(self._experiment))
+        said: Introduction = self._outcome(actor.introduce.remote(self._handshake.challenge, self._settings.device), "a worker")
+        if reason := self._handshake.why_refused(said):
+            raise UserError(f"{said.host} gets no work: {reason}")
+        return actor
 
     def workers(self, *, uses_device: bool) -> int:
         """How many there are, or would be."""
@@ -136,6 +144,8 @@ class RayExecutor:
         """Ray started, and workers stopped that hold another share of a GPU than the next tasks need."""
         if self._ray is None:
             self._ray = start_ray(self._settings)
+            environment = environment_to_send(self._experiment)
+            self._handshake = Handshake(self._experiment.store, formats=self._formats, environment=environment)
         gpus = self._settings.gpus if uses_device and self._settings.device == "cuda" else 0.0
         if gpus != self._gpus:
             self._stop_actors()
@@ -153,5 +163,6 @@ class RayExecutor:
         """Stop the actors and, where it was started here, Ray."""
         if self._ray is not None:
             self._stop_actors()
+            self._handshake.close()
             self._ray.shutdown()
             self._ray = None
