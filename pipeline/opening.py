@@ -20,7 +20,7 @@ from pipeline.scoring.agreement import refuse_nothing_to_complete
 from pipeline.scoring.cost import any_to_score
 from pipeline.scoring.missing_pairs import refuse_dark_examples
 from pipeline.scoring.requested_pairs import open_teacher
-from pipeline.stages.embed import precision_of
+from retrieval.compute import precision
 from retrieval.models.resolved import ResolvedModels
 
 
@@ -70,7 +70,7 @@ def _may_score(plan: TablePlan, models: ResolvedModels) -> bool:
 
 
 def _key(role: str, models: ResolvedModels) -> str:
-    key = models.key(role) if role == "teacher" else {**models.key(role), "precision": precision_of(models.experiment, "corpus")}
+    key = models.key(role) if role == "teacher" else {**models.key(role), "precision": models.precision_of("corpus")}
     return json_digest([key, models.experiment.runner.device, [version(library) for library in ("torch", "transformers")]])
 
 
@@ -79,7 +79,7 @@ def _open(models: ResolvedModels, roles: Sequence[str]) -> None:
     from retrieval.encoding.text_encoder import TextEncoder
 
     runner = models.experiment.runner
-    computed = precision_of(models.experiment, "corpus")
+    computed = precision.resolve(models.precision_of("corpus"), device=runner.device)
     for role in roles:
         if role == "teacher":
             open_teacher(models).load()

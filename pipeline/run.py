@@ -18,12 +18,14 @@ from data.files.leftovers import remove_leftovers
 from data.logits.store import clean_store
 from data.store.place import open_place
 from pipeline.building import build_stale
+from pipeline.executors.addresses import cluster_address
 from pipeline.executors.base import Executor, make_executor
 from pipeline.executors.preflight import preflight
 from pipeline.journal import read_journal
 from pipeline.opening import open_once
 from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
 from pipeline.sealing import sealed_by_others, write_manifest
+from pipeline.settled import formats_of, refuse_emulated, settle_precisions
 from pipeline.sharing.claims import Claims
 from pipeline.sharing.jobs import Job
 from pipeline.sharing.parts import OthersNotDone, Part
@@ -89,6 +91,8 @@ def _run_table(means: _Means, table: Table, *, rest: Sequence[Table]) -> int:
         _refuse(table, plan.stored)
         say(f"{table.label:<16} {'complete':<22} {plan.stored.manifest.rows:>10,} rows")
         return 0
+    if plan.stale and means.executor is None and settle_precisions(planner.models, rest):
+        plan = _plan(planner, table)
     built = means.build(plan, rest) if plan.stale else 0
     if means.part and (left := planner.plan(table).stale):
         say(f"{table.label:<16} {means.part} is done, built {built} shards; {len(left)} of {plan.shard_count} are left to other parts")
@@ -138,7 +142,10 @@ def _start(planner: Planner, rest: Sequence[Table], say: Say) -> Executor:
     unfinished = [plan for plan in map(planner.plan, rest) if not plan.complete]
     for note in dict.fromkeys(note for plan in unfinished if plan.table.notes for note in plan.table.notes(experiment, models)):
         say(f"note: {note}")
-    executor = make_executor(experiment)
+    to_build = [plan.table for plan in unfinished]
+    if experiment.runner.kind == "local" or cluster_address(experiment.runner) is None:
+        refuse_emulated(models, to_build)
+    executor = make_executor(models, formats=formats_of(models, to_build))
     try:
         open_once(models, unfinished, executor=executor)
     except BaseException:

@@ -5,13 +5,14 @@ A worker that dies is replaced and its task tried again; a task that still fails
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
 from data.config.settings import Experiment, with_absolute_paths
+from data.errors import UserError
 from pipeline.executors.tasks import TaskQueue, TaskResult
 from pipeline.stage import Report
-from retrieval.compute import precision
 from retrieval.models.resolved import ResolvedModels
 
 
@@ -31,26 +32,30 @@ class Executor(Protocol):
         """Release everything."""
 
 
-def make_executor(experiment: Experiment) -> Executor:
-    """The executor that the settings ask for. Workers get what only the driver may decide: absolute paths, and precisions."""
-    experiment = with_precisions(with_absolute_paths(experiment))
+def make_executor(models: ResolvedModels, *, formats: Collection[str] = ()) -> Executor:
+    """The executor that the settings ask for. Workers get what only the driver may decide: absolute paths, and precisions.
+
+    `formats`: the number formats in which the models of the coming tables compute; a worker that has not all of them gets no task.
+    """
+    experiment = with_precisions(with_absolute_paths(models.experiment), models)
     if experiment.runner.kind == "ray":
         from pipeline.executors.ray.executor import RayExecutor
 
-        return RayExecutor(experiment)
+        return RayExecutor(experiment, formats=formats)
     from pipeline.executors.local import LocalExecutor
 
     return LocalExecutor(experiment)
 
 
-def with_precisions(experiment: Experiment) -> Experiment:
-    """`auto` resolved once: a worker on another processor must compute what the fingerprint says, or refuse."""
-    sections: dict[str, Any] = {"embed": experiment.embed}
-    if experiment.teacher.backend == "torch":
-        sections["teacher"] = experiment.teacher
-    return experiment.model_copy(
-        update={
-            name: section.model_copy(update={"precision": precision.resolve(section.precision, device=experiment.runner.device)})
-            for name, section in sections.items()
-        }
-    )
+def with_precisions(experiment: Experiment, models: ResolvedModels) -> Experiment:
+    """`auto` as the driver has settled it: a worker on another processor must compute what the fingerprint says, or refuse.
+
+    A model whose files are not here makes no table of this run.
+    """
+    sections: dict[str, Any] = {}
+    with contextlib.suppress(UserError):
+        sections["embed"] = experiment.embed.model_copy(update={"precision": models.precision_of("corpus")})
+    with contextlib.suppress(UserError):
+        if computed := models.teacher_precision:
+            sections["teacher"] = experiment.teacher.model_copy(update={"precision": computed})
+    return experiment.model_copy(update=sections)

@@ -11,18 +11,11 @@ from data.tables.schemas import embeddings
 from pipeline.stage import StageContext, Table
 from retrieval.compute import precision
 from retrieval.models.resolved import ResolvedModels
-from retrieval.models.student import EMBEDDING_VERSION, OF_THE_OTHERS
+from retrieval.models.student import EMBEDDING_VERSION
 
 
 def _key(kind: str, experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
-    own = {name: value for name, value in models.key("miner").items() if name not in OF_THE_OTHERS[kind]}
-    return {"student": own, "precision": precision.class_of(precision_of(experiment, kind))}
-
-
-def precision_of(experiment: Experiment, kind: str) -> str:
-    """In which format the vectors of `corpus` or `queries` are computed: fp32, bf16 or fp16."""
-    asked = experiment.embed.precision if kind == "corpus" else experiment.embed.query_precision
-    return precision.resolve(asked, device=experiment.runner.device)
+    return {"student": models.key_of_vectors(kind), "precision": precision.class_of(models.precision_of(kind))}
 
 
 def _build(context: StageContext) -> None:
@@ -32,7 +25,7 @@ def _build(context: StageContext) -> None:
     experiment = context.experiment
     kind = context.table.name
     device = experiment.runner.device
-    computed = precision_of(experiment, kind)
+    computed = precision.resolve(context.models.precision_of(kind), device=device)
 
     def load() -> TextEncoder:
         return TextEncoder(context.models.miner, precision=computed, device=device, batch_tokens=experiment.embed.batch_tokens)

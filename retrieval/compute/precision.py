@@ -20,15 +20,24 @@ def cpu_computes_bf16() -> bool:
         return False
 
 
-def resolve(precision: str, *, device: str) -> str:
-    """`auto` to bf16 or fp32, and a refusal of what the device only emulates. Returns fp32, bf16 or fp16."""
+def chosen(precision: str, *, device: str) -> str:
+    """What is meant: fp32, bf16 or fp16. `auto` is bf16 where this machine's device computes it. Refuses what such a device never computes.
+
+    Another machine may compute it; see `resolve` for this one.
+    """
     if precision == "auto":
         return "bf16" if device == "cuda" or cpu_computes_bf16() else "fp32"
-    if precision == "bf16" and device == "cpu" and not cpu_computes_bf16():
-        raise UserError("precision=bf16: this processor has no AVX512-BF16 and would emulate it about 100 times slower; use fp32 or auto")
     if precision == "fp16" and device == "cpu":
         raise UserError("precision=fp16 is for GPUs (device=cuda); on a CPU use bf16, fp32 or auto")
     return precision
+
+
+def resolve(precision: str, *, device: str) -> str:
+    """As `chosen`, for this machine: what it only emulates is refused, too."""
+    meant = chosen(precision, device=device)
+    if meant == "bf16" and device == "cpu" and not cpu_computes_bf16():
+        raise UserError("precision=bf16: this processor has no AVX512-BF16 and would emulate it about 100 times slower; use fp32 or auto")
+    return meant
 
 
 def class_of(precision: str) -> str:

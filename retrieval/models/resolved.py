@@ -6,18 +6,23 @@ The driver resolves them. They travel with each task, so a worker computes by th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from data.config.settings import Experiment, Student
 from data.digests import DigestCache, json_digest
 from data.errors import UserError
+from retrieval.compute import precision
 from retrieval.model_files.files import resolve_folder
 from retrieval.model_files.sentence_transformers_files import is_sentence_transformers
 from retrieval.models.marks import Marks, marks_of
-from retrieval.models.student import StudentSpec, resolve_student
+from retrieval.models.settled import Note
+from retrieval.models.student import OF_THE_OTHERS, StudentSpec, resolve_student
 from retrieval.teachers.backends import resolve_teacher
 from retrieval.teachers.base import TeacherSpec
+from retrieval.teachers.cross_encoder import CrossEncoderSpec
+from retrieval.teachers.imported import CompletingSpec
 from retrieval.teachers.pair_template import PairText
 
 Found = StudentSpec | TeacherSpec | UserError  # of a role: what it is, or why it is nothing
@@ -35,6 +40,8 @@ class ResolvedModels:
         self.digests = digests or DigestCache.of_store(experiment.store)
         self._found: dict[str, Found] = {}
         self._keys: dict[str, Key] = {}
+        self._settled: dict[str, str] = {}  # role -> what `auto` means
+        self._notes: dict[str, Note] = {}  # of these roles
 
     @property
     def student(self) -> StudentSpec:
@@ -63,8 +70,60 @@ class ResolvedModels:
     @property
     def teacher(self) -> TeacherSpec:
         """What scores pairs, its precision resolved."""
+        return cast(TeacherSpec, self._resolved("teacher", self._resolve_teacher))
+
+    def _resolve_teacher(self) -> TeacherSpec:
+        """Of one that this project opens under torch, the precision is the store's; that this machine computes it is seen when it opens."""
         settings, device, store = self.experiment.teacher, self.experiment.runner.device, Path(self.experiment.store)
-        return cast(TeacherSpec, self._resolved("teacher", lambda: resolve_teacher(settings, device=device, store=store)))
+        if settings.backend != "torch":
+            return resolve_teacher(settings, device=device, store=store)
+        spec = resolve_teacher(settings.model_copy(update={"precision": "auto"}), device=device, store=store)
+        if settings.precision == "auto":
+            key = {name: value for name, value in spec.key(self.digests).items() if name != "precision"}
+            return _computing_in(self._meaning("teacher", key), spec)
+        return _computing_in(precision.chosen(settings.precision, device=device), spec)
+
+    @property
+    def teacher_precision(self) -> str | None:
+        """In which number format the teacher computes; None where that is not this project's choice."""
+        spec = self.teacher
+        own = spec.own if isinstance(spec, CompletingSpec) else spec
+        return own.precision if isinstance(own, CrossEncoderSpec) and own.backend == "torch" else None
+
+    def precision_of(self, kind: str) -> str:
+        """In which format the vectors of `corpus` or `queries` are computed: fp32, bf16 or fp16."""
+        asked = self.experiment.embed.precision if kind == "corpus" else self.experiment.embed.query_precision
+        if asked != "auto":
+            return precision.chosen(asked, device=self.experiment.runner.device)
+        return self._meaning("embed.corpus", self.key_of_vectors(kind))
+
+    def key_of_vectors(self, kind: str) -> Key:
+        """What a fingerprint holds of the miner for `corpus` or `queries`."""
+        return {name: value for name, value in self.key("miner").items() if name not in OF_THE_OTHERS[kind]}
+
+    def _meaning(self, role: str, key: Key) -> str:
+        """What `auto` means: as noted in the store; as in its tables; as this machine has it."""
+        if role not in self._settled:
+            note, own = Note(self.experiment.store, role, key), precision.chosen("auto", device=self.experiment.runner.device)
+            self._notes[role] = note
+            self._settled[role] = note.read() or note.of_tables(own=own) or own
+        return self._settled[role]
+
+    def settle(self, role: str) -> bool:
+        """Note in the store what `auto` means for `embed.corpus` or `teacher`. Returns whether another command noted something else."""
+        if role == "teacher" and self.experiment.teacher.backend == "torch":
+            _ = self.teacher
+        elif role == "embed.corpus":
+            _ = self.precision_of("corpus")
+        if (note := self._notes.get(role)) is None:  # the settings say which
+            return False
+        before, self._settled[role] = self._settled[role], note.settle(self._settled[role])
+        if before == self._settled[role]:
+            return False
+        if role == "teacher":
+            self._found.pop("teacher")
+            self._keys.pop("teacher", None)
+        return True
 
     @property
     def teacher_tokenizer(self) -> Path | None:
@@ -134,7 +193,7 @@ class ResolvedModels:
     def reread(self) -> ResolvedModels:
         """The same models with the digests of their files as they are now. A file that was not touched is not read."""
         again = ResolvedModels(self.experiment, self.digests)
-        again._found = self._found
+        again._found, again._settled, again._notes = self._found, self._settled, self._notes
         return again
 
     def resolved(self) -> dict[str, tuple[Found, Key | None]]:
@@ -171,3 +230,10 @@ class ResolvedModels:
             of_student += ["pooling", "normalize", "query_prefix", "passage_prefix"]
         settings |= {name: getattr(self.student, name) for name in of_student}
         return resolve_student(Student(**settings), option="embed.model")
+
+
+def _computing_in(meant: str, spec: TeacherSpec) -> TeacherSpec:
+    """A teacher that this project opens under torch, in another number format."""
+    if isinstance(spec, CompletingSpec):
+        return replace(spec, own=_computing_in(meant, spec.own))
+    return replace(spec, precision=meant) if isinstance(spec, CrossEncoderSpec) else spec

@@ -210,8 +210,9 @@ def load_cross_encoder(
     if spec.graph:
         batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
         return OnnxCrossEncoder(spec.graph.graph, device=device, threads=threads, batch_tokens=batch_tokens)
+    precision = precisions.resolve(spec.precision, device=device)
     return TorchCrossEncoder(
-        spec.folder, precision=spec.precision, device=device, batch_tokens=batch_tokens, compiled=compiled,
+        spec.folder, precision=precision, device=device, batch_tokens=batch_tokens, compiled=compiled,
         trusted=spec.trust_remote_code, head=spec.head,
     )  # fmt: skip
 

@@ -316,7 +316,7 @@ def test_workers_get_the_driver_s_precision(tmp_path: Path, tiny_experiment: Cal
 
     experiment = load({"config": str(tiny_experiment(tmp_path, **{"embed.precision": "auto", "teacher.precision": "auto"}))})
     monkeypatch.setattr(precision, "cpu_computes_bf16", lambda: True)
-    sent = with_precisions(experiment)
+    sent = with_precisions(experiment, ResolvedModels(experiment))
     assert (sent.embed.precision, sent.teacher.precision) == ("bf16", "bf16")
 
 

@@ -22,7 +22,7 @@ from pipeline.executors.resources import usable_cpus
 
 _PACKAGES = ("data", "pipeline", "retrieval")  # that a worker imports
 _SPECIAL, _ESCAPED = re.compile(r"([\\\[\]*?! ])"), r"\\\1"  # of patterns
-_QUIET = {"logging_level": "ERROR", "log_to_driver": False}
+_QUIET: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
 _RAY_NEEDS_BYTES = 16 << 20  # of its temporary folder, for logs and sockets
 
 

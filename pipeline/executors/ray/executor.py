@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, cast
 
 from data.command import stop_if_asked
@@ -37,8 +37,9 @@ def _say(line: str) -> None:
 class RayExecutor:
     """Ray actors, as many as fit, each with its threads and, with device=cuda, its share of a GPU."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, *, formats: Collection[str] = ()) -> None:
         self._experiment = experiment
+        self._formats = formats  # in which the models of the run compute
         self._settings: Runner = experiment.runner
         self._needs = Needs(self._settings.threads)  # of each of the present actors
         self._ray: Any = None
@@ -106,9 +107,7 @@ class RayExecutor:
         """Ray started, and workers stopped that hold another share of a GPU than the next tasks need."""
         if self._ray is None:
             self._ray = start_ray(self._settings)
-            self._handshake = Handshake(
-                self._experiment.store, formats=formats_of(self._experiment), environment=environment_to_send(self._experiment)
-            )
+            self._handshake = Handshake(self._experiment.store, formats=self._formats, environment=environment_to_send(self._experiment))
             self._head, self._fleet = HeadWatch(self._ray), Fleet(self._ray, self._experiment, self._handshake)
         gpus = self._settings.gpus if uses_device and self._settings.device == "cuda" else 0.0
         if gpus != self._needs.gpus:
@@ -134,9 +133,3 @@ def refuse_if_none_fits(needs: Needs, nodes: list[Node]) -> None:
         raise UserError(
             f"a worker needs {needs}, but Ray has {cpus:.0f} CPUs and {gpus:.0f} GPUs, enough for none: lower runner.threads or runner.gpus"
         )
-
-
-def formats_of(experiment: Experiment) -> list[str]:
-    """The number formats in which the models of a run compute: fp32, bf16, fp16."""
-    teacher = [experiment.teacher.precision] if experiment.teacher.backend == "torch" else []
-    return sorted({experiment.embed.precision, experiment.embed.query_precision, *teacher} - {"auto"})

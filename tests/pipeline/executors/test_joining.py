@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import pytest
 
 from data.config.settings import Runner, load
@@ -70,7 +70,7 @@ def test_a_port_at_which_nobody_listens() -> None:
             check_answers(ClusterAddress(f"127.0.0.1:{held.getsockname()[1]}", "runner.address"))
 
 
-class _Gcs(grpc.GenericRpcHandler):  # type: ignore[misc]
+class _Gcs(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
     """What a cluster answers to the one call: `token` is what it wants, None for one that is open."""
 
     def __init__(self, token: str | None) -> None:
