@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from data.command import stop_if_asked
 from data.errors import DamagedShard, UserError
+from data.store.paths import store_root
 from data.tables.device_note import note_device
 from data.tables.shards import read_footer
 from pipeline.executors.base import Executor
@@ -26,7 +26,7 @@ from retrieval.models.resolved import ResolvedModels
 def build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, say: Say) -> None:
     table = plan.table
     stale = list(plan.stale)
-    missing = [label for label, stored in plan.inputs.items() if not all(path.exists() for path in stored.paths())]
+    missing = [label for label, stored in plan.inputs.items() if not all(map(stored.has, range(len(stored.manifest.shards))))]
     if missing:
         raise UserError(f"{table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, say
 
 
 def _task(plan: TablePlan, models: ResolvedModels, shards: Sequence[int], piece: Piece | None = None) -> ShardTask:
-    store = Path(models.experiment.store)
+    store = store_root(models.experiment.store)
     return ShardTask(
         label=plan.table.label,
         folder=str(plan.folder.relative_to(store)),

@@ -12,7 +12,9 @@ from data.config.settings import Experiment
 from data.digests import json_digest
 from data.errors import DamagedShard, UserError
 from data.files.what_lies import stored_table
-from data.tables.manifest import MANIFEST_NAME, Manifest
+from data.store import mirror
+from data.store.place import open_place
+from data.tables.manifest import MANIFEST_NAME, Manifest, ShardRecord
 from data.tables.shards import read_footer, shard_name
 from pipeline.negatives import pool_pairs, search_index
 from pipeline.stage import Stored, Table
@@ -156,6 +158,7 @@ class Planner:
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
+        open_place(experiment.store).refresh()
         self.models = ResolvedModels(experiment)
         self._complete: dict[str, Stored] = {}
 
@@ -206,6 +209,8 @@ class Planner:
 def _stale_shards(folder: Path, count: int, *, fingerprint: str, manifest: Manifest | None) -> dict[int, str]:
     """Shards that are not complete, with the reason. A complete one has its final name and a footer with this fingerprint."""
     recorded = {shard.name: shard for shard in manifest.shards} if manifest else {}
+    if mirror.is_mirrored(folder):
+        return _unlisted_shards(folder, count, recorded)
     stale: dict[int, str] = {}
     for shard in range(count):
         name = shard_name(shard, count)
@@ -219,6 +224,19 @@ def _stale_shards(folder: Path, count: int, *, fingerprint: str, manifest: Manif
         elif footer.get("fingerprint") != fingerprint:
             stale[shard] = "file belongs to other settings"
         elif name in recorded and (folder / name).stat().st_size != recorded[name].bytes:
+            stale[shard] = "file is not the size that the manifest records"
+    return stale
+
+
+def _unlisted_shards(folder: Path, count: int, recorded: dict[str, ShardRecord]) -> dict[int, str]:
+    """The same of a store elsewhere, by its listing: an object is there whole or not at all, and the folder has the fingerprint's name."""
+    stale: dict[int, str] = {}
+    for shard in range(count):
+        name = shard_name(shard, count)
+        there = mirror.listed(folder / name)
+        if there is None:
+            stale[shard] = "file is missing" if recorded else "not built yet"
+        elif name in recorded and there.bytes != recorded[name].bytes:
             stale[shard] = "file is not the size that the manifest records"
     return stale
 

@@ -11,6 +11,7 @@ from data.config.settings import Experiment
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers
 from data.logits.store import clean_store
+from data.store.paths import store_root
 from pipeline.building import build_stale
 from pipeline.executors.base import Executor, make_executor
 from pipeline.executors.preflight import preflight
@@ -37,7 +38,7 @@ def run(experiment: Experiment, *, stage: str, say: Say) -> int:
             plan = planner.plan(table)
             if missing := plan.waits_for:
                 raise UserError(f"{table.label} needs {missing}, which is not complete: run stage={missing.split('.')[0]} first")
-            _remove_leftovers(plan, Path(experiment.store))
+            _remove_leftovers(plan, store_root(experiment.store))
             for label, stored in plan.inputs.items():
                 _refuse(table_named(experiment, label), stored)
             if plan.complete:

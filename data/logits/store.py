@@ -5,6 +5,8 @@
         <random>.parquet           segments (`data.logits.segment`): append-only, whole or not at all, no locks
         <random>.parquet.damaged   segments that failed a checksum, set aside: their pairs count as never scored
 
+On an object store each is an object; a segment, which never changes, is copied to a machine once.
+
 A lookup reads every segment once, a row group at a time: a whole segment as the scoring stage writes it, a bucket of a compacted one. Its
 memory is one row group, and 21 bytes for each pair asked for. Where two writers scored one pair the smaller logit counts, for every reader.
 """
@@ -26,6 +28,7 @@ from data.errors import DamagedShard, RunFailed
 from data.files.leftovers import remove_leftovers
 from data.logits.lookup import Requested
 from data.logits.segment import BUCKETS, Keys, Part, Scores, Segment, as_table, by_bucket, check_segment, write_segment
+from data.store import mirror
 from data.tables.shards import atomic_write
 
 _DELETED = ".deleted-"
@@ -43,13 +46,13 @@ class LogitStore:
 
     def describe(self, *, key: dict[str, Any], name: str) -> None:
         """Leave a note of whose logits these are, once."""
-        path = self.folder / "namespace.json"
+        path = mirror.fresh(self.folder / "namespace.json")
         if not path.exists():
             atomic_write(path, json.dumps({"name": name, "key": key}, indent=1).encode())
 
     def segment_paths(self) -> list[Path]:
-        """The segments that exist now."""
-        return sorted(self.folder.glob("[!.]*.parquet"))
+        """The segments that exist now, to be read here."""
+        return mirror.files(self.folder, ".parquet")
 
     def lookup(self, keys: Keys) -> Scores:
         """What is known of the pairs. A damaged segment is set aside with a warning, and its pairs are unknown."""
@@ -79,7 +82,8 @@ class LogitStore:
             raise error
         path = error.path
         try:
-            path.replace(path.with_name(f"{path.name}.damaged"))
+            if not mirror.set_aside(path, path.with_name(f"{path.name}.damaged")):
+                return  # this machine's copy alone was damaged
         except FileNotFoundError:
             return  # another job was first
         except OSError as fault:
@@ -125,7 +129,7 @@ class LogitStore:
                 self._set_aside(error)
                 continue
             for segment in group:
-                segment.path.unlink(missing_ok=True)
+                mirror.remove(segment.path)
         return len(segments), len(self.segment_paths())
 
     def _segments(self) -> list[Segment]:
@@ -163,7 +167,10 @@ class LogitStore:
             yield self._read_steadily(functools.partial(read, Part(bits, number)))
 
     def delete(self) -> None:
-        """Remove the namespace; it is gone at once, also where the files take long."""
+        """Remove the namespace; on a file system it is gone at once, also where the files take long."""
+        if mirror.is_mirrored(self.folder):  # nothing is renamed there
+            mirror.remove_tree(self.folder)
+            return
         gone = self.folder.with_name(f"{_DELETED}{uuid.uuid4().hex}")
         self.folder.rename(gone)
         shutil.rmtree(gone)

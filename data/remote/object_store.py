@@ -40,6 +40,7 @@ class Entry:
     is_folder: bool
     bytes: int
     version: str  # differs wherever the content does, as far as the store tells
+    changed: float = 0.0  # seconds since 1970, by the store's clock; 0 where it does not say
 
     @staticmethod
     def of(details: dict[str, Any]) -> Entry:
@@ -89,10 +90,43 @@ class RemotePath:
             raise UserError(f"{self.address} is a folder, expected a file")
         return found
 
-    def read(self) -> bytes | None:
-        """A small object's content, None where there is none."""
+    def entry_or_none(self) -> Entry | None:
+        """The object here, None where there is none."""
         with _explained(self.address):
-            return self._unless_absent(self._fs.cat_file)
+            found = self._unless_absent(self._fs.info)
+        entry = None if found is None else Entry.of(found)
+        return None if entry is None or entry.is_folder else entry
+
+    def find(self) -> dict[str, Entry]:
+        """All objects below, at any depth, by their names relative to this one; a request for each 1,000."""
+        with _explained(self.address):
+            own = self._fs._strip_protocol(self.address).rstrip("/") + "/"
+            found = self._unless_absent(self._fs.find, detail=True) or {}
+            return {key.removeprefix(own): Entry.of(one) for key, one in found.items() if key.startswith(own)}
+
+    def put_bytes(self, content: bytes) -> None:
+        """Put an object of this content, in the place of one that may be there."""
+        with _explained(self.address):
+            self._fs.pipe_file(self.address, content)
+
+    def put_if_absent(self, content: bytes) -> bool:
+        """Put a small object if there is none. Of several that try at once one gets True."""
+        with _explained(self.address):
+            try:
+                self._fs.pipe_file(self.address, content, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    def delete(self) -> None:
+        """Remove the object, if it is there."""
+        with _explained(self.address):
+            self._unless_absent(self._fs.rm_file)
+
+    def read(self, start: int | None = None, end: int | None = None) -> bytes | None:
+        """A small object's content, or its bytes from `start` up to, not with, `end`; None where there is none."""
+        with _explained(self.address):
+            return self._unless_absent(self._fs.cat_file, start=start, end=end)
 
     def _unless_absent(self, function: Callable[..., Any], **options: Any) -> Any:
         try:

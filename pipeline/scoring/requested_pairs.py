@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from data.digests import pair_key
 from data.logits.segment import Keys, Scores, as_keys
 from data.logits.store import LogitStore
+from data.store.paths import store_root
 from data.tables.shards import group_rows, read_row_groups
 from pipeline.scoring.dedup import first_occurrence
 from retrieval.models.marks import Marks
@@ -30,7 +31,7 @@ def open_teacher(models: ResolvedModels) -> PreparingTeacher:
 
 def store_of(models: ResolvedModels, *, warn: Callable[[str], None]) -> LogitStore:
     """The teacher's namespace of the experiment's logit store."""
-    return LogitStore(Path(models.experiment.store), models.namespace, warn=warn)
+    return LogitStore(store_root(models.experiment.store), models.namespace, warn=warn)
 
 
 def look_up(models: ResolvedModels, keys: Keys, *, warn: Callable[[str], None]) -> tuple[Scores, NDArray[np.bool_]]:
@@ -39,7 +40,7 @@ def look_up(models: ResolvedModels, keys: Keys, *, warn: Callable[[str], None]) 
     adopted = np.zeros(len(keys), bool)
     if (declared := models.teacher.completes) is not None:
         unknown = np.flatnonzero(np.isnan(known.logits))
-        known.put(unknown, LogitStore(Path(models.experiment.store), declared.namespace, warn=warn).lookup(keys[unknown]))
+        known.put(unknown, LogitStore(store_root(models.experiment.store), declared.namespace, warn=warn).lookup(keys[unknown]))
         adopted[unknown] = ~np.isnan(known.logits[unknown])
     return known, adopted
 

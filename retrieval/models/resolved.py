@@ -12,6 +12,7 @@ from typing import Any, cast
 from data.config.settings import Experiment, Student
 from data.digests import DigestCache, json_digest
 from data.errors import UserError
+from data.store.paths import store_root
 from retrieval.model_files.files import resolve_folder
 from retrieval.model_files.sentence_transformers_files import is_sentence_transformers
 from retrieval.models.marks import Marks, marks_of
@@ -63,7 +64,7 @@ class ResolvedModels:
     @property
     def teacher(self) -> TeacherSpec:
         """What scores pairs, its precision resolved."""
-        settings, device, store = self.experiment.teacher, self.experiment.runner.device, Path(self.experiment.store)
+        settings, device, store = self.experiment.teacher, self.experiment.runner.device, store_root(self.experiment.store)
         return cast(TeacherSpec, self._resolved("teacher", lambda: resolve_teacher(settings, device=device, store=store)))
 
     @property
@@ -93,7 +94,7 @@ class ResolvedModels:
         try:
             return self.teacher
         except UserError:
-            store = Path(self.experiment.store)
+            store = store_root(self.experiment.store)
             return resolve_teacher(settings.model_copy(update={"precision": "auto"}), device="cpu", store=store)
 
     @property
