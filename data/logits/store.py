@@ -77,18 +77,20 @@ class LogitStore:
                 requested.merge(*segment.read(buckets))
         return requested.found
 
-    def _set_aside(self, error: DamagedShard) -> None:
+    def _set_aside(self, error: DamagedShard) -> bool:
+        """Returns whether the store lost a segment, and not this machine alone a copy of it, which is whole again then."""
         if error.path is None:  # the disk or the network, not the segment
             raise error
         path = error.path
         try:
             if not mirror.set_aside(path, path.with_name(f"{path.name}.damaged")):
-                return  # this machine's copy alone was damaged
+                return False
         except FileNotFoundError:
-            return  # another job was first
+            return True  # another job was first
         except OSError as fault:
             raise RunFailed(f"{path} is damaged and cannot be set aside ({fault.strerror}); rename or delete it") from error
         self._warn(f"{path} is damaged and set aside as {path.name}.damaged; its pairs will be scored again")
+        return True
 
     def append(self, keys: Keys, scores: Scores) -> Path:
         """Store scored pairs as a new segment, whole or not at all. Keys must differ, and logits be finite."""
@@ -108,8 +110,8 @@ class LogitStore:
             except FileNotFoundError:
                 continue
             except DamagedShard as error:
-                self._set_aside(error)
-                faults.append(str(error))
+                if self._set_aside(error):
+                    faults.append(str(error))
         return faults
 
     def compact(self, *, segment_rows: int = 1 << 22) -> tuple[int, int]:
