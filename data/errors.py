@@ -30,6 +30,12 @@ class RunFailed(UserError):
     exit_code = EXIT_FAILED
 
 
+class NotAnswering(UserError):
+    """What is needed does not answer now; the same command goes on later."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 class NothingLeft(UserError):
     """A selection keeps no query: no fault, there is nothing left to learn. A sequence of rounds ends here."""
 

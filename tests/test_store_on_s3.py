@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,19 +149,19 @@ def test_a_shard_that_the_store_has_no_more(bucket: Any, far: Path, finished: An
 def test_a_shard_that_comes_damaged(bucket: Any, far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a bit that the network flipped in the next table, and a run that gives up though the object is whole."""
     stored = Planner(load({"config": str(far)})).completed("ingest.corpus")
-    whole, read = bucket.objects("runs/one")[named(bucket, "ingest/corpus")], RemotePath.read
+    whole, blocks = bucket.objects("runs/one")[named(bucket, "ingest/corpus")], RemotePath.blocks
     answers = [flipped(whole)]
 
-    def once_wrong(self: RemotePath, *args: Any, **options: Any) -> bytes | None:
+    def once_wrong(self: RemotePath, size: int) -> Iterator[bytes]:
         is_wanted = self.address.endswith(stored.manifest.shards[0].name)
-        return answers.pop() if is_wanted and answers else read(self, *args, **options)
+        return iter([answers.pop()]) if is_wanted and answers else blocks(self, size)
 
-    monkeypatch.setattr(RemotePath, "read", once_wrong)
+    monkeypatch.setattr(RemotePath, "blocks", once_wrong)
     assert stored.path(0).read_bytes() == whole
     assert not answers
     name = named(bucket, "ingest/queries")
     bucket.put(f"runs/one/{name}", flipped(bucket.objects("runs/one")[name]))
-    with pytest.raises(DamagedShard, match=f"{bucket}/runs/one/{name} is not the file that manifest.json records .*twice"):
+    with pytest.raises(DamagedShard, match=f"{bucket}/runs/one/{name} is not the file that manifest.json records .*, fetched twice"):
         Planner(load({"config": str(far)})).completed("ingest.queries").path(0)
 
 

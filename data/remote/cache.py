@@ -27,7 +27,7 @@ from data.errors import DamagedShard, RunFailed, UserError
 from data.files.leftovers import remove_leftovers
 from data.files.outputs import Kind, local_output_file, local_output_folder, new_local_folder
 from data.remote.folders import folder_of
-from data.remote.object_store import Entry, RemotePath, is_remote
+from data.remote.object_store import Entry, OtherSize, RemotePath, is_remote
 from data.tables.manifest import MANIFEST_NAME, Manifest
 from data.tables.shards import atomic_path, atomic_write
 
@@ -189,7 +189,8 @@ def _put_files(remote: RemotePath, local: Path, *, kept: Sequence[str] = ()) -> 
 def _copies(address: str, files: dict[str, tuple[RemotePath, Entry]]) -> Path:
     """A local folder that holds these objects of an address under these names."""
     target = folder_of("inputs", address) / json_digest([[name, entry.bytes, entry.version] for name, (_, entry) in sorted(files.items())])
-    _fetch(address, [_Object(remote, target / name, entry.bytes, version=entry.version) for name, (remote, entry) in files.items()])
+    objects = [_Object(remote, target / name, entry.bytes, version=entry.version, md5=entry.md5) for name, (remote, entry) in files.items()]
+    _fetch(address, objects)
     return target
 
 
@@ -221,6 +222,7 @@ class _Object:
     bytes: int
     digest: str = ""  # of a manifest
     version: str = ""  # of a listing
+    md5: str = ""  # the version where it looks like one
 
     def is_there(self) -> bool:
         """Whether a file of this name and size was copied before, see `_copy`. Without digest and version its name says too little."""
@@ -239,23 +241,63 @@ def _fetch(address: str, objects: Sequence[_Object]) -> None:
 
 
 def _copy(source: _Object, stop: threading.Event) -> None:
-    """Raises DamagedShard where the bytes are not the recorded ones; nothing is left then."""
-    digest = hashlib.blake2b(digest_size=16)
-    size = 0
-    with atomic_path(source.target) as temporary, open(temporary, "wb") as file:
-        for block in source.remote.blocks():
+    """A copy that is not what the manifest or the listing says is fetched once more.
+
+    Raises DamagedShard where the bytes are not the recorded ones then, RunFailed where the object was replaced; nothing is left.
+    """
+    with atomic_path(source.target) as temporary:
+        wrong: RunFailed | None = None
+        for _ in range(2):
+            wrong = _difference(source, *_written(source, temporary, stop))
+            if wrong is None:
+                return
+        assert wrong is not None
+        raise wrong
+
+
+def _written(source: _Object, target: Path, stop: threading.Event) -> tuple[str, str]:
+    """Write the object's content. Returns the digest of it that manifests have, and its MD5."""
+    digest, md5 = hashlib.blake2b(digest_size=16), hashlib.md5(usedforsecurity=False)
+    with open(target, "wb") as file:
+        for block in _blocks(source):
             if stop.is_set():
                 raise RunFailed("stopped")  # never seen: what made it stop is
             file.write(block)
             digest.update(block)
-            size += len(block)
-        if source.digest and (size, digest.hexdigest()) != (source.bytes, source.digest):
-            recorded = f"{MANIFEST_NAME} records ({source.bytes} bytes, digest {source.digest}; found {size} bytes)"
-            remedy = "it is damaged or was replaced; put the table there again"
-            raise DamagedShard(f"{source.remote.address} is not the file that {recorded}: {remedy}")
-        if size != source.bytes:
-            found = f"{source.remote.address} has {size} bytes, {source.bytes} were listed"
-            raise RunFailed(f"{found}: it was replaced; start the same command again")
+            if not source.digest:
+                md5.update(block)
+    return digest.hexdigest(), md5.hexdigest()
+
+
+def _blocks(source: _Object) -> Iterator[bytes]:
+    try:
+        yield from source.remote.blocks(source.bytes)
+    except OtherSize as error:
+        if not source.digest:
+            raise
+        raise _damaged(source, f"{error.bytes} bytes") from error
+
+
+def _difference(source: _Object, digest: str, md5: str) -> RunFailed | None:
+    """What speaks against a copy with this digest and this MD5."""
+    address = source.remote.address
+    if source.digest:
+        if digest == source.digest:
+            return None
+        return _damaged(source, f"digest {digest}, fetched twice")
+    if source.md5 == md5:
+        return None
+    if source.remote.entry().version != source.version:
+        return RunFailed(f"{address} was replaced while it was read; start the same command again")
+    if not source.md5 or source.remote.has_encrypted_version():
+        return None
+    return RunFailed(f"{address}: the store says MD5 {source.md5}, its bytes have {md5}, fetched twice: it is damaged; put it there again")
+
+
+def _damaged(source: _Object, found: str) -> DamagedShard:
+    recorded = f"{MANIFEST_NAME} records ({source.bytes} bytes, digest {source.digest}; found {found})"
+    remedy = "it is damaged or was replaced; put the table there again"
+    return DamagedShard(f"{source.remote.address} is not the file that {recorded}: {remedy}")
 
 
 def _in_threads(work: Callable[[Item, threading.Event], None], items: Sequence[Item]) -> None:

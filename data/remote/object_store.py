@@ -6,25 +6,26 @@ Nothing is imported before the first address is opened, so work on local files c
 
 from __future__ import annotations
 
-import contextlib
+import base64
+import binascii
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data.errors import RunFailed, UserError
+from data.remote import conditional, s3
+from data.remote.attempts import CutBody, attempted, explained, is_of_bucket
 
 BLOCK_BYTES = 16 << 20  # of one request; a thread holds one block
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # What names a version of an object, best first. A hash that the store keeps says more than a time.
-_VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "LastModified", "last_modified", "updated", "mtime", "created")
-# By name, since the packages that they come from need not be installed.
-_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError", "UnauthorizedSSOTokenError"}
-_NO_ANSWER = {
-    "EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "ReadTimeoutError", "ClientConnectorError",
-    "ConnectionRefusedError", "FSTimeoutError",
-}  # fmt: skip
+_TIME_KEYS = ("LastModified", "last_modified", "updated", "mtime", "created")
+_VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", *_TIME_KEYS)
+
+T = TypeVar("T")
 
 
 def is_remote(path: str | Path) -> bool:
@@ -47,14 +48,41 @@ class Entry:
         """From an fsspec listing."""
         name = details["name"].rstrip("/").rsplit("/", 1)[-1]
         version = next((str(details[key]).strip('"') for key in _VERSION_KEYS if details.get(key)), "")
-        return Entry(name, details["type"] == "directory", int(details["size"] or 0), version)
+        changed = next((_seconds(details[key]) for key in _TIME_KEYS if details.get(key)), 0.0)
+        return Entry(name, details["type"] == "directory", int(details["size"] or 0), version, changed)
+
+    @property
+    def md5(self) -> str:
+        """The version where it looks like the content's MD5, in hexadecimal; "" of an object that was put in parts, and of other kinds."""
+        if re.fullmatch(r"[0-9a-f]{32}", self.version):
+            return self.version
+        try:
+            decoded = base64.b64decode(self.version, validate=True)  # as Google's store gives it
+        except (binascii.Error, ValueError):
+            return ""
+        return decoded.hex() if len(decoded) == 16 else ""
+
+
+def _seconds(time: Any) -> float:
+    if isinstance(time, str):
+        time = datetime.fromisoformat(time)
+    return float(time.timestamp()) if isinstance(time, datetime) else float(time)
+
+
+class OtherSize(RunFailed):
+    """An object has not the size that a listing, a manifest or a put says: it was replaced meanwhile."""
+
+    def __init__(self, message: str, *, found: int = 0) -> None:
+        super().__init__(message)
+        self.bytes = found
 
 
 @dataclass(frozen=True)
 class RemotePath:
     """An address with what opens it. The methods may be called from several threads.
 
-    All raise UserError in words for the user: no such bucket, no credentials, access refused, no answer.
+    All raise UserError in words for the user: no such bucket, no credentials, access refused; NotAnswering where the store does not
+    answer, or gives errors, for a minute or more.
     """
 
     address: str
@@ -63,132 +91,141 @@ class RemotePath:
     @staticmethod
     def of(address: str) -> RemotePath:
         """Raises UserError where no package opens such addresses."""
-        with _explained(address):
+        with explained(address):
             import fsspec
 
-            fs, _ = fsspec.core.url_to_fs(address, use_listings_cache=False)  # a listing from a minute ago is no listing
+            own = s3.client_options() if address.split("://")[0] in s3.SCHEMES else {}
+            fs, _ = fsspec.core.url_to_fs(address, use_listings_cache=False, **own)  # a listing from a minute ago is no listing
+        if own:
+            fs.retries = 1  # see `s3.client_options`
         return RemotePath(address.rstrip("/"), fs)
 
     def child(self, name: str) -> RemotePath:
         """`address/name`."""
         return RemotePath(f"{self.address}/{name}", self._fs)
 
+    def sibling(self, name: str) -> RemotePath:
+        """The object of this name beside this one."""
+        return RemotePath(f"{self.address.rsplit('/', 1)[0]}/{name}", self._fs)
+
     def entries(self) -> list[Entry] | None:
         """What lies right below, by name; None where nothing does."""
-        with _explained(self.address):
-            listed = self._unless_absent(self._fs.ls, detail=True)
-            if listed is None:
-                return None
-            own = self._fs._strip_protocol(self.address).rstrip("/")  # S3 consoles make an empty object for a folder
-            return sorted((Entry.of(one) for one in listed if one["name"].rstrip("/") != own), key=lambda entry: entry.name)
+        listed = self._unless_absent(lambda: self._fs.ls(self.address, detail=True))
+        if listed is None:
+            return None
+        # S3 consoles make an empty object for a folder
+        return sorted((Entry.of(one) for one in listed if one["name"].rstrip("/") != self._key), key=lambda entry: entry.name)
+
+    def find(self) -> dict[str, Entry]:
+        """All objects below, at any depth, by their names relative to this one; a request for each 1,000 on S3.
+
+        Names of which a part begins with a dot are left out: they belong to puts on a condition, see `conditional`.
+        """
+        listed = self._unless_absent(lambda: self._fs.find(self.address, detail=True)) or {}
+        start = f"{self._key}/"
+        names = {name.removeprefix(start): details for name, details in listed.items() if name.startswith(start)}
+        return {name: Entry.of(details) for name, details in names.items() if name and name[-1] != "/" and not _is_hidden(name)}
+
+    @property
+    def _key(self) -> str:
+        return str(self._fs._strip_protocol(self.address)).rstrip("/")
 
     def entry(self) -> Entry:
         """The object here. Raises UserError where there is none."""
-        with _explained(self.address):
-            found = Entry.of(self._fs.info(self.address))
+        found = Entry.of(attempted(self.address, lambda: self._fs.info(self.address)))
         if found.is_folder:
             raise UserError(f"{self.address} is a folder, expected a file")
         return found
 
     def entry_or_none(self) -> Entry | None:
         """The object here, None where there is none."""
-        with _explained(self.address):
-            found = self._unless_absent(self._fs.info)
+        found = self._unless_absent(lambda: self._fs.info(self.address))
         entry = None if found is None else Entry.of(found)
         return None if entry is None or entry.is_folder else entry
 
-    def find(self) -> dict[str, Entry]:
-        """All objects below, at any depth, by their names relative to this one; a request for each 1,000."""
-        with _explained(self.address):
-            own = self._fs._strip_protocol(self.address).rstrip("/") + "/"
-            found = self._unless_absent(self._fs.find, detail=True) or {}
-            return {key.removeprefix(own): Entry.of(one) for key, one in found.items() if key.startswith(own)}
-
-    def put_bytes(self, content: bytes) -> None:
-        """Put an object of this content, in the place of one that may be there."""
-        with _explained(self.address):
-            self._fs.pipe_file(self.address, content)
-
-    def put_if_absent(self, content: bytes) -> bool:
-        """Put a small object if there is none. Of several that try at once one gets True."""
-        with _explained(self.address):
-            try:
-                self._fs.pipe_file(self.address, content, mode="create")
-            except FileExistsError:
-                return False
-        return True
-
-    def delete(self) -> None:
-        """Remove the object, if it is there."""
-        with _explained(self.address):
-            self._unless_absent(self._fs.rm_file)
+    def exists(self) -> bool:
+        """Whether there is an object here."""
+        return self.entry_or_none() is not None
 
     def read(self, start: int | None = None, end: int | None = None) -> bytes | None:
-        """A small object's content, or its bytes from `start` up to, not with, `end`; None where there is none."""
-        with _explained(self.address):
-            return self._unless_absent(self._fs.cat_file, start=start, end=end)
+        """A small object's content, or its bytes from `start` up to, not with, `end`; None where there is none. One request."""
+        whole = start is None and end is None
+        options = {"max_concurrency": 1} if whole and s3.is_s3(self._fs) else {}  # s3fs would ask for the size first
+        content = self._unless_absent(lambda: self._fs.cat_file(self.address, start=start, end=end, **options))
+        return None if content is None else bytes(content)
 
-    def _unless_absent(self, function: Callable[..., Any], **options: Any) -> Any:
-        try:
-            return function(self.address, **options)
-        except FileNotFoundError as error:
-            if _is_of_bucket(error):
-                raise
-            return None
+    def _unless_absent(self, work: Callable[[], T]) -> T | None:
+        def found() -> T | None:
+            try:
+                return work()
+            except FileNotFoundError as error:
+                if is_of_bucket(error):
+                    raise
+                return None
 
-    def blocks(self) -> Iterator[bytes]:
-        """A large object's content, one request a block. S3 refuses the next block where the object was replaced meanwhile."""
-        with _explained(self.address):
-            file = self._fs.open(self.address, "rb", cache_type="none")
-        with file:
-            while True:
-                with _explained(self.address):
-                    block = file.read(BLOCK_BYTES)
-                if not block:
-                    return
-                yield block
+        return attempted(self.address, found)
+
+    def blocks(self, size: int) -> Iterator[bytes]:
+        """The content of an object of `size` bytes, one request a block, none beyond its end.
+
+        Raises UserError where there is none, OtherSize where it ends before. Whether it was replaced by one of the same size between
+        two blocks is for the caller to find out.
+        """
+        for start in range(0, size, BLOCK_BYTES):
+            yield self._block(start, min(start + BLOCK_BYTES, size), size=size)
+
+    def _block(self, start: int, end: int, *, size: int) -> bytes:
+        def work() -> bytes:
+            try:
+                block = bytes(self._fs.cat_file(self.address, start=start, end=end))
+            except OSError as error:
+                if not s3.is_beyond_end(error):
+                    raise
+                block = b""
+            if len(block) != end - start:
+                self._check_size(size)
+                raise CutBody(f"{len(block)} bytes came, {end - start} were asked for")
+            return block
+
+        return attempted(self.address, work)
 
     def put(self, local: Path) -> None:
         """Put a file as one whole object: on an object store it is there with all its bytes or not at all."""
-        with _explained(self.address):
-            self._fs.put_file(str(local), self.address)
-            there = int(self._fs.info(self.address)["size"])
-        if there != local.stat().st_size:
-            raise RunFailed(f"{self.address} has {there} bytes after {local.stat().st_size} were put: start the same command again")
+        size = local.stat().st_size
+        if s3.is_s3(self._fs) and size <= s3.LARGEST_PUT:
+            self.put_bytes(local.read_bytes())
+            return
+        attempted(self.address, lambda: self._fs.put_file(str(local), self.address))
+        self._check_size(size)
+
+    def put_bytes(self, content: bytes) -> None:
+        """Put an object of this content, in the place of one that may be there."""
+        if s3.is_s3(self._fs) and len(content) <= s3.LARGEST_PUT:
+            attempted(self.address, lambda: s3.put(self._fs, self.address, content))
+            return
+        attempted(self.address, lambda: self._fs.pipe_file(self.address, content))
+        self._check_size(len(content))
+
+    def _check_size(self, size: int) -> None:
+        there = self.entry().bytes
+        if there != size:
+            raise OtherSize(f"{self.address} has {there} bytes, {size} were expected: start the same command again", found=there)
+
+    def put_if_absent(self, content: bytes | Path) -> bool:
+        """Put a small object if there is none. Of several that try at once one gets True, see `conditional`."""
+        given = content.read_bytes() if isinstance(content, Path) else content
+        if conditional.has_condition(self._fs, self):
+            return conditional.create(self._fs, self, given)
+        return conditional.settle(self, given)
+
+    def delete(self) -> None:
+        """Remove the object, if it is there."""
+        self._unless_absent(lambda: self._fs.rm_file(self.address))
+
+    def has_encrypted_version(self) -> bool:
+        """Whether the version is no hash of the content, though it looks like one, since the store encrypts with a key of its user."""
+        return s3.is_s3(self._fs) and attempted(self.address, lambda: s3.encrypts(self._fs, self.address))
 
 
-def _is_of_bucket(error: BaseException) -> bool:
-    return "bucket does not exist" in str(error)
-
-
-@contextlib.contextmanager
-def _explained(address: str) -> Iterator[None]:
-    """Around calls of the store's package alone: whatever it raises is the store's, the network's or the address's fault."""
-    try:
-        yield
-    except Exception as error:  # each package has kinds of its own
-        raise _explanation(error, address) from error
-
-
-def _explanation(error: Exception, address: str) -> UserError:
-    scheme = address.split("://")[0]
-    kind = type(error).__name__
-    said = " ".join(str(error).split())[:300]
-    if isinstance(error, ImportError):
-        remedy = "pip install -c constraints.txt -e '.[s3]'" if scheme in ("s3", "s3a") else "install it"
-        return UserError(f"{address}: addresses {scheme}:// need a package that is not installed ({said}): {remedy}")
-    if isinstance(error, ValueError) and "Protocol not known" in said:
-        return UserError(f"{address}: unknown kind of address {scheme}://; known are s3://, gs:// and all others of fsspec")
-    if isinstance(error, FileNotFoundError):
-        return UserError(f"{address}: no such bucket" if _is_of_bucket(error) else f"{address}: nothing there")
-    if kind in _NO_CREDENTIALS:
-        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; FSSPEC_S3_ANON=true reads public buckets"
-        return UserError(f"{address}: no credentials ({said}); {remedy}" if scheme == "s3" else f"{address}: no credentials ({said})")
-    if isinstance(error, PermissionError):
-        return UserError(f"{address}: access is refused ({said}): wrong credentials, or they lack this right")
-    if kind in _NO_ANSWER:
-        remedy = "check the network, and AWS_ENDPOINT_URL where the store is not Amazon's" if scheme == "s3" else "check the network"
-        return UserError(f"{address}: the store does not answer ({said}); {remedy}")
-    if kind == "FileExpired":
-        return RunFailed(f"{address} was replaced while it was read; start the same command again")
-    return RunFailed(f"{address}: {kind}: {said}; start the same command again if the store was at fault")
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))

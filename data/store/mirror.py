@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -23,10 +24,10 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from data.digests import bytes_digest, file_digest
-from data.errors import DamagedShard, RunFailed
+from data.errors import DamagedShard, RunFailed, UserError
 from data.files.leftovers import temporary_name
 from data.remote.folders import folder_of
-from data.remote.object_store import BLOCK_BYTES, Entry, RemotePath
+from data.remote.object_store import Entry, RemotePath
 from data.store.paths import address_of
 
 THREADS = 8  # objects on their way at once
@@ -129,7 +130,7 @@ def fresh(path: Path, *, now: bool = False) -> Path:
     copy = _copy_of(path)
     if known and entry is not None and copy is not None and copy.version == entry.version:
         return path
-    content = RemotePath.of(address).read() if entry is not None or not known else None
+    content = _read(RemotePath.of(address), entry) if entry is not None or not known else None
     if content is None:
         _listed.pop(address, None)
         _forget(path)
@@ -156,13 +157,14 @@ def present(path: Path, *, digest: str = "") -> Path:
         return path
     remote, entry = RemotePath.of(address), _there(path, address)
     recorded = digest or _recorded(path)
-    for _ in range(2):
-        found = _copied(remote, entry, path, digest=recorded)
-        if recorded in ("", found):
-            return path
+    md5 = "" if recorded else entry.md5
+    if any(_is_copied(remote, entry, path, digest=recorded, md5=md5) for _ in range(2)):
+        return path
+    if md5 and remote.has_encrypted_version() and _is_copied(remote, entry, path, digest="", md5=""):
+        return path
     raise DamagedShard(
-        f"{address} is not the file that {_MANIFEST} records (digest {recorded}; found {found}, twice): it is damaged or was replaced; "
-        "delete it and start the same `prep run` again: only this shard is built again"
+        f"{address} is not the file that {f'{_MANIFEST} records (digest {recorded})' if recorded else 'its MD5 says'}, fetched twice: it is "
+        "damaged or was replaced; delete it and start the same `prep run` again: only this is built again"
     )
 
 
@@ -264,33 +266,44 @@ def set_aside(path: Path, aside: Path) -> bool:
     return True
 
 
-def _copied(remote: RemotePath, entry: Entry, path: Path, *, digest: str) -> str:
-    """Copy an object; the digest of what came. What is not of the recorded `digest` gets no name."""
+def _is_copied(remote: RemotePath, entry: Entry, path: Path, *, digest: str, md5: str) -> bool:
+    """Copy an object; whether what came has the digest and the MD5, where they are known. What has not gets no name."""
     with _new_file(path) as temporary:
-        with open(temporary, "wb") as file:
-            if entry.bytes <= BLOCK_BYTES:  # one request, where an opened object takes two
-                file.write(_whole_object(remote, path))
-            else:
-                for block in remote.blocks():
-                    file.write(block)
+        _write(remote, entry, path, temporary)
         found = file_digest(temporary)
-        if temporary.stat().st_size != entry.bytes:
-            there = f"{remote.address} has {temporary.stat().st_size} bytes, {entry.bytes} were listed"
-            raise RunFailed(f"{there}: it was replaced; start the same command again")
-        if digest in ("", found):
+        if digest in ("", found) and (not md5 or md5 == _md5(temporary)):
             _note(path, _Copy(_stamp(temporary), entry.version, found))
-        else:
-            temporary.unlink()
-    return found
+            return True
+        temporary.unlink()
+        return False
 
 
-def _whole_object(remote: RemotePath, path: Path) -> bytes:
+def _read(remote: RemotePath, entry: Entry | None) -> bytes | None:
+    """A small object's content. What has not the MD5 that was listed was replaced since, or came damaged: two readings agree then."""
     content = remote.read()
-    if content is None:
-        _listed.pop(remote.address, None)
-        _forget(path)
-        raise FileNotFoundError(errno.ENOENT, "gone", str(path))
+    if content is None or entry is None or entry.md5 in ("", hashlib.md5(content, usedforsecurity=False).hexdigest()):
+        return content
+    again = remote.read()
+    if again != content:
+        raise RunFailed(f"{remote.address} is replaced while it is read, or comes damaged; start the same command again")
     return content
+
+
+def _write(remote: RemotePath, entry: Entry, path: Path, temporary: Path) -> None:
+    """Raises FileNotFoundError where the object is gone since it was listed, RunFailed where it was replaced."""
+    try:
+        with open(temporary, "wb") as file:
+            for block in remote.blocks(entry.bytes):
+                file.write(block)
+    except UserError:
+        _listed.pop(remote.address, None)
+        _there(path, remote.address)
+        raise
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 @contextlib.contextmanager

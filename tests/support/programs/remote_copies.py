@@ -1,7 +1,7 @@
 """Copies from and to an object store, in blocks of 1,000 bytes, by a process that may die as a machine that is taken away does.
 
 remote_copies.py copy ADDRESS                a table
-remote_copies.py copy_killed ADDRESS READS   the same; dies at that read of an object
+remote_copies.py copy_killed ADDRESS READS   the same; dies at that block
 remote_copies.py put_killed ADDRESS TABLE    puts a table; dies at the third object
 remote_copies.py local                       paths of this machine, which need no client of an object store
 """
@@ -24,12 +24,12 @@ def die_at(owner: Any, name: str, last: int) -> None:
     original = getattr(owner, name)
     calls = 0
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == last:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args)
+        return original(*args, **options)
 
     setattr(owner, name, counted)
 
@@ -41,10 +41,8 @@ def copy(address: str) -> None:
 
 def copy_killed(address: str, reads: str) -> None:
     """Die while a table is copied."""
-    import s3fs
-
     cache.THREADS = 1
-    die_at(s3fs.core.S3File, "read", int(reads))
+    die_at(object_store.RemotePath, "_block", int(reads))
     cache.local_table(address)
 
 
