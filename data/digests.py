@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.files.leftovers import temporary_name
+from data.store.paths import store_root
 
 _READ_BYTES = 4 << 20
 _RECENT_NS = 2_000_000_000  # a file changed more lately is not remembered: a second change in the same clock tick would not show
@@ -70,8 +71,8 @@ class DigestCache:
 
     @staticmethod
     def of_store(store: str | Path) -> DigestCache:
-        """The cache that all jobs of a store share."""
-        return DigestCache(Path(store) / "digests.json")
+        """The cache that all jobs of a store share; of a store elsewhere, those of this machine, whose files it knows."""
+        return DigestCache(store_root(store) / "digests.json")
 
     def file(self, path: str | Path) -> str:
         """Digest of the file's content, from memory where the file has not been touched since."""

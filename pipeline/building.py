@@ -10,11 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from data.command import stop_if_asked
 from data.errors import DamagedShard, UserError
+from data.store import mirror
+from data.store.paths import store_root
 from data.tables.device_note import note_device
 from data.tables.shards import read_footer, shard_name
 from pipeline.executors.base import Executor
@@ -46,7 +47,7 @@ def build_stale(
     own = part.of_shards(stale, together=table.builds_all_shards) if part else stale
     if not own:
         return 0
-    missing = [label for label, stored in plan.inputs.items() if not all(path.exists() for path in stored.paths())]
+    missing = [label for label, stored in plan.inputs.items() if not all(map(stored.has, range(len(stored.manifest.shards))))]
     if missing:
         raise UserError(f"{table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def build_stale(
 
 
 def _task(plan: TablePlan, models: ResolvedModels, shards: Sequence[int], piece: Piece | None = None) -> ShardTask:
-    store = Path(models.experiment.store)
+    store = store_root(models.experiment.store)
     return ShardTask(
         label=plan.table.label,
         folder=str(plan.folder.relative_to(store)),
@@ -109,7 +110,8 @@ def _is_built(plan: TablePlan, shard: int) -> bool:
     if footer is None or footer.get("fingerprint") != plan.fingerprint:
         return False
     recorded = {record.name: record.bytes for record in plan.manifest.shards} if plan.manifest else {}
-    return path.stat().st_size == recorded.get(path.name, path.stat().st_size)
+    size = mirror.size_of(path)
+    return size == recorded.get(path.name, size)
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,11 +12,13 @@ from data.command import exit_codes
 from data.config.arguments import Args as OwnArgs
 from data.config.arguments import path_among
 from data.config.fields import parse_arguments, unknown_key
-from data.config.settings import Experiment, load, local_store
+from data.config.settings import Experiment, load, store_given
 from data.errors import UserError
 from data.files.outputs import is_standard_output
 from data.files.paths import expanded
 from data.remote.cache import output_file
+from data.store.paths import address_of, shown
+from data.store.place import open_place
 from data.terminal import printable
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
@@ -136,7 +137,7 @@ def status(args: Args = None) -> None:
             counts = manifest.counts.get("dropped", {}) if manifest else {}
             dropped = ", ".join(f"{reason}: {count:,}" for reason, count in counts.items())
             rows, seconds = (f"{manifest.rows:,}", f"{manifest.seconds:.1f}") if manifest else ("", "")
-            folder = "" if planned.waits_for else os.path.relpath(planned.folder)
+            folder = "" if planned.waits_for else address_of(planned.folder) or os.path.relpath(planned.folder)
             state = f"waits for {planned.waits_for}" if planned.waits_for else f"{len(planned.stale)} shards stale"
             cells = (planned.table.label, "complete" if planned.complete else state, rows, dropped, seconds, folder)
             grid.add_row(*(Text(printable(cell)) for cell in cells))  # as Text: brackets are no markup
@@ -158,7 +159,7 @@ def path(args: Args = None) -> None:
         for planned in Planner(experiment).plan_all(chosen):
             if planned.waits_for or planned.manifest is None:
                 raise UserError(f"{planned.table.label} is not complete yet: prep run stage={planned.table.stage}")
-            lines.append(os.fsencode(planned.folder) + b"\n")  # its own bytes, whatever the terminal's encoding
+            lines.append(os.fsencode(shown(planned.folder)) + b"\n")  # its own bytes, whatever the terminal's encoding
         sys.stdout.flush()
         sys.stdout.buffer.write(b"".join(lines))  # all or none: `$(prep path ...)` sees no exit code
 
@@ -228,7 +229,9 @@ def cache(
         if is_folder and (others := parsed.keys() - {"store"}):
             raise unknown_key(min(others), valid=["store", "config", *defaults])
         experiment = None if is_folder else load(parsed)
-        root = Path(experiment.store if experiment else local_store(parsed["store"]))
+        place = open_place(experiment.store if experiment else store_given(parsed["store"]))
+        place.refresh()
+        root = place.root
         if action in COMMANDS:
             COMMANDS[action].run(root, own, experiment, _say)
         else:

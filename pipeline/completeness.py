@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.errors import DamagedShard
 from data.files.leftovers import temporary_name
+from data.store import mirror
 from data.store.place import Listed, Place
 from data.tables.manifest import Manifest
 from data.tables.shards import read_footer, shard_name
@@ -34,6 +35,8 @@ class SeenShards:
 
     def stale_shards(self, folder: Path, count: int, *, fingerprint: str, manifest: Manifest | None) -> dict[int, str]:
         """Shards that are not complete, with the reason. A complete one has its final name and a footer with this fingerprint."""
+        if mirror.is_mirrored(folder):
+            return _unlisted_shards(folder, count, manifest)
         below = folder.relative_to(self._place.root).as_posix()
         listed = self._place.files(below)
         known = self._known.get(below, {})
@@ -66,6 +69,20 @@ class SeenShards:
             temporary.write_text(json.dumps(self._known), encoding="utf-8")
             temporary.replace(self._path)
         self._dirty = False
+
+
+def _unlisted_shards(folder: Path, count: int, manifest: Manifest | None) -> dict[int, str]:
+    """The same of a store elsewhere, by its listing: an object is there whole or not at all, and the folder has the fingerprint's name."""
+    sizes = {shard.name: shard.bytes for shard in manifest.shards} if manifest else {}
+    stale: dict[int, str] = {}
+    for shard in range(count):
+        name = shard_name(shard, count)
+        there = mirror.listed(folder / name)
+        if there is None:
+            stale[shard] = "file is missing" if manifest else "not built yet"
+        elif sizes.get(name, there.bytes) != there.bytes:
+            stale[shard] = "file is not the size that the manifest records"
+    return stale
 
 
 def _fault(path: Path, fingerprint: str) -> str | None:

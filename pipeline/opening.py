@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 from data.digests import json_digest
+from data.store import mirror
+from data.store.paths import store_root
 from data.tables.shards import atomic_write
 from pipeline.executors.base import Executor
 from pipeline.plan import TablePlan
@@ -35,9 +36,9 @@ def open_once(models: ResolvedModels, plans: Sequence[TablePlan], *, executor: E
     roles = _roles(plans, models)
     if "teacher" in roles:
         refuse_nothing_to_complete(models)
-    path = Path(models.experiment.store) / "opened_models.json"
+    path = store_root(models.experiment.store) / "opened_models.json"
     try:
-        known = set(json.loads(path.read_text()))
+        known = set(json.loads(mirror.fresh(path, now=True).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         known = set()
     new = {role: key for role in roles if (key := _key(role, models)) not in known or _is_tried_again(role, models)}
@@ -65,7 +66,7 @@ def _may_score(plan: TablePlan, models: ResolvedModels) -> bool:
     if plan.waits_for or plan.table.scores_pairs_of is None:
         return True
     candidates = plan.inputs[plan.table.scores_pairs_of]
-    known = all(candidates.path(shard).exists() for shard in plan.stale)
+    known = all(candidates.has(shard) for shard in plan.stale)
     return not known or any_to_score(models, candidates, list(plan.stale))
 
 

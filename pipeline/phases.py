@@ -27,6 +27,8 @@ from data.config.fields import unknown_key
 from data.config.settings import Experiment, load
 from data.digests import json_digest
 from data.errors import EXIT_COMPLETE, EXIT_NOTHING_LEFT, RunFailed, UserError
+from data.store import mirror
+from data.store.paths import store_root
 from data.tables.shards import atomic_write
 
 _PACKAGES = {"prep": "pipeline", "train": "trainer", "retrieve": "retrieval"}
@@ -69,13 +71,13 @@ class Phase:
     def note(self) -> Path:
         """Says that the phase was finished, by these settings."""
         digest = json_digest(self.experiment.model_dump(mode="json", exclude=None if self.trains else {"train"}))
-        return Path(self.experiment.store) / "phases" / f"{self.name}-{digest[:16]}.json"
+        return store_root(self.experiment.store) / "phases" / f"{self.name}-{digest[:16]}.json"
 
     @property
     def finished(self) -> bool:
         """Whether the note is there, and all that was made."""
         made = [*self.runs.values(), *([self.output / "result.json"] if self.trains else [])]
-        return self.note.is_file() and all(path.is_file() for path in made)
+        return mirror.fresh(self.note).is_file() and all(path.is_file() for path in made)
 
 
 def run_phases(args: dict[str, str], *, names: list[str], say: Callable[[str], None]) -> int:

@@ -160,6 +160,7 @@ class Planner:
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
+        open_place(experiment.store).refresh()
         self.models = ResolvedModels(experiment)
         self._seen = SeenShards(open_place(experiment.store))
         self._complete: dict[str, Stored] = {}

@@ -16,6 +16,7 @@ from data.config.settings import Experiment
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers
 from data.logits.store import clean_store
+from data.store.paths import store_root
 from data.store.place import open_place
 from pipeline.building import build_stale
 from pipeline.executors.addresses import cluster_address
@@ -84,7 +85,7 @@ def _run_table(means: _Means, table: Table, *, rest: Sequence[Table]) -> int:
     plan = _plan(planner, table)
     if plan.waits_for:
         raise _needs(plan, planner, means.part)
-    _remove_leftovers(plan, Path(experiment.store))
+    _remove_leftovers(plan, store_root(experiment.store))
     for label, stored in plan.inputs.items():
         _refuse(table_named(experiment, label), stored)
     if plan.complete:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from data.errors import UserError
+from data.store import mirror
+from data.store.paths import shown
 from data.tables.manifest import Manifest, ShardRecord
 from data.tables.shards import describe, read_footer, shard_name
 from pipeline.journal import known_records, read_journal
@@ -22,6 +23,7 @@ def write_manifest(plan: TablePlan) -> Manifest:
 
     A digest is taken here only where the worker's is not known.
     """
+    mirror.refresh(plan.folder)  # the workers may be elsewhere
     records = []
     known = known_records(plan.folder)
     counts: dict[str, Any] = {}
@@ -30,7 +32,7 @@ def write_manifest(plan: TablePlan) -> Manifest:
         path = plan.folder / shard_name(shard, plan.shard_count)
         footer = read_footer(path)
         if footer is None:
-            raise UserError(f"{path} was built and is gone; start the same command again")
+            raise UserError(f"{shown(path)} was built and is gone; start the same command again")
         records.append(known.get(path.name) or ShardRecord(path.name, *describe(path)))
         counts = _added(counts, footer.get("counts", {}))
     for name in _RECORDED_VERSIONS:
@@ -47,7 +49,7 @@ def write_manifest(plan: TablePlan) -> Manifest:
         versions=versions,
     )
     manifest.write(plan.folder)
-    shutil.rmtree(plan.folder / PIECES, ignore_errors=True)
+    mirror.remove_tree(plan.folder / PIECES)
     return manifest
 
 

@@ -17,6 +17,8 @@ import pyarrow as pa
 from data.config.settings import Experiment
 from data.digests import canonical_json
 from data.errors import RunFailed
+from data.store import mirror
+from data.store.paths import store_root
 from data.tables import shards
 from data.tables.manifest import Manifest
 from data.tables.schemas import SCHEMA_VERSION
@@ -36,18 +38,28 @@ _OPTIONS = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A table that is complete on disk: what a later stage reads."""
+    """A table that is complete: what a later stage reads. Of a store elsewhere a shard is copied to this machine when it is asked for."""
 
     folder: Path
     manifest: Manifest
 
     def path(self, shard: int) -> Path:
         """One of its shards, to be read."""
-        return self.folder / self.manifest.shards[shard].name
+        record = self.manifest.shards[shard]
+        path = self.folder / record.name
+        with contextlib.suppress(FileNotFoundError):  # whoever reads it says so
+            mirror.present(path, digest=record.digest)
+        return path
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard is still there."""
+        return mirror.exists(self.folder / self.manifest.shards[shard].name)
 
     def paths(self) -> list[Path]:
         """Its shards, in order, to be read: ask for the one that is needed where one is."""
-        return [self.path(shard) for shard in range(len(self.manifest.shards))]
+        paths = [self.folder / shard.name for shard in self.manifest.shards]
+        mirror.present_all(paths)
+        return paths
 
     def read(self, shard: int, *, columns: list[str] | None = None) -> pa.Table:
         """One shard in memory."""
@@ -249,4 +261,4 @@ class Table:
 
     def folder(self, experiment: Experiment, fingerprint: str) -> Path:
         """Where the table lies."""
-        return Path(experiment.store) / self.stage / (f"{self.name}-{fingerprint}" if self.name else fingerprint)
+        return store_root(experiment.store) / self.stage / (f"{self.name}-{fingerprint}" if self.name else fingerprint)

@@ -246,7 +246,7 @@ def test_a_missing_file_of_a_collection_is_told(bucket: Any, tmp_path: Path, obj
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize(("key", "named"), [("store", "store"), ("train.output", "train.output")])
+@pytest.mark.parametrize(("key", "named"), [("train.output", "train.output")])
 def test_what_must_be_local_says_so(finished: Any, key: str, named: str) -> None:
     """Prevents: a folder called `s3:` in the working directory that takes hours of work."""
     with pytest.raises(UserError, match=f"{named}: .*expected a folder of this machine or of a network file system"):

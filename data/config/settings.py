@@ -60,15 +60,24 @@ def _local(folder: str) -> str:
     return folder
 
 
-def local_store(folder: str) -> str:
+LocalFolder = Annotated[str, AfterValidator(_local)]
+
+
+def _store(address: str) -> str:
+    if is_remote(address) and not address.partition("://")[2].strip("/"):
+        raise ValueError("expected a bucket and a folder in it, as s3://bucket/folder")
+    return address.rstrip("/") if is_remote(address) else address
+
+
+def store_given(store: str) -> str:
     """The store of a command that needs no other setting. Raises UserError as the setting does."""
     try:
-        return _local(expanded(folder, key="store"))
+        return _store(expanded(store, key="store"))
     except ValueError as error:
-        raise UserError(f"store={folder}: {error}") from error
+        raise UserError(f"store={store}: {error}") from error
 
 
-LocalFolder = Annotated[str, AfterValidator(_local)]
+Store = Annotated[str, AfterValidator(_store)]
 
 
 class Ingest(Section):
@@ -620,7 +629,9 @@ class Lists(Section):
 class Experiment(Section):
     """An experiment file."""
 
-    store: LocalFolder = execution(..., "folder of all stage outputs and of the teacher-logit store, shared by experiments", path="path")
+    store: Store = execution(
+        ..., "folder, or s3://bucket/folder, of all stage outputs and of the teacher-logit store, shared by experiments", path="path"
+    )
     seed: int = keyed(0, "of every random choice")
     ingest: Ingest = Ingest()
     student: Student

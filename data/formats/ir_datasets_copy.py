@@ -22,7 +22,7 @@ from typing import Any
 from data.digests import json_digest, text_hash
 from data.errors import RunFailed, UserError
 from data.files.leftovers import remove_leftovers, temporary_name
-from data.remote.cache import cache_folder
+from data.remote.folders import cache_folder
 
 _SCHEME = "irds:"
 _SHOWN = 12

@@ -6,6 +6,8 @@
                                    queries of shard 3 of 64 alone (`data.logits.query_shard`); without this start: of any
         <name>.parquet.damaged     segments that failed a checksum, set aside: their pairs count as never scored
 
+On an object store each is an object; a segment, which never changes, is copied to a machine once.
+
 A lookup for a shard of queries reads every segment that may hold its pairs once, a row group at a time: a whole segment as the scoring
 stage writes it, a bucket of a compacted one. Its memory is one row group, and 21 bytes for each pair asked for. Where two writers scored
 one pair the smaller logit counts, for every reader. When a shard is scored, its small segments become one.
@@ -32,6 +34,7 @@ from data.files.leftovers import remove_leftovers
 from data.logits.lookup import Requested
 from data.logits.query_shard import QueryShard, may_hold, shard_in
 from data.logits.segment import BUCKETS, Keys, Part, Scores, Segment, as_table, by_bucket, check_segment, write_segment
+from data.store import mirror
 from data.tables.shards import atomic_write
 
 _DELETED = ".deleted-"
@@ -52,13 +55,13 @@ class LogitStore:
 
     def describe(self, *, key: dict[str, Any], name: str) -> None:
         """Leave a note of whose logits these are, once."""
-        path = self.folder / "namespace.json"
+        path = mirror.fresh(self.folder / "namespace.json")
         if not path.exists():
             atomic_write(path, json.dumps({"name": name, "key": key}, indent=1).encode())
 
     def segment_paths(self) -> list[Path]:
-        """The segments that exist now."""
-        return sorted(self.folder.glob("[!.]*.parquet"))
+        """The segments that exist now, to be read here."""
+        return mirror.files(self.folder, ".parquet")
 
     def lookup(self, keys: Keys, *, of: Collection[QueryShard] = ()) -> Scores:
         """What is known of the pairs, whose queries lie `of` these shards, if any are given.
@@ -88,17 +91,20 @@ class LogitStore:
                 requested.merge(*segment.read(buckets))
         return requested.found
 
-    def _set_aside(self, error: DamagedShard) -> None:
+    def _set_aside(self, error: DamagedShard) -> bool:
+        """Returns whether the store lost a segment, and not this machine alone a copy of it, which is whole again then."""
         if error.path is None:  # the disk or the network, not the segment
             raise error
         path = error.path
         try:
-            path.replace(path.with_name(f"{path.name}.damaged"))
+            if not mirror.set_aside(path, path.with_name(f"{path.name}.damaged")):
+                return False
         except FileNotFoundError:
-            return  # another job was first
+            return True  # another job was first
         except OSError as fault:
             raise RunFailed(f"{path} is damaged and cannot be set aside ({fault.strerror}); rename or delete it") from error
         self._warn(f"{path} is damaged and set aside as {path.name}.damaged; its pairs will be scored again")
+        return True
 
     def append(self, keys: Keys, scores: Scores, *, of: QueryShard | None = None) -> Path:
         """Store scored pairs, whose queries lie all `of` one shard, as a new segment, whole or not at all.
@@ -121,8 +127,8 @@ class LogitStore:
             except FileNotFoundError:
                 continue
             except DamagedShard as error:
-                self._set_aside(error)
-                faults.append(str(error))
+                if self._set_aside(error):
+                    faults.append(str(error))
         return faults
 
     def compact(self, *, segment_rows: int = 1 << 22) -> tuple[int, int]:
@@ -163,7 +169,7 @@ class LogitStore:
                 self._set_aside(error)
                 continue
             for segment in group:
-                segment.path.unlink(missing_ok=True)
+                mirror.remove(segment.path)
 
     def _segments(self) -> list[Segment]:
         return [Segment.open(path) for path in self.segment_paths()]
@@ -200,7 +206,10 @@ class LogitStore:
             yield self._read_steadily(functools.partial(read, Part(bits, number)))
 
     def delete(self) -> None:
-        """Remove the namespace; it is gone at once, also where the files take long."""
+        """Remove the namespace; on a file system it is gone at once, also where the files take long."""
+        if mirror.is_mirrored(self.folder):  # nothing is renamed there
+            mirror.remove_tree(self.folder)
+            return
         gone = self.folder.with_name(f"{_DELETED}{uuid.uuid4().hex}")
         self.folder.rename(gone)
         shutil.rmtree(gone)

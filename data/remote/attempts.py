@@ -81,7 +81,7 @@ def _passes(error: BaseException) -> bool:
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & _LASTING:
         return False
-    return bool(names & _PASSING) or _status(error) in (408, 429) or 500 <= _status(error) < 600 or _code(error) in _PASSING_CODES
+    return bool(names & _PASSING) or _status(error) in (408, 429) or 500 <= _status(error) < 600 or answer_code(error) in _PASSING_CODES
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -92,10 +92,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__
 
 
-def _code(error: BaseException) -> str:
-    """The word of an answer of S3."""
-    response = getattr(error, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+def answer_code(error: BaseException) -> str:
+    """The word of an answer of S3 that an error was made from, as `NoSuchKey`; "" where there was none."""
+    responses = (getattr(one, "response", None) for one in _chain(error))
+    return next((str(one.get("Error", {}).get("Code", "")) for one in responses if isinstance(one, dict)), "")
 
 
 def _status(error: BaseException) -> int:

@@ -16,7 +16,6 @@ import os
 import shutil
 import sys
 import threading
-import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -27,23 +26,14 @@ from data.digests import bytes_digest, json_digest
 from data.errors import DamagedShard, RunFailed, UserError
 from data.files.leftovers import remove_leftovers
 from data.files.outputs import Kind, local_output_file, local_output_folder, new_local_folder
-from data.files.paths import expanded
+from data.remote.folders import folder_of
 from data.remote.object_store import Entry, OtherSize, RemotePath, is_remote
 from data.tables.manifest import MANIFEST_NAME, Manifest
 from data.tables.shards import atomic_path, atomic_write
 
-CACHE_VARIABLE = "ADAM_REMOTE_CACHE"
 THREADS = 8  # files on their way at once; each holds a block in memory
 
 Item = TypeVar("Item")
-
-
-def cache_folder() -> Path:
-    """Where copies and unfinished outputs lie."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(expanded(given, key=CACHE_VARIABLE)).absolute()
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # the XDG specification has relative ones ignored
-    return (base if base.is_absolute() else Path.home() / ".cache") / "adam-distillation" / "remote"
 
 
 def local_file(path: str) -> Path:
@@ -107,7 +97,7 @@ def output_file(path: str, *, option: str = "out", kind: Kind | None = None) -> 
         return
     remote = RemotePath.of(path)
     remote.child(MANIFEST_NAME).read()  # no such bucket, no credentials: better known before the work than after it
-    local = _place("outputs", path)
+    local = folder_of("outputs", path)
     yield local
     try:
         remote.put(local)
@@ -131,7 +121,7 @@ def output_table(folder: str, *, option: str = "out") -> Iterator[Path]:
         return
     remote = RemotePath.of(folder)
     before = remote.child(MANIFEST_NAME).read()
-    local = _place("outputs", folder)
+    local = folder_of("outputs", folder)
     if before is not None:
         _fill(local, _local_table(remote, before))
     yield local
@@ -140,7 +130,7 @@ def output_table(folder: str, *, option: str = "out") -> Iterator[Path]:
     if content != before:
         _in_threads(lambda name, _: remote.child(name).put(local / name), names)
         remote.child(MANIFEST_NAME).put(local / MANIFEST_NAME)
-    kept = _place("inputs", folder) / bytes_digest(content)  # so that the next command here need not fetch it
+    kept = folder_of("inputs", folder) / bytes_digest(content)  # so that the next command here need not fetch it
     kept.mkdir(parents=True, exist_ok=True)
     for name in (*names, MANIFEST_NAME):
         os.replace(local / name, kept / name)
@@ -161,7 +151,7 @@ def output_folder(folder: str, *, option: str = "out", own: Sequence[str], kept:
         return
     remote = RemotePath.of(folder)
     remote.child(MANIFEST_NAME).read()
-    local = _place("outputs", folder)
+    local = folder_of("outputs", folder)
     local.mkdir(parents=True, exist_ok=True)
     yield local
     _put_files(remote, local, kept=kept)
@@ -180,7 +170,7 @@ def new_output_folder(folder: str, *, option: str = "out") -> Iterator[Path]:
     remote = RemotePath.of(folder)
     if remote.entries():
         raise UserError(f"{option}={folder} is there already and holds files; give a new folder, or delete it")
-    local = _place("outputs", folder)
+    local = folder_of("outputs", folder)
     with new_local_folder(str(local), option=option) as place:
         yield place
     _put_files(remote, local)
@@ -196,16 +186,9 @@ def _put_files(remote: RemotePath, local: Path, *, kept: Sequence[str] = ()) -> 
         _in_threads(lambda name, _: remote.child(name).put(local / name), some)
 
 
-def _place(kind: str, address: str) -> Path:
-    """The folder of an address in the cache: CACHE/<kind>/s3/bucket/key."""
-    scheme, _, path = address.rstrip("/").partition("://")
-    parts = [urllib.parse.quote(part, safe=" =+@,") for part in path.split("/") if part]
-    return cache_folder().joinpath(kind, scheme, *(part.replace(".", "%2E") if part in (".", "..") else part for part in parts))
-
-
 def _copies(address: str, files: dict[str, tuple[RemotePath, Entry]]) -> Path:
     """A local folder that holds these objects of an address under these names."""
-    target = _place("inputs", address) / json_digest([[name, entry.bytes, entry.version] for name, (_, entry) in sorted(files.items())])
+    target = folder_of("inputs", address) / json_digest([[name, entry.bytes, entry.version] for name, (_, entry) in sorted(files.items())])
     objects = [_Object(remote, target / name, entry.bytes, version=entry.version, md5=entry.md5) for name, (remote, entry) in files.items()]
     _fetch(address, objects)
     return target
@@ -222,7 +205,7 @@ def _local_table(remote: RemotePath, content: bytes) -> Path:
     for shard in manifest.shards:
         if PurePath(shard.name).name != shard.name or shard.name in ("", "..", MANIFEST_NAME):  # it must not name a file elsewhere
             raise DamagedShard(f"{remote.address}/{MANIFEST_NAME} names a shard {shard.name!r}, which is no file's name")
-    target = _place("inputs", remote.address) / bytes_digest(content)
+    target = folder_of("inputs", remote.address) / bytes_digest(content)
     shards = [_Object(remote.child(shard.name), target / shard.name, shard.bytes, digest=shard.digest) for shard in manifest.shards]
     _fetch(remote.address, shards)
     if not (target / MANIFEST_NAME).is_file():  # last: a folder that has it has all shards

@@ -137,10 +137,15 @@ class RemotePath:
             raise UserError(f"{self.address} is a folder, expected a file")
         return found
 
+    def entry_or_none(self) -> Entry | None:
+        """The object here, None where there is none."""
+        found = self._unless_absent(lambda: self._fs.info(self.address))
+        entry = None if found is None else Entry.of(found)
+        return None if entry is None or entry.is_folder else entry
+
     def exists(self) -> bool:
         """Whether there is an object here."""
-        found = self._unless_absent(lambda: self._fs.info(self.address))
-        return found is not None and not Entry.of(found).is_folder
+        return self.entry_or_none() is not None
 
     def read(self, start: int | None = None, end: int | None = None) -> bytes | None:
         """A small object's content, or its bytes from `start` up to, not with, `end`; None where there is none. One request."""

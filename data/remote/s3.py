@@ -11,7 +11,7 @@ import os
 import uuid
 from typing import Any
 
-from data.remote.attempts import ATTEMPTS_VARIABLE, CONNECT_SECONDS, READ_SECONDS, REQUEST_ATTEMPTS, CutBody
+from data.remote.attempts import ATTEMPTS_VARIABLE, CONNECT_SECONDS, READ_SECONDS, REQUEST_ATTEMPTS, CutBody, answer_code
 
 SCHEMES = ("s3", "s3a")
 LARGEST_PUT = 64 << 20  # bytes; larger objects are put in parts, whose answer has no MD5
@@ -74,7 +74,7 @@ def encrypts(filesystem: Any, address: str) -> bool:
 
 def is_beyond_end(error: OSError) -> bool:
     """Whether bytes were asked for that begin where the object has ended."""
-    return _code(error) in ("InvalidRange", "416")
+    return answer_code(error) in ("InvalidRange", "416")
 
 
 def _content_type(address: str) -> dict[str, str]:
@@ -93,9 +93,4 @@ def _is_encrypted(answer: dict[str, Any]) -> bool:
 
 
 def _is_taken(error: OSError) -> bool:
-    return isinstance(error, FileExistsError) or _code(error) in ("PreconditionFailed", "412")
-
-
-def _code(error: OSError) -> str:
-    response = getattr(error.__cause__, "response", {})
-    return str(response.get("Error", {}).get("Code", ""))
+    return isinstance(error, FileExistsError) or answer_code(error) in ("PreconditionFailed", "412")

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from data.errors import UserError
 from data.files.leftovers import temporary_name
 from data.remote.object_store import is_remote
 
@@ -47,6 +46,9 @@ class Place(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
+
+    def refresh(self) -> None:
+        """See what is there now, where that takes asking: `root` holds the manifests and notes, and no file that is gone."""
 
 
 class LocalPlace:
@@ -98,6 +100,9 @@ class LocalPlace:
         """Unlink it."""
         (self.root / name).unlink(missing_ok=True)
 
+    def refresh(self) -> None:
+        """Nothing: the folder shows what is there."""
+
 
 @contextlib.contextmanager
 def _written(path: Path, content: bytes) -> Iterator[Path]:
@@ -128,5 +133,7 @@ def _created(path: Path, content: bytes) -> bool:
 def open_place(store: str) -> Place:
     """The place of a store. Raises UserError where nothing opens such an address."""
     if is_remote(store):
-        raise UserError(f"store={store}: a store on an object store is not there yet")
+        from data.store.remote import RemotePlace
+
+        return RemotePlace(store)
     return LocalPlace(Path(store))

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from data.errors import UserError
+from data.store import mirror
 from data.tables.shards import atomic_write
 
 NOTE_NAME = "device.json"
@@ -21,7 +22,7 @@ def note_device(folder: Path, device: str, *, option: str, begun: bool) -> None:
     Raises UserError where that is another one.
     """
     try:
-        noted = str(json.loads((folder / NOTE_NAME).read_text())["device"])
+        noted = str(json.loads(mirror.fresh(folder / NOTE_NAME, now=True).read_text())["device"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         noted = None
     if begun and noted not in (None, device):

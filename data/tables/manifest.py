@@ -2,7 +2,8 @@
 
 STORE/<stage>/[<table>-]<fingerprint>/
     part-00000-of-00004.parquet ...   one file a shard, appears whole or not at all
-    journal.jsonl                     a line for each shard as it finishes: seconds and counts of this machine
+    journal.jsonl                     a line for each shard as it finishes: seconds and counts of this machine (on an object store, where
+                                      nothing is appended to: journal/<task>.json)
     manifest.json                     written last
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 
 from data.digests import file_digest, json_digest
 from data.errors import DamagedShard, UserError
+from data.store import mirror
 from data.tables.shards import atomic_write, stamp_of
 
 MANIFEST_NAME = "manifest.json"
@@ -76,7 +78,7 @@ class Manifest:
     @staticmethod
     def read(folder: Path) -> Manifest | None:
         """The folder's manifest, None where there is none. Raises DamagedShard where it cannot be read."""
-        path = folder / MANIFEST_NAME
+        path = mirror.fresh(folder / MANIFEST_NAME)
         try:
             return Manifest.parse(path.read_bytes(), place=str(path))
         except (FileNotFoundError, NotADirectoryError):
@@ -102,7 +104,7 @@ class ManifestCache:
     def read(self, folder: Path) -> Manifest | None:
         """As `Manifest.read`."""
         try:
-            stamp = stamp_of(folder / MANIFEST_NAME)
+            stamp = stamp_of(mirror.fresh(folder / MANIFEST_NAME))
         except (FileNotFoundError, NotADirectoryError):
             return None
         known = self._known.get(folder)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from data.digests import file_digest
 from data.errors import DamagedShard, RunFailed, UserError
 from data.files.leftovers import temporary_name
+from data.store import mirror
 
 ROW_GROUP_ROWS = 4096
 BLOCK_ROWS = 1024  # single rows that a writer collects before they become a table
@@ -44,7 +46,8 @@ def shard_name(index: int, count: int) -> str:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name in the same folder; renamed on success, removed on any failure. A full disk is a clear error.
 
-    A link stays, and what it points to is replaced. Raises UserError where that is a folder, a device or a pipe.
+    A link stays, and what it points to is replaced. What lies in the mirror of a store is put there before it gets its name here.
+    Raises UserError where the path is a folder, a device or a pipe, or the store refuses it.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
@@ -55,6 +58,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        mirror.put(temporary, path)
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -137,7 +141,8 @@ class ShardWriter:
         self._writer.add_key_value_metadata({_FOOTER_KEY: figures, _SEAL_KEY: b"footer:" + _NO_SEAL})
         self._writer.close()
         self._file.close()
-        begin, bytes_of_footer = _footer_of(self._path)
+        with open(self._path, "rb") as written:
+            begin, bytes_of_footer = _footer_of(written)
         start, _, seal = _seal_of(bytes_of_footer)
         with open(self._path, "rb+") as file:
             file.seek(begin + start)
@@ -155,14 +160,13 @@ def table_of(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
 
 
-def _footer_of(path: Path) -> tuple[int, bytes]:
+def _footer_of(file: BinaryIO) -> tuple[int, bytes]:
     """(place in the file, bytes) of the footer with its length and the magic number; of no Parquet file whatever stands there."""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 8))
-        length = min(int.from_bytes(file.read(4), "little") + 8, size)
-        file.seek(size - length)
-        return size - length, file.read(length)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    length = min(int.from_bytes(file.read(4), "little") + 8, size)
+    file.seek(size - length)
+    return size - length, file.read(length)
 
 
 def _seal_of(footer: bytes) -> tuple[int, bytes, bytes]:
@@ -198,7 +202,13 @@ def write_shard(path: Path, table: pa.Table, footer: dict[str, Any]) -> None:
 
 def _metadata(path: Path) -> pq.FileMetaData:
     """The Parquet metadata, the footer's checksum verified. The file is opened once, and nothing before its footer is read."""
-    _, footer = _footer_of(path)
+    with open(path, "rb") as file:
+        return _metadata_in(file)
+
+
+def _metadata_in(file: BinaryIO) -> pq.FileMetaData:
+    """The same of an open file, or of its end alone."""
+    _, footer = _footer_of(file)
     _, stands, belongs = _seal_of(footer)
     if stands != belongs:
         raise OSError("its footer does not have the checksum that it records")
@@ -206,12 +216,14 @@ def _metadata(path: Path) -> pq.FileMetaData:
 
 
 @contextlib.contextmanager
-def _reading(path: Path, *, gone: bool = False) -> Iterator[None]:
-    """What cannot be read in the block is a DamagedShard that names the file and the remedy.
+def _reading(path: Path, *, gone: bool = False, copied: bool = True) -> Iterator[None]:
+    """What cannot be read in the block is a DamagedShard that names the file and the remedy. A file of a store elsewhere is here then.
 
     With `gone` a file that is not there is a FileNotFoundError, also where a network file system calls it stale.
     """
     try:
+        if copied:
+            mirror.present(path)
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
         code = error.errno if isinstance(error, OSError) else None
@@ -233,18 +245,41 @@ def open_footer(path: Path) -> tuple[pq.FileMetaData, dict[str, Any]]:
     """
     with _reading(path, gone=True):
         metadata = _metadata(path)
-        figures = json.loads((metadata.metadata or {}).get(_FOOTER_KEY, b"null"))
-        if not isinstance(figures, dict):
-            raise ValueError("its footer has no figures, so it was not written here")
-        return metadata, figures
+        return metadata, _figures(metadata)
+
+
+def _figures(metadata: pq.FileMetaData) -> dict[str, Any]:
+    figures = json.loads((metadata.metadata or {}).get(_FOOTER_KEY, b"null"))
+    if not isinstance(figures, dict):
+        raise ValueError("its footer has no figures, so it was not written here")
+    return figures
 
 
 def read_footer(path: Path) -> dict[str, Any] | None:
-    """The footer's figures, None where the file does not exist. Raises DamagedShard as `open_footer` does."""
+    """The footer's figures, None where the file does not exist. Raises DamagedShard as `open_footer` does.
+
+    Of a file that lies in a store elsewhere the footer alone is read.
+    """
     try:
-        return open_footer(path)[1]
+        with _reading(path, gone=True, copied=False):
+            return _figures(_metadata_at_the_end(path))
     except FileNotFoundError:
         return None
+
+
+def column_names(path: Path) -> set[str]:
+    """The columns of a Parquet file that is there. Raises DamagedShard."""
+    return set(_metadata_at_the_end(path).schema.to_arrow_schema().names)
+
+
+def _metadata_at_the_end(path: Path) -> pq.FileMetaData:
+    """The metadata alone, without the file's data. Raises as `open_footer` does."""
+    with _reading(path, gone=True, copied=False):
+        end = mirror.end_of(path)
+        if end is not None:
+            return _metadata_in(io.BytesIO(end))
+        mirror.present(path)
+        return _metadata(path)
 
 
 def read_row_groups(path: Path, *, columns: list[str] | None = None, groups: Sequence[int] | None = None) -> Iterator[pa.Table]:
@@ -281,7 +316,12 @@ def read_shard(path: Path, *, columns: list[str] | None = None) -> pa.Table:
 
 
 def stamp_of(path: Path) -> str:
-    """What tells, on any machine that sees it, that a file was not written again: size, time of the last write, and inode."""
+    """What tells, on any machine that sees it, that a file was not written again: size, time of the last write, and inode.
+
+    Of an object: size and version. Raises FileNotFoundError where it is gone.
+    """
+    if version := mirror.version_of(path):
+        return version
     status = path.stat()
     return f"{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
 

@@ -12,6 +12,7 @@ from typing import Any
 from data.config.settings import Experiment
 from data.digests import DigestCache
 from data.errors import DamagedShard, RunFailed
+from data.store.paths import shown, store_root
 from data.tables.manifest import ManifestCache, ShardRecord
 from data.tables.shards import describe, shard_name, stamp_of
 from pipeline.executors.tasks import ShardTask, TaskResult
@@ -46,7 +47,7 @@ class Worker:
             torch.set_num_threads(self._experiment.runner.threads)
         started = time.perf_counter()
         warnings: list[str] = []
-        root = Path(self._experiment.store)
+        root = store_root(self._experiment.store)
         context = StageContext(
             models=models,
             table=table,
@@ -83,5 +84,5 @@ class Worker:
     def _stored(self, folder: Path) -> Stored:
         manifest = self._manifests.read(folder)
         if manifest is None:
-            raise DamagedShard(f"{folder} has no manifest any more; start the same command again")
+            raise DamagedShard(f"{shown(folder)} has no manifest any more; start the same command again")
         return Stored(folder, manifest)

@@ -16,6 +16,7 @@ from data.formats.scored_lists.writers.formats import FORMATS, Format
 from data.formats.scored_lists.writers.lists import WriteOptions, Written
 from data.logits.store import namespaces
 from data.remote.cache import new_output_folder
+from data.store.paths import store_root
 from pipeline.interchange import own_export
 from pipeline.interchange.lists_training import training_of
 from pipeline.interchange.stored_lists import DARK, UNLABELLED, SelectedLists, StoredLists
@@ -88,7 +89,7 @@ class _Export:
 
     def write_own(self, folder: Path) -> None:
         """Everything, in our own layout."""
-        root = Path(self._planner.experiment.store)
+        root = store_root(self._planner.experiment.store)
         note = own_export.write(
             folder, self._stored, root=root, teacher=self._teacher, training=self._training, licence=self._licence, warn=self._say
         )
@@ -160,7 +161,7 @@ class _Export:
             parts.append(f"draw {', '.join(others)} (draw=all writes all)")
         if not source.dark and (dark := source.counted[DARK]):
             parts.append(f"{dark:,} {DARK}" + (" (dark=true writes them)" if format.holds_texts else ""))
-        if set(namespaces(Path(self._planner.experiment.store))) - {self._teacher.get("namespace", "")}:
+        if set(namespaces(store_root(self._planner.experiment.store))) - {self._teacher.get("namespace", "")}:
             parts.append("logits of other teachers")
         parts += [f"{count:,} {what}" for what, count in written.left_out.items() if count]
         return [f"left out in {self._own['format']}: {'; '.join(parts)}"] if parts else []

@@ -28,6 +28,7 @@ from data.logits.files import LogitFileNote, LogitRows, file_schema, is_logit_fi
 from data.logits.segment import Keys, Part, as_table, parts_of
 from data.logits.store import LogitStore, namespace_note
 from data.remote.cache import RemoteFolder, is_remote, local_file, output_file
+from data.store import mirror
 from data.tables.shards import open_shard
 from pipeline.interchange.incoming_logits import PART_ROWS, Checked, Conflict, IncomingLogits
 from pipeline.interchange.lists_in.scores import as_logits, expected
@@ -151,7 +152,7 @@ def import_logits(root: Path, own: Args, experiment: Experiment | None, say: Say
         for namespace, (note, incoming, found) in checked.items():
             store = LogitStore(root, namespace, warn=say)
             if namespace_note(root, namespace)["key"] != note.key:  # lost or damaged: this one is whole
-                (store.folder / "namespace.json").unlink(missing_ok=True)
+                mirror.remove(store.folder / "namespace.json")
             store.describe(key=note.key, name=note.name)
             incoming.store_into(store)
             say(f"{namespace[:_SHOWN]}  {note.name}: {_told(found)}")

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data.digests import pair_key
 from data.files.what_lies import stored_table
 from data.logits.files import TEXT_FIELDS
 from data.logits.segment import Keys, Part, key_halves, parts_of
+from data.store import mirror
 from data.tables.manifest import MANIFEST_NAME
-from data.tables.shards import read_row_groups
+from data.tables.shards import column_names, read_row_groups
 from retrieval.models.marks import Marks
 
 _PART_ROWS = 1 << 16
@@ -80,7 +80,7 @@ def _tables(root: Path) -> Iterator[tuple[Path, int]]:
         manifest = stored_table(manifest_path.parent)
         for shard in manifest.shards if manifest else ():
             path = manifest_path.parent / shard.name
-            if path.is_file() and {"query", "text"} <= set(pq.read_schema(path).names):
+            if mirror.exists(path) and {"query", "text"} <= column_names(path):
                 yield path, shard.rows
 
 

@@ -65,7 +65,7 @@ class StoredLists:
 
     @functools.cached_property
     def _carry_logits(self) -> bool:
-        return "logit" in pq.read_schema(self.lists.paths()[0]).names
+        return "logit" in pq.read_schema(self.lists.path(0)).names
 
     def never_ids(self, shard: int) -> dict[str, frozenset[str]]:
         """Of each query of a shard the passages that are never its negatives."""

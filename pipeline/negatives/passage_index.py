@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from data.errors import RunFailed
 from data.files.leftovers import remove_leftovers
-from data.remote.cache import cache_folder
+from data.remote.folders import cache_folder
 from data.tables.ragged import spans
 from data.tables.shards import atomic_path
 from pipeline.stage import Stored

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data.config.settings import Experiment
+from data.store import mirror
 from pipeline.pooling.asked import piece_name, write_asked
 from pipeline.pooling.blocks import Block, Cut, cut_search
 from pipeline.pooling.run_by_shard import RUN, split_run
@@ -28,7 +29,7 @@ def blocks_to_merge(context: StageContext) -> list[Block] | None:
         return None
     cut = _cut(context.experiment, context.inputs)
     whole = cut.queries_with(context.shard)
-    is_whole = any(context.piece_path(Block(whole, vectors).name).exists() for vectors in cut.vectors)
+    is_whole = any(mirror.exists(context.piece_path(Block(whole, vectors).name)) for vectors in cut.vectors)
     queries = whole if is_whole else range(context.shard, context.shard + 1)
     return [Block(queries, vectors) for vectors in cut.vectors]
 
@@ -88,4 +89,4 @@ def _blocks_of_queries(cutting: Cutting) -> list[range]:
 
 
 def _is_begun(folder: Path, queries: range, cut: Cut) -> bool:
-    return any((folder / PIECES / f"{Block(queries, vectors).name}.parquet").exists() for vectors in cut.vectors)
+    return any(mirror.exists(folder / PIECES / f"{Block(queries, vectors).name}.parquet") for vectors in cut.vectors)

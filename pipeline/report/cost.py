@@ -31,7 +31,7 @@ def format_cost(models: ResolvedModels, planned: TablePlan, *, measuring: bool, 
         return _upper_bound(experiment, planned) if models.teacher.reads_texts else [_PAIRS_NOT_KNOWN.format(planned.table.scores_pairs_of)]
     assert planned.table.scores_pairs_of is not None
     candidates = planned.inputs[planned.table.scores_pairs_of]
-    if not all(path.exists() for path in candidates.paths()):
+    if not all(map(candidates.has, range(len(candidates.manifest.shards)))):
         return [f"the cost is known once the missing shards of {planned.table.scores_pairs_of} are built again"]
     stale = list(planned.stale)
     lines: list[str] = []

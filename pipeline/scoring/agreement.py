@@ -9,6 +9,7 @@ import numpy as np
 
 from data.errors import UserError
 from data.logits.store import LogitStore
+from data.store.paths import store_root
 from data.tables.shards import read_row_groups
 from pipeline.scoring.requested_pairs import RequestedPairs, look_up, open_teacher, texts_of_rows
 from retrieval.models.resolved import ResolvedModels
@@ -21,11 +22,11 @@ TOLERANCE = 0.05  # largest difference of two logits of a pair: a little above t
 
 def refuse_nothing_to_complete(models: ResolvedModels) -> None:
     """Raises UserError where the store has no logit of the teacher that is completed, nor any that was taken from it before."""
-    declared, store = models.teacher.completes, Path(models.experiment.store)
+    declared, store = models.teacher.completes, store_root(models.experiment.store)
     if declared is not None and not any(LogitStore(store, name).segment_paths() for name in (declared.namespace, models.namespace)):
         raise UserError(
-            f"teacher.completes={declared.name}@{declared.revision}: the store {store} has no logits of it, scores={declared.scores}: "
-            f"{known_teachers(store)}; leave teacher.completes out where there is nothing to complete"
+            f"teacher.completes={declared.name}@{declared.revision}: the store {models.experiment.store} has no logits of it, "
+            f"scores={declared.scores}: {known_teachers(store)}; leave teacher.completes out where there is nothing to complete"
         )
 
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from data.config.settings import Experiment
 from data.digests import json_digest
+from data.store import mirror
+from data.store.paths import store_root
 from data.tables.shards import atomic_write, read_row_groups
 from pipeline.executors.resources import device_is_here
 from pipeline.scoring.cost import Cost
@@ -85,7 +87,7 @@ def load_gpu_speeds(models: ResolvedModels) -> list[Speed]:
 
 def _read(experiment: Experiment) -> dict[str, Speed]:
     try:
-        return {key: Speed(**speed) for key, speed in json.loads((Path(experiment.store) / _FILE).read_text()).items()}
+        return {key: Speed(**speed) for key, speed in json.loads(mirror.fresh(store_root(experiment.store) / _FILE).read_text()).items()}
     except (FileNotFoundError, ValueError, TypeError):  # TypeError: of an earlier version
         return {}
 
@@ -96,7 +98,7 @@ def save_speed(models: ResolvedModels, speed: Speed) -> None:
     known = _read(experiment)
     known[_speed_key(models, device=experiment.runner.device, device_name=speed.device)] = speed
     content = json.dumps({key: asdict(speed) for key, speed in known.items()}, indent=1)
-    atomic_write(Path(experiment.store) / _FILE, content.encode())
+    atomic_write(store_root(experiment.store) / _FILE, content.encode())
 
 
 def measure(models: ResolvedModels, candidates: Path) -> Speed:

@@ -14,6 +14,7 @@ from data.digests import pair_key
 from data.logits.query_shard import QueryShard
 from data.logits.segment import Keys, Scores, as_keys
 from data.logits.store import LogitStore
+from data.store.paths import store_root
 from data.tables.shards import group_rows, read_row_groups
 from pipeline.scoring.dedup import first_occurrence
 from pipeline.stages.ingest import shard_of_query
@@ -32,7 +33,7 @@ def open_teacher(models: ResolvedModels) -> PreparingTeacher:
 
 def store_of(models: ResolvedModels, *, warn: Callable[[str], None]) -> LogitStore:
     """The teacher's namespace of the experiment's logit store."""
-    return LogitStore(Path(models.experiment.store), models.namespace, warn=warn)
+    return LogitStore(store_root(models.experiment.store), models.namespace, warn=warn)
 
 
 def look_up(
@@ -46,7 +47,7 @@ def look_up(
     adopted = np.zeros(len(keys), bool)
     if (declared := models.teacher.completes) is not None:
         unknown = np.flatnonzero(np.isnan(known.logits))
-        known.put(unknown, LogitStore(Path(models.experiment.store), declared.namespace, warn=warn).lookup(keys[unknown], of=of))
+        known.put(unknown, LogitStore(store_root(models.experiment.store), declared.namespace, warn=warn).lookup(keys[unknown], of=of))
         adopted[unknown] = ~np.isnan(known.logits[unknown])
     return known, adopted
 

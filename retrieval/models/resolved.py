@@ -13,6 +13,7 @@ from typing import Any, cast
 from data.config.settings import Experiment, Student
 from data.digests import DigestCache, json_digest
 from data.errors import UserError
+from data.store.paths import store_root
 from retrieval.compute import precision
 from retrieval.model_files.files import resolve_folder
 from retrieval.model_files.sentence_transformers_files import is_sentence_transformers
@@ -74,7 +75,7 @@ class ResolvedModels:
 
     def _resolve_teacher(self) -> TeacherSpec:
         """Of one that this project opens under torch, the precision is the store's; that this machine computes it is seen when it opens."""
-        settings, device, store = self.experiment.teacher, self.experiment.runner.device, Path(self.experiment.store)
+        settings, device, store = self.experiment.teacher, self.experiment.runner.device, store_root(self.experiment.store)
         if settings.backend != "torch":
             return resolve_teacher(settings, device=device, store=store)
         spec = resolve_teacher(settings.model_copy(update={"precision": "auto"}), device=device, store=store)
@@ -152,7 +153,7 @@ class ResolvedModels:
         try:
             return self.teacher
         except UserError:
-            store = Path(self.experiment.store)
+            store = store_root(self.experiment.store)
             return resolve_teacher(settings.model_copy(update={"precision": "auto"}), device="cpu", store=store)
 
     @property

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+KEY, SECRET = "key", "secret"
+
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
@@ -22,6 +24,27 @@ def s3_endpoint() -> Iterator[str]:
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+def s3_variables(endpoint: str, *, cache: Path) -> dict[str, str]:
+    """The environment of commands whose object store is at this endpoint, and whose copies lie in the folder `cache`."""
+    nowhere = "/no/such/file"
+    return {
+        "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": nowhere, "AWS_SHARED_CREDENTIALS_FILE": nowhere,
+        "ADAM_REMOTE_CACHE": str(cache),
+    }  # fmt: skip
+
+
+def new_bucket() -> Bucket:
+    """An empty bucket at the endpoint of this process's environment."""
+    import uuid
+
+    from s3fs import S3FileSystem
+
+    made = Bucket(f"bucket-{uuid.uuid4().hex[:12]}")
+    S3FileSystem().mkdir(made.name)
+    return made
 
 
 @dataclass(frozen=True)
@@ -59,19 +82,8 @@ class Bucket:
 @pytest.fixture
 def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """A bucket for this process and those that it starts; the cache of copies is tmp_path/cache."""
-    import uuid
-
-    from s3fs import S3FileSystem
-
-    nowhere = "/no/such/file"
-    variables = {
-        "AWS_ENDPOINT_URL": s3_endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": nowhere, "AWS_SHARED_CREDENTIALS_FILE": nowhere,
-        "ADAM_REMOTE_CACHE": str(tmp_path / "cache"),
-    }  # fmt: skip
-    for name, value in variables.items():
+    for name, value in s3_variables(s3_endpoint, cache=tmp_path / "cache").items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    made = Bucket(f"bucket-{uuid.uuid4().hex[:12]}")
-    S3FileSystem().mkdir(made.name)
-    return made
+    return new_bucket()

@@ -19,7 +19,8 @@ from support.children import run, start
 from data.errors import DamagedShard, RunFailed, UserError
 from data.remote import cache as remote
 from data.remote import object_store
-from data.remote.cache import cache_folder, local_file, local_table, local_table_or_file, output_file, output_table
+from data.remote.cache import local_file, local_table, local_table_or_file, output_file, output_table
+from data.remote.folders import cache_folder
 from data.remote.object_store import Entry, RemotePath, is_remote
 from data.tables.manifest import MANIFEST_NAME, Manifest, ShardRecord
 from data.tables.shards import describe, shard_name, write_shard
