@@ -48,16 +48,19 @@ def build(context: StageContext, piece: Piece) -> None:
 
 
 def tell(cutting: Cutting, figures: Sequence[dict[str, Any]], say: Say, *, label: str) -> None:
-    """Say how many pairs will be scored, and what the teacher would not read of them.
+    """Say how many pairs will be scored, and what the teacher would not read of them; of some shards, where other jobs count the rest.
 
     Raises UserError where the teacher is one of imported logits, and pairs have none.
     """
     models, (candidates,) = cutting.models, cutting.inputs.values()
+    if not figures:
+        return
     cost = sum((Price(**each["price"]) for each in figures), Price()).cost
+    counted = f"{len(figures)} of {len(cutting.shards)} shards: " if len(figures) < len(cutting.shards) else ""
     if models.teacher.reads_texts:
-        say(f"{label:<16} {cost}")
+        say(f"{label:<16} {counted}{cost}")
     else:
         refuse_missing(models, cost, candidates, cutting.shards, label=label)
-        say(f"{label:<16} {cost.requested:,} pairs, {cost.distinct:,} distinct, all with imported logits")
+        say(f"{label:<16} {counted}{cost.requested:,} pairs, {cost.distinct:,} distinct, all with imported logits")
     for line in reading_lengths.warnings(models, candidates, cutting.shards) if cost.to_score else ():
         say(f"warning: {line}")

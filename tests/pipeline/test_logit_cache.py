@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.stores import forget_scores
 from typer.testing import CliRunner
 
 from data.errors import EXIT_BAD_INPUT
@@ -32,9 +33,12 @@ def test_stats_tell_how_often_a_pair_was_there_already(copied: Any, prep_run: An
 
 def test_compact_keeps_every_logit(copied: Any, prep_run: Any, parquet_files: Any, count_scored: list[int]) -> None:
     """Prevents: a smaller store that has lost something."""
+    forget_scores(copied.store)
+    prep_run(copied.config, **{"teacher.segment_pairs": 20})
+    count_scored.clear()
     before = parquet_files(copied.store)
     code, output = cache("compact", copied.config)
-    assert code == 0 and "2 segments -> 1" in output
+    assert code == 0 and "10 segments -> 2" in output, "one a shard of queries"
     shutil.rmtree(copied.store / "teacher_scores")
     prep_run(copied.config)
     assert count_scored == [] and parquet_files(copied.store) == before

@@ -42,8 +42,10 @@ def scored(log: Path) -> int:
 WINDOW = 7
 
 
-def test_killed_at_twenty_moments(copied: Any, tmp_path: Path, zygotes: list[Any], parquet_files: Files) -> None:
-    """Prevents: a kill that loses more than the segments in flight, leaves half a segment, or ends in other bytes."""
+@pytest.mark.parametrize(("workers", "most"), [(1, 20), (8, 10)])
+def test_killed_at_many_moments(copied: Any, tmp_path: Path, zygotes: list[Any], parquet_files: Files, workers: int, most: int) -> None:
+    """Prevents: a kill that loses more than the segments in flight, leaves half a segment, or ends in other bytes; windows that are shared
+    by workers, and scored twice after it."""
     zygote, words = zygotes[0], {"teacher.segment_pairs": WINDOW}
     for name in ("first", "unbroken"):  # the first one also fills the machine's caches
         forget_scores(copied.store)
@@ -54,14 +56,15 @@ def test_killed_at_twenty_moments(copied: Any, tmp_path: Path, zygotes: list[Any
     assert pairs == distinct_pairs(copied.store)
 
     chance, kills, rounds = random.Random(20), 0, 0
-    while kills < 20:
+    words["workers"] = workers  # the bytes are to be those of one that shares nothing
+    while kills < most:
         rounds += 1
         forget_scores(copied.store)
         log, killed = tmp_path / f"round{rounds}", 0
         while True:
             child = zygote.begin(log, *spelt(copied.config, words))
             time.sleep(chance.uniform(0, length))
-            if kills < 20:
+            if kills < most:
                 with contextlib.suppress(ProcessLookupError):  # it was done before
                     os.kill(child, signal.SIGKILL)
             code = zygote.end()

@@ -240,7 +240,7 @@ def test_logits_that_go_while_they_are_read(plain: Path, tmp_path: Path, tiny_ex
     prep_run(config, stage="ingest")
     for stage in ("embed", "pools", "hard_negatives", "dark_examples"):
         prep_run(config, stage=stage)
-    monkeypatch.setattr("pipeline.run.refuse_missing", lambda *words, **more: forget_scores(store))
+    monkeypatch.setattr("pipeline.scoring.pricing.refuse_missing", lambda *words, **more: forget_scores(store))
     with pytest.raises(Exception, match="were logits deleted meanwhile"):
         prep_run(config)
     assert not list(store.glob("teacher_scores/*/*.parquet"))

@@ -18,6 +18,8 @@ from support.stores import distinct_pairs, forget_scores
 
 from data.config.settings import load
 from data.errors import RunFailed
+from data.logits.segment import Segment
+from data.logits.store import LogitStore
 from data.tables.manifest import Manifest, ShardRecord
 from data.tables.shards import open_shard, read_shard
 from pipeline.executors.local import LocalExecutor
@@ -196,3 +198,35 @@ def test_the_price_is_said_by_the_workers_as_the_plan_says_it(copied: Any, prep_
     (line,) = [line for line in prep_run(copied.config) if " to score" in line]
     words = line.split(maxsplit=1)[1]
     assert words in planned and f"{distinct_pairs(copied.store)} distinct" in words and " 0 to score" not in words
+
+
+def test_a_job_that_counted_some_shards_says_so(finished: Any) -> None:
+    """Prevents: the bill of a few shards, which this one of several jobs counted, read as that of all."""
+    (tell, _) = (each.told for each in teacher_scores.TABLE.rounds)
+    assert tell is not None
+    lines: list[str] = []
+    price = {"requested": 10, "distinct": 8, "cached": 8, "sampled": 0, "sampled_tokens": 0}
+    tell(cutting(finished.config, [10, 10], workers=1), [{"price": price}], lines.append)
+    tell(cutting(finished.config, [10, 10], workers=1), [], lines.append)
+    assert lines == ["teacher_scores   1 of 2 shards: 10 pairs, 8 distinct, 8 cached, 0 to score"]
+
+
+def test_old_segments_that_pile_up_are_merged_by_the_run(
+    copied: Any, prep_run: Prep, parquet_files: Files, count_scored: list[int]
+) -> None:
+    """Prevents: hundreds of small segments of an earlier version, or of imports, that each shard reads whole."""
+    forget_scores(copied.store)
+    prep_run(copied.config, **{"teacher.segment_pairs": 1})
+    (folder,) = (copied.store / "teacher_logits").iterdir()
+    logits, tables = logits_of(copied.store), parquet_files(copied.store)
+    store = LogitStore(copied.store, folder.name)
+    for path in store.segment_paths():  # as an earlier version would have left them
+        keys, scores = Segment.open(path).read(range(16))
+        path.unlink()
+        for row in range(len(keys)):
+            store.append(keys[row : row + 1], scores.take(np.array([row])))
+    shutil.rmtree(copied.store / "teacher_scores")
+    count_scored.clear()
+    lines = prep_run(copied.config)
+    assert f"merged {len(logits)} segments" in "\n".join(lines) and count_scored == []
+    assert len(store.segment_paths()) == 1 and logits_of(copied.store) == logits and parquet_files(copied.store) == tables

@@ -13,12 +13,16 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 import retrieval.compute.unpadded  # noqa: F401
 from data.config.settings import load
+from pipeline.executors.local import LocalExecutor
 from pipeline.run import run
 from retrieval.teachers.cross_encoder import TorchCrossEncoder
 
 
 def work(log: int, args: list[str]) -> None:
-    """`key=value ...`"""
+    """`key=value ...`, and `workers=N`: as many as the shards' windows are shared by, though one does it all."""
+    words = dict(arg.split("=", 1) for arg in args)
+    workers = int(words.pop("workers", 1))
+    LocalExecutor.workers = lambda self, *, uses_device: workers  # type: ignore[method-assign]
     forward = TorchCrossEncoder.logits
 
     def noted(self: TorchCrossEncoder, ids: Any, mask: Any, segments: Any) -> Any:
@@ -28,7 +32,7 @@ def work(log: int, args: list[str]) -> None:
 
     TorchCrossEncoder.logits = noted  # type: ignore[method-assign]
     torch.set_num_threads(1)
-    run(load(dict(arg.split("=", 1) for arg in args)), stage="teacher_scores", say=lambda line: None)
+    run(load(words), stage="teacher_scores", say=lambda line: None)
 
 
 if __name__ == "__main__":
