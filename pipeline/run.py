@@ -47,7 +47,7 @@ def run(experiment: Experiment, *, stage: str, say: Say, claims: bool = True, pa
     planner.check(selected)
     with contextlib.ExitStack() as closing:
         closing.callback(planner.models.digests.save)
-        means = _Means(planner, say, claims, part, closing)
+        means = _Means(planner, selected, say, claims, part, closing)
         return sum(_run_table(means, table, rest=selected[place:]) for place, table in enumerate(selected))
 
 
@@ -56,6 +56,7 @@ class _Means:
     """What builds the tables of one run; started with the first that has something to build."""
 
     planner: Planner
+    selected: Sequence[Table]
     say: Say
     claims: bool
     part: Part | None
@@ -84,7 +85,7 @@ def _run_table(means: _Means, table: Table, *, rest: Sequence[Table]) -> int:
     experiment = planner.experiment
     plan = _plan(planner, table)
     if plan.waits_for:
-        raise _needs(plan, planner, means.part)
+        raise _needs(plan, means)
     _remove_leftovers(plan, store_root(experiment.store))
     for label, stored in plan.inputs.items():
         _refuse(table_named(experiment, label), stored)
@@ -124,13 +125,14 @@ def _plan(planner: Planner, table: Table) -> TablePlan:
     return plan
 
 
-def _needs(plan: TablePlan, planner: Planner, part: Part | None) -> UserError:
-    """What to say of a table whose input is not complete. Of a part it is no fault where that was begun: others are at it."""
+def _needs(plan: TablePlan, means: _Means) -> UserError:
+    """What to say of a table whose input is not complete. Of a part it is no fault where others are at it, or will be."""
     assert plan.waits_for
+    below = means.planner.plan(table_named(means.planner.experiment, plan.waits_for))
     stage = plan.waits_for.split(".")[0]
-    if part and planner.plan(table_named(planner.experiment, plan.waits_for)).folder.is_dir():
+    if means.part and (below.folder.is_dir() or plan.waits_for in [table.label for table in means.selected]):
         return OthersNotDone(
-            f"{part} is done as far as it can be: {plan.table.label} needs {plan.waits_for}, which the other parts have not finished; "
+            f"{means.part} is done as far as it can be: {plan.table.label} needs {plan.waits_for}, which the other parts have not finished; "
             "start the same command again when they have"
         )
     return UserError(f"{plan.table.label} needs {plan.waits_for}, which is not complete: run stage={stage} first")
