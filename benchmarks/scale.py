@@ -7,8 +7,9 @@ workers under Ray. Stages from `--compare` on are run by both versions, those be
 folder of its own. The shards of both are compared byte by byte.
 
 `read` are bytes that the tasks of a stage read by read() and pread(), `mapped` the sizes of files that they map into memory;
-`read_by_command` is the command's own reading, of Ray and of its modules for the most part. Seconds are those of the whole command, with the start of Ray. `ours` and `peer` are bytes read in the stage
-`pools`, after and before, `of_vectors` is the share of the corpus's vectors that this is.
+`read_by_command` is the command's own reading, of Ray and of its modules for the most part. Seconds are those of the whole command, with
+the start of Ray. `ours` and `peer` are bytes read in the stage `pools`, after and before, `of_vectors` is the share of the corpus's vectors
+that ours are.
 """
 
 from __future__ import annotations

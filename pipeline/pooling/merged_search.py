@@ -46,8 +46,9 @@ class MergedSearch:
     def __init__(self, context: StageContext, blocks: list[Block], asked: Asked, corpus: Corpus) -> None:
         self._corpus = corpus
         self._shard = context.shard
-        self._pieces = [one for block in blocks if (one := _piece(context, block, corpus)).groups]
-        groups = self._pieces[0].groups.get(self._shard, []) if self._pieces else []
+        pieces = [_piece(context, block, corpus) for block in blocks]
+        self._pieces = [piece for piece in pieces if self._shard in piece.groups]  # of no passages, or no queries, there is nothing
+        groups = self._pieces[0].groups[self._shard] if self._pieces else []
         self._bounds = [(group.first, group.stop) for group in groups]
         positives = asked.positives
         self._positives_from = positives.bounds

@@ -17,14 +17,7 @@ from types import ModuleType
 from typing import Any
 
 _COUNTED = "pipeline.executors.worker"
-_BEFOREHAND = (
-    "torch",
-    "transformers.models.bert",
-    "polars",
-    "scipy.sparse",
-    "retrieval.search.searcher",
-    "retrieval.encoding.text_encoder",
-)
+_BEFOREHAND = ("torch", "transformers", "polars", "retrieval.search.searcher", "retrieval.encoding.text_encoder")
 
 
 class _Totals:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from data.tables import schemas
 from data.tables.manifest import Manifest, ShardRecord
 from data.tables.shards import describe, open_shard, shard_name
-from pipeline.negatives import corpus as corpus_module
+from pipeline.negatives import passage_index
 from pipeline.negatives.corpus import Corpus
 from pipeline.stage import Stored
 
@@ -44,8 +44,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Stored:
 @pytest.mark.parametrize("bits", [64, 3, 0])
 def test_ids_are_found_and_no_others(small: Stored, monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
     """Prevents: an unknown id taken for the passage that shares its hash, or a passage lost behind another of the same hash."""
-    exact = corpus_module.hash_ids
-    monkeypatch.setattr(corpus_module, "hash_ids", lambda ids: exact(ids) & np.uint64((1 << bits) - 1))
+    exact = passage_index.hash_ids
+    monkeypatch.setattr(passage_index, "hash_ids", lambda ids: exact(ids) & np.uint64((1 << bits) - 1))
     corpus = Corpus(small)
     asked = [f"p{number}" for number in random.Random(0).sample(range(900), 400)]
     expected = [IDS.index(doc_id) if doc_id in IDS else -1 for doc_id in asked]
@@ -63,8 +63,9 @@ def test_ids_and_texts_of_rows(small: Stored, rows: list[int]) -> None:
 
 
 @pytest.mark.medium
-def test_a_million_passages_are_small(tmp_path: Path) -> None:
+def test_a_million_passages_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a list or dict of all ids (250 bytes a passage), of which a worker on a corpus of ten million dies."""
+    monkeypatch.setattr(passage_index, "_SHARED_FROM", 1 << 40)
     count = 1_000_000
     numbers = np.arange(count)
     with open_shard(tmp_path / "part.parquet", schemas.CORPUS, {}) as writer:
