@@ -49,6 +49,9 @@ def build_stale(plan: TablePlan, models: ResolvedModels, executor: Executor, say
             started=started,
         )
     units = [tuple(stale)] if table.builds_all_shards else [(shard,) for shard in stale]
+    if table.groups:
+        workers = executor.workers(uses_device=table.uses_device)
+        units = table.groups(Cutting(models, plan.inputs, stale, plan.folder, len(table.rounds), workers)) or units
     _work([_task(plan, models, shards) for shards in units], plan, executor, say, started=started, rows=_rows_to_read(plan))
 
 
