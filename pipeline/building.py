@@ -71,6 +71,9 @@ def build_stale(
         if each.told and prices:
             each.told(cutting, figures, say)
     units = [tuple(own)] if table.builds_all_shards else [(shard,) for shard in own]
+    if table.groups:
+        workers = executor.workers(uses_device=table.uses_device)
+        units = table.groups(Cutting(models, plan.inputs, own, plan.folder, len(table.rounds), workers)) or units
     work.do([_task(plan, models, shards) for shards in units], rows=_rows_to_read(plan, own))
     return work.built
 
@@ -155,7 +158,9 @@ class _Work:
 
     def _unit(self, task: ShardTask) -> str:
         """The same in every job: which shards of a table that is built in one task are stale differs with the moment."""
-        return "all" if self.plan.table.builds_all_shards and task.piece is None else task.unit
+        if task.piece is not None or not self.plan.table.builds_all_shards:
+            return task.unit
+        return f"{task.shards[0]:05d}" if self.plan.table.groups and len(task.shards) < self.plan.shard_count else "all"
 
     def _is_there(self, task: ShardTask) -> bool:
         if task.piece is None:

@@ -215,6 +215,7 @@ class Table:
     sharded_by: Literal["corpus", "queries", "nothing"] = "queries"  # whose number of shards it has; one, where it is nothing's
     rounds: tuple[Round, ...] = ()  # what comes before the shards
     builds_all_shards: bool = False  # all stale shards in one task, for sources that are read in one pass
+    groups: Callable[[Cutting], list[tuple[int, ...]]] | None = None  # the stale shards of each task, where that is told otherwise; or none
     uses_device: bool = False  # builds with a model, so it wants the runner's GPU
     rounds_by_device: bool = False  # what it writes differs between kinds of devices, at the level of rounding noise
     scores_pairs_of: str | None = None  # label of the input whose (query, text) rows the teacher scores

@@ -36,20 +36,51 @@ _FOREIGN = (  # first bytes, what the file then is, and what to do
 )
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(path: Path, *, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line without its end) of every line. Of one longer than `MAX_LINE_BYTES` just the start, longer than that too.
+
+    With `start` and `stop`, bytes that `line_ranges` gave, it is the lines of this range, numbered from 1 as well.
 
     Raises UserError: the file cannot be read, is a gzip that is cut short or damaged, or is no text.
     """
     limit = MAX_LINE_BYTES + len(b"\r\n")
     with _opened(path) as file:
+        if start:
+            file.seek(start)
+        left = None if stop is None else stop - start
         for number, raw in enumerate(iter(functools.partial(file.readline, limit), b""), start=1):
+            if left is not None and left <= 0:
+                break
             rest = raw
+            read = len(raw)
             while len(rest) == limit and not rest.endswith(b"\n"):
                 rest = file.readline(limit)
-            if number == 1:
+                read += len(rest)
+            if left is not None:
+                left -= read
+            if number == 1 and not start:
                 raw = raw.removeprefix(_BYTE_ORDER_MARK)
             yield number, raw.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def line_ranges(path: Path, size: int) -> list[tuple[int, int | None]]:
+    """(start, stop) of ranges of about `size` bytes, cut after ends of lines, that hold all lines of a file; one of it all is (0, None).
+
+    Just a plain file whose lines end in LF can be cut. Raises UserError as `numbered_lines` does.
+    """
+    whole: list[tuple[int, int | None]] = [(0, None)]
+    with _opened(path) as file:
+        if not path.is_file() or not isinstance(file.raw, io.FileIO):
+            return whole
+        end = file.seek(0, io.SEEK_END)
+        cuts = [0]
+        while cuts[-1] + size < end:
+            file.seek(cuts[-1] + size)
+            while (read := file.readline(_BUFFER)) and not read.endswith(b"\n"):
+                pass
+            cuts.append(file.tell())
+        stops = [cut for cut in cuts[1:] if cut < end] + [end]
+    return list(zip([0, *stops[:-1]], stops, strict=True)) if len(stops) > 1 else whole
 
 
 @contextlib.contextmanager

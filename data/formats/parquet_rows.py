@@ -69,12 +69,38 @@ def columns_of(path: Path, schema: pa.Schema, names: Names, *, optional: Sequenc
     return chosen
 
 
-def read_rows(path: Path, names: Names, *, optional: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 1, value by field) of every row. Bytes are text of which nobody knows yet whether it is UTF-8."""
+def group_ranges(path: Path, size: int) -> list[tuple[int, int | None]]:
+    """(start, stop) of ranges of row groups, each of about `size` bytes, that hold all rows of a file; one of it all is (0, None).
+
+    A range begins where a batch of `read_rows` begins: how a row is shown depends on its batch. Raises UserError as `read_rows` does.
+    """
+    with opened(path) as file:
+        metadata = file.metadata
+        cuts = [0]
+        rows = stored = 0
+        for number in range(metadata.num_row_groups):
+            if stored >= size and rows % _BATCH_ROWS == 0:
+                cuts.append(number)
+                stored = 0
+            group = metadata.row_group(number)
+            rows += group.num_rows
+            stored += sum(group.column(column).total_compressed_size for column in range(group.num_columns))
+        return list(zip(cuts, [*cuts[1:], metadata.num_row_groups], strict=True)) if len(cuts) > 1 else [(0, None)]
+
+
+def read_rows(
+    path: Path, names: Names, *, optional: Sequence[str] = (), start: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number from 1, value by field) of every row. Bytes are text of which nobody knows yet whether it is UTF-8.
+
+    With `start` and `stop`, as `group_ranges` gave them, it is the rows of these row groups, numbered from 1 as well.
+    """
     number = 0
     with opened(path) as file:
         columns = columns_of(path, file.schema_arrow, names, optional=optional)
-        for batch in file.iter_batches(_BATCH_ROWS, columns=list(dict.fromkeys(columns.values())), use_threads=False):
+        chosen = list(dict.fromkeys(columns.values()))
+        groups = None if stop is None else range(start, stop)
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=chosen, use_threads=False):
             values = [_values(batch.column(name)) for name in columns.values()]
             for row in zip(*values, strict=True):
                 number += 1

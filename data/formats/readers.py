@@ -9,14 +9,15 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from data.errors import UserError
 from data.files import text_lines
 from data.formats.collection import Collection
-from data.formats.parquet_rows import Names, as_json, is_parquet, read_rows
+from data.formats.parquet_rows import Names, as_json, group_ranges, is_parquet, read_rows
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
 
 RECORD_CHARS = 500  # of a broken record, kept to look at
@@ -97,8 +98,29 @@ class Row(NamedTuple):
         return Fault(self.file, self.number, reason, as_json(self.fields)[:RECORD_CHARS], detail)
 
 
+_EMPTY_LINE = "empty line"
 Record = TypeVar("Record")
 Place = Line | Row
+
+
+@dataclass(frozen=True)
+class Range:
+    """A part of a corpus file that can be read by itself. Lines and rows are numbered from 1 in each; of a whole file as in the file."""
+
+    file: int  # place in `Collection.corpus`
+    start: int = 0  # byte of a text file, row group of Parquet
+    stop: int | None = None  # None: the whole file
+
+
+@dataclass
+class RangeEnd:
+    """What is known of a range when it was read: `empty` lines at its end are no records if no other follow in the file."""
+
+    lines: int = 0
+    empty: int = 0
+
+
+_WHOLE = Range(0)
 
 
 class _Broken(Exception):
@@ -113,6 +135,32 @@ def read_corpus(collection: Collection) -> Iterator[tuple[Place, Passage | Fault
     """Every line or row of the corpus with its passage, or with what is wrong with it."""
     for path in collection.corpus:
         yield from _texts(path, collection, Passage, titled=True)
+
+
+def corpus_ranges(collection: Collection, size: int) -> list[Range]:
+    """The corpus in order, in ranges of about `size` bytes where its files can be cut. Raises UserError where one cannot be read."""
+    cut = group_ranges if collection.format == "parquet" else text_lines.line_ranges
+    return [Range(number, *bounds) for number, path in enumerate(collection.corpus) for bounds in cut(path, size)]
+
+
+def read_range(collection: Collection, part: Range, end: RangeEnd) -> Iterator[tuple[Place, Passage | Fault]]:
+    """As `read_corpus`, of a range. `end` is filled in as it is read."""
+    yield from _texts(collection.corpus[part.file], collection, Passage, titled=True, part=part, end=end)
+
+
+def places_of(collection: Collection, part: Range, numbers: Container[int]) -> Iterator[Place]:
+    """The lines or rows of these numbers of a range: read again, and not parsed."""
+    path = collection.corpus[part.file]
+    name = collection.name(path)
+    places: Iterator[Place] = _lines(path, name=name, part=part)
+    if collection.format == "parquet":
+        places = _rows(path, name=name, names=_PASSAGE_NAMES, optional=("title",), part=part)
+    return (place for place in places if place.number in numbers)
+
+
+def empty_line(name: str, number: int) -> Fault:
+    """What an empty line is, where lines follow it."""
+    return Line(name, number, b"").fault(_EMPTY_LINE)
 
 
 def read_queries(collection: Collection) -> Iterator[tuple[Place, Query | Fault]]:
@@ -141,16 +189,23 @@ def read_judgements(path: Path, *, name: str, split: str) -> Iterator[tuple[Plac
 
 
 def _texts(
-    path: Path, collection: Collection, make: Callable[[str, str], Record], *, titled: bool
+    path: Path,
+    collection: Collection,
+    make: Callable[[str, str], Record],
+    *,
+    titled: bool,
+    part: Range = _WHOLE,
+    end: RangeEnd | None = None,
 ) -> Iterator[tuple[Place, Record | Fault]]:
     if collection.format == "parquet":
         names = _PASSAGE_NAMES if titled else _QUERY_NAMES
-        rows = _rows(path, name=collection.name(path), names=names, optional=("title",))
+        rows = _rows(path, name=collection.name(path), names=names, optional=("title",), part=part, end=end)
         yield from _parsed_rows(rows, parse=lambda fields: make(*_text_of(fields, titled=titled)))
         return
     fields = functools.partial(_beir_fields, titled=titled) if collection.format == "beir" else _msmarco_fields
-    for line, record in _records(_lines(path, name=collection.name(path)), parse=lambda text: make(*fields(text))):
-        yield line, (_first_line(path, line, collection.format) if line.number == 1 else None) or record
+    lines = _lines(path, name=collection.name(path), part=part, end=end)
+    for line, record in _records(lines, parse=lambda text: make(*fields(text))):
+        yield line, (_first_line(path, line, collection.format) if line.number == 1 and not part.start else None) or record
 
 
 def _first_line(path: Path, line: Line, format: str) -> Fault | None:
@@ -190,20 +245,27 @@ def _parsed_rows(rows: Iterator[Row], *, parse: Callable[[dict[str, Any]], Recor
             yield row, record
 
 
-def _rows(path: Path, *, name: str, names: Names, optional: tuple[str, ...]) -> Iterator[Row]:
-    return (Row(name, number, fields) for number, fields in read_rows(path, names, optional=optional))
+def _rows(
+    path: Path, *, name: str, names: Names, optional: tuple[str, ...], part: Range = _WHOLE, end: RangeEnd | None = None
+) -> Iterator[Row]:
+    end = end or RangeEnd()
+    for number, fields in read_rows(path, names, optional=optional, start=part.start, stop=part.stop):
+        end.lines = number
+        yield Row(name, number, fields)
 
 
-def _lines(path: Path, *, name: str) -> Iterator[Line]:
-    """The file's lines, numbered from 1. Empty ones at the end are not records and are left out."""
+def _lines(path: Path, *, name: str, part: Range = _WHOLE, end: RangeEnd | None = None) -> Iterator[Line]:
+    """The file's lines, or those of a range, numbered from 1. Empty ones at the end are not records and are left out."""
+    end = end or RangeEnd()
     empty = 0
-    for number, raw in text_lines.numbered_lines(path):
+    for number, raw in text_lines.numbered_lines(path, start=part.start, stop=part.stop):
+        end.lines = number
         if raw.isspace() or not raw:
-            empty += 1
+            end.empty = empty = empty + 1
             continue
         for before in range(number - empty, number):
             yield Line(name, before, b"")
-        empty = 0
+        end.empty = empty = 0
         yield Line(name, number, raw)
 
 
@@ -214,7 +276,7 @@ def is_header(cells: list[str]) -> bool:
 
 def _decoded(raw: bytes) -> str:
     if not raw:
-        raise _Broken("empty line")
+        raise _Broken(_EMPTY_LINE)
     if len(raw) > text_lines.MAX_LINE_BYTES:
         raise _Broken("line too long", f"more than {text_lines.MAX_LINE_BYTES:,} bytes without an end of line")
     return str(_utf8(raw))

@@ -31,6 +31,21 @@ class RecordCounts:
         if len(self._faults) < MAX_QUARANTINED:  # the wrong file as corpus must not fill the memory with its lines
             self._faults.append(fault)
 
+    def more_broken(self, reason: str, count: int) -> None:
+        """Count broken records that come after the first `MAX_QUARANTINED`, which are not kept."""
+        self._broken[reason] += count
+        self.dropped[reason] += count
+
+    @property
+    def broken_by_reason(self) -> dict[str, int]:
+        """How many records are broken, by reason."""
+        return dict(self._broken)
+
+    @property
+    def kept_faults(self) -> list[Fault]:
+        """The first `MAX_QUARANTINED` broken records in file order."""
+        return self._faults
+
     @property
     def counts(self) -> dict[str, Any]:
         """{"in": n, "kept": n, "dropped": {reason: n}}."""

@@ -62,13 +62,13 @@ class LocalPlace:
         """By walking the folder; hidden files, which are being written, are left out."""
         found: dict[str, Listed] = {}
         for folder, _, names in os.walk(self.root / below):
+            prefix = "" if Path(folder) == self.root else f"{Path(folder).relative_to(self.root).as_posix()}/"
             for name in names:
-                path = Path(folder, name)
                 with contextlib.suppress(FileNotFoundError):
                     if not name.startswith("."):
-                        status = path.stat()
+                        status = os.stat(f"{folder}/{name}")
                         version = f"{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
-                        found[path.relative_to(self.root).as_posix()] = Listed(status.st_size, status.st_mtime, version)
+                        found[f"{prefix}{name}"] = Listed(status.st_size, status.st_mtime, version)
         return found
 
     def read(self, name: str) -> bytes | None:

@@ -296,14 +296,14 @@ def group_rows(path: Path) -> list[int]:
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
-def read_groups(path: Path, groups: Sequence[int], metadata: pq.FileMetaData) -> pa.Table:
+def read_groups(path: Path, groups: Sequence[int], metadata: pq.FileMetaData, *, columns: list[str] | None = None) -> pa.Table:
     """Some row groups as one table in memory, page checksums verified. `metadata` is what `open_footer` gave: a file that is
     read part by part has its footer parsed once.
 
     Raises FileNotFoundError where the file is gone, DamagedShard where it cannot be read.
     """
     with _reading(path, gone=True), pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
-        return file.read_row_groups(groups, use_threads=False)
+        return file.read_row_groups(groups, columns=columns, use_threads=False)
 
 
 def read_shard(path: Path, *, columns: list[str] | None = None) -> pa.Table:

@@ -20,6 +20,7 @@ from data.formats.readers import Fault, Judgement, Place, read_corpus, read_qrel
 from data.formats.record_counts import RecordCounts
 from data.tables.shards import read_row_groups
 
+DUPLICATE = "duplicate id"
 _JUDGED_TWICE = "duplicate judgement"
 _SHOWN_IDS = 3
 
@@ -39,6 +40,11 @@ def shard_of_query(text: str, shards: int) -> int:
     return hash64("queries", text) % shards
 
 
+def hash_of_passage(doc_id: str) -> int:
+    """What decides a passage's shard: hash % shards."""
+    return hash64("corpus", doc_id)
+
+
 def ingest_corpus(collection: Collection, sinks: Sinks) -> RecordCounts:
     """Passages to their shards. The first of several lines with one id wins, the others are faults.
 
@@ -50,14 +56,14 @@ def ingest_corpus(collection: Collection, sinks: Sinks) -> RecordCounts:
     for line, passage in read_corpus(collection):
         if isinstance(passage, Fault):
             report.broken(passage)
-        elif (id_hash := hash64("corpus", passage.doc_id)) in seen:
-            report.broken(line.fault("duplicate id"))
+        elif (id_hash := hash_of_passage(passage.doc_id)) in seen:
+            report.broken(line.fault(DUPLICATE))
         else:
             seen.add(id_hash)
             report.kept += 1
             if (sink := sinks[id_hash % len(sinks)]) is not None:
                 sink.add((*passage, text_hash(passage.text)))
-    _refuse_empty(report, collection.corpus)
+    refuse_empty(report, collection.corpus)
     return report
 
 
@@ -89,7 +95,7 @@ def ingest_queries(collection: Collection, sinks: Sinks) -> RecordCounts:
         elif first[0] != here[0] and first[1] == here[1]:
             report.dropped["repeated in another file"] += 1
         else:
-            report.broken(line.fault("duplicate id"))
+            report.broken(line.fault(DUPLICATE))
     if strangers and not report.kept:
         files = listed_files(collection.queries)
         asked, known = (", ".join(map(shown, ids)) for ids in (strangers, sorted(judged)[:_SHOWN_IDS]))
@@ -97,7 +103,7 @@ def ingest_queries(collection: Collection, sinks: Sinks) -> RecordCounts:
             f"none of the {report.dropped['unjudged']:,} queries in {files} is judged in any qrels file: do they belong together? Ids of "
             f"queries are {asked}, of judgements {known}" + (f"; the other queries are broken: {report.said}" if report.bad else "")
         )
-    _refuse_empty(report, collection.queries)
+    refuse_empty(report, collection.queries)
     return report
 
 
@@ -236,7 +242,8 @@ def _judged_ids(collection: Collection) -> tuple[set[str], set[str]]:
     return query_ids, doc_ids
 
 
-def _refuse_empty(report: RecordCounts, files: Sequence[Path]) -> None:
+def refuse_empty(report: RecordCounts, files: Sequence[Path]) -> None:
+    """Raises UserError where the files hold no record."""
     # Where all records are broken, the check of their share has the better message.
     if not report.kept and not report.bad:
         raise UserError(f"{listed_files(files)} holds no record")

@@ -1,5 +1,7 @@
 """The three tables of stage `ingest`, and their quarantine: `pipeline.stages.ingest` with files around it.
 
+A large corpus is read in ranges, by several workers: `pipeline.stages.ingest_ranges`.
+
 Each table's folder has `quarantine/part-00000-of-00001.parquet`: its broken records with file, line and reason.
 """
 
@@ -20,6 +22,7 @@ from data.tables import schemas
 from data.tables.shards import ShardWriter, shard_name, write_shard
 from pipeline.stage import StageContext, Table
 from pipeline.stages.ingest import Sinks, check_bad_fraction, check_splits, ingest_corpus, ingest_qrels, ingest_queries
+from pipeline.stages.ingest_ranges import CorpusInRanges
 from retrieval.models.resolved import ResolvedModels
 
 
@@ -37,20 +40,35 @@ def quarantine_file(folder: Path) -> Path:
 def _build(context: StageContext, *, schema: pa.Schema, ingest: Callable[[Collection, Sinks], RecordCounts]) -> None:
     """Write the task's shards in one pass over the files. Too many broken records leave a quarantine and no shard."""
     collection = _collection(context.experiment)
-    quarantine = quarantine_file(context.folder)
     with contextlib.ExitStack() as stack:
         sinks: list[ShardWriter | None] = [None] * context.shard_count
         for shard in context.shards:
             sinks[shard] = stack.enter_context(context.writer(shard, schema))
         report = ingest(collection, sinks)
-        write_shard(quarantine, report.faults, {"fingerprint": context.fingerprint, "counts": report.counts})
-        check_bad_fraction(report, settings=context.experiment.ingest, quarantine=quarantine)
-        if report.bad:
-            left_out = f"{report.bad:,} of {report.counts['in']:,} records are broken and left out ({report.reasons})"
-            context.warn(f"{context.table.label}: {left_out}; listed in {quarantine}")
+        _settle(context, report)
         context.report("records", report.counts["in"])
         if sinks[0] is not None:  # the counts are of the whole table; one shard carries them
             sinks[0].figures["counts"] = report.counts
+
+
+def _settle(context: StageContext, report: RecordCounts) -> None:
+    """Write the quarantine, and refuse too many broken records, or tell of some."""
+    quarantine = quarantine_file(context.folder)
+    write_shard(quarantine, report.faults, {"fingerprint": context.fingerprint, "counts": report.counts})
+    check_bad_fraction(report, settings=context.experiment.ingest, quarantine=quarantine)
+    if report.bad:
+        left_out = f"{report.bad:,} of {report.counts['in']:,} records are broken and left out ({report.reasons})"
+        context.warn(f"{context.table.label}: {left_out}; listed in {quarantine}")
+
+
+_RANGES = CorpusInRanges(settle=_settle)
+
+
+def _build_corpus(context: StageContext) -> None:
+    if _RANGES.are_cut(context.experiment):
+        _RANGES.build(context)
+    else:
+        _build(context, schema=schemas.CORPUS, ingest=ingest_corpus)
 
 
 def _build_qrels(context: StageContext) -> None:
@@ -80,7 +98,7 @@ def _qrels_files(collection: Collection) -> dict[str, Path]:
 
 CORPUS = Table(
     stage="ingest", name="corpus", version=1, reads=(), key=partial(_key, corpus_files),
-    build=partial(_build, schema=schemas.CORPUS, ingest=ingest_corpus), sharded_by="corpus", builds_all_shards=True,
+    build=_build_corpus, sharded_by="corpus", builds_all_shards=True, rounds=_RANGES.rounds(), groups=_RANGES.groups,
 )  # fmt: skip
 QUERIES = Table(
     stage="ingest", name="queries", version=1, reads=(), key=partial(_key, query_files),

@@ -18,7 +18,6 @@ from data.config.settings import load
 from data.tables.manifest import Manifest, ManifestCache, ShardRecord
 from pipeline.plan import Planner, TablePlan, tables
 
-
 pytestmark = pytest.mark.medium  # a store of some hundred shards is made
 
 
