@@ -132,8 +132,8 @@ def _needs(plan: TablePlan, means: _Means) -> UserError:
     stage = plan.waits_for.split(".")[0]
     if means.part and (below.folder.is_dir() or plan.waits_for in [table.label for table in means.selected]):
         return OthersNotDone(
-            f"{means.part} is done as far as it can be: {plan.table.label} needs {plan.waits_for}, which the other parts have not finished; "
-            "start the same command again when they have"
+            f"{means.part} is done as far as it can be: {plan.table.label} needs {plan.waits_for}, which the other parts have not "
+            "finished; start the same command again when they have"
         )
     return UserError(f"{plan.table.label} needs {plan.waits_for}, which is not complete: run stage={stage} first")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +18,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from support.children import start
+from support.children import ROOT, start
+from support.slurm import slurm_environment
 from support.stores import distinct_pairs, forget_scores
 
 from data.errors import EXIT_COMPLETE, EXIT_INTERRUPTED
@@ -189,10 +192,14 @@ def test_four_parts_each_killed_once_and_a_plain_run(
     names = ["part0", "part1", "part2", "part3"]
     logs = begin(jobs, config, names, parts=True)
     moments = {log: time.monotonic() + chance.uniform(0.2, 0.8) * unbroken.seconds for log in logs}
+    queued: dict[Path, float] = {}  # when it is started again
     waited, until = 0, time.monotonic() + 400
-    while jobs.running and time.monotonic() < until:
+    while (jobs.running or queued) and time.monotonic() < until:
         time.sleep(0.02)
         for number, log in enumerate(logs):
+            if log in queued and time.monotonic() > queued[log]:
+                del queued[log]
+                jobs.begin(log, f"config={config}", f"part={number}/{len(logs)}")
             if log not in jobs.running:
                 continue
             if log in moments and time.monotonic() > moments[log] and jobs.ended(log) is None:
@@ -204,8 +211,7 @@ def test_four_parts_each_killed_once_and_a_plain_run(
             assert code in (EXIT_COMPLETE, EXIT_INTERRUPTED, -signal.SIGKILL), said(log)
             waited += code == EXIT_INTERRUPTED
             if code != EXIT_COMPLETE or log in moments:  # requeued; one that had ended too early to be killed is started again
-                time.sleep(0.2 if code == EXIT_INTERRUPTED else 0)
-                jobs.begin(log, f"config={config}", f"part={number}/{len(logs)}")
+                queued[log] = time.monotonic() + (3 if code == EXIT_INTERRUPTED else 0)
     assert not jobs.running and not moments, {log.name: said(log) for log in logs}
     assert waited and "start the same command again when they have" in said(logs[1])
     log = tmp_path / "plain"
@@ -233,3 +239,21 @@ def test_a_part_of_one_stage_builds_its_own_shards_and_the_last_completes_the_ta
         assert bool(list((tmp_path / "store" / "teacher_scores").rglob("manifest.json"))) == (number == 2)
     assert "part 0/3 is done, built 3 shards; 5 of 8 are left to other parts" in said(tmp_path / "part0")
     assert parquet_files(tmp_path / "store") == unbroken.files
+
+
+def test_the_chain_of_arrays_on_slurm(
+    unbroken: Unbroken, tmp_path: Path, tiny_experiment: Callable[..., Path], parquet_files: Files
+) -> None:
+    """Prevents: a recipe for Slurm that nobody has run: with a task that is preempted, and one whose node dies."""
+    config = tiny_experiment(tmp_path, **SIZES)
+    begun = str(tmp_path / "store" / "claims" / "jobs" / "*")
+    faults = {"prep-embed/1": ("TERM", begun), "prep-teacher_scores/0": ("KILL", begun)}
+    environment = slurm_environment(tmp_path / "slurm", faults=faults, first=str(Path(sys.executable).parent)) | {"PARTS": "2"}
+    words = ["bash", str(ROOT / "recipes" / "slurm" / "chain.sh"), f"config={config}"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=900)
+    logs = {path.stem: path.read_text() for path in (tmp_path / "slurm").glob("*.log")}
+    assert done.returncode == 0, (done.stderr, logs)
+    assert len(done.stdout.splitlines()) == 7
+    assert re.findall(r"ended with (-?[0-9]+)", logs["prep-embed-1"]) == ["75", "0"], logs
+    assert re.findall(r"ended with (-?[0-9]+)", logs["prep-teacher_scores-0"]) == ["-9", "0"], logs
+    assert parquet_files(tmp_path / "store") == unbroken.files and claims_left(tmp_path / "store") == []
