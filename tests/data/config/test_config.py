@@ -216,7 +216,7 @@ ALL_PATHS = {
     "store": "store", "ingest.path": "collection", "student.model": "student", "teacher.model": "teacher", "embed.model": "miner",
     "hard_negatives.run_file": "a.run", "train.output": "out", "train.dev": "dev", "train.objective.teacher_model": "dual",
     "evaluation.out": "evaluated", "evaluation.rerank": "b.run", "teacher.template": "pairs.jinja", "lists.path": "lists",
-    "dev.collections": "nano",
+    "dev.collections": "nano", "runner.working_dir": "code",
 }  # fmt: skip
 
 
@@ -231,7 +231,7 @@ def test_homes_and_variables_are_replaced_in_every_path(file: Path, monkeypatch:
     found = [
         read.store, read.ingest.path, read.student.model, read.teacher.model, read.embed.model, read.hard_negatives.run_file,
         read.train.output, *read.train.dev, read.train.objective.teacher_model, read.evaluation.out, read.evaluation.rerank,
-        read.teacher.template, read.lists.path, *read.dev.collections,
+        read.teacher.template, read.lists.path, *read.dev.collections, read.runner.working_dir,
     ]  # fmt: skip
     assert found == [f"/there/{name}" for name in ALL_PATHS.values()]
     marked = {

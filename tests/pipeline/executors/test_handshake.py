@@ -61,6 +61,13 @@ def test_a_worker_of_the_same_store_is_accepted(tmp_path: Path) -> None:
     assert list((tmp_path / FOLDER).iterdir()) == []
 
 
+def test_the_environment_comes_with_the_challenge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a worker on another host that has no credentials for the store it is asked about."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of the host")
+    introduce(Handshake(str(tmp_path), environment={"AWS_ACCESS_KEY_ID": "of the driver"}).challenge)
+    assert os.environ["AWS_ACCESS_KEY_ID"] == "of the driver"
+
+
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     """Prevents: a host without the mount that ingests onto its own disk and reports success."""
     (tmp_path / "store").mkdir()
