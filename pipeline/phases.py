@@ -27,6 +27,7 @@ from data.config.fields import unknown_key
 from data.config.settings import Experiment, load
 from data.digests import json_digest
 from data.errors import EXIT_COMPLETE, EXIT_NOTHING_LEFT, RunFailed, UserError
+from data.remote.object_store import is_remote
 from data.store import mirror
 from data.store.paths import store_root
 from data.tables.shards import atomic_write
@@ -127,6 +128,11 @@ def _phases(args: dict[str, str]) -> list[Phase]:
         raise UserError(f"{args['config']} has no phases: it is one training (prep run, train run)")
     shared = [f"{key}={value}" for key, value in args.items()]
     phases = [Phase(name, load({**args, "phase": name}), "train" in own, (*shared, f"phase={name}")) for name, own in listed.items()]
+    if far := next((phase for phase in phases if phase.trains and is_remote(phase.experiment.train.output)), None):
+        raise UserError(
+            f"train.output={far.experiment.train.output}: phase {far.name} trains a model that other phases read; expected a folder of "
+            "this machine or of a network file system"
+        )
     for output, count in Counter(os.path.abspath(phase.output) for phase in phases if phase.trains).items():
         if count > 1:
             raise UserError(f"{count} phases have train.output={output}: give each a folder of its own")

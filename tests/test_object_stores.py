@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -156,6 +157,54 @@ def test_training_from_the_store_is_the_same_training(bucket: Any, tmp_path: Pat
     assert set(contents(copy)) == {"manifest.json", *(shard.name for shard in manifest.shards)}
 
 
+@pytest.mark.medium
+def test_a_training_whose_output_is_on_the_store(
+    bucket: Any, tmp_path: Path, finished: Any, contents: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents: a model that stays on this machine; a run that counts as finished before its model is there; steps taken twice since the
+    machine that took them is gone."""
+    from trainer import loop
+    from trainer.cli import main
+
+    args = ["run", f"config={finished.config}", f"shards={table_of(finished.store, 'shards')}", "train.checkpoint_every=2"]
+    steps, put = [], []
+    take, original = loop.take_step, RemotePath.put
+    monkeypatch.setattr(RemotePath, "put", lambda self, local: put.append(self.address) or original(self, local))
+
+    def counted(run: Any, batch: Any) -> Any:
+        steps.append(batch.step)
+        if steps == list(range(6)):
+            raise ZeroDivisionError
+        return take(run, batch)
+
+    monkeypatch.setattr(loop, "take_step", counted)
+    with pytest.raises(ZeroDivisionError), monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["train", *args, f"train.output={bucket}/out"])
+        main()
+    left = sorted(bucket.objects("out"))
+    assert [name for name in left if "checkpoints" in name] == [
+        f"checkpoints/step-00000004/{name}" for name in ("model.safetensors", "optimizer.safetensors", "state.json")
+    ]
+    assert "run.json" in left and "result.json" not in left
+    shutil.rmtree(tmp_path / "cache")  # another machine
+    steps.clear()
+    assert called(main, *args, f"train.output={bucket}/out") == 0
+    assert steps[0] == 4 and put[-1] == f"{bucket}/out/result.json"
+    taken = len(steps)
+    assert called(main, *args, f"train.output={tmp_path / 'near'}") == 0
+    assert len(steps) == 2 * taken + 4
+    assert bucket.objects("out/student") == contents(tmp_path / "near" / "student")
+    near = {path.name for path in (tmp_path / "near").iterdir()}
+    assert {name.split("/")[0] for name in bucket.objects("out")} == near
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "cache")
+    before = len(put)
+    assert called(main, *args, f"train.output={bucket}/out") == 0
+    assert f"this run is finished: {bucket}/out;" in capsys.readouterr().out and (len(steps), len(put)) == (2 * taken + 4, before)
+    assert called(main, *args, f"train.output={bucket}/out", "train.learning_rate=1e-4") == 2
+    assert "holds a run with other settings" in capsys.readouterr().err
+
+
 def test_damaged_training_shards_stop_the_trainer(bucket: Any, finished: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents: training on a shard of another run that lies under the right key."""
     from trainer import cli
@@ -244,13 +293,6 @@ def test_a_missing_file_of_a_collection_is_told(bucket: Any, tmp_path: Path, obj
     with pytest.raises(UserError, match=message.format(f"{bucket}/c")):
         find_collection(f"{bucket}/c")
     assert not (tmp_path / "cache").exists()
-
-
-@pytest.mark.parametrize(("key", "named"), [("train.output", "train.output")])
-def test_what_must_be_local_says_so(finished: Any, key: str, named: str) -> None:
-    """Prevents: a folder called `s3:` in the working directory that takes hours of work."""
-    with pytest.raises(UserError, match=f"{named}: .*expected a folder of this machine or of a network file system"):
-        load({"config": str(finished.config), key: "s3://bucket/folder"})
 
 
 def test_workers_get_addresses_as_they_are(finished: Any) -> None:

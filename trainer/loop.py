@@ -29,6 +29,7 @@ from trainer.saving.card import write_cards
 from trainer.saving.checkpoint import save_checkpoint, whole_folder
 from trainer.saving.folder_lock import held
 from trainer.saving.output_folder import RESULT_NAME, check_output
+from trainer.saving.remote_output import Output, open_output
 from trainer.steps.distributed import Distributed, joined
 from trainer.steps.gradients import QueryLosses, accumulate_gradients
 from trainer.steps.optim import learning_rate
@@ -38,8 +39,13 @@ def train(experiment: Experiment, *, shards_folder: Path) -> int:
     """Train the model of an experiment on a folder of training shards. Returns the exit code: 0 finished, 75 interrupted."""
     check_machine(experiment)
     check_output(experiment.train)
-    with joined(experiment.train.device) as processes, _held(Path(experiment.train.output), processes=processes) as keep_hold:
-        return _train(experiment, shards_folder=shards_folder, processes=processes, keep_hold=keep_hold)
+    output = open_output(experiment.train.output)
+    experiment = experiment.model_copy(update={"train": experiment.train.model_copy(update={"output": str(output.folder)})})
+    with joined(experiment.train.device) as processes, _held(output.folder, processes=processes) as keep_hold:
+        if processes.first:
+            output.begin()
+        processes.wait()
+        return _train(experiment, shards_folder=shards_folder, processes=processes, keep_hold=keep_hold, output=output)
 
 
 def _held(output: Path, *, processes: Distributed) -> AbstractContextManager[Callable[[], None]]:
@@ -47,11 +53,12 @@ def _held(output: Path, *, processes: Distributed) -> AbstractContextManager[Cal
     return held(output) if processes.first and not (output / RESULT_NAME).is_file() else nullcontext(lambda: None)
 
 
-def _train(experiment: Experiment, *, shards_folder: Path, processes: Distributed, keep_hold: Callable[[], None]) -> int:
+def _train(experiment: Experiment, *, shards_folder: Path, processes: Distributed, keep_hold: Callable[[], None], output: Output) -> int:
     run = open_run(experiment, shards_folder=shards_folder, processes=processes)
     if run is None:
         if processes.first:
-            print(f"this run is finished: {experiment.train.output}; nothing to do (another train.output=FOLDER trains again)")
+            output.finish()
+            print(f"this run is finished: {output.address}; nothing to do (another train.output=FOLDER trains again)")
         return EXIT_COMPLETE
     with closing(run.stream()) as stream, Reports(run) as reports, GracefulShutdown() as interruption:
         for batch in stream:
@@ -66,6 +73,7 @@ def _train(experiment: Experiment, *, shards_folder: Path, processes: Distribute
                 reports.sync()
                 keep = run.experiment.train.keep_checkpoints
                 save_checkpoint(run.output, model=run.model, optimizer=run.optimizer, state=run.state, keep=keep)
+                output.keep()
             if run.stopped_early:
                 break
             if interrupted and run.state.step < run.steps:
@@ -77,6 +85,7 @@ def _train(experiment: Experiment, *, shards_folder: Path, processes: Distribute
         keep_hold()
         save_model(run, run.result, compared=compared)
         write_result(run)
+        output.finish()
     processes.wait()  # for the first process, which saves
     return EXIT_COMPLETE
 

@@ -554,7 +554,7 @@ class Train(Section):
     recipe: Literal["adam", "hard_kd", "rand_kd", "margin_mse", "cl_drd", "prod_dual", "prod"] = keyed(
         "adam", "of task=student: a preset of `objective`"
     )
-    output: LocalFolder = execution("runs/train", "folder of checkpoints, metrics and the student", path="path")
+    output: str = execution("runs/train", "folder of checkpoints, metrics and the student, here or at s3://bucket/folder", path="path")
     objective: Objective = Objective()
     seed: int | None = execution(None, "of order and dropout alone, not of the data; null takes `seed`. Keyed as the run's seed")
     draw: int | None = keyed(None, "train all epochs on this draw; null: epoch e on draw e modulo the shards' draws", ge=0, le=99)

@@ -128,7 +128,7 @@ def output_table(folder: str, *, option: str = "out") -> Iterator[Path]:
     content = (local / MANIFEST_NAME).read_bytes()
     names = [shard.name for shard in Manifest.parse(content, place=str(local)).shards]
     if content != before:
-        _in_threads(lambda name, _: remote.child(name).put(local / name), names)
+        put_files(remote, local, names)
         remote.child(MANIFEST_NAME).put(local / MANIFEST_NAME)
     kept = folder_of("inputs", folder) / bytes_digest(content)  # so that the next command here need not fetch it
     kept.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,23 @@ def _put_files(remote: RemotePath, local: Path, *, kept: Sequence[str] = ()) -> 
     names = [name for name in names if name.split("/")[0] not in kept]
     below = [name for name in names if "/" in name]
     for some in (below, [name for name in names if name not in set(below)]):
-        _in_threads(lambda name, _: remote.child(name).put(local / name), some)
+        put_files(remote, local, some)
+
+
+def staging_folder(address: str) -> Path:
+    """The folder of this machine in which what is to be put at an address is made, see above."""
+    return _place("outputs", address)
+
+
+def fetch_files(remote: RemotePath, folder: Path, entries: dict[str, Entry]) -> None:
+    """Fetch objects below an address into a folder under the same names; what is there with the right size stays."""
+    objects = [_Object(remote.child(name), folder / name, one.bytes, version=one.version, md5=one.md5) for name, one in entries.items()]
+    _fetch(remote.address, objects)
+
+
+def put_files(remote: RemotePath, folder: Path, names: Sequence[str]) -> None:
+    """Put these files of a folder below an address, several at once."""
+    _in_threads(lambda name, _: remote.child(name).put(folder / name), names)
 
 
 def _copies(address: str, files: dict[str, tuple[RemotePath, Entry]]) -> Path:

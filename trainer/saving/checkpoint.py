@@ -35,8 +35,8 @@ from data.tables.shards import atomic_write
 from retrieval.models.lora import has_lora, is_lora
 from trainer.saving.output_folder import RUN_NAME
 
-_FOLDER = "checkpoints"
-_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+CHECKPOINTS, STATE_NAME = "checkpoints", "state.json"  # the folder of all of them; the file of each that is put last
+_MODEL, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -66,7 +66,7 @@ def claim_output(output: Path, *, key: dict[str, Any]) -> None:
     else:
         output.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(key, indent=1, sort_keys=True).encode())
-    for folder in (output, output / _FOLDER):
+    for folder in (output, output / CHECKPOINTS):
         remove_leftovers(folder, held=True)
 
 
@@ -94,10 +94,10 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") 
 
 def save_checkpoint(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int) -> None:
     """Write a checkpoint, whole or not at all, then remove all but the newest `keep`."""
-    with whole_folder(output / _FOLDER / f"step-{state.step:08d}") as folder:
+    with whole_folder(output / CHECKPOINTS / f"step-{state.step:08d}") as folder:
         save_file(_tensors(model), folder / _MODEL)
         save_file(_optimizer_tensors(model, optimizer), folder / _OPTIMIZER)
-        (folder / _STATE).write_text(json.dumps(asdict(state)))
+        (folder / STATE_NAME).write_text(json.dumps(asdict(state)))
     for old in _complete(output)[:-keep]:
         _remove(old)
 
@@ -109,7 +109,7 @@ def resume(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, 
         return TrainingState(step=0, seconds=0.0, fingerprint=fingerprint)
     newest = found[-1]
     try:
-        state = TrainingState(**json.loads((newest / _STATE).read_text(encoding="utf-8")))
+        state = TrainingState(**json.loads((newest / STATE_NAME).read_text(encoding="utf-8")))
         if state.fingerprint == fingerprint:
             frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in _trained(model)}
             model.load_state_dict({**frozen, **load_file(newest / _MODEL)})
@@ -169,7 +169,7 @@ def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
 
 def _complete(output: Path) -> list[Path]:
     """Checkpoints in order of their step; a name that is final is complete."""
-    return sorted((output / _FOLDER).glob("step-*"))
+    return sorted((output / CHECKPOINTS).glob("step-*"))
 
 
 def _remove(folder: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from data.config.settings import Train
 from data.errors import UserError
 from data.files.what_lies import stored_table
+from data.remote.cache import staging_folder
+from data.remote.object_store import is_remote
 
 RUN_NAME, RESULT_NAME, LOCK_NAME = "run.json", "result.json", "running.json"
 CARD_NAME = "README.md"  # of a model's folder
@@ -22,8 +24,8 @@ def check_output(train: Train) -> None:
 
     That is no folder or no permission, a table's folder or one in it, and another kind of thing under a name that the run needs.
     """
-    output = Path(train.output)
-    setting = f"train.output={output}"
+    output = staging_folder(train.output) if is_remote(train.output) else Path(train.output)
+    setting = f"train.output={train.output}"
     there = next(path for path in (output.absolute(), *output.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise UserError(f"{setting}: {there} is no folder; {_OTHER}")
