@@ -18,18 +18,14 @@ from pipeline.executors.worker import Worker
 class Question:
     """A function of this package that one worker is to call, as a task of its own."""
 
+    unit: str  # what tells it from other ones
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
 
     @property
     def name(self) -> str:
         """For people."""
-        return f"{self.function.__name__} in a worker"
-
-    @property
-    def unit(self) -> str:
-        """There is no other one."""
-        return self.function.__name__
+        return f"{self.unit} in a worker"
 
 
 def _or_its_error(work: Callable[[], Any]) -> Any:

@@ -65,7 +65,7 @@ class RayExecutor:
         """Run it on a new worker, which is stopped afterwards, with its model."""
         self._ready(uses_device=True)
         self._stop_actors()  # they hold the CPUs that the new one needs
-        question = Question(function, (models.resolved(), *args))
+        question = Question(function.__name__, function, (models.resolved(), *args))
         limits = Limits(self._needs, 1, self._settings.retries, grows=self._grows, copies=False)
         try:
             (answer,) = self._work(
@@ -101,7 +101,7 @@ class RayExecutor:
 
     def _stop_actors(self) -> None:
         self._fleet.stop_all()
-        self._crew = Crew()
+        self._crew = Crew(numbers=self._crew.numbers)
 
     def _ready(self, *, uses_device: bool) -> None:
         """Ray started, and workers stopped that hold another share of a GPU than the next tasks need."""
