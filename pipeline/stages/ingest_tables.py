@@ -16,6 +16,7 @@ import pyarrow as pa
 from data.config.settings import Experiment
 from data.formats.collection import Collection, find_collection, numbered_files
 from data.formats.record_counts import RecordCounts
+from data.store.paths import shown
 from data.tables import schemas
 from data.tables.shards import ShardWriter, shard_name, write_shard
 from pipeline.stage import StageContext, Table
@@ -47,7 +48,7 @@ def _build(context: StageContext, *, schema: pa.Schema, ingest: Callable[[Collec
         check_bad_fraction(report, settings=context.experiment.ingest, quarantine=quarantine)
         if report.bad:
             left_out = f"{report.bad:,} of {report.counts['in']:,} records are broken and left out ({report.reasons})"
-            context.warn(f"{context.table.label}: {left_out}; listed in {quarantine}")
+            context.warn(f"{context.table.label}: {left_out}; listed in {shown(quarantine)}")
         context.report("records", report.counts["in"])
         if sinks[0] is not None:  # the counts are of the whole table; one shard carries them
             sinks[0].figures["counts"] = report.counts
