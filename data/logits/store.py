@@ -265,13 +265,13 @@ def clean_store(root: Path) -> None:
 
 def namespaces(root: Path) -> list[str]:
     """The namespaces of the store."""
-    return sorted(folder.name for folder in (root / "teacher_logits").glob("[!.]*/"))
+    return sorted(folder.name for folder in mirror.seen(root / "teacher_logits").glob("[!.]*/"))
 
 
 def namespace_note(root: Path, namespace: str) -> dict[str, Any]:
     """Name and key of a namespace's teacher, `?` where the note is lost or damaged: it is for people alone."""
     try:
-        note = json.loads((root / "teacher_logits" / namespace / "namespace.json").read_bytes())
+        note = json.loads(mirror.fresh(root / "teacher_logits" / namespace / "namespace.json").read_bytes())
         return {"name": str(note["name"]), "key": dict(note["key"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {"name": "?", "key": {}}

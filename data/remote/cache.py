@@ -2,6 +2,7 @@
 
     CACHE/inputs/s3/bucket/key/<digest>/...    copies, by what they hold: an object that changed has another folder
     CACHE/outputs/s3/bucket/key...             what is being written; a killed command goes on from there
+    CACHE/stores, CACHE/copies                 the mirrors of stores, see `data.store.mirror`
 
 CACHE is the environment variable ADAM_REMOTE_CACHE, else adam-distillation/remote in the user's cache folder. A copy appears under its
 name whole or not at all, so several processes need no lock. Nothing is ever moved on the store. Copies are never deleted: delete what you
@@ -188,7 +189,7 @@ def _put_files(remote: RemotePath, local: Path, *, kept: Sequence[str] = ()) -> 
 
 def staging_folder(address: str) -> Path:
     """The folder of this machine in which what is to be put at an address is made, see above."""
-    return _place("outputs", address)
+    return folder_of("outputs", address)
 
 
 def fetch_files(remote: RemotePath, folder: Path, entries: dict[str, Entry]) -> None:

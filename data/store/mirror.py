@@ -84,6 +84,14 @@ def refresh(folder: Path) -> None:
     _in_threads(fresh, notes)
 
 
+def seen(folder: Path) -> Path:
+    """A folder whose folders and notes are here, as they were listed last."""
+    address = address_of(folder)
+    if address is not None and not _is_listed(f"{address}/any"):
+        refresh(folder)
+    return folder
+
+
 def forget_listings() -> None:
     """Know of no object, as a process that begins."""
     _listed.clear()
@@ -162,10 +170,10 @@ def present(path: Path, *, digest: str = "") -> Path:
         return path
     if md5 and remote.has_encrypted_version() and _is_copied(remote, entry, path, digest="", md5=""):
         return path
-    says = f"{_MANIFEST} records (digest {recorded})" if recorded else "its MD5 says"
+    said = f"{_MANIFEST} records (digest {recorded})" if recorded else f"the store says (MD5 {md5})"
     raise DamagedShard(
-        f"{address} is not the file that {says}, fetched twice: it is damaged or was replaced; delete it and start the same "
-        "`prep run` again: only this is built again"
+        f"{address} is not the file that {said}, fetched twice: it is damaged or was replaced; delete it and start the same `prep run` "
+        "again: only this is built again"
     )
 
 

@@ -27,6 +27,7 @@ from data.files.leftovers import remove_leftovers, temporary_name
 from data.formats.collection import Collection
 from data.formats.scored_lists.batches import Companions, ListBatch
 from data.logits.store import LogitStore
+from data.store.paths import shown
 from data.tables.shards import shard_name, write_shard
 from pipeline.interchange.lists_in import joining
 from pipeline.interchange.lists_in.collecting import Collector
@@ -82,7 +83,7 @@ def _is_done(request: ImportRequest, key: dict[str, Any]) -> bool:
         changed = [name for name in key if there.get(name) != key[name]]
         raise UserError(f"out={out} is of another import ({', '.join(changed)} differ): give another folder, or delete this one")
     if (request.teacher and request.store and logits) and not LogitStore(request.store, request.teacher.namespace).segment_paths():
-        raise UserError(f"out={out} is of this import, whose logits are no longer in {request.store}: delete {out} and import again")
+        raise UserError(f"out={out} is of this import, whose logits are no longer in {shown(request.store)}: delete {out} and import again")
     return True
 
 
@@ -238,9 +239,9 @@ class _Import:
         if report.dropped:
             say(f"left out: {', '.join(f'{count:,} {reason}' for reason, count in sorted(report.dropped.items()))}")
         say(f"kept: {', '.join(f'{count:,} {what}' for what, count in report.kept.items())}, of {report.read['lists']:,} lists")
-        if request.teacher and collected.scored:
-            teacher = request.teacher
-            say(f"stored {added:,} logits of {teacher.name}, revision {teacher.revision}, in {request.store} ({teacher.namespace[:12]})")
+        if request.teacher and request.store and collected.scored:
+            teacher, where = request.teacher, shown(request.store)
+            say(f"stored {added:,} logits of {teacher.name}, revision {teacher.revision}, in {where} ({teacher.namespace[:12]})")
         models = "student" if collected.scored else "student and teacher"
         say(f"next: say which {models} in {request.out / EXPERIMENT_NAME}, then: prep run config={request.out / EXPERIMENT_NAME}")
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from data.config.settings import Experiment
 from data.digests import hash64
+from data.store import mirror
 from data.tables.cl_drd_groups import FAR_LABEL, NEAR_LABEL
 from data.tables.schemas import ADAM_KINDS, GROUPS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.tables.shards import atomic_write, read_row_groups
@@ -212,7 +213,7 @@ def _quarantine(ingested: Sequence[TablePlan]) -> tuple[dict[str, int], list[lis
     first: list[list[str]] = []
     for plan in ingested:
         path = quarantine_file(plan.folder)
-        for group in read_row_groups(path) if path.exists() else ():
+        for group in read_row_groups(path) if mirror.exists(path) else ():
             reasons.update(group.column("reason").to_pylist())
             first += [list(row.values()) for row in group.slice(0, _SHOWN_QUARANTINED - len(first)).to_pylist()]
     return dict(reasons.most_common()), first

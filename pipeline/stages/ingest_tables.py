@@ -18,6 +18,7 @@ import pyarrow as pa
 from data.config.settings import Experiment
 from data.formats.collection import Collection, find_collection, numbered_files
 from data.formats.record_counts import RecordCounts
+from data.store.paths import shown
 from data.tables import schemas
 from data.tables.shards import ShardWriter, shard_name, write_shard
 from pipeline.stage import StageContext, Table
@@ -58,7 +59,7 @@ def _settle(context: StageContext, report: RecordCounts) -> None:
     check_bad_fraction(report, settings=context.experiment.ingest, quarantine=quarantine)
     if report.bad:
         left_out = f"{report.bad:,} of {report.counts['in']:,} records are broken and left out ({report.reasons})"
-        context.warn(f"{context.table.label}: {left_out}; listed in {quarantine}")
+        context.warn(f"{context.table.label}: {left_out}; listed in {shown(quarantine)}")
 
 
 _RANGES = CorpusInRanges(settle=_settle)

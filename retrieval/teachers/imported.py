@@ -23,6 +23,7 @@ from data.digests import DigestCache, json_digest
 from data.errors import RunFailed, UserError
 from data.logits.declared import NAMESPACE, DeclaredTeacher
 from data.logits.store import LogitStore, namespace_note, namespaces
+from data.store.paths import shown
 from retrieval.teachers.base import WORDS, OnBatch, Pair, PreparedPairs, PreparingTeacher, TeacherSettings, TeacherSpec, ignore_batch
 from retrieval.teachers.pair_template import PairText
 
@@ -88,7 +89,7 @@ class ImportedTeacher(PreparingTeacher):
         spec = self._spec
         if not LogitStore(spec.store, json_digest(spec.stored_key)).segment_paths():
             raise UserError(
-                f"the store {spec.store} has no logits of teacher.model={spec.name}: {known_teachers(spec.store)}; {_ways_to_logits(spec)}"
+                f"the store {shown(spec.store)} has no logits of teacher.model={spec.name}: {known_teachers(spec.store)}; {_ways_to_logits(spec)}"
             )
 
     def prepare(self, pairs: Sequence[Pair]) -> PreparedPairs:

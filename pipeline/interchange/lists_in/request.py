@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from data.config.arguments import Args
-from data.config.settings import load
+from data.config.settings import load, store_given
 from data.errors import UserError
 from data.files.outputs import not_writable
 from data.files.paths import expanded
@@ -21,6 +21,8 @@ from data.formats.scored_lists.batches import ListReader, ReadOptions
 from data.logits.declared import DeclaredTeacher, ScoreKind
 from data.remote.cache import RemoteFolder, local_file
 from data.remote.object_store import is_remote
+from data.store.paths import shown
+from data.store.place import open_place
 from data.tables.shards import kind_of
 
 OPTIONAL = {
@@ -110,7 +112,7 @@ class ImportRequest:
             "split": self.options.split,
             "collection": texts and {"path": self.collection, "files": _digests(of_texts, texts.folder)},
             "teacher": self.teacher and {**self.teacher.key, "namespace": self.teacher.namespace},
-            "store": self.store and str(self.store.absolute()),
+            "store": self.store and shown(self.store.absolute()),
             "drop_unscored": self.drop_unscored,
         }
 
@@ -157,11 +159,11 @@ def _store(args: Args) -> Path | None:
     if args["store"] and args["config"]:
         raise UserError("store= and config= both say which store: leave one of them out")
     if args["config"]:
-        return Path(load({"config": args["config"]}).store)
+        return _opened(load({"config": args["config"]}).store)
     if not args["store"]:
         return None
     if is_remote(args["store"]):
-        raise UserError(f"store={args['store']}: a store is a folder of this machine or of a network file system")
+        return _opened(store_given(args["store"]))
     store = Path(expanded(args["store"], key="store"))
     if store.exists() and not store.is_dir():
         raise UserError(f"store={store} is {kind_of(store)}; give the folder of a store, or a new one")
@@ -169,6 +171,12 @@ def _store(args: Args) -> Path | None:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise not_writable(there, args["store"], PermissionError(13, "Permission denied", str(there)), option="store")
     return store
+
+
+def _opened(store: str) -> Path:
+    place = open_place(store)
+    place.refresh()
+    return place.root
 
 
 def _out(given: str) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.formats.scored_lists.exported import LISTS_FOLDER, NOTE_NAME, ExportNote, ListsTraining
+from data.store.paths import shown
 from pipeline.interchange.lists_in.grouping import Grouped
 from pipeline.interchange.lists_in.request import ImportRequest
 
@@ -41,7 +42,7 @@ def write_experiment(folder: Path, request: ImportRequest, grouped: Grouped, *, 
     exported = _exported(request)
     lines = [
         f"# Written by `prep import`. Say which student{'' if scored else ' and teacher'}, then: prep run config=THIS-FILE",
-        f"store: {_quoted((request.store or out / 'store').absolute())}",
+        f"store: {_quoted(shown((request.store or out / 'store').absolute()))}",
         "ingest:",
         f"  path: {_quoted(request.collection or out)}",
         *([f"  train_split: {_quoted(split)}"] if split != "train" else []),

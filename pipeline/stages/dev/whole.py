@@ -29,6 +29,7 @@ from data.formats.ir_datasets_copy import is_ir_datasets
 from data.formats.readers import Fault, read_corpus
 from data.formats.record_counts import RecordCounts
 from data.remote.object_store import is_remote
+from data.store.paths import shown
 from data.tables import schemas
 from data.tables.shards import write_shard
 from pipeline.stage import StageContext, Table
@@ -211,7 +212,7 @@ def _refuse_too_many(context: StageContext, reports: Sequence[RecordCounts]) -> 
 def _warn_of_some(context: StageContext, reports: Sequence[RecordCounts]) -> None:
     if broken := [report for report in reports if report.bad]:
         of, all_of = sum(report.bad for report in broken), sum(report.counts["in"] for report in reports)
-        reasons, where = ", ".join(report.reasons for report in broken), quarantine_file(context.folder)
+        reasons, where = ", ".join(report.reasons for report in broken), shown(quarantine_file(context.folder))
         context.warn(f"{context.table.label}: {of:,} of {all_of:,} records are broken and left out ({reasons}); listed in {where}")
 
 

@@ -410,7 +410,7 @@ def test_texts_beside_the_lists_become_the_collection(tmp_path: Path, plain_read
         (["config=FILE"], "store= and config= both say which store"),
         (["store=lists.jsonl/store"], "store=lists.jsonl/store cannot be written: .*lists.jsonl is a file, not a folder"),
         (["out=s3://bucket/x"], "an import is a folder of this machine"),
-        (["store=s3://bucket/x"], "a store is a folder of this machine"),
+        (["store=s3://"], "expected a bucket and a folder in it"),
         (["teachr=x"], "unknown .*teachr"),
         (["path=nowhere.jsonl"], "path=nowhere.jsonl: there is no such file or folder"),
     ],
