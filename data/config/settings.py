@@ -50,19 +50,6 @@ Switch = Annotated[Literal["auto", "true", "false"], BeforeValidator(lambda valu
 PAPER_MASK_RATIOS = (0.15, 0.25, 0.35, 0.45, 0.55)  # ADAM, section 4.3
 
 
-def _local(folder: str) -> str:
-    """Files that are renamed and written in parts need a file system."""
-    if is_remote(folder):
-        raise ValueError(
-            "expected a folder of this machine or of a network file system; copy what is finished to the object store: `retrieve` and "
-            "`train run shards=s3://...` read tables there"
-        )
-    return folder
-
-
-LocalFolder = Annotated[str, AfterValidator(_local)]
-
-
 def _store(address: str) -> str:
     if is_remote(address) and not address.partition("://")[2].strip("/"):
         raise ValueError("expected a bucket and a folder in it, as s3://bucket/folder")
