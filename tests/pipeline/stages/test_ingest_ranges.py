@@ -109,7 +109,7 @@ def test_any_cut_of_a_text_gives_what_one_pass_gives(
         (collection / "queries.jsonl").unlink()
         (collection / "qrels.train.tsv").write_text("q1\t0\td1\t1\n")
         (collection / "queries.train.tsv").write_text("q1\ta query\n")
-    (collection / f"{name}{'.gz' * packed}").write_bytes(gzip.compress(content) if packed else content)
+    (collection / f"{name}{'.gz' * packed}").write_bytes(gzip.compress(content, mtime=0) if packed else content)
     both(folder, collection, size=size, most=most, shards=shards, allowed=allowed)
     shutil.rmtree(folder)
 
@@ -163,7 +163,7 @@ def test_ranges_hold_each_line_once(tmp_path: Path, content: bytes, size: int) -
     assert size < len(content) or ranges == [(0, None)]
 
 
-@pytest.mark.parametrize("content", [b"a\rb\rc\r" * 9, gzip.compress(b"a\nb\n" * 99)])
+@pytest.mark.parametrize("content", [b"a\rb\rc\r" * 9, gzip.compress(b"a\nb\n" * 99, mtime=0)])
 def test_what_cannot_be_cut_is_one_range(tmp_path: Path, content: bytes) -> None:
     """Prevents: bytes of an archive, or lines of another system, taken for lines from the middle on."""
     (tmp_path / "file").write_bytes(content)
