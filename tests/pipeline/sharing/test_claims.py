@@ -23,7 +23,7 @@ from pipeline.sharing.queue import SharedTasks
 from pipeline.stage import Piece
 
 SECONDS = 600.0
-TABLE = "embed.corpus-0a"
+TABLE = f"{FOLDER}/embed.corpus-0a"
 
 
 class Ended(BaseException):
@@ -297,7 +297,7 @@ def test_a_claim_whose_answer_was_lost_is_one_s_own() -> None:
     """Prevents: a job that waits for itself: its request was answered by a broken connection, and repeated."""
     place = Memory()
     (one,) = pair(place, clock=lambda: 0.0, one=elsewhere(1))
-    place.put(f"{FOLDER}/{TABLE}.00000.0", b"one")
+    place.put(f"{TABLE}.00000.0", b"one")
     claims = Claims(one, TABLE)
     assert not claims.take("00000") and claims.state("00000", one.look()) == "own"
     claims.done("00000")
@@ -328,7 +328,7 @@ def test_what_jobs_left_long_ago_is_removed() -> None:
     alive.beat()
     new = Job(place, seconds=SECONDS, clock=lambda: place.now, holder=elsewhere(3), name="new")
     with new.alive():
-        assert set(place.held) == {f"{JOBS}/alive", f"{JOBS}/new", f"{FOLDER}/{TABLE}.00001.0", f"{FOLDER}/{TABLE}.00001.1"}
+        assert set(place.held) == {f"{JOBS}/alive", f"{JOBS}/new", f"{TABLE}.00001.0", f"{TABLE}.00001.1"}
     assert f"{JOBS}/new" not in place.held
 
 
