@@ -18,6 +18,7 @@ from data.files.leftovers import remove_leftovers
 from data.logits.store import clean_store
 from data.store.paths import store_root
 from data.store.place import open_place
+from data.tables.manifest import Manifest
 from pipeline.building import build_stale
 from pipeline.executors.addresses import cluster_address
 from pipeline.executors.base import Executor, make_executor
@@ -27,7 +28,7 @@ from pipeline.opening import open_once
 from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
 from pipeline.sealing import sealed_by_others, write_manifest
 from pipeline.settled import formats_of, refuse_emulated, settle_precisions
-from pipeline.sharing.claims import Claims
+from pipeline.sharing.claims import forget_claims
 from pipeline.sharing.jobs import Job
 from pipeline.sharing.parts import OthersNotDone, Part
 from pipeline.stage import Say, Stored, Table
@@ -100,9 +101,7 @@ def _run_table(means: _Means, table: Table, *, rest: Sequence[Table]) -> int:
         say(f"{table.label:<16} {means.part} is done, built {built} shards; {len(left)} of {plan.shard_count} are left to other parts")
         return built
     table.refuse_changed(plan.full_key["settings"], planner.models)
-    manifest = sealed_by_others(plan) or write_manifest(plan)
-    if means.job:
-        Claims.of(plan, means.job).sealed()
+    manifest = _complete(plan, experiment)
     _refuse(table, Stored(plan.folder, manifest))
     done = f"built {built} of {plan.shard_count} shards"
     seconds = ([0.0] + [line["wall"] for line in read_journal(plan.folder)])[-1]
@@ -120,9 +119,16 @@ def _plan(planner: Planner, table: Table) -> TablePlan:
         below = planner.plan(table_named(planner.experiment, plan.waits_for))
         if below.waits_for or below.stale:
             break
-        write_manifest(below)
+        _complete(below, planner.experiment)
         plan = planner.plan(table)
     return plan
+
+
+def _complete(plan: TablePlan, experiment: Experiment) -> Manifest:
+    """Write the manifest, which another job may have done."""
+    manifest = sealed_by_others(plan) or write_manifest(plan)
+    forget_claims(plan, open_place(experiment.store))
+    return manifest
 
 
 def _needs(plan: TablePlan, means: _Means) -> UserError:

@@ -79,7 +79,7 @@ class LocalPlace:
             return None
 
     def put(self, name: str, content: bytes) -> None:
-        """By a file of another name that is renamed."""
+        """By a file of another name that is renamed. Neither this nor the next is forced to the disk."""
         path = self.root / name
         with _written(path, content) as temporary:
             os.replace(temporary, path)
@@ -111,9 +111,7 @@ def _written(path: Path, content: bytes) -> Iterator[Path]:
     temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            file.write(content)  # not forced to the disk: what jobs settle between them is worth nothing after a power failure
         yield temporary
     finally:
         with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+from data.store.place import Place
 from pipeline.plan import TablePlan
 from pipeline.sharing.jobs import FOLDER, Job, Look
 from pipeline.stage import Piece
@@ -22,14 +23,15 @@ class Claims:
     """The claims on one table, as one job makes them."""
 
     def __init__(self, job: Job, table: str) -> None:
+        """`table` is what the names of its claims begin with."""
         self.job = job
-        self._table = f"{FOLDER}/{table}"
+        self._table = table
         self._held: dict[str, int] = {}  # unit -> generation
 
     @staticmethod
     def of(plan: TablePlan, job: Job) -> Claims:
         """On the table of a plan."""
-        return Claims(job, f"{plan.table.stage}.{plan.folder.name}")
+        return Claims(job, _of(plan))
 
     def take(self, unit: str, generation: int = 0) -> bool:
         """Whether the unit is this job's from now on. To be asked for what nobody holds, or with the next generation of what is lost."""
@@ -91,8 +93,13 @@ class Claims:
         except (ValueError, KeyError, TypeError):
             return None
 
-    def sealed(self) -> None:
-        """The table is complete: nothing of it is claimed any more."""
-        for name in self.job.place.files(FOLDER):
-            if name.startswith(f"{self._table}."):
-                self.job.place.delete(name)
+
+def forget_claims(plan: TablePlan, place: Place) -> None:
+    """The table is complete: nothing of it is claimed any more."""
+    for name in place.files(FOLDER):
+        if name.startswith(f"{_of(plan)}."):
+            place.delete(name)
+
+
+def _of(plan: TablePlan) -> str:
+    return f"{FOLDER}/{plan.table.stage}.{plan.folder.name}"

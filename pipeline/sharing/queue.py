@@ -119,7 +119,9 @@ class SharedTasks:
 
     @property
     def waits(self) -> bool:
-        """Whether others hold some: each of them may die."""
+        """Whether others hold some: each of them may die. Looks, now and then: who has no worker left would not ask for the next one."""
+        if self._is_due():
+            self._look()
         return bool(self._held)
 
     def __len__(self) -> int:

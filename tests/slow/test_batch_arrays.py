@@ -246,6 +246,9 @@ def test_the_chain_of_arrays_on_slurm(
 ) -> None:
     """Prevents: a recipe for Slurm that nobody has run: with a task that is preempted, and one whose node dies."""
     config = tiny_experiment(tmp_path, **SIZES)
+    shutil.copytree(unbroken.store, tmp_path / "store")
+    forget_scores(tmp_path / "store")
+    shutil.rmtree(tmp_path / "store" / "embed")  # the stages between find all there: their tasks end at once
     begun = str(tmp_path / "store" / "claims" / "jobs" / "*")
     faults = {"prep-embed/1": ("TERM", begun), "prep-teacher_scores/0": ("KILL", begun)}
     environment = slurm_environment(tmp_path / "slurm", faults=faults, first=str(Path(sys.executable).parent)) | {"PARTS": "2"}

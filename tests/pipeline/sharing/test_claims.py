@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data.files.leftovers import ABANDONED_SECONDS, process_start, this_place
@@ -23,7 +23,7 @@ from pipeline.sharing.queue import SharedTasks
 from pipeline.stage import Piece
 
 SECONDS = 600.0
-TABLE = "embed.corpus-0a"
+TABLE = f"{FOLDER}/embed.corpus-0a"
 
 
 class Ended(BaseException):
@@ -182,7 +182,7 @@ ACTIONS = st.one_of(
 
 
 @pytest.mark.medium
-@settings(max_examples=150)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(jobs=st.integers(1, 4), units=st.integers(1, 6), actions=st.lists(ACTIONS, max_size=80))
 def test_no_unit_is_done_by_two_that_live_and_all_is_done_while_one_lives(jobs: int, units: int, actions: list[tuple[str, int]]) -> None:
     """Prevents: two jobs that pay for the same shard, and a shard that nobody builds because a dead job had it."""
@@ -218,6 +218,27 @@ def test_no_unit_is_done_by_two_that_live_and_all_is_done_while_one_lives(jobs: 
         assert len(done_by) <= 1 and all(races.builders[shard, number] <= 1 for number in range(jobs)), (shard, races.builders)
     left = {name for name in races.place.held if not name.startswith(f"{JOBS}/")}
     assert not left or races.ever_stalled or races.killed, left
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.integers(1, 2), max_size=40))
+@example([1, 2] * 20)
+def test_of_two_that_want_a_dead_job_s_unit_one_gets_it(order: list[int]) -> None:
+    """Prevents: the shard of a job that died being built by all the others, who all see its claim run out in one moment."""
+    races = Races(3, 1)
+    while not races.jobs[0].place.files(FOLDER).keys() - {f"{JOBS}/job{number}" for number in range(3)}:
+        races.step(0)
+    for _ in range(8):
+        for number in (1, 2):
+            races.step(number)
+    races.killed.add(0)
+    races.step(0)
+    races.wait(SECONDS + 100)
+    for number in [*order, *[1, 2] * 200]:
+        races.step(number)
+        races.wait(0.1)
+    assert not races.living() and not races.faults, races.faults
+    assert races.builders[0, 1] + races.builders[0, 2] == 1
 
 
 def pair(place: Memory | LocalPlace, *, clock: Callable[[], float], **holders: Holder) -> list[Job]:
@@ -276,7 +297,7 @@ def test_a_claim_whose_answer_was_lost_is_one_s_own() -> None:
     """Prevents: a job that waits for itself: its request was answered by a broken connection, and repeated."""
     place = Memory()
     (one,) = pair(place, clock=lambda: 0.0, one=elsewhere(1))
-    place.put(f"{FOLDER}/{TABLE}.00000.0", b"one")
+    place.put(f"{TABLE}.00000.0", b"one")
     claims = Claims(one, TABLE)
     assert not claims.take("00000") and claims.state("00000", one.look()) == "own"
     claims.done("00000")
@@ -307,7 +328,7 @@ def test_what_jobs_left_long_ago_is_removed() -> None:
     alive.beat()
     new = Job(place, seconds=SECONDS, clock=lambda: place.now, holder=elsewhere(3), name="new")
     with new.alive():
-        assert set(place.held) == {f"{JOBS}/alive", f"{JOBS}/new", f"{FOLDER}/{TABLE}.00001.0", f"{FOLDER}/{TABLE}.00001.1"}
+        assert set(place.held) == {f"{JOBS}/alive", f"{JOBS}/new", f"{TABLE}.00001.0", f"{TABLE}.00001.1"}
     assert f"{JOBS}/new" not in place.held
 
 
