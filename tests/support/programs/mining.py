@@ -24,8 +24,8 @@ from support.programs.zygote import fork_a_run_a_line
 from transformers import AutoModel, AutoTokenizer, BertModel, BertTokenizerFast  # noqa: F401
 
 import data.tables.shards
-import pipeline.cli
 import pipeline.building
+import pipeline.cli
 import pipeline.executors.worker
 import pipeline.negatives.sources
 import pipeline.run
