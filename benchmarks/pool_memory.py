@@ -59,7 +59,7 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
     """Build one shard; peak memory in MB, that before the stage, and seconds."""
     from data.config.settings import Experiment
     from data.tables.schemas import QRELS, QUERIES
-    from pipeline.stage import StageContext, WorkerCache
+    from pipeline.stage import Cutting, StageContext, WorkerCache
     from pipeline.stages import pools
     from retrieval.models.resolved import ResolvedModels
 
@@ -91,6 +91,9 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float]:
         context = StageContext(
             ResolvedModels(experiment), table, root / "out", "f", [0], 1, inputs, WorkerCache(), report=lambda unit, count: None, warn=print
         )
+        for number, each in enumerate(table.rounds):
+            for piece in each.cut(Cutting(context.models, inputs, [0], context.folder, number, workers=1)):
+                each.build(context, piece)
         table.build(context)
         seconds = time.perf_counter() - started
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "before": before, "seconds": seconds}

@@ -155,9 +155,9 @@ def tables(config: Path, stage: str) -> dict[str, Path]:
     return {path.name.split("-")[0]: path for path in (config.parent / "store" / stage).iterdir()}
 
 
-def of_stage(zygote: Any, config: Path, stage: str, scratch: Path) -> Job:
+def of_stage(zygote: Any, config: Path, stage: str, scratch: Path, *, parts: str = "part-*.parquet") -> Job:
     words = ("prep", "run", f"config={config}", f"stage={stage}")
-    return Job(zygote, words, config.parent / "store" / stage, table_bytes, "part-*.parquet", scratch)
+    return Job(zygote, words, config.parent / "store" / stage, table_bytes, parts, scratch)
 
 
 def test_embedding_killed(mined: Path, zygote: Any, tmp_path: Path) -> None:
@@ -172,11 +172,13 @@ def test_embedding_killed(mined: Path, zygote: Any, tmp_path: Path) -> None:
 
 def test_pools_killed(mined: Path, zygote: Any, tmp_path: Path) -> None:
     """Prevents: a search done twice, or pools that differ after a restart."""
-    runs = check_kills(of_stage(zygote, mined, "pools", tmp_path), seed=2)
-    kinds = Counter(step.split()[0] for step in runs[0][0].steps)
-    assert kinds["search"] > kinds["journal"] == 2
+    runs = check_kills(of_stage(zygote, mined, "pools", tmp_path, parts="*.parquet"), seed=2)
+    steps = runs[0][0].steps
+    kinds = Counter(step.split()[0] for step in steps)
+    blocks = sum(step.startswith("write student") for step in steps)
+    assert kinds["search"] > blocks > 1 and kinds["journal"] == 2 + blocks + 2  # what is asked of each shard, blocks, shards
     for unbroken, last in runs:
-        took, left = left_over(last, unbroken, kinds=("search", "rows", "write part"))
+        took, left = left_over(last, unbroken, kinds=("search", "rows", "write"))
         assert took == left
 
 

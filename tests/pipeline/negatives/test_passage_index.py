@@ -82,7 +82,12 @@ def make(folder: Path, started: object, results: object) -> None:
     started.wait()  # type: ignore[attr-defined]
     read = PassageIndex._read
     calls: list[int] = []
-    PassageIndex._read = classmethod(lambda cls, stored: (calls.append(1), read(stored))[1])  # type: ignore[assignment, method-assign]
+
+    def noted(stored: Stored) -> PassageIndex:
+        calls.append(1)
+        return read(stored)
+
+    PassageIndex._read = noted  # type: ignore[method-assign]
     index = PassageIndex.of(Stored(folder, Manifest("", "", "", {}, [ShardRecord("part.parquet", *describe(folder / "part.parquet"))], {})))
     results.put((len(calls), index.ids.to_pylist() == ids()))  # type: ignore[attr-defined]
 

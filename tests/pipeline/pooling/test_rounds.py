@@ -12,6 +12,7 @@ import pipeline.negatives.sources
 import pipeline.pooling.block_search
 import pipeline.pooling.blocks
 from data.formats.trec import write_run
+from data.tables.shards import read_shard
 from pipeline.pooling import rounds
 from pipeline.pooling.blocks import Cut
 from retrieval.search.embedding_table import EmbeddingTable
@@ -67,7 +68,12 @@ def test_vectors_are_read_once(
     monkeypatch.setattr(rounds, "cut_search", lambda *args, **kwargs: cut)
     read = list[str]()
     matrix = EmbeddingTable.matrix
-    monkeypatch.setattr(EmbeddingTable, "matrix", lambda self, **kwargs: (read.extend(map(str, self._paths)), matrix(self, **kwargs))[1])
+
+    def noted(self: EmbeddingTable, **kwargs: Any) -> Any:
+        read.extend(map(str, self._paths))
+        return matrix(self, **kwargs)
+
+    monkeypatch.setattr(EmbeddingTable, "matrix", noted)
     config = tiny_experiment(tmp_path, **{"ingest.query_shards": 8})
     until_pools(config, prep_run)
     assert len(read) == len(set(read)) == 3
@@ -86,9 +92,12 @@ def test_a_lost_shard_is_searched_for_alone(
     (lost.parent / "manifest.json").unlink()
     searched = list[Any]()
     search = pipeline.pooling.block_search.search_block
-    monkeypatch.setattr(
-        pipeline.pooling.block_search, "search_block", lambda context, piece, block: (searched.append(block), search(context, piece, block))
-    )
+
+    def noted(context: Any, piece: Any, block: Any) -> None:
+        searched.append(block)
+        search(context, piece, block)
+
+    monkeypatch.setattr(pipeline.pooling.block_search, "search_block", noted)
     prep_run(config, stage="pools")
     assert pool_files(tmp_path / "store") == before
     assert searched and all(block.queries == range(3, 4) for block in searched)
@@ -127,15 +136,18 @@ def test_a_run_file_is_read_once(
     write_run(tmp_path / "a.run", run, tag="x")
     read = list[Path]()
     entries = pipeline.negatives.sources.read_entries
-    monkeypatch.setattr(pipeline.negatives.sources, "read_entries", lambda path, queries: (read.append(path), entries(path, queries))[1])
+
+    def noted(path: Path, queries: Any) -> Any:
+        read.append(path)
+        return entries(path, queries)
+
+    monkeypatch.setattr(pipeline.negatives.sources, "read_entries", noted)
     monkeypatch.setattr(pipeline.negatives.sources, "_ENTRIES_AT_ONCE", 11)
     settings = {"hard_negatives.source": "run", "hard_negatives.run_file": tmp_path / "a.run", "ingest.query_shards": 5}
     config = tiny_experiment(tmp_path, **settings)
     for stage in ("ingest", "pools"):
         prep_run(config, stage=stage)
     assert len(read) == 1
-    from data.tables.shards import read_shard
-
     rows = [row for path in (tmp_path / "store").glob("pools/*/part-*") for row in read_shard(path).to_pylist()]
     assert len(rows) == 14
     for row in rows:
