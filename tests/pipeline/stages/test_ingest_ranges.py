@@ -79,8 +79,10 @@ def write_judgements(folder: Path) -> None:
 
 @pytest.mark.medium
 @settings(max_examples=80)
-@example([0, 0, 1, 2, 8, 3, 1], tabs=False, end="\n", start="", final=1, size=20, shards=2, allowed=1.0, most=100_000, packed=False)
-@example([0, 12, 13, 12, 2, 0, 11], tabs=False, end="\n", start="\ufeff", final=3, size=1, shards=2, allowed=1.0, most=3, packed=False)
+@example(lines=[0, 0, 1, 2, 8, 3, 1], tabs=False, end="\n", start="", final=1, size=20, shards=2, allowed=1.0, most=100_000, packed=False)
+@example(
+    lines=[0, 12, 13, 12, 2, 0, 11], tabs=False, end="\n", start="\ufeff", final=3, size=1, shards=2, allowed=1.0, most=3, packed=False
+)
 @given(
     lines=st.lists(st.sampled_from(range(len(LINES))), max_size=30), tabs=st.booleans(), end=st.sampled_from(["\n", "\n", "\r\n", "\r"]),
     start=st.sampled_from(["", "\ufeff"]), final=st.integers(0, 4), size=st.sampled_from([1, 2, 5, 20, 60, 300]), shards=st.integers(1, 4),
