@@ -26,7 +26,7 @@ def preflight(experiment: Experiment, *, uses_device: bool) -> None:
             pass
     except OSError as error:
         raise UserError(f"store={store} cannot be written: {error.strerror}; choose another store=FOLDER") from error
-    address = cluster_address(experiment.runner) if experiment.runner.kind == "ray" else None
+    address = cluster_address(experiment.runner)
     if address is not None:
         check_answers(address)
     elif uses_device and not device_is_here(experiment.runner.device):
