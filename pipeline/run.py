@@ -152,7 +152,7 @@ def _start(planner: Planner, rest: Sequence[Table], say: Say) -> Executor:
     for note in dict.fromkeys(note for plan in unfinished if plan.table.notes for note in plan.table.notes(experiment, models)):
         say(f"note: {note}")
     to_build = [plan.table for plan in unfinished]
-    if experiment.runner.kind == "local" or cluster_address(experiment.runner) is None:
+    if cluster_address(experiment.runner) is None:  # all of it is computed here
         refuse_emulated(models, to_build)
     executor = make_executor(models, formats=formats_of(models, to_build))
     try:

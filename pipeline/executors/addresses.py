@@ -46,11 +46,11 @@ class ClusterAddress:
 
 
 def cluster_address(settings: Runner) -> ClusterAddress | None:
-    """The cluster to join; None for a Ray of our own. Raises UserError for what is no address."""
+    """The cluster to join; None for a Ray of our own, and for none at all. Raises UserError for what is no address."""
     text, option = settings.address, "runner.address"
     if text in (None, AUTO) and os.environ.get(_VARIABLE):
         text, option = os.environ[_VARIABLE], _VARIABLE
-    if text is None or text == "local":
+    if settings.kind == "local" or text is None or text == "local":
         return None
     address = ClusterAddress(text, option)
     if text != AUTO and not _is_host_and_port(text.removeprefix("ray://")):

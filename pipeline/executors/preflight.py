@@ -33,7 +33,7 @@ def preflight(experiment: Experiment, *, uses_device: bool) -> None:
     if is_remote(experiment.store):
         place.put(_TRIAL, b"")
         place.delete(_TRIAL)
-    address = cluster_address(experiment.runner) if experiment.runner.kind == "ray" else None
+    address = cluster_address(experiment.runner)
     if address is not None:
         check_answers(address)
     elif uses_device and not device_is_here(experiment.runner.device):

@@ -8,6 +8,8 @@ from pathlib import Path
 import polars as pl
 
 from data.config.settings import Experiment
+from data.errors import UserError
+from pipeline.executors.addresses import cluster_address
 from pipeline.executors.resources import device_is_here, usable_cpus, workers_that_fit
 from pipeline.plan import Planner, TablePlan, table_named
 from pipeline.pooling.judged_queries import labels_above_0
@@ -15,6 +17,7 @@ from pipeline.progress import duration
 from pipeline.scoring.calibration import SECONDS, Speed, load_gpu_speeds, load_speed, measure, save_speed
 from pipeline.scoring.cost import Cost, at_most, at_most_of_pools, estimate_cost, first_filled_shard
 from pipeline.scoring.missing_pairs import missing_words, ways
+from retrieval.compute import precision
 from retrieval.models.resolved import ResolvedModels
 
 _PAIRS_NOT_KNOWN = "nothing to pay; which pairs have no logit is known after {}"
@@ -65,7 +68,8 @@ def _here(models: ResolvedModels, cost: Cost, candidates: Path, *, shards: int, 
     if speed is None and not measuring:
         return f"hours: `prep plan stage=teacher_scores` measures this teacher here, in {SECONDS:.0f} s, once"
     runner = experiment.runner
-    if speed is None and (runner.address or not device_is_here(runner.device)):
+    address = cluster_address(runner)
+    if speed is None and (address or not _computes_here(models)):
         where = "the workers' device is not on this machine"
         return f"hours: not known, {where}; plan once on a machine like theirs, with this store"
     if speed is None:
@@ -76,8 +80,18 @@ def _here(models: ResolvedModels, cost: Cost, candidates: Path, *, shards: int, 
         return f"about {_time(speed, cost, 1)} on one {speed.device}"
     workers = 1 if runner.kind == "local" else runner.workers or max(1, _room_here(experiment))
     workers = min(workers, shards)
-    place = f"at {runner.address}, if its machines are like this one" if runner.address else "on this machine"
+    place = f"at {address.text}, if its machines are like this one" if address else "on this machine"
     return f"about {_time(speed, cost, workers)} {place} ({workers} workers, {speed})"
+
+
+def _computes_here(models: ResolvedModels) -> bool:
+    """Whether this machine has the workers' device, and that computes in the teacher's number format."""
+    device = models.experiment.runner.device
+    try:
+        precision.resolve(models.teacher_precision or "fp32", device=device)
+    except UserError:
+        return False
+    return device_is_here(device)
 
 
 def _room_here(experiment: Experiment) -> int:

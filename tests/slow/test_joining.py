@@ -80,7 +80,7 @@ def test_every_way_to_a_cluster_with_a_token(
         began = time.monotonic()
         done = run_on(login, config, setting)
         assert done.returncode == 2 and words in said(done) and "Traceback" not in said(done), said(done)
-        assert time.monotonic() - began < 20, "said at once, on a busy machine too"
+        assert time.monotonic() - began < 60, "before Ray itself would have given up"
     (login.folder / "home" / ".ray").mkdir()
     shutil.copy(head.folder / "home" / ".ray" / "auth_token", login.folder / "home" / ".ray" / "auth_token")
 

@@ -53,6 +53,7 @@ def test_which_cluster(setting: str | None, variable: str | None, joined: str | 
         monkeypatch.setenv("RAY_ADDRESS", variable)
     found = cluster_address(Runner(address=setting))
     assert (str(found) if found else None) == joined
+    assert cluster_address(Runner(address=setting, kind="local")) is None
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1", "head:", ":6379", "http://head:8265", "head:70000", "ray://head", "anything"])
