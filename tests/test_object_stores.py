@@ -297,7 +297,7 @@ def test_a_missing_file_of_a_collection_is_told(bucket: Any, tmp_path: Path, obj
 
 def test_what_must_be_local_says_so(finished: Any) -> None:
     """Prevents: a folder called `s3:` in the working directory that takes hours of work."""
-    with pytest.raises(UserError, match="store: .*expected a folder of this machine or of a network file system"):
+    with pytest.raises(UserError, match=r"store: .*expected a folder of this machine or of a network file system"):
         load({"config": str(finished.config), "store": "s3://bucket/folder"})
 
 
