@@ -3,6 +3,7 @@
 remote_copies.py copy ADDRESS                a table
 remote_copies.py copy_killed ADDRESS READS   the same; dies at that block
 remote_copies.py put_killed ADDRESS TABLE    puts a table; dies at the third object
+remote_copies.py make ADDRESS TURNS TIME N   from that time on, makes the objects 0, 1, ... there with the content N; prints those it made
 remote_copies.py local                       paths of this machine, which need no client of an object store
 """
 
@@ -14,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from typing import Any
 
 from data.remote import cache, object_store
@@ -54,6 +56,15 @@ def put_killed(address: str, table: str) -> None:
         shutil.copytree(table, folder)
 
 
+def make(address: str, turns: str, begin: str, number: str) -> None:
+    """Try to be the one that makes each object."""
+    folder = object_store.RemotePath.of(address)
+    time.sleep(max(0.0, float(begin) - time.time()))
+    for turn in range(int(turns)):
+        if folder.child(str(turn)).put_if_absent(number.encode()):
+            print(turn, flush=True)
+
+
 def local() -> None:
     """Paths of this machine stay as they are, and the commands load no client."""
     for function in (cache.local_file, cache.local_table, cache.local_table_or_file):
@@ -68,4 +79,4 @@ def local() -> None:
 
 if __name__ == "__main__":
     object_store.BLOCK_BYTES = 1000
-    {function.__name__: function for function in (copy, copy_killed, put_killed, local)}[sys.argv[1]](*sys.argv[2:])
+    {function.__name__: function for function in (copy, copy_killed, put_killed, make, local)}[sys.argv[1]](*sys.argv[2:])
