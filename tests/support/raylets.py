@@ -46,8 +46,9 @@ class Raylets:
     def remove_nodes(self) -> None:
         """Stop all nodes but the head."""
         for node in [node for node in self._cluster.list_all_nodes() if node is not self._cluster.head_node]:
-            self.kill(node)
-            self._cluster.remove_node(node, allow_graceful=False)
+            self._cluster.remove_node(node, allow_graceful=True)
+        # A driver may be sent to a raylet of this host that is dead and not yet known to be.
+        wait_for(lambda: sum(node["Alive"] for node in self._cluster.global_state.node_table()) == 1)
 
     def close(self) -> None:
         """Stop everything."""
