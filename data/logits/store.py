@@ -51,7 +51,7 @@ class LogitStore:
             atomic_write(path, json.dumps({"name": name, "key": key}, indent=1).encode())
 
     def segment_paths(self) -> list[Path]:
-        """The segments that exist now, to be read here."""
+        """The segments that exist now."""
         return mirror.files(self.folder, ".parquet")
 
     def lookup(self, keys: Keys) -> Scores:
@@ -71,7 +71,7 @@ class LogitStore:
 
     def _look_up(self, keys: Keys) -> Scores:
         requested = Requested(keys)
-        for path in self.segment_paths():
+        for path in mirror.present_all(self.segment_paths()):
             segment = Segment.open(path)
             for buckets in filter(requested.overlaps, segment.parts()):
                 requested.merge(*segment.read(buckets))

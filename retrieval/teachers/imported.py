@@ -89,7 +89,8 @@ class ImportedTeacher(PreparingTeacher):
         spec = self._spec
         if not LogitStore(spec.store, json_digest(spec.stored_key)).segment_paths():
             raise UserError(
-                f"the store {shown(spec.store)} has no logits of teacher.model={spec.name}: {known_teachers(spec.store)}; {_ways_to_logits(spec)}"
+                f"the store {shown(spec.store)} has no logits of teacher.model={spec.name}: {known_teachers(spec.store)}; "
+                f"{_ways_to_logits(spec)}"
             )
 
     def prepare(self, pairs: Sequence[Pair]) -> PreparedPairs:
