@@ -50,7 +50,7 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
 
 def _written_lines(folder: Path) -> list[str]:
     if mirror.is_mirrored(folder):
-        return [path.read_text(encoding="utf-8", errors="replace") for path in mirror.files(folder / _OBJECTS, ".json")]
+        return [path.read_text(encoding="utf-8", errors="replace") for path in mirror.present_all(mirror.files(folder / _OBJECTS, ".json"))]
     try:
         return (folder / JOURNAL_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,11 @@ def test_a_table_is_no_store(bucket: Any, far: Path, prep_run: Any) -> None:
     table = f"{bucket}/runs/one/{named(bucket, 'ingest/corpus').rsplit('/', 1)[0]}"
     with pytest.raises(UserError, match=f"store={table} is the stored table ingest.corpus"):
         prep_run(far, stage="ingest", store=table)
+
+
+def test_nobody_takes_the_store_for_a_folder() -> None:
+    """Prevents: a folder called `s3:` in the working directory, where new code asks for the store's path without `store_root`."""
+    root = Path(__file__).parents[1]
+    sources = [path for room in ("data", "retrieval", "pipeline", "trainer") for path in (root / room).rglob("*.py")]
+    found = [path.name for path in sources if re.search(r"\bPath\([\w.]*\.store\b", path.read_text(encoding="utf-8"))]
+    assert not found

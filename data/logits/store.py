@@ -60,7 +60,7 @@ class LogitStore:
             atomic_write(path, json.dumps({"name": name, "key": key}, indent=1).encode())
 
     def segment_paths(self) -> list[Path]:
-        """The segments that exist now, to be read here."""
+        """The segments that exist now."""
         return mirror.files(self.folder, ".parquet")
 
     def lookup(self, keys: Keys, *, of: Collection[QueryShard] = ()) -> Scores:
@@ -83,9 +83,8 @@ class LogitStore:
 
     def _look_up(self, keys: Keys, of: Collection[QueryShard]) -> Scores:
         requested = Requested(keys)
-        for path in self.segment_paths() if len(keys) else ():
-            if not may_hold(path.name, of):
-                continue
+        paths = [path for path in self.segment_paths() if may_hold(path.name, of)] if len(keys) else []
+        for path in mirror.present_all(paths):
             segment = Segment.open(path)
             for buckets in filter(requested.overlaps, segment.parts()):
                 requested.merge(*segment.read(buckets))

@@ -118,14 +118,13 @@ def size_of(path: Path) -> int:
 
 
 def files(folder: Path, end: str) -> list[Path]:
-    """Visible files right in a folder whose names end so, as they are now, all of them to be read here."""
+    """Visible files right in a folder whose names end so, as they are now. Nothing is copied: ask for those that are wanted."""
     address = address_of(folder)
     if address is None:
         return sorted(folder.glob(f"[!.]*{end}"))
     refresh(folder)
     names = [known.removeprefix(f"{address}/") for known in list(_listed) if known.startswith(f"{address}/")]
-    paths = [folder / name for name in sorted(names) if name.endswith(end) and "/" not in name]
-    return present_all(paths)
+    return [folder / name for name in sorted(names) if name.endswith(end) and "/" not in name]
 
 
 def fresh(path: Path, *, now: bool = False) -> Path:
@@ -178,17 +177,9 @@ def present(path: Path, *, digest: str = "") -> Path:
 
 
 def present_all(paths: Iterable[Path]) -> list[Path]:
-    """Several at a time. Those that are gone meanwhile are left out."""
-
-    def one(path: Path) -> Path | None:
-        try:
-            return present(path)
-        except FileNotFoundError:
-            return None
-
+    """Several at a time. Raises FileNotFoundError where one is gone."""
     paths = list(paths)
-    missing = [path for path in paths if is_mirrored(path)]
-    return [path for path in _in_threads(one, missing) if path is not None] if missing else paths
+    return _in_threads(present, paths) if any(map(is_mirrored, paths)) else paths
 
 
 def end_of(path: Path) -> bytes | None:

@@ -11,10 +11,12 @@ import functools
 import os
 from pathlib import Path
 
+from data.errors import UserError
 from data.remote.folders import address_in, cache_folder, folder_of
 from data.remote.object_store import is_remote
 
 _STORES = "stores"
+_WITHIN = f"{os.sep}{_STORES}{os.sep}"
 
 
 def store_root(store: str | Path) -> Path:
@@ -24,8 +26,14 @@ def store_root(store: str | Path) -> Path:
 
 def address_of(path: Path) -> str | None:
     """The address of a path in a mirror; None of any other."""
-    mirrors = _mirrors(cache_folder())
-    if not str(path).startswith(mirrors):
+    text = str(path)
+    if _WITHIN not in text:
+        return None
+    try:
+        mirrors = _mirrors(cache_folder())
+    except (UserError, RuntimeError):  # no cache, no home folder: so no mirror, and who works on files needs neither
+        return None
+    if not text.startswith(mirrors):
         return None
     return address_in(path.parts[len(Path(mirrors).parts) :])
 

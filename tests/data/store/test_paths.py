@@ -42,3 +42,9 @@ def test_a_mirror_reached_by_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = store_root("s3://b/c") / "x"
     assert path == tmp_path / "disk" / "stores" / "s3" / "b" / "c" / "x"
     assert address_of(path) == "s3://b/c/x"
+
+
+def test_files_of_this_machine_need_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a container without a home folder, or a variable that is not set there, which stops work on a folder."""
+    monkeypatch.setenv("ADAM_REMOTE_CACHE", "$NO_SUCH_VARIABLE/cache")
+    assert address_of(Path("/mnt/stores/s3/b/x.parquet")) is None
