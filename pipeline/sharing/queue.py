@@ -122,7 +122,7 @@ class SharedTasks:
         """Whether others hold some: each of them may die. Looks, now and then: who has no worker left would not ask for the next one."""
         if self._is_due():
             self._look()
-        return bool(self._held)
+        return bool(self._held or len(self))  # what was just found free as well: the loop that asks has counted before
 
     def __len__(self) -> int:
         return len(self._open) + len(self._back)
