@@ -94,7 +94,7 @@ class RemotePath:
         with explained(address):
             import fsspec
 
-            own = s3.client_options() if address.split("://")[0] in s3.SCHEMES else {}
+            own = s3.client_options(fsspec.config.conf.get("s3", {})) if address.split("://")[0] in s3.SCHEMES else {}
             fs, _ = fsspec.core.url_to_fs(address, use_listings_cache=False, **own)  # a listing from a minute ago is no listing
         if own:
             fs.retries = 1  # see `s3.client_options`

@@ -24,14 +24,11 @@ def is_s3(filesystem: Any) -> bool:
     return any(scheme in SCHEMES for scheme in ((protocol,) if isinstance(protocol, str) else protocol))
 
 
-def client_options() -> dict[str, Any]:
-    """Options of s3fs for its client. Those of fsspec's configuration come first, as `FSSPEC_S3='{"config_kwargs": {...}}'`.
+def client_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Options of s3fs for its client. `given` are those of fsspec's configuration, as `FSSPEC_S3='{"config_kwargs": {...}}'`: they win.
 
     Requests are sent again by botocore alone: s3fs's own five attempts around them would multiply a time-out.
     """
-    import fsspec
-
-    given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
     retries: dict[str, Any] = {"mode": "standard"}
     if ATTEMPTS_VARIABLE not in os.environ:
         retries["total_max_attempts"] = REQUEST_ATTEMPTS
@@ -39,7 +36,7 @@ def client_options() -> dict[str, Any]:
     if "AWS_RESPONSE_CHECKSUM_VALIDATION" not in os.environ:
         # Some servers send the whole object's checksum with a part of it. What matters is compared with manifests' digests and with ETags.
         config["response_checksum_validation"] = "when_required"
-    return {"config_kwargs": config | given}
+    return {"config_kwargs": config | given.get("config_kwargs", {})}
 
 
 def put(filesystem: Any, address: str, content: bytes) -> None:
