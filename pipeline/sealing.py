@@ -9,7 +9,7 @@ from typing import Any
 from data.errors import UserError
 from data.store import mirror
 from data.store.paths import shown
-from data.tables.manifest import Manifest, ShardRecord
+from data.tables.manifest import MANIFEST_NAME, Manifest, ShardRecord
 from data.tables.shards import describe, read_footer, shard_name
 from pipeline.journal import known_records, read_journal
 from pipeline.plan import TablePlan
@@ -57,6 +57,7 @@ def sealed_by_others(plan: TablePlan) -> Manifest | None:
     """The manifest that another job wrote since the table was planned without one; None where there is none."""
     if plan.manifest is not None:
         return None
+    mirror.fresh(plan.folder / MANIFEST_NAME, now=True)
     manifest = Manifest.read(plan.folder)
     return manifest if manifest is not None and manifest.fingerprint == plan.fingerprint else None
 
