@@ -117,7 +117,7 @@ def test_ray_killed_while_it_scores(copied: Any, victim: str, parquet_files: Fil
     deadline, wanted = time.monotonic() + 60, random.Random(victim).randint(1, 40)  # segments, and then in the middle of the next
     while len(list(copied.store.glob("teacher_logits/*/*.parquet"))) < wanted and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
-    workers, everything = descendants(process.pid, title=b"ray::_RayWorker"), descendants(process.pid)
+    workers, everything = descendants(process.pid, title=b"ray::RayWorker"), descendants(process.pid)
     hit = {"worker": workers, "driver": [process.pid], "all of Ray": [*everything, process.pid]}[victim]
     assert hit and process.poll() is None
     for one in hit:
