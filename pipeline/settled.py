@@ -1,6 +1,6 @@
 """`precision=auto` before a run's first table is built: settled for the store, and refused where this machine must compute what it cannot.
 
-Not here: the notes in the store (`retrieval.models.settled`).
+Not here: the notes in the store (`retrieval.compute.settled`).
 """
 
 from __future__ import annotations

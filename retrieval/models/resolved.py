@@ -15,10 +15,10 @@ from data.digests import DigestCache, json_digest
 from data.errors import UserError
 from data.store.paths import store_root
 from retrieval.compute import precision
+from retrieval.compute.settled import Note
 from retrieval.model_files.files import resolve_folder
 from retrieval.model_files.sentence_transformers_files import is_sentence_transformers
 from retrieval.models.marks import Marks, marks_of
-from retrieval.models.settled import Note
 from retrieval.models.student import OF_THE_OTHERS, StudentSpec, resolve_student
 from retrieval.teachers.backends import resolve_teacher
 from retrieval.teachers.base import TeacherSpec
