@@ -11,8 +11,8 @@ from typing import Any
 from data.config.fields import unknown_key
 from data.errors import RunFailed, UserError
 from data.logits.store import LogitStore, namespace_note, namespaces
-from pipeline.journal import read_journal
 from pipeline.stage import Say
+from pipeline.tables.journal import read_journal
 
 
 def stats(root: Path, namespace: str, yes: bool, say: Say) -> None:

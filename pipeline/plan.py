@@ -14,12 +14,12 @@ from data.errors import UserError
 from data.files.what_lies import stored_table
 from data.store.place import open_place
 from data.tables.manifest import MANIFEST_NAME, Manifest
-from pipeline.completeness import SeenShards
 from pipeline.negatives import pool_pairs, search_index
 from pipeline.stage import Stored, Table
 from pipeline.stages import cl_drd_lists, confidence, dark_examples, embed, hard_negatives, ingest_tables, lists, pools, teacher_scores
 from pipeline.stages import training_shards as shards
 from pipeline.stages.dev import sampled, whole
+from pipeline.tables.completeness import SeenShards
 from retrieval.models.resolved import ResolvedModels
 
 STAGES = (

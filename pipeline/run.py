@@ -19,19 +19,19 @@ from data.logits.store import clean_store
 from data.store.paths import store_root
 from data.store.place import open_place
 from data.tables.manifest import Manifest
-from pipeline.building import build_stale
 from pipeline.executors.addresses import cluster_address
 from pipeline.executors.base import Executor, make_executor
 from pipeline.executors.preflight import preflight
-from pipeline.journal import read_journal
 from pipeline.opening import open_once
 from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
-from pipeline.sealing import sealed_by_others, write_manifest
 from pipeline.settled import formats_of, refuse_emulated, settle_precisions
 from pipeline.sharing.claims import forget_claims
 from pipeline.sharing.jobs import Job
 from pipeline.sharing.parts import OthersNotDone, Part
 from pipeline.stage import Say, Stored, Table
+from pipeline.tables.building import build_stale
+from pipeline.tables.journal import read_journal
+from pipeline.tables.sealing import sealed_by_others, write_manifest
 
 
 def run(experiment: Experiment, *, stage: str, say: Say, claims: bool = True, part: Part | None = None) -> int:

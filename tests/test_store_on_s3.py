@@ -18,8 +18,8 @@ from data.remote.object_store import RemotePath
 from data.store import mirror
 from data.store.paths import store_root
 from pipeline.cli import app
-from pipeline.journal import read_journal
 from pipeline.plan import Planner
+from pipeline.tables.journal import read_journal
 
 OWN = ("digests.json", "seen.json")  # of a machine, not of the store
 

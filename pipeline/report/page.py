@@ -23,7 +23,6 @@ from data.tables.cl_drd_groups import FAR_LABEL, NEAR_LABEL
 from data.tables.schemas import ADAM_KINDS, GROUPS, MASK_MARK, SEPARATOR_MARK, CandidateKind
 from data.tables.shards import atomic_write, read_row_groups
 from data.terminal import printable
-from pipeline.journal import read_journal
 from pipeline.negatives.query_selection import BANDS
 from pipeline.plan import Planner, TablePlan, tables
 from pipeline.report.figures import COLOURS, MIXED, Series, confidence_histogram, score_distributions
@@ -31,6 +30,7 @@ from pipeline.report.inspect import KIND_NAMES, ScoredList, has_groups, scored_l
 from pipeline.report.negatives import negatives_findings
 from pipeline.stages.ingest_tables import quarantine_file
 from pipeline.stages.lists import export_of
+from pipeline.tables.journal import read_journal
 
 SHOWN_QUERIES = 20
 _SHOWN_QUARANTINED = 20

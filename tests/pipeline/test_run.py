@@ -26,7 +26,7 @@ from data.digests import DigestCache
 from data.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 from pipeline import completeness
 from pipeline.cli import app
-from pipeline.journal import read_journal
+from pipeline.tables.journal import read_journal
 from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.backends import resolve_teacher
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import pipeline.building
+import pipeline.tables.building
 from data.errors import RunFailed, UserError
 from data.logits.store import LogitStore
 from pipeline.stages import ingest_tables
@@ -31,7 +31,7 @@ def flip(path: Path) -> None:
 
 def after_first_shard(monkeypatch: pytest.MonkeyPatch, label: str, exchange: Callable[[], None]) -> None:
     """Exchange something when the first shard of a table is done."""
-    journal, done = pipeline.building.write_journal, []
+    journal, done = pipeline.tables.building.write_journal, []
 
     def hooked(folder: Path, finished: Any, **words: Any) -> None:
         journal(folder, finished, **words)
@@ -39,7 +39,7 @@ def after_first_shard(monkeypatch: pytest.MonkeyPatch, label: str, exchange: Cal
             done.append(label)
             exchange()
 
-    monkeypatch.setattr(pipeline.building, "write_journal", hooked)
+    monkeypatch.setattr(pipeline.tables.building, "write_journal", hooked)
 
 
 def edit_tokenizer(folder: Path) -> None:

@@ -24,7 +24,7 @@ from support.stores import distinct_pairs, forget_scores
 
 from data.errors import EXIT_COMPLETE, EXIT_INTERRUPTED
 from data.logits.store import LogitStore
-from pipeline.journal import read_journal
+from pipeline.tables.journal import read_journal
 
 Files = Callable[[Path], dict[str, bytes]]
 WINDOW = 4

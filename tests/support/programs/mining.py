@@ -24,12 +24,12 @@ from support.programs.zygote import fork_a_run_a_line
 from transformers import AutoModel, AutoTokenizer, BertModel, BertTokenizerFast  # noqa: F401
 
 import data.tables.shards
-import pipeline.building
 import pipeline.cli
 import pipeline.executors.worker
 import pipeline.negatives.sources
 import pipeline.run
 import pipeline.stages.pools
+import pipeline.tables.building
 import retrieval.cli
 import retrieval.encoding.encode
 import retrieval.encoding.text_encoder
@@ -120,7 +120,7 @@ if __name__ == "__main__":
     note(retrieval.encoding.text_encoder, "pad", "batch")
     note(retrieval.search.searcher, "exact_search", "search", after="found")
     note(pipeline.stages.pools, "_table", "rows")
-    note(pipeline.building, "write_journal", "journal")
+    note(pipeline.tables.building, "write_journal", "journal")
     note(shutil, "rmtree", "remove")
     # What a first model and a first table import is imported here, once for all children.
     torch.set_num_threads(1)

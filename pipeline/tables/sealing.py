@@ -11,9 +11,9 @@ from data.store import mirror
 from data.store.paths import shown
 from data.tables.manifest import MANIFEST_NAME, Manifest, ShardRecord
 from data.tables.shards import describe, read_footer, shard_name
-from pipeline.journal import known_records, read_journal
 from pipeline.plan import TablePlan
 from pipeline.stage import PIECES
+from pipeline.tables.journal import known_records, read_journal
 
 _RECORDED_VERSIONS = ("torch", "transformers", "pyarrow", "polars", "faiss-gpu", "ray", "onnxruntime", "tokenizers")
 

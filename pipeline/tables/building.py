@@ -20,17 +20,17 @@ from data.tables.device_note import note_device
 from data.tables.shards import read_footer, shard_name
 from pipeline.executors.base import Executor
 from pipeline.executors.tasks import OwnTasks, ShardTask, TaskQueue
-from pipeline.journal import write_journal
 from pipeline.plan import TablePlan
 from pipeline.progress import Progress
 from pipeline.scoring.agreement import compare_with_imported
 from pipeline.scoring.pricing import merge_old_segments
-from pipeline.sealing import sealed_by_others
 from pipeline.sharing.claims import Claims
 from pipeline.sharing.jobs import Job
 from pipeline.sharing.parts import Part
 from pipeline.sharing.queue import SharedTasks
 from pipeline.stage import PIECES, Cutting, Piece, Say
+from pipeline.tables.journal import write_journal
+from pipeline.tables.sealing import sealed_by_others
 from retrieval.models.resolved import ResolvedModels
 
 
