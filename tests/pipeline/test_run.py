@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 from data.config.settings import load
 from data.digests import DigestCache
 from data.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
-from pipeline import completeness
 from pipeline.cli import app
+from pipeline.tables import completeness
 from pipeline.tables.journal import read_journal
 from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.backends import resolve_teacher
