@@ -44,4 +44,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf runs $(VENV) .venv-infinity .venv-peers .venv-trackers
+	rm -rf runs $(VENV) .venv-infinity .venv-peers .venv-trackers .venv-rclone
