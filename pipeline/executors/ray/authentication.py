@@ -78,7 +78,7 @@ def _make_private(path: Path) -> None:
 
 def _is_let_in(address: ClusterAddress, *, token: str | None) -> bool:
     """Whether a call with this token is answered."""
-    import grpc  # type: ignore[import-untyped]
+    import grpc
 
     text = address.text.removeprefix("ray://")
     channel = _channel(grpc, text)
