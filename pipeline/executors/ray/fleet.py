@@ -17,6 +17,7 @@ from pipeline.executors.ray.scheduling import Action, Event, Finished, Give, Hea
 from pipeline.stage import Report
 
 _PROGRESS_SECONDS = 0.5  # between two questions to one worker
+_IDLE_SECONDS = 2.0  # the same while it does nothing: its death then is no failure of the task that it would get next
 
 
 @dataclass
@@ -92,13 +93,15 @@ class Fleet:
         Progress of the workers that `counts(worker)` chooses goes to `report`; a worker that does not answer delays no other one.
         """
         futures = [*self._starting, *self._working]
-        if not futures:
+        if futures:
+            self._ray.wait(futures, timeout=timeout)
+        else:
             time.sleep(timeout)
-            return []
-        self._ray.wait(futures, timeout=timeout)
         self._ask_how_far()
         asked = {actor.unanswered: worker for worker, actor in self._actors.items() if actor.unanswered is not None}
         futures += asked
+        if not futures:
+            return []
         ready, _ = self._ray.wait(futures, num_returns=len(futures), timeout=0)
         found: list[Event] = []
         for future in sorted(ready, key=lambda future: future not in asked):  # progress of a task comes before its end
@@ -111,18 +114,21 @@ class Fleet:
         return found
 
     def _ask_how_far(self) -> None:
-        now = time.monotonic()
-        for worker in self._working.values():
-            actor = self._actors[worker]
-            if actor.unanswered is None and now - actor.asked >= _PROGRESS_SECONDS:
+        now, starting = time.monotonic(), set(self._starting.values())
+        for worker, actor in self._actors.items():
+            pause = _IDLE_SECONDS if actor.task is None else _PROGRESS_SECONDS
+            if worker not in starting and actor.unanswered is None and now - actor.asked >= pause:
                 actor.asked, actor.unanswered = now, actor.handle.progress.remote()
 
     def _heard(self, future: Any, worker: int, report: Report | None) -> list[Event]:
-        self._actors[worker].unanswered = None
+        actor = self._actors[worker]
+        actor.unanswered = None
         try:
             done = self._ray.get(future)
-        except self._ray.exceptions.RayError:  # the task's own future tells
-            return []
+        except self._ray.exceptions.RayError as error:
+            if actor.task is not None:  # whose own future tells
+                return []
+            return [faults.of_a_task(self._ray, worker, error, name="a worker without a task", host=actor.host)]
         if report is not None:
             for unit, count in done.items():
                 report(unit, count)
