@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.config.settings import Experiment
-from data.errors import UserError
+from data.errors import RunFailed, UserError
 from pipeline.executors.plugins import plugin_folders
 from pipeline.executors.ray import faults
 from pipeline.executors.ray.actor import Question, RayWorker
 from pipeline.executors.ray.handshake import Handshake
 from pipeline.executors.ray.nodes import Needs
-from pipeline.executors.ray.scheduling import Action, Event, Finished, Give, Heard, Ready, Start, Stop
+from pipeline.executors.ray.scheduling import Action, Event, Finished, Give, Heard, NodeFault, Ready, Start, Stop
+from pipeline.executors.tasks import TaskResult
 from pipeline.stage import Report
 
 _PROGRESS_SECONDS = 0.5  # between two questions to one worker
@@ -35,6 +36,7 @@ class Fleet:
     def __init__(self, ray: Any, experiment: Experiment, handshake: Handshake) -> None:
         self._ray = ray
         self._handshake = handshake
+        self._store = experiment.store
         self._device = experiment.runner.device
         self._arguments = (experiment.model_dump_json(), plugin_folders(experiment))
         self._actors: dict[int, _Actor] = {}
@@ -152,6 +154,10 @@ class Fleet:
             return faults.of_a_task(self._ray, worker, error, name=task.name, host=actor.host)
         if isinstance(outcome, UserError):
             return faults.of_a_refused_task(worker, outcome, name=task.name, host=actor.host)
+        if isinstance(outcome, TaskResult) and not self._handshake.sees(outcome):
+            cause = f"what it wrote into {self._store} is not seen by the driver"
+            error = RunFailed(f"{task.name} on {actor.host}: {cause}; mount the same store on every host and start the same command again")
+            return NodeFault(worker, "not seen", cause, error)
         for unit, count in done.items() if counts(worker) else ():
             report(unit, count)
         return Finished(worker, outcome)
