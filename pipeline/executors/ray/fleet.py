@@ -156,8 +156,8 @@ class Fleet:
             return faults.of_a_refused_task(worker, outcome, name=task.name, host=actor.host)
         if isinstance(outcome, TaskResult) and not self._handshake.sees(outcome):
             cause = f"what it wrote into {self._store} is not seen by the driver"
-            error = RunFailed(f"{task.name} on {actor.host}: {cause}; mount the same store on every host and start the same command again")
-            return NodeFault(worker, "not seen", cause, error)
+            unseen = RunFailed(f"{task.name} on {actor.host}: {cause}; mount the same store on every host and start the same command again")
+            return NodeFault(worker, "not seen", cause, unseen)
         for unit, count in done.items() if counts(worker) else ():
             report(unit, count)
         return Finished(worker, outcome)
