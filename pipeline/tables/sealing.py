@@ -6,7 +6,7 @@ import contextlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from data.errors import UserError
+from data.errors import NotAnswering
 from data.store import mirror
 from data.store.paths import shown
 from data.tables.manifest import MANIFEST_NAME, Manifest, ShardRecord
@@ -32,7 +32,7 @@ def write_manifest(plan: TablePlan) -> Manifest:
         path = plan.folder / shard_name(shard, plan.shard_count)
         footer = read_footer(path)
         if footer is None:
-            raise UserError(f"{shown(path)} was built and is gone; start the same command again")
+            raise NotAnswering(f"{shown(path)} was built and is gone; start the same command again")
         records.append(known.get(path.name) or ShardRecord(path.name, *describe(path)))
         counts = _added(counts, footer.get("counts", {}))
     for name in _RECORDED_VERSIONS:

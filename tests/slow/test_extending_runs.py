@@ -92,6 +92,6 @@ def test_a_worker_without_the_module_is_told_before_work(
     importlib.import_module("mylab.samplers")
     shutil.rmtree(folder / "mylab")  # this process has it in memory, as a driver has it that another host does not see
     config = tiny_experiment(tmp_path, **{"runner.kind": "ray", "hard_negatives.sampler": "mylab.samplers:just_below"})
-    with pytest.raises(RunFailed, match=r"cannot start: .*has no module mylab, which the driver has in .*plugins"):
+    with pytest.raises(RunFailed, match=r"no node is left .*has no module mylab, which the driver has in .*plugins"):
         prep_run(config)
     assert not list((tmp_path / "store").rglob("*.parquet"))

@@ -113,8 +113,10 @@ class Host:
         self._mounts("umount", "--lazy", folder)
 
     def _mounts(self, *args: object) -> None:
-        """Not by way of `run`, which works in a folder that may be the one that is hidden."""
-        subprocess.run(["nsenter", "-t", str(self.init), "-m", "--", *map(str, args)], check=True, capture_output=True, text=True, cwd="/")
+        """Not by way of `run`, which works in a folder that may be the one that is hidden. `umount` reads its /proc."""
+        subprocess.run(
+            ["nsenter", "-t", str(self.init), "-m", "-p", "--", *map(str, args)], check=True, capture_output=True, text=True, cwd="/"
+        )
 
     def pause(self, processes: Sequence[int]) -> None:
         """SIGSTOP some of its processes."""

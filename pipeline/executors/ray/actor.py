@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data.errors import UserError
@@ -45,13 +45,17 @@ class RayWorker:
         self._progress: dict[str, int] = {}
 
     def introduce(self, challenge: Challenge, device: str) -> Introduction:
-        """What the driver must know of this process before it sends a task."""
-        return introduce(challenge, node=node_of_this_process(), device=device)
+        """What the driver must know of this process before it sends a task: also that a plug-in is not here."""
+        said = introduce(challenge, node=node_of_this_process(), device=device)
+        try:
+            find_plugins(self._plugins)
+        except UserError as error:
+            return replace(said, fault=said.fault or str(error))
+        return said
 
     @property
     def _worker(self) -> Worker:
         if self._made is None:
-            find_plugins(self._plugins)
             self._made = Worker(self._experiment_json)
         return self._made
 

@@ -151,11 +151,11 @@ def last_line(error: Exception) -> str:
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
-def failed(what: str, error: Any) -> RunFailed:
-    """A fault of a disk or a path in words, with the host; any other with its traceback."""
+def failed(what: str, error: Any, *, host: str) -> RunFailed:
+    """A fault of a disk or a path in words; any other with its traceback."""
     if isinstance(getattr(error, "cause", None), OSError):
-        return RunFailed(f"{what} failed on {error.ip}: {in_words(error.cause)}; start the same command again when that is mended")
-    return RunFailed(f"{what} failed:\n{error}")
+        return RunFailed(f"{what} failed on {host}: {in_words(error.cause)}; start the same command again when that is mended")
+    return RunFailed(f"{what} on {host} failed:\n{error}")
 
 
 def _init(ray: Any, *, failing: str = "Ray cannot start", **settings: Any) -> None:

@@ -22,13 +22,13 @@ def of_a_task(ray: Any, worker: int, error: Exception, *, name: str, host: str) 
         cause = error.cause
         if isinstance(cause, OSError | ImportError):
             words = in_words(cause) if isinstance(cause, OSError) else first_line(cause)
-            return NodeFault(worker, kind_of(cause), words, failed(name, error))
-        return Fatal(worker, failed(f"{name} on {host}", error))
+            return NodeFault(worker, kind_of(cause), words, failed(name, error, host=host))
+        return Fatal(worker, failed(name, error, host=host))
     if isinstance(
         error, known.RayActorError | known.WorkerCrashedError | known.NodeDiedError | known.OutOfMemoryError | known.ObjectLostError
     ):
         return Lost(worker, last_line(error), sure=isinstance(error, known.ActorDiedError | known.OutOfMemoryError))
-    return Fatal(worker, failed(f"{name} on {host}", error))
+    return Fatal(worker, failed(name, error, host=host))
 
 
 def of_a_refused_task(worker: int, error: UserError, *, name: str, host: str) -> Event:

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.config.settings import Experiment
-from data.errors import UserError
+from data.errors import RunFailed, UserError
 from pipeline.executors.plugins import plugin_folders
 from pipeline.executors.ray import faults
 from pipeline.executors.ray.actor import Question, RayWorker
 from pipeline.executors.ray.handshake import Handshake
 from pipeline.executors.ray.nodes import Needs
-from pipeline.executors.ray.scheduling import Action, Event, Finished, Give, Heard, Ready, Start, Stop
+from pipeline.executors.ray.scheduling import Action, Event, Finished, Give, Heard, NodeFault, Ready, Start, Stop
+from pipeline.executors.tasks import TaskResult
 from pipeline.stage import Report
 
 _PROGRESS_SECONDS = 0.5  # between two questions to one worker
+_IDLE_SECONDS = 2.0  # the same while it does nothing: its death then is no failure of the task that it would get next
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Fleet:
     def __init__(self, ray: Any, experiment: Experiment, handshake: Handshake) -> None:
         self._ray = ray
         self._handshake = handshake
+        self._store = experiment.store
         self._device = experiment.runner.device
         self._arguments = (experiment.model_dump_json(), plugin_folders(experiment))
         self._actors: dict[int, _Actor] = {}
@@ -92,13 +95,15 @@ class Fleet:
         Progress of the workers that `counts(worker)` chooses goes to `report`; a worker that does not answer delays no other one.
         """
         futures = [*self._starting, *self._working]
-        if not futures:
+        if futures:
+            self._ray.wait(futures, timeout=timeout)
+        else:
             time.sleep(timeout)
-            return []
-        self._ray.wait(futures, timeout=timeout)
         self._ask_how_far()
         asked = {actor.unanswered: worker for worker, actor in self._actors.items() if actor.unanswered is not None}
         futures += asked
+        if not futures:
+            return []
         ready, _ = self._ray.wait(futures, num_returns=len(futures), timeout=0)
         found: list[Event] = []
         for future in sorted(ready, key=lambda future: future not in asked):  # progress of a task comes before its end
@@ -111,18 +116,21 @@ class Fleet:
         return found
 
     def _ask_how_far(self) -> None:
-        now = time.monotonic()
-        for worker in self._working.values():
-            actor = self._actors[worker]
-            if actor.unanswered is None and now - actor.asked >= _PROGRESS_SECONDS:
+        now, starting = time.monotonic(), set(self._starting.values())
+        for worker, actor in self._actors.items():
+            pause = _IDLE_SECONDS if actor.task is None else _PROGRESS_SECONDS
+            if worker not in starting and actor.unanswered is None and now - actor.asked >= pause:
                 actor.asked, actor.unanswered = now, actor.handle.progress.remote()
 
     def _heard(self, future: Any, worker: int, report: Report | None) -> list[Event]:
-        self._actors[worker].unanswered = None
+        actor = self._actors[worker]
+        actor.unanswered = None
         try:
             done = self._ray.get(future)
-        except self._ray.exceptions.RayError:  # the task's own future tells
-            return []
+        except self._ray.exceptions.RayError as error:
+            if actor.task is not None:  # whose own future tells
+                return []
+            return [faults.of_a_task(self._ray, worker, error, name="a worker without a task", host=actor.host)]
         if report is not None:
             for unit, count in done.items():
                 report(unit, count)
@@ -146,6 +154,10 @@ class Fleet:
             return faults.of_a_task(self._ray, worker, error, name=task.name, host=actor.host)
         if isinstance(outcome, UserError):
             return faults.of_a_refused_task(worker, outcome, name=task.name, host=actor.host)
+        if isinstance(outcome, TaskResult) and not self._handshake.sees(outcome):
+            cause = f"what it wrote into {self._store} is not seen by the driver"
+            unseen = RunFailed(f"{task.name} on {actor.host}: {cause}; mount the same store on every host and start the same command again")
+            return NodeFault(worker, "not seen", cause, unseen)
         for unit, count in done.items() if counts(worker) else ():
             report(unit, count)
         return Finished(worker, outcome)

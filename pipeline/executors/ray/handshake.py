@@ -10,6 +10,7 @@ it. The names are new in each run, so that no cache of a network file system kno
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import secrets
 import time
@@ -23,8 +24,10 @@ from pathlib import Path
 from data.command import in_words
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers
+from data.remote.object_store import is_remote
 from data.store.place import Place, open_place
 from pipeline.executors.environment import take_environment
+from pipeline.executors.tasks import TaskResult
 from retrieval.compute.precision import cpu_computes_bf16
 
 FOLDER = ".handshake"  # of the store
@@ -121,6 +124,23 @@ class Handshake:
             return f"what it wrote into {self.challenge.store} is not seen by the driver: mount the same store on every host"
         self._place.delete(worker.answer)
         return None
+
+    def sees(self, result: TaskResult) -> bool:
+        """Whether the shards of a finished task are in the driver's store: a file system may have gone since its worker was let in.
+
+        What an object store has taken is there.
+        """
+        paths = {self._place.root / result.task.folder / record.name: record.bytes for record in result.records}
+        if is_remote(self._place.address) or not paths:
+            return True
+        deadline = time.monotonic() + _SEEN_SECONDS
+        while missing := [path for path, size in paths.items() if not path.is_file() or path.stat().st_size != size]:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
+            for path in missing:
+                os.listdir(path.parent)  # a network file system asks its server once more
+        return True
 
     def close(self) -> None:
         """Remove challenge and answers."""

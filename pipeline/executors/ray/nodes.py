@@ -43,6 +43,7 @@ class NodeFaults:
         self._say = say
         self._faults: Counter[tuple[str, bool]] = Counter()  # of (node, whether its worker was starting)
         self._reasons: dict[str, str] = {}
+        self.have_worked = False  # whether a task was done anywhere: what lacks later was there
 
     @property
     def left_out(self) -> frozenset[str]:
@@ -51,6 +52,7 @@ class NodeFaults:
 
     def worked(self, node: str, *, starting: bool) -> None:
         """A worker started there, or did a task: faults before it were of the moment."""
+        self.have_worked |= not starting
         del self._faults[node, starting]
 
     def failed(self, node: str, host: str, cause: str, *, starting: bool) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from data.errors import RunFailed, UserError
+from data.errors import NotAnswering, RunFailed, UserError
 from pipeline.executors.ray.nodes import Needs, Node, NodeFaults
 
 SLOW_FACTOR = 3.0  # times the median of the finished tasks
@@ -350,8 +350,10 @@ class Schedule:
         failed_on = self._failed_on.setdefault(task.unit, {})
         alike = [node for node, fault in failed_on.items() if fault.kind == event.kind and node != member.node]
         failed_on[member.node] = event
-        if alike or not self._other_nodes(task.unit):
+        if alike:
             raise event.error
+        if not self._other_nodes(task.unit):
+            raise self._of_now(event.error)
         self._faults.failed(member.node, member.host, event.cause, starting=False)
         if not order.workers:
             del self._orders[task.unit]
@@ -388,10 +390,16 @@ class Schedule:
         fitting = [node for node in self._nodes.values() if self._limits.needs.fit(node)]
         reasons = self._faults.reasons(fitting)
         if reasons and len(reasons) == len(fitting) and not any(member.unit for member in self._crew.members.values()):
-            raise RunFailed(f"no node is left that can do the work ({'; '.join(reasons)}): mend one and start the same command again")
+            raise self._of_now(
+                RunFailed(f"no node is left that can do the work ({'; '.join(reasons)}): mend one and start the same command again")
+            )
         for unit in self._elsewhere:
             if not self._other_nodes(unit):
-                raise list(self._failed_on[unit].values())[-1].error
+                raise self._of_now(list(self._failed_on[unit].values())[-1].error)
+
+    def _of_now(self, error: UserError) -> UserError:
+        """What ends a run of a cluster that did some work: what was there is gone, and the same command goes on when it is back."""
+        return NotAnswering(str(error)) if self._limits.grows and self._faults.have_worked else error
 
     def _assign(self, now: float) -> Iterator[Give]:
         """Tasks to those that do nothing."""

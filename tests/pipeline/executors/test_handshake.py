@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from data.tables.manifest import ShardRecord
 from pipeline.executors.ray import handshake
 from pipeline.executors.ray.handshake import FOLDER, Challenge, Handshake, Introduction, introduce, sources_digest, why_refused
+from pipeline.executors.tasks import ShardTask, TaskResult
 
 ROOT = Path(__file__).parents[3]
 DRIVER = Introduction(
@@ -134,3 +136,18 @@ def test_an_address_that_nothing_opens_is_a_fault_of_the_worker() -> None:
     """Prevents: a worker that lacks the package of an object store and is reported as a crash."""
     host = introduce().host
     assert f"nowhere://bucket/store on {host}: " in introduce(Challenge("nowhere://bucket/store", "x")).fault
+
+
+def test_a_shard_that_the_driver_does_not_see_is_not_there(tmp_path: Path) -> None:
+    """Prevents: a worker whose store was unmounted while it worked, and whose shard counts as built until the table is to be sealed."""
+    task = ShardTask("embed.corpus", "embed/a", "f", (0,), 1, {}, {}, {}, 1)
+    result = TaskResult(task, 1.0, records=[ShardRecord("part-00000-of-00001.parquet", 3, 9, "d")])
+    (tmp_path / "embed" / "a").mkdir(parents=True)
+    ours = Handshake(str(tmp_path))
+    assert not ours.sees(result)
+    path = tmp_path / "embed" / "a" / "part-00000-of-00001.parquet"
+    path.write_bytes(b"short")
+    assert not ours.sees(result)
+    path.write_bytes(b"nine byte")
+    assert ours.sees(result) and ours.sees(TaskResult(task, 1.0))
+    ours.close()

@@ -47,5 +47,8 @@ def test_ray_s_handlers_do_not_stay() -> None:
 
 def test_a_fault_of_a_worker_s_disk_is_a_sentence() -> None:
     """Prevents: a traceback for a store that is read-only on one host, which is not named."""
-    error = SimpleNamespace(cause=PermissionError(13, "Permission denied", "/store/x"), ip="10.0.0.7")
-    assert str(failed("embed, shard 1", error)).startswith("embed, shard 1 failed on 10.0.0.7: /store/x: Permission denied; ")
+    from ray.exceptions import RayTaskError
+
+    cause = PermissionError(13, "Permission denied", "/store/x")
+    error = RayTaskError("build", "traceback", cause, pid=1, ip="10.0.0.7").as_instanceof_cause()  # what ray.get raises, without the ip
+    assert str(failed("embed, shard 1", error, host="c2")).startswith("embed, shard 1 failed on c2: /store/x: Permission denied; ")

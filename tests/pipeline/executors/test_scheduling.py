@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import RunFailed, UserError
+from data.errors import NotAnswering, RunFailed, UserError
 from pipeline.executors.ray import scheduling
 from pipeline.executors.ray.nodes import Needs, Node, NodeFaults
 from pipeline.executors.ray.scheduling import Crew, Limits, Schedule
@@ -297,6 +297,14 @@ def test_no_node_is_left() -> None:
     cluster = Cluster(hosts={**hosts(0), "only": Host(2, fault="No space left")})
     with pytest.raises(RunFailed, match=r"shard . failed on only: No space left"):
         cluster.run(Tasks(3))
+
+
+def test_a_disk_that_goes_in_the_middle_is_for_later() -> None:
+    """Prevents: a batch queue that gives a run up for good because the store of its last node was not mounted for a minute."""
+    cluster = Cluster(hosts=hosts(2))
+    cluster.at(8.0, lambda: setattr(cluster.hosts["c1"], "fault", "No such file"))
+    with pytest.raises(NotAnswering, match=r"shard \d+ failed on c1: No such file"):
+        cluster.run(Tasks(20))
 
 
 def test_what_fails_alike_on_two_nodes_is_the_work() -> None:
