@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from data.config.settings import load
 from data.errors import DamagedShard, UserError
-from data.remote.object_store import RemotePath
+from data.remote.object_store import Entry, RemotePath
 from data.store import mirror
 from data.store.paths import store_root
 from pipeline.cli import app
 from pipeline.plan import Planner
+from pipeline.run import run as run_stages
 from pipeline.stage import Stored
 from pipeline.stages import ingest_tables
 from pipeline.tables.journal import read_journal
@@ -199,11 +200,11 @@ def test_what_cannot_be_put_has_no_name_here(
     """Prevents: a shard that only the machine has which built it, in a table that is called complete."""
     put, count = RemotePath.put, [0]
 
-    def third_fails(self: RemotePath, local: Path) -> None:
+    def third_fails(self: RemotePath, local: Path) -> Entry:
         count[0] += self.address.endswith(".parquet")
         if count[0] == 3:
             raise UserError("the store is full")
-        put(self, local)
+        return put(self, local)
 
     with monkeypatch.context() as patch:
         patch.setattr(RemotePath, "put", third_fails)
@@ -239,6 +240,23 @@ def test_a_table_that_another_machine_completes_meanwhile(bucket: Any, empty: Pa
         manifest = sealed_by_others(plan)
         assert manifest is not None and manifest.content_digest == expected["content_digest"]
     assert Stored(plan.folder, manifest).path(0).is_file()
+
+
+@pytest.mark.medium
+def test_a_table_that_is_completed_while_a_run_is_under_way(bucket: Any, empty: Path, finished: Any, contents: Any) -> None:
+    """Prevents: a table built again, piece by piece, since the run knows the store as it was when it began."""
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("embed.corpus "):
+            for name, content in contents(finished.store / "pools").items():
+                bucket.put(f"runs/one/pools/{name}", content)
+
+    run_stages(load({"config": str(empty)}), stage="all", say=say)
+    pools = [line for line in lines if line.startswith("pools.ranked ")]
+    assert len(pools) == 1 and "complete" in pools[0]
+    assert tables(bucket.objects("runs/one")) == tables(contents(finished.store))
 
 
 @pytest.mark.parametrize(

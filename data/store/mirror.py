@@ -229,9 +229,7 @@ def put(temporary: Path, path: Path) -> None:
     address = address_of(path)
     if address is None:
         return
-    remote = RemotePath.of(address)
-    remote.put(temporary)
-    entry = remote.entry()
+    entry = RemotePath.of(address).put(temporary)
     _listed[address] = entry
     _note(path, _Copy(_stamp(temporary), entry.version, file_digest(temporary)))
 
