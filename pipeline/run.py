@@ -16,6 +16,7 @@ from data.config.settings import Experiment
 from data.errors import UserError
 from data.files.leftovers import remove_leftovers
 from data.logits.store import clean_store
+from data.store import mirror
 from data.store.paths import store_root
 from data.store.place import open_place
 from data.tables.manifest import Manifest
@@ -85,6 +86,9 @@ def _run_table(means: _Means, table: Table, *, rest: Sequence[Table]) -> int:
     planner, say = means.planner, means.say
     experiment = planner.experiment
     plan = _plan(planner, table)
+    if means.executor is not None and not plan.complete and mirror.is_mirrored(plan.folder):
+        mirror.refresh(plan.folder)  # what other jobs have done since the store was listed
+        plan = _plan(planner, table)
     if plan.waits_for:
         raise _needs(plan, means)
     _remove_leftovers(plan, store_root(experiment.store))
@@ -97,7 +101,7 @@ def _run_table(means: _Means, table: Table, *, rest: Sequence[Table]) -> int:
     if plan.stale and means.executor is None and settle_precisions(planner.models, rest):
         plan = _plan(planner, table)
     built = means.build(plan, rest) if plan.stale else 0
-    if means.part and (left := planner.plan(table).stale):
+    if means.part and (left := _left(planner, plan)):
         say(f"{table.label:<16} {means.part} is done, built {built} shards; {len(left)} of {plan.shard_count} are left to other parts")
         return built
     table.refuse_changed(plan.full_key["settings"], planner.models)
@@ -122,6 +126,12 @@ def _plan(planner: Planner, table: Table) -> TablePlan:
         _complete(below, planner.experiment)
         plan = planner.plan(table)
     return plan
+
+
+def _left(planner: Planner, plan: TablePlan) -> dict[int, str]:
+    """The shards that are stale now, after this part's were built and maybe others'."""
+    mirror.refresh(plan.folder)
+    return planner.plan(plan.table).stale
 
 
 def _complete(plan: TablePlan, experiment: Experiment) -> Manifest:

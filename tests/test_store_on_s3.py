@@ -14,12 +14,16 @@ from typer.testing import CliRunner
 
 from data.config.settings import load
 from data.errors import DamagedShard, UserError
-from data.remote.object_store import RemotePath
+from data.remote.object_store import Entry, RemotePath
 from data.store import mirror
 from data.store.paths import store_root
 from pipeline.cli import app
 from pipeline.plan import Planner
+from pipeline.run import run as run_stages
+from pipeline.stage import Stored
+from pipeline.stages import ingest_tables
 from pipeline.tables.journal import read_journal
+from pipeline.tables.sealing import sealed_by_others
 
 OWN = ("digests.json", "seen.json")  # of a machine, not of the store
 
@@ -119,13 +123,17 @@ def test_looking_after_the_logits_of_such_a_store(bucket: Any, far: Path, finish
     store = f"store={bucket}/runs/one"
     near = prep("cache", "stats", f"store={finished.store}")[1]
     assert prep("cache", "stats", store)[1].split("hits")[0] == near.split("hits")[0]
-    before = [name for name in bucket.objects("runs/one/teacher_logits") if name.endswith(".parquet")]
-    assert len(before) > 1
-    assert prep("cache", "compact", store) == (0, f"{near[:12]}  {len(before)} segments -> 1\n")
-    (merged,) = (name for name in bucket.objects("runs/one/teacher_logits") if name.endswith(".parquet"))
+    segments = [name for name in bucket.objects("runs/one/teacher_logits") if name.endswith(".parquet")]
+    shards = {name.rsplit("/", 1)[-1].split("-")[0] for name in segments}
+    for name in segments:  # as where two jobs scored the same pairs
+        content = bucket.objects("runs/one/teacher_logits")[name]
+        bucket.put(f"runs/one/teacher_logits/{name.removesuffix('.parquet')}0.parquet", content)
+    merged = f"{near[:12]}  {2 * len(segments)} segments -> {len(shards)}\n"
+    assert prep("cache", "compact", store) == (0, merged)
+    after = [name for name in bucket.objects("runs/one/teacher_logits") if name.endswith(".parquet")]
+    assert len(after) == len(shards) and not set(after) & set(segments)
     machine("other")
-    assert prep("cache", "verify", store) == (0, f"{near[:12]}  1 segments whole, 0 damaged\n")
-    assert merged not in before
+    assert prep("cache", "verify", store) == (0, f"{near[:12]}  {len(shards)} segments whole, 0 damaged\n")
     assert prep("cache", "gc", store, f"namespace={near[:8]}", "yes=true")[0] == 0
     assert not bucket.objects("runs/one/teacher_logits")
     assert prep("cache", "stats", store) == (0, "")
@@ -192,11 +200,11 @@ def test_what_cannot_be_put_has_no_name_here(
     """Prevents: a shard that only the machine has which built it, in a table that is called complete."""
     put, count = RemotePath.put, [0]
 
-    def third_fails(self: RemotePath, local: Path) -> None:
+    def third_fails(self: RemotePath, local: Path) -> Entry:
         count[0] += self.address.endswith(".parquet")
         if count[0] == 3:
             raise UserError("the store is full")
-        put(self, local)
+        return put(self, local)
 
     with monkeypatch.context() as patch:
         patch.setattr(RemotePath, "put", third_fails)
@@ -219,6 +227,36 @@ def test_the_journal_is_an_object_a_task(bucket: Any, empty: Path, prep_run: Any
     files = [file for line in lines for file in line["files"]]
     assert sorted(file[0] for file in files) == [shard["name"] for shard in manifest["shards"]]
     assert sorted(file[3] for file in files) == sorted(shard["digest"] for shard in manifest["shards"])
+
+
+def test_a_table_that_another_machine_completes_meanwhile(bucket: Any, empty: Path, finished: Any, contents: Any) -> None:
+    """Prevents: a job that never learns of it, builds pieces again that have served, or fails since they are gone."""
+    plan = Planner(load({"config": str(empty)})).plan(ingest_tables.CORPUS)
+    assert plan.manifest is None and sealed_by_others(plan) is None
+    for name, content in contents(finished.store / "ingest").items():
+        bucket.put(f"runs/one/ingest/{name}", content)
+    expected = json.loads((finished.store / "ingest" / plan.folder.name / "manifest.json").read_bytes())
+    for _ in range(2):
+        manifest = sealed_by_others(plan)
+        assert manifest is not None and manifest.content_digest == expected["content_digest"]
+    assert Stored(plan.folder, manifest).path(0).is_file()
+
+
+@pytest.mark.medium
+def test_a_table_that_is_completed_while_a_run_is_under_way(bucket: Any, empty: Path, finished: Any, contents: Any) -> None:
+    """Prevents: a table built again, piece by piece, since the run knows the store as it was when it began."""
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("embed.corpus "):
+            for name, content in contents(finished.store / "pools").items():
+                bucket.put(f"runs/one/pools/{name}", content)
+
+    run_stages(load({"config": str(empty)}), stage="all", say=say)
+    pools = [line for line in lines if line.startswith("pools.ranked ")]
+    assert len(pools) == 1 and "complete" in pools[0]
+    assert tables(bucket.objects("runs/one")) == tables(contents(finished.store))
 
 
 @pytest.mark.parametrize(

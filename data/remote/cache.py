@@ -317,7 +317,7 @@ def _damaged(source: _Object, found: str) -> DamagedShard:
     return DamagedShard(f"{source.remote.address} is not the file that {recorded}: {remedy}")
 
 
-def _in_threads(work: Callable[[Item, threading.Event], None], items: Sequence[Item]) -> None:
+def _in_threads(work: Callable[[Item, threading.Event], object], items: Sequence[Item]) -> None:
     """Run `work` on all items. The first failure, or an interrupt, stops the others, which are waited for: nothing is left behind."""
     stop = threading.Event()
     with ThreadPoolExecutor(THREADS) as executor:

@@ -121,10 +121,16 @@ class RemotePath:
 
         Names of which a part begins with a dot are left out: they belong to puts on a condition, see `conditional`.
         """
-        listed = self._unless_absent(lambda: self._fs.find(self.address, detail=True)) or {}
+        listed = self._unless_absent(self._found) or {}
         start = f"{self._key}/"
         names = {name.removeprefix(start): details for name, details in listed.items() if name.startswith(start)}
         return {name: Entry.of(details) for name, details in names.items() if name and name[-1] != "/" and not _is_hidden(name)}
+
+    def _found(self) -> dict[str, Any]:
+        above, _, name = self.address.rpartition("/")
+        if s3.is_s3(self._fs) and not above.endswith("/"):  # else s3fs asks, where it finds none, for an object of the folder's name
+            return dict(self._fs.find(above, prefix=f"{name}/", detail=True))
+        return dict(self._fs.find(self.address, detail=True))
 
     @property
     def _key(self) -> str:
@@ -138,8 +144,8 @@ class RemotePath:
         return found
 
     def entry_or_none(self) -> Entry | None:
-        """The object here, None where there is none."""
-        found = self._unless_absent(lambda: self._fs.info(self.address))
+        """The object here, None where there is none. One request on S3, which does not tell a missing bucket from a missing object."""
+        found = self._unless_absent(lambda: s3.details(self._fs, self.address) if s3.is_s3(self._fs) else self._fs.info(self.address))
         entry = None if found is None else Entry.of(found)
         return None if entry is None or entry.is_folder else entry
 
@@ -183,33 +189,35 @@ class RemotePath:
                     raise
                 block = b""
             if len(block) != end - start:
-                self._check_size(size)
+                self._of_size(size)
                 raise CutBody(f"{len(block)} bytes came, {end - start} were asked for")
             return block
 
         return attempted(self.address, work)
 
-    def put(self, local: Path) -> None:
-        """Put a file as one whole object: on an object store it is there with all its bytes or not at all."""
+    def put(self, local: Path) -> Entry:
+        """Put a file as one whole object: on an object store it is there with all its bytes or not at all. Returns the object."""
         size = local.stat().st_size
         if s3.is_s3(self._fs) and size <= s3.LARGEST_PUT:
-            self.put_bytes(local.read_bytes())
-            return
+            return self.put_bytes(local.read_bytes())
         attempted(self.address, lambda: self._fs.put_file(str(local), self.address))
-        self._check_size(size)
+        return self._of_size(size)
 
-    def put_bytes(self, content: bytes) -> None:
-        """Put an object of this content, in the place of one that may be there."""
+    def put_bytes(self, content: bytes) -> Entry:
+        """Put an object of this content, in the place of one that may be there. Returns the object; on S3 no request is made for it."""
         if s3.is_s3(self._fs) and len(content) <= s3.LARGEST_PUT:
-            attempted(self.address, lambda: s3.put(self._fs, self.address, content))
-            return
+            version = attempted(self.address, lambda: s3.put(self._fs, self.address, content))
+            return Entry(self.address.rsplit("/", 1)[-1], False, len(content), version) if version else self.entry()
         attempted(self.address, lambda: self._fs.pipe_file(self.address, content))
-        self._check_size(len(content))
+        return self._of_size(len(content))
 
-    def _check_size(self, size: int) -> None:
-        there = self.entry().bytes
-        if there != size:
-            raise OtherSize(f"{self.address} has {there} bytes, {size} were expected: start the same command again", found=there)
+    def _of_size(self, size: int) -> Entry:
+        there = self.entry()
+        if there.bytes != size:
+            raise OtherSize(
+                f"{self.address} has {there.bytes} bytes, {size} were expected: start the same command again", found=there.bytes
+            )
+        return there
 
     def put_if_absent(self, content: bytes | Path) -> bool:
         """Put a small object if there is none. Of several that try at once one gets True, see `conditional`."""

@@ -39,9 +39,18 @@ def client_options(given: dict[str, Any]) -> dict[str, Any]:
     return {"config_kwargs": config | given.get("config_kwargs", {})}
 
 
-def put(filesystem: Any, address: str, content: bytes) -> None:
-    """Put an object of at most LARGEST_PUT bytes. Raises CutBody where the answer's MD5 is another one."""
-    _check(filesystem.pipe_file(address, content, **_content_type(address)), content)
+def details(filesystem: Any, address: str) -> dict[str, Any]:
+    """What the store says of one object, in the words of an fsspec listing. Raises FileNotFoundError."""
+    bucket, key, _ = filesystem.split_path(address)
+    found = filesystem.call_s3("head_object", Bucket=bucket, Key=key)
+    return {"name": key, "type": "file", "size": found["ContentLength"]} | {name: found.get(name) for name in ("ETag", "LastModified")}
+
+
+def put(filesystem: Any, address: str, content: bytes) -> str:
+    """Put an object of at most LARGEST_PUT bytes. Returns its ETag. Raises CutBody where the answer's MD5 is another one."""
+    answer = filesystem.pipe_file(address, content, **_content_type(address))
+    _check(answer, content)
+    return str(answer.get("ETag", "")).strip('"')
 
 
 def create(filesystem: Any, address: str, content: bytes) -> bool:

@@ -137,7 +137,13 @@ def fresh(path: Path, *, now: bool = False) -> Path:
     copy = _copy_of(path)
     if known and entry is not None and copy is not None and copy.version == entry.version:
         return path
-    content = _read(RemotePath.of(address), entry) if entry is not None or not known else None
+    remote = RemotePath.of(address)
+    content = _read(remote, entry) if entry is not None or not known else None
+    if content is not None and not known and (entry is None or not _may_be_of(content, entry)):
+        entry = remote.entry_or_none()  # others have put it since: from now on it counts as listed
+        if entry is not None:
+            _listed[address] = entry
+            content = content if _may_be_of(content, entry) else _read(remote, entry)
     if content is None:
         _listed.pop(address, None)
         _forget(path)
@@ -223,9 +229,7 @@ def put(temporary: Path, path: Path) -> None:
     address = address_of(path)
     if address is None:
         return
-    remote = RemotePath.of(address)
-    remote.put(temporary)
-    entry = remote.entry()
+    entry = RemotePath.of(address).put(temporary)
     _listed[address] = entry
     _note(path, _Copy(_stamp(temporary), entry.version, file_digest(temporary)))
 
@@ -281,12 +285,17 @@ def _is_copied(remote: RemotePath, entry: Entry, path: Path, *, digest: str, md5
 def _read(remote: RemotePath, entry: Entry | None) -> bytes | None:
     """A small object's content. What has not the MD5 that was listed was replaced since, or came damaged: two readings agree then."""
     content = remote.read()
-    if content is None or entry is None or entry.md5 in ("", hashlib.md5(content, usedforsecurity=False).hexdigest()):
+    if content is None or entry is None or not entry.md5 or _may_be_of(content, entry):
         return content
     again = remote.read()
     if again != content:
         raise RunFailed(f"{remote.address} is replaced while it is read, or comes damaged; start the same command again")
     return content
+
+
+def _may_be_of(content: bytes, entry: Entry) -> bool:
+    """Whether an object may be of this content: by its MD5 where that is known, else by its size."""
+    return entry.bytes == len(content) and entry.md5 in ("", hashlib.md5(content, usedforsecurity=False).hexdigest())
 
 
 def _write(remote: RemotePath, entry: Entry, path: Path, temporary: Path) -> None:

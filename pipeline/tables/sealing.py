@@ -59,7 +59,10 @@ def sealed_by_others(plan: TablePlan) -> Manifest | None:
         return None
     mirror.fresh(plan.folder / MANIFEST_NAME, now=True)
     manifest = Manifest.read(plan.folder)
-    return manifest if manifest is not None and manifest.fingerprint == plan.fingerprint else None
+    if manifest is None or manifest.fingerprint != plan.fingerprint:
+        return None
+    mirror.refresh(plan.folder)  # its shards as well, whoever built them
+    return manifest
 
 
 def _added(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
