@@ -9,7 +9,7 @@ folder of its own. The shards of both are compared byte by byte.
 `read` are bytes that the tasks of a stage read by read() and pread(), `mapped` the sizes of files that they map into memory;
 `read_by_command` is the command's own reading, of Ray and of its modules for the most part. Seconds are those of the whole command, with
 the start of Ray. `ours` and `peer` are bytes read in the stage `pools`, after and before, `of_vectors` is the share of the corpus's vectors
-that ours are.
+that ours are; `texts` are the bytes of the corpus's table.
 """
 
 from __future__ import annotations
@@ -100,9 +100,10 @@ def write_config(folder: Path, store: Path, arguments: argparse.Namespace) -> Pa
 
 def run_stage(code: Path, config: Path, stage: str, scratch: Path) -> dict[str, float]:
     """Run a stage with a version of the code; what it read, and seconds."""
-    log = scratch / f"{config.stem}-{stage}.log"
+    side = config.parent.name  # the configurations of both versions have the same name
+    log = scratch / f"{side}-{stage}.log"
     paths = [str(code), str(ROOT / "benchmarks" / "support" / "counting")]
-    environment = {**os.environ, "READ_LOG": str(log), "ADAM_REMOTE_CACHE": str(scratch / f"cache-{config.stem}")}
+    environment = {**os.environ, "READ_LOG": str(log), "ADAM_REMOTE_CACHE": str(scratch / f"cache-{side}")}
     environment |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     started = time.perf_counter()
     command = [sys.executable, "-m", "pipeline", "run", f"config={config}", f"stage={stage}"]
@@ -140,7 +141,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, 
         print(f"{stage:<16} shared {found['shared'][stage]}", flush=True)
     configs = {}
     for side in sides:
-        shutil.copytree(folder / "store", folder / side / "store", copy_function=os.link) if side == "before" else None
+        if side == "before" and shared:
+            shutil.copytree(folder / "store", folder / side / "store", copy_function=os.link)
         configs[side] = first if side == "after" else write_config(folder, folder / side / "store", arguments)
     for stage in stages[len(shared) :]:
         for side, code in sides.items():
@@ -168,6 +170,7 @@ def main() -> None:
         try:
             found = compare(arguments, folder)
             vectors = sum(path.stat().st_size for path in (folder / "store").glob("embed/corpus-*/part-*.parquet"))
+            corpus = sum(path.stat().st_size for path in (folder / "store").glob("ingest/corpus-*/part-*.parquet"))
             same = True
             if arguments.before:
                 ours, theirs = (table_bytes(store, "*/*") for store in (folder / "store", folder / "before" / "store"))
@@ -184,6 +187,7 @@ def main() -> None:
         "peer": before,
         "ratio": ratio,
         "vectors": vectors,
+        "texts": corpus,
         "of_vectors": round(after / vectors, 3) if vectors else 0,
     }
     print(json.dumps({**figures, "same_bytes": same, "stages": found}))

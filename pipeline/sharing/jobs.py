@@ -69,6 +69,7 @@ class Job:
         self._clock = clock
         self._beaten = clock()
         self._known: dict[str, Holder | None] = {}
+        self.began_alone = False
 
     @property
     def _file(self) -> str:
@@ -85,7 +86,7 @@ class Job:
 
     @contextlib.contextmanager
     def alive(self) -> Iterator[Job]:
-        """Signs of life from another thread, as long as the block lasts."""
+        """Signs of life from another thread, as long as the block lasts. `began_alone` tells whether no other job lived then."""
         over = threading.Event()
 
         def go_on() -> None:
@@ -132,6 +133,7 @@ class Job:
         own = look.listed.get(self._file)
         if own is None:
             return
+        self.began_alone = look.alone  # of jobs that begin at once each sees the others, since it has given its sign before it looks
         old = {name for name, file in look.listed.items() if own.changed - file.changed > ABANDONED_SECONDS}
         for name in sorted(old):
             if name.startswith(f"{JOBS}/") and name.rpartition("/")[2] not in look.living:

@@ -4,7 +4,7 @@
     open -> held by others -> there    what another job does
                            -> open     where that job died, or gave up
 
-A job begins at a place of its own among the open tasks, so that jobs which are started together do not run into each other all the time.
+A job that others were there before begins at a place of its own among the open tasks, so that they do not run into each other all the time.
 It looks for what others have finished only once it has met one.
 """
 
@@ -45,7 +45,7 @@ class SharedTasks:
             is_over: whether another job has completed the table.
             marks: a finished task leaves no file of its own, so that a mark is to tell.
         """
-        start = hash64(0, claims.job.name) % max(1, len(tasks))
+        start = 0 if claims.job.began_alone else hash64(0, claims.job.name) % max(1, len(tasks))
         self._open = deque([*tasks[start:], *tasks[:start]])
         self._back: list[ShardTask] = []
         self._held: dict[str, ShardTask] = {}  # by others

@@ -35,7 +35,7 @@ def after_first_shard(monkeypatch: pytest.MonkeyPatch, label: str, exchange: Cal
 
     def hooked(folder: Path, finished: Any, **words: Any) -> None:
         journal(folder, finished, **words)
-        if finished.task.label == label and not done:
+        if finished.task.label == label and finished.task.piece is None and not done:
             done.append(label)
             exchange()
 
@@ -106,8 +106,8 @@ def test_a_teacher_exchanged_between_two_windows(
     shutil.rmtree(copied.store / "teacher_logits")
     append, appended = LogitStore.append, []
 
-    def hooked(self: LogitStore, *words: Any) -> Path:
-        appended.append(append(self, *words))
+    def hooked(self: LogitStore, *words: Any, **named: Any) -> Path:
+        appended.append(append(self, *words, **named))
         if len(appended) == 2:
             flip(teacher / "model.safetensors")
         return appended[-1]

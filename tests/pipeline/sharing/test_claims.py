@@ -349,3 +349,18 @@ def test_signs_of_life_go_on_where_the_store_did_not_answer_once(tmp_path: Path)
     with Failing(place, seconds=0.2).alive():
         assert heard.wait(20)
     assert place.files(JOBS) == {}
+
+
+def test_the_first_job_on_a_store_begins_with_the_first_shard() -> None:
+    """Prevents: a run of one's own that builds its shards in another order each time; and jobs that begin at the same shard."""
+    place, orders = Memory(), {}
+    one, two = (Job(place, seconds=SECONDS, holder=elsewhere(number), name=name) for number, name in ((1, "one"), (2, "two")))
+    with one.alive(), two.alive():
+        for job in (one, two):
+            tasks = SharedTasks(
+                [task(shard, 64) for shard in range(64)], Claims(job, f"{FOLDER}/{job.name}"), unit=lambda one: one.unit,
+                is_there=lambda one: False, is_over=lambda: False, marks=False, say=print,
+            )  # fmt: skip
+            orders[job.name] = [found.shards[0] for _ in range(64) if (found := tasks.next())]
+    assert orders["one"] == list(range(64))
+    assert orders["two"] != orders["one"] and sorted(orders["two"]) == orders["one"]
