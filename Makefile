@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 # As many workers as CPUs, but memory for no more than 8: each takes up to 2 GB.
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 export TOKENIZERS_PARALLELISM := false
+export RAY_worker_niceness := 0 # else workers starve beside the tests' own processes
 
 .PHONY: demo recipes check test test-slow lint clean
 
@@ -23,8 +24,10 @@ check: $(VENV)/.dev lint
 test: $(VENV)/.dev lint
 	$(PYTEST)
 
+# Two at a time: tests of clusters and object stores mostly wait.
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow tests/slow
+	$(BIN)/pytest -m slow tests/slow --ignore tests/slow/cluster & others=$$!; \
+	$(BIN)/pytest -m slow tests/slow/cluster; code=$$?; wait $$others && exit $$code
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -127,16 +127,24 @@ class Job:
             return False
         return now is None or now - listed.changed <= holder.seconds
 
+    def _has_ended(self, job: str) -> bool:
+        holder = self._known.get(job)
+        return holder is not None and holder.ended
+
     def _sweep(self) -> None:
-        """Remove what jobs left that died long ago. Claims of theirs stand in nobody's way, but would pile up."""
+        """Remove what jobs left that died long ago, and the signs of life of those known to be dead.
+
+        Claims of theirs stand in nobody's way, but would pile up.
+        """
         look = self.look()
         own = look.listed.get(self._file)
         if own is None:
             return
         self.began_alone = look.alone  # of jobs that begin at once each sees the others, since it has given its sign before it looks
         old = {name for name, file in look.listed.items() if own.changed - file.changed > ABANDONED_SECONDS}
-        for name in sorted(old):
-            if name.startswith(f"{JOBS}/") and name.rpartition("/")[2] not in look.living:
+        for name in sorted(look.listed):
+            job = name.rpartition("/")[2]
+            if name.startswith(f"{JOBS}/") and job not in look.living and (name in old or self._has_ended(job)):
                 self.place.delete(name)
         for key in {name.rpartition(".")[0] for name in old if not name.startswith(f"{JOBS}/")}:
             versions = [name for name in look.listed if name.rpartition(".")[0] == key]

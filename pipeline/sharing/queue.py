@@ -53,6 +53,7 @@ class SharedTasks:
         self._marks, self._say, self._clock = marks, say, clock
         self._pause, self._looked, self._said = _LOOK_SECONDS[0], clock(), False
         self._meets_others = False
+        self._may_be_lost = True  # what another has claimed: of jobs that all live it is not asked each time
 
     def next(self) -> ShardTask | None:
         """One that is this job's from now on; None where others hold all that are left."""
@@ -68,6 +69,11 @@ class SharedTasks:
             if not self._claims.take(unit):
                 self._held[unit] = task
                 self._meets_others = True
+                if self._may_be_lost:  # a job that is started again goes on where it was killed
+                    self._look()
+                    self._may_be_lost = unit not in self._held
+                if self._back:
+                    return self._back.pop()
             elif self._is_mine(task):
                 return task
         return None

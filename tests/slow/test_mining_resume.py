@@ -167,7 +167,7 @@ def test_embedding_killed(mined: Path, zygote: Any, tmp_path: Path) -> None:
     assert kinds["window"] > kinds["journal"] == 5 and kinds["batch"] > 2 * kinds["window"]  # a kill does fall inside a shard
     for unbroken, last in runs:
         took, left = left_over(last, unbroken, kinds=("batch", "window", "write part"))
-        assert took == left
+        assert sorted(took) == sorted(left)  # what a killed job had claimed comes last
 
 
 def test_pools_killed(mined: Path, zygote: Any, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_pools_killed(mined: Path, zygote: Any, tmp_path: Path) -> None:
     assert kinds["search"] >= blocks > 1 and kinds["journal"] == 2 + blocks + 2  # what is asked of each shard, blocks, shards
     for unbroken, last in runs:
         took, left = left_over(last, unbroken, kinds=("search", "rows", "write part", "write student"))
-        assert took == left
+        assert sorted(took) == sorted(left)  # what a killed job had claimed comes last
 
 
 def test_encode_killed(mined: Path, models: Any, zygote: Any, tmp_path: Path) -> None:

@@ -47,7 +47,14 @@ class Host:
         """Little of this process's: a host is another machine."""
         passed = {key: os.environ[key] for key in ("PATH", "LANG", "TOKENIZERS_PARALLELISM") if key in os.environ}
         passed["PYTHONPATH"] = environment()["PYTHONPATH"]
-        own = {"HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "tmp"), _MARK: self.mark, "OMP_NUM_THREADS": "1"}
+        own = {
+            "HOME": str(self.folder / "home"),
+            "TMPDIR": str(self.folder / "tmp"),
+            _MARK: self.mark,
+            "OMP_NUM_THREADS": "1",
+            "RAY_worker_niceness": "0",
+        }
+        own["RAY_worker_niceness"] = "0"
         own |= {"RAY_TMPDIR": str(self.folder / "ray"), "PATH": f"{_BIN}:{passed.get('PATH', '/usr/bin:/bin')}"}
         return {**passed, **own, **self.variables, **more}
 

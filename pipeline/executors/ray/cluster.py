@@ -23,6 +23,8 @@ from pipeline.executors.resources import usable_cpus
 _PACKAGES = ("data", "pipeline", "retrieval")  # that a worker imports
 _SPECIAL, _ESCAPED = re.compile(r"([\\\[\]*?! ])"), r"\\\1"  # of patterns
 _QUIET: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+# Ray's proxy forks a server for each client while gRPC's threads run, and now and then what it forks dies at once.
+_CLIENT_FAULT, _CLIENT_TRIES = "Starting Ray client server failed", 3
 _RAY_NEEDS_BYTES = 16 << 20  # of its temporary folder, for logs and sockets
 
 
@@ -74,13 +76,19 @@ def _join(address: ClusterAddress, settings: Runner) -> Any:
     if os.environ.get(MODE) != mode:
         os.environ[MODE] = mode
         ray._raylet.Config.initialize("")  # it was read when ray was imported
-    _init(
-        ray,
-        failing=f"{address} cannot be joined",
-        address=address.text,
-        **_imports(ray, settings.working_dir, client=address.is_client),
-        **_QUIET,
-    )
+    for tries_left in reversed(range(_CLIENT_TRIES if address.is_client else 1)):
+        try:
+            _init(
+                ray,
+                failing=f"{address} cannot be joined",
+                address=address.text,
+                **_imports(ray, settings.working_dir, client=address.is_client),
+                **_QUIET,
+            )
+            break
+        except RunFailed as error:
+            if not tries_left or _CLIENT_FAULT not in str(error):
+                raise
     return ray
 
 

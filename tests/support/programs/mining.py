@@ -79,12 +79,12 @@ def note(owner: Any, name: str, word: str, after: str | None = None) -> None:
 
 
 def note_renamings() -> None:
-    """Make each renaming two steps, but for digests.json and seen.json, which are written where something has been learned for them."""
+    """Make each renaming two steps, but for caches, which are written where something has been learned for them, and signs of life."""
     rename = os.replace
 
     def noted(source: Any, target: Any) -> None:
         name = Path(target).name
-        if name in ("digests.json", "seen.json"):
+        if name in ("digests.json", "seen.json") or "claims" in Path(target).parts:
             rename(source, target)
             return
         STEPS.take("write", name)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.hosts import AS_ROOT, Host, Hosts
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 needs_namespaces = pytest.mark.skipif(not AS_ROOT, reason="hosts with mounts and networks of their own need root")
 SECRETS = {"AWS_ACCESS_KEY_ID": "key-id-7f3a91", "AWS_SECRET_ACCESS_KEY": "secret-of-s3-55d0c2", "HF_TOKEN": "hf_secret_of_the_hub_81b7"}
 
