@@ -114,7 +114,10 @@ def test_ray_killed_while_it_scores(copied: Any, victim: str, parquet_files: Fil
     words = ["run", *(f"{key}={value}" for key, value in settings.items()), "stage=teacher_scores", "runner=ray", "runner.workers=1"]
     script = Path(sys.executable).parent / "prep"
     process = subprocess.Popen([script, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    deadline, wanted = time.monotonic() + 60, random.Random(victim).randint(1, 40)  # segments, and then in the middle of the next
+    deadline, wanted = (
+        time.monotonic() + 60,
+        random.Random(victim).randint(1, 15),
+    )  # segments, before they are merged, and then in the middle of the next
     while len(list(copied.store.glob("teacher_logits/*/*.parquet"))) < wanted and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     workers, everything = descendants(process.pid, title=b"ray::RayWorker"), descendants(process.pid)
