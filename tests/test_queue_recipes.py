@@ -142,4 +142,4 @@ def test_the_ray_job_is_one_of_kuberay_s(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert set(workers) == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
     head, worker = check_pod(cluster["headGroupSpec"]["template"]), check_pod(workers["template"])
     assert head["image"] == worker["image"] and head["volumeMounts"] == worker["volumeMounts"]
-    check_command(spec["entrypoint"].replace("/work/", "").split(), monkeypatch, tmp_path)
+    check_command(spec["entrypoint"].replace("/mnt/", "").split(), monkeypatch, tmp_path)
