@@ -109,7 +109,7 @@ def test_a_worker_that_cannot_start_is_told_at_once(tmp_path: Path, tiny_experim
     config = tiny_experiment(tmp_path / "run")
     words = (BIN / "prep", "run", f"config={config}", "runner=ray", "runner.workers=1")
     process = start(*words, PYTHONPATH=str(tmp_path / "broken"))
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == EXIT_FAILED and "Traceback" not in output, output
     assert "no node is left that can do the work" in output and "pipeline.executors.worker" in output.splitlines()[-1], output
 
@@ -131,6 +131,6 @@ def test_a_kill_9_leaves_nothing_for_ever(finished: Any, tmp_path: Path, tiny_ex
         (left.parent / f".{left.name}.{this_place()}-4194305-0123456789ab.tmp").touch()
     shutil.rmtree(store / "teacher_scores")
     process = start(BIN / "prep", "run", f"config={config}")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert not list(store.rglob(".*.tmp")) and parquet_files(store) == parquet_files(finished.store)
