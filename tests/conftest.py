@@ -149,7 +149,7 @@ def copied(finished: Finished, tmp_path: Path, tiny_experiment: Callable[..., Pa
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`command("prep", "run", f"config={file}")` runs an installed console script."""
 
-    def run(*words: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(*words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         script = Path(sys.executable).parent / str(words[0])
         return subprocess.run([script, *map(str, words[1:])], capture_output=True, text=True, timeout=timeout)
 
