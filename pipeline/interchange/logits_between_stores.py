@@ -26,7 +26,7 @@ from data.files.paths import expanded
 from data.logits.declared import DeclaredTeacher, ScoreKind
 from data.logits.files import LogitFileNote, LogitRows, file_schema, is_logit_file, read_logits, read_note
 from data.logits.segment import Keys, Part, as_table, parts_of
-from data.logits.store import LogitStore, namespace_note
+from data.logits.store import LogitStore, clean_store, namespace_note
 from data.remote.cache import RemoteFolder, is_remote, local_file, output_file
 from data.store import mirror
 from data.tables.shards import open_shard
@@ -135,6 +135,7 @@ def import_logits(root: Path, own: Args, experiment: Experiment | None, say: Say
         there = ", ".join(sorted({f"namespace={note.namespace[:_SHOWN]} ({note.name})" for note, _ in notes}))
         raise UserError(f"namespace={own['namespace']}: {given} has none of it; it has {there}")
     lowest = highest = np.float32(0)
+    clean_store(root)
     with _scratch(root / "teacher_logits") as folder:
         checked: dict[str, tuple[LogitFileNote, IncomingLogits, Checked]] = {}
         for namespace in dict.fromkeys(note.namespace for _, note, _ in chosen):
