@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # As many workers as CPUs, but memory for no more than 8: each takes up to 2 GB.
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 export TOKENIZERS_PARALLELISM := false
-export RAY_worker_niceness := 0 # else workers starve beside the tests' own processes
+# Ray's workers would be at niceness 15, and starve beside the tests' own processes.
+export RAY_worker_niceness := 0
 
 .PHONY: demo recipes check test test-slow lint clean
 

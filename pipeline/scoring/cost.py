@@ -117,7 +117,7 @@ def _some_shards(candidates: Stored, shards: Sequence[int]) -> Iterator[list[int
 
 def first_filled_shard(candidates: Stored, shards: Sequence[int]) -> Path:
     """The first of the shards that has rows: few queries may leave some empty."""
-    return candidates.paths()[next((shard for shard in shards if candidates.manifest.shards[shard].rows), shards[0])]
+    return candidates.path(next((shard for shard in shards if candidates.manifest.shards[shard].rows), shards[0]))
 
 
 def _some_missing(path: Path, missing: NDArray[np.bool_], count: int, marks: Marks) -> list[Pair]:
