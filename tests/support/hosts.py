@@ -1,19 +1,19 @@
 """Several hosts on one machine: each with its own network, processes, mounts, home and Ray, and one folder that all see.
 
-As root they are namespaces joined by a bridge, so that one can be cut off or powered off in an instant. Without root they are addresses of
-the loopback network with a raylet each: everything but a partition and mounts of their own.
+They are namespaces joined by a bridge, so that one can be cut off or powered off in an instant; only root makes such. What needs several
+nodes, and not hosts, has several raylets on one: `tests/slow/cluster/test_lost_nodes.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +65,7 @@ class Host:
 
     def _inside(self, args: Sequence[object]) -> list[str]:
         words = [str(arg) for arg in args]
-        return ["nsenter", "-t", str(self.init), "-n", "-m", "-u", "-p", "--", *words] if self.init else words
+        return ["nsenter", "-t", str(self.init), "-n", "-m", "-u", "-p", "--", *words]
 
     def run(self, *args: object, timeout: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command there to its end."""
@@ -148,11 +148,10 @@ class Hosts:
         self._net = 64 + secrets.randbelow(60)  # 10.<net>.0.0/24, so that two test runs do not meet
         self._hosts: dict[int, Host] = {}
         self._namespaces: list[str] = []
-        if AS_ROOT:
-            self._switch = f"sw{self._tag}"
-            self._add_namespace(self._switch)
-            _ip("netns", "exec", self._switch, "ip", "link", "add", "br0", "type", "bridge")
-            _ip("netns", "exec", self._switch, "ip", "link", "set", "br0", "up")
+        self._switch = f"sw{self._tag}"
+        self._add_namespace(self._switch)
+        _ip("netns", "exec", self._switch, "ip", "link", "add", "br0", "type", "bridge")
+        _ip("netns", "exec", self._switch, "ip", "link", "set", "br0", "up")
 
     def _add_namespace(self, name: str) -> None:
         _ip("netns", "add", name)
@@ -168,13 +167,12 @@ class Hosts:
         folder = self.folder / name
         for below in ("home", "tmp", "ray"):
             (folder / below).mkdir(parents=True, exist_ok=True)
-        address = f"10.{self._net}.0.{10 + number}" if AS_ROOT else f"127.0.{self._net}.{10 + number}"
+        address = f"10.{self._net}.0.{10 + number}"
         host = Host(name, address, folder, dict(variables))
         self._hosts[number] = host
-        if AS_ROOT:
-            if name not in self._namespaces:
-                self._plug_in(number, name, address)
-            host.init = _first_process(host, setup)
+        if name not in self._namespaces:
+            self._plug_in(number, name, address)
+        host.init = _first_process(host, setup)
         return host
 
     def _plug_in(self, number: int, name: str, address: str) -> None:
@@ -232,21 +230,17 @@ def _first_process(host: Host, setup: str) -> int:
 
 
 @pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    """Hosts that are gone when the test is."""
-    made = Hosts(_short(tmp_path) / "hosts")
+def hosts() -> Iterator[Hosts]:
+    """Hosts that are gone, with all their files, when the test is."""
+    if not AS_ROOT:
+        pytest.skip("hosts are network namespaces, which only root makes")
+    short = Path(tempfile.mkdtemp(prefix="adam-hosts-", dir="/tmp"))  # for sockets, whose paths may have 107 characters
+    made = Hosts(short / "hosts")
     try:
         yield made
     finally:
         made.close()
-
-
-def _short(folder: Path) -> Path:
-    """A folder for sockets, whose paths may have 107 characters."""
-    short = Path("/tmp") / f"adam-hosts-{re.sub('[^0-9a-f]', '', secrets.token_hex(3))}"
-    short.mkdir()
-    (folder / "hosts-are-in").write_text(str(short))
-    return short
+        shutil.rmtree(short, ignore_errors=True)
 
 
 def wait_for(holds: Any, *, seconds: float, what: str = "it") -> None:

@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from support.hosts import AS_ROOT, Host, Hosts
+from support.hosts import Host, Hosts
 
 ROOT = Path(__file__).parents[3]
-needs_namespaces = pytest.mark.skipif(not AS_ROOT, reason="hosts with mounts and networks of their own need root")
 SECRETS = {"AWS_ACCESS_KEY_ID": "key-id-7f3a91", "AWS_SECRET_ACCESS_KEY": "secret-of-s3-55d0c2", "HF_TOKEN": "hf_secret_of_the_hub_81b7"}
 
 
@@ -24,7 +22,6 @@ def said(done: Any) -> str:
     return " ".join((done.stdout + done.stderr).split())
 
 
-@needs_namespaces
 def test_hosts_that_would_write_other_rows_or_none_are_left_out_by_name(
     hosts: Hosts, finished: Any, tiny_experiment: Callable[..., Path], parquet_files: Callable[[Path], dict[str, bytes]]
 ) -> None:
@@ -60,7 +57,6 @@ def test_hosts_that_would_write_other_rows_or_none_are_left_out_by_name(
     assert parquet_files(store) == parquet_files(finished.store)
 
 
-@needs_namespaces
 def test_every_way_to_a_cluster_with_a_token(
     hosts: Hosts, finished: Any, tiny_experiment: Callable[..., Path], parquet_files: Callable[[Path], dict[str, bytes]]
 ) -> None:
@@ -102,7 +98,6 @@ def _listening(host: Host) -> Iterator[str]:
                 yield local.rpartition(":")[0]
 
 
-@needs_namespaces
 def test_a_run_of_its_own_is_heard_by_nobody_and_leaves_no_secret(hosts: Hosts, tiny_experiment: Callable[..., Path]) -> None:
     """Prevents: ports of a lone run that other hosts reach; a token that turns authentication on for the next cluster of this host; keys in
     the store, the output, or Ray's logs."""

@@ -14,10 +14,8 @@ from typing import Any
 
 import pytest
 from support.collection import write_collection
-from support.hosts import AS_ROOT, Host, Hosts
+from support.hosts import Host, Hosts
 from support.stores import distinct_pairs
-
-pytestmark = pytest.mark.skipif(not AS_ROOT, reason="a partition needs network namespaces, which only root makes")
 
 WINDOW = 16  # pairs
 SLOW = {"ADAM_TEST_SECONDS": "0.08"}  # of a pair
