@@ -144,20 +144,27 @@ def test_two_plain_runs_pay_for_nothing_twice(
     assert claims_left(store) == []
 
 
+def begin_scoring(unbroken: Unbroken, jobs: Jobs, config: Path, names: list[str], *words: str) -> tuple[list[Path], Path]:
+    """Start jobs on a copy of the store without scores. Returns their logs, and that of the first which has scored a window."""
+    store = config.parent / "store"
+    shutil.copytree(unbroken.store, store)
+    forget_scores(store)
+    logs = begin(jobs, config, names, *words)
+    until = time.monotonic() + 240
+    while not (at_it := [log for log in logs if scored(log) > WINDOW]) and time.monotonic() < until:
+        time.sleep(0.002)
+    return logs, at_it[0]
+
+
 def test_four_jobs_end_though_one_is_killed_for_good(
     unbroken: Unbroken, jobs: Jobs, tmp_path: Path, tiny_experiment: Callable[..., Path], parquet_files: Files
 ) -> None:
     """Prevents: a shard that waits for ever for the job that had claimed it, or whose pairs all others score."""
     config = tiny_experiment(tmp_path, **SIZES)
-    shutil.copytree(unbroken.store, tmp_path / "store")
-    forget_scores(tmp_path / "store")
-    logs = begin(jobs, config, ["one", "two", "three", "four"], "claims=on")
-    until = time.monotonic() + 240
-    while not (at_it := [log for log in logs if scored(log) > WINDOW]) and time.monotonic() < until:
-        time.sleep(0.002)
-    os.kill(jobs.running[at_it[0]], signal.SIGKILL)
+    logs, victim = begin_scoring(unbroken, jobs, config, ["one", "two", "three", "four"], "claims=on")
+    os.kill(jobs.running[victim], signal.SIGKILL)
     codes = {log: jobs.end(log) for log in logs}
-    assert codes.pop(at_it[0]) == -signal.SIGKILL and set(codes.values()) == {EXIT_COMPLETE}, "".join(map(said, logs))
+    assert codes.pop(victim) == -signal.SIGKILL and set(codes.values()) == {EXIT_COMPLETE}, "".join(map(said, logs))
     store, pairs = tmp_path / "store", distinct_pairs(tmp_path / "store")
     assert parquet_files(store) == unbroken.files
     # In flight are the window that is scored and the one before it, which is being written.
@@ -169,13 +176,7 @@ def test_a_stalled_job_is_overtaken_and_wakes_up_to_the_same_bytes(
 ) -> None:
     """Prevents: a node that hangs and stops a whole table; and one that comes back and spoils what others have built."""
     config = tiny_experiment(tmp_path, **SIZES)
-    shutil.copytree(unbroken.store, tmp_path / "store")
-    forget_scores(tmp_path / "store")
-    logs = begin(jobs, config, ["one", "two"], "runner.claim_seconds=3")
-    until = time.monotonic() + 240
-    while not (at_it := [log for log in logs if scored(log) > WINDOW]) and time.monotonic() < until:
-        time.sleep(0.002)
-    stalled = at_it[0]
+    logs, stalled = begin_scoring(unbroken, jobs, config, ["one", "two"], "runner.claim_seconds=3")
     os.kill(jobs.running[stalled], signal.SIGSTOP)
     (other,) = set(logs) - {stalled}
     assert jobs.end(other) == EXIT_COMPLETE, said(other)
