@@ -27,8 +27,8 @@ test: $(VENV)/.dev lint
 
 # Two at a time: tests of clusters and object stores mostly wait.
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow tests/slow --ignore tests/slow/cluster & others=$$!; \
-	$(BIN)/pytest -m slow tests/slow/cluster; code=$$?; wait $$others && exit $$code
+	$(BIN)/pytest -m slow tests/slow --ignore tests/slow/cluster --durations=25 & others=$$!; \
+	$(BIN)/pytest -m slow tests/slow/cluster --durations=10; code=$$?; wait $$others && exit $$code
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

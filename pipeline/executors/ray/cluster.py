@@ -52,6 +52,7 @@ def _start(settings: Runner) -> Any:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's word for: this host's own name is 127.0.0.1
     import ray
 
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()  # it keeps the token of the Ray before, if there was one here
     needed = (settings.workers or 1) * settings.threads
     _init(
         ray,
@@ -76,6 +77,7 @@ def _join(address: ClusterAddress, settings: Runner) -> Any:
     if os.environ.get(MODE) != mode:
         os.environ[MODE] = mode
         ray._raylet.Config.initialize("")  # it was read when ray was imported
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
     for tries_left in reversed(range(_CLIENT_TRIES if address.is_client else 1)):
         try:
             _init(

@@ -350,9 +350,7 @@ class Schedule:
         failed_on = self._failed_on.setdefault(task.unit, {})
         alike = [node for node, fault in failed_on.items() if fault.kind == event.kind and node != member.node]
         failed_on[member.node] = event
-        if alike:
-            raise event.error
-        if not self._other_nodes(task.unit):
+        if alike or not self._other_nodes(task.unit):
             raise self._of_now(event.error)
         self._faults.failed(member.node, member.host, event.cause, starting=False)
         if not order.workers:

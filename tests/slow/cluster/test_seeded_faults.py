@@ -48,10 +48,15 @@ class Faults:
         self.lost_workers += 1
         mend = {"node": self._off, "worker": self._killed, "partition": self._cut_off, "stopped": self._stopped}.get(kind, self._spoilt)
         heal = mend(number, host, kind)
-        timer = threading.Timer(HEALED_SECONDS.get(kind, 0.0), lambda: (heal(), self._ill.discard(number)))
+        timer = threading.Timer(HEALED_SECONDS.get(kind, 0.0), self._mended, (number, heal))
         timer.start()
         self._menders.append(timer)
         return True
+
+    def _mended(self, number: int, heal: Callable[[], object]) -> None:
+        with contextlib.suppress(subprocess.CalledProcessError):  # the host is gone: the test is over
+            heal()
+        self._ill.discard(number)
 
     def _off(self, number: int, host: Host, kind: str) -> Callable[[], object]:
         host.power_off()
