@@ -25,10 +25,9 @@ check: $(VENV)/.dev lint
 test: $(VENV)/.dev lint
 	$(PYTEST)
 
-# Two at a time: tests of clusters and object stores mostly wait.
+# Two files at a time: many of these tests mostly wait.
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow tests/slow --ignore tests/slow/cluster --durations=25 & others=$$!; \
-	$(BIN)/pytest -m slow tests/slow/cluster --durations=10; code=$$?; wait $$others && exit $$code
+	$(BIN)/pytest -m slow tests/slow -n 2 --dist loadfile --durations=40
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

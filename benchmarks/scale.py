@@ -6,10 +6,11 @@ A made-up collection (passages of about 100 bytes, words by Zipf's law), models 
 workers under Ray. Stages from `--compare` on are run by both versions, those before it once, by this one; `--before` is checked out into a
 folder of its own. The shards of both are compared byte by byte.
 
-`read` are bytes that the tasks of a stage read by read() and pread(), `mapped` the sizes of files that they map into memory;
-`read_by_command` is the command's own reading, of Ray and of its modules for the most part. Seconds are those of the whole command, with
-the start of Ray. `ours` and `peer` are bytes read in the stage `pools`, after and before, `of_vectors` is the share of the corpus's vectors
-that ours are; `texts` are the bytes of the corpus's table.
+`read` are bytes that the tasks of a stage read by read() and pread(), but for what they wrote themselves and read again to digest it,
+which is `digested`; `mapped` are the sizes of files that they map into memory; `read_by_command` is the command's own reading, of Ray and
+of its modules for the most part. Seconds are those of the whole command, with the start of Ray; `cpu_seconds` are processor time of the
+command and, with `--runner local`, of all its work. `ours` and `peer` are bytes read in the stage `pools`, after and before; `of_vectors`
+is ours over the bytes of the corpus's vectors; `texts` are the bytes of the corpus's table.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -105,7 +107,7 @@ def run_stage(code: Path, config: Path, stage: str, scratch: Path) -> dict[str, 
     paths = [str(code), str(ROOT / "benchmarks" / "support" / "counting")]
     environment = {**os.environ, "READ_LOG": str(log), "ADAM_REMOTE_CACHE": str(scratch / f"cache-{side}")}
     environment |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    started = time.perf_counter()
+    started, before = time.perf_counter(), _seconds_of_children()
     command = [sys.executable, "-m", "pipeline", "run", f"config={config}", f"stage={stage}"]
     done = subprocess.run(command, cwd=code, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     seconds = time.perf_counter() - started
@@ -113,10 +115,17 @@ def run_stage(code: Path, config: Path, stage: str, scratch: Path) -> dict[str, 
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-4000:]}")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     mine = [line for line in lines if line["label"].split(".")[0] == stage]
-    figures = {name: sum(line[name] for line in mine) for name in ("read", "mapped")}
+    figures = {name: sum(line[name] for line in mine) for name in ("read", "digested", "mapped")}
     workers = {line["process"]: line["anonymous"] for line in mine}
     figures["read_by_command"] = sum(line["read"] for line in lines if not line["label"])
-    return {**figures, "seconds": round(seconds, 1), "worker_anonymous": max(workers.values(), default=0)}
+    times = {"seconds": round(seconds, 1), "cpu_seconds": round(_seconds_of_children() - before, 1)}
+    return {**figures, **times, "worker_anonymous": max(workers.values(), default=0)}
+
+
+def _seconds_of_children() -> float:
+    """Processor time of ended child processes."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def table_bytes(store: Path, pattern: str) -> dict[str, bytes]:

@@ -53,6 +53,13 @@ def test_shard_memory(models: Any) -> None:
     assert set(figures) >= KEYS and figures["ratio"] < 1.4
 
 
+def test_scale() -> None:
+    """Prevents: a benchmark that breaks unseen."""
+    sizes = ("--passages", 3000, "--queries", 60, "--corpus-shards", 2, "--query-shards", 6)
+    figures = last_line("scale", *sizes, "--runner", "local")
+    assert set(figures) >= KEYS and figures["stages"]["after"]["pools"]["cpu_seconds"] > 0
+
+
 def test_search_scale() -> None:
     """Prevents: a benchmark that breaks unseen, or whose sides find other passages."""
     figures = last_line("search_scale", "--sizes", 900, 1500, "--queries", 300, "--depth", 20, "--threads", 1)

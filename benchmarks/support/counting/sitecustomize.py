@@ -67,7 +67,10 @@ def _count_tasks(module: ModuleType) -> None:
     def counted(self: Any, order: Any, **kwargs: Any) -> Any:
         read, mapped_before = _read(), _Totals.mapped
         done = build(self, order, **kwargs)
-        _note(label=order.label, name=order.name, read=_read() - read, mapped=_Totals.mapped - mapped_before, process=os.getpid())
+        digested = sum(record.bytes for record in getattr(done, "records", ()))  # of what the task wrote, read again to digest it
+        read = _read() - read - digested
+        mapped = _Totals.mapped - mapped_before
+        _note(label=order.label, name=order.name, read=read, digested=digested, mapped=mapped, process=os.getpid())
         return done
 
     pa.memory_map, module.Worker.build = mapped, counted
