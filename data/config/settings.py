@@ -6,6 +6,7 @@ file is checked by every command, so that a misspelt key in any section is found
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -215,7 +216,8 @@ class Embed(Section):
 
 
 class FalseNegatives(Section):
-    """Which passages of a query's rank windows are taken for unlabelled positives, and never drawn. Null leaves a rule out.
+    """Which passages of a query's rank windows are never drawn: those taken for unlabelled positives, and with `min_score` those too
+    easy to learn from. Null leaves a rule out.
 
     p+ is the positive that the query's list is trained with, where it has several. A rule of the teacher has all passages of the windows
     scored first, once, whatever the logit store holds already.
@@ -231,12 +233,27 @@ class FalseNegatives(Section):
     )
     teacher_percentile: float | None = keyed(None, "drop those above this percentile of the logits in the query's windows", gt=0, lt=100)
     student_margin: float | None = keyed(None, "drop those whose student score is above that of p+ minus this")
+    student_relative_margin: float | None = keyed(
+        None, "drop those whose student score is above that of p+ minus this share, 0 to 1, of its magnitude", later=True, ge=0, le=1
+    )
+    min_score: float | None = keyed(None, "drop passages with a teacher logit below this, as too easy", later=True)
 
     @property
     def uses_teacher(self) -> bool:
         """Whether a rule needs the teacher's logits of the windows."""
-        rules = (self.max_score, self.absolute_margin, self.relative_margin, self.teacher_percentile)
+        rules = (self.max_score, self.absolute_margin, self.relative_margin, self.teacher_percentile, self.min_score)
         return any(rule is not None for rule in rules)
+
+    @property
+    def uses_student(self) -> bool:
+        """Whether a rule goes by the student's scores."""
+        return self.student_margin is not None or self.student_relative_margin is not None
+
+    @model_validator(mode="after")
+    def _leave_something(self) -> FalseNegatives:
+        if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
+            raise ValueError(f"min_score={self.min_score:g} is above max_score={self.max_score:g}, so every passage is dropped: lower it")
+        return self
 
 
 class Search(Section):
@@ -263,6 +280,9 @@ class HardNegatives(Section):
         renamed=Renamed("first_rank", new_value=lambda rank: rank - 1, old_value=lambda skipped: skipped + 1),
     )  # fmt: skip
     range_max: int = keyed(100, "and up to this rank, counted from 1", ge=1, renamed=Renamed("last_rank"))
+    fill_to: int | None = keyed(
+        None, "a list that the rules leave short is filled from deeper ranks, up to this one; null: it stays short", later=True, ge=1
+    )
     num_negatives: int = keyed(
         10, "m, negatives drawn per query (ADAM 4.3; 15 were best without dark examples)", ge=1, renamed=Renamed("negatives")
     )
@@ -288,6 +308,19 @@ class HardNegatives(Section):
     def sources(self) -> tuple[Source, ...]:
         """The sources in the order of the setting."""
         return parse_sources(self.source, first_rank=self.range_min + 1, last_rank=self.range_max)
+
+    @property
+    def scored_sources(self) -> tuple[Source, ...]:
+        """The sources with the ranks of which rules and samplers need the teacher's logits."""
+        if self.fill_to is None or not self.false_negatives.uses_teacher:
+            return self.sources
+        return tuple(replace(source, last_rank=max(source.last_rank, self.fill_to)) for source in self.sources)
+
+    @property
+    def filling_sources(self) -> tuple[Source, ...]:
+        """The sources with the ranks beyond their windows that short lists are filled from: none without `fill_to`."""
+        ends = [max(source.last_rank, self.fill_to or 0) for source in self.sources]
+        return tuple(replace(one, first_rank=one.last_rank + 1, last_rank=end) for one, end in zip(self.sources, ends, strict=True))
 
     @property
     def canonical_source(self) -> str:
@@ -317,8 +350,13 @@ class HardNegatives(Section):
             raise ValueError("source=run needs run_file=FILE, a TREC run")
         if self.sampler in SAMPLERS:
             self.check_sampler()
-        if self.false_negatives.student_margin is not None and "student" not in names:
-            raise ValueError("false_negatives.student_margin needs student among the sources")
+        if self.false_negatives.uses_student and "student" not in names:
+            rule = "student_margin" if self.false_negatives.student_margin is not None else "student_relative_margin"
+            raise ValueError(f"false_negatives.{rule} needs student among the sources")
+        if self.fill_to is not None and self.fill_to > self.depth:
+            raise ValueError(f"fill_to={self.fill_to} is beyond the {self.depth} passages that pools keep: lower it, or raise depth")
+        if self.fill_to is not None and all(self.fill_to <= source.last_rank for source in self.sources):
+            raise ValueError(f"fill_to={self.fill_to} is not beyond the last rank of any source: raise it above range_max, or leave it out")
         if self.select != "none" and "student" not in names:
             raise ValueError(f"select={self.select} goes by the student's ranks: it needs student among the sources")
         return self

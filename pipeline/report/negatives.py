@@ -92,7 +92,7 @@ def _examples(experiment: Experiment, negatives: Stored, pools: Stored) -> list[
     for row in chosen:
         place = hash64(experiment.seed, "dropped passage", row["query_id"]) % len(row["dropped_ids"])
         doc_id, rule, score, limit = (row[name][place] for name in columns[1:-1])
-        positive = scored[row["query_id"]][rule == FalseNegativeRule.STUDENT_MARGIN]
+        positive = scored[row["query_id"]][FalseNegativeRule(rule).of_student]
         numbers = [f"{score:.2f}", f"{limit:.2f}", "" if positive is None else f"{positive:.2f}"]
         examples.append([query_texts[row["query_id"]], passages[doc_id], FalseNegativeRule(rule).name.lower(), *numbers])
     return examples

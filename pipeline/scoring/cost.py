@@ -142,5 +142,5 @@ def at_most_of_pools(experiment: Experiment, queries: int, *, labels: int) -> in
     """Pairs that the pools of so many training queries with so many labels can request."""
     settings = experiment.hard_negatives
     whole = experiment.scores_whole_pools
-    each = [settings.depth if whole else source.last_rank - source.first_rank + 1 for source in settings.sources]
+    each = [settings.depth if whole else source.last_rank - source.first_rank + 1 for source in settings.scored_sources]
     return min(queries, settings.queries or queries) * sum(each) + labels

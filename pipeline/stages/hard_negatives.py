@@ -2,7 +2,7 @@
 
 With `hard_negatives.select` for some of the queries only: see `pipeline.negatives.query_selection`.
 
-    the rank window of each source -> the rules of `false_negatives` -> the sampler, `draws` times
+What becomes of one query's windows is in `pipeline.negatives.drawing`.
 
 The teacher's logits, where a rule or the sampler needs them, come from the table `pool_scores`, which has all passages of the windows. A
 choice by what happens to be in the logit store could not be repeated.
@@ -21,37 +21,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from data.config.fields import keyed_values
-from data.config.negative_sources import SOURCES
 from data.config.registry import is_import_path
 from data.config.settings import Experiment, HardNegatives
-from data.digests import hash64, hash64_after
+from data.digests import hash64
 from data.errors import NothingLeft, UserError
 from data.tables import schemas
 from data.tables.schemas import CandidateKind
-from pipeline.negatives.false_negatives import Dropped, false_negatives
+from pipeline.negatives.drawing import Logits, Positive, Windows
+from pipeline.negatives.false_negatives import Dropped
 from pipeline.negatives.pool_pairs import PoolRow, begins_of, read_pools, scored_pairs
 from pipeline.negatives.query_selection import KEPT_RANKS, NO_RANKS, RANKS, ranks_of, why_dropped
-from pipeline.negatives.samplers import NotAsked, Window, interleave, preferred, round_robin, sampler_key
+from pipeline.negatives.samplers import sampler_key
 from pipeline.stage import StageContext, Stored, Table
-from pipeline.stages.pools import window_places
 from retrieval.models.resolved import ResolvedModels
 
 UNDERFILLED = "queries with fewer than m negatives"
 RULES = "false negatives"
 BACKFILLED = "negatives of other sources for"
+FILLED = "negatives from deeper ranks"
 NO_NEGATIVES = "no negatives"
 _OF_THE_POOLS = ("ignore_identical_ids", "bm25_stopwords")  # settings that are keyed there
-
-
-@dataclass(frozen=True)
-class Logits:
-    """The teacher's logits of one query's positives and window passages."""
-
-    positives: list[float]  # in the order of the pool's
-    passages: dict[str, float]  # by id
 
 
 @dataclass(frozen=True)
@@ -62,6 +52,7 @@ class Chosen:
     draws: list[list[str]]  # [draws][m] ids, in the order of the pool
     dropped: dict[str, Dropped]
     backfilled: Counter[str] = field(default_factory=Counter)  # by source, how many negatives others gave for it
+    filled: int = 0  # negatives from deeper ranks
 
 
 def choose_positive(positive_ids: Sequence[str], *, seed: int, query_id: str) -> str:
@@ -74,54 +65,19 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
 
     `logits` are the teacher's, where a rule or the sampler needs them; `selected_by` is the positive by which the query was selected.
     """
-    sources = settings.sources
     positive = selected_by or choose_positive(row.positive_ids, seed=seed, query_id=row.query_id)
-    place = row.positive_ids.index(positive)
-    windows = [[row.ids[at] for at in window_places(row.sources, source).tolist()] for source in sources]
-    positive_score = math.nan if row.positive_scores is None else float(row.positive_scores[place])
-    by_student = np.flatnonzero(row.sources == SOURCES.index("student")).tolist()
-    student = {row.ids[at]: float(row.scores[at]) for at in by_student}
-    passage_logits = logits.passages if logits else {}
-    positive_logit = logits.positives[place] if logits else math.nan
-    dropped = false_negatives(
-        list(dict.fromkeys(doc_id for window in windows for doc_id in window)),
-        settings.false_negatives,
-        logits=passage_logits,
-        positive_logit=positive_logit,
-        scores=student,
-        positive_score=positive_score,
+    drawn = Windows.of(row, settings, seed=seed, logits=logits).draw(_positive(row, positive, logits), range(settings.draws))
+    return Chosen(positive, drawn.negatives, drawn.dropped, drawn.backfilled, drawn.filled)
+
+
+def _positive(row: PoolRow, doc_id: str, logits: Logits | None) -> Positive:
+    """A labelled positive with what is known of it."""
+    place = row.positive_ids.index(doc_id)
+    return Positive(
+        doc_id,
+        logit=logits.positives[place] if logits else math.nan,
+        score=math.nan if row.positive_scores is None else float(row.positive_scores[place]),
     )
-    windows = [[doc_id for doc_id in window if doc_id not in dropped] for window in windows]
-    turns = round_robin([source.weight for source in sources], settings.num_negatives)
-    backfilled: Counter[str] = Counter()
-    needs = settings.sampler_traits.needs
-
-    def prefer(window: list[str], count: int, draw: int) -> list[str]:
-        return preferred(
-            Window(
-                query_id=row.query_id,
-                doc_ids=window,
-                count=count,
-                hashed=hash64_after(seed, "negatives", row.query_id, draw),
-                settings=settings,
-                student_scores=[student[doc_id] for doc_id in window]
-                if "student_scores" in needs
-                else NotAsked("student_scores", settings),
-                positive_score=positive_score,
-                teacher_logits=[passage_logits[doc_id] for doc_id in window]
-                if "teacher_logits" in needs
-                else NotAsked("teacher_logits", settings),
-                positive_logit=positive_logit,
-            )
-        )
-
-    draws = []
-    for draw in range(settings.draws):
-        taken, missed = interleave([prefer(window, turns.count(place), draw) for place, window in enumerate(windows)], turns)
-        chosen = set(taken)
-        draws.append([doc_id for doc_id in dict.fromkeys(doc_id for window in windows for doc_id in window) if doc_id in chosen])
-        backfilled.update({source.name: count for source, count in zip(sources, missed, strict=True) if count})
-    return Chosen(positive, draws, dropped, backfilled)
 
 
 def read_logits(pairs: Stored, scores: Stored, shard: int) -> Iterator[tuple[str, Logits]]:
@@ -137,7 +93,7 @@ def read_logits(pairs: Stored, scores: Stored, shard: int) -> Iterator[tuple[str
 def _build(context: StageContext) -> None:
     experiment, settings, inputs = context.experiment, context.experiment.hard_negatives, context.inputs
     logits = read_logits(inputs["pools.pairs"], inputs["pool_scores"], context.shard) if settings.uses_pool_scores else None
-    queries = underfilled = 0
+    queries = underfilled = filled = 0
     figures: dict[str, Counter[str]] = {name: Counter() for name in ("dropped", RULES, BACKFILLED, RANKS, KEPT_RANKS)}
     with context.writer(context.shard, schemas.HARD_NEGATIVES) as writer:
         for row in read_pools(inputs["pools.ranked"], context.shard):
@@ -161,10 +117,12 @@ def _build(context: StageContext) -> None:
             if ranks is not None:
                 figures[KEPT_RANKS][ranks.bands] += 1
             underfilled += len(chosen.draws[0]) < settings.num_negatives
+            filled += chosen.filled
             writer.add(_row(row, chosen))
             context.report("queries", 1)
         counts = {"in": queries, "kept": queries - figures["dropped"].total(), UNDERFILLED: underfilled, "dropped": figures["dropped"]}
         counts |= {name: figures[name] for name in (RULES, BACKFILLED) if figures[name]}
+        counts |= {FILLED: filled} if settings.fill_to is not None else {}
         counts |= {name: figures[name] for name in (RANKS, KEPT_RANKS) if figures[RANKS]}
         writer.figures["counts"] = counts
 
@@ -186,6 +144,8 @@ def _summary(counts: dict[str, Any]) -> str:
         left_out = f", {none:,} have none and are left out" if none else ""
         fewer = f"of {counts['in']:,} queries {underfilled:,} have fewer negatives than asked for"
         parts.append(f"hard_negatives: {fewer}{left_out}; `prep report` names some")
+    if filled := counts.get(FILLED):
+        parts.append(f"{filled:,} negatives are from ranks beyond the windows, in lists that the rules left short (hard_negatives.fill_to)")
     if backfilled := counts.get(BACKFILLED):
         listed = ", ".join(f"{name} {count:,}" for name, count in backfilled.items())
         parts.append(f"negatives that a source had not, taken from the others: {listed}")
