@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, field_validator, model_validator
 
-from data.config import experiment_file
+from data.config import experiment_file, mixtures
 from data.config.fields import NULLS, PathKind, Renamed, Section, build, execution, expanded_paths, keyed, map_paths, warn_once
+from data.config.mixtures import Share, parse_mixture
 from data.config.negative_sources import Source, canonical, parse_sources
 from data.config.registry import check_name
 from data.config.traits import LOSSES, SAMPLERS, LossTraits, SamplerTraits, traits_of
@@ -27,7 +28,7 @@ StopWords = Literal[
     "english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian", "swedish", "norwegian", "danish", "turkish",
     "chinese", "korean", "none",
 ]  # fmt: skip
-SamplerName = Annotated[str, AfterValidator(lambda name: check_name(name, SAMPLERS, kind="sampler"))]
+SamplerName = Annotated[str, AfterValidator(lambda text: mixtures.canonical(parse_mixture(text, SAMPLERS, kind="sampler")))]
 LossName = Annotated[str, AfterValidator(lambda name: check_name(name, LOSSES, kind="loss"))]
 TEACHER_BACKENDS = ("torch", "onnx", "http", "imported", "none")  # what each is: retrieval/teachers/backends.py
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "none")  # what each is: trainer/reporting/trackers
@@ -269,6 +270,11 @@ class Search(Section):
     recall_queries: int = keyed(50, "queries of a shard that are searched exactly, too, to measure the recall of ivf and hnsw", ge=1)
 
 
+def traits_of_sampler(name: str) -> SamplerTraits:
+    """What one sampler goes by. Imports a plug-in."""
+    return traits_of(name, SAMPLERS, setting="hard_negatives.sampler")
+
+
 class HardNegatives(Section):
     """Which passages a query's negatives are drawn from, and how."""
 
@@ -288,7 +294,10 @@ class HardNegatives(Section):
     )
     draws: int = keyed(1, "independent draws of m negatives; epoch e trains on draw e modulo their number", ge=1, le=100)
     queries: int | None = keyed(None, "training queries used, a seeded subset; null takes all", ge=1)
-    sampler: SamplerName = keyed("uniform", "uniform, top, stratified, simans (see pipeline/negatives/samplers.py), or your own")
+    sampler: SamplerName = keyed(
+        "uniform",
+        "uniform, top, stratified, score_strata, simans (negatives/samplers.py), your own; or several in shares: top:4,uniform:6",
+    )
     simans_a: float = keyed(0.5, "a of SimANS, sharpness around p+ (the default of its authors' code)", ge=0)
     simans_b: float = keyed(0.0, "b of SimANS, added to the score of p+ (the default of its authors' code)")
     score_pools: bool = keyed(False, "have the teacher score whole pools, also where nothing here asks for it (table pool_scores)")
@@ -300,9 +309,16 @@ class HardNegatives(Section):
     false_negatives: FalseNegatives = FalseNegatives()
 
     @property
+    def samplers(self) -> tuple[Share, ...]:
+        """The samplers in the order of the setting."""
+        return parse_mixture(self.sampler, SAMPLERS, kind="sampler")
+
+    @property
     def sampler_traits(self) -> SamplerTraits:
-        """What the sampler goes by. Imports a plug-in."""
-        return traits_of(self.sampler, SAMPLERS, setting="hard_negatives.sampler")
+        """What the samplers together go by. Imports plug-ins."""
+        all_traits = [traits_of_sampler(sampler.name) for sampler in self.samplers]
+        needs = frozenset[Any]().union(*(traits.needs for traits in all_traits))
+        return SamplerTraits(needs=needs, draws_differ=any(traits.draws_differ for traits in all_traits))
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -348,7 +364,7 @@ class HardNegatives(Section):
                 raise ValueError(f"need range_min < range_max <= depth, got {window} for source {source.name}")
         if "run" in names and not self.run_file:
             raise ValueError("source=run needs run_file=FILE, a TREC run")
-        if self.sampler in SAMPLERS:
+        if all(sampler.name in SAMPLERS for sampler in self.samplers):
             self.check_sampler()
         if self.false_negatives.uses_student and "student" not in names:
             rule = "student_margin" if self.false_negatives.student_margin is not None else "student_relative_margin"
