@@ -305,6 +305,15 @@ class HardNegatives(Section):
         "auto", "a query that is a passage is no negative of itself; auto: where id and text agree, true: where the id does, false: it is"
     )
     bm25_stopwords: StopWords = keyed("english", "words that BM25 leaves out, of a language, or none (see retrieval/search/bm25.py)")
+    positives: Literal["one", "rotate", "each"] = keyed(
+        "one", "of a query with several: one, a seeded choice; rotate: the next in each draw; each: a list for each", later=True
+    )
+    promote_margin: float | None = keyed(
+        None,
+        "passages that the teacher puts more than this above the best labelled positive become positives; null: none",
+        later=True,
+        ge=0,
+    )
     select: Literal["none", "prod", "prod_nq"] = keyed("none", "queries that the teacher gets right and the student does not (PROD)")
     false_negatives: FalseNegatives = FalseNegatives()
 
@@ -346,13 +355,14 @@ class HardNegatives(Section):
     @property
     def uses_pool_scores(self) -> bool:
         """Whether queries or negatives are chosen by the teacher's logits."""
-        return self.false_negatives.uses_teacher or self.select != "none" or "teacher_logits" in self.sampler_traits.needs
+        chosen_by_teacher = self.false_negatives.uses_teacher or self.select != "none" or self.promote_margin is not None
+        return chosen_by_teacher or "teacher_logits" in self.sampler_traits.needs
 
     def check_sampler(self) -> None:
         """Raises ValueError where the sampler does not get what it needs. Imports a plug-in: for commands that draw."""
         if "student_scores" in self.sampler_traits.needs and [source.name for source in self.sources] != ["student"]:
             raise ValueError(f"sampler={self.sampler} goes by the student's scores: it needs source=student alone")
-        if self.draws > 1 and not self.sampler_traits.draws_differ:
+        if self.draws > 1 and self.positives != "rotate" and not self.sampler_traits.draws_differ:
             raise ValueError(f"sampler={self.sampler} chooses the same negatives in every draw: set draws=1, or sampler=uniform or simans")
 
     @model_validator(mode="after")
@@ -375,7 +385,19 @@ class HardNegatives(Section):
             raise ValueError(f"fill_to={self.fill_to} is not beyond the last rank of any source: raise it above range_max, or leave it out")
         if self.select != "none" and "student" not in names:
             raise ValueError(f"select={self.select} goes by the student's ranks: it needs student among the sources")
+        self._check_positives()
         return self
+
+    def _check_positives(self) -> None:
+        """Raises ValueError where the other settings leave the choice of positives without effect."""
+        if self.positives == "rotate" and self.draws == 1:
+            raise ValueError("positives=rotate takes the next positive in each draw, and there is one: set draws, as many as train.epochs")
+        if self.positives != "one" and self.select != "none":
+            raise ValueError(f"select={self.select} trains the positive by which a query qualifies: leave positives={self.positives} out")
+        if self.positives == "one" and self.promote_margin is not None:
+            raise ValueError(
+                "promote_margin adds positives, of which positives=one trains one labelled alone: set positives=rotate or each"
+            )
 
 
 class DarkExamples(Section):
@@ -756,6 +778,8 @@ class Experiment(Section):
             )
         if any(value is not None for value in pools.false_negatives.model_dump().values()):
             raise UserError("curriculum.enabled draws by ranks alone: leave the rules of hard_negatives.false_negatives unset")
+        if pools.positives != "one":
+            raise UserError(f"curriculum.enabled has all positives in its lists: leave hard_negatives.positives={pools.positives} out")
         if self.train.draw is not None and self.train.draw >= self.draws:
             raise UserError(f"train.draw={self.train.draw}: curriculum.iterations are draws 0 to {self.draws - 1}")
         return self

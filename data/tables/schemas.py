@@ -101,6 +101,19 @@ HARD_NEGATIVES = pa.schema(
     ]
 )
 
+# The same with several positives: each list of a query has its own p+, and `positive_ids` are in the order of POOLS.
+HARD_NEGATIVES_BY_POSITIVE = pa.schema(
+    [
+        *HARD_NEGATIVES,  # `negative_ids` and the next two: [lists], draw after draw
+        ("list_draws", pa.list_(pa.int8())),
+        ("list_positive_ids", pa.list_(pa.string())),
+        ("dropped_positive_ids", pa.list_(pa.string())),  # p+ of the lists that a passage was dropped from, beside `dropped_ids`
+        ("promoted_ids", pa.list_(pa.string())),  # passages that became positives, the highest logit first
+        ("promoted_scores", pa.list_(pa.float32())),  # their logits
+        ("promoted_limits", pa.list_(pa.float32())),  # that these exceed
+    ]
+)
+
 CANDIDATES = pa.schema(
     [
         ("query_id", pa.string()),

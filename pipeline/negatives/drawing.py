@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -64,14 +64,18 @@ class Windows:
     logits: Mapping[str, float]  # the teacher's, where something needs them
 
     @staticmethod
-    def of(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits | None, barred: Collection[str] = ()) -> Windows:
-        """The windows without the passages that are `barred`."""
+    def of(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits | None) -> Windows:
+        """The windows of a pool."""
         windows = [[row.ids[at] for at in window_places(row.sources, source).tolist()] for source in settings.sources]
         further = [[row.ids[at] for at in window_places(row.sources, source).tolist()] for source in settings.filling_sources]
         by_student = np.flatnonzero(row.sources == SOURCES.index("student")).tolist()
         scores = {row.ids[at]: float(row.scores[at]) for at in by_student}
         passages = logits.passages if logits else {}
-        return Windows(row, settings, seed, _without(windows, barred), _without(further, barred), scores, passages)
+        return Windows(row, settings, seed, windows, further, scores, passages)
+
+    def without(self, barred: Collection[str]) -> Windows:
+        """The same without some passages."""
+        return replace(self, shallow=_without(self.shallow, barred), deep=_without(self.deep, barred)) if barred else self
 
     @property
     def ids(self) -> list[str]:
@@ -113,19 +117,22 @@ class Windows:
 
     def _preferred(self, window: list[str], count: int, draw: int, positive: Positive) -> list[str]:
         """The window's passages in the order of the sampler's preference."""
-        settings, needs = self.settings, self.settings.sampler_traits.needs
-        known = {"student_scores": self.scores, "teacher_logits": self.logits}
-        given = {name: [of[doc_id] for doc_id in window] if name in needs else NotAsked(name, settings) for name, of in known.items()}
+        needs = self.settings.sampler_traits.needs
+
+        def given(name: str, known: Mapping[str, float]) -> Sequence[float]:
+            return [known[doc_id] for doc_id in window] if name in needs else NotAsked(name, self.settings)
+
         return preferred(
             Window(
                 query_id=self.row.query_id,
                 doc_ids=window,
                 count=count,
                 hashed=hash64_after(self.seed, "negatives", self.row.query_id, draw),
-                settings=settings,
+                settings=self.settings,
+                student_scores=given("student_scores", self.scores),
                 positive_score=positive.score,
+                teacher_logits=given("teacher_logits", self.logits),
                 positive_logit=positive.logit,
-                **given,
             )
         )
 

@@ -29,7 +29,6 @@ from data.errors import UserError
 
 SeededHash = Callable[[str], int]  # of a passage id
 _SETTING = "hard_negatives.sampler"
-_SCORES = ("student_scores", "teacher_logits")  # that a sampler may need
 
 
 class NotAsked(Sequence[float]):
@@ -183,8 +182,14 @@ def preferred(window: Window) -> list[str]:
     lists = []
     for place, sampler in enumerate(samplers):
         needs = traits_of_sampler(sampler.name).needs
-        unasked = {name: NotAsked(name, window.settings) for name in _SCORES if name not in needs}
-        lists.append(_listed(sampler.name, replace(window, count=turns[: window.count].count(place), mixed=True, **unasked)))
+        given = replace(
+            window,
+            count=turns[: window.count].count(place),
+            mixed=True,
+            student_scores=window.student_scores if "student_scores" in needs else NotAsked("student_scores", window.settings),
+            teacher_logits=window.teacher_logits if "teacher_logits" in needs else NotAsked("teacher_logits", window.settings),
+        )
+        lists.append(_listed(sampler.name, given))
     return interleave(lists, turns)[0]
 
 
