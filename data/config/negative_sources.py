@@ -8,6 +8,7 @@ student,mylab.sources:recent:2@1-50    with one of your own (docs/extending.md),
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ class Source:
         return _FIRST_PLUGIN + self.plugin if is_import_path(self.name) else SOURCES.index(self.name)
 
 
+@functools.cache
 def parse_sources(text: str, *, first_rank: int, last_rank: int) -> tuple[Source, ...]:
     """The sources of a setting, in its order, with the ranks of those that name none.
 

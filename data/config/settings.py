@@ -6,6 +6,7 @@ file is checked by every command, so that a misspelt key in any section is found
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +29,7 @@ StopWords = Literal[
     "english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian", "swedish", "norwegian", "danish", "turkish",
     "chinese", "korean", "none",
 ]  # fmt: skip
-SamplerName = Annotated[str, AfterValidator(lambda text: mixtures.canonical(parse_mixture(text, SAMPLERS, kind="sampler")))]
+SamplerName = Annotated[str, AfterValidator(lambda text: mixtures.canonical(_samplers(text)))]
 LossName = Annotated[str, AfterValidator(lambda name: check_name(name, LOSSES, kind="loss"))]
 TEACHER_BACKENDS = ("torch", "onnx", "http", "imported", "none")  # what each is: retrieval/teachers/backends.py
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "none")  # what each is: trainer/reporting/trackers
@@ -270,6 +271,12 @@ class Search(Section):
     recall_queries: int = keyed(50, "queries of a shard that are searched exactly, too, to measure the recall of ivf and hnsw", ge=1)
 
 
+@functools.cache
+def _samplers(text: str) -> tuple[Share, ...]:
+    """They are asked for with each query."""
+    return parse_mixture(text, SAMPLERS, kind="sampler")
+
+
 def traits_of_sampler(name: str) -> SamplerTraits:
     """What one sampler goes by. Imports a plug-in."""
     return traits_of(name, SAMPLERS, setting="hard_negatives.sampler")
@@ -320,7 +327,7 @@ class HardNegatives(Section):
     @property
     def samplers(self) -> tuple[Share, ...]:
         """The samplers in the order of the setting."""
-        return parse_mixture(self.sampler, SAMPLERS, kind="sampler")
+        return _samplers(self.sampler)
 
     @property
     def sampler_traits(self) -> SamplerTraits:
@@ -343,8 +350,10 @@ class HardNegatives(Section):
 
     @property
     def filling_sources(self) -> tuple[Source, ...]:
-        """The sources with the ranks beyond their windows that short lists are filled from: none without `fill_to`."""
-        ends = [max(source.last_rank, self.fill_to or 0) for source in self.sources]
+        """The sources with the ranks beyond their windows that short lists are filled from; no sources without `fill_to`."""
+        if self.fill_to is None:
+            return ()
+        ends = [max(source.last_rank, self.fill_to) for source in self.sources]
         return tuple(replace(one, first_rank=one.last_rank + 1, last_rank=end) for one, end in zip(self.sources, ends, strict=True))
 
     @property

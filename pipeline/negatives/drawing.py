@@ -62,6 +62,7 @@ class Windows:
     deep: list[list[str]]  # of each source the ranks beyond it, up to `fill_to`
     scores: dict[str, float]  # the student's, of what it ranked
     logits: Mapping[str, float]  # the teacher's, where something needs them
+    needs: Collection[str]  # what the sampler goes by
 
     @staticmethod
     def of(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits | None) -> Windows:
@@ -71,7 +72,7 @@ class Windows:
         by_student = np.flatnonzero(row.sources == SOURCES.index("student")).tolist()
         scores = {row.ids[at]: float(row.scores[at]) for at in by_student}
         passages = logits.passages if logits else {}
-        return Windows(row, settings, seed, windows, further, scores, passages)
+        return Windows(row, settings, seed, windows, further, scores, passages, settings.sampler_traits.needs)
 
     def without(self, barred: Collection[str]) -> Windows:
         """The same without some passages."""
@@ -84,23 +85,25 @@ class Windows:
 
     def draw(self, positive: Positive, draws: Iterable[int]) -> Drawn:
         """The negatives of these draws. Fewer than m where windows and deeper ranks hold fewer that no rule drops."""
-        settings = self.settings
+        settings, ids = self.settings, self.ids
         limits = limits_of(
-            self.ids,
+            ids,
             settings.false_negatives,
             logits=self.logits,
             positive_logit=positive.logit,
             scores=self.scores,
             positive_score=positive.score,
         )
-        dropped = dropped_by(limits, self.ids)
-        windows = _without(self.shallow, dropped)
+        dropped = dropped_by(limits, ids)
+        windows = _without(self.shallow, dropped) if dropped else self.shallow
+        order = [doc_id for doc_id in ids if doc_id not in dropped]
         deeper: list[list[str]] = []
-        if len(_distinct(windows)) < settings.num_negatives:
+        if self.deep and len(order) < settings.num_negatives:
             dropped |= dropped_by(limits, (doc_id for doc_id in _distinct(self.deep) if doc_id not in dropped))
-            deeper = _without(self.deep, {*dropped, *_distinct(windows)})
-        order = _distinct([*windows, *deeper])
-        weights = [source.weight for source in settings.sources]
+            deeper = _without(self.deep, {*dropped, *order})
+            order += _distinct(deeper)
+        sources = settings.sources
+        weights = [source.weight for source in sources]
         turns = round_robin(weights, settings.num_negatives)
         listed = []
         backfilled: Counter[str] = Counter()
@@ -108,7 +111,7 @@ class Windows:
         for draw in draws:
             preferences = [self._preferred(window, turns.count(place), draw, positive) for place, window in enumerate(windows)]
             taken, missed = interleave(preferences, turns)
-            backfilled.update({source.name: count for source, count in zip(settings.sources, missed, strict=True) if count})
+            backfilled.update({source.name: count for source, count in zip(sources, missed, strict=True) if count})
             more, _ = interleave(deeper, round_robin(weights, settings.num_negatives - len(taken))) if deeper else ([], [])
             chosen = {*taken, *more}
             filled += len(more)
@@ -117,10 +120,9 @@ class Windows:
 
     def _preferred(self, window: list[str], count: int, draw: int, positive: Positive) -> list[str]:
         """The window's passages in the order of the sampler's preference."""
-        needs = self.settings.sampler_traits.needs
 
         def given(name: str, known: Mapping[str, float]) -> Sequence[float]:
-            return [known[doc_id] for doc_id in window] if name in needs else NotAsked(name, self.settings)
+            return [known[doc_id] for doc_id in window] if name in self.needs else NotAsked(name, self.settings)
 
         return preferred(
             Window(

@@ -39,10 +39,7 @@ class Limit(NamedTuple):
     rule: FalseNegativeRule
     scores: Mapping[str, float]  # that it looks at, by passage
     value: float
-
-    def drops(self, score: float) -> bool:
-        """Whether a passage of this score is dropped."""
-        return score < self.value if self.rule == FalseNegativeRule.MIN_SCORE else score > self.value
+    is_least: bool = False  # scores below it are dropped, and not those above
 
 
 def limits_of(
@@ -78,7 +75,7 @@ def limits_of(
         (rule.STUDENT_RELATIVE_MARGIN, scores, _below(positive_score, rules.student_relative_margin, of=abs(positive_score))),
         (rule.MIN_SCORE, logits, rules.min_score),
     ]
-    return [Limit(rule, known, limit) for rule, known, limit in limits if limit is not None]
+    return [Limit(which, known, limit, which == rule.MIN_SCORE) for which, known, limit in limits if limit is not None]
 
 
 def _below(positive: float, margin: float | None, *, of: float = 1.0) -> float | None:
@@ -89,9 +86,9 @@ def dropped_by(limits: Sequence[Limit], doc_ids: Iterable[str]) -> dict[str, Dro
     """Those of the passages that a limit drops, with the first that does."""
     dropped: dict[str, Dropped] = {}
     for doc_id in doc_ids:
-        for limit in limits:
-            score = limit.scores.get(doc_id)
-            if score is not None and limit.drops(score):
-                dropped[doc_id] = Dropped(limit.rule, score, limit.value)
+        for rule, scores, limit, is_least in limits:
+            score = scores.get(doc_id)
+            if score is not None and (score < limit if is_least else score > limit):
+                dropped[doc_id] = Dropped(rule, score, limit)
                 break
     return dropped
