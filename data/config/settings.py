@@ -302,9 +302,9 @@ class HardNegatives(Section):
     draws: int = keyed(1, "independent draws of m negatives; epoch e trains on draw e modulo their number", ge=1, le=100)
     queries: int | None = keyed(None, "training queries used, a seeded subset; null takes all", ge=1)
     sampler: SamplerName = keyed(
-        "uniform",
-        "uniform, top, stratified, score_strata, simans (negatives/samplers.py), your own; or several in shares: top:4,uniform:6",
-    )
+        "uniform", "uniform, top, stratified, score_strata, simans (see pipeline/negatives/samplers.py), or your own; or several in "
+        "shares: top:4,uniform:6",
+    )  # fmt: skip
     simans_a: float = keyed(0.5, "a of SimANS, sharpness around p+ (the default of its authors' code)", ge=0)
     simans_b: float = keyed(0.0, "b of SimANS, added to the score of p+ (the default of its authors' code)")
     score_pools: bool = keyed(False, "have the teacher score whole pools, also where nothing here asks for it (table pool_scores)")
@@ -754,7 +754,8 @@ class Experiment(Section):
                 )
             if self.hard_negatives.score_pools or self.hard_negatives.uses_pool_scores:
                 raise ValueError(
-                    "teacher.backend=none scores no pools: leave out score_pools, select, rules of the teacher, a sampler by its logits"
+                    "teacher.backend=none scores no pools: leave out score_pools, select, rules of the teacher, promote_margin, a sampler "
+                    "by its logits"
                 )
         return self
 
