@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -24,27 +24,27 @@ def pool(lists: dict[str, list[str]]) -> PoolRow:
     return PoolRow("q", ["p"], np.array([1.0], np.float32), ids, np.zeros(len(ids), np.float32), numbers)
 
 
-def drawn(lists: dict[str, list[str]], logits: dict[str, float], *, draws: int = 1, **settings: Any) -> Drawn:
-    given_settings = HardNegatives(source=",".join(lists), depth=40, range_max=10, draws=draws, **settings)
+def drawn(lists: dict[str, list[str]], logits: dict[str, float], *, draws: int = 1, **own: Any) -> Drawn:
+    given_settings = HardNegatives(source=",".join(lists), depth=40, range_max=10, draws=draws, **own)
     windows = Windows.of(pool(lists), given_settings, seed=0, logits=Logits([1.0], logits))
     return windows.draw(Positive("p", logit=1.0, score=1.0), range(draws))
 
 
-@st.composite
-def pools(draw: st.DrawFn) -> tuple[dict[str, list[str]], dict[str, float]]:
+def random_pool(seed: int) -> tuple[dict[str, list[str]], dict[str, float]]:
     """(the lists of two sources, some passages in both; a logit of each passage)."""
+    chance = np.random.default_rng(seed)
     names = [f"d{number}" for number in range(45)]
-    lists = {name: draw(st.permutations(names))[: draw(st.integers(0, 30))] for name in SOURCES}
-    return lists, {doc_id: draw(st.sampled_from([-3.0, 0.0, 2.0])) for doc_id in names}
+    lists = {name: chance.permutation(names)[: chance.integers(0, 31)].tolist() for name in SOURCES}
+    share = chance.random()  # of passages that the rule drops
+    return lists, {doc_id: 2.0 if chance.random() < share else float(chance.integers(-3, 1)) for doc_id in names}
 
 
-@given(pools(), st.sampled_from(["uniform", "top"]), st.integers(1, 25), st.integers(1, 25), st.integers(11, 30))
-def test_short_lists_are_filled_from_deeper_ranks(
-    given_pool: tuple[dict[str, list[str]], dict[str, float]], sampler: str, one: int, other: int, last: int
-) -> None:
+@settings(max_examples=60)
+@given(st.integers(0, 10**6), st.sampled_from(["uniform", "top"]), st.integers(1, 25), st.integers(1, 25), st.integers(11, 30))
+def test_short_lists_are_filled_from_deeper_ranks(seed: int, sampler: str, one: int, other: int, last: int) -> None:
     """Prevents: a list that stays short though there are passages below, one filled where its window has enough, one filled with what a
     rule drops or from beyond the stated rank, and a larger m that loses what a smaller one has."""
-    lists, logits = given_pool
+    lists, logits = random_pool(seed)
     small, large = sorted((one, other))
     rules = {"false_negatives": {"max_score": 1}, "sampler": sampler}
     right = {doc_id for doc_id, logit in logits.items() if logit <= 1}
@@ -72,15 +72,15 @@ def test_the_nearest_of_the_deeper_ranks_come_first_and_what_rules_drop_is_told(
     assert halved.dropped["d11"].limit == halved.dropped["d0"].limit == float(np.percentile([5.0] * 9 + [-9.0], 5))
 
 
-@pytest.mark.parametrize(("settings", "said"), [
+@pytest.mark.parametrize(("given_settings", "said"), [
     ({"fill_to": 101}, "fill_to=101 is beyond the 100 passages that pools keep: lower it, or raise depth"),
     ({"fill_to": 50, "range_max": 50}, "fill_to=50 is not beyond the last rank of any source"),
     ({"fill_to": 60, "source": "student@1-70,bm25@1-60"}, "fill_to=60 is not beyond the last rank of any source"),
 ])  # fmt: skip
-def test_a_depth_that_fills_nothing_is_refused(settings: dict[str, Any], said: str) -> None:
+def test_a_depth_that_fills_nothing_is_refused(given_settings: dict[str, Any], said: str) -> None:
     """Prevents: a setting without effect, or one that promises ranks that no pool has."""
     with pytest.raises(ValidationError, match=said):
-        HardNegatives(**settings)
+        HardNegatives(**given_settings)
 
 
 def test_only_rules_of_the_teacher_make_it_read_deeper() -> None:
