@@ -105,7 +105,7 @@ _NOT_ASKED_FOR = {
     "index": "the search is exact, which needs no index; set search.index=ivf or search.index=hnsw",
     "pool_scores": (
         "nothing asks for the teacher's scores of pools; set hard_negatives.score_pools=true, a rule of the teacher "
-        "in hard_negatives.false_negatives, hard_negatives.sampler=stratified, or hard_negatives.select=prod"
+        "in hard_negatives.false_negatives, hard_negatives.promote_margin, hard_negatives.sampler=stratified, or hard_negatives.select=prod"
     ),
     "lists": "no lists are given; set lists.path=FOLDER, of what `prep export format=lists` wrote, in place of mining and scoring",
     "dev": "no dev set is asked for; set dev.queries=NUMBER, of the queries to measure the student on, or dev.collections=FOLDER,FOLDER",

@@ -6,13 +6,16 @@ file is checked by every command, so that a misspelt key in any section is found
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, field_validator, model_validator
 
-from data.config import experiment_file
+from data.config import experiment_file, mixtures
 from data.config.fields import NULLS, PathKind, Renamed, Section, build, execution, expanded_paths, keyed, map_paths, warn_once
+from data.config.mixtures import Share, parse_mixture
 from data.config.negative_sources import Source, canonical, parse_sources
 from data.config.registry import check_name
 from data.config.traits import LOSSES, SAMPLERS, LossTraits, SamplerTraits, traits_of
@@ -26,7 +29,7 @@ StopWords = Literal[
     "english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian", "swedish", "norwegian", "danish", "turkish",
     "chinese", "korean", "none",
 ]  # fmt: skip
-SamplerName = Annotated[str, AfterValidator(lambda name: check_name(name, SAMPLERS, kind="sampler"))]
+SamplerName = Annotated[str, AfterValidator(lambda text: mixtures.canonical(_samplers(text)))]
 LossName = Annotated[str, AfterValidator(lambda name: check_name(name, LOSSES, kind="loss"))]
 TEACHER_BACKENDS = ("torch", "onnx", "http", "imported", "none")  # what each is: retrieval/teachers/backends.py
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "none")  # what each is: trainer/reporting/trackers
@@ -215,7 +218,8 @@ class Embed(Section):
 
 
 class FalseNegatives(Section):
-    """Which passages of a query's rank windows are taken for unlabelled positives, and never drawn. Null leaves a rule out.
+    """Which passages of a query's rank windows are never drawn: those taken for unlabelled positives, and with `min_score` those too
+    easy to learn from. Null leaves a rule out.
 
     p+ is the positive that the query's list is trained with, where it has several. A rule of the teacher has all passages of the windows
     scored first, once, whatever the logit store holds already.
@@ -231,12 +235,27 @@ class FalseNegatives(Section):
     )
     teacher_percentile: float | None = keyed(None, "drop those above this percentile of the logits in the query's windows", gt=0, lt=100)
     student_margin: float | None = keyed(None, "drop those whose student score is above that of p+ minus this")
+    student_relative_margin: float | None = keyed(
+        None, "drop those whose student score is above that of p+ minus this share, 0 to 1, of its magnitude", later=True, ge=0, le=1
+    )
+    min_score: float | None = keyed(None, "drop passages with a teacher logit below this, as too easy", later=True)
 
     @property
     def uses_teacher(self) -> bool:
         """Whether a rule needs the teacher's logits of the windows."""
-        rules = (self.max_score, self.absolute_margin, self.relative_margin, self.teacher_percentile)
+        rules = (self.max_score, self.absolute_margin, self.relative_margin, self.teacher_percentile, self.min_score)
         return any(rule is not None for rule in rules)
+
+    @property
+    def uses_student(self) -> bool:
+        """Whether a rule goes by the student's scores."""
+        return self.student_margin is not None or self.student_relative_margin is not None
+
+    @model_validator(mode="after")
+    def _leave_something(self) -> FalseNegatives:
+        if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
+            raise ValueError(f"min_score={self.min_score:g} is above max_score={self.max_score:g}, so every passage is dropped: lower it")
+        return self
 
 
 class Search(Section):
@@ -252,6 +271,17 @@ class Search(Section):
     recall_queries: int = keyed(50, "queries of a shard that are searched exactly, too, to measure the recall of ivf and hnsw", ge=1)
 
 
+@functools.cache
+def _samplers(text: str) -> tuple[Share, ...]:
+    """They are asked for with each query."""
+    return parse_mixture(text, SAMPLERS, kind="sampler")
+
+
+def traits_of_sampler(name: str) -> SamplerTraits:
+    """What one sampler goes by. Imports a plug-in."""
+    return traits_of(name, SAMPLERS, setting="hard_negatives.sampler")
+
+
 class HardNegatives(Section):
     """Which passages a query's negatives are drawn from, and how."""
 
@@ -263,12 +293,18 @@ class HardNegatives(Section):
         renamed=Renamed("first_rank", new_value=lambda rank: rank - 1, old_value=lambda skipped: skipped + 1),
     )  # fmt: skip
     range_max: int = keyed(100, "and up to this rank, counted from 1", ge=1, renamed=Renamed("last_rank"))
+    fill_to: int | None = keyed(
+        None, "a list that the rules leave short is filled from deeper ranks, up to this one; null: it stays short", later=True, ge=1
+    )
     num_negatives: int = keyed(
         10, "m, negatives drawn per query (ADAM 4.3; 15 were best without dark examples)", ge=1, renamed=Renamed("negatives")
     )
     draws: int = keyed(1, "independent draws of m negatives; epoch e trains on draw e modulo their number", ge=1, le=100)
     queries: int | None = keyed(None, "training queries used, a seeded subset; null takes all", ge=1)
-    sampler: SamplerName = keyed("uniform", "uniform, top, stratified, simans (see pipeline/negatives/samplers.py), or your own")
+    sampler: SamplerName = keyed(
+        "uniform", "uniform, top, stratified, score_strata, simans (see pipeline/negatives/samplers.py), or your own; or several in "
+        "shares: top:4,uniform:6",
+    )  # fmt: skip
     simans_a: float = keyed(0.5, "a of SimANS, sharpness around p+ (the default of its authors' code)", ge=0)
     simans_b: float = keyed(0.0, "b of SimANS, added to the score of p+ (the default of its authors' code)")
     score_pools: bool = keyed(False, "have the teacher score whole pools, also where nothing here asks for it (table pool_scores)")
@@ -276,18 +312,49 @@ class HardNegatives(Section):
         "auto", "a query that is a passage is no negative of itself; auto: where id and text agree, true: where the id does, false: it is"
     )
     bm25_stopwords: StopWords = keyed("english", "words that BM25 leaves out, of a language, or none (see retrieval/search/bm25.py)")
+    positives: Literal["one", "rotate", "each"] = keyed(
+        "one", "of a query with several: one, a seeded choice; rotate: the next in each draw; each: a list for each", later=True
+    )
+    promote_margin: float | None = keyed(
+        None,
+        "passages that the teacher puts more than this above the best labelled positive become positives; null: none",
+        later=True,
+        ge=0,
+    )
     select: Literal["none", "prod", "prod_nq"] = keyed("none", "queries that the teacher gets right and the student does not (PROD)")
     false_negatives: FalseNegatives = FalseNegatives()
 
     @property
+    def samplers(self) -> tuple[Share, ...]:
+        """The samplers in the order of the setting."""
+        return _samplers(self.sampler)
+
+    @property
     def sampler_traits(self) -> SamplerTraits:
-        """What the sampler goes by. Imports a plug-in."""
-        return traits_of(self.sampler, SAMPLERS, setting="hard_negatives.sampler")
+        """What the samplers together go by. Imports plug-ins."""
+        all_traits = [traits_of_sampler(sampler.name) for sampler in self.samplers]
+        needs = frozenset[Any]().union(*(traits.needs for traits in all_traits))
+        return SamplerTraits(needs=needs, draws_differ=any(traits.draws_differ for traits in all_traits))
 
     @property
     def sources(self) -> tuple[Source, ...]:
         """The sources in the order of the setting."""
         return parse_sources(self.source, first_rank=self.range_min + 1, last_rank=self.range_max)
+
+    @property
+    def scored_sources(self) -> tuple[Source, ...]:
+        """The sources with the ranks of which rules and samplers need the teacher's logits."""
+        if self.fill_to is None or not self.false_negatives.uses_teacher:
+            return self.sources
+        return tuple(replace(source, last_rank=max(source.last_rank, self.fill_to)) for source in self.sources)
+
+    @property
+    def filling_sources(self) -> tuple[Source, ...]:
+        """The sources with the ranks beyond their windows that short lists are filled from; no sources without `fill_to`."""
+        if self.fill_to is None:
+            return ()
+        ends = [max(source.last_rank, self.fill_to) for source in self.sources]
+        return tuple(replace(one, first_rank=one.last_rank + 1, last_rank=end) for one, end in zip(self.sources, ends, strict=True))
 
     @property
     def canonical_source(self) -> str:
@@ -297,13 +364,14 @@ class HardNegatives(Section):
     @property
     def uses_pool_scores(self) -> bool:
         """Whether queries or negatives are chosen by the teacher's logits."""
-        return self.false_negatives.uses_teacher or self.select != "none" or "teacher_logits" in self.sampler_traits.needs
+        chosen_by_teacher = self.false_negatives.uses_teacher or self.select != "none" or self.promote_margin is not None
+        return chosen_by_teacher or "teacher_logits" in self.sampler_traits.needs
 
     def check_sampler(self) -> None:
         """Raises ValueError where the sampler does not get what it needs. Imports a plug-in: for commands that draw."""
         if "student_scores" in self.sampler_traits.needs and [source.name for source in self.sources] != ["student"]:
             raise ValueError(f"sampler={self.sampler} goes by the student's scores: it needs source=student alone")
-        if self.draws > 1 and not self.sampler_traits.draws_differ:
+        if self.draws > 1 and self.positives != "rotate" and not self.sampler_traits.draws_differ:
             raise ValueError(f"sampler={self.sampler} chooses the same negatives in every draw: set draws=1, or sampler=uniform or simans")
 
     @model_validator(mode="after")
@@ -315,13 +383,30 @@ class HardNegatives(Section):
                 raise ValueError(f"need range_min < range_max <= depth, got {window} for source {source.name}")
         if "run" in names and not self.run_file:
             raise ValueError("source=run needs run_file=FILE, a TREC run")
-        if self.sampler in SAMPLERS:
+        if all(sampler.name in SAMPLERS for sampler in self.samplers):
             self.check_sampler()
-        if self.false_negatives.student_margin is not None and "student" not in names:
-            raise ValueError("false_negatives.student_margin needs student among the sources")
+        if self.false_negatives.uses_student and "student" not in names:
+            rule = "student_margin" if self.false_negatives.student_margin is not None else "student_relative_margin"
+            raise ValueError(f"false_negatives.{rule} needs student among the sources")
+        if self.fill_to is not None and self.fill_to > self.depth:
+            raise ValueError(f"fill_to={self.fill_to} is beyond the {self.depth} passages that pools keep: lower it, or raise depth")
+        if self.fill_to is not None and all(self.fill_to <= source.last_rank for source in self.sources):
+            raise ValueError(f"fill_to={self.fill_to} is not beyond the last rank of any source: raise it above range_max, or leave it out")
         if self.select != "none" and "student" not in names:
             raise ValueError(f"select={self.select} goes by the student's ranks: it needs student among the sources")
+        self._check_positives()
         return self
+
+    def _check_positives(self) -> None:
+        """Raises ValueError where the other settings leave the choice of positives without effect."""
+        if self.positives == "rotate" and self.draws == 1:
+            raise ValueError("positives=rotate takes the next positive in each draw, and there is one: set draws, as many as train.epochs")
+        if self.positives != "one" and self.select != "none":
+            raise ValueError(f"select={self.select} trains the positive by which a query qualifies: leave positives={self.positives} out")
+        if self.positives == "one" and self.promote_margin is not None:
+            raise ValueError(
+                "promote_margin adds positives, of which positives=one trains one labelled alone: set positives=rotate or each"
+            )
 
 
 class DarkExamples(Section):
@@ -669,7 +754,8 @@ class Experiment(Section):
                 )
             if self.hard_negatives.score_pools or self.hard_negatives.uses_pool_scores:
                 raise ValueError(
-                    "teacher.backend=none scores no pools: leave out score_pools, select, rules of the teacher, a sampler by its logits"
+                    "teacher.backend=none scores no pools: leave out score_pools, select, rules of the teacher, promote_margin, a sampler "
+                    "by its logits"
                 )
         return self
 
@@ -702,6 +788,8 @@ class Experiment(Section):
             )
         if any(value is not None for value in pools.false_negatives.model_dump().values()):
             raise UserError("curriculum.enabled draws by ranks alone: leave the rules of hard_negatives.false_negatives unset")
+        if pools.positives != "one":
+            raise UserError(f"curriculum.enabled has all positives in its lists: leave hard_negatives.positives={pools.positives} out")
         if self.train.draw is not None and self.train.draw >= self.draws:
             raise UserError(f"train.draw={self.train.draw}: curriculum.iterations are draws 0 to {self.draws - 1}")
         return self

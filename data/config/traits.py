@@ -48,6 +48,7 @@ SAMPLERS = {
     "top": SamplerTraits(draws_differ=False),
     "simans": SamplerTraits(needs=frozenset({"student_scores"})),
     "stratified": SamplerTraits(needs=frozenset({"teacher_logits"}), draws_differ=False),
+    "score_strata": SamplerTraits(needs=frozenset({"teacher_logits"}), draws_differ=False),
 }
 
 Traits = TypeVar("Traits", bound=Section)

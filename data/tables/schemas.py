@@ -33,13 +33,20 @@ GROUPS = (CandidateKind.TOP, CandidateKind.NEAR, CandidateKind.FAR)
 
 
 class FalseNegativeRule(IntEnum):
-    """Why a passage was taken for a false negative. Stored in `dropped_rules`: only ever append."""
+    """Why a passage is never drawn. Stored in `dropped_rules`: only ever append."""
 
     MAX_SCORE = 0
     ABSOLUTE_MARGIN = 1
     TEACHER_PERCENTILE = 2
     STUDENT_MARGIN = 3
     RELATIVE_MARGIN = 4
+    STUDENT_RELATIVE_MARGIN = 5
+    MIN_SCORE = 6
+
+    @property
+    def of_student(self) -> bool:
+        """Whether it looks at the student's scores."""
+        return self in (FalseNegativeRule.STUDENT_MARGIN, FalseNegativeRule.STUDENT_RELATIVE_MARGIN)
 
 
 class DevRole(IntEnum):
@@ -85,12 +92,25 @@ HARD_NEGATIVES = pa.schema(
         ("query_id", pa.string()),
         ("positive_ids", pa.list_(pa.string())),  # p+ of the query's list first, then the others as in POOLS
         ("negative_ids", pa.list_(pa.list_(pa.string()))),  # [draws][m]
-        # Taken for false negatives: passages of the rank windows, the first rule that dropped each, the score that it looked at,
-        # and the limit that was exceeded.
+        # Passages of the rank windows that are never drawn, the first rule that dropped each, the score that it looked at, and the
+        # limit that was exceeded (of MIN_SCORE: not reached).
         ("dropped_ids", pa.list_(pa.string())),
         ("dropped_rules", pa.list_(pa.int8())),  # FalseNegativeRule
         ("dropped_scores", pa.list_(pa.float32())),
         ("dropped_limits", pa.list_(pa.float32())),
+    ]
+)
+
+# The same with several positives: each list of a query has its own p+, and `positive_ids` are in the order of POOLS.
+HARD_NEGATIVES_BY_POSITIVE = pa.schema(
+    [
+        *HARD_NEGATIVES,  # `negative_ids` and the next two: [lists], draw after draw
+        ("list_draws", pa.list_(pa.int8())),
+        ("list_positive_ids", pa.list_(pa.string())),
+        ("dropped_positive_ids", pa.list_(pa.string())),  # p+ of the lists that a passage was dropped from, beside `dropped_ids`
+        ("promoted_ids", pa.list_(pa.string())),  # passages that became positives, the highest logit first
+        ("promoted_scores", pa.list_(pa.float32())),  # their logits
+        ("promoted_limits", pa.list_(pa.float32())),  # that these exceed
     ]
 )
 

@@ -15,7 +15,9 @@ from data.errors import UserError
 
 def plugin_folders(experiment: Experiment) -> dict[str, str]:
     """Top-level module -> the folder where this process finds it, for the plug-ins of the stages. What it does not find is left out."""
-    names = [experiment.hard_negatives.sampler, experiment.teacher.backend, *(source.name for source in experiment.hard_negatives.sources)]
+    negatives = experiment.hard_negatives
+    of_negatives = [*(one.name for one in negatives.samplers), *(one.name for one in negatives.sources)]
+    names = [*of_negatives, experiment.teacher.backend]
     modules = {name.split(":")[0].split(".")[0] for name in names if is_import_path(name)}
     return {module: folder for module in sorted(modules) if (folder := _folder_of(module))}
 

@@ -17,6 +17,7 @@ from data.tables.shards import ROW_GROUP_ROWS, ShardWriter, open_shard, shard_na
 from pipeline.interchange.stored_lists import StoredLists
 from pipeline.scoring.requested_pairs import RequestedPairs
 from pipeline.stage import Say
+from pipeline.stages.training_rows import with_promoted
 from retrieval.teachers.imported import BESIDE
 
 _FOOTER = {"format": "lists"}
@@ -89,7 +90,12 @@ def _larger(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 def _write_never(writer: ShardWriter, stored: StoredLists, shard: int, queries: pa.Array) -> None:
     for group in stored.never.shard_groups(shard, columns=NEVER.names):
-        writer.write(group.filter(pc.is_in(group.column("query_id"), value_set=queries)).select(NEVER.names))
+        rows = group.filter(pc.is_in(group.column("query_id"), value_set=queries)).select(NEVER.names)
+        if stored.promotions is not None:
+            promotions = stored.promotions.read(shard, columns=["query_id", "promoted_ids"])
+            never = with_promoted(rows.column("never_ids"), rows.column("query_id"), promotions)
+            rows = rows.set_column(1, NEVER.field(1), never)
+        writer.write(rows)
 
 
 def public_name(name: str) -> str:

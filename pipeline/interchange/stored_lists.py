@@ -34,6 +34,7 @@ class StoredLists:
     scores: Stored | None  # TEACHER_SCORES, None where the lists carry their logits, or there is no teacher
     confidence: Stored | None
     never: Stored  # query_id, never_ids
+    promotions: Stored | None = None  # query_id, promoted_ids, which are never negatives either; None where none were asked for
 
     @staticmethod
     def of(planner: Planner) -> StoredLists:
@@ -44,7 +45,9 @@ class StoredLists:
         stored = [planner.completed(name) if name in made else None for name in names]
         lists, scores, confidence = stored if own is None else (stored[0], None, None)
         assert lists is not None
-        return StoredLists(lists, scores, confidence, planner.completed("lists.never" if own == "lists" else "pools.ranked"))
+        never = planner.completed("lists.never" if own == "lists" else "pools.ranked")
+        promotes = own is None and planner.experiment.hard_negatives.promote_margin is not None
+        return StoredLists(lists, scores, confidence, never, planner.completed("hard_negatives") if promotes else None)
 
     @property
     def shards(self) -> int:

@@ -85,7 +85,7 @@ def _requested_of(row: PoolRow, experiment: Experiment) -> list[str]:
     """The passages that the teacher reads of a pool: positives first, each once."""
     places = [range(len(row.ids))]
     if not experiment.scores_whole_pools:
-        places = [window_places(row.sources, source).tolist() for source in experiment.hard_negatives.sources]
+        places = [window_places(row.sources, source).tolist() for source in experiment.hard_negatives.scored_sources]
     return [*row.positive_ids, *dict.fromkeys(row.ids[place] for window in places for place in window)]
 
 
@@ -96,7 +96,7 @@ def _in_windows(sources: pa.ListArray, experiment: Experiment) -> NDArray[np.boo
         return np.ones(len(numbers), bool)
     lengths = sources.value_lengths().to_numpy()
     taken = np.zeros(len(numbers), bool)
-    for source in experiment.hard_negatives.sources:
+    for source in experiment.hard_negatives.scored_sources:
         mine = numbers == source.number
         seen = np.cumsum(mine)
         before_pool = np.repeat(np.concatenate([[0], seen])[np.cumsum(lengths) - lengths], lengths)
@@ -164,7 +164,7 @@ def _build(context: StageContext) -> None:
 def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     if experiment.scores_whole_pools:
         return {"windows": "whole pools"}
-    return {"windows": [[source.name, source.first_rank, source.last_rank] for source in experiment.hard_negatives.sources]}
+    return {"windows": [[source.name, source.first_rank, source.last_rank] for source in experiment.hard_negatives.scored_sources]}
 
 
 TABLE = Table(

@@ -1,26 +1,30 @@
 """How m negatives are drawn from a query's rank windows: each sampler puts a window in order of preference, then a weighted round robin.
 
-    uniform      the lowest hashes of (seed, query, draw, passage)
-    top          the best ranks
-    simans       by chance, p(d) in proportion to exp(-a (s(q,d) - s(q,p+) - b)^2), without replacement
-    stratified   over the teacher's scores: see `stratified`
+    uniform        the lowest hashes of (seed, query, draw, passage)
+    top            the best ranks
+    simans         by chance, p(d) in proportion to exp(-a (s(q,d) - s(q,p+) - b)^2), without replacement
+    stratified     over the quantiles of the teacher's scores: see `stratified`
+    score_strata   over the range of the teacher's scores: see `score_strata`
 
-`SAMPLERS` has them under these names; `hard_negatives.sampler` may also be the import path of one of your own. Each is called with a
-`Window` and returns its passages, the preferred first; what else it asks of the settings is in `data.config.traits`.
+`SAMPLERS` has them under these names; `hard_negatives.sampler` may also be the import path of one of your own, or a mixture of several
+with their shares, as top:4,stratified:6. Each is called with a `Window` and returns its passages, the preferred first; what else it asks
+of the settings is in `data.config.traits`.
 
 Each is a pure function of the seed, the ids and the scores. With uniform, top and simans a larger m keeps the smaller sample, and what was
-scored for it; with stratified the strata move with m.
+scored for it. The strata of stratified and score_strata move with m; in a mixture they are halved again and again, so that a larger m keeps
+them, too.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data.config.registry import Registry, is_import_path, plugin_call
-from data.config.settings import HardNegatives
+from data.config.settings import HardNegatives, traits_of_sampler
 from data.errors import UserError
 
 SeededHash = Callable[[str], int]  # of a passage id
@@ -46,13 +50,14 @@ class Window:
 
     query_id: str
     doc_ids: list[str]  # n passages, best rank first
-    count: int  # how many of them will be taken, where nothing stands in the way
+    count: int  # how many of them will be taken by this sampler, where nothing stands in the way
     hashed: SeededHash  # all chance comes from it: another one for each seed, query and draw
     settings: HardNegatives
     student_scores: Sequence[float] = ()  # [n] where the sampler's `needs` has them
     positive_score: float = math.nan  # the student's score of p+; nan where the student is no source
     teacher_logits: Sequence[float] = ()  # [n] where the sampler's `needs` has them
     positive_logit: float = math.nan  # the teacher's logit of p+; nan where nothing needs it
+    mixed: bool = False  # whether other samplers draw from it, too: then the order must not depend on `count`
 
 
 Sampler = Callable[[Window], Iterable[str]]
@@ -87,17 +92,51 @@ def stratified(window: Window) -> list[str]:
     the quantile 1 - j / (count - 1) of the logits (the median where `count` is 1), linear between ranks; it takes the passage
     nearest to it that is not taken yet, the lower hash where two are as near.
     """
+    ordered = sorted(map(float, window.teacher_logits))
+    return _nearest_to(window, lambda part, parts: _between(ordered, part, parts))
+
+
+def score_strata(window: Window) -> list[str]:
+    """Passages spread evenly over the range of the teacher's scores, from the greatest to the least, then the others by hash.
+
+    The other reading of the same paper's "uniformly covers the entire score spectrum": in the space of scores instead of ranks, so that
+    scores which few passages have are held as well as those of the many. [the abstract names neither space; the places of the anchors are
+    ours] Anchor j of `count` lies at the share 1 - j / (count - 1) of the way from the least logit to the greatest (halfway where `count`
+    is 1); it takes the nearest passage that is not taken yet, the lower hash where two are as near.
+    """
+    least, greatest = min(window.teacher_logits, default=0.0), max(window.teacher_logits, default=0.0)
+    return _nearest_to(window, lambda part, parts: least + (greatest - least) * part / parts)
+
+
+def _nearest_to(window: Window, target: Callable[[int, int], float]) -> list[str]:
+    """The passages nearest to the targets of evenly spread levels, none twice, then the others by hash."""
     hashes = {doc_id: window.hashed(doc_id) for doc_id in window.doc_ids}
     left = {doc_id: float(logit) for doc_id, logit in zip(window.doc_ids, window.teacher_logits, strict=True)}
-    ordered = sorted(left.values())
     chosen = []
-    count = min(window.count, len(window.doc_ids))
-    for place in range(count):
-        target = _between(ordered, *((count - 1 - place, count - 1) if count > 1 else (1, 2)))
-        nearest = min(left, key=lambda doc_id: (abs(left[doc_id] - target), hashes[doc_id], doc_id))
+    for level in _levels(window):
+        at = target(*level)
+        nearest = min(left, key=lambda doc_id: (abs(left[doc_id] - at), hashes[doc_id], doc_id))
         chosen.append(nearest)
         del left[nearest]
     return [*chosen, *sorted(left, key=lambda doc_id: (hashes[doc_id], doc_id))]
+
+
+def _levels(window: Window) -> list[tuple[int, int]]:
+    """(part, parts) of evenly spread levels between 0 and 1, as whole numbers.
+
+    Alone `count` of them, from the top. In a mixture m, of which any number of the first are spread: more than m are never looked at.
+    """
+    if window.mixed:
+        return list(itertools.islice(halved_levels(), min(window.settings.num_negatives, len(window.doc_ids))))
+    count = min(window.count, len(window.doc_ids))
+    return [(count - 1 - place, count - 1) for place in range(count)] if count > 1 else [(1, 2)] * count
+
+
+def halved_levels() -> Iterator[tuple[int, int]]:
+    """1, 0, then the middles of all gaps, from the top: 1/2; 3/4, 1/4; 7/8, 5/8, 3/8, 1/8; and so on without end."""
+    yield from ((1, 1), (0, 1))
+    for parts in (2**power for power in itertools.count(1)):
+        yield from ((part, parts) for part in range(parts - 1, 0, -2))
 
 
 def _between(ordered: list[float], part: int, parts: int) -> float:
@@ -113,6 +152,7 @@ SAMPLERS: Registry[Sampler] = Registry(
         "top": lambda window: window.doc_ids,
         "simans": simans,
         "stratified": stratified,
+        "score_strata": score_strata,
     },
 )
 
@@ -123,15 +163,37 @@ def sampler_key(settings: HardNegatives) -> dict[str, object]:
         settings.check_sampler()
     except ValueError as error:
         raise UserError(f"hard_negatives: {error}") from error
-    return SAMPLERS.key(settings.sampler, setting=_SETTING)
+    keys = [SAMPLERS.key(sampler.name, setting=_SETTING) for sampler in settings.samplers]
+    if len(keys) == 1:
+        return keys[0]
+    return {"plugins": [key for key in keys if key]} if any(keys) else {}
 
 
 def preferred(window: Window) -> list[str]:
     """A window's passages in the order of preference of its settings' sampler. One of your own may leave some out.
 
-    Raises UserError where it returns anything else than passages of the window, each once.
+    Of a mixture the first m, in turns by the shares: a sampler whose passage another has taken goes on to its next.
+    Raises UserError where a sampler returns anything else than passages of the window, each once.
     """
-    name = window.settings.sampler
+    samplers = window.settings.samplers
+    if len(samplers) == 1:
+        return _listed(samplers[0].name, window)
+    turns = round_robin([sampler.weight for sampler in samplers], window.settings.num_negatives)
+    lists = []
+    for place, sampler in enumerate(samplers):
+        needs = traits_of_sampler(sampler.name).needs
+        given = replace(
+            window,
+            count=turns[: window.count].count(place),
+            mixed=True,
+            student_scores=window.student_scores if "student_scores" in needs else NotAsked("student_scores", window.settings),
+            teacher_logits=window.teacher_logits if "teacher_logits" in needs else NotAsked("teacher_logits", window.settings),
+        )
+        lists.append(_listed(sampler.name, given))
+    return interleave(lists, turns)[0]
+
+
+def _listed(name: str, window: Window) -> list[str]:
     sampler = SAMPLERS.get(name, setting=_SETTING)
     with plugin_call(name, setting=_SETTING):
         listed = list(sampler(window))

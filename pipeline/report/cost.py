@@ -58,7 +58,7 @@ def _upper_bound(experiment: Experiment, scored: TablePlan) -> list[str]:
     labels = labels_above_0(planned.stored).filter(pl.col("split") == experiment.ingest.train_split)["query_id"]
     of_pools = scored.table.label == "pool_scores"
     queries = labels.n_unique()
-    pairs = at_most_of_pools(experiment, queries, labels=len(labels)) if of_pools else at_most(experiment, queries)
+    pairs = at_most_of_pools(experiment, queries, labels=len(labels)) if of_pools else at_most(experiment, queries, labels=len(labels))
     return [f"at most {pairs:,} pairs; the exact cost is known after {scored.table.scores_pairs_of}"]
 
 

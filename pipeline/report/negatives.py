@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 
+from data.config.negative_sources import SOURCES
 from data.config.settings import Experiment
 from data.digests import hash64
 from data.tables.schemas import FalseNegativeRule
-from pipeline.negatives.pool_pairs import read_pools
+from pipeline.negatives.drawing import Logits
+from pipeline.negatives.pool_pairs import PoolRow, read_pools
 from pipeline.negatives.query_selection import KEPT_RANKS, RANKS
 from pipeline.report.inspect import complete_tables
 from pipeline.stage import Stored
-from pipeline.stages.hard_negatives import NO_NEGATIVES, RULES, UNDERFILLED, read_logits
+from pipeline.stages.hard_negatives import IN_NO_LIST, NO_NEGATIVES, POSITIVES, PROMOTED, RULES, UNDERFILLED, read_logits
 
 _EXAMPLES = 20
 _NAMED = 20
@@ -36,6 +39,10 @@ class Findings:
     ranks: dict[str, int]  # how many queries have p+ at which ranks, where they were selected by it
     kept_ranks: dict[str, int]  # those that were selected
     unselected: dict[str, int]  # by reason
+    labelled: int  # positives
+    in_no_list: int  # of them
+    promoted: int | None  # passages that became positives; None where none is asked for
+    promotions: list[list[str]]  # some of them: query, text, logit, the limit that it exceeds
 
 
 def negatives_findings(experiment: Experiment) -> Findings:
@@ -46,23 +53,59 @@ def negatives_findings(experiment: Experiment) -> Findings:
     unselected = dict(counts["dropped"])
     underfilled = counts.get(UNDERFILLED, 0)
     without = unselected.pop(NO_NEGATIVES, 0)
+    settings = experiment.hard_negatives
+    short = _underfilled_ids(negatives, settings.num_negatives, by_positive=settings.positives != "one")
     return Findings(
         dropped,
         _examples(experiment, negatives, pools) if dropped else [],
         underfilled,
-        list(itertools.islice(_underfilled_ids(negatives, experiment.hard_negatives.num_negatives), _NAMED)) if underfilled else [],
+        list(itertools.islice(short, _NAMED)) if underfilled else [],
         without,
         list(itertools.islice(_ids_without(negatives, pools), _NAMED)) if without and RANKS not in counts else [],
         counts.get(RANKS, {}),
         counts.get(KEPT_RANKS, {}),
         unselected,
+        *_positives(experiment, negatives),
     )
 
 
-def _underfilled_ids(negatives: Stored, m: int) -> Iterator[str]:
+def _positives(experiment: Experiment, negatives: Stored) -> tuple[int, int, int | None, list[list[str]]]:
+    """(labelled positives, those that are p+ of no list, promoted passages, some of these)."""
+    if counted := negatives.manifest.counts.get(POSITIVES):
+        asked = experiment.hard_negatives.promote_margin is not None
+        promotions = _promotions(experiment, negatives) if counted.get(PROMOTED) else []
+        return counted["labelled"], counted.get(IN_NO_LIST, 0), counted.get(PROMOTED, 0) if asked else None, promotions
+    groups = negatives.row_groups(columns=["positive_ids"])
+    labelled = sum(pc.sum(pc.list_value_length(group.column("positive_ids"))).as_py() or 0 for group in groups)
+    return labelled, labelled - negatives.manifest.rows, None, []  # one of each query's is p+
+
+
+def _promotions(experiment: Experiment, negatives: Stored) -> list[list[str]]:
+    """One promoted passage of each of some queries, chosen by hash; the highest of each."""
+    columns = ["query_id", "promoted_ids", "promoted_scores", "promoted_limits"]
+    chosen: list[dict[str, Any]] = []
+    for group in negatives.row_groups(columns=columns):
+        some = group.filter(pc.greater(pc.list_value_length(group.column("promoted_ids")), 0)).to_pylist()
+        chosen = heapq.nsmallest(
+            _EXAMPLES, [*chosen, *some], key=lambda row: (hash64(experiment.seed, "promoted", row["query_id"]), row["query_id"])
+        )
+    query_texts, passages = _texts(experiment, [row["query_id"] for row in chosen], {row["promoted_ids"][0] for row in chosen})
+    return [
+        [query_texts[row["query_id"]], passages[row["promoted_ids"][0]], *(f"{row[name][0]:.2f}" for name in columns[2:])] for row in chosen
+    ]
+
+
+def _texts(experiment: Experiment, query_ids: list[str], doc_ids: set[str]) -> tuple[dict[str, str], dict[str, str]]:
+    queries, corpus = complete_tables(experiment, "ingest.queries", "ingest.corpus")
+    return queries.texts_of(query_ids, id_name="query_id"), corpus.texts_of(doc_ids, id_name="doc_id")
+
+
+def _underfilled_ids(negatives: Stored, m: int, *, by_positive: bool) -> Iterator[str]:
+    """Queries with a short list; where all lists have one p+, the first draw tells."""
     for group in negatives.row_groups(columns=["query_id", "negative_ids"]):
-        first = pc.list_element(group.column("negative_ids"), 0)
-        yield from group.column("query_id").filter(pc.less(pc.list_value_length(first), m)).to_pylist()
+        for row in group.to_pylist():
+            if any(len(listed) < m for listed in row["negative_ids"][: None if by_positive else 1]):
+                yield row["query_id"]
 
 
 def _ids_without(negatives: Stored, pools: Stored) -> Iterator[str]:
@@ -79,35 +122,44 @@ def _examples(experiment: Experiment, negatives: Stored, pools: Stored) -> list[
     def order(row: dict[str, Any]) -> tuple[int, str]:
         return hash64(experiment.seed, "dropped", row["query_id"]), row["query_id"]
 
-    columns = ["query_id", "dropped_ids", "dropped_rules", "dropped_scores", "dropped_limits", "positive_ids"]
+    drops = ["dropped_ids", "dropped_rules", "dropped_scores", "dropped_limits"]
+    columns = ["query_id", *drops, "positive_ids" if experiment.hard_negatives.positives == "one" else "dropped_positive_ids"]
     for shard in range(len(negatives.paths())):
         for group in negatives.shard_groups(shard, columns=columns):
             some = group.filter(pc.greater(pc.list_value_length(group.column("dropped_ids")), 0)).to_pylist()
             chosen = heapq.nsmallest(_EXAMPLES, [*chosen, *({**row, "shard": shard} for row in some)], key=order)
+    for row in chosen:
+        row["place"] = place = hash64(experiment.seed, "dropped passage", row["query_id"]) % len(row["dropped_ids"])
+        row["positive_id"] = row["dropped_positive_ids"][place] if "dropped_positive_ids" in row else row["positive_ids"][0]
     scored = _scored_positives(experiment, pools, chosen)
-    queries, corpus = complete_tables(experiment, "ingest.queries", "ingest.corpus")
-    query_texts = queries.texts_of([row["query_id"] for row in chosen], id_name="query_id")
-    passages = corpus.texts_of({doc_id for row in chosen for doc_id in row["dropped_ids"]}, id_name="doc_id")
+    query_texts, passages = _texts(experiment, [row["query_id"] for row in chosen], {row["dropped_ids"][row["place"]] for row in chosen})
     examples = []
     for row in chosen:
-        place = hash64(experiment.seed, "dropped passage", row["query_id"]) % len(row["dropped_ids"])
-        doc_id, rule, score, limit = (row[name][place] for name in columns[1:-1])
-        positive = scored[row["query_id"]][rule == FalseNegativeRule.STUDENT_MARGIN]
+        doc_id, rule, score, limit = (row[name][row["place"]] for name in drops)
+        positive = scored[row["query_id"]][FalseNegativeRule(rule).of_student]
         numbers = [f"{score:.2f}", f"{limit:.2f}", "" if positive is None else f"{positive:.2f}"]
         examples.append([query_texts[row["query_id"]], passages[doc_id], FalseNegativeRule(rule).name.lower(), *numbers])
     return examples
 
 
 def _scored_positives(experiment: Experiment, pools: Stored, chosen: list[dict[str, Any]]) -> dict[str, tuple[float | None, float | None]]:
-    """query_id of the chosen rows -> (the teacher's logit of its p+, the student's score of it), None where there is none."""
+    """query_id of the chosen rows -> (the teacher's logit of the example's p+, the student's score of it), None where there is none."""
     scored = complete_tables(experiment, "pools.pairs", "pool_scores") if experiment.hard_negatives.uses_pool_scores else None
     found: dict[str, tuple[float | None, float | None]] = {}
-    positive_of = {row["query_id"]: row["positive_ids"][0] for row in chosen}
+    positive_of = {row["query_id"]: row["positive_id"] for row in chosen}
     for shard in {row["shard"] for row in chosen}:
         rows = {row.query_id: row for row in read_pools(pools, shard) if row.query_id in positive_of}
         logits = {query_id: of for query_id, of in (read_logits(scored[0], scored[1], shard) if scored else ()) if query_id in rows}
         for query_id, row in rows.items():
-            place = row.positive_ids.index(positive_of[query_id])
-            by_student = None if row.positive_scores is None else float(row.positive_scores[place])
-            found[query_id] = (logits[query_id].positives[place] if query_id in logits else None, by_student)
+            found[query_id] = _scores_of(positive_of[query_id], row, logits.get(query_id))
     return found
+
+
+def _scores_of(doc_id: str, row: PoolRow, logits: Logits | None) -> tuple[float | None, float | None]:
+    """(the teacher's logit, the student's score) of a p+, labelled or promoted; None where there is none."""
+    if doc_id in row.positive_ids:
+        place = row.positive_ids.index(doc_id)
+        by_student = None if row.positive_scores is None else float(row.positive_scores[place])
+        return logits.positives[place] if logits else None, by_student
+    of_student = {row.ids[at]: float(row.scores[at]) for at in np.flatnonzero(row.sources == SOURCES.index("student")).tolist()}
+    return logits.passages[doc_id] if logits else None, of_student.get(doc_id)

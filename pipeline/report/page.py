@@ -37,7 +37,7 @@ _SHOWN_QUARANTINED = 20
 _MOMENTS = ("candidates", "mean logit", "standard deviation", "lowest", "5 %", "95 %", "highest", "above the first positive")
 _LABELS = {CandidateKind.TOP: "1/place", CandidateKind.NEAR: f"{NEAR_LABEL}", CandidateKind.FAR: f"{FAR_LABEL}"}
 
-Confidences = dict[tuple[str, int], float]  # C(q) of each (query, draw)
+Confidences = list[tuple[str, int, float]]  # query, draw and C(q) of each list
 
 
 def write_report(experiment: Experiment, out: Path) -> None:
@@ -47,7 +47,9 @@ def write_report(experiment: Experiment, out: Path) -> None:
     plans = list(Planner(experiment).plan_all(tables(experiment)))
     quarantined, quarantine = _quarantine([plan for plan in plans if plan.table.stage == "ingest"])
     page = _template().render(
-        facts=_facts(experiment, queries=len({query_id for query_id, _ in confidences}), candidates=len(scores) / max(1, len(confidences))),
+        facts=_facts(
+            experiment, queries=len({query_id for query_id, _, _ in confidences}), candidates=len(scores) / max(1, len(confidences))
+        ),
         **of_method,
         bands=BANDS,
         stages=[_stage_row(plan) for plan in plans if plan.manifest is not None],
@@ -84,13 +86,13 @@ def _read_scores(experiment: Experiment) -> tuple[pl.DataFrame, Confidences]:
     """A row a candidate (`above`: its list's first positive; `ratio`: of a noisy positive), and C(q) of each list."""
     columns = ["draw", "position", "candidate_kind", "candidate_id"]
     frames: list[pl.DataFrame] = []
-    confidences: Confidences = {}
+    confidences: Confidences = []
     for rows, facts in scored_shards(experiment, columns=columns):
         lists = (pl.col("position") == 0).cum_sum()  # a positive opens each list
         ratio = pl.when(pl.col("candidate_kind") == CandidateKind.NOISY_POSITIVE).then(pl.col("candidate_id").str.split("~").list.last())
         frame = pl.DataFrame(pl.from_arrow(rows)).with_columns(above=pl.col("logit") > pl.col("logit").first().over(lists), ratio=ratio)
         frames.append(frame.select("draw", "candidate_kind", "logit", "above", "ratio"))
-        confidences |= {(of_list["query_id"], of_list["draw"]): of_list["confidence"] for of_list in facts}
+        confidences += [(of_list["query_id"], of_list["draw"], of_list["confidence"]) for of_list in facts]
     return pl.concat(frames), confidences
 
 
@@ -106,6 +108,7 @@ def _facts(experiment: Experiment, *, queries: int, candidates: float) -> list[t
         ("negatives from", experiment.hard_negatives.source),
         ("mined with", experiment.embed.model or experiment.student.model),
         *(groups if curriculum.enabled else [("sampler", experiment.hard_negatives.sampler)]),
+        *([("positives", experiment.hard_negatives.positives)] if experiment.hard_negatives.positives != "one" else []),
         ("training queries", f"{queries:,}"),
         ("candidates a query", f"{candidates:.1f}"),
         ("seed", experiment.seed),
@@ -153,7 +156,7 @@ def _of_adam(experiment: Experiment, scores: pl.DataFrame, confidences: Confiden
         rows.append([f"noisy positive, ratio {ratio}", *_moments(scores.filter(pl.col("ratio") == str(ratio)))])
     kinds = _series(scores, ADAM_KINDS)
     dark = ("negatives and dark examples", np.concatenate([logits for _, logits, _ in kinds[1:]]), MIXED)
-    values: NDArray[np.float32] = np.array(list(confidences.values()), dtype=np.float32)
+    values: NDArray[np.float32] = np.array([value for _, _, value in confidences], dtype=np.float32)
     sure = float((values > np.log(0.5)).mean())
     figures = [
         ("Positives and hard negatives (as ADAM, Figure 1). Far apart: too easy.", score_distributions(kinds[:2], span=_span(scores))),
@@ -220,10 +223,10 @@ def _quarantine(ingested: Sequence[TablePlan]) -> tuple[dict[str, int], list[lis
 
 
 def _chosen(experiment: Experiment, confidences: Confidences) -> list[ScoredList]:
-    """Lists spread evenly over C(q), the least sure first."""
-    one_draw = [key for key in confidences if key[1] == 0]
-    ordered = sorted(one_draw, key=lambda key: (confidences[key], hash64(experiment.seed, *key), key))
+    """Queries spread evenly over C(q), the least sure first, each with its lists of the first draw: a query counts by its least."""
+    least = {query_id: confidence for query_id, draw, confidence in sorted(confidences, key=lambda one: -one[2]) if draw == 0}
+    ordered = sorted(least, key=lambda query_id: (least[query_id], hash64(experiment.seed, query_id, 0), query_id))
     places = np.unique(np.linspace(0, len(ordered) - 1, min(SHOWN_QUERIES, len(ordered))).round().astype(int))
-    rank_of = {ordered[place]: rank for rank, place in enumerate(places)}
+    rank_of = {(ordered[place], 0): rank for rank, place in enumerate(places)}
     found = scored_lists(experiment, lambda query_id, draw: (query_id, draw) in rank_of)
     return sorted(found, key=lambda listed: rank_of[listed.query_id, listed.draw])

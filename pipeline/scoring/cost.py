@@ -131,16 +131,17 @@ def _some_missing(path: Path, missing: NDArray[np.bool_], count: int, marks: Mar
     return []
 
 
-def at_most(experiment: Experiment, queries: int) -> int:
-    """Pairs that so many training queries can request, before their negatives are known."""
+def at_most(experiment: Experiment, queries: int, *, labels: int = 0) -> int:
+    """Pairs that so many training queries with so many labels can request, before their negatives are known. None is of a promotion."""
     negatives, dark = experiment.hard_negatives.num_negatives, experiment.dark_examples
     queries = min(queries, experiment.hard_negatives.queries or queries)
-    return queries * experiment.draws * (1 + negatives + negatives * dark.reinforced + len(dark.mask_ratios))
+    lists = labels if experiment.hard_negatives.positives == "each" else queries
+    return lists * experiment.draws * (1 + negatives + negatives * dark.reinforced + len(dark.mask_ratios))
 
 
 def at_most_of_pools(experiment: Experiment, queries: int, *, labels: int) -> int:
     """Pairs that the pools of so many training queries with so many labels can request."""
     settings = experiment.hard_negatives
     whole = experiment.scores_whole_pools
-    each = [settings.depth if whole else source.last_rank - source.first_rank + 1 for source in settings.sources]
+    each = [settings.depth if whole else source.last_rank - source.first_rank + 1 for source in settings.scored_sources]
     return min(queries, settings.queries or queries) * sum(each) + labels

@@ -174,9 +174,13 @@ class _Kept:
 
 
 def _requested_ids(experiment: Experiment, negatives: Stored, shard: int) -> Iterator[pa.Array]:
-    """Of the shard's lists, as one part: the positive that stands first, and the negatives."""
-    lists = negatives.read(shard, columns=["positive_ids", "negative_ids"])
-    positives = pc.list_flatten(pc.list_slice(lists.column("positive_ids"), 0, 1))
+    """Of the shard's lists, as one part: each p+, and the negatives."""
+    if experiment.hard_negatives.positives == "one":
+        lists = negatives.read(shard, columns=["positive_ids", "negative_ids"])
+        positives = pc.list_flatten(pc.list_slice(lists.column("positive_ids"), 0, 1))
+    else:
+        lists = negatives.read(shard, columns=["list_positive_ids", "negative_ids"])
+        positives = pc.list_flatten(lists.column("list_positive_ids"))
     yield pa.chunked_array(
         [*positives.chunks, *pc.list_flatten(pc.list_flatten(lists.column("negative_ids"))).chunks], pa.string()
     ).unique()
@@ -196,19 +200,21 @@ def _build(context: StageContext) -> None:
         splitter = tokenizer
         if _is_measured(folder, marks := context.models.teacher_marks):
             measure = lambda text: tokenizer.count(marks.read(text))  # noqa: E731
-    lists = inputs["hard_negatives"].read(shard, columns=["query_id", "positive_ids", "negative_ids"]).to_pylist()
+    several = experiment.hard_negatives.positives != "one"
+    columns = ["query_id", "negative_ids", *(["list_draws", "list_positive_ids"] if several else ["positive_ids"])]
+    lists = inputs["hard_negatives"].read(shard, columns=columns).to_pylist()
     queries = {row["query_id"]: row["text"] for row in inputs["ingest.queries"].read(shard).to_pylist()}
     (needed,) = _requested_ids(experiment, inputs["hard_negatives"], shard)
     texts = dict(zip(needed.to_pylist(), kept.texts.texts_of(needed, shard=shard).to_pylist(), strict=True))
     rows: list[tuple[Any, ...]] = []
     by_kind = {kind: 0 for kind in ADAM_KINDS}
     for row in lists:
-        query_id, positive_id = row["query_id"], row["positive_ids"][0]  # p+ stands first, see pipeline.stages.hard_negatives
-        for draw in range(experiment.draws):
+        query_id = row["query_id"]
+        for draw, positive_id, negative_ids in _lists_of(row, experiment):
             listed = candidates_of(
                 query_id,
                 (positive_id, texts[positive_id]),
-                [(doc_id, texts[doc_id]) for doc_id in row["negative_ids"][draw % len(row["negative_ids"])]],
+                [(doc_id, texts[doc_id]) for doc_id in negative_ids],
                 mask_draw=draw % settings.mask_draws,
                 splitter=splitter,
                 settings=settings,
@@ -222,6 +228,17 @@ def _build(context: StageContext) -> None:
         context.report("queries", 1)
     candidates = {kind.name.lower(): count for kind, count in by_kind.items()}
     context.write(table_of(rows, schemas.CANDIDATES), {"in": len(lists), "kept": len(lists), "dropped": {}, "candidates": candidates})
+
+
+def _lists_of(row: dict[str, Any], experiment: Experiment) -> Iterator[tuple[int, str, list[str]]]:
+    """(draw, p+, negatives) of each list of a query; with more draws of masks the drawn lists come again."""
+    if "list_draws" in row:
+        drawn = list(zip(row["list_draws"], row["list_positive_ids"], row["negative_ids"], strict=True))
+    else:
+        drawn = [(draw, row["positive_ids"][0], negatives) for draw, negatives in enumerate(row["negative_ids"])]  # p+ stands first
+    for draw in range(experiment.draws):
+        of_draw = draw % experiment.hard_negatives.draws
+        yield from ((draw, positive, negatives) for number, positive, negatives in drawn if number == of_draw)
 
 
 def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:

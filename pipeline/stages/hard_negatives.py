@@ -2,56 +2,50 @@
 
 With `hard_negatives.select` for some of the queries only: see `pipeline.negatives.query_selection`.
 
-    the rank window of each source -> the rules of `false_negatives` -> the sampler, `draws` times
+What becomes of one query's windows is in `pipeline.negatives.drawing`; which of its positives have lists, in `.positives`.
 
 The teacher's logits, where a rule or the sampler needs them, come from the table `pool_scores`, which has all passages of the windows. A
 choice by what happens to be in the logit store could not be repeated.
 
 A list has one p+ (ADAM, CE, MarginMSE, PROD), whatever the query's labels. With `select` it is the positive by whose ranks the query was
-selected, else a seeded choice. Rules, SimANS and PROD's ranks all mean this passage, which is written first among `positive_ids`.
+selected, else a seeded choice, which is written first among `positive_ids`; with `positives=rotate` or `each` the query has lists of
+several. Rules, SimANS and PROD's ranks all mean the p+ of their list.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data.config.fields import keyed_values
-from data.config.negative_sources import SOURCES
 from data.config.registry import is_import_path
 from data.config.settings import Experiment, HardNegatives
-from data.digests import hash64, hash64_after
 from data.errors import NothingLeft, UserError
 from data.tables import schemas
 from data.tables.schemas import CandidateKind
-from pipeline.negatives.false_negatives import Dropped, false_negatives
+from pipeline.negatives.drawing import Drawn, Logits, Windows
+from pipeline.negatives.false_negatives import Dropped
 from pipeline.negatives.pool_pairs import PoolRow, begins_of, read_pools, scored_pairs
+from pipeline.negatives.positives import QueryLists, choose_positive, labelled_positive, lists_of_query
 from pipeline.negatives.query_selection import KEPT_RANKS, NO_RANKS, RANKS, ranks_of, why_dropped
-from pipeline.negatives.samplers import NotAsked, Window, interleave, preferred, round_robin, sampler_key
+from pipeline.negatives.samplers import sampler_key
 from pipeline.stage import StageContext, Stored, Table
-from pipeline.stages.pools import window_places
 from retrieval.models.resolved import ResolvedModels
 
 UNDERFILLED = "queries with fewer than m negatives"
 RULES = "false negatives"
 BACKFILLED = "negatives of other sources for"
+FILLED = "negatives from deeper ranks"
 NO_NEGATIVES = "no negatives"
+POSITIVES, IN_NO_LIST, PROMOTED = "positives", "in no list", "promoted"
 _OF_THE_POOLS = ("ignore_identical_ids", "bm25_stopwords")  # settings that are keyed there
-
-
-@dataclass(frozen=True)
-class Logits:
-    """The teacher's logits of one query's positives and window passages."""
-
-    positives: list[float]  # in the order of the pool's
-    passages: dict[str, float]  # by id
 
 
 @dataclass(frozen=True)
@@ -59,14 +53,17 @@ class Chosen:
     """What became of one query's windows."""
 
     positive: str  # p+ of the query's list
-    draws: list[list[str]]  # [draws][m] ids, in the order of the pool
-    dropped: dict[str, Dropped]
-    backfilled: Counter[str] = field(default_factory=Counter)  # by source, how many negatives others gave for it
+    drawn: Drawn
 
+    @property
+    def draws(self) -> list[list[str]]:
+        """[draws][m] ids, in the order of the pool."""
+        return self.drawn.negatives
 
-def choose_positive(positive_ids: Sequence[str], *, seed: int, query_id: str) -> str:
-    """The one p+ of a query with several: a seeded choice. The others are never its negatives."""
-    return min(positive_ids, key=lambda doc_id: (hash64(seed, "positive", query_id, doc_id), doc_id))
+    @property
+    def dropped(self) -> dict[str, Dropped]:
+        """What no draw takes."""
+        return self.drawn.dropped
 
 
 def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits | None = None, selected_by: str | None = None) -> Chosen:
@@ -74,54 +71,9 @@ def choose(row: PoolRow, settings: HardNegatives, *, seed: int, logits: Logits |
 
     `logits` are the teacher's, where a rule or the sampler needs them; `selected_by` is the positive by which the query was selected.
     """
-    sources = settings.sources
     positive = selected_by or choose_positive(row.positive_ids, seed=seed, query_id=row.query_id)
-    place = row.positive_ids.index(positive)
-    windows = [[row.ids[at] for at in window_places(row.sources, source).tolist()] for source in sources]
-    positive_score = math.nan if row.positive_scores is None else float(row.positive_scores[place])
-    by_student = np.flatnonzero(row.sources == SOURCES.index("student")).tolist()
-    student = {row.ids[at]: float(row.scores[at]) for at in by_student}
-    passage_logits = logits.passages if logits else {}
-    positive_logit = logits.positives[place] if logits else math.nan
-    dropped = false_negatives(
-        list(dict.fromkeys(doc_id for window in windows for doc_id in window)),
-        settings.false_negatives,
-        logits=passage_logits,
-        positive_logit=positive_logit,
-        scores=student,
-        positive_score=positive_score,
-    )
-    windows = [[doc_id for doc_id in window if doc_id not in dropped] for window in windows]
-    turns = round_robin([source.weight for source in sources], settings.num_negatives)
-    backfilled: Counter[str] = Counter()
-    needs = settings.sampler_traits.needs
-
-    def prefer(window: list[str], count: int, draw: int) -> list[str]:
-        return preferred(
-            Window(
-                query_id=row.query_id,
-                doc_ids=window,
-                count=count,
-                hashed=hash64_after(seed, "negatives", row.query_id, draw),
-                settings=settings,
-                student_scores=[student[doc_id] for doc_id in window]
-                if "student_scores" in needs
-                else NotAsked("student_scores", settings),
-                positive_score=positive_score,
-                teacher_logits=[passage_logits[doc_id] for doc_id in window]
-                if "teacher_logits" in needs
-                else NotAsked("teacher_logits", settings),
-                positive_logit=positive_logit,
-            )
-        )
-
-    draws = []
-    for draw in range(settings.draws):
-        taken, missed = interleave([prefer(window, turns.count(place), draw) for place, window in enumerate(windows)], turns)
-        chosen = set(taken)
-        draws.append([doc_id for doc_id in dict.fromkeys(doc_id for window in windows for doc_id in window) if doc_id in chosen])
-        backfilled.update({source.name: count for source, count in zip(sources, missed, strict=True) if count})
-    return Chosen(positive, draws, dropped, backfilled)
+    p_plus = labelled_positive(row, row.positive_ids.index(positive), logits)
+    return Chosen(positive, Windows.of(row, settings, seed=seed, logits=logits).draw(p_plus, range(settings.draws)))
 
 
 def read_logits(pairs: Stored, scores: Stored, shard: int) -> Iterator[tuple[str, Logits]]:
@@ -134,12 +86,22 @@ def read_logits(pairs: Stored, scores: Stored, shard: int) -> Iterator[tuple[str
             yield names[start], Logits(values[start:rest], dict(zip(ids[rest:stop], values[rest:stop], strict=True)))
 
 
+class _Outcome(NamedTuple):
+    """What is written and counted of one query."""
+
+    row: tuple[Any, ...]  # in the order of the schema
+    lists: list[list[str]]  # negatives of the lists that may be short
+    drawn: list[Drawn]
+    positives: Counter[str]
+
+
 def _build(context: StageContext) -> None:
     experiment, settings, inputs = context.experiment, context.experiment.hard_negatives, context.inputs
     logits = read_logits(inputs["pools.pairs"], inputs["pool_scores"], context.shard) if settings.uses_pool_scores else None
-    queries = underfilled = 0
-    figures: dict[str, Counter[str]] = {name: Counter() for name in ("dropped", RULES, BACKFILLED, RANKS, KEPT_RANKS)}
-    with context.writer(context.shard, schemas.HARD_NEGATIVES) as writer:
+    queries = underfilled = filled = 0
+    figures: dict[str, Counter[str]] = {name: Counter() for name in ("dropped", RULES, BACKFILLED, POSITIVES, RANKS, KEPT_RANKS)}
+    labelled_negatives = _labelled_negatives(context) if settings.promote_margin is not None else {}
+    with context.writer(context.shard, _schema(settings)) as writer:
         for row in read_pools(inputs["pools.ranked"], context.shard):
             queries += 1
             query_id, of_query = next(logits) if logits is not None else (row.query_id, None)
@@ -152,28 +114,70 @@ def _build(context: StageContext) -> None:
                 if why := why_dropped(ranks, settings.select):
                     figures["dropped"][why] += 1
                     continue
-            chosen = choose(row, settings, seed=experiment.seed, logits=of_query, selected_by=ranks.positive if ranks else None)
-            figures[RULES].update(why.rule.name.lower() for why in chosen.dropped.values())
-            figures[BACKFILLED].update(chosen.backfilled)
-            if not chosen.draws[0]:
+            if settings.positives == "one":
+                chosen = choose(row, settings, seed=experiment.seed, logits=of_query, selected_by=ranks.positive if ranks else None)
+                outcome = _with_one(row, chosen)
+            else:
+                barred = labelled_negatives.get(query_id, frozenset[str]())
+                lists = lists_of_query(row, settings, seed=experiment.seed, logits=of_query, labelled_negatives=barred)
+                outcome = _with_several(row, lists)
+            for drawn in outcome.drawn:
+                figures[RULES].update(why.rule.name.lower() for why in drawn.dropped.values())
+                figures[BACKFILLED].update(drawn.backfilled)
+            figures[POSITIVES].update(outcome.positives)
+            if not outcome.lists or not outcome.lists[0]:
                 figures["dropped"][NO_NEGATIVES] += 1
                 continue
             if ranks is not None:
                 figures[KEPT_RANKS][ranks.bands] += 1
-            underfilled += len(chosen.draws[0]) < settings.num_negatives
-            writer.add(_row(row, chosen))
+            underfilled += any(len(negatives) < settings.num_negatives for negatives in outcome.lists)
+            filled += sum(drawn.filled for drawn in outcome.drawn)
+            writer.add(outcome.row)
             context.report("queries", 1)
         counts = {"in": queries, "kept": queries - figures["dropped"].total(), UNDERFILLED: underfilled, "dropped": figures["dropped"]}
-        counts |= {name: figures[name] for name in (RULES, BACKFILLED) if figures[name]}
+        counts |= {name: figures[name] for name in (RULES, BACKFILLED, POSITIVES) if figures[name]}
+        counts |= {FILLED: filled} if settings.fill_to is not None else {}
         counts |= {name: figures[name] for name in (RANKS, KEPT_RANKS) if figures[RANKS]}
         writer.figures["counts"] = counts
 
 
-def _row(row: PoolRow, chosen: Chosen) -> tuple[Any, ...]:
-    """In the order of the schema."""
+def _schema(settings: HardNegatives) -> pa.Schema:
+    return schemas.HARD_NEGATIVES if settings.positives == "one" else schemas.HARD_NEGATIVES_BY_POSITIVE
+
+
+def _labelled_negatives(context: StageContext) -> dict[str, set[str]]:
+    """query_id -> its passages with a label of 0 or less, in any split, of the queries of the shard."""
+    asked = context.inputs["pools.ranked"].read(context.shard, columns=["query_id"]).column("query_id").combine_chunks()
+    found: dict[str, set[str]] = {}
+    for group in context.inputs["ingest.qrels"].row_groups(columns=["query_id", "doc_id", "relevance"]):
+        wrong = group.filter(pc.and_(pc.less_equal(group.column("relevance"), 0), pc.is_in(group.column("query_id"), value_set=asked)))
+        for query_id, doc_id in zip(wrong.column("query_id").to_pylist(), wrong.column("doc_id").to_pylist(), strict=True):
+            found.setdefault(query_id, set()).add(doc_id)
+    return found
+
+
+def _with_one(row: PoolRow, chosen: Chosen) -> _Outcome:
     positives = [chosen.positive, *(doc_id for doc_id in row.positive_ids if doc_id != chosen.positive)]
-    rules, scores, limits = zip(*chosen.dropped.values(), strict=True) if chosen.dropped else ((), (), ())
-    return row.query_id, positives, chosen.draws, list(chosen.dropped), list(map(int, rules)), scores, limits
+    drops = _columns(list(chosen.drawn.dropped.items()))
+    return _Outcome((row.query_id, positives, chosen.draws, *drops), chosen.draws[:1], [chosen.drawn], Counter())
+
+
+def _with_several(row: PoolRow, found: QueryLists) -> _Outcome:
+    negatives = [one.negatives for one in found.lists]
+    of_lists = [one.draw for one in found.lists], [one.positive for one in found.lists]
+    drops = [(positive, item) for positive, drawn in found.drawn.items() for item in drawn.dropped.items()]
+    columns = *_columns([item for _, item in drops]), *of_lists, [positive for positive, _ in drops]
+    promotions = [[one.positive.id for one in found.promoted], [one.positive.logit for one in found.promoted]]
+    untrained = len({*row.positive_ids} - {one.positive for one in found.lists})
+    positives = Counter({"labelled": len(row.positive_ids), IN_NO_LIST: untrained, PROMOTED: len(found.promoted)})
+    values = (row.query_id, row.positive_ids, negatives, *columns, *promotions, [one.limit for one in found.promoted])
+    return _Outcome(values, negatives, list(found.drawn.values()), positives)
+
+
+def _columns(drops: list[tuple[str, Dropped]]) -> tuple[list[str], list[int], list[float], list[float]]:
+    """Ids, rules, scores and limits of what was dropped."""
+    why = [dropped for _, dropped in drops]
+    return [doc_id for doc_id, _ in drops], [int(one.rule) for one in why], [one.score for one in why], [one.limit for one in why]
 
 
 def _summary(counts: dict[str, Any]) -> str:
@@ -186,10 +190,20 @@ def _summary(counts: dict[str, Any]) -> str:
         left_out = f", {none:,} have none and are left out" if none else ""
         fewer = f"of {counts['in']:,} queries {underfilled:,} have fewer negatives than asked for"
         parts.append(f"hard_negatives: {fewer}{left_out}; `prep report` names some")
+    if positives := counts.get(POSITIVES):
+        parts.append(_said_of(positives))
+    if filled := counts.get(FILLED):
+        parts.append(f"{filled:,} negatives are from ranks beyond the windows, in lists that the rules left short (hard_negatives.fill_to)")
     if backfilled := counts.get(BACKFILLED):
         listed = ", ".join(f"{name} {count:,}" for name, count in backfilled.items())
         parts.append(f"negatives that a source had not, taken from the others: {listed}")
     return "; ".join(parts)
+
+
+def _said_of(positives: dict[str, int]) -> str:
+    more = f", {promoted:,} passages were promoted to positives" if (promoted := positives.get(PROMOTED)) else ""
+    untrained = positives.get(IN_NO_LIST, 0)
+    return f"hard_negatives.positives: of {positives['labelled']:,} labelled positives {untrained:,} are p+ of no list{more}"
 
 
 def _refuse(stored: Stored) -> None:
@@ -212,7 +226,8 @@ def _refuse(stored: Stored) -> None:
 
 def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     settings = experiment.hard_negatives
-    unused = () if settings.sampler == "simans" or is_import_path(settings.sampler) else ("simans_a", "simans_b")
+    reads_simans = any(sampler.name == "simans" or is_import_path(sampler.name) for sampler in settings.samplers)
+    unused = () if reads_simans else ("simans_a", "simans_b")
     own = ("source", "depth", "range_min", "range_max", "queries", "score_pools", "select", *_OF_THE_POOLS)
     selection = {"select": settings.select, "depth": settings.depth} if settings.select != "none" else {}
     return {
@@ -228,5 +243,6 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
 def table(experiment: Experiment) -> Table:
     """The stage's table: it reads the teacher's logits only where the settings go by them."""
     scores = ("pools.pairs", "pool_scores") if experiment.hard_negatives.uses_pool_scores else ()
-    reads = ("pools.ranked", *scores)
+    labels = ("ingest.qrels",) if experiment.hard_negatives.promote_margin is not None else ()
+    reads = ("pools.ranked", *scores, *labels)
     return Table(stage="hard_negatives", version=3, reads=reads, key=_key, build=_build, summary=_summary, refuse=_refuse)

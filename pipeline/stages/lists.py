@@ -121,7 +121,9 @@ def _checked(table: pa.Table, seen: _Seen, *, path: Path, first: int) -> pa.Tabl
     lengths = np.diff(np.append(begins, table.num_rows))
     _check_places(table, columns, np.repeat(begins, lengths), path=path, first=first)
     _check_kinds(columns["candidate_kind"], begins, groups=seen.groups, path=path, first=first)
-    _check_lists(table.take(pa.array(begins)).select(["query_id", "draw", "query"]).to_pylist(), begins, seen, path=path, first=first)
+    _check_lists(
+        table.take(pa.array(begins)).select(["query_id", "draw", "query", "candidate_id"]).to_pylist(), begins, seen, path=path, first=first
+    )
     seen.candidates += table.num_rows
     for name in ("logit", "confidence"):
         values = table.column(name).to_numpy(zero_copy_only=False).astype(np.float32)  # null becomes NaN
@@ -166,7 +168,8 @@ def _check_lists(lists: list[dict[str, Any]], begins: NDArray[np.int64], seen: _
         query_id, draw = one["query_id"], one["draw"]
         if not 0 <= draw < seen.draws:
             raise _fault(path, first + row, f"is of draw {draw}; export.json promises draws 0 to {seen.draws - 1}")
-        if (key := hash64(query_id, draw)) in seen.lists:
+        p_plus = one["candidate_id"]  # a query may have a list for each of its positives
+        if (key := hash64(query_id, draw) if seen.groups else hash64(query_id, draw, p_plus)) in seen.lists:
             raise _fault(path, first + row, f"begins another list of query {query_id}, draw {draw}")
         seen.lists.add(key)
         text = text_hash(one["query"])

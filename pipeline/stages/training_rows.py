@@ -89,7 +89,8 @@ def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders, *, labe
     """The rows of a shard, `labelled` where they are the lists of a curriculum.
 
     Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order; `curriculum` and `lists` are all three in one.
-    `pools.ranked` or `lists.never` has the queries of all lists, and perhaps more. Where there is no teacher, logits and confidences are
+    `pools.ranked` or `lists.never` has the queries of all lists, and perhaps more; `hard_negatives` is there where passages were promoted,
+    which are never negatives either. Where there is no teacher, logits and confidences are
     NaN: whatever used them all the same would say so.
     """
 
@@ -119,11 +120,21 @@ def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders, *, labe
     places = pc.index_in(query_ids, value_set=pools.column("query_id").combine_chunks())
     if places.null_count:
         raise AssertionError("each list is of a query that has a pool")
+    never_ids = pools.column("never_ids").take(places).combine_chunks()
+    if "hard_negatives" in inputs:
+        never_ids = with_promoted(never_ids, query_ids, inputs["hard_negatives"].read(shard, columns=["query_id", "promoted_ids"]))
     queries, passages = _tokenised(inputs[lists], shard, first, encoders)
     return TrainingRows(
         query_ids, column(lists, "draw").to_numpy()[begins], queries, bounds, texts, passages, kinds, column(lists, "candidate_id"), logits,
-        confidences, pools.column("never_ids").take(places).combine_chunks(), labels,
+        confidences, never_ids, labels,
     )  # fmt: skip
+
+
+def with_promoted(never_ids: pa.Array, query_ids: pa.ChunkedArray, promotions: pa.Table) -> pa.ListArray:
+    """[n] `never_ids` with the passages that were promoted for each query, by id. `promotions` are rows of `hard_negatives`."""
+    promoted = dict(zip(promotions.column("query_id").to_pylist(), promotions.column("promoted_ids").to_pylist(), strict=True))
+    lists = zip(query_ids.to_pylist(), never_ids.to_pylist(), strict=True)
+    return pa.array([sorted({*never, *promoted.get(query_id, ())}) for query_id, never in lists], never_ids.type)
 
 
 def _is_mixed(table: pa.Table) -> NDArray[np.bool_]:

@@ -120,4 +120,5 @@ OF_LISTS = replace(OF_CURRICULUM, reads=("lists", "lists.never"))
 def table(experiment: Experiment) -> Table:
     """The table of lists with one p+; without a teacher it has no logits to read, and logits and C(q) are no numbers."""
     scores = () if experiment.teacher.backend == "none" else ("teacher_scores", "confidence")
-    return replace(OF_CURRICULUM, reads=("dark_examples", *scores, "pools.ranked"))
+    promoted = ("hard_negatives",) if experiment.hard_negatives.promote_margin is not None else ()
+    return replace(OF_CURRICULUM, reads=("dark_examples", *scores, "pools.ranked", *promoted))

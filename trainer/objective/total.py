@@ -35,6 +35,16 @@ class QueryLosses:
     reference_kl: dict[str, float]  # the divergence from the initial student
 
 
+def list_names(query_ids: Sequence[str]) -> list[str]:
+    """The queries' ids, with a number where a query has several lists in the batch: `q`, `q (2)`."""
+    seen: dict[str, int] = {}
+    names = []
+    for query_id in query_ids:
+        seen[query_id] = seen.get(query_id, 0) + 1
+        names.append(query_id if seen[query_id] == 1 else f"{query_id} ({seen[query_id]})")
+    return names
+
+
 def asked_of(queries: Sequence[QueryWork], *, with_initial: bool) -> NDArray[np.bool_]:
     """[3, B] of which queries each of `LOSSES` is asked; `with_initial`: whether there is an initial student to stay near."""
     asked = np.array([[bool(query.supervised), bool(query.distilled), bool(query.distilled) and with_initial] for query in queries])

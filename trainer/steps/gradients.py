@@ -30,7 +30,7 @@ from data.digests import hash64
 from retrieval.compute.batching import pad, token_budget_batches
 from trainer.objective.dimensions import WHOLE, Dimensions, total_over_dimensions
 from trainer.objective.plan import BatchWork, QueryWork, Sequenced, token_count
-from trainer.objective.total import LOSSES, GroupScores, QueryLosses, asked_of
+from trainer.objective.total import LOSSES, GroupScores, QueryLosses, asked_of, list_names
 from trainer.steps.backend import Backend, Work
 from trainer.steps.distributed import Distributed
 from trainer.steps.micro_batches import MicroBatches, tokens_of
@@ -112,9 +112,10 @@ class _Step:
         self.processes.sum_gradients(self.backend.model)
         asked = asked_of(self.work.queries, with_initial="initial" in self.references)
         losses = self.processes.sum(self.losses_3B).tolist()
+        names = list_names([query.query_id for query in self.work.queries])
         return QueryLosses(
             *(
-                {query.query_id: loss for query, loss, one in zip(self.work.queries, row, which, strict=True) if one}
+                {name: loss for name, loss, one in zip(names, row, which, strict=True) if one}
                 for row, which in zip(losses, asked, strict=True)
             )
         )

@@ -146,7 +146,7 @@ def test_the_ids_of_parts_are_those_of_their_pools(windows: str, monkeypatch: py
     """Prevents: a part whose texts were gathered for other rows, or by other rank windows, than those that it asks for."""
     sources = [SimpleNamespace(number=0, first_rank=2, last_rank=4), SimpleNamespace(number=1, first_rank=1, last_rank=2)]
     experiment = SimpleNamespace(
-        scores_whole_pools=windows == "whole", hard_negatives=SimpleNamespace(sources=sources[: 1 + windows.count(",")])
+        scores_whole_pools=windows == "whole", hard_negatives=SimpleNamespace(scored_sources=sources[: 1 + windows.count(",")])
     )
     chance = random.Random(1)
     rows = []
@@ -164,7 +164,7 @@ def test_the_ids_of_parts_are_those_of_their_pools(windows: str, monkeypatch: py
         expected = set()
         for row in part:
             expected |= set(row["positive_ids"])
-            for source in experiment.hard_negatives.sources:
+            for source in experiment.hard_negatives.scored_sources:
                 mine = [doc_id for doc_id, number in zip(row["ranked_ids"], row["ranked_sources"], strict=True) if number == source.number]
                 expected |= set(row["ranked_ids"] if windows == "whole" else mine[source.first_rank - 1 : source.last_rank])
         assert set(ids.to_pylist()) == expected

@@ -303,6 +303,24 @@ def test_refusals_name_the_next_step(tmp_path: Path, tiny_experiment: Callable[.
         prep_run(config, stage="hard_negatives", **rule)
 
 
+def test_deeper_ranks_fill_what_rules_leave_short(copied: Any, prep_run: Prep) -> None:
+    """Prevents: a run whose teacher has not read the deeper ranks, or that fills lists without a word."""
+    rules = {"teacher_percentile": 25, "student_relative_margin": 0, "min_score": -1000}
+    settings = {f"hard_negatives.false_negatives.{name}": value for name, value in rules.items()}
+    lines = prep_run(copied.config, **settings, **{"hard_negatives.range_max": 6, "hard_negatives.fill_to": 20})
+    (manifest,) = (path for path in copied.store.glob("hard_negatives/*/manifest.json") if '"fill_to": 20' in path.read_text())
+    counts = json.loads(manifest.read_text())["counts"]
+    rows = [row for path in sorted(manifest.parent.glob("*.parquet")) for row in read_shard(path).to_pylist()]
+    pools = {}
+    for path in copied.store.glob("pools/ranked-*/*.parquet"):
+        pools.update({row["query_id"]: row["ranked_ids"] for row in read_shard(path).to_pylist()})
+    deep = sum(pools[row["query_id"]].index(doc_id) >= 6 for row in rows for doc_id in row["negative_ids"][0])
+    assert counts["negatives from deeper ranks"] == deep > 0
+    assert any(f"{deep} negatives are from ranks beyond the windows" in line for line in lines)
+    for row in rows:
+        assert len(row["negative_ids"][0]) == 3 or set(pools[row["query_id"]]) == {*row["negative_ids"][0], *row["dropped_ids"]}
+
+
 def test_whole_pools_are_scored_on_request(copied: Any, prep_run: Prep) -> None:
     """Prevents: a switch that nothing follows, or that makes the negatives stale."""
     more = {"hard_negatives.score_pools": True, "hard_negatives.range_max": 5}

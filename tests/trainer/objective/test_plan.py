@@ -12,6 +12,7 @@ from data.config.settings import Objective
 from data.tables.schemas import CandidateKind as Kind
 from trainer.input.stream import TrainingRow
 from trainer.objective.plan import distilled_places, plan_batch
+from trainer.objective.total import list_names
 from trainer.steps.micro_batches import cut
 
 KINDS = [Kind.POSITIVE, Kind.NEGATIVE, Kind.NEGATIVE, Kind.REINFORCED_NEGATIVE, Kind.REINFORCED_NEGATIVE, Kind.NOISY_POSITIVE]
@@ -97,3 +98,8 @@ def test_what_is_never_a_negative_is_none_of_the_batch_s(rows: list[TrainingRow]
     assert sum(open_to[mine.query_id]) == 3  # the other query's negatives
     before = plan_batch([mine, other], objective=Objective(in_batch="both"), share=Fraction(1))
     assert sum(before.queries[0].own.isdisjoint(passage.ids) for passage in before.in_batch_passages) == 4
+
+
+def test_lists_of_one_query_have_names_of_their_own() -> None:
+    """Prevents: two lists of a query in one batch of which the reported loss has one."""
+    assert list_names(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
