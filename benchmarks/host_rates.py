@@ -49,10 +49,22 @@ class StubTeacher:
 
     def __init__(self, batch_tokens: int) -> None:
         self.batch_tokens = batch_tokens
+        self.on_device = stub_on_device
 
     def logits(self, ids: Any, mask: Any, segments: Any) -> Any:
         """[n, L] arrays to [n] numbers of each pair's first tokens."""
         return (ids[:, 1] % 1009).astype("float32")
+
+
+def stub_on_device(pairs: Any) -> Any:
+    """Batches put together as for a GPU, and not computed: code that has such a path calls no `logits`."""
+    from retrieval.batches.on_device import OnDevice
+
+    class Stub(OnDevice):
+        def launch(self, batch: Any) -> Any:
+            return lambda: (batch.ids[:, 1] % 1009).float().numpy()
+
+    return Stub(None, pairs.ids, segments=pairs.segments, pad_id=0, device="cpu")  # type: ignore[arg-type]
 
 
 class CountedTokenizer:
@@ -128,11 +140,12 @@ class Stages:
         import torch
         from support.sides import write_table
 
+        from pipeline.executors.resources import usable_cpus
         from pipeline.stage import Stored, WorkerCache
         from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
         from retrieval.teachers import cross_encoder
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(usable_cpus())
         self._given, self._folder = given, folder
         self._runs = itertools.count()
         tables = {
@@ -153,6 +166,7 @@ class Stages:
 
     def _context(self, case: str, table: Any, **section: Any) -> Any:
         from data.config.settings import Experiment
+        from pipeline.executors.resources import usable_cpus
         from pipeline.stage import StageContext
         from retrieval.models.resolved import ResolvedModels
 
@@ -160,7 +174,8 @@ class Stages:
         backend = "torch" if (self._given.teacher / "config.json").exists() else "onnx"
         settings = {
             "store": str(root / "store"), "ingest": {"path": str(root)}, "student": {"model": str(self._given.student)},
-            "teacher": {"model": str(self._given.teacher), "backend": backend, "precision": "fp32", "max_tokens": MAX_TOKENS}, **section,
+            "teacher": {"model": str(self._given.teacher), "backend": backend, "precision": "fp32", "max_tokens": MAX_TOKENS},
+            "runner": {"threads": usable_cpus()}, **section,
         }  # fmt: skip
         return StageContext(
             ResolvedModels(Experiment.model_validate(settings)), table, root / "out", "f", [0], 1, self._inputs, self._kept[case],
