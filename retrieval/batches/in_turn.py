@@ -80,7 +80,10 @@ def in_turn(batches: list[list[int]], lengths: Sequence[int], device: Device[Any
             if launched is not None:
                 yield launched[0], launched[1]()
             if refusal is not None:
-                raise refusal
+                try:
+                    raise refusal
+                finally:
+                    del refusal  # it holds this frame, and with it the batch
             launched = running
         if launched is not None:
             yield launched[0], launched[1]()

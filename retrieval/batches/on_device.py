@@ -61,11 +61,14 @@ class OnDevice:
 
     def launch(self, batch: HostBatch) -> Callable[[], NDArray[np.float32]]:
         """Start a batch; the function that is returned waits for its results [n, ...], fp32. Raises OutOfMemory."""
+        refused = None
         try:
             results = self._started(batch)
         except torch.OutOfMemoryError as error:
+            refused = first_line(error)
+        if refused is not None:  # not within the block above, whose error holds on to what was computed so far
             torch.cuda.empty_cache()
-            raise OutOfMemory(first_line(error)) from error
+            raise OutOfMemory(refused)
         if results.device.type == "cpu":
             return lambda: results.numpy()
         read = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)

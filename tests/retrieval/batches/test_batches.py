@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retrieval.batches.encoded import EncodedPairs, PairEncoding, ragged
+from retrieval.batches.in_turn import OutOfMemory
 from retrieval.batches.on_device import OnDevice
 from retrieval.batches.padded import pad_pairs, pad_rows
 from retrieval.compute import unpadded
@@ -103,6 +106,25 @@ def test_a_launch_asks_the_device_for_nothing(models: Any, monkeypatch: pytest.M
     with Calls() as calls:  # without the host's lengths
         teacher.logits(*pad_pairs(pairs, range(len(pairs)), value=0, length=64))
     assert WAITS & set(calls.names)
+
+
+def test_a_refused_batch_lets_go_of_what_it_computed() -> None:
+    """Prevents: a halved batch that does not fit either, since the error keeps the states of the one before it."""
+    states: list[weakref.ref[torch.Tensor]] = []
+
+    def forward(*parts: torch.Tensor) -> torch.Tensor:
+        state = torch.zeros(3)
+        states.append(weakref.ref(state))
+        raise torch.OutOfMemoryError("full")
+
+    device = OnDevice(forward, ragged([[1, 2]]), pad_id=0, device="cpu")
+    gc.disable()  # what a cycle holds would go some time later
+    try:
+        with pytest.raises(OutOfMemory, match="full") as refused:
+            device.launch(device.assemble([0], 2))
+        assert refused.value.__context__ is None and states[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_scoring_on_a_device_is_scoring_at_once(models: Any) -> None:

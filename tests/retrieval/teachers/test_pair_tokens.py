@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from data.errors import UserError
 from data.tables.ragged import Ragged, bounds_of
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
-from retrieval.models.tokenizer import Tokenizer
+from retrieval.models.tokenizer import Tokenizer, tokenizing_threads
 from retrieval.teachers.pair_tokens import PairTemplate, PairTokenizer, StoredPairs, Texts, truncate_all, truncate_longest_first
 
 TEXT = "ha bo bace di fo; Insurance (1.5%) naïve café's x\ty\n"
@@ -130,6 +131,13 @@ def test_threads_tokenise_whatever_the_environment_says(folders: dict[str, Path]
     monkeypatch.setattr(Tokenizer, "_bare_ids_of", together)
     assert [ids.tolist() for ids in tokenizer.bare_ids(texts)] == alone
     assert tokenizer.encode(texts, max_tokens=6) == Tokenizer(folders["bert"]).encode(texts, max_tokens=6)
+
+
+def test_a_gpu_is_fed_by_all_cpus_unless_told_otherwise() -> None:
+    """Prevents: a GPU that waits for one core that tokenises, since a worker has one thread by default; a CPU worker that takes all."""
+    everything = len(os.sched_getaffinity(0))
+    found = [tokenizing_threads(device=device, threads=threads) for device in ("cpu", "cuda") for threads in (1, 3)]
+    assert found == [1, 3, everything, 3]
 
 
 def test_each_text_is_tokenised_once(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
