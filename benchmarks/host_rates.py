@@ -164,12 +164,11 @@ class Stages:
         import torch
         from support.sides import write_table
 
-        from pipeline.executors.resources import usable_cpus
         from pipeline.stage import Stored, WorkerCache
         from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
         from retrieval.teachers import cross_encoder
 
-        torch.set_num_threads(usable_cpus())
+        torch.set_num_threads(1)  # a host that launches computes nothing itself
         self._given, self._folder = given, folder
         self._runs = itertools.count()
         tables = {
@@ -227,11 +226,14 @@ class Stages:
         return self._timed(case, context, "dark_examples")
 
     def _embed(self) -> dict[str, float]:
+        from pipeline.executors.resources import usable_cpus
         from pipeline.stages import embed
         from retrieval.encoding import text_encoder
 
         def opened() -> Any:
+            torch.set_num_threads(usable_cpus())  # as many tokenise
             encoder: Any = text_encoder.TextEncoder(context.models.miner, precision="fp32", device="cpu", batch_tokens=self._batch_tokens)
+            torch.set_num_threads(1)
             vectors = torch.ones(self._batch_tokens, encoder.size)
             encoder._forward = lambda ids, mask, *more: vectors[: len(ids)]
             encoder.one_thread_each = False  # as on a GPU: batches one after the other
