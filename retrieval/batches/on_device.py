@@ -45,9 +45,10 @@ class OnDevice:
 
     def assemble(self, rows: Sequence[int], length: int) -> HostBatch:
         """The batch of some sequences, padded to `length`."""
-        lengths = self._tokens.lengths[rows]
+        own = np.array(rows)
+        lengths = self._tokens.lengths[own]
         places = np.flatnonzero(np.arange(length) < lengths[:, None])
-        sources = spans(self._tokens.bounds[rows], lengths)
+        sources = spans(self._tokens.bounds[own], lengths)
         ids = self._on_host((len(rows), length), torch.int32, filled=self._pad_id)
         ids.numpy().reshape(-1)[places] = self._tokens.values[sources]
         segments = None

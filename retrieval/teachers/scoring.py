@@ -60,13 +60,15 @@ def score_pairs(
     encoded = EncodedPairs.of(pairs)
     logits = np.empty(len(encoded), dtype=np.float32)
     multiple = cross_encoder.length_multiple
-    lengths = -(-encoded.lengths // multiple) * multiple
+    tokens = encoded.lengths
+    lengths = -(-tokens // multiple) * multiple
     make: Any = getattr(cross_encoder, "on_device", None)
     device = _AtOnce(cross_encoder, encoded, pad_id=pad_id) if make is None else make(encoded)
     with contextlib.closing(_computed(device, lengths, cross_encoder)) as batches:  # its threads end here, whatever happens
-        for rows, found in batches:
+        for batch, found in batches:
+            rows = np.array(batch)
             logits[rows] = found
-            on_batch(len(rows), int(encoded.lengths[rows].sum()), len(rows) * int(lengths[rows[0]]))
+            on_batch(len(rows), int(tokens[rows].sum()), len(rows) * int(lengths[rows[0]]))
     refuse_infinite(logits)
     return logits
 
