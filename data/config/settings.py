@@ -188,7 +188,7 @@ class Teacher(Section):
     )
     compile: bool = execution(False, "torch.compile, under torch; its start takes half a minute a worker")
     segment_pairs: int = execution(2048, "rows of a window, whose new pairs are one segment; a kill loses at most two windows", ge=1)
-    batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
+    batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 65,536 on a GPU", ge=64)
 
     @field_validator("compile", mode="before")
     @classmethod
@@ -214,7 +214,7 @@ class Embed(Section):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = keyed("auto", "of passages; auto: bf16 where the device computes it, else fp32")
     query_precision: Literal["fp32", "bf16", "fp16"] = keyed("fp32", "queries have few tokens, and their rounding is in all their scores")
-    batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 16,384 on a GPU", ge=64)
+    batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 65,536 on a GPU", ge=64)
 
 
 class FalseNegatives(Section):

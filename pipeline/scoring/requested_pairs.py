@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data.digests import pair_key
+from data.digests import pair_keys
 from data.logits.query_shard import QueryShard
 from data.logits.segment import Keys, Scores, as_keys
 from data.logits.store import LogitStore
@@ -66,7 +66,7 @@ class RequestedPairs:
         keys = np.empty((sum(group_rows(path)), 2), dtype=np.uint64)
         read = 0
         for table in read_row_groups(path, columns=["query", "text"]):
-            keys[read : read + table.num_rows] = as_keys([pair_key(query, text) for query, text in texts_of_rows(table, marks)])
+            keys[read : read + table.num_rows] = as_keys(pair_keys(texts_of_rows(table, marks)))
             read += table.num_rows
             if shard and any(shard_of_query(query, shard.count) != shard.number for query in table.column("query").unique().to_pylist()):
                 shard = None
@@ -92,5 +92,5 @@ def first_of_pairs(pair_of_row: NDArray[np.int32]) -> NDArray[np.bool_]:
 
 def texts_of_rows(table: pa.Table, marks: Marks = _OWN) -> list[tuple[str, str]]:
     """(query, candidate) of each row, as they are keyed and as the teacher gets them."""
-    texts = map(marks.read, table.column("text").to_pylist())
-    return list(zip(table.column("query").to_pylist(), texts, strict=True))
+    queries, texts = (table.column(name).to_numpy().tolist() for name in ("query", "text"))  # a fifth of the time of to_pylist
+    return list(zip(queries, map(marks.read, texts) if marks.texts else texts, strict=True))

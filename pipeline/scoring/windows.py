@@ -81,9 +81,15 @@ def windows(
     wanted_rows = first_rows[wanted]
     for span, table in _tables(path, spans, wanted_rows, ids=ids):
         new = wanted[slice(*np.searchsorted(wanted_rows, [span.start, span.stop]))]
-        pairs = texts_of_rows(table.take(first_rows[new] - span.start), marks) if len(new) else []
+        pairs = texts_of_rows(_some(table, first_rows[new] - span.start), marks) if len(new) else []
         if ids or pairs:
             yield Window(span, table.select(_IDS) if ids else None, new, teacher.prepare(pairs) if pairs else None)
+
+
+def _some(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """The texts of some rows, in order; of all of them without a copy."""
+    texts = table.select(_TEXTS)
+    return texts if len(rows) == texts.num_rows else texts.take(rows)
 
 
 def _tables(path: Path, spans: Sequence[Span], wanted_rows: NDArray[np.int64], *, ids: bool) -> Iterator[tuple[Span, pa.Table]]:

@@ -19,6 +19,7 @@ def _key(kind: str, experiment: Experiment, models: ResolvedModels) -> dict[str,
 
 
 def _build(context: StageContext) -> None:
+    from retrieval.compute.prefetch import behind
     from retrieval.encoding.encode import embedded_groups
     from retrieval.encoding.text_encoder import TextEncoder
 
@@ -35,8 +36,9 @@ def _build(context: StageContext) -> None:
     context.figures["packed"] = encoder.packs
     schema = embeddings(encoder.size, id_name="doc_id" if kind == "corpus" else "query_id")
     with context.writer(context.shard, schema) as writer:
-        for group in embedded_groups(encoder, texts, kind=kind, progress=lambda rows: context.report("texts", rows)):
-            writer.write(group)
+        with behind() as write_behind:
+            for group in embedded_groups(encoder, texts, kind=kind, progress=lambda rows: context.report("texts", rows)):
+                write_behind(writer.write, group)
         writer.figures["counts"] = {"in": writer.rows, "kept": writer.rows, "dropped": {}}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
@@ -44,7 +44,7 @@ class Prefetched(Generic[Item]):
         return next(self._items.result(), _END)
 
 
-def ahead(items: Iterable[Item]) -> Iterator[Item]:
+def ahead(items: Iterable[Item]) -> Generator[Item]:
     """The same items, each made in a thread while the one before is used."""
     with contextlib.closing(Prefetched(lambda: items, ahead=1)) as made:
         yield from made

@@ -7,7 +7,9 @@ It is used only where a check at the start gives the logits of the padded path.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,14 +26,34 @@ _TOLERANCE = 0.25
 
 
 @dataclass
-class _Pack:
+class Pack:
     """Where the sequences of the batch in work begin and end; read by the attention of every layer."""
 
     starts: Tensor  # [n + 1] int32
     longest: int
+    places: Tensor  # [T] int64, of the real tokens in the [n * L] of the batch
+
+    @staticmethod
+    def of(mask: Tensor) -> Pack:
+        """From the [n, L] mask. Its device is waited for."""
+        lengths = mask.sum(1)
+        starts = nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+        return Pack(starts, int(lengths.max()), mask.flatten().nonzero()[:, 0])
 
 
-_current: _Pack | None = None
+_current: Pack | None = None
+_known: Pack | None = None
+
+
+@contextlib.contextmanager
+def known_pack(pack: Pack) -> Iterator[None]:
+    """In the block, batches are of these lengths, which the host knows: the device is not asked for them."""
+    global _known
+    _known = pack
+    try:
+        yield
+    finally:
+        _known = None
 
 
 def install(model: nn.Module) -> bool:
@@ -95,17 +117,15 @@ class UnpaddedStack(nn.Module):
         """[n, L, H] states through the stack; places of padding come out as zeros."""
         global _current
         assert self._mask is not None
-        lengths = self._mask.sum(1)
-        starts = nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-        _current = _Pack(starts, int(lengths.max()))
+        _current = _known or Pack.of(self._mask)
+        places, states = _current.places, hidden_states.flatten(0, 1)
         try:
             kept = {name: value for name, value in options.items() if name != "attention_mask"}
-            output = self.stack(hidden_states[self._mask][None], attention_mask=None, **kept)
+            output = self.stack(states.index_select(0, places)[None], attention_mask=None, **kept)
         finally:
             _current = None
-        padded = hidden_states.new_zeros(hidden_states.shape, dtype=output[0].dtype)
-        padded[self._mask] = output[0][0]
-        output.last_hidden_state = padded
+        padded = states.new_zeros(states.shape, dtype=output[0].dtype).index_copy_(0, places, output[0][0])
+        output.last_hidden_state = padded.view(hidden_states.shape)
         return output
 
 
@@ -126,7 +146,7 @@ def _attention(
     return cast(Tensor, varlen_attn(query, key, value, starts, starts, longest, longest, scale=scaling))[None], None
 
 
-def _sequence_by_sequence(query: Tensor, key: Tensor, value: Tensor, pack: _Pack, scaling: float | None) -> Tensor:
+def _sequence_by_sequence(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scaling: float | None) -> Tensor:
     """What the kernel computes, in plain words: for devices that lack it, and for tests."""
     result = torch.empty_like(query)
     for start, stop in itertools.pairwise(pack.starts.tolist()):

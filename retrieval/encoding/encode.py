@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +14,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from data.config.settings import Embed, Student
 from data.digests import DigestCache, json_digest
 from data.errors import RunFailed, UserError
 from data.tables.device_note import note_device
 from data.tables.manifest import Manifest, ShardRecord, refuse_others
+from data.tables.ragged import Ragged
 from data.tables.shards import describe, open_shard, read_footer, read_row_groups
+from retrieval.batches.encoded import ragged
 from retrieval.compute import precision as precisions
-from retrieval.compute.prefetch import ahead
-from retrieval.encoding.text_encoder import TextEncoder, TokenLists
+from retrieval.compute.prefetch import ahead, behind
+from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.encoding.vector_formats import QUANTIZED, VectorFormat
 from retrieval.models.student import EMBEDDING_VERSION, OF_THE_OTHERS, StudentSpec, resolve_student
 from retrieval.search.embedding_table import manifest_of
 
 _CALIBRATED_ROWS = 16_384  # passages whose values give the ranges of int8 and uint8, spread evenly over the corpus
+_ID_NAMES = {"corpus": "doc_id", "queries": "query_id"}
 _WINDOW_ROWS = 8192  # texts in work at a time: sorted by length within a window, so that padding is small and memory bounded
 
 
@@ -40,35 +46,45 @@ def embedded_groups(
 ) -> Iterator[pa.Table]:
     """A CORPUS or QUERIES shard to vectors (schema `embeddings`), in its row order, a window at a time.
 
-    The next window is tokenised while one is computed. `kind` is corpus or queries, `stored` what becomes of a vector; None: fp16.
+    The next window is tokenised, and the vectors of the last one are checked and stored, while one is computed. `kind` is corpus or
+    queries, `stored` what becomes of a vector; None: fp16.
 
     Raises RunFailed where a vector is not finite in fp16 (above 65,504, or a checkpoint with broken weights): searched, it would
     rank first or nowhere without a word.
     """
-    id_name, tokens_of = ("doc_id", encoder.passage_tokens) if kind == "corpus" else ("query_id", encoder.query_tokens)
+    id_name, tokens_of = _ID_NAMES[kind], encoder.passage_tokens if kind == "corpus" else encoder.query_tokens
+    stored = stored or VectorFormat("fp16", encoder.size)
 
-    def windows() -> Iterator[tuple[pa.ChunkedArray, TokenLists]]:
+    def windows() -> Iterator[tuple[pa.ChunkedArray, Ragged]]:
         waiting: list[pa.Table] = []
         groups = read_row_groups(texts, columns=[id_name, "text"])
         for group in itertools.chain(groups, [None]):
             waiting += [group] if group is not None else []
             if waiting and (group is None or sum(table.num_rows for table in waiting) >= _WINDOW_ROWS):
                 table, waiting = pa.concat_tables(waiting), []
-                yield table.column(id_name), tokens_of(table.column("text").to_pylist())
+                yield table.column(id_name), ragged(tokens_of(table.column("text").to_numpy().tolist()))
 
-    stored = stored or VectorFormat("fp16", encoder.size)
-    schema = stored.schema(id_name=id_name)
-    for ids, tokens in ahead(windows()):
-        with np.errstate(over="ignore"):  # an overflow is found below, by name
+    last: Future[pa.Table] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="store") as thread, contextlib.closing(ahead(windows())) as made:
+        for ids, tokens in made:
             vectors = encoder.vectors(tokens, progress=progress)
-            finite = np.isfinite(vectors.astype(np.float16)).all(axis=1)
-        broken = np.flatnonzero(~finite)
-        if len(broken):
-            first = ids[int(broken[0])].as_py()
-            found = f"{len(broken)} vectors are not finite in fp16, the first of {id_name} {first}"
-            raise RunFailed(f"{found}: check the weights, or set normalize=true")
-        numbers = pa.array(stored.store(vectors).reshape(-1))
-        yield pa.table([ids, pa.FixedSizeListArray.from_arrays(numbers, stored.width)], schema=schema)
+            if last is not None:
+                yield last.result()
+            last = thread.submit(_rows, ids, vectors, stored=stored, id_name=id_name)
+        if last is not None:
+            yield last.result()
+
+
+def _rows(ids: pa.ChunkedArray, vectors: NDArray[np.float32], *, stored: VectorFormat, id_name: str) -> pa.Table:
+    with np.errstate(over="ignore"):  # an overflow is found below, by name
+        finite = np.isfinite(vectors.astype(np.float16)).all(axis=1)
+    broken = np.flatnonzero(~finite)
+    if len(broken):
+        first = ids[int(broken[0])].as_py()
+        found = f"{len(broken)} vectors are not finite in fp16, the first of {id_name} {first}"
+        raise RunFailed(f"{found}: check the weights, or set normalize=true")
+    numbers = pa.array(stored.store(vectors).reshape(-1))
+    return pa.table([ids, pa.FixedSizeListArray.from_arrays(numbers, stored.width)], schema=stored.schema(id_name=id_name))
 
 
 @dataclass(frozen=True)
@@ -194,12 +210,13 @@ def write_vectors(
         if encoding.dimensions and encoder.size < encoding.dimensions:
             raise UserError(f"dimensions={encoding.dimensions}: the vectors of model={spec.folder} have {encoder.size}")
         stored = _format(encoder, source, texts, footers, form=encoding.form, report=report)
-        schema = stored.schema(id_name="doc_id" if kind == "corpus" else "query_id")
+        schema = stored.schema(id_name=_ID_NAMES[kind])
     for shard in missing:
         started = time.monotonic()
         with open_shard(out / shard.name, schema, {"fingerprint": fingerprint, **stored.footer}) as writer:
-            for group in embedded_groups(encoder, texts / shard.name, kind=kind, stored=stored):
-                writer.write(group)
+            with behind() as write_behind:
+                for group in embedded_groups(encoder, texts / shard.name, kind=kind, stored=stored):
+                    write_behind(writer.write, group)
             if spec.key(encoding.digests) != encoding.student_key:
                 raise RunFailed(f"the files of model={spec.folder} changed while {shard.name} was computed; start the command again")
         report(f"{shard.name}: {shard.rows:,} texts, {shard.rows / max(time.monotonic() - started, 1e-9):,.0f} texts/s")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,6 +22,7 @@ from retrieval.models.student import StudentSpec
 
 _MARKS = ((MASK_MARK, "mask_token"), (SEPARATOR_MARK, "sep_token"))
 _ENCODED_AT_ONCE = 512  # texts: an encoding takes a hundred times the memory of its ids
+_LEAST_PART = 32  # texts that a thread gets at once
 
 Item = TypeVar("Item")
 
@@ -28,10 +31,12 @@ class Tokenizer:
     """A fast tokenizer of a checkpoint folder.
 
     `lower_case` lower-cases texts first (sentence-transformers' do_lower_case). `trusted`: code that comes with the checkpoint may run.
+    `threads` tokenise many texts, also where TOKENIZERS_PARALLELISM=false forbids the library's own.
     """
 
-    def __init__(self, folder: Path, *, lower_case: bool = False, trusted: bool = False) -> None:
+    def __init__(self, folder: Path, *, lower_case: bool = False, trusted: bool = False, threads: int = 1) -> None:
         self.folder = folder
+        self._threads = threads
         self.digest = tokenizer_digest(folder)
         self._tokenizer = open_tokenizer(folder, trusted=trusted)
         self.backend: Any = self._tokenizer.backend_tokenizer
@@ -63,8 +68,7 @@ class Tokenizer:
         """Token ids of each text with special tokens, cut on the right to `max_tokens`."""
         self.backend.enable_truncation(max_tokens)
         try:
-            marked = ([self.with_special_tokens(text) for text in part] for part in _parts(texts))
-            return [encoding.ids for part in marked for encoding in self.backend.encode_batch_fast(part)]
+            return self._of_parts([self.with_special_tokens(text) for text in texts], self._ids_of)
         finally:
             self.backend.no_truncation()
 
@@ -94,8 +98,21 @@ class Tokenizer:
 
     def bare_ids(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Token ids of each text without special tokens, uncut."""
-        encodings = (encoding for part in _parts(texts) for encoding in self.backend.encode_batch_fast(part, add_special_tokens=False))
+        return self._of_parts(texts, self._bare_ids_of)
+
+    def _ids_of(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts)]
+
+    def _bare_ids_of(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def _of_parts(self, texts: list[str], encode: Callable[[list[str]], list[Item]]) -> list[Item]:
+        """What `encode` gives for the texts, a part of them at a time; parts side by side, since the library leaves Python's lock."""
+        if self._threads == 1 or len(texts) <= _LEAST_PART:
+            return [made for part in _parts(texts) for made in encode(part)]
+        size = min(_ENCODED_AT_ONCE, max(_LEAST_PART, -(-len(texts) // (4 * self._threads))))
+        return [made for part in _executor(self._threads).map(encode, _parts(texts, size)) for made in part]
 
     def count(self, text: str) -> int:
         """Tokens of a text with marks, special ones included, uncut."""
@@ -123,8 +140,25 @@ class Tokenizer:
         return list(spans.values())
 
 
-def _parts(items: list[Item]) -> Iterator[list[Item]]:
-    return (items[start : start + _ENCODED_AT_ONCE] for start in range(0, len(items), _ENCODED_AT_ONCE))
+def _parts(items: list[Item], size: int = _ENCODED_AT_ONCE) -> Iterator[list[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+@functools.cache
+def _executor(threads: int) -> ThreadPoolExecutor:
+    """The same threads for all tokenizers of the process."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_executor.cache_clear)  # a forked process has none of them
+
+
+def tokenizing_threads(*, device: str, threads: int) -> int:
+    """How many tokenise beside a model: those of its worker. On a GPU, where one is the default, all of the process's CPUs."""
+    if device == "cpu" or threads > 1:
+        return threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.lru_cache(maxsize=16)
@@ -133,12 +167,12 @@ def splits_words(folder: Path, digest: str, trusted: bool) -> bool:
     return Tokenizer(folder, trusted=trusted).splits_words
 
 
-def tokenizer_of(student: StudentSpec) -> Tokenizer:
-    """The tokenizer that reads a student's texts, opened.
+def tokenizer_of(student: StudentSpec, *, threads: int = 1) -> Tokenizer:
+    """The tokenizer that reads a student's texts, opened; `threads` are its own.
 
     Raises UserError where there is none, and where a prompt leaves no room for a text.
     """
-    tokenizer = Tokenizer(student.weights_folder, lower_case=student.lower_case, trusted=student.trust_remote_code)
+    tokenizer = Tokenizer(student.weights_folder, lower_case=student.lower_case, trusted=student.trust_remote_code, threads=threads)
     for role, prompt, longest in (
         ("query", student.query_prefix, student.query_tokens),
         ("passage", student.passage_prefix, student.passage_tokens),

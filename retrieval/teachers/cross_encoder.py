@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from data.config import settings
 from data.digests import DigestCache
 from data.errors import UserError, first_line
+from retrieval.batches.encoded import EncodedPairs
 from retrieval.compute import precision as precisions
 from retrieval.compute.allocator import tune_allocator
 from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
@@ -38,6 +39,7 @@ from retrieval.model_files.files import (
 )
 from retrieval.model_files.model_lengths import check_length
 from retrieval.model_files.weight_files import tensor_shapes
+from retrieval.models.tokenizer import tokenizing_threads
 from retrieval.teachers.base import OnBatch, Pair, PreparedPairs, PreparingTeacher, TeacherSettings, TeacherSpec, ignore_batch
 from retrieval.teachers.graphs.graph_checks import check_graph
 from retrieval.teachers.graphs.graph_files import GraphFiles, find_graph, graphs_in
@@ -130,8 +132,9 @@ class CrossEncoderTeacher(PreparingTeacher):
 
     @cached_property
     def _tokenizer(self) -> PairTokenizer:
-        spec = self._spec
-        return PairTokenizer(spec.folder, max_tokens=spec.max_tokens, trusted=spec.trust_remote_code, text=spec.template)
+        spec, threads = self._spec, tokenizing_threads(device=self._given.device, threads=self._given.threads)
+        trusted, text = spec.trust_remote_code, spec.template
+        return PairTokenizer(spec.folder, max_tokens=spec.max_tokens, trusted=trusted, text=text, threads=threads)
 
     @cached_property
     def _model(self) -> CrossEncoder:
@@ -150,8 +153,7 @@ class CrossEncoderTeacher(PreparingTeacher):
     def prepare(self, pairs: Sequence[Pair]) -> PreparedPairs:
         """The pairs' tokens."""
         encoded = self._tokenizer.encode(pairs)
-        counts = np.array([len(pair.ids) for pair in encoded], np.int32)
-        return PreparedPairs(encoded, counts, np.array([pair.truncated for pair in encoded], bool))
+        return PreparedPairs(encoded, encoded.lengths.astype(np.int32), encoded.truncated)
 
     def score_prepared(self, prepared: PreparedPairs, *, on_batch: OnBatch = ignore_batch) -> NDArray[np.float32]:
         """[n] raw logits. Raises RunFailed as `score_pairs` does."""
@@ -274,11 +276,19 @@ class TorchCrossEncoder:
         low_precision.apply(backbone, precision=precision, check=self._logits_of, option="teacher.precision", compiled=compiled)
         unpad = device == "cuda" and precision != "fp32" and not compiled if unpad is None else unpad
         self.packs = unpad and unpadded.install(backbone)
+        if not compiled and (device != "cpu" or unpad):
+            self.on_device = self._on_device
         if compiled:
             import torch._inductor.config
 
             torch._inductor.config.freezing = True  # weights become constants, laid out as the processor's kernels want them
             backbone.compile(dynamic=True)
+
+    def _on_device(self, pairs: EncodedPairs) -> Any:
+        """What launches batches of the pairs on a GPU."""
+        from retrieval.batches.on_device import OnDevice
+
+        return OnDevice(self._logits_of, pairs.ids, segments=pairs.segments, pad_id=self._pad_id, device=self._device)
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n, L] arrays to [n] raw fp32 logits."""

@@ -11,7 +11,6 @@ token behind it.
 
 from __future__ import annotations
 
-import hashlib
 import string
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -22,11 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
+from data.tables.ragged import Ragged, bounds_of, spans
+from data.tables.schemas import MASK_MARK
+from retrieval.batches.encoded import EncodedPairs, PairEncoding, ragged
 from retrieval.model_files.files import tokenizer_folder
 from retrieval.models.tokenizer import Tokenizer
 from retrieval.teachers.pair_template import PairText
 
-_KEPT_TOKENS = 250_000  # of texts seen lately, about 3 MB: a few thousand passages
+_KEPT_TOKENS = 250_000  # of texts seen lately, about 3 MB with the texts: a few thousand passages
 _LEAST_ROOM = 16  # tokens for query and document beside a template: with fewer a pair says nothing
 _DOCUMENT_SHARE = 4  # of that room a document keeps a fourth beside a long query, as FlagEmbedding and mxbai-rerank have it
 _PROBES = ["", "a", "Is it 1.5%?", "the quick (brown) fox jumps over the lazy dog", "naïve  café\nlong " * 40]
@@ -41,15 +43,7 @@ _SHORT_BETWEEN = 8  # characters, across which two texts may join: all pairs of 
 # What they share is the template's. The second and third are those by which sentence-transformers tells what stands behind a text; the
 # first bounds it where a tokenizer knows none of them.
 _FILLERS = ["", "0", "1 2 3 4", "a", "the end"]
-
-
-@dataclass(frozen=True)
-class PairEncoding:
-    """A pair as the cross-encoder reads it."""
-
-    ids: NDArray[np.int32]
-    segments: NDArray[np.int32]
-    truncated: bool
+_MARKS_BEGIN = MASK_MARK[0]  # all of them; most texts hold none, which is seen at once
 
 
 @dataclass(frozen=True)
@@ -90,6 +84,53 @@ class PairTemplate:
         before, of_first, between, of_second, after = self.segments
         segments = np.concatenate([before, np.full(kept[0], of_first, np.int32), between, np.full(kept[1], of_second, np.int32), after])
         return PairEncoding(ids, segments, truncated)
+
+    def join_all(self, firsts: Texts, seconds: Texts, *, max_tokens: int) -> EncodedPairs:
+        """`join` of many pairs: number i is of the first and the second text i."""
+        of_first, of_second = firsts.lengths, seconds.lengths
+        kept_first, kept_second = truncate_all(of_first, of_second, room=max_tokens - self.added)
+        pool = np.concatenate([self.before, self.between, self.after, firsts.ids.values, seconds.ids.values])
+        before, between, specials = len(self.before), len(self.before) + len(self.between), self.added
+        starts, lengths = np.ones((2, len(kept_first), specials + 2), np.int64)  # a special token is a span of its own
+        begins = specials + firsts.starts, specials + len(firsts.ids.values) + seconds.starts
+        for column, begin in enumerate([*range(before), begins[0], *range(before, between), begins[1], *range(between, specials)]):
+            starts[:, column] = begin
+        lengths[:, before], lengths[:, between + 1] = kept_first, kept_second
+        ids = pool[spans(starts.ravel(), lengths.ravel())]
+        segment_of = np.concatenate([np.atleast_1d(part) for part in self.segments]).astype(np.int8)  # of each span
+        segments = np.repeat(np.tile(segment_of, len(lengths)), lengths.ravel()) if segment_of.any() else None
+        truncated = (kept_first != of_first) | (kept_second != of_second)
+        return EncodedPairs(Ragged(ids, bounds_of(lengths.sum(1))), segments, truncated)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The ids of n texts, of which many may be the same."""
+
+    ids: Ragged  # of the distinct ones
+    numbers: NDArray[np.int64]  # [n] which each is
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """[n] where each begins among the values of `ids`."""
+        return self.ids.bounds[self.numbers]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[n] tokens of each."""
+        return self.ids.lengths[self.numbers]
+
+
+def truncate_all(first: NDArray[np.int64], second: NDArray[np.int64], *, room: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`truncate_longest_first` of many pairs: [n] and [n] lengths to [n] and [n]."""
+    short, long = np.minimum(first, second), np.maximum(first, second)
+    cut = np.where(short <= room, np.maximum(short, room - short), short)
+    both = short + cut > room
+    kept_short, kept_long = np.where(both, room // 2, short), np.where(both, room // 2 + room % 2, cut)
+    fits = first + second <= room
+    kept_short, kept_long = np.where(fits, short, kept_short), np.where(fits, long, kept_long)
+    longer = first > second
+    return np.where(longer, kept_long, kept_short), np.where(longer, kept_short, kept_long)
 
 
 def truncate_longest_first(first: int, second: int, *, room: int) -> tuple[int, int]:
@@ -164,9 +205,9 @@ class TemplatedPairs:
                 f"set teacher.max_tokens={needed + 160} or so"
             )
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[PairEncoding]:
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
         """Each (query, document) as one sequence of at most `max_tokens`."""
-        return [self._join(first, second) for first, second in self._halves(pairs)]
+        return EncodedPairs.of([self._join(first, second) for first, second in self._halves(pairs)])
 
     def kept(self, query: int, document: int) -> tuple[int, int]:
         """How many tokens of each stay: the document is cut, down to its share of the room, then the query."""
@@ -242,13 +283,23 @@ class PairTokenizer:
     """Encodes pairs for one teacher; remembers the ids of texts seen lately."""
 
     def __init__(
-        self, folder: Path, *, max_tokens: int, kept_tokens: int = _KEPT_TOKENS, trusted: bool = False, text: PairText | None = None
+        self,
+        folder: Path,
+        *,
+        max_tokens: int,
+        kept_tokens: int = _KEPT_TOKENS,
+        trusted: bool = False,
+        text: PairText | None = None,
+        threads: int = 1,
     ) -> None:
-        """`text`: what stands around the pair. Raises UserError where it leaves query and document no room in `max_tokens`."""
-        self._tokenizer = Tokenizer(folder, trusted=trusted)
+        """`text`: what stands around the pair; `threads` tokenise.
+
+        Raises UserError where it leaves query and document no room in `max_tokens`.
+        """
+        self._tokenizer = Tokenizer(folder, trusted=trusted, threads=threads)
         self._max_tokens = max_tokens
         self._kept_tokens = kept_tokens
-        self._seen: OrderedDict[bytes, NDArray[np.int32]] = OrderedDict()
+        self._seen: OrderedDict[str, NDArray[np.int32]] = OrderedDict()
         self._seen_tokens = 0
         self.pad_id = self._tokenizer.pad_id
         self.backend = self._tokenizer.backend
@@ -266,7 +317,7 @@ class PairTokenizer:
         ours = [(pair.ids.tolist(), pair.segments.tolist(), pair.truncated) for pair in self._joined(pairs)]
         return ours == self._tokenizer.encode_pairs(pairs, max_tokens=self._max_tokens)
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[PairEncoding]:
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
         """Each (query, candidate) as one sequence of at most `max_tokens`, the longer part cut first, with a template the candidate.
         Marks become special tokens in the candidate."""
         if self.templated is not None:
@@ -276,27 +327,36 @@ class PairTokenizer:
             pairs = [(f"{before}{query}", f"{between}{text}{after}") for query, text in pairs]
         return self._joined(pairs)
 
-    def _joined(self, pairs: Sequence[tuple[str, str]]) -> list[PairEncoding]:
+    def _joined(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
         """Pairs as the tokenizer itself encodes them."""
         if self.template is None:
             theirs = self._tokenizer.encode_pairs(list(pairs), max_tokens=self._max_tokens)
-            return [PairEncoding(np.array(ids, np.int32), np.array(segments, np.int32), cut) for ids, segments, cut in theirs]
-        firsts = self._ids([query for query, _ in pairs])
-        seconds = self._ids([self._tokenizer.with_special_tokens(text) for _, text in pairs])
-        return [self.template.join(first, second, max_tokens=self._max_tokens) for first, second in zip(firsts, seconds, strict=True)]
+            single = [PairEncoding(np.array(ids, np.int32), np.array(segments, np.int32), cut) for ids, segments, cut in theirs]
+            return EncodedPairs.of(single)
+        marked = self._tokenizer.with_special_tokens
+        firsts = self._texts([query for query, _ in pairs])
+        seconds = self._texts([marked(text) if _MARKS_BEGIN in text else text for _, text in pairs])
+        return self.template.join_all(firsts, seconds, max_tokens=self._max_tokens)
+
+    def _texts(self, texts: list[str]) -> Texts:
+        """The texts' ids, each distinct one looked up once."""
+        numbers: dict[str, int] = {}
+        number_of = [numbers.setdefault(text, len(numbers)) for text in texts]
+        return Texts(ragged(self._ids(list(numbers))), np.array(number_of, np.int64))
 
     def _ids(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """The token ids of the texts without special tokens, each distinct text tokenised once."""
-        digests = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
-        new = {digest: text for digest, text in zip(digests, texts, strict=True) if digest not in self._seen}
-        fresh = dict(zip(new, self._tokenizer.bare_ids(list(new.values())), strict=True))
-        found = [fresh[digest] if digest in fresh else self._seen[digest] for digest in digests]
-        for digest, ids in zip(digests, found, strict=True):
-            self._seen_tokens += 0 if digest in self._seen else len(ids)
-            self._seen[digest] = ids
-            self._seen.move_to_end(digest)
+        seen = self._seen
+        distinct = dict.fromkeys(texts)
+        new = [text for text in distinct if text not in seen]
+        for text, ids in zip(new, self._tokenizer.bare_ids(new), strict=True):
+            seen[text] = ids
+            self._seen_tokens += len(ids)
+        found = [seen[text] for text in texts]
+        for text in distinct:
+            seen.move_to_end(text)
         while self._seen_tokens > self._kept_tokens:  # those not used for longest go first
-            _, gone = self._seen.popitem(last=False)
+            _, gone = seen.popitem(last=False)
             self._seen_tokens -= len(gone)
         return found
 

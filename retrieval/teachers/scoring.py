@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import RunFailed
-from retrieval.compute.batching import order_by_length, padded, token_budget_batches
+from retrieval.batches.encoded import EncodedPairs, PairEncoding
+from retrieval.batches.in_turn import Device, OutOfMemory, by_budget
+from retrieval.batches.padded import pad_pairs
+from retrieval.compute.batching import token_budget_batches
 from retrieval.teachers.base import OnBatch, ignore_batch
-from retrieval.teachers.pair_tokens import PairEncoding
 
-
-class OutOfMemory(Exception):
-    """A batch did not fit on the device."""
+__all__ = ["CrossEncoder", "OutOfMemory", "refuse_infinite", "score_pairs"]
+Arrays = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 class CrossEncoder(Protocol):
-    """Anything that scores a batch of encoded pairs."""
+    """Anything that scores a batch of encoded pairs.
+
+    One that computes while its caller goes on has a method `on_device` too, which gives a `Device` for some encoded pairs.
+    """
 
     batch_tokens: int  # padding included; halved by `score_pairs` when a batch does not fit on a GPU
     length_multiple: int  # batches are padded to a multiple of it
@@ -30,6 +35,20 @@ class CrossEncoder(Protocol):
         """[n, L] arrays to [n] raw fp32 logits. Raises OutOfMemory."""
 
 
+class _AtOnce:
+    """Batches whose logits are there when the call ends."""
+
+    def __init__(self, cross_encoder: CrossEncoder, pairs: EncodedPairs, *, pad_id: int) -> None:
+        self._cross_encoder, self._pairs, self._pad_id = cross_encoder, pairs, pad_id
+
+    def assemble(self, rows: list[int], length: int) -> Arrays:
+        return pad_pairs(self._pairs, rows, value=self._pad_id, length=length)
+
+    def launch(self, batch: Arrays) -> Callable[[], NDArray[np.float32]]:
+        logits = self._cross_encoder.logits(*batch)
+        return lambda: logits
+
+
 def score_pairs(
     cross_encoder: CrossEncoder, pairs: Sequence[PairEncoding], *, pad_id: int, on_batch: OnBatch = ignore_batch
 ) -> NDArray[np.float32]:
@@ -38,19 +57,18 @@ def score_pairs(
     Batches hold pairs of like length, the longest first. Where one does not fit on the device, the budget is halved for good.
     Raises RunFailed where a single pair does not fit, or a logit is not a finite number.
     """
-    logits = np.empty(len(pairs), dtype=np.float32)
+    encoded = EncodedPairs.of(pairs)
+    logits = np.empty(len(encoded), dtype=np.float32)
     multiple = cross_encoder.length_multiple
-    lengths = [-(-len(pair.ids) // multiple) * multiple for pair in pairs]
-
-    def compute(rows: list[int]) -> tuple[int, int, int]:
-        length = lengths[rows[0]]
-        ids, mask = padded([pairs[row].ids for row in rows], length=length, value=pad_id)
-        segments, _ = padded([pairs[row].segments for row in rows], length=length, value=0)
-        logits[rows] = cross_encoder.logits(ids, mask, segments)
-        return len(rows), int(mask.sum()), mask.size
-
-    for done in _computed(compute, lengths, cross_encoder):
-        on_batch(*done)
+    tokens = encoded.lengths
+    lengths = -(-tokens // multiple) * multiple
+    make: Any = getattr(cross_encoder, "on_device", None)
+    device = _AtOnce(cross_encoder, encoded, pad_id=pad_id) if make is None else make(encoded)
+    with contextlib.closing(_computed(device, lengths, cross_encoder)) as batches:  # its threads end here, whatever happens
+        for batch, found in batches:
+            rows = np.array(batch)
+            logits[rows] = found
+            on_batch(len(rows), int(tokens[rows].sum()), len(rows) * int(lengths[rows[0]]))
     refuse_infinite(logits)
     return logits
 
@@ -62,24 +80,15 @@ def refuse_infinite(logits: NDArray[np.float32]) -> None:
 
 
 def _computed(
-    compute: Callable[[list[int]], tuple[int, int, int]], lengths: list[int], cross_encoder: CrossEncoder
-) -> Iterator[tuple[int, int, int]]:
-    """What `compute` gives for each batch of rows."""
-    if cross_encoder.one_thread_each:
-        from retrieval.compute.parallel_batches import side_by_side
-
-        yield from side_by_side(compute, token_budget_batches(lengths, budget=cross_encoder.batch_tokens))
+    device: Device[Any, NDArray[np.float32]], lengths: NDArray[np.int64], cross_encoder: CrossEncoder
+) -> Generator[tuple[list[int], NDArray[np.float32]]]:
+    """(rows, logits) of each batch."""
+    if not cross_encoder.one_thread_each:
+        yield from by_budget(lengths.tolist(), budget=cross_encoder, device=device, what="pair")
         return
-    waiting = order_by_length(lengths).tolist()
-    while waiting:
-        longest = lengths[waiting[0]]
-        rows = waiting[: max(1, cross_encoder.batch_tokens // longest)]
-        try:
-            done = compute(rows)
-        except OutOfMemory as error:
-            if len(rows) == 1:
-                raise RunFailed(f"a pair of {longest} tokens does not fit on the device ({error})") from error
-            cross_encoder.batch_tokens = max(longest, cross_encoder.batch_tokens // 2)
-            continue
-        waiting = waiting[len(rows) :]
-        yield done
+    from retrieval.compute.parallel_batches import side_by_side
+
+    def compute(rows: list[int]) -> tuple[list[int], NDArray[np.float32]]:
+        return rows, device.launch(device.assemble(rows, int(lengths[rows[0]])))()
+
+    yield from side_by_side(compute, token_budget_batches(lengths.tolist(), budget=cross_encoder.batch_tokens))

@@ -139,6 +139,25 @@ def test_vectors_that_overflow_fp16_are_refused(tmp_path: Path) -> None:
         list(embedded_groups(encoder, tmp_path / "corpus.parquet", kind="corpus"))
 
 
+def test_one_batch_after_the_other_gives_the_vectors_of_batches_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: vectors in other rows on a GPU, and a run that ends where a batch does not fit there."""
+    student = Student(model=str(model_folder(tmp_path / "m", pooling="mean", normalize=True)))
+    encoder = TextEncoder(resolve_student(student), precision="fp32", device="cpu", batch_tokens=64)
+    expected, counted = encoder.passages(TEXTS), []
+    encoder.one_thread_each = False
+    plain = encoder.model.forward
+
+    def small(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if ids.numel() > 40:
+            raise torch.OutOfMemoryError("full")
+        return plain(ids, mask)
+
+    monkeypatch.setattr(encoder.model, "forward", small)
+    found = encoder.vectors(encoder.passage_tokens(TEXTS), progress=counted.append)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert sum(counted) == len(TEXTS) and encoder.batch_tokens == 32
+
+
 @pytest.mark.medium
 def test_from_texts_to_metrics(collection: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents: a stored run that scores otherwise than the search that wrote it; a judged query without results left out."""

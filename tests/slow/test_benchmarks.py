@@ -87,6 +87,14 @@ def test_teacher_scoring(models: Any, collection: Path) -> None:
     assert 0 < figures["largest_difference"] < 0.03, "bf16 differs from fp32, but less than the logits of two pairs, which spread over 0.5"
 
 
+def test_host_rates(models: Any, collection: Path) -> None:
+    """Prevents: a benchmark that breaks unseen, or that scores and embeds nothing."""
+    figures = last_line("host_rates", models.teacher, models.student, collection, "--pairs", 52, "--texts", 40, "--rounds", 1)
+    assert set(figures) >= KEYS | CEILINGS and figures["ratio"] == 1
+    (side,) = figures["sides"].values()
+    assert all(side[name] > 0 for name in ("known_rate", "known_us", "cold_rate", "cold_serial_rate", "embed_rate", "embed_feeder_us"))
+
+
 def test_training(models: Any, collection: Path) -> None:
     """Prevents: a benchmark that breaks unseen, or whose sides do not train on the same lists towards the same loss."""
     pytest.importorskip("sentence_transformers")

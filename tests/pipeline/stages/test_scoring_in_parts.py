@@ -110,9 +110,9 @@ def test_a_text_is_hashed_once(
     forget_scores(copied.store)
     if workers > 1:
         request.getfixturevalue("many_workers")
-    hashed: list[str] = []
-    plain = requested_pairs.pair_key
-    monkeypatch.setattr(requested_pairs, "pair_key", lambda query, text: (hashed.append(text), plain(query, text))[1])
+    hashed: list[tuple[str, str]] = []
+    plain = requested_pairs.pair_keys
+    monkeypatch.setattr(requested_pairs, "pair_keys", lambda pairs: (hashed.extend(pairs), plain(pairs))[1])
     prep_run(copied.config, **WINDOW)
     assert len(hashed) == 168
 

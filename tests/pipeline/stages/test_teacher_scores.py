@@ -136,9 +136,10 @@ def test_keys_with_a_half_in_common_stay_apart(finished: Any, monkeypatch: pytes
     """Prevents: two pairs taken for one because the first halves of their hashes are the same."""
     from pipeline.scoring import requested_pairs
 
-    monkeypatch.setattr(
-        requested_pairs, "pair_key", lambda query, text: bytes(7) + bytes([len(text) % 3]) + bytes(7) + bytes([len(query) % 5])
-    )
+    def colliding(pairs: list[tuple[str, str]]) -> list[bytes]:
+        return [bytes(7) + bytes([len(text) % 3]) + bytes(7) + bytes([len(query) % 5]) for query, text in pairs]
+
+    monkeypatch.setattr(requested_pairs, "pair_keys", colliding)
     path = sorted(finished.store.glob("dark_examples/*/*.parquet"))[0]
     rows = [(len(row["text"]) % 3, len(row["query"]) % 5) for row in read_shard(path).to_pylist()]
     wanted = RequestedPairs.read(path)

@@ -76,7 +76,7 @@ def test_every_layer_must_ask_for_it(tmp_path: Path) -> None:
 def test_what_the_kernel_does_not_compute_is_refused(option: dict[str, Any]) -> None:
     """Prevents: a window, a cap, a sink or a direction of attention that is passed over."""
     part = torch.randn(1, 2, 5, 4)
-    unpadded._current = unpadded._Pack(torch.tensor([0, 2, 5], dtype=torch.int32), 3)
+    unpadded._current = unpadded.Pack(torch.tensor([0, 2, 5], dtype=torch.int32), 3, torch.arange(5))
     try:
         unpadded._attention(torch.nn.Identity(), part, part, part, None, 0.5)
         with pytest.raises(NotImplementedError):

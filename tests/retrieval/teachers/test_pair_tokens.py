@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
+from data.tables.ragged import Ragged, bounds_of
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
-from retrieval.models.tokenizer import Tokenizer
-from retrieval.teachers.pair_tokens import PairTokenizer, StoredPairs, truncate_longest_first
+from retrieval.models.tokenizer import Tokenizer, tokenizing_threads
+from retrieval.teachers.pair_tokens import PairTemplate, PairTokenizer, StoredPairs, Texts, truncate_all, truncate_longest_first
 
 TEXT = "ha bo bace di fo; Insurance (1.5%) naïve café's x\ty\n"
 STYLES = ("bert", "roberta", "modernbert", "left padding")
@@ -77,6 +80,64 @@ def test_longest_first_fills_the_room(first: int, second: int, room: int) -> Non
     assert sum(kept) == min(first + second, room) and kept[0] <= first and kept[1] <= second
     if kept[0] < first and kept[1] < second:
         assert abs(kept[0] - kept[1]) <= 1
+
+
+@given(pairs=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=20), room=st.integers(2, 60))
+def test_many_are_cut_as_each_alone(pairs: list[tuple[int, int]], room: int) -> None:
+    """Prevents: a pair that is cut by the rule of another case where many are cut at once."""
+    first, second = np.array(pairs, np.int64).reshape(-1, 2).T
+    kept = truncate_all(first, second, room=room)
+    assert list(zip(*(part.tolist() for part in kept), strict=True)) == [truncate_longest_first(*pair, room=room) for pair in pairs]
+
+
+IDS = st.lists(st.integers(0, 99), max_size=9)
+
+
+@given(
+    firsts=st.lists(IDS, min_size=1, max_size=4), seconds=st.lists(IDS, min_size=1, max_size=4), around=st.tuples(IDS, IDS, IDS),
+    kinds=st.lists(st.integers(0, 2), min_size=29, max_size=29), room=st.integers(2, 20), data=st.data(),
+)  # fmt: skip
+def test_many_are_joined_as_each_alone(firsts: Any, seconds: Any, around: Any, kinds: list[int], room: int, data: st.DataObject) -> None:
+    """Prevents: ids of one text behind the query of another, or segment ids that slip where a text is cut or empty."""
+    before, between, after = (np.array(part, np.int32) for part in around)
+    types = iter(np.array(kinds, np.int32))
+    own = [np.array([next(types) for _ in part], np.int32) for part in around]
+    template = PairTemplate(before, between, after, (own[0], int(next(types)), own[1], int(next(types)), own[2]))
+    numbers = data.draw(st.lists(st.tuples(*(st.integers(0, len(part) - 1) for part in (firsts, seconds))), min_size=1, max_size=6))
+    sides = []
+    for part, picked in zip((firsts, seconds), zip(*numbers, strict=True), strict=True):
+        flat = np.array([token for one in part for token in one], np.int32)
+        sides.append(Texts(Ragged(flat, bounds_of(np.array([len(one) for one in part]))), np.array(picked, np.int64)))
+    found = template.join_all(*sides, max_tokens=template.added + room)
+    for pair, (first, second) in zip(found, numbers, strict=True):
+        alone = template.join(*(np.array(ids, np.int32) for ids in (firsts[first], seconds[second])), max_tokens=template.added + room)
+        assert (pair.ids.tolist(), pair.segments.tolist(), pair.truncated) == (alone.ids.tolist(), alone.segments.tolist(), alone.truncated)
+
+
+@pytest.mark.parametrize("parallel", ["true", "false"])
+def test_threads_tokenise_whatever_the_environment_says(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, parallel: str) -> None:
+    """Prevents: one core that tokenises for a GPU, since a shell sets TOKENIZERS_PARALLELISM=false; texts in another order."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallel)
+    both, plain = threading.Barrier(2, timeout=10), Tokenizer._bare_ids_of
+
+    def together(self: Tokenizer, texts: list[str]) -> Any:
+        if len(texts) == 32:
+            both.wait()  # two parts are in work at the same time
+        return plain(self, texts)
+
+    texts = [f"ha {'bo ' * (number % 7)} {number}" for number in range(64)]
+    alone = [ids.tolist() for ids in Tokenizer(folders["bert"]).bare_ids(texts)]
+    tokenizer = Tokenizer(folders["bert"], threads=2)
+    monkeypatch.setattr(Tokenizer, "_bare_ids_of", together)
+    assert [ids.tolist() for ids in tokenizer.bare_ids(texts)] == alone
+    assert tokenizer.encode(texts, max_tokens=6) == Tokenizer(folders["bert"]).encode(texts, max_tokens=6)
+
+
+def test_a_gpu_is_fed_by_all_cpus_unless_told_otherwise() -> None:
+    """Prevents: a GPU that waits for one core that tokenises, since a worker has one thread by default; a CPU worker that takes all."""
+    everything = len(os.sched_getaffinity(0))
+    found = [tokenizing_threads(device=device, threads=threads) for device in ("cpu", "cuda") for threads in (1, 3)]
+    assert found == [1, 3, everything, 3]
 
 
 def test_each_text_is_tokenised_once(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
