@@ -32,11 +32,12 @@ from trainer.saving.output_folder import RESULT_NAME, RESULT_REMEDY
 from trainer.saving.rehearsal import rehearse_saving
 from trainer.steps.backend import Backend, PlainBackend
 from trainer.steps.distributed import Distributed
-from trainer.steps.gradients import StepSettings
+from trainer.steps.gradients import Planner, StepSettings, step_planner
 from trainer.steps.micro_batches import MicroBatches, cut
 from trainer.steps.optim import make_optimizer
 from trainer.steps.prepare_model import Model
 from trainer.steps.reference_models import References
+from trainer.steps.step_plan import StepPlan
 from trainer.task import Task, task_of
 
 _BATCHES_AHEAD = 4
@@ -51,6 +52,7 @@ class PlannedBatch:
     epoch: int
     work: BatchWork
     cut: MicroBatches
+    plan: StepPlan | None = None  # what this process does of it
 
 
 @dataclass
@@ -95,7 +97,10 @@ class TrainingRun:
     def stream(self) -> Prefetched[PlannedBatch]:
         """The batches still to come, read and planned ahead of their step."""
         first_step = self.steps if self.stopped_early else self.state.step
-        return Prefetched(lambda: planned_batches(self.shards, self.experiment, self.task, first_step=first_step), ahead=_BATCHES_AHEAD)
+        plan = step_planner(self.backend, settings=self.step_settings, processes=self.processes, references=self.references)
+        return Prefetched(
+            lambda: planned_batches(self.shards, self.experiment, self.task, first_step=first_step, plan=plan), ahead=_BATCHES_AHEAD
+        )
 
 
 def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distributed) -> TrainingRun | None:
@@ -195,8 +200,10 @@ def epoch_ends(shards: TrainingShards, experiment: Experiment) -> list[int]:
     return ends
 
 
-def planned_batches(shards: TrainingShards, experiment: Experiment, task: Task, *, first_step: int) -> Iterator[PlannedBatch]:
-    """The run's batches from a step on, selected and cut."""
+def planned_batches(
+    shards: TrainingShards, experiment: Experiment, task: Task, *, first_step: int, plan: Planner | None = None
+) -> Iterator[PlannedBatch]:
+    """The run's batches from a step on, selected and cut, and with `plan` this process's part of them."""
     settings = experiment.train
     objective = settings.objective
     for batch in batches(shards, seed=experiment.seed, epochs=settings.epochs, batch_queries=settings.batch_queries, first_step=first_step):
@@ -204,7 +211,8 @@ def planned_batches(shards: TrainingShards, experiment: Experiment, task: Task, 
             return
         share = selected_share(batch.epoch, epochs=settings.epochs, count_from=objective.count_epochs_from)
         work = plan_batch([task.row(row) for row in batch.rows], objective=objective, share=share)
-        yield PlannedBatch(batch.step, batch.epoch, work, cut(work, budget=settings.micro_batch_tokens))
+        parts = cut(work, budget=settings.micro_batch_tokens)
+        yield PlannedBatch(batch.step, batch.epoch, work, parts, plan and plan(work, parts))
 
 
 def _run_key(experiment: Experiment, *, shards: TrainingShards, task: Task, dev: Sequence[DevSet]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ class QueryWork:
     labels: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))  # of P~ where the loss learns from them, else none
     by_pairs: bool = False  # whether the loss is averaged over pairs of different labels
 
-    @property
+    @cached_property
     def sequences(self) -> list[Sequenced]:
         """All that must be encoded for it, each once; nothing where no loss is asked."""
         if not self.supervised and not self.distilled:
@@ -71,12 +72,12 @@ class BatchWork:
     in_batch_passages: tuple[InBatchPassage, ...]  # p+ and P- of all queries, where in-batch negatives are on
     in_batch: tuple[str, ...]  # the losses that these join
 
-    @property
+    @cached_property
     def terms(self) -> int:
         """Terms of all queries' distillation losses: the selected queries, or the pairs of the global batch."""
         return sum(query.terms for query in self.queries)
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each sequence that the step encodes."""
         sequences = {sequence for query in self.queries for sequence in query.sequences}

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from retrieval.compute.batching import lpt_schedule, token_budget_batches
 from trainer.objective.plan import BatchWork, QueryWork, Sequenced, token_count
@@ -31,8 +32,12 @@ class MicroBatches:
 
     def own(self, queries: Sequence[QueryWork]) -> list[Sequenced]:
         """The sequences of a group's queries that no other group needs, each once."""
-        shared = set(self.shared)
-        return [sequence for sequence in _distinct(queries) if sequence not in shared]
+        return [sequence for sequence in _distinct(queries) if sequence not in self.shared_places]
+
+    @cached_property
+    def shared_places(self) -> dict[Sequenced, int]:
+        """Where each shared sequence lies in `shared`."""
+        return {sequence: place for place, sequence in enumerate(self.shared)}
 
 
 def cut(work: BatchWork, *, budget: int) -> MicroBatches:
@@ -83,16 +88,22 @@ def _rounded(count: int) -> int:
 
 
 def _relatives(queries: Sequence[QueryWork], active: Sequence[int]) -> list[list[int]]:
-    """Queries that share a sequence, or share one with a query that does: connected components."""
-    found: list[tuple[list[int], set[Sequenced]]] = []
+    """Queries that share a sequence, or share one with a query that does: connected components, that of the latest query last."""
+    latest: dict[int, int] = {}  # of each component, by its root: the query that came last to it
+    roots: dict[int, int] = {}
+    first: dict[Sequenced, int] = {}  # the query that had a sequence first
     for place in active:
-        places = [place]
-        sequences = set(queries[place].sequences)
-        others = []
-        for component in found:
-            if sequences.isdisjoint(component[1]):
-                others.append(component)
-            else:
-                places, sequences = places + component[0], sequences | component[1]
-        found = [*others, (sorted(places), sequences)]
-    return [places for places, _ in found]
+        roots[place] = place
+        for other in {first.setdefault(sequence, place) for sequence in queries[place].sequences} - {place}:
+            while roots[other] != other:
+                roots[other] = other = roots[roots[other]]
+            latest.pop(other, None)
+            roots[other] = place
+        latest[place] = place
+    members: dict[int, list[int]] = {root: [] for root in latest}
+    for place in active:
+        root = place
+        while roots[root] != root:
+            root = roots[root]
+        members[root].append(place)
+    return list(members.values())
