@@ -5,8 +5,8 @@
 
 With in-batch negatives every query needs every passage: all sequences are shared, and a group is only a share of the loss.
 
-The cut is a function of the batch and the budget, not of the number of processes; they take whole groups and chunks. So the numbers of
-a step, dropout masks included, are the same for any number of processes.
+The cut is a function of the batch, the budget and `train.pieces`, not of the number of processes; they take whole groups and chunks. So
+the numbers of a step, dropout masks included, are the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -40,19 +40,39 @@ class MicroBatches:
         return {sequence: place for place, sequence in enumerate(self.shared)}
 
 
-def cut(work: BatchWork, *, budget: int) -> MicroBatches:
-    """Cut a batch into micro-batches of at most `budget` tokens, without padding. A single query with more is a group alone."""
+def cut(work: BatchWork, *, budget: int, pieces: int | None = None) -> MicroBatches:
+    """Cut a batch into micro-batches of at most `budget` tokens, without padding. A single query with more is a group alone.
+
+    With `pieces` groups, and chunks of shared sequences, come in a multiple of it, as far as there are queries and sequences; None: see
+    `_PROCESSES`, and chunks as few as the budget allows.
+    """
     active = [place for place, query in enumerate(work.queries) if query.sequences]
     if work.in_batch_passages:
-        groups = [active[start::_PROCESSES] for start in range(min(_PROCESSES, len(active)))]
+        count = min(pieces or _PROCESSES, len(active))
+        groups = [active[start::count] for start in range(count)]
         shared = _distinct([work.queries[place] for place in active])
         shared = list(dict.fromkeys([*shared, *(passage.sequence for passage in work.in_batch_passages)]))
     else:
-        groups = _groups(work.queries, active, budget=budget)
+        groups = _groups(work.queries, active, budget=budget, pieces=pieces)
         needed = Counter(sequence for group in groups for sequence in _distinct([work.queries[place] for place in group]))
         shared = [sequence for sequence, count in needed.items() if count > 1]
-    chunks = token_budget_batches([token_count(sequence) for sequence in shared], budget=budget)
-    return MicroBatches(shared, chunks, groups)
+    return MicroBatches(shared, _chunks([token_count(sequence) for sequence in shared], budget=budget, pieces=pieces), groups)
+
+
+def _chunks(lengths: Sequence[int], *, budget: int, pieces: int | None) -> list[list[int]]:
+    """Sequences of like lengths together, within the budget; with `pieces` within the largest one that gives a multiple of it, or more."""
+    chunks = token_budget_batches(lengths, budget=budget)
+    if pieces is None or not chunks:
+        return chunks
+    wanted = min(_multiple(len(chunks), pieces), len(lengths))
+    enough, too_many = 1, budget + 1  # tokens: the first gives as many chunks as there are sequences
+    while too_many - enough > 1:
+        middle = (enough + too_many) // 2
+        if len(token_budget_batches(lengths, budget=middle)) >= wanted:
+            enough = middle
+        else:
+            too_many = middle
+    return token_budget_batches(lengths, budget=enough)
 
 
 def _distinct(queries: Sequence[QueryWork]) -> list[Sequenced]:
@@ -64,7 +84,7 @@ def tokens_of(queries: Sequence[QueryWork]) -> int:
     return sum(map(token_count, _distinct(queries)))
 
 
-def _groups(queries: Sequence[QueryWork], active: Sequence[int], *, budget: int) -> list[list[int]]:
+def _groups(queries: Sequence[QueryWork], active: Sequence[int], *, budget: int, pieces: int | None) -> list[list[int]]:
     """Queries in groups of nearly equal tokens, at most `budget` of them; those that share passages together where they fit."""
     items: list[tuple[int, list[int]]] = []  # tokens, places of queries
     for relatives in _relatives(queries, active):
@@ -74,17 +94,24 @@ def _groups(queries: Sequence[QueryWork], active: Sequence[int], *, budget: int)
         else:
             items += [(tokens_of([queries[place]]), [place]) for place in relatives]
     items.sort(key=lambda item: (-item[0], item[1]))
-    count = _rounded(-(-sum(tokens for tokens, _ in items) // budget)) if items else 0
+    count = _rounded(-(-sum(tokens for tokens, _ in items) // budget), pieces) if items else 0
     while True:
         shares = lpt_schedule([tokens for tokens, _ in items], count)
         if all(len(share) == 1 or sum(items[number][0] for number in share) <= budget for share in shares):
             return [sorted(place for number in share for place in items[number][1]) for share in shares if share]
-        count = _rounded(count + 1)
+        count = _rounded(count + 1, pieces)
 
 
-def _rounded(count: int) -> int:
-    """Up to a power of two, above `_PROCESSES` to a multiple of it."""
-    return -(-count // _PROCESSES) * _PROCESSES if count > _PROCESSES else 1 << (count - 1).bit_length()
+def _rounded(count: int, pieces: int | None) -> int:
+    """Up to a multiple of `pieces`; without up to a power of two, above `_PROCESSES` to a multiple of it."""
+    if pieces is not None:
+        return _multiple(count, pieces)
+    return _multiple(count, _PROCESSES) if count > _PROCESSES else 1 << (count - 1).bit_length()
+
+
+def _multiple(count: int, of: int) -> int:
+    """`count`, rounded up to a multiple."""
+    return -(-count // of) * of
 
 
 def _relatives(queries: Sequence[QueryWork], active: Sequence[int]) -> list[list[int]]:
