@@ -15,9 +15,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 from retrieval.compute.batching import lpt_schedule, token_budget_batches
-from trainer.objective.plan import BatchWork, QueryWork, Sequenced, token_count
+from trainer.objective.plan import TOKEN_BYTES, BatchWork, QueryWork, Sequenced, token_count
 
 _PROCESSES = 8  # groups come in a multiple of it (fewer: in a power of two), so that 2, 4 or 8 processes get equal shares
 
@@ -32,7 +33,8 @@ class MicroBatches:
 
     def own(self, queries: Sequence[QueryWork]) -> list[Sequenced]:
         """The sequences of a group's queries that no other group needs, each once."""
-        return [sequence for sequence in _distinct(queries) if sequence not in self.shared_places]
+        distinct = _distinct(queries)
+        return [sequence for sequence in distinct if sequence not in self.shared_places] if self.shared else distinct
 
     @cached_property
     def shared_places(self) -> dict[Sequenced, int]:
@@ -54,7 +56,7 @@ def cut(work: BatchWork, *, budget: int, pieces: int | None = None) -> MicroBatc
         shared = list(dict.fromkeys([*shared, *(passage.sequence for passage in work.in_batch_passages)]))
     else:
         groups = _groups(work.queries, active, budget=budget, pieces=pieces)
-        needed = Counter(sequence for group in groups for sequence in _distinct([work.queries[place] for place in group]))
+        needed = Counter(chain.from_iterable(_distinct([work.queries[place] for place in group]) for group in groups))
         shared = [sequence for sequence, count in needed.items() if count > 1]
     return MicroBatches(shared, _chunks([token_count(sequence) for sequence in shared], budget=budget, pieces=pieces), groups)
 
@@ -76,12 +78,14 @@ def _chunks(lengths: Sequence[int], *, budget: int, pieces: int | None) -> list[
 
 
 def _distinct(queries: Sequence[QueryWork]) -> list[Sequenced]:
-    return list(dict.fromkeys(sequence for query in queries for sequence in query.sequences))
+    if len(queries) == 1:
+        return queries[0].sequences
+    return list(dict.fromkeys(chain.from_iterable(query.sequences for query in queries)))
 
 
 def tokens_of(queries: Sequence[QueryWork]) -> int:
     """Tokens of these queries' distinct sequences."""
-    return sum(map(token_count, _distinct(queries)))
+    return sum(map(len, _distinct(queries))) // TOKEN_BYTES
 
 
 def _groups(queries: Sequence[QueryWork], active: Sequence[int], *, budget: int, pieces: int | None) -> list[list[int]]:

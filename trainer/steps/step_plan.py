@@ -19,12 +19,10 @@ from torch import Tensor
 
 from retrieval.compute.batching import token_budget_batches
 from trainer.objective.lists import BatchPassages, GroupLists, group_lists
-from trainer.objective.plan import BatchWork, Sequenced, token_count
+from trainer.objective.plan import TOKEN_BYTES, BatchWork, Sequenced, token_count
 from trainer.objective.total import LOSSES, asked_of
 from trainer.steps.distributed import Distributed
 from trainer.steps.micro_batches import MicroBatches, tokens_of
-
-_TOKEN_BYTES = np.dtype(np.int32).itemsize
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,13 @@ class _Buffer:
 
     def joined(self, parts: Iterable[bytes], shape: tuple[int, ...], *, floats: bool = False) -> Part:
         """Append the bytes of an array of this shape."""
-        start = len(self._bytes) // _TOKEN_BYTES
+        start = len(self._bytes) // TOKEN_BYTES
         self._bytes += b"".join(parts)
         return Part(start, shape, floats)
 
     def tensor(self) -> Tensor:
         """All of it, int32. Nothing can be appended any more."""
-        return torch.frombuffer(self._bytes or bytearray(_TOKEN_BYTES), dtype=torch.int32)
+        return torch.frombuffer(self._bytes or bytearray(TOKEN_BYTES), dtype=torch.int32)
 
 
 class OnDevice:
@@ -146,7 +144,7 @@ def plan_step(
         return _pass(buffer, sequences, pad_id=pad_id)
 
     def in_passes(sequences: Sequence[Sequenced], count: int) -> Passes:
-        rows = token_budget_batches([token_count(sequence) for sequence in sequences], budget=budget // count)
+        rows = token_budget_batches([len(sequence) // TOKEN_BYTES for sequence in sequences], budget=budget // count)
         return Passes(tuple(one_pass([sequences[row] for row in some]) for some in rows), buffer.array(_inverse(rows)))
 
     chunk_tokens = [sum(token_count(cut.shared[row]) for row in rows) for rows in cut.chunks]
@@ -175,10 +173,10 @@ def _pass(buffer: _Buffer, sequences: Sequence[Sequenced], *, pad_id: int) -> Pa
     """Sequences filled up with padding on the right to the longest of them."""
     sizes = [len(sequence) for sequence in sequences]
     longest = max(sizes)
-    filling = np.full(longest // _TOKEN_BYTES, pad_id, np.int32).tobytes()
+    filling = np.full(longest // TOKEN_BYTES, pad_id, np.int32).tobytes()
     padded = (part for sequence in sequences for part in (sequence, filling[len(sequence) :]))
-    lengths = np.array(sizes, dtype=np.int32)[:, None] // _TOKEN_BYTES
-    return Pass(buffer.joined(padded, (len(sequences), longest // _TOKEN_BYTES)), buffer.array(lengths))
+    lengths = np.array(sizes, dtype=np.int32)[:, None] // TOKEN_BYTES
+    return Pass(buffer.joined(padded, (len(sequences), longest // TOKEN_BYTES)), buffer.array(lengths))
 
 
 def _places(own: Sequence[Sequenced], cut: MicroBatches) -> dict[Sequenced, int]:
