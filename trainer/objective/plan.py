@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from data.config.settings import Objective
 from data.tables.schemas import CandidateKind
-from trainer.input.stream import TrainingRow
+from trainer.input.stream import TokenSequences, TrainingRow
 from trainer.objective.losses import ordered_pairs
 from trainer.objective.selection import select
 
@@ -151,7 +151,7 @@ class _Places:
 
 
 def _query_work(row: TrainingRow, places: _Places, *, distilled: bool, supervised: bool, in_batch: bool) -> QueryWork:
-    sequences = [_sequence(tokens) for tokens in row.candidate_tokens]
+    sequences = _sequences(row.candidate_tokens)
     of_distilled = places.of(row.kinds, "distillation") if distilled else []
     of_supervised = places.of(row.kinds, "supervised") if supervised else []
     return QueryWork(
@@ -178,6 +178,10 @@ def _in_batch_passages(rows: Sequence[TrainingRow]) -> tuple[InBatchPassage, ...
         for place in _plain_places(row.kinds):
             ids.setdefault(_sequence(row.candidate_tokens[place]), set()).add(row.candidate_ids[place])
     return tuple(InBatchPassage(sequence, frozenset(names)) for sequence, names in ids.items())
+
+
+def _sequences(tokens: Sequence[NDArray[np.int32]]) -> Sequence[Sequenced]:
+    return tokens.raw if isinstance(tokens, TokenSequences) else [_sequence(one) for one in tokens]
 
 
 def _sequence(tokens: NDArray[np.int32]) -> Sequenced:

@@ -60,7 +60,7 @@ def step_planner(backend: Backend, *, settings: StepSettings, processes: Distrib
     encoders = [backend.model, *references.values()]
     return functools.partial(
         plan_step, processes=processes, passes=sorted({backend.passes(encoder) for encoder in encoders}),
-        budget=settings.micro_batch_tokens, pad_id=settings.pad_id, with_initial="initial" in references,
+        budget=settings.micro_batch_tokens, with_initial="initial" in references,
     )  # fmt: skip
 
 
@@ -201,9 +201,10 @@ class _Step:
     def _encode_pass(self, model: nn.Module, one: Pass) -> Tensor:
         """[n, D] vectors of the sequences of a pass."""
         device = self.settings.device
-        ids, lengths_N1 = self.read(one.ids_NL), self.read(one.lengths_N1)
-        mask = (torch.arange(one.longest, device=lengths_N1.device) < lengths_N1).long()
+        lengths_N1 = self.read(one.lengths_N1)
+        real_NL = torch.arange(one.longest, device=lengths_N1.device) < lengths_N1
+        ids_NL = lengths_N1.new_full(real_NL.shape, self.settings.pad_id).masked_scatter_(real_NL, self.read(one.tokens))
         # No cache: cast weights that were kept without a graph would cut the gradient of a later call, and threads share it.
         autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16", cache_enabled=False)
         with autocast, self.backend.context():
-            return model(ids, mask)
+            return model(ids_NL, real_NL.long())

@@ -30,11 +30,19 @@ class MicroBatches:
     shared: list[Sequenced]
     chunks: list[list[int]]  # of `shared`, like lengths together
     groups: list[list[int]]  # of the queries that have anything to encode
+    repeats: bool = True  # whether a sequence may be of several queries
 
     def own(self, queries: Sequence[QueryWork]) -> list[Sequenced]:
         """The sequences of a group's queries that no other group needs, each once."""
-        distinct = _distinct(queries)
-        return [sequence for sequence in distinct if sequence not in self.shared_places] if self.shared else distinct
+        return self.not_shared(distinct(queries))
+
+    def sequences(self, queries: Sequence[QueryWork]) -> list[Sequenced]:
+        """The sequences of a group's queries, each once."""
+        return distinct(queries) if self.repeats else list(chain.from_iterable(query.sequences for query in queries))
+
+    def not_shared(self, sequences: list[Sequenced]) -> list[Sequenced]:
+        """Those of some sequences that one group alone needs."""
+        return [sequence for sequence in sequences if sequence not in self.shared_places] if self.shared else sequences
 
     @cached_property
     def shared_places(self) -> dict[Sequenced, int]:
@@ -49,16 +57,20 @@ def cut(work: BatchWork, *, budget: int, pieces: int | None = None) -> MicroBatc
     `_PROCESSES`, and chunks as few as the budget allows.
     """
     active = [place for place, query in enumerate(work.queries) if query.sequences]
+    repeats = True
     if work.in_batch_passages:
         count = min(pieces or _PROCESSES, len(active))
         groups = [active[start::count] for start in range(count)]
-        shared = _distinct([work.queries[place] for place in active])
+        shared = distinct([work.queries[place] for place in active])
         shared = list(dict.fromkeys([*shared, *(passage.sequence for passage in work.in_batch_passages)]))
     else:
-        groups = _groups(work.queries, active, budget=budget, pieces=pieces)
-        needed = Counter(chain.from_iterable(_distinct([work.queries[place] for place in group]) for group in groups))
+        repeated = _repeated(work.queries)
+        repeats = bool(repeated)
+        groups = _groups(work.queries, active, budget=budget, pieces=pieces, repeated=repeated)
+        of_groups = (distinct([work.queries[place] for place in group]) for group in groups) if repeated else ()
+        needed = Counter(sequence for sequences in of_groups for sequence in sequences if sequence in repeated)
         shared = [sequence for sequence, count in needed.items() if count > 1]
-    return MicroBatches(shared, _chunks([token_count(sequence) for sequence in shared], budget=budget, pieces=pieces), groups)
+    return MicroBatches(shared, _chunks([token_count(sequence) for sequence in shared], budget=budget, pieces=pieces), groups, repeats)
 
 
 def _chunks(lengths: Sequence[int], *, budget: int, pieces: int | None) -> list[list[int]]:
@@ -77,7 +89,14 @@ def _chunks(lengths: Sequence[int], *, budget: int, pieces: int | None) -> list[
     return token_budget_batches(lengths, budget=enough)
 
 
-def _distinct(queries: Sequence[QueryWork]) -> list[Sequenced]:
+def _repeated(queries: Sequence[QueryWork]) -> set[Sequenced]:
+    """The sequences of more than one query. Mostly there are none."""
+    counts = Counter(chain.from_iterable(query.sequences for query in queries))
+    return set() if len(counts) == counts.total() else {sequence for sequence, count in counts.items() if count > 1}
+
+
+def distinct(queries: Sequence[QueryWork]) -> list[Sequenced]:
+    """The sequences of some queries, each once, in their order."""
     if len(queries) == 1:
         return queries[0].sequences
     return list(dict.fromkeys(chain.from_iterable(query.sequences for query in queries)))
@@ -85,13 +104,15 @@ def _distinct(queries: Sequence[QueryWork]) -> list[Sequenced]:
 
 def tokens_of(queries: Sequence[QueryWork]) -> int:
     """Tokens of these queries' distinct sequences."""
-    return sum(map(len, _distinct(queries))) // TOKEN_BYTES
+    return sum(map(len, distinct(queries))) // TOKEN_BYTES
 
 
-def _groups(queries: Sequence[QueryWork], active: Sequence[int], *, budget: int, pieces: int | None) -> list[list[int]]:
+def _groups(
+    queries: Sequence[QueryWork], active: Sequence[int], *, budget: int, pieces: int | None, repeated: set[Sequenced]
+) -> list[list[int]]:
     """Queries in groups of nearly equal tokens, at most `budget` of them; those that share passages together where they fit."""
     items: list[tuple[int, list[int]]] = []  # tokens, places of queries
-    for relatives in _relatives(queries, active):
+    for relatives in _relatives(queries, active, repeated=repeated):
         tokens = tokens_of([queries[place] for place in relatives])
         if tokens <= budget:
             items.append((tokens, relatives))
@@ -118,14 +139,16 @@ def _multiple(count: int, of: int) -> int:
     return -(-count // of) * of
 
 
-def _relatives(queries: Sequence[QueryWork], active: Sequence[int]) -> list[list[int]]:
+def _relatives(queries: Sequence[QueryWork], active: Sequence[int], *, repeated: set[Sequenced]) -> list[list[int]]:
     """Queries that share a sequence, or share one with a query that does: connected components, that of the latest query last."""
+    if not repeated:
+        return [[place] for place in active]
     latest: dict[int, int] = {}  # of each component, by its root: the query that came last to it
     roots: dict[int, int] = {}
     first: dict[Sequenced, int] = {}  # the query that had a sequence first
     for place in active:
         roots[place] = place
-        for other in {first.setdefault(sequence, place) for sequence in queries[place].sequences} - {place}:
+        for other in {first.setdefault(sequence, place) for sequence in repeated.intersection(queries[place].sequences)} - {place}:
             while roots[other] != other:
                 roots[other] = other = roots[roots[other]]
             latest.pop(other, None)

@@ -8,7 +8,9 @@ Shapes: n sequences of L tokens, S shared sequences, B queries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +24,7 @@ from trainer.objective.lists import BatchPassages, GroupLists, group_lists
 from trainer.objective.plan import TOKEN_BYTES, BatchWork, Sequenced, token_count
 from trainer.objective.total import LOSSES, asked_of
 from trainer.steps.distributed import Distributed
-from trainer.steps.micro_batches import MicroBatches, tokens_of
+from trainer.steps.micro_batches import MicroBatches
 
 
 @dataclass(frozen=True)
@@ -38,22 +40,28 @@ class _Buffer:
     """Grows by arrays of 32-bit numbers."""
 
     def __init__(self) -> None:
-        self._bytes = bytearray()
+        self._parts: list[bytes] = []
+        self._count = 0
 
     def array(self, values: NDArray[Any]) -> Part:
         """Append an array: fp32 as it is, whole numbers as int32."""
         floats = values.dtype == np.float32
-        return self.joined([values.tobytes() if floats else values.astype(np.int32, copy=False).tobytes()], values.shape, floats=floats)
+        self._parts.append((values if floats else values.astype(np.int32, copy=False)).tobytes())
+        return self._part(values.shape, floats=floats)
 
-    def joined(self, parts: Iterable[bytes], shape: tuple[int, ...], *, floats: bool = False) -> Part:
-        """Append the bytes of an array of this shape."""
-        start = len(self._bytes) // TOKEN_BYTES
-        self._bytes += b"".join(parts)
+    def tokens(self, sequences: Sequence[Sequenced], *, count: int) -> Part:
+        """Append the tokens of sequences, so many in all, one after the other."""
+        self._parts += sequences
+        return self._part((count,), floats=False)
+
+    def _part(self, shape: tuple[int, ...], *, floats: bool) -> Part:
+        start = self._count
+        self._count += math.prod(shape)
         return Part(start, shape, floats)
 
     def tensor(self) -> Tensor:
         """All of it, int32. Nothing can be appended any more."""
-        return torch.frombuffer(self._bytes or bytearray(TOKEN_BYTES), dtype=torch.int32)
+        return torch.frombuffer(bytearray().join(self._parts) or bytearray(TOKEN_BYTES), dtype=torch.int32)
 
 
 class OnDevice:
@@ -66,7 +74,7 @@ class OnDevice:
 
     def __call__(self, part: Part) -> Tensor:
         """An array of it: int64 or fp32."""
-        count = int(np.prod(part.shape))
+        count = math.prod(part.shape)
         if part.floats:
             return self._floats[part.start : part.start + count].view(torch.float32).view(part.shape)
         return self._numbers[part.start : part.start + count].view(part.shape)
@@ -76,13 +84,9 @@ class OnDevice:
 class Pass:
     """Sequences that go through the model together."""
 
-    ids_NL: Part
+    tokens: Part  # of all sequences, one after the other
     lengths_N1: Part
-
-    @property
-    def longest(self) -> int:
-        """L."""
-        return self.ids_NL.shape[1]
+    longest: int  # L
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class StepPlan:
 
 
 def plan_step(
-    work: BatchWork, cut: MicroBatches, *, processes: Distributed, passes: Sequence[int], budget: int, pad_id: int, with_initial: bool
+    work: BatchWork, cut: MicroBatches, *, processes: Distributed, passes: Sequence[int], budget: int, with_initial: bool
 ) -> StepPlan:
     """Plan the step of one process.
 
@@ -135,55 +139,47 @@ def plan_step(
         processes: This process among all.
         passes: Into how many passes of like lengths encoders cut a full micro-batch, each number once.
         budget: Tokens of a micro-batch.
-        pad_id: Fills short sequences up.
         with_initial: Whether there is an initial student to stay near.
     """
     buffer = _Buffer()
 
-    def one_pass(sequences: Sequence[Sequenced]) -> Pass:
-        return _pass(buffer, sequences, pad_id=pad_id)
-
     def in_passes(sequences: Sequence[Sequenced], count: int) -> Passes:
         rows = token_budget_batches([len(sequence) // TOKEN_BYTES for sequence in sequences], budget=budget // count)
-        return Passes(tuple(one_pass([sequences[row] for row in some]) for some in rows), buffer.array(_inverse(rows)))
+        return Passes(tuple(_pass(buffer, [sequences[row] for row in some]) for some in rows), buffer.array(_inverse(rows)))
 
     chunk_tokens = [sum(token_count(cut.shared[row]) for row in rows) for rows in cut.chunks]
     queries = [[work.queries[place] for place in group] for group in cut.groups]
-    group_tokens = [tokens_of(group) for group in queries]
+    sequences = [cut.sequences(group) for group in queries]
+    group_tokens = [sum(map(len, some)) // TOKEN_BYTES for some in sequences]
     mine = processes.mine(group_tokens)
     chunks = {
-        number: ChunkPlan(one_pass([cut.shared[row] for row in cut.chunks[number]]), buffer.array(np.array(cut.chunks[number])))
+        number: ChunkPlan(_pass(buffer, [cut.shared[row] for row in cut.chunks[number]]), buffer.array(np.array(cut.chunks[number])))
         for number in processes.mine(chunk_tokens)
     }
     passages = BatchPassages(work.in_batch_passages) if work.in_batch else None
     in_batch = {loss: passages for loss in work.in_batch} if passages else {}
     groups = {}
     for number in mine:
-        own = cut.own(queries[number])
+        own = cut.not_shared(sequences[number])
         lists = group_lists(queries[number], _places(own, cut), in_batch=in_batch)
         groups[number] = GroupPlan({count: in_passes(own, count) for count in passes} if own else {}, lists.map(buffer.array))
     asked = asked_of(work.queries, with_initial=with_initial)
-    any_chunk = one_pass([cut.shared[cut.chunks[0][0]]]) if cut.chunks and not chunks else None
+    any_chunk = _pass(buffer, [cut.shared[cut.chunks[0][0]]]) if cut.chunks and not chunks else None
     in_order = buffer.array(_inverse(cut.chunks)) if cut.chunks else None
     losses = buffer.array(_loss_places(asked, [cut.groups[number] for number in mine]))
     return StepPlan(buffer.tensor(), chunk_tokens, group_tokens, chunks, groups, any_chunk, in_order, losses, asked)
 
 
-def _pass(buffer: _Buffer, sequences: Sequence[Sequenced], *, pad_id: int) -> Pass:
-    """Sequences filled up with padding on the right to the longest of them."""
-    sizes = [len(sequence) for sequence in sequences]
-    longest = max(sizes)
-    filling = np.full(longest // TOKEN_BYTES, pad_id, np.int32).tobytes()
-    padded = (part for sequence in sequences for part in (sequence, filling[len(sequence) :]))
-    lengths = np.array(sizes, dtype=np.int32)[:, None] // TOKEN_BYTES
-    return Pass(buffer.joined(padded, (len(sequences), longest // TOKEN_BYTES)), buffer.array(lengths))
+def _pass(buffer: _Buffer, sequences: Sequence[Sequenced]) -> Pass:
+    lengths = np.array(list(map(len, sequences)), dtype=np.int32) // TOKEN_BYTES
+    return Pass(buffer.tokens(sequences, count=int(lengths.sum())), buffer.array(lengths[:, None]), int(lengths.max()))
 
 
 def _places(own: Sequence[Sequenced], cut: MicroBatches) -> dict[Sequenced, int]:
     """Of a group's sequences among its vectors: its own, then the shared ones."""
     if not own:
         return cut.shared_places
-    return {sequence: place for place, sequence in enumerate((*own, *cut.shared))}
+    return dict(zip((*own, *cut.shared), itertools.count(), strict=False))
 
 
 def _inverse(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:

@@ -191,7 +191,7 @@ def test_equal_passages_are_encoded_once(student: Path, rows: list[TrainingRow],
     sizes: list[int] = []
     original: Callable[..., Tensor] = gradients._Step._encode_pass
     monkeypatch.setattr(
-        gradients._Step, "_encode_pass", lambda self, e, one: (sizes.append(one.ids_NL.shape[0]), original(self, e, one))[1]
+        gradients._Step, "_encode_pass", lambda self, e, one: (sizes.append(one.lengths_N1.shape[0]), original(self, e, one))[1]
     )
     work = plan_batch(rows, objective=Objective(), share=Fraction(1))
     assert bool(cut(work, budget=budget).shared) == (budget == 100)
@@ -280,8 +280,8 @@ def test_prod_s_objective_in_micro_batches(
     original = gradients._Step._encode_pass
 
     def counted(self: Any, encoder: nn.Module, one: Any) -> Tensor:
-        ids, lengths = self.read(one.ids_NL), self.read(one.lengths_N1).flatten().tolist()
-        read[encoder] += [np.array(row[:length], np.int32).tobytes() for row, length in zip(ids.tolist(), lengths, strict=True)]
+        tokens, ends = self.read(one.tokens).numpy().astype(np.int32), self.read(one.lengths_N1).flatten().cumsum(0)
+        read[encoder] += [part.tobytes() for part in np.split(tokens, ends[:-1].tolist())]
         return original(self, encoder, one)
 
     monkeypatch.setattr(gradients._Step, "_encode_pass", counted)

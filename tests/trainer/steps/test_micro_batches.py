@@ -14,7 +14,7 @@ from data.config.settings import Objective
 from trainer.input.stream import TrainingRow
 from trainer.objective.plan import BatchWork, plan_batch, token_count
 from trainer.steps.distributed import Distributed
-from trainer.steps.micro_batches import cut, tokens_of
+from trainer.steps.micro_batches import _relatives, _repeated, cut, tokens_of
 
 # Of each query: the numbers of its three passages. Passage n has 2 + n % 7 tokens; equal numbers are equal passages.
 QUERIES = st.lists(st.lists(st.integers(0, 30), min_size=3, max_size=3, unique=True), min_size=1, max_size=12)
@@ -126,3 +126,14 @@ def test_pieces_divide_in_batch_work() -> None:
     assert len(parts.groups) == 6 and 6 <= len(parts.chunks) <= 8
     tokens = [sum(token_count(parts.shared[row]) for row in chunk) for chunk in parts.chunks]
     assert max(tokens) < 1.3 * sum(tokens) / len(tokens)
+
+
+@given(QUERIES)
+def test_relatives_are_connected_components_in_the_order_of_their_latest_query(passages: list[list[int]]) -> None:
+    """Prevents: queries that share a passage apart, and groups in another order, which draw other dropout masks than before."""
+    components: list[list[int]] = []
+    for place, numbers in enumerate(passages):
+        touching = [one for one in components if any(set(numbers) & set(passages[other]) for other in one)]
+        components = [one for one in components if one not in touching] + [sorted([place, *(other for one in touching for other in one)])]
+    queries = work_of(passages).queries
+    assert _relatives(queries, range(len(passages)), repeated=_repeated(queries)) == components
