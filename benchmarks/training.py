@@ -176,7 +176,7 @@ def train_ours(side: str, arguments: argparse.Namespace, turns: Turns) -> None:
     """The steps of `train run`."""
     from data.config.settings import Experiment
     from trainer.loop import take_step
-    from trainer.run import check_machine, open_run, planned_batches
+    from trainer.run import check_machine, open_run
     from trainer.steps.distributed import Distributed
 
     whole = side == "ours"
@@ -195,7 +195,7 @@ def train_ours(side: str, arguments: argparse.Namespace, turns: Turns) -> None:
     check_machine(experiment)
     run = open_run(experiment, shards_folder=arguments.work / ("whole" if whole else "epochs"), processes=Distributed())
     assert run
-    for batch in planned_batches(run.shards, experiment, run.task, first_step=0):
+    for batch in run.batches():
         losses, _ = take_step(run, batch)
         turns.end(sum(losses.distillation.values()) / max(1, batch.work.terms), tokens=sum(batch.work.lengths))
         turns.begin()

@@ -98,8 +98,9 @@ def take_step(run: TrainingRun, batch: PlannedBatch) -> tuple[QueryLosses, float
         group["lr"] = rate
     run.optimizer.zero_grad(set_to_none=False)
     losses = accumulate_gradients(
-        run.backend, batch.work, batch.cut, step=batch.step, settings=run.step_settings, processes=run.processes, references=run.references
-    )
+        run.backend, batch.work, batch.cut, step=batch.step, settings=run.step_settings, processes=run.processes,
+        references=run.references, plan=batch.plan,
+    )  # fmt: skip
     norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip_norm))
     stop_unless_finite(losses, norm=norm, batch=batch)
     run.optimizer.step()

@@ -18,6 +18,7 @@ from retrieval.compute import precision
 from retrieval.compute.prefetch import Prefetched
 from retrieval.compute.probe import pad_id_of
 from retrieval.models.dual_encoder import DualEncoder
+from trainer.device_defaults import with_device_defaults
 from trainer.evaluation.dev_set import DevSet
 from trainer.evaluation.dev_sets import content_key, open_dev_sets
 from trainer.input.stream import TrainingShards, batches, open_training_shards
@@ -32,11 +33,12 @@ from trainer.saving.output_folder import RESULT_NAME, RESULT_REMEDY
 from trainer.saving.rehearsal import rehearse_saving
 from trainer.steps.backend import Backend, PlainBackend
 from trainer.steps.distributed import Distributed
-from trainer.steps.gradients import StepSettings
+from trainer.steps.gradients import Planner, StepSettings, step_planner
 from trainer.steps.micro_batches import MicroBatches, cut
 from trainer.steps.optim import make_optimizer
 from trainer.steps.prepare_model import Model
 from trainer.steps.reference_models import References
+from trainer.steps.step_plan import StepPlan
 from trainer.task import Task, task_of
 
 _BATCHES_AHEAD = 4
@@ -51,6 +53,7 @@ class PlannedBatch:
     epoch: int
     work: BatchWork
     cut: MicroBatches
+    plan: StepPlan | None = None  # what this process does of it
 
 
 @dataclass
@@ -94,12 +97,18 @@ class TrainingRun:
 
     def stream(self) -> Prefetched[PlannedBatch]:
         """The batches still to come, read and planned ahead of their step."""
+        return Prefetched(self.batches, ahead=_BATCHES_AHEAD)
+
+    def batches(self) -> Iterator[PlannedBatch]:
+        """The same, each when it is asked for."""
         first_step = self.steps if self.stopped_early else self.state.step
-        return Prefetched(lambda: planned_batches(self.shards, self.experiment, self.task, first_step=first_step), ahead=_BATCHES_AHEAD)
+        plan = step_planner(self.backend, settings=self.step_settings, processes=self.processes, references=self.references)
+        return planned_batches(self.shards, self.experiment, self.task, first_step=first_step, plan=plan)
 
 
 def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distributed) -> TrainingRun | None:
     """Open all that a run needs; None where it is finished already."""
+    experiment = with_device_defaults(experiment, processes=processes.size)
     settings = experiment.train
     output = Path(settings.output)
     if processes.first and not (output / RESULT_NAME).is_file():
@@ -169,6 +178,7 @@ def step_settings(experiment: Experiment, model: Model) -> StepSettings:
     settings = experiment.train
     dimensions = Dimensions(settings.objective.weighted_dimensions, isinstance(model, DualEncoder) and model.spec.normalize)
     dimensions.check(model.size)
+    assert settings.micro_batch_tokens is not None, "of `with_device_defaults`"
     return StepSettings(
         seed=experiment.seed,
         score_scale=settings.score_scale,
@@ -195,16 +205,23 @@ def epoch_ends(shards: TrainingShards, experiment: Experiment) -> list[int]:
     return ends
 
 
-def planned_batches(shards: TrainingShards, experiment: Experiment, task: Task, *, first_step: int) -> Iterator[PlannedBatch]:
-    """The run's batches from a step on, selected and cut."""
+def planned_batches(
+    shards: TrainingShards, experiment: Experiment, task: Task, *, first_step: int, plan: Planner | None = None
+) -> Iterator[PlannedBatch]:
+    """The run's batches from a step on, selected and cut, and with `plan` this process's part of them.
+
+    The experiment is one of `with_device_defaults`.
+    """
     settings = experiment.train
+    assert settings.micro_batch_tokens is not None
     objective = settings.objective
     for batch in batches(shards, seed=experiment.seed, epochs=settings.epochs, batch_queries=settings.batch_queries, first_step=first_step):
         if batch.step == settings.steps:
             return
         share = selected_share(batch.epoch, epochs=settings.epochs, count_from=objective.count_epochs_from)
         work = plan_batch([task.row(row) for row in batch.rows], objective=objective, share=share)
-        yield PlannedBatch(batch.step, batch.epoch, work, cut(work, budget=settings.micro_batch_tokens))
+        parts = cut(work, budget=settings.micro_batch_tokens, pieces=settings.pieces)
+        yield PlannedBatch(batch.step, batch.epoch, work, parts, plan and plan(work, parts))
 
 
 def _run_key(experiment: Experiment, *, shards: TrainingShards, task: Task, dev: Sequence[DevSet]) -> dict[str, Any]:

@@ -648,7 +648,14 @@ class Train(Section):
         None, "micro-batches at the same time on a CPU, each on its share of the threads; null: up to 4", ge=1, le=1024
     )
     cpu_fast_path: bool = execution(True, "on a CPU the passes of trainer/cpu, with dropout masks of their own; false: plain PyTorch")
-    micro_batch_tokens: int = keyed(4096, "tokens of a forward and backward pass; dropout masks are drawn for each", ge=64)
+    micro_batch_tokens: int | None = keyed(
+        None,
+        "tokens of a forward and backward pass, for each of which dropout masks are drawn; null: 4,096 on a CPU, 65,536 on a GPU",
+        ge=64,
+    )
+    pieces: int | None = keyed(
+        None, "a step's micro-batches come in a multiple of it; null: 8, fewer for few tokens; on more GPUs their number", ge=1, later=True
+    )
     compile: bool = execution(False, "torch.compile for the model; changes numbers within rounding; does not pay on a CPU")
     activation_checkpointing: bool = execution(False, "keep a layer's input alone and compute it again on the way back: less memory")
     checkpoint_every: int = execution(200, "steps between checkpoints; the end of an epoch always has one", ge=1)

@@ -120,6 +120,13 @@ def test_streaming() -> None:
     assert set(figures) >= KEYS and 0.5 < figures["ratio"] < 1.5
 
 
+def test_training_host() -> None:
+    """Prevents: a benchmark that breaks unseen, and passes that are no longer those of a GPU's defaults."""
+    figures = last_line("training_host", "--queries", 16, "--candidates", 8, "--steps", 1, "--rounds", 1)
+    assert set(figures) >= KEYS and figures["ours"] > 0 and figures["ratio"] == figures["planning_ratio"] == 1
+    assert figures["sides"]["after"]["passes"] == 1, "15,000 tokens are one group, in one pass"
+
+
 def test_plain_training(copied: Any, prep_run: Any) -> None:
     """Prevents: a fast trainer that trains towards something else than a plain one, and a benchmark that breaks unseen."""
     words = {"dev.queries": 4, "dev.depth": 5}

@@ -16,7 +16,7 @@ from trainer.cpu.embedding_gradient import add_gradient_by_row
 from trainer.cpu.masks import seed_masks
 from trainer.cpu.workers import Workers
 from trainer.steps.backend import PlainBackend, Work
-from trainer.steps.prepare_model import in_mode
+from trainer.steps.modes import in_mode
 
 MOST_WORKERS = 4  # each has gradients and activations of its own
 

@@ -39,7 +39,7 @@ from retrieval.search.exact import exact_search
 from retrieval.search.matmul import Vectors
 from trainer.objective.dimensions import WHOLE, Dimensions
 from trainer.steps.gradients import StepSettings
-from trainer.steps.prepare_model import in_mode
+from trainer.steps.modes import in_mode
 
 METADATA_KEY = b"dev"
 OWN_NAME = "dev"  # of the set that `dev.queries` asks for, in which no name is written

@@ -20,6 +20,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from data.tables.shards import read_row_groups
 
 WINDOW_GROUPS = 4  # of 512 rows: at the paper's sizes 6 MB each
 METADATA_KEY = b"training"
+_POSITIVE = int(CandidateKind.POSITIVE)
+_NO_LABELS = np.empty(0, np.float32)
 REMEDY = "run `prep run stage=shards` with this student.model, or train the student that the shards were made for"
 
 
@@ -66,13 +69,27 @@ class TrainingMetadata:
         return self.schema_version >= LABELLED_VERSION
 
 
+class TokenSequences(Sequence[NDArray[np.int32]]):
+    """Token sequences that are kept as their bytes, by which they are compared; each is an array where it is asked for."""
+
+    def __init__(self, raw: tuple[bytes, ...]) -> None:
+        self.raw = raw
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self.raw[index]
+        return np.frombuffer(found, np.int32) if isinstance(found, bytes) else TokenSequences(found)
+
+
 @dataclass(frozen=True)
 class TrainingRow:
     """One query with its candidates, K of them."""
 
     query_id: str
     query_tokens: NDArray[np.int32]
-    candidate_tokens: tuple[NDArray[np.int32], ...]
+    candidate_tokens: Sequence[NDArray[np.int32]]
     kinds: tuple[int, ...]
     candidate_ids: tuple[str, ...]
     teacher_logits: NDArray[np.float32]
@@ -235,42 +252,84 @@ def batches(shards: TrainingShards, *, seed: int, epochs: int, batch_queries: in
 
 
 class _DecodedGroup:
-    """One row group in memory, as Arrow columns: a row is a slice of them."""
+    """The rows of a draw of one row group in memory: flat columns, of which a row is a slice. They are decoded once, not row by row."""
+
+    _token_size = np.dtype(np.int32).itemsize
 
     def __init__(self, group: RowGroup, *, draw: int) -> None:
         (table,) = read_row_groups(group.path, groups=[group.index])
+        mine = np.flatnonzero(table.column("draw").to_numpy() == draw)
+        if len(mine) < len(table):
+            table = table.take(mine)
+        columns: dict[str, pa.Array] = {name: table.column(name).combine_chunks() for name in table.column_names}
         self._path = group.path
-        self._columns: dict[str, pa.Array] = {name: table.column(name).combine_chunks() for name in table.column_names}
-        self.rows: list[int] = np.flatnonzero(self._columns["draw"].to_numpy() == draw).tolist()
+        self.rows = range(len(mine))
+        self._query_ids: list[str] = columns["query_id"].to_pylist()
+        self._confidence: list[float] = columns["confidence"].to_pylist()
+        self._queries = _Lists(columns["query_tokens"])
+        self._candidates = _Lists(columns["candidate_tokens"])
+        tokens = Ragged.of_lists(self._candidates.values)
+        self._tokens = tokens.values.astype(np.int32, copy=False).tobytes()
+        self._token_bounds: list[int] = (tokens.bounds * self._token_size).tolist()
+        self._kinds = _Lists(columns["candidate_kind"])
+        self._ids = _Lists(columns["candidate_id"])
+        self._never = _Lists(columns["never_ids"]) if "never_ids" in columns else None
+        self._logits = _Lists(columns["teacher_logits"])
+        self._labels = _Lists(columns["labels"]) if "labels" in columns else None
+        self._all_kinds: list[int] = self._kinds.values.to_pylist()
+        self._all_ids: list[str] = self._ids.values.to_pylist()
+        self._all_never: list[str] = self._never.values.to_pylist() if self._never else []
 
     def row(self, row: int) -> TrainingRow:
-        own = {name: column[row] for name, column in self._columns.items()}
-        tokens = Ragged.of_lists(own["candidate_tokens"].values)
-        labelled = "labels" in own
+        start, stop = self._candidates.span(row)
+        bounds = self._token_bounds[start : stop + 1]
         found = TrainingRow(
-            query_id=own["query_id"].as_py(),
-            query_tokens=own["query_tokens"].values.to_numpy(),
-            candidate_tokens=tuple(tokens.part(0, len(tokens))),
-            kinds=tuple(own["candidate_kind"].as_py()),
-            candidate_ids=tuple(own["candidate_id"].as_py()),
-            teacher_logits=own["teacher_logits"].values.to_numpy(zero_copy_only=False),
-            confidence=own["confidence"].as_py(),
-            never_ids=tuple(own["never_ids"].as_py()) if "never_ids" in own else (),
-            labels=own["labels"].values.to_numpy(zero_copy_only=False) if labelled else np.empty(0, np.float32),
+            query_id=self._query_ids[row],
+            query_tokens=self._queries.numbers(row),
+            candidate_tokens=TokenSequences(tuple([self._tokens[first:last] for first, last in itertools.pairwise(bounds)])),
+            kinds=tuple(self._all_kinds[slice(*self._kinds.span(row))]),
+            candidate_ids=tuple(self._all_ids[slice(*self._ids.span(row))]),
+            teacher_logits=self._logits.numbers(row),
+            confidence=self._confidence[row],
+            never_ids=tuple(self._all_never[slice(*self._never.span(row))]) if self._never else (),
+            labels=self._labels.numbers(row) if self._labels else _NO_LABELS,
         )
-        self._check(found, labelled=labelled)
+        self._check(found, labelled=self._labels is not None)
         return found
 
     def _check(self, row: TrainingRow, *, labelled: bool) -> None:
         """Raises UserError: columns of unequal lengths, or a list that has neither one positive nor labels."""
+        positives = row.kinds.count(_POSITIVE)
+        sizes = len(row.candidate_tokens), len(row.teacher_logits), len(row.candidate_ids), len(row.labels) if labelled else len(row.kinds)
+        if sizes.count(len(row.kinds)) == len(sizes) and (labelled or positives == 1):
+            return
         counts = {
             "candidates": len(row.candidate_tokens), "kinds": len(row.kinds), "logits": len(row.teacher_logits),
             "ids": len(row.candidate_ids), **({"labels": len(row.labels)} if labelled else {}),
         }  # fmt: skip
-        positives = row.kinds.count(CandidateKind.POSITIVE)
-        if len(set(counts.values())) > 1 or not (labelled or positives == 1):
-            listed = ", ".join(f"{count} {name}" for name, count in counts.items())
-            raise UserError(
-                f"{self._path}: query {row.query_id} has {listed} and {positives} positives; expected equal numbers, and one positive "
-                "where there are no labels: make the shards again"
-            )
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise UserError(
+            f"{self._path}: query {row.query_id} has {listed} and {positives} positives; expected equal numbers, and one positive "
+            "where there are no labels: make the shards again"
+        )
+
+
+class _Lists:
+    """A column of lists: all their values, and where each row's lie among them."""
+
+    def __init__(self, lists: pa.ListArray) -> None:
+        self.values: pa.Array = lists.flatten()
+        offsets = lists.offsets.to_numpy()
+        self._bounds: list[int] = (offsets - offsets[0]).tolist()
+
+    @cached_property
+    def _numbers(self) -> NDArray[Any]:
+        return self.values.to_numpy(zero_copy_only=False)
+
+    def numbers(self, row: int) -> NDArray[Any]:
+        """A row's values as an array."""
+        return self._numbers[self._bounds[row] : self._bounds[row + 1]]
+
+    def span(self, row: int) -> tuple[int, int]:
+        """First value of a row, and the one after its last."""
+        return self._bounds[row], self._bounds[row + 1]

@@ -8,7 +8,6 @@ it. The targets are the teacher's at each d: a dual encoder that teaches keeps i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
-from trainer.objective.plan import QueryWork
+from trainer.objective.lists import GroupLists
 from trainer.objective.total import GroupScores, total_loss
 
 _SETTING = "train.objective.dimensions"
@@ -44,15 +43,15 @@ WHOLE = Dimensions()
 
 
 def total_over_dimensions(
-    student: GroupScores, references: dict[str, GroupScores], queries: Sequence[QueryWork], *, dimensions: Dimensions, **objective: Any
+    student: GroupScores, references: dict[str, GroupScores], lists: GroupLists[Tensor], *, dimensions: Dimensions, **objective: Any
 ) -> tuple[Tensor, list[Tensor]]:
     """`total_loss` of whole vectors, or its weighted sum over `dimensions`; each query's losses likewise. `objective` goes to it."""
     if not dimensions.weighted:
-        return total_loss(student, references, queries, **objective)
+        return total_loss(student, references, lists, **objective)
     totals, losses = [], []
     for kept, weight in dimensions.weighted:
         beside = {name: scores if name == "teacher" else scores.cut(kept, dimensions.normalize) for name, scores in references.items()}
-        total, of_queries = total_loss(student.cut(kept, dimensions.normalize), beside, queries, **objective)
+        total, of_queries = total_loss(student.cut(kept, dimensions.normalize), beside, lists, **objective)
         totals.append(weight * total)
         losses.append([weight * loss for loss in of_queries])
     return torch.stack(totals).sum(), [torch.stack(same).sum(0) for same in zip(*losses, strict=True)]

@@ -12,17 +12,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.config.settings import Objective
 from data.tables.schemas import CandidateKind
-from trainer.input.stream import TrainingRow
+from trainer.input.stream import TokenSequences, TrainingRow
 from trainer.objective.losses import ordered_pairs
 from trainer.objective.selection import select
 
 Sequenced = bytes  # a token sequence: its int32 tokens' bytes
+TOKEN_BYTES = 4
+_NO_LABELS = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,12 @@ class QueryWork:
     supervised: tuple[Sequenced, ...]  # p+ first, then P-
     distilled: tuple[Sequenced, ...]  # P~
     teacher_logits: NDArray[np.float32]  # of P~
-    own: frozenset[Sequenced | str]  # sequences and ids of its candidates, ids of what is never its negative: none an in-batch negative
+    # Sequences and ids of its candidates, ids of what is never its negative: no in-batch negatives. Empty where there are none of these.
+    own: frozenset[Sequenced | str]
     labels: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))  # of P~ where the loss learns from them, else none
     by_pairs: bool = False  # whether the loss is averaged over pairs of different labels
 
-    @property
+    @cached_property
     def sequences(self) -> list[Sequenced]:
         """All that must be encoded for it, each once; nothing where no loss is asked."""
         if not self.supervised and not self.distilled:
@@ -71,12 +75,12 @@ class BatchWork:
     in_batch_passages: tuple[InBatchPassage, ...]  # p+ and P- of all queries, where in-batch negatives are on
     in_batch: tuple[str, ...]  # the losses that these join
 
-    @property
+    @cached_property
     def terms(self) -> int:
         """Terms of all queries' distillation losses: the selected queries, or the pairs of the global batch."""
         return sum(query.terms for query in self.queries)
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each sequence that the step encodes."""
         sequences = {sequence for query in self.queries for sequence in query.sequences}
@@ -86,7 +90,7 @@ class BatchWork:
 
 def token_count(sequence: Sequenced) -> int:
     """Tokens of a sequence."""
-    return len(sequence) // np.dtype(np.int32).itemsize
+    return len(sequence) // TOKEN_BYTES
 
 
 def distilled_places(kinds: Sequence[int], *, objective: Objective) -> list[int]:
@@ -109,16 +113,17 @@ def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Frac
         selected = select([row.confidence for row in rows], [row.query_id for row in rows], share)
     distils = "distillation" not in objective.without
     supervised_weight = 0.0 if "supervised" in objective.without else objective.supervised_weight
+    asked = {"supervised": supervised_weight > 0, "distillation": distils}
+    in_batch = tuple(loss for loss, is_asked in asked.items() if is_asked and objective.in_batch in (loss, "both"))
+    places = _Places(objective)
     queries = tuple(
-        _query_work(row, objective=objective, distilled=chosen and distils, supervised=supervised_weight > 0)
+        _query_work(row, places, distilled=chosen and distils, supervised=supervised_weight > 0, in_batch=bool(in_batch))
         for row, chosen in zip(rows, selected, strict=True)
     )
     factor = objective.temperature**2 if objective.temperature_squared else 1.0
     per_query = sum(selected) if objective.reduction == "selected" else len(rows)
     by_pairs = objective.loss_traits.averages_over == "pairs"
     terms = max(1, sum(query.terms for query in queries)) if by_pairs else per_query
-    asked = {"supervised": supervised_weight > 0, "distillation": distils}
-    in_batch = tuple(loss for loss, is_asked in asked.items() if is_asked and objective.in_batch in (loss, "both"))
     return BatchWork(
         queries=queries,
         selected=sum(selected),
@@ -130,19 +135,34 @@ def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Frac
     )
 
 
-def _query_work(row: TrainingRow, *, objective: Objective, distilled: bool, supervised: bool) -> QueryWork:
-    sequences = [_sequence(tokens) for tokens in row.candidate_tokens]
-    places = distilled_places(row.kinds, objective=objective) if distilled else []
-    loss = objective.loss_traits
+class _Places:
+    """Which of a list's candidates each loss reads. Most lists have the same kinds in the same order, so each order is looked at once."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective, self.traits = objective, objective.loss_traits
+        self._found: dict[tuple[tuple[int, ...], str], list[int]] = {}
+
+    def of(self, kinds: tuple[int, ...], loss: str) -> list[int]:
+        """Places of p+ and P- for `supervised`, of P~ for `distillation`."""
+        if (kinds, loss) not in self._found:
+            places = _plain_places(kinds) if loss == "supervised" else distilled_places(kinds, objective=self.objective)
+            self._found[kinds, loss] = places
+        return self._found[kinds, loss]
+
+
+def _query_work(row: TrainingRow, places: _Places, *, distilled: bool, supervised: bool, in_batch: bool) -> QueryWork:
+    sequences = _sequences(row.candidate_tokens)
+    of_distilled = places.of(row.kinds, "distillation") if distilled else []
+    of_supervised = places.of(row.kinds, "supervised") if supervised else []
     return QueryWork(
         query_id=row.query_id,
         query=_sequence(row.query_tokens),
-        supervised=tuple(sequences[place] for place in _plain_places(row.kinds)) if supervised else (),
-        distilled=tuple(sequences[place] for place in places),
-        teacher_logits=row.teacher_logits[places],
-        own=frozenset((*sequences, *row.candidate_ids, *row.never_ids)),
-        labels=row.labels[places] if loss.learns_from == "labels" else np.empty(0, np.float32),
-        by_pairs=loss.averages_over == "pairs",
+        supervised=tuple([sequences[place] for place in of_supervised]),
+        distilled=tuple([sequences[place] for place in of_distilled]),
+        teacher_logits=row.teacher_logits[of_distilled],
+        own=frozenset((*sequences, *row.candidate_ids, *row.never_ids)) if in_batch else frozenset(),
+        labels=row.labels[of_distilled] if places.traits.learns_from == "labels" else _NO_LABELS,
+        by_pairs=places.traits.averages_over == "pairs",
     )
 
 
@@ -160,5 +180,9 @@ def _in_batch_passages(rows: Sequence[TrainingRow]) -> tuple[InBatchPassage, ...
     return tuple(InBatchPassage(sequence, frozenset(names)) for sequence, names in ids.items())
 
 
+def _sequences(tokens: Sequence[NDArray[np.int32]]) -> Sequence[Sequenced]:
+    return tokens.raw if isinstance(tokens, TokenSequences) else [_sequence(one) for one in tokens]
+
+
 def _sequence(tokens: NDArray[np.int32]) -> Sequenced:
-    return tokens.astype(np.int32, copy=False).tobytes()
+    return tokens.tobytes() if tokens.dtype == np.int32 else tokens.astype(np.int32).tobytes()

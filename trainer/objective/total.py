@@ -6,10 +6,8 @@ Shapes: n sequences of D dimensions, B queries, K candidates, N in-batch passage
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +17,9 @@ from torch.nn import functional
 
 from data.config.registry import plugin_call
 from data.errors import UserError
+from trainer.objective.lists import GroupLists, Lists
 from trainer.objective.losses import DISTILLATION_LOSSES, distillation_loss, supervised_loss
-from trainer.objective.plan import BatchWork, QueryWork, Sequenced
+from trainer.objective.plan import BatchWork, QueryWork
 
 _LOSS = "train.objective.distillation"
 LOSSES = ("supervised", "distillation", "reference_kl")
@@ -54,47 +53,41 @@ def asked_of(queries: Sequence[QueryWork], *, with_initial: bool) -> NDArray[np.
 def total_loss(
     student: GroupScores,
     references: dict[str, GroupScores],
-    queries: Sequence[QueryWork],
+    lists: GroupLists[Tensor],
     *,
     work: BatchWork,
     distillation: str,
     temperature: float,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The queries' part of the total loss of `work`, and each of `LOSSES` of the queries that it is asked of.
+    """A group's part of the total loss of `work`, and each of `LOSSES` of the queries that it is asked of.
 
     Args:
         student: Its scores, with their graph.
         references: Those of `teacher`, in place of the shards' logits, and of the `initial` student, where there are such.
-        queries: Of the group.
+        lists: Of the group's queries, on the device of the scores.
         work: The global batch.
         distillation: A name of `DISTILLATION_LOSSES`, or an import path.
         temperature: Of the softmaxes.
 
     Raises UserError where a loss of one's own returns anything but one number for each query.
     """
-    supervised = [query for query in queries if query.supervised]
-    distilled = [query for query in queries if query.distilled]
     supervised_B = distillation_B = reference_B = student.none
-    if supervised:
-        scores_BK, mask_BK = student.listed(supervised, work, loss="supervised")
+    if lists.supervised:
+        scores_BK, mask_BK = student.of(lists.supervised), mask_of(lists.supervised)
         supervised_B = supervised_loss(scores_BK[:, 0], scores_BK[:, 1:], mask_BK[:, 1:])
-    if distilled:
-        scores_BK, mask_BK = student.listed(distilled, work, loss="distillation")
-        beside = {name: scores.listed(distilled, work, loss="distillation")[0] for name, scores in references.items()}
-        if len(distilled[0].labels):  # of a loss that learns from them
-            targets_BK = _padded([query.labels for query in distilled], like_BK=scores_BK)
-        elif "teacher" in beside:
-            targets_BK = beside["teacher"]
-        else:  # in-batch passages have no logits, since the teacher never scored them: minus infinity is probability 0
-            targets_BK = _padded([query.teacher_logits for query in distilled], like_BK=scores_BK, padding=-np.inf)
+    if lists.distillation:
+        scores_BK, mask_BK = student.of(lists.distillation), mask_of(lists.distillation)
+        beside = {name: scores.of(lists.distillation) for name, scores in references.items()}
+        use_teacher = "teacher" in beside and not lists.from_labels
+        targets_BK = beside["teacher"] if use_teacher else targets_of(lists.distillation)
         loss = DISTILLATION_LOSSES.get(distillation, setting=_LOSS)
         targets_BK = targets_BK.masked_fill(~mask_BK, 0.0)  # no infinity on padding, which times a gradient of 0 is no number
         with plugin_call(distillation, setting=_LOSS):
             distillation_B = loss(scores_BK, targets_BK, mask_BK, temperature=temperature).double()
         if scores_BK.requires_grad and not distillation_B.requires_grad:
             raise UserError(f"{_LOSS}={distillation}: it does not depend on the scores by operations that have a gradient")
-        if (shape := tuple(distillation_B.shape)) != (len(distilled),):
-            raise UserError(f"{_LOSS}={distillation}: it returned {shape}; expected ({len(distilled)},), a loss for each query")
+        if (shape := tuple(distillation_B.shape)) != (len(scores_BK),):
+            raise UserError(f"{_LOSS}={distillation}: it returned {shape}; expected ({len(scores_BK)},), a loss for each query")
         if "initial" in beside:
             reference_B = distillation_loss(scores_BK, beside["initial"], mask_BK, temperature)
     total = (
@@ -105,63 +98,55 @@ def total_loss(
     return total, [part.detach() for part in (supervised_B, distillation_B, reference_B)]
 
 
-def _padded(values: Sequence[NDArray[Any]], *, like_BK: Tensor, padding: float = 0.0) -> Tensor:
-    """[B, K] of lists of numbers, in their own precision."""
-    padded = np.full(like_BK.shape, padding, dtype=values[0].dtype)
-    for row, own in enumerate(values):
-        padded[row, : len(own)] = own
-    return torch.from_numpy(padded).to(like_BK.device)
+def mask_of(lists: Lists[Tensor]) -> Tensor:
+    """[B, K + N] True where there is a candidate, and an in-batch passage that is a negative of the query."""
+    longest = lists.candidates_BK.shape[1]
+    own_BK = torch.arange(longest, device=lists.lengths_B1.device) < lists.lengths_B1
+    if lists.in_batch is None:
+        return own_BK
+    shape = len(own_BK), len(lists.in_batch.passages_N)
+    open_BN = own_BK.new_ones(shape).view(-1).index_fill_(0, lists.in_batch.closed, False).view(shape)
+    return torch.cat([own_BK, open_BN], 1)
+
+
+def targets_of(lists: Lists[Tensor]) -> Tensor:
+    """[B, K + N] labels or teacher logits, and what stands for none."""
+    own_BK = lists.targets_BK
+    assert own_BK is not None
+    if lists.in_batch is None:
+        return own_BK
+    return torch.cat([own_BK, own_BK.new_full((len(own_BK), len(lists.in_batch.passages_N)), lists.padding)], 1)
 
 
 class GroupScores:
-    """Scores, score_scale * <q, p>, between vectors of known sequences; of pairs the numbers that a cross-encoder gives."""
+    """Scores, score_scale * <q, p>, between a group's vectors; of pairs the numbers that a cross-encoder gives."""
 
-    def __init__(self, vectors_ND: Tensor, sequences: list[Sequenced], *, scale: float) -> None:
+    def __init__(self, vectors_ND: Tensor, *, scale: float) -> None:
         self._vectors_ND, self._scale = vectors_ND, scale
-        self._place = {sequence: place for place, sequence in enumerate(sequences)}
-        self._open_to: dict[str, Tensor] = {}  # by loss: [B, N] which of the batch's passages are a query's negatives
 
     def cut(self, size: int, normalize: bool) -> GroupScores:
         """The scores of vectors cut to their first `size` dimensions, with `normalize` of length 1 again."""
-        other = copy.copy(self)
-        if size < self._vectors_ND.shape[1]:
-            vectors_ND = self._vectors_ND[:, :size]
-            other._vectors_ND = functional.normalize(vectors_ND, dim=-1) if normalize else vectors_ND
-        return other
+        if size >= self._vectors_ND.shape[1]:
+            return self
+        vectors_ND = self._vectors_ND[:, :size]
+        return GroupScores(functional.normalize(vectors_ND, dim=-1) if normalize else vectors_ND, scale=self._scale)
 
     @property
     def none(self) -> Tensor:
         """The losses of no queries."""
         return self._vectors_ND.new_zeros(0, dtype=torch.float64)
 
-    def listed(self, queries: Sequence[QueryWork], work: BatchWork, *, loss: str) -> tuple[Tensor, Tensor]:
-        """[B, K + N] scores of each query's list for `supervised` or `distillation`, then of the batch's passages where they join it.
+    def of(self, lists: Lists[Tensor]) -> Tensor:
+        """[B, K + N] scores of each query's list, then of the batch's passages where they join it."""
+        candidates_BKD = self._rows(lists.candidates_BK.flatten()).view(*lists.candidates_BK.shape, -1)
+        if lists.queries_B is None:  # pairs, of which D is 1
+            return candidates_BKD[:, :, 0]
+        scores_BK = self._scale * torch.einsum("bd,bkd->bk", self._rows(lists.queries_B), candidates_BKD)
+        if lists.in_batch is None:
+            return scores_BK
+        scores_BN = self._scale * self._rows(lists.queries_B) @ self._rows(lists.in_batch.passages_N).T
+        return torch.cat([scores_BK, scores_BN], 1)
 
-        The second tensor is the mask of those that are no padding, and no passage of the query's own among the batch's.
-        """
-        scores_BK, mask_BK = self._own(queries, [query.supervised if loss == "supervised" else query.distilled for query in queries])
-        if loss not in work.in_batch:
-            return scores_BK, mask_BK
-        passages = work.in_batch_passages
-        scores_BN = self._scale * self._queries(queries) @ self._rows([passage.sequence for passage in passages]).T
-        if loss not in self._open_to:
-            open_to = [[one.sequence not in query.own and query.own.isdisjoint(one.ids) for one in passages] for query in queries]
-            self._open_to[loss] = torch.tensor(open_to, device=mask_BK.device)
-        return torch.cat([scores_BK, scores_BN], 1), torch.cat([mask_BK, self._open_to[loss]], 1)
-
-    def _own(self, queries: Sequence[QueryWork], lists: Sequence[tuple[Sequenced, ...]]) -> tuple[Tensor, Tensor]:
-        longest = max(map(len, lists))
-        mask_BK = torch.from_numpy(np.arange(longest) < np.array([[len(row)] for row in lists])).to(self._vectors_ND.device)
-        passages_BKD = self._rows([sequence for row in lists for sequence in (*row, *row[:1] * (longest - len(row)))])
-        passages_BKD = passages_BKD.view(len(lists), longest, -1)
-        if not queries[0].query:  # pairs, of which D is 1
-            return passages_BKD[:, :, 0], mask_BK
-        return self._scale * torch.einsum("bd,bkd->bk", self._queries(queries), passages_BKD), mask_BK
-
-    def _rows(self, sequences: Sequence[Sequenced]) -> Tensor:
+    def _rows(self, places: Tensor) -> Tensor:
         # index_select, not indexing: on a CPU the backward of indexing adds in an order that is not fixed.
-        places = [self._place[sequence] for sequence in sequences]
-        return self._vectors_ND.index_select(0, torch.tensor(places, device=self._vectors_ND.device))
-
-    def _queries(self, queries: Sequence[QueryWork]) -> Tensor:
-        return self._rows([query.query for query in queries])
+        return self._vectors_ND.index_select(0, places)

@@ -16,6 +16,7 @@ from data.config.settings import Experiment
 from data.digests import DigestCache
 from data.errors import EXIT_COMPLETE, UserError
 from retrieval.models.lora import has_lora
+from trainer.device_defaults import with_device_defaults
 from trainer.evaluation.dev_cost import described, evaluation_seconds, evaluations
 from trainer.evaluation.dev_sets import open_dev_sets
 from trainer.input.stream import open_training_shards
@@ -42,6 +43,7 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     check_machine(experiment)
     if started_processes() > 1:
         raise UserError("dry_run=true measures one process; start it without torchrun")
+    experiment = with_device_defaults(experiment, processes=1)
     settings = experiment.train
     check_output(settings)
     make_tracker(settings.tracker)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,7 +28,8 @@ def training_flop(backbone: nn.Module, lengths: Iterable[int]) -> int:
     linear = sum((6 if weight.requires_grad else 4) * weight.numel() for weight in weights)
     config = text_config(backbone)
     attention = 12 * int(config.num_hidden_layers) * int(config.hidden_size)
-    return sum(linear * length + attention * length * length for length in lengths)
+    counts = np.fromiter(lengths, dtype=np.int64)
+    return linear * int(counts.sum()) + attention * int((counts * counts).sum())
 
 
 def measured_flop_rate(*, device: str, precision: str) -> float:

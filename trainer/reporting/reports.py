@@ -11,6 +11,7 @@ import torch
 
 from data.tables.shards import atomic_write
 from retrieval.models.dual_encoder import DualEncoder
+from trainer.device_defaults import idle_note
 from trainer.evaluation.dev_sets import lines as dev_lines
 from trainer.reporting.metrics import Metrics, curves, figures_of_step, last_figures
 from trainer.reporting.mfu import measured_flop_rate, training_flop
@@ -113,6 +114,8 @@ def _notes(run: TrainingRun, *, lost: int) -> Iterator[str]:
         yield f"resumes after step {run.state.step} of {steps}"
     if run.processes.size > 1:
         yield f"{run.processes.size} processes share each batch of {settings.batch_queries} queries"
+        if note := idle_note(run.experiment, processes=run.processes.size):
+            yield note
     if settings.warmup_steps >= steps:
         yield f"train.warmup_steps={settings.warmup_steps} covers all {steps} steps: the peak rate is never reached"
     if isinstance(run.model, DualEncoder):

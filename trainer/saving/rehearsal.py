@@ -18,7 +18,8 @@ from retrieval.model_files.model_lengths import most_positions
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
 from retrieval.teachers.pair_scorer import PairScorer
-from trainer.steps.prepare_model import Model, in_mode
+from trainer.steps.modes import in_mode
+from trainer.steps.prepare_model import Model
 
 _TOKENS = 256  # of the texts compared: longer than most windows of attention
 _NOT_SAVED = ("folder", "layers", "option", "notes")  # what differs once the first layers are all that there is

@@ -19,22 +19,22 @@ Shapes: n sequences of L tokens, D dimensions, S of them shared, B queries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data.digests import hash64
-from retrieval.compute.batching import pad, token_budget_batches
 from trainer.objective.dimensions import WHOLE, Dimensions, total_over_dimensions
-from trainer.objective.plan import BatchWork, QueryWork, Sequenced, token_count
-from trainer.objective.total import LOSSES, GroupScores, QueryLosses, asked_of, list_names
+from trainer.objective.plan import BatchWork
+from trainer.objective.total import GroupScores, QueryLosses, list_names
 from trainer.steps.backend import Backend, Work
 from trainer.steps.distributed import Distributed
-from trainer.steps.micro_batches import MicroBatches, tokens_of
+from trainer.steps.micro_batches import MicroBatches
 from trainer.steps.reference_models import References
+from trainer.steps.step_plan import OnDevice, Pass, Passes, StepPlan, plan_step
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,18 @@ class StepSettings:
     dimensions: Dimensions = WHOLE  # to which vectors are cut
 
 
+Planner = Callable[[BatchWork, MicroBatches], StepPlan]
+
+
+def step_planner(backend: Backend, *, settings: StepSettings, processes: Distributed, references: References) -> Planner:
+    """What plans this process's part of a step, for `accumulate_gradients` with the same arguments."""
+    encoders = [backend.model, *references.values()]
+    return functools.partial(
+        plan_step, processes=processes, passes=sorted({backend.passes(encoder) for encoder in encoders}),
+        budget=settings.micro_batch_tokens, with_initial="initial" in references,
+    )  # fmt: skip
+
+
 def accumulate_gradients(
     backend: Backend,
     work: BatchWork,
@@ -61,62 +73,69 @@ def accumulate_gradients(
     settings: StepSettings,
     processes: Distributed,
     references: References,
+    plan: StepPlan | None = None,
 ) -> QueryLosses:
     """Add the gradient of the total loss (ADAM, Eq. 9) to the parameters of the backend's model. Returns each query's losses.
 
-    `work` is the global batch and `cut` its micro-batches; every process gets all losses and the whole gradient.
+    `work` is the global batch, `cut` its micro-batches and `plan` what this process does of them; None: it is planned now. Every process
+    gets all losses and the whole gradient.
     """
-    return _Step(backend, work, cut, step, settings, processes, references).run()
+    if plan is None:
+        plan = step_planner(backend, settings=settings, processes=processes, references=references)(work, cut)
+    return _Step(backend, work, plan, step, settings, processes, references).run()
 
 
 @dataclass
 class _Step:
-    """The passes of a step that this process takes."""
+    """The passes of a step that this process takes. Nothing in them waits for the device: the losses are read once, at the end."""
 
     backend: Backend
     work: BatchWork
-    cut: MicroBatches
+    plan: StepPlan
     step: int
     settings: StepSettings
     processes: Distributed
     references: References
 
     def __post_init__(self) -> None:
-        self.chunks = [[self.cut.shared[row] for row in rows] for rows in self.cut.chunks]
-        self.chunk_tokens = [sum(map(token_count, chunk)) for chunk in self.chunks]
-        self.group_tokens = [tokens_of(self.queries(group)) for group in range(len(self.cut.groups))]
-        self.my_chunks = self.processes.mine(self.chunk_tokens)
-        self.my_groups = self.processes.mine(self.group_tokens)
+        self.read = OnDevice(self.plan.buffer, self.settings.device)
         self.references_SD: dict[str, Tensor] = {}
-        self.losses_3B = torch.zeros(len(LOSSES), len(self.work.queries), dtype=torch.float64, device=self.settings.device)
-
-    def queries(self, group: int) -> list[QueryWork]:
-        return [self.work.queries[place] for place in self.cut.groups[group]]
+        self.losses: dict[int, Tensor] = {}  # of each of this process's groups, one after the other
 
     def run(self) -> QueryLosses:
         encoded_SD = leaf_SD = None
-        if self.chunks:
-            keeps_graph = len(self.chunks) == 1 and self.processes.size == 1  # few enough to keep it until the groups are done
-            encoded_SD = (
-                _in_given_order(self._encode_chunk(self.backend.model, 0), self.cut.chunks) if keeps_graph else self._shared_vectors()
-            )
+        plan = self.plan
+        if plan.in_order is not None:
+            keeps_graph = len(plan.chunk_tokens) == 1 and self.processes.size == 1  # few enough to keep it until the groups are done
+            if keeps_graph:
+                encoded_SD = self._encode_chunk(self.backend.model, 0).index_select(0, self.read(plan.in_order))
+            else:
+                encoded_SD = self._shared_vectors()
             leaf_SD = encoded_SD.detach().requires_grad_()
             self.references_SD = {name: self._shared_vectors(reference) for name, reference in self.references.items()}
-        self._each(self.my_groups, self.group_tokens, self._forward_backward, leaf_SD)
+        self._each(list(plan.groups), plan.group_tokens, self._forward_backward, leaf_SD)
         if encoded_SD is not None and leaf_SD is not None:
             gradient_SD = self.processes.sum(torch.zeros_like(leaf_SD) if leaf_SD.grad is None else leaf_SD.grad)
             if encoded_SD.requires_grad:
                 encoded_SD.backward(gradient_SD)
             else:
-                self._each(self.my_chunks, self.chunk_tokens, self._backward_cached, gradient_SD)
+                self._each(list(plan.chunks), plan.chunk_tokens, self._backward_cached, gradient_SD)
         self.processes.sum_gradients(self.backend.model)
-        asked = asked_of(self.work.queries, with_initial="initial" in self.references)
-        losses = self.processes.sum(self.losses_3B).tolist()
-        names = list_names([query.query_id for query in self.work.queries])
+        return self._gathered_losses()
+
+    def _gathered_losses(self) -> QueryLosses:
+        """All processes' losses, by query: the one place where the step waits for its device."""
+        asked, queries = self.plan.asked, self.work.queries
+        losses = torch.zeros(asked.size, dtype=torch.float64, device=self.settings.device)
+        if self.losses:
+            losses.index_copy_(0, self.read(self.plan.losses), torch.cat([self.losses[group] for group in self.plan.groups]))
+        numbers = self.processes.sum(losses).tolist()
+        names = list_names([query.query_id for query in queries])
+        rows = (numbers[start : start + len(queries)] for start in range(0, len(numbers), len(queries)))
         return QueryLosses(
             *(
                 {name: loss for name, loss, one in zip(names, row, which, strict=True) if one}
-                for row, which in zip(losses, asked, strict=True)
+                for row, which in zip(rows, asked, strict=True)
             )
         )
 
@@ -132,68 +151,61 @@ class _Step:
             with torch.no_grad():  # it belongs to the thread
                 parts[number] = self._encode_chunk(reference or model, number)
 
-        self._each(self.my_chunks, self.chunk_tokens, encode)
-        if not parts:  # how long a vector is, and of which type
+        self._each(list(self.plan.chunks), self.plan.chunk_tokens, encode)
+        if self.plan.any_chunk is not None:  # how long a vector is, and of which type
             with torch.no_grad():
-                some = self._encode_padded(reference or self.backend.model, self.chunks[0][:1])
+                some = self._encode_pass(reference or self.backend.model, self.plan.any_chunk)
         else:
             some = next(iter(parts.values()))
-        vectors_SD = some.new_zeros(len(self.cut.shared), some.shape[1])
+        assert self.plan.in_order is not None
+        vectors_SD = some.new_zeros(self.plan.in_order.shape[0], some.shape[1])
         for number, part in parts.items():
-            vectors_SD[torch.tensor(self.cut.chunks[number], device=some.device)] = part
+            vectors_SD.index_copy_(0, self.read(self.plan.chunks[number].rows), part)
         return self.processes.sum(vectors_SD)
 
     def _forward_backward(self, model: nn.Module, group: int, shared_SD: Tensor | None) -> None:
         """Encode a group's own sequences, take its part of the loss, go back."""
-        queries = self.queries(group)
-        own = self.cut.own(queries)
+        plan = self.plan.groups[group]
 
         def scores(encoder: nn.Module, shared_SD: Tensor | None) -> GroupScores:
-            parts = [self._encode(encoder, own)] if own else []
-            vectors_ND = torch.cat(parts if shared_SD is None else [*parts, shared_SD])
-            return GroupScores(vectors_ND, [*own, *self.cut.shared], scale=self.settings.score_scale)
+            parts = [self._encode(encoder, plan.own)] if plan.own else []
+            return GroupScores(torch.cat(parts if shared_SD is None else [*parts, shared_SD]), scale=self.settings.score_scale)
 
-        self._seed_dropout(len(self.chunks) + group)
+        self._seed_dropout(len(self.plan.chunk_tokens) + group)
         student = scores(model, shared_SD)
         references = {name: scores(reference, self.references_SD.get(name)) for name, reference in self.references.items()}
         total, losses = total_over_dimensions(
-            student, references, queries, dimensions=self.settings.dimensions, work=self.work,
+            student, references, plan.lists.map(self.read), dimensions=self.settings.dimensions, work=self.work,
             distillation=self.settings.distillation, temperature=self.settings.temperature,
         )  # fmt: skip
         total.backward()
-        places = torch.tensor(self.cut.groups[group])
-        for row, asked in enumerate(asked_of(queries, with_initial="initial" in references)):
-            self.losses_3B[row, places[torch.from_numpy(asked)]] = losses[row]
+        self.losses[group] = torch.cat(losses)
 
     def _backward_cached(self, model: nn.Module, number: int, gradient_SD: Tensor | None) -> None:
         """Encode shared sequences again, now with a graph, and send the gradients of their vectors through it."""
         assert gradient_SD is not None
-        rows = torch.tensor(self.cut.chunks[number], device=gradient_SD.device)
-        torch.autograd.backward(self._encode_chunk(model, number), gradient_SD[rows])
+        own = gradient_SD.index_select(0, self.read(self.plan.chunks[number].rows))
+        torch.autograd.backward(self._encode_chunk(model, number), own)
 
     def _seed_dropout(self, micro_batch: int) -> None:
         self.backend.seed_dropout(hash64("dropout", self.settings.seed, self.step, micro_batch))
 
     def _encode_chunk(self, model: nn.Module, number: int) -> Tensor:
         self._seed_dropout(number)
-        return self._encode_padded(model, self.chunks[number])
+        return self._encode_pass(model, self.plan.chunks[number].encoded)
 
-    def _encode(self, model: nn.Module, sequences: Sequence[Sequenced]) -> Tensor:
-        """[n, D] vectors of the sequences, in their order, as one graph, encoded in passes of like lengths."""
-        budget = self.settings.micro_batch_tokens // self.backend.passes(model)
-        chunks = token_budget_batches([token_count(sequence) for sequence in sequences], budget=budget)
-        return _in_given_order(torch.cat([self._encode_padded(model, [sequences[row] for row in rows]) for rows in chunks]), chunks)
+    def _encode(self, model: nn.Module, own: dict[int, Passes]) -> Tensor:
+        """[n, D] vectors of a group's own sequences, in their order, as one graph."""
+        plan = own[self.backend.passes(model)]
+        return torch.cat([self._encode_pass(model, one) for one in plan.passes]).index_select(0, self.read(plan.order))
 
-    def _encode_padded(self, model: nn.Module, sequences: Sequence[Sequenced]) -> Tensor:
+    def _encode_pass(self, model: nn.Module, one: Pass) -> Tensor:
+        """[n, D] vectors of the sequences of a pass."""
         device = self.settings.device
-        ids, mask = pad([np.frombuffer(sequence, dtype=np.int32).tolist() for sequence in sequences], value=self.settings.pad_id)
+        lengths_N1 = self.read(one.lengths_N1)
+        real_NL = torch.arange(one.longest, device=lengths_N1.device) < lengths_N1
+        ids_NL = lengths_N1.new_full(real_NL.shape, self.settings.pad_id).masked_scatter_(real_NL, self.read(one.tokens))
         # No cache: cast weights that were kept without a graph would cut the gradient of a later call, and threads share it.
         autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16", cache_enabled=False)
         with autocast, self.backend.context():
-            return model(ids.to(device), mask.to(device))
-
-
-def _in_given_order(encoded_ND: Tensor, chunks: list[list[int]]) -> Tensor:
-    place = np.empty(len(encoded_ND), dtype=np.int64)
-    place[np.concatenate(chunks)] = np.arange(len(place))
-    return encoded_ND.index_select(0, torch.from_numpy(place).to(encoded_ND.device))
+            return model(ids_NL, real_NL.long())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -13,6 +12,7 @@ from retrieval.compute.allocator import tune_allocator
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.padding import check_padding, results_of
 from retrieval.teachers.pair_scorer import PairScorer
+from trainer.steps.attention_mask import whole_masks
 
 Model = DualEncoder | PairScorer
 
@@ -26,6 +26,8 @@ def prepared(make: Callable[[], Model], settings: Train) -> Model:
         tune_allocator()
     model = make().to(settings.device)
     check_padding(model.backbone, check=results_of(model), option=model.option)
+    if settings.device == "cuda" and not settings.compile:
+        whole_masks(model)
     model.train()
     freeze_biases_without_gradient(model)
     if settings.activation_checkpointing:
@@ -33,18 +35,6 @@ def prepared(make: Callable[[], Model], settings: Train) -> Model:
     if settings.compile:
         model.backbone.compile(dynamic=True)
     return model
-
-
-@contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """All modules in train or eval mode; then each in the mode that it was in."""
-    before = {module: module.training for module in model.modules()}
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before.items():
-            module.training = mode
 
 
 def freeze_biases_without_gradient(model: Model) -> None:

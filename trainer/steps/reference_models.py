@@ -16,6 +16,7 @@ from data.errors import UserError
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.padding import check_padding, results_of
 from retrieval.models.student import StudentSpec, resolve_student
+from trainer.steps.attention_mask import whole_masks
 
 _TEACHER = "train.objective.teacher_model"
 
@@ -56,6 +57,8 @@ def open_references(student: StudentSpec, teacher: StudentSpec | None, *, settin
     def opened(spec: StudentSpec) -> nn.Module:
         model = DualEncoder(spec).to(settings.device).requires_grad_(False).eval()
         check_padding(model.backbone, check=results_of(model), option=model.option)
+        if settings.device == "cuda":
+            whole_masks(model)
         return model
 
     initial = student if settings.objective.reference_kl_weight else None

@@ -171,14 +171,14 @@ def test_second_encoding_repeats_the_first(student: Path, rows: list[TrainingRow
     """Gradient caching with other dropout masks the second time: the gradient of a loss that nobody computed."""
     model = Float64Encoder(student).train()
     seen: list[Tensor] = []
-    original = gradients._Step._encode_padded
+    original = gradients._Step._encode_pass
 
     def recorded(*arguments: Any) -> Tensor:
         vectors = original(*arguments)
         seen.append(vectors.detach().clone())
         return vectors
 
-    monkeypatch.setattr(gradients._Step, "_encode_padded", recorded)
+    monkeypatch.setattr(gradients._Step, "_encode_pass", recorded)
     work = plan_batch(rows, objective=Objective(in_batch="both"), share=Fraction(1))
     accumulate(model, work, settings=settings())
     half = len(seen) // 2
@@ -189,8 +189,10 @@ def test_second_encoding_repeats_the_first(student: Path, rows: list[TrainingRow
 def test_equal_passages_are_encoded_once(student: Path, rows: list[TrainingRow], monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
     """The same passage encoded for each of its queries, or for each micro-batch that they fall into."""
     sizes: list[int] = []
-    original: Callable[..., Tensor] = gradients._Step._encode_padded
-    monkeypatch.setattr(gradients._Step, "_encode_padded", lambda self, e, s: (sizes.append(len(s)), original(self, e, s))[1])
+    original: Callable[..., Tensor] = gradients._Step._encode_pass
+    monkeypatch.setattr(
+        gradients._Step, "_encode_pass", lambda self, e, one: (sizes.append(one.lengths_N1.shape[0]), original(self, e, one))[1]
+    )
     work = plan_batch(rows, objective=Objective(), share=Fraction(1))
     assert bool(cut(work, budget=budget).shared) == (budget == 100)
     accumulate(Float64Encoder(student), work, settings=settings(micro_batch_tokens=budget))
@@ -275,13 +277,14 @@ def test_prod_s_objective_in_micro_batches(
     )
     work = plan_batch(rows, objective=objective, share=Fraction(1))
     read: dict[nn.Module, list[bytes]] = {encoder: [] for encoder in (model, *references.values())}
-    original = gradients._Step._encode_padded
+    original = gradients._Step._encode_pass
 
-    def counted(self: Any, encoder: nn.Module, sequences: Any) -> Tensor:
-        read[encoder] += sequences
-        return original(self, encoder, sequences)
+    def counted(self: Any, encoder: nn.Module, one: Any) -> Tensor:
+        tokens, ends = self.read(one.tokens).numpy().astype(np.int32), self.read(one.lengths_N1).flatten().cumsum(0)
+        read[encoder] += [part.tobytes() for part in np.split(tokens, ends[:-1].tolist())]
+        return original(self, encoder, one)
 
-    monkeypatch.setattr(gradients._Step, "_encode_padded", counted)
+    monkeypatch.setattr(gradients._Step, "_encode_pass", counted)
     losses = accumulate(model, work, settings=settings(micro_batch_tokens=budget, temperature=4.0), references=references)
     found = gradient_of(model)
     monkeypatch.undo()

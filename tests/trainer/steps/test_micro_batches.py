@@ -14,7 +14,7 @@ from data.config.settings import Objective
 from trainer.input.stream import TrainingRow
 from trainer.objective.plan import BatchWork, plan_batch, token_count
 from trainer.steps.distributed import Distributed
-from trainer.steps.micro_batches import cut, tokens_of
+from trainer.steps.micro_batches import _relatives, _repeated, cut, tokens_of
 
 # Of each query: the numbers of its three passages. Passage n has 2 + n % 7 tokens; equal numbers are equal passages.
 QUERIES = st.lists(st.lists(st.integers(0, 30), min_size=3, max_size=3, unique=True), min_size=1, max_size=12)
@@ -98,3 +98,42 @@ def test_in_batch_negatives_share_everything() -> None:
     work = work_of([[1, 2, 3], [4, 5, 6]], in_batch="both")
     parts = cut(work, budget=16)
     assert len(parts.shared) == 8 and all(not parts.own([query]) for query in work.queries) and len(parts.chunks) > 1
+
+
+@given(QUERIES, st.integers(8, 200), st.integers(1, 9))
+def test_pieces_are_a_multiple_and_lose_nothing(passages: list[list[int]], budget: int, pieces: int) -> None:
+    """Prevents: a process without a group where there are queries for one, and a query that the finer cut leaves out."""
+    work = work_of(passages)
+    parts = cut(work, budget=budget, pieces=pieces)
+    assert sorted(place for group in parts.groups for place in group) == list(range(len(passages)))
+    assert sorted(row for chunk in parts.chunks for row in chunk) == list(range(len(parts.shared)))
+    for group in parts.groups:
+        assert len(group) == 1 or tokens_of([work.queries[place] for place in group]) <= budget
+    for chunk in parts.chunks:
+        lengths = [token_count(parts.shared[row]) for row in chunk]
+        assert len(chunk) == 1 or max(lengths) * len(lengths) <= budget
+    assert len(parts.chunks) >= min(pieces, len(parts.shared))
+    apart = work_of([[100 * place + number for number in row] for place, row in enumerate(passages)])  # nothing is shared
+    groups = cut(apart, budget=budget, pieces=pieces).groups
+    assert len(groups) % pieces == 0 or len(groups) == len(passages)
+
+
+def test_pieces_divide_in_batch_work() -> None:
+    """Prevents: all passages in one chunk, for one process, while the others wait."""
+    passages = [[3 * place, 3 * place + 1, 3 * place + 2] for place in range(12)]
+    assert len(cut(work_of(passages, in_batch="both"), budget=10_000).chunks) == 1
+    parts = cut(work_of(passages, in_batch="both"), budget=10_000, pieces=6)
+    assert len(parts.groups) == 6 and 6 <= len(parts.chunks) <= 8
+    tokens = [sum(token_count(parts.shared[row]) for row in chunk) for chunk in parts.chunks]
+    assert max(tokens) < 1.3 * sum(tokens) / len(tokens)
+
+
+@given(QUERIES)
+def test_relatives_are_connected_components_in_the_order_of_their_latest_query(passages: list[list[int]]) -> None:
+    """Prevents: queries that share a passage apart, and groups in another order, which draw other dropout masks than before."""
+    components: list[list[int]] = []
+    for place, numbers in enumerate(passages):
+        touching = [one for one in components if any(set(numbers) & set(passages[other]) for other in one)]
+        components = [one for one in components if one not in touching] + [sorted([place, *(other for one in touching for other in one)])]
+    queries = work_of(passages).queries
+    assert _relatives(queries, range(len(passages)), repeated=_repeated(queries)) == components

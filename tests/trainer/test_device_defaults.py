@@ -1,0 +1,51 @@
+"""What a step's settings are where they are left open, and under which key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.config.settings import Experiment
+from data.errors import UserError
+from trainer import recipes
+from trainer.device_defaults import idle_note, with_device_defaults
+from trainer.loop import train
+
+
+def load(file: Path, **words: Any) -> Experiment:
+    return recipes.load({"config": str(file), **{key.replace("__", "."): str(value) for key, value in words.items()}})
+
+
+def used(file: Path, *, processes: int, **words: Any) -> tuple[int | None, int | None]:
+    found = with_device_defaults(load(file, **words), processes=processes).train
+    return found.micro_batch_tokens, found.pieces
+
+
+def test_tokens_and_pieces_by_device(experiment_file: Path) -> None:
+    """Prevents: a GPU that waits for launches, one that has no group, and a CPU's run that is another than it was."""
+    open_ = {"train__micro_batch_tokens": "null"}
+    gpu = {"train__device": "cuda", **open_}
+    assert used(experiment_file, processes=1, **open_) == used(experiment_file, processes=16, **open_) == (4096, None)
+    assert [used(experiment_file, processes=size, **gpu) for size in (1, 8, 16, 20)] == [(65_536, None)] * 2 + [(65_536, 16), (65_536, 20)]
+    given = {"train__micro_batch_tokens": 1000, "train__pieces": 4}
+    assert used(experiment_file, processes=16, **{**gpu, **given}) == used(experiment_file, processes=1, **given) == (1000, 4)
+
+
+def test_who_may_be_idle_is_told(experiment_file: Path) -> None:
+    """Prevents: processes that wait in every step, without a word."""
+    assert idle_note(load(experiment_file), processes=8) is None and idle_note(load(experiment_file, train__pieces=3), processes=3) is None
+    assert "multiples of 8, for 12 processes: train.pieces=12 has" in (idle_note(load(experiment_file), processes=12) or "")
+
+
+def test_what_is_used_is_keyed(tmp_path: Path, experiment_file: Path, shards: Path) -> None:
+    """Prevents: runs that were begun before the default was open refused as others, and two cuts under one key."""
+    own = {"train__steps": 1, "train__output": tmp_path / "out"}
+    assert train(load(experiment_file, train__micro_batch_tokens=4096, **own), shards_folder=shards) == 0
+    key = json.loads((tmp_path / "out" / "run.json").read_text())["train"]
+    assert key["micro_batch_tokens"] == 4096 and "pieces" not in key
+    assert train(load(experiment_file, train__micro_batch_tokens="null", **own), shards_folder=shards) == 0
+    with pytest.raises(UserError, match=r"train\.pieces: null there, 2 now"):
+        train(load(experiment_file, train__micro_batch_tokens=4096, train__pieces=2, **own), shards_folder=shards)

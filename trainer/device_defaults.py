@@ -1,0 +1,33 @@
+"""Settings of a step whose default depends on the machine. What is used is keyed: another machine with other defaults is another run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data.config.settings import Experiment
+
+# A CPU is busy with few tokens. A GPU waits for the host below some ten thousand: each pass is hundreds of launches, whatever its size.
+MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536}
+_PIECES = 8  # what micro-batches come in multiples of by themselves, see `trainer.steps.micro_batches`
+
+
+def with_device_defaults(experiment: Experiment, *, processes: int) -> Experiment:
+    """The experiment with what `train` leaves open: tokens of a micro-batch by device; for more than 8 processes on GPUs, pieces for all.
+
+    Up to 8 processes the micro-batches do not depend on their number, nor does anything on a CPU.
+    """
+    settings = experiment.train
+    found: dict[str, Any] = {}
+    if settings.micro_batch_tokens is None:
+        found["micro_batch_tokens"] = MICRO_BATCH_TOKENS[settings.device]
+    if settings.pieces is None and settings.device == "cuda" and processes > _PIECES:
+        found["pieces"] = processes
+    return experiment.model_copy(update={"train": settings.model_copy(update=found)})
+
+
+def idle_note(experiment: Experiment, *, processes: int) -> str | None:
+    """What a person should know where some processes may have nothing to do."""
+    pieces = experiment.train.pieces or _PIECES
+    if processes <= pieces:
+        return None
+    return f"micro-batches come in multiples of {pieces}, for {processes} processes: train.pieces={processes} has one for each"
