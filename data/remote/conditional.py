@@ -10,7 +10,7 @@ the hidden folder `.NAME.claims`, lists that folder, and
 
 That needs a store whose listings show what was put before, and no common clock: of two that try at once, the second to put its claim sees
 the first one's, or the claim is gone and NAME is there. What a killed process left counts for 30 s, by the store's own times; a process
-that took a third of that between its claim and NAME begins again.
+that took a third of that between its claim and NAME begins again. Whoever is the only one to try makes six requests.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from data.remote.attempts import attempted
 
 STALE_SECONDS = 30.0
 LIMIT_SECONDS = 120.0
+FORGOTTEN_SECONDS = 600.0  # an object of that age that served to make another is a killed process's
 PAUSE_SECONDS = 0.2
 _GOOGLE_AND_AZURE = {"gs", "gcs", "az", "abfs", "abfss"}
 
@@ -103,20 +104,22 @@ def create(filesystem: Any, path: _Path, content: bytes) -> bool:
 def settle(path: _Path, content: bytes) -> bool:
     """By claims, on a store without such a condition."""
     claims = path.sibling(f".{path.address.rsplit('/', 1)[-1]}.claims")
-    begun = time.monotonic()
+    begun, has_tried = time.monotonic(), False
     while not path.exists():
-        if claims.find() and time.monotonic() - begun < STALE_SECONDS:  # longer, and it may be a killed process's
+        # Others are looked for from the second time on: mostly there are none, and the claim's own listing shows those that are.
+        if has_tried and claims.find() and time.monotonic() - begun < STALE_SECONDS:  # longer, and it may be a killed process's
             time.sleep(random.uniform(0.5, 1) * PAUSE_SECONDS)
         elif _claimed(claims, path, content):
             return True
         elif time.monotonic() - begun > LIMIT_SECONDS:
             raise NotAnswering(f"{path.address}: others try to make it, for {LIMIT_SECONDS:.0f} s; start the same command again")
+        has_tried = True
     return False
 
 
 def _claimed(claims: _Path, path: _Path, content: bytes) -> bool:
     """One claim, which is kept while it is the oldest. Returns whether it was the only one in time, and NAME was put."""
-    own, begun = uuid.uuid4().hex, time.monotonic()
+    own, begun, made = uuid.uuid4().hex, time.monotonic(), False
     claims.child(own).put_bytes(b"claim")
     try:
         while True:
@@ -128,10 +131,12 @@ def _claimed(claims: _Path, path: _Path, content: bytes) -> bool:
             if late or min(rivals)[1] != own:
                 return False
             if len(rivals) == 1:
-                return not path.exists() and _put_in_time(claims, path, content, tidy=seen, until=begun + STALE_SECONDS / 3)
+                made = not path.exists() and _put_in_time(claims, path, content, tidy=seen, until=begun + STALE_SECONDS / 3)
+                return made
             time.sleep(random.uniform(0.5, 1) * PAUSE_SECONDS)
     finally:
-        claims.child(own).delete()
+        if not made:  # else it was removed with the others
+            claims.child(own).delete()
 
 
 def _put_in_time(claims: _Path, path: _Path, content: bytes, *, tidy: Iterable[str], until: float) -> bool:

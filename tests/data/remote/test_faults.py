@@ -151,6 +151,17 @@ def test_a_dead_claim_does_not_hold_for_ever(bucket: Any, monkeypatch: pytest.Mo
     assert list(bucket.objects()) == ["x"]
 
 
+def test_a_claim_without_a_condition_makes_six_requests(bucket: Any, behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a shard whose claim costs more requests than its data, on a server without conditional puts."""
+    proxy = behind(share=0)
+    monkeypatch.setattr(conditional, "has_condition", lambda *_: False)
+    root = RemotePath.of(str(bucket))
+    assert root.child("x").put_if_absent(b"mine")
+    assert len(proxy.requests) == 6
+    before = len(proxy.requests)
+    assert not root.child("x").put_if_absent(b"another's") and len(proxy.requests) == before + 1
+
+
 def test_an_own_object_whose_answer_was_lost_counts(bucket: Any, behind: Behind) -> None:
     """Prevents: a claim that its holder takes for another's, so that nobody works."""
     root = RemotePath.of(str(bucket))
