@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import random
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 from support.faulty_proxy import CUT, FLIPPED, LOST, REFUSED, RESET, STALL, FaultyProxy, faulty_proxy
 
 from data.errors import EXIT_INTERRUPTED, DamagedShard, NotAnswering, RunFailed
+from data.files.leftovers import this_place
 from data.remote import attempts, conditional, object_store
 from data.remote.cache import local_file, local_table
 from data.remote.object_store import Entry, RemotePath
@@ -149,6 +151,24 @@ def test_a_dead_claim_does_not_hold_for_ever(bucket: Any, monkeypatch: pytest.Mo
     root.child(".x.claims/dead").put_bytes(b"claim")
     assert root.child("x").put_if_absent(b"mine") and root.child("x").read() == b"mine"
     assert list(bucket.objects()) == ["x"]
+
+
+@pytest.mark.parametrize(("place", "counts"), [(this_place(), False), ("0badcafe", True)])
+def test_a_claim_of_a_process_that_was_killed_here(bucket: Any, monkeypatch: pytest.MonkeyPatch, place: str, counts: bool) -> None:
+    """Prevents: a job that waits for half a minute for each claim of the one that was killed here; and one taken from the living."""
+    monkeypatch.setattr(conditional, "has_condition", lambda *_: False)
+    monkeypatch.setattr(conditional, "DEAD_SECONDS", -10.0)
+    monkeypatch.setattr(conditional, "LIMIT_SECONDS", -1.0)
+    with subprocess.Popen(["true"]) as process:
+        pass
+    root = RemotePath.of(str(bucket))
+    root.child(f".x.claims/{place}-{process.pid}-0").put_bytes(b"claim")
+    if counts:
+        with pytest.raises(NotAnswering, match="others try to make it"):
+            root.child("x").put_if_absent(b"mine")
+    else:
+        assert root.child("x").put_if_absent(b"mine")
+        assert list(bucket.objects()) == ["x"]
 
 
 def test_a_claim_without_a_condition_makes_six_requests(bucket: Any, behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
