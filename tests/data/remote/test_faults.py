@@ -18,7 +18,7 @@ from support.faulty_proxy import CUT, FLIPPED, LOST, REFUSED, RESET, STALL, Faul
 
 from data.errors import EXIT_INTERRUPTED, DamagedShard, NotAnswering, RunFailed
 from data.files.leftovers import this_place
-from data.remote import attempts, conditional, object_store
+from data.remote import attempts, conditional, object_store, s3
 from data.remote.cache import local_file, local_table
 from data.remote.object_store import Entry, RemotePath
 from data.tables.manifest import Manifest, ShardRecord
@@ -192,6 +192,30 @@ def test_an_own_object_whose_answer_was_lost_counts(bucket: Any, behind: Behind)
     proxy.most = 1
     assert root.child("x").put_if_absent(b"mine") and proxy.faults == [LOST]
     assert not root.child("x").put_if_absent(b"another's")
+
+
+@pytest.mark.medium
+def test_an_upload_in_parts_whose_end_was_not_answered(
+    bucket: Any, behind: Behind, directly: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: a training that ends with `nothing there` after its checkpoint was put, since the answer to the last request was lost."""
+    from s3fs import S3FileSystem
+
+    put_file = S3FileSystem._put_file
+
+    async def in_parts(self: Any, local: str, remote: str, **options: Any) -> Any:
+        return await put_file(self, local, remote, **{**options, "chunksize": 5 << 20})
+
+    monkeypatch.setattr(S3FileSystem, "_put_file", in_parts)
+    monkeypatch.setattr(s3, "LARGEST_PUT", 1 << 20)
+    content = random.Random(0).randbytes(11 << 20)
+    (tmp_path / "file").write_bytes(content)
+    proxy = behind(share=1, kinds=[LOST], methods=["POST"], most=1)
+    proxy.paths = "uploadId="
+    assert RemotePath.of(f"{bucket}/x").put(tmp_path / "file").bytes == len(content)
+    assert proxy.faults == [LOST]
+    directly()
+    assert RemotePath.of(f"{bucket}/x").read() == content
 
 
 @pytest.mark.medium
