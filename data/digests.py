@@ -63,6 +63,7 @@ class DigestCache:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._had_folder = path.parent.is_dir()
         self._known: dict[str, str] = {}
         self._dirty = False
         with contextlib.suppress(OSError, ValueError):
@@ -90,6 +91,8 @@ class DigestCache:
     def save(self) -> None:
         """Write what was learned; a store that cannot be written is no error here. Only a regular file is replaced."""
         if not self._dirty or (self._path.exists() and not self._path.is_file()):
+            return
+        if self._had_folder and not self._path.parent.is_dir():  # its file system is gone: nothing is made in its place
             return
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)

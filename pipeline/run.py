@@ -14,8 +14,10 @@ from pathlib import Path
 from data.command import stop_if_asked
 from data.config.settings import Experiment
 from data.errors import UserError
+from data.files.kept_folders import kept
 from data.files.leftovers import remove_leftovers
 from data.logits.store import clean_store
+from data.remote.object_store import is_remote
 from data.store import mirror
 from data.store.paths import store_root
 from data.store.place import open_place
@@ -27,7 +29,7 @@ from pipeline.opening import open_once
 from pipeline.plan import Planner, TablePlan, table_named, tables_to_run
 from pipeline.settled import formats_of, refuse_emulated, settle_precisions
 from pipeline.sharing.claims import forget_claims
-from pipeline.sharing.jobs import Job
+from pipeline.sharing.jobs import JOBS, Job
 from pipeline.sharing.parts import OthersNotDone, Part
 from pipeline.stage import Say, Stored, Table
 from pipeline.tables.building import build_stale
@@ -75,7 +77,10 @@ class _Means:
             self.closing.callback(self.executor.close)
         if self.claims and self.job is None:
             experiment = self.planner.experiment
-            self.job = self.closing.enter_context(Job(open_place(experiment.store), seconds=experiment.runner.claim_seconds).alive())
+            place = open_place(experiment.store)
+            self.job = self.closing.enter_context(Job(place, seconds=experiment.runner.claim_seconds).alive())
+            if not is_remote(experiment.store):
+                self.closing.enter_context(kept(place.root / JOBS, within=place.root))  # no sign of life where the store is not mounted
             self.closing.callback(self.executor.close)  # once more, earlier: what a job holds is free when it has left
         return build_stale(plan, self.planner.models, self.executor, self.say, job=self.job, part=self.part)
 

@@ -31,7 +31,10 @@ _PASSING = {
     "IncompleteRead", "ConnectionError", "TimeoutError", "CutBody",
 }  # fmt: skip
 _LASTING = {"SSLError", "InvalidProxiesConfigError"}  # kinds of those above, but of this machine's settings
-_PASSING_CODES = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ConditionalRequestConflict")
+_PASSING_CODES = (
+    "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ConditionalRequestConflict",
+    "NoSuchUpload",  # of an upload in parts whose end was carried out, and asked for again since the answer was lost
+)  # fmt: skip
 
 T = TypeVar("T")
 

@@ -9,13 +9,15 @@ the hidden folder `.NAME.claims`, lists that folder, and
 - sees an older one: removes its own, waits, and tries again where NAME does not appear.
 
 That needs a store whose listings show what was put before, and no common clock: of two that try at once, the second to put its claim sees
-the first one's, or the claim is gone and NAME is there. What a killed process left counts for 30 s, by the store's own times; a process
-that took a third of that between its claim and NAME begins again.
+the first one's, or the claim is gone and NAME is there. What a killed process left counts for 30 s, by the store's own times, or for 3 s
+on the machine on which it was killed, since a claim's name says who put it. A process that took a third of the 30 s between its claim
+and NAME begins again. Whoever is the only one to try makes six requests.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import random
 import threading
 import time
@@ -24,11 +26,14 @@ from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar
 
 from data.errors import NotAnswering
+from data.files.leftovers import process_start, this_place
 from data.remote import s3
 from data.remote.attempts import attempted
 
 STALE_SECONDS = 30.0
+DEAD_SECONDS = 3.0  # in which a request that a process had sent before it was killed is carried out
 LIMIT_SECONDS = 120.0
+FORGOTTEN_SECONDS = 600.0  # an object of that age that served to make another is a killed process's
 PAUSE_SECONDS = 0.2
 _GOOGLE_AND_AZURE = {"gs", "gcs", "az", "abfs", "abfss"}
 
@@ -105,33 +110,51 @@ def settle(path: _Path, content: bytes) -> bool:
     claims = path.sibling(f".{path.address.rsplit('/', 1)[-1]}.claims")
     begun = time.monotonic()
     while not path.exists():
-        if claims.find() and time.monotonic() - begun < STALE_SECONDS:  # longer, and it may be a killed process's
-            time.sleep(random.uniform(0.5, 1) * PAUSE_SECONDS)
-        elif _claimed(claims, path, content):
+        # Others are looked for when this try has failed: mostly there are none, and the claim's own listing shows those that are.
+        if _claimed(claims, path, content):
             return True
-        elif time.monotonic() - begun > LIMIT_SECONDS:
+        if time.monotonic() - begun > LIMIT_SECONDS:
             raise NotAnswering(f"{path.address}: others try to make it, for {LIMIT_SECONDS:.0f} s; start the same command again")
+        time.sleep(random.uniform(0.5, 1) * PAUSE_SECONDS)
+        while time.monotonic() - begun < STALE_SECONDS and any(not _is_of_the_dead(name) for name in claims.find()):
+            time.sleep(random.uniform(0.5, 1) * PAUSE_SECONDS)
     return False
 
 
 def _claimed(claims: _Path, path: _Path, content: bytes) -> bool:
     """One claim, which is kept while it is the oldest. Returns whether it was the only one in time, and NAME was put."""
-    own, begun = uuid.uuid4().hex, time.monotonic()
+    own, begun, made = f"{this_place()}-{os.getpid()}-{uuid.uuid4().hex}", time.monotonic(), False
     claims.child(own).put_bytes(b"claim")
     try:
         while True:
             seen = claims.find()
             if own not in seen:  # somebody has put NAME, and tidied up
                 return False
-            rivals = [(claim.changed, name) for name, claim in seen.items() if seen[own].changed - claim.changed <= STALE_SECONDS]
-            late = time.monotonic() - begun > STALE_SECONDS / 3
+            waited = time.monotonic() - begun
+            ages = {name: seen[own].changed - claim.changed for name, claim in seen.items()}
+            rivals = [(claim.changed, name) for name, claim in seen.items() if _counts(name, age=ages[name], waited=waited)]
+            late = waited > STALE_SECONDS / 3
             if late or min(rivals)[1] != own:
                 return False
             if len(rivals) == 1:
-                return not path.exists() and _put_in_time(claims, path, content, tidy=seen, until=begun + STALE_SECONDS / 3)
+                made = not path.exists() and _put_in_time(claims, path, content, tidy=seen, until=begun + STALE_SECONDS / 3)
+                return made
             time.sleep(random.uniform(0.5, 1) * PAUSE_SECONDS)
     finally:
-        claims.child(own).delete()
+        if not made:  # else it was removed with the others
+            claims.child(own).delete()
+
+
+def _counts(name: str, *, age: float, waited: float) -> bool:
+    """Whether a claim stands in another's way that came `age` seconds later, or has been there for `waited` seconds."""
+    return max(age, waited) <= DEAD_SECONDS if _is_of_the_dead(name) else age <= STALE_SECONDS
+
+
+def _is_of_the_dead(name: str) -> bool:
+    """Whether a claim is of a process of this machine that is gone. False where this machine cannot tell."""
+    place, _, rest = name.partition("-")
+    process = rest.partition("-")[0]
+    return place == this_place() and process.isdecimal() and process_start(int(process)) is None
 
 
 def _put_in_time(claims: _Path, path: _Path, content: bytes, *, tidy: Iterable[str], until: float) -> bool:

@@ -116,15 +116,16 @@ class RemotePath:
         # S3 consoles make an empty object for a folder
         return sorted((Entry.of(one) for one in listed if one["name"].rstrip("/") != self._key), key=lambda entry: entry.name)
 
-    def find(self) -> dict[str, Entry]:
+    def find(self, *, hidden: bool = False) -> dict[str, Entry]:
         """All objects below, at any depth, by their names relative to this one; a request for each 1,000 on S3.
 
-        Names of which a part begins with a dot are left out: they belong to puts on a condition, see `conditional`.
+        Names of which a part begins with a dot are left out: they belong to puts on a condition, see `conditional`. With `hidden` they
+        alone are given.
         """
         listed = self._unless_absent(self._found) or {}
         start = f"{self._key}/"
         names = {name.removeprefix(start): details for name, details in listed.items() if name.startswith(start)}
-        return {name: Entry.of(details) for name, details in names.items() if name and name[-1] != "/" and not _is_hidden(name)}
+        return {name: Entry.of(details) for name, details in names.items() if name and name[-1] != "/" and _is_hidden(name) == hidden}
 
     def _found(self) -> dict[str, Any]:
         above, _, name = self.address.rpartition("/")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from data.files.leftovers import temporary_name
+from data.files.kept_folders import make_folder
+from data.files.leftovers import remove_leftovers, temporary_name
 from data.remote.object_store import is_remote
 
 
@@ -46,6 +47,9 @@ class Place(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
+
+    def sweep(self, below: str, *, now: float) -> None:
+        """Remove hidden files in a folder and below it that killed processes left half made. `now` is by the clock of listings."""
 
     def refresh(self) -> None:
         """See what is there now, where that takes asking: `root` holds the manifests and notes, and no file that is gone."""
@@ -100,6 +104,11 @@ class LocalPlace:
         """Unlink it."""
         (self.root / name).unlink(missing_ok=True)
 
+    def sweep(self, below: str, *, now: float) -> None:
+        """By their names, which say who writes them."""
+        for folder, _, _ in os.walk(self.root / below):
+            remove_leftovers(Path(folder))
+
     def refresh(self) -> None:
         """Nothing: the folder shows what is there."""
 
@@ -107,7 +116,7 @@ class LocalPlace:
 @contextlib.contextmanager
 def _written(path: Path, content: bytes) -> Iterator[Path]:
     """A file beside `path` with the content; removed at the end if it is still there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:

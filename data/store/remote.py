@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from data.remote.conditional import FORGOTTEN_SECONDS
 from data.remote.object_store import RemotePath
 from data.store import mirror
 from data.store.paths import store_root
@@ -37,6 +38,13 @@ class RemotePlace:
     def delete(self, name: str) -> None:
         """The object, and its copy here."""
         mirror.remove(self.root / name)
+
+    def sweep(self, below: str, *, now: float) -> None:
+        """By their age: what a put without the store's own condition needs is of no use after half a minute."""
+        folder = self._remote.child(below)
+        for name, entry in folder.find(hidden=True).items():
+            if now - entry.changed > FORGOTTEN_SECONDS:
+                folder.child(name).delete()
 
     def refresh(self) -> None:
         """By one listing of the whole store."""

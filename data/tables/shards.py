@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from data.digests import file_digest
 from data.errors import DamagedShard, RunFailed, UserError
+from data.files.kept_folders import make_folder
 from data.files.leftovers import temporary_name
 from data.store import mirror
 
@@ -47,12 +48,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name in the same folder; renamed on success, removed on any failure. A full disk is a clear error.
 
     A link stays, and what it points to is replaced. What lies in the mirror of a store is put there before it gets its name here.
-    Raises UserError where the path is a folder, a device or a pipe, or the store refuses it.
+    Raises UserError where the path is a folder, a device or a pipe, or the store refuses it; FolderGone as `make_folder`.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is {kind_of(path)}, where a file is to be written; it is left as it is")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = temporary_name(path)
     try:
         yield temporary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 from data.config.settings import Experiment
 from data.digests import DigestCache
 from data.errors import DamagedShard, RunFailed
+from data.files.kept_folders import kept
+from data.store.mirror import is_mirrored
 from data.store.paths import shown, store_root
 from data.tables.manifest import ManifestCache, ShardRecord
 from data.tables.shards import describe, shard_name, stamp_of
@@ -31,7 +34,7 @@ class Worker:
         self._digests = DigestCache.of_store(self._experiment.store)
 
     def build(self, task: ShardTask, *, report: Report) -> TaskResult:
-        """Build the task's shards. Raises UserError and its kinds for what a user can mend."""
+        """Build the task's shards. Raises UserError and its kinds for what a user can mend: FolderGone where the store is not mounted."""
         table = table_named(self._experiment, task.label)
         if table.version != task.version:
             raise RunFailed(
@@ -61,12 +64,13 @@ class Worker:
             warn=warnings.append,
             check_unchanged=check_unchanged,
         )
-        if task.piece is not None:
-            table.rounds[task.piece.round].build(context, task.piece)
-            paths = []
-        else:
-            table.build(context)
-            paths = [context.folder / shard_name(shard, task.shard_count) for shard in task.shards]
+        with _kept(context.folder, root):
+            if task.piece is not None:
+                table.rounds[task.piece.round].build(context, task.piece)
+                paths = []
+            else:
+                table.build(context)
+                paths = [context.folder / shard_name(shard, task.shard_count) for shard in task.shards]
         return TaskResult(
             task,
             time.perf_counter() - started,
@@ -86,3 +90,11 @@ class Worker:
         if manifest is None:
             raise DamagedShard(f"{shown(folder)} has no manifest any more; start the same command again")
         return Stored(folder, manifest)
+
+
+def _kept(folder: Path, root: Path) -> contextlib.AbstractContextManager[None]:
+    """The table's folder, which the driver has made: a worker makes none in the place of a store that is not mounted.
+
+    What an object store has taken is there.
+    """
+    return contextlib.nullcontext() if is_mirrored(folder) else kept(folder, within=root)

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from data.errors import UserError
 from data.files.leftovers import ABANDONED_SECONDS, process_start, this_place
 from data.store.place import Listed, Place
+from retrieval.compute.settled import FOLDER as SETTLED
 
 FOLDER = "claims"
 JOBS = f"{FOLDER}/jobs"
@@ -132,15 +133,17 @@ class Job:
         return holder is not None and holder.ended
 
     def _sweep(self) -> None:
-        """Remove what jobs left that died long ago, and the signs of life of those known to be dead.
+        """Remove what jobs left that died long ago, the signs of life of those known to be dead, and what was half made when they died.
 
-        Claims of theirs stand in nobody's way, but would pile up.
+        It stands in nobody's way, but would pile up.
         """
         look = self.look()
         own = look.listed.get(self._file)
         if own is None:
             return
         self.began_alone = look.alone  # of jobs that begin at once each sees the others, since it has given its sign before it looks
+        for folder in (FOLDER, SETTLED):
+            self.place.sweep(folder, now=own.changed)
         old = {name for name, file in look.listed.items() if own.changed - file.changed > ABANDONED_SECONDS}
         for name in sorted(look.listed):
             job = name.rpartition("/")[2]

@@ -20,7 +20,7 @@ from data.store.place import open_place
 from data.tables.manifest import MANIFEST_NAME, Manifest
 from retrieval.compute.precision import class_of
 
-_FOLDER = "settled"
+FOLDER = "settled"
 _CHOICES = ("bf16", "fp32")  # of `auto`
 
 
@@ -35,7 +35,7 @@ class Note:
     @property
     def name(self) -> str:
         """Of its file in the store."""
-        return f"{_FOLDER}/{self.role}-{json_digest(self.key)}.json"
+        return f"{FOLDER}/{self.role}-{json_digest(self.key)}.json"
 
     def read(self) -> str | None:
         """What was settled, None where nothing was. Raises RunFailed where the file cannot be read."""

@@ -6,8 +6,10 @@ import importlib
 import multiprocessing
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ENTRIES = {"prep": "pipeline.__main__", "train": "trainer.__main__", "retrieve": "retrieval.__main__"}
@@ -29,19 +31,37 @@ class Ended:
     output: str  # both streams, in the order of writing
 
 
-def fork_server() -> ForkServerContext:
-    """A context whose processes have the commands' modules loaded. Nothing of them has run there, so no thread is lost by the fork."""
+def fork_server(*more: str) -> ForkServerContext:
+    """A context whose processes have the commands' modules loaded, and `more`. Nothing of them has run there, so no thread is lost by the
+    fork."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload([*_PRELOADED, *more])
     return context
 
 
-def run_forked(context: ForkServerContext, words: list[str], *, folder: Path, log: Path, timeout: float) -> Ended:
-    """Run `prep`, `train` or `retrieve` with the folder as working directory; its output goes through the file `log`."""
+def begin_forked(
+    context: ForkServerContext, words: list[str], *, folder: Path, log: Path, environment: Mapping[str, str] | None = None
+) -> BaseProcess:
+    """Begin `prep`, `train` or `retrieve` with the folder as working directory, `environment` beside what the server has; its output goes
+    into the file `log`."""
+    process = context.Process(target=_become, args=(words, str(folder), str(log), dict(environment or {})))
+    process.start()
+    return process
+
+
+def run_forked(
+    context: ForkServerContext,
+    words: list[str],
+    *,
+    folder: Path,
+    log: Path,
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
+) -> Ended:
+    """Run a command as `begin_forked` begins it; its output goes through the file `log`."""
     noted = log.with_suffix(".code")
     noted.unlink(missing_ok=True)
-    process = context.Process(target=_become, args=(words, str(folder), str(log)))
-    process.start()
+    process = begin_forked(context, words, folder=folder, log=log, environment=environment)
     process.join(timeout)
     in_time = not process.is_alive()
     if not in_time:
@@ -52,8 +72,9 @@ def run_forked(context: ForkServerContext, words: list[str], *, folder: Path, lo
     return Ended(code if in_time else None, log.read_text(errors="replace") if log.exists() else "")
 
 
-def _become(words: list[str], folder: str, log: str) -> None:
+def _become(words: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
     """In the new process: be the command. Its exit code is this process's."""
+    os.environ.update(environment)
     with open(log, "wb") as file, open(os.devnull, "rb") as nothing:
         for number, stream in ((0, nothing), (1, file), (2, file)):
             os.dup2(stream.fileno(), number)

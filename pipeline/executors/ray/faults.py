@@ -8,6 +8,7 @@ from typing import Any
 
 from data.command import in_words
 from data.errors import DamagedShard, NotAnswering, UserError, first_line
+from data.files.kept_folders import FolderGone
 from pipeline.executors.ray.cluster import failed, last_line
 from pipeline.executors.ray.scheduling import Event, Fatal, Lost, NodeFault, StartFailed
 
@@ -35,7 +36,7 @@ def of_a_refused_task(worker: int, error: UserError, *, name: str, host: str) ->
     """The event of a task that a worker refused, or that failed there in a way that it has words for."""
     if host != platform.node():
         error.args = (f"{error} (on {host})", *error.args[1:])
-    if isinstance(error, DamagedShard) and error.path is None:
+    if isinstance(error, FolderGone) or (isinstance(error, DamagedShard) and error.path is None):
         return NodeFault(worker, kind_of(error), str(error), error)
     return Fatal(worker, error)
 

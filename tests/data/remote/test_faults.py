@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import random
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ import pytest
 from support.faulty_proxy import CUT, FLIPPED, LOST, REFUSED, RESET, STALL, FaultyProxy, faulty_proxy
 
 from data.errors import EXIT_INTERRUPTED, DamagedShard, NotAnswering, RunFailed
-from data.remote import attempts, conditional, object_store
+from data.files.leftovers import this_place
+from data.remote import attempts, conditional, object_store, s3
 from data.remote.cache import local_file, local_table
 from data.remote.object_store import Entry, RemotePath
 from data.tables.manifest import Manifest, ShardRecord
@@ -151,6 +153,35 @@ def test_a_dead_claim_does_not_hold_for_ever(bucket: Any, monkeypatch: pytest.Mo
     assert list(bucket.objects()) == ["x"]
 
 
+@pytest.mark.parametrize(("place", "counts"), [(this_place(), False), ("0badcafe", True)])
+def test_a_claim_of_a_process_that_was_killed_here(bucket: Any, monkeypatch: pytest.MonkeyPatch, place: str, counts: bool) -> None:
+    """Prevents: a job that waits for half a minute for each claim of the one that was killed here; and one taken from the living."""
+    monkeypatch.setattr(conditional, "has_condition", lambda *_: False)
+    monkeypatch.setattr(conditional, "DEAD_SECONDS", -10.0)
+    monkeypatch.setattr(conditional, "LIMIT_SECONDS", -1.0)
+    with subprocess.Popen(["true"]) as process:
+        pass
+    root = RemotePath.of(str(bucket))
+    root.child(f".x.claims/{place}-{process.pid}-0").put_bytes(b"claim")
+    if counts:
+        with pytest.raises(NotAnswering, match="others try to make it"):
+            root.child("x").put_if_absent(b"mine")
+    else:
+        assert root.child("x").put_if_absent(b"mine")
+        assert list(bucket.objects()) == ["x"]
+
+
+def test_a_claim_without_a_condition_makes_six_requests(bucket: Any, behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a shard whose claim costs more requests than its data, on a server without conditional puts."""
+    proxy = behind(share=0)
+    monkeypatch.setattr(conditional, "has_condition", lambda *_: False)
+    root = RemotePath.of(str(bucket))
+    assert root.child("x").put_if_absent(b"mine")
+    assert len(proxy.requests) == 6
+    before = len(proxy.requests)
+    assert not root.child("x").put_if_absent(b"another's") and len(proxy.requests) == before + 1
+
+
 def test_an_own_object_whose_answer_was_lost_counts(bucket: Any, behind: Behind) -> None:
     """Prevents: a claim that its holder takes for another's, so that nobody works."""
     root = RemotePath.of(str(bucket))
@@ -161,6 +192,30 @@ def test_an_own_object_whose_answer_was_lost_counts(bucket: Any, behind: Behind)
     proxy.most = 1
     assert root.child("x").put_if_absent(b"mine") and proxy.faults == [LOST]
     assert not root.child("x").put_if_absent(b"another's")
+
+
+@pytest.mark.medium
+def test_an_upload_in_parts_whose_end_was_not_answered(
+    bucket: Any, behind: Behind, directly: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: a training that ends with `nothing there` after its checkpoint was put, since the answer to the last request was lost."""
+    from s3fs import S3FileSystem
+
+    put_file = S3FileSystem._put_file
+
+    async def in_parts(self: Any, local: str, remote: str, **options: Any) -> Any:
+        return await put_file(self, local, remote, **{**options, "chunksize": 5 << 20})
+
+    monkeypatch.setattr(S3FileSystem, "_put_file", in_parts)
+    monkeypatch.setattr(s3, "LARGEST_PUT", 1 << 20)
+    content = random.Random(0).randbytes(11 << 20)
+    (tmp_path / "file").write_bytes(content)
+    proxy = behind(share=1, kinds=[LOST], methods=["POST"], most=1)
+    proxy.paths = "uploadId="
+    assert RemotePath.of(f"{bucket}/x").put(tmp_path / "file").bytes == len(content)
+    assert proxy.faults == [LOST]
+    directly()
+    assert RemotePath.of(f"{bucket}/x").read() == content
 
 
 @pytest.mark.medium

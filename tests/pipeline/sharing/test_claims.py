@@ -67,6 +67,9 @@ class Memory:
         self.turn()
         self.held.pop(name, None)
 
+    def sweep(self, below: str, *, now: float) -> None:
+        pass
+
 
 def task(shard: int, count: int) -> ShardTask:
     return ShardTask("embed.corpus", "embed/corpus-0a", "0a", (shard,), count, {}, {}, {}, 1)
