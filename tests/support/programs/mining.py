@@ -117,7 +117,7 @@ def work(log: int, args: list[str]) -> None:
 if __name__ == "__main__":
     note_renamings()
     note_windows()
-    note(retrieval.encoding.text_encoder, "pad", "batch")
+    note(retrieval.encoding.text_encoder, "pad_rows", "batch")
     note(retrieval.search.searcher, "exact_search", "search", after="found")
     note(pipeline.stages.pools, "_table", "rows")
     note(pipeline.tables.building, "write_journal", "journal")
