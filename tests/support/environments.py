@@ -1,4 +1,4 @@
-"""Environments of peers that want older versions of what the project uses: beside .venv, made once by the first test that asks.
+"""Environments of peers that want other versions or extras of what the project uses: beside .venv, made once by the first test that asks.
 
 Torch is not installed again: they have that of .venv, by links.
 """
@@ -16,10 +16,10 @@ from support.children import ROOT
 SECONDS = 900
 
 
-def installed(name: str, requirements: list[str], *, alone: tuple[str, ...] = ()) -> Path:
+def installed(name: str, requirements: list[str], *, alone: tuple[str, ...] = (), others_shared: bool = False) -> Path:
     """The programs of the environment ROOT/NAME with these packages; those of `alone` come without what they ask for.
 
-    Skips the test where they cannot be had.
+    With `others_shared` all packages that it lacks are those of .venv. Skips the test where they cannot be had.
     """
     import torch
 
@@ -34,6 +34,8 @@ def installed(name: str, requirements: list[str], *, alone: tuple[str, ...] = ()
         _install(folder, requirements)
         if alone:
             _install(folder, ["--no-deps", *alone])
+        if others_shared:
+            (packages / "shared.pth").write_text(f"import site; site.addsitedir({str(Path(torch.__file__).parents[1])!r})\n")
         ready.write_text(wanted)
     return folder / "bin"
 
