@@ -47,4 +47,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf runs $(VENV) .venv-infinity .venv-peers .venv-trackers .venv-rclone
+	rm -rf runs $(VENV) .venv-infinity .venv-peers .venv-trackers .venv-rclone .venv-ray-jobs
