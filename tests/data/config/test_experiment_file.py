@@ -12,6 +12,7 @@ from data.config.fields import build, keyed_values, warn_once
 from data.config.settings import Experiment, load
 from data.digests import json_digest
 from data.errors import UserError
+from trainer.device_defaults import with_device_defaults
 
 MINIMAL = """
 store: runs/store
@@ -120,7 +121,7 @@ RECORDED = {
 def test_a_new_name_leaves_fingerprints_as_they_were(settings: dict[str, Any]) -> None:
     """Prevents: a store of the version before of which every table is made again, and a run that cannot go on, for a word."""
     paths = {"store": "s", "ingest": {"path": "p"}, "student": {"model": "m"}, "teacher": {"model": "t"}}
-    experiment = build(Experiment, {**paths, **settings})
+    experiment = with_device_defaults(build(Experiment, {**paths, **settings}), processes=1)
     for name, recorded in RECORDED.items():
         section: Any = experiment
         for part in name.split("."):

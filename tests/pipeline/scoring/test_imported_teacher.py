@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from support.stores import candidates, forget_scores
+from support.stores import candidates
 from typer.testing import CliRunner
 
 from data.config.settings import load
@@ -240,7 +240,7 @@ def test_logits_that_go_while_they_are_read(plain: Path, tmp_path: Path, tiny_ex
     prep_run(config, stage="ingest")
     for stage in ("embed", "pools", "hard_negatives", "dark_examples"):
         prep_run(config, stage=stage)
-    monkeypatch.setattr("pipeline.scoring.pricing.refuse_missing", lambda *words, **more: forget_scores(store))
+    monkeypatch.setattr("pipeline.scoring.pricing.refuse_missing", lambda *words, **more: shutil.rmtree(store / "teacher_logits"))
     with pytest.raises(Exception, match="were logits deleted meanwhile"):
         prep_run(config)
     assert not list(store.glob("teacher_scores/*/*.parquet"))
