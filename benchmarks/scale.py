@@ -8,7 +8,7 @@ folder of its own. The shards of both are compared byte by byte.
 
 `read` are bytes that the tasks of a stage read by read() and pread(), but for what they wrote themselves and read again to digest it,
 which is `digested`; `mapped` are the sizes of files that they map into memory; `read_by_command` is the command's own reading, of Ray and
-of its modules for the most part. Seconds are those of the whole command, with the start of Ray; `cpu_seconds` are processor time of the
+of modules for the most part. Seconds are those of the whole command, with the start of Ray; `cpu_seconds` are processor time of the
 command and, with `--runner local`, of all its work. `ours` and `peer` are bytes read in the stage `pools`, after and before; `of_vectors`
 is ours over the bytes of the corpus's vectors; `texts` are the bytes of the corpus's table.
 """
