@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
@@ -24,8 +24,12 @@ from typer.testing import CliRunner
 from data.config.settings import load
 from data.digests import DigestCache
 from data.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
+from data.files.kept_folders import FolderGone, kept
 from pipeline.cli import app
+from pipeline.plan import TablePlan
+from pipeline.stages import ingest_tables
 from pipeline.tables import completeness
+from pipeline.tables.building import build_stale
 from pipeline.tables.journal import read_journal
 from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.backends import resolve_teacher
@@ -347,6 +351,18 @@ def test_an_unwritable_store_is_told(tmp_path: Path, tiny_experiment: Callable[.
     (tmp_path / "file").write_text("")
     code, output = prep("run", f"config={tiny_experiment(tmp_path)}", f"store={tmp_path / 'file' / 'store'}")
     assert code == EXIT_BAD_INPUT and "cannot be written" in output
+
+
+def test_no_table_is_begun_where_the_store_is_gone(tmp_path: Path) -> None:
+    """Prevents: a table's folder on the disk below a mount point, made by a driver whose store was unmounted between two tables."""
+    store, nothing = tmp_path / "store", cast(Any, None)
+    (store / "claims").mkdir(parents=True)
+    plan = TablePlan(ingest_tables.CORPUS, folder=store / "ingest" / "a", shard_count=1, stale={0: "new"})
+    with kept(store / "claims", within=store):
+        store.rename(tmp_path / "unmounted")
+        with pytest.raises(FolderGone):
+            build_stale(plan, nothing, nothing, print)
+    assert not store.exists()
 
 
 def test_a_table_in_place_of_the_store_is_told(finished: Any) -> None:
