@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pyarrow.parquet as pq
@@ -27,7 +28,7 @@ from data.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 from data.files.kept_folders import FolderGone, kept
 from pipeline.cli import app
 from pipeline.plan import TablePlan
-from pipeline.stages import ingest_tables
+from pipeline.stages import embed
 from pipeline.tables import completeness
 from pipeline.tables.building import build_stale
 from pipeline.tables.journal import read_journal
@@ -353,11 +354,14 @@ def test_an_unwritable_store_is_told(tmp_path: Path, tiny_experiment: Callable[.
     assert code == EXIT_BAD_INPUT and "cannot be written" in output
 
 
-def test_no_table_is_begun_where_the_store_is_gone(tmp_path: Path) -> None:
-    """Prevents: a table's folder on the disk below a mount point, made by a driver whose store was unmounted between two tables."""
+@pytest.mark.parametrize("has_inputs", [False, True])
+def test_no_table_is_begun_where_the_store_is_gone(tmp_path: Path, has_inputs: bool) -> None:
+    """Prevents: a table's folder on the disk below a mount point, made by a driver whose store was unmounted between two tables; and one
+    that is told to make the inputs again."""
     store, nothing = tmp_path / "store", cast(Any, None)
     (store / "claims").mkdir(parents=True)
-    plan = TablePlan(ingest_tables.CORPUS, folder=store / "ingest" / "a", shard_count=1, stale={0: "new"})
+    of_before: dict[str, Any] = {"ingest.corpus": SimpleNamespace(manifest=SimpleNamespace(shards=[0]), has=lambda shard: False)}
+    plan = TablePlan(embed.CORPUS, folder=store / "embed" / "a", shard_count=1, stale={0: "new"}, inputs=of_before if has_inputs else {})
     with kept(store / "claims", within=store):
         store.rename(tmp_path / "unmounted")
         with pytest.raises(FolderGone):
