@@ -33,7 +33,7 @@ def kept(folder: Path, *, within: Path) -> Iterator[None]:
     deadline = time.monotonic() + SEEN_SECONDS
     while not pair[1].is_dir() and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-    _refuse_if_gone(*pair)
+    _must_be_there(*pair)
     _kept.append(pair)
     try:
         yield
@@ -43,14 +43,19 @@ def kept(folder: Path, *, within: Path) -> Iterator[None]:
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, if they lack. Raises FolderGone where a kept one is gone, of which it would take the place."""
-    resolved = _resolved(folder)
-    for within, kept_folder in list(_kept):  # other threads begin and end theirs
-        if resolved.is_relative_to(within):
-            _refuse_if_gone(within, kept_folder)
+    refuse_if_gone(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _refuse_if_gone(within: Path, folder: Path) -> None:
+def refuse_if_gone(folder: Path) -> None:
+    """Raises FolderGone where a kept folder is gone, and this one lies in what must not be made anew."""
+    resolved = _resolved(folder)
+    for within, kept_folder in list(_kept):  # other threads begin and end theirs
+        if resolved.is_relative_to(within):
+            _must_be_there(within, kept_folder)
+
+
+def _must_be_there(within: Path, folder: Path) -> None:
     if not folder.is_dir():
         raise FolderGone(
             f"{folder} is not there, so {within} is not the folder in which this work was begun: is its file system mounted? "

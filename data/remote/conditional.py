@@ -9,9 +9,9 @@ the hidden folder `.NAME.claims`, lists that folder, and
 - sees an older one: removes its own, waits, and tries again where NAME does not appear.
 
 That needs a store whose listings show what was put before, and no common clock: of two that try at once, the second to put its claim sees
-the first one's, or the claim is gone and NAME is there. What a killed process left counts for 30 s, by the store's own times, or for 3 s
-on the machine on which it was killed, since a claim's name says who put it. A process that took a third of the 30 s between its claim
-and NAME begins again. Whoever is the only one to try makes six requests.
+the first one's, or the claim is gone and NAME is there. What a killed process left counts for 30 s, by the store's own times, or on the
+machine on which it was killed until it is seen to be dead for 3 s, since a claim's name says who put it. A process that took a third of
+the 30 s between its claim and NAME begins again. Whoever is the only one to try makes six requests.
 """
 
 from __future__ import annotations
@@ -108,20 +108,34 @@ def create(filesystem: Any, path: _Path, content: bytes) -> bool:
 def settle(path: _Path, content: bytes) -> bool:
     """By claims, on a store without such a condition."""
     claims = path.sibling(f".{path.address.rsplit('/', 1)[-1]}.claims")
-    begun = time.monotonic()
+    begun, rivals = time.monotonic(), _Rivals()
     while not path.exists():
         # Others are looked for when this try has failed: mostly there are none, and the claim's own listing shows those that are.
-        if _claimed(claims, path, content):
+        if _claimed(claims, path, content, rivals):
             return True
         if time.monotonic() - begun > LIMIT_SECONDS:
             raise NotAnswering(f"{path.address}: others try to make it, for {LIMIT_SECONDS:.0f} s; start the same command again")
         time.sleep(random.uniform(0.5, 1) * PAUSE_SECONDS)
-        while time.monotonic() - begun < STALE_SECONDS and any(not _is_of_the_dead(name) for name in claims.find()):
+        while time.monotonic() - begun < STALE_SECONDS and any(map(rivals.may_put, claims.find())):
             time.sleep(random.uniform(0.5, 1) * PAUSE_SECONDS)
     return False
 
 
-def _claimed(claims: _Path, path: _Path, content: bytes) -> bool:
+class _Rivals:
+    """Who else may put NAME, as one try after the other sees them."""
+
+    def __init__(self) -> None:
+        self._dead: dict[str, float] = {}  # claim -> when its process was first seen to be gone
+
+    def may_put(self, name: str) -> bool:
+        """Whether the process of a claim lives, as far as this machine can tell, or may have sent a request before it was killed."""
+        if not _is_of_the_dead(name):
+            return True
+        now = time.monotonic()
+        return now - self._dead.setdefault(name, now) <= DEAD_SECONDS
+
+
+def _claimed(claims: _Path, path: _Path, content: bytes, rivals: _Rivals) -> bool:
     """One claim, which is kept while it is the oldest. Returns whether it was the only one in time, and NAME was put."""
     own, begun, made = f"{this_place()}-{os.getpid()}-{uuid.uuid4().hex}", time.monotonic(), False
     claims.child(own).put_bytes(b"claim")
@@ -130,24 +144,18 @@ def _claimed(claims: _Path, path: _Path, content: bytes) -> bool:
             seen = claims.find()
             if own not in seen:  # somebody has put NAME, and tidied up
                 return False
-            waited = time.monotonic() - begun
-            ages = {name: seen[own].changed - claim.changed for name, claim in seen.items()}
-            rivals = [(claim.changed, name) for name, claim in seen.items() if _counts(name, age=ages[name], waited=waited)]
-            late = waited > STALE_SECONDS / 3
-            if late or min(rivals)[1] != own:
+            recent = {name: claim.changed for name, claim in seen.items() if seen[own].changed - claim.changed <= STALE_SECONDS}
+            counted = [(changed, name) for name, changed in recent.items() if rivals.may_put(name)]
+            late = time.monotonic() - begun > STALE_SECONDS / 3
+            if late or min(counted)[1] != own:
                 return False
-            if len(rivals) == 1:
+            if len(counted) == 1:
                 made = not path.exists() and _put_in_time(claims, path, content, tidy=seen, until=begun + STALE_SECONDS / 3)
                 return made
             time.sleep(random.uniform(0.5, 1) * PAUSE_SECONDS)
     finally:
         if not made:  # else it was removed with the others
             claims.child(own).delete()
-
-
-def _counts(name: str, *, age: float, waited: float) -> bool:
-    """Whether a claim stands in another's way that came `age` seconds later, or has been there for `waited` seconds."""
-    return max(age, waited) <= DEAD_SECONDS if _is_of_the_dead(name) else age <= STALE_SECONDS
 
 
 def _is_of_the_dead(name: str) -> bool:

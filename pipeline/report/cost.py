@@ -59,7 +59,10 @@ def _upper_bound(experiment: Experiment, scored: TablePlan) -> list[str]:
     of_pools = scored.table.label == "pool_scores"
     queries = labels.n_unique()
     pairs = at_most_of_pools(experiment, queries, labels=len(labels)) if of_pools else at_most(experiment, queries, labels=len(labels))
-    return [f"at most {pairs:,} pairs; the exact cost is known after {scored.table.scores_pairs_of}"]
+    negatives = experiment.hard_negatives
+    has_more = not of_pools and negatives.positives == "each" and negatives.promote_margin is not None
+    more = ", without the lists of promoted passages" if has_more else ""
+    return [f"at most {pairs:,} pairs{more}; the exact cost is known after {scored.table.scores_pairs_of}"]
 
 
 def _here(models: ResolvedModels, cost: Cost, candidates: Path, *, shards: int, measuring: bool) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from data.command import stop_if_asked
 from data.errors import DamagedShard, UserError
+from data.files.kept_folders import make_folder, refuse_if_gone
 from data.store import mirror
 from data.store.paths import store_root
 from data.tables.device_note import note_device
@@ -47,10 +48,11 @@ def build_stale(
     own = part.of_shards(stale, together=table.builds_all_shards) if part else stale
     if not own:
         return 0
+    refuse_if_gone(plan.folder)  # before its inputs, which are gone then too
     missing = [label for label, stored in plan.inputs.items() if not all(map(stored.has, range(len(stored.manifest.shards))))]
     if missing:
         raise UserError(f"{table.label} needs {missing[0]}, of which a shard is missing: run stage={missing[0].split('.')[0]} first")
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(plan.folder)
     if table.rounds_by_device:
         note_device(plan.folder, models.experiment.runner.device, option="runner.device", begun=len(stale) < plan.shard_count)
     prices = not (part and models.teacher.reads_texts)  # what a part does is not the bill

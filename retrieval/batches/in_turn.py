@@ -63,7 +63,7 @@ def by_budget(lengths: Sequence[int], *, budget: Budget, device: Device[Any, Res
 
 
 def in_turn(batches: list[list[int]], lengths: Sequence[int], device: Device[Any, Result]) -> Iterator[tuple[list[int], Result]]:
-    """(rows, results) of each batch, in order; before an error, those of the batches that were launched before."""
+    """(rows, results) of each batch, in order; before OutOfMemory, those of all batches that were launched before."""
 
     def assembled() -> Iterator[tuple[list[int], Any]]:
         return ((rows, device.assemble(rows, int(lengths[rows[0]]))) for rows in batches)

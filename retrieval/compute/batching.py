@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import torch
 
 # Measured on 2 CPU cores, a thread for each batch: 1,024 tokens are 5 % slower, 6,144 not faster. On GPUs not measured: launching twelve
 # layers takes the host 15 ms a batch, in which an H100 is estimated to compute 30,000 tokens of MiniLM. One that lacks room has it halved.
@@ -47,21 +43,3 @@ def lpt_schedule(sizes: Sequence[int], count: int) -> list[list[int]]:
         shares[worker].append(number)
         loads[worker] += sizes[number]
     return shares
-
-
-def pad(sequences: Sequence[Sequence[int]], *, value: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token lists to (input_ids [n, L], attention_mask [n, L]), padded on the right to the longest of them."""
-    import torch
-
-    ids, mask = padded(sequences, length=max(map(len, sequences)), value=value)
-    return torch.from_numpy(ids), torch.from_numpy(mask)
-
-
-def padded(
-    sequences: Sequence[Sequence[int] | NDArray[np.integer]], *, length: int, value: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sequences to [n, length], filled with `value` on the right, and the [n, length] mask, 1 where they are."""
-    mask = np.arange(length) < np.array([len(sequence) for sequence in sequences])[:, None]
-    filled = np.full(mask.shape, value, dtype=np.int64)
-    filled[mask] = np.concatenate(sequences)
-    return filled, mask.astype(np.int64)

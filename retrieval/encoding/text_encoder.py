@@ -54,8 +54,7 @@ class TextEncoder:
         check_padding(model.backbone, check=self._forward, option=spec.option)
         low_precision.apply(model.backbone, precision=precision, check=self._forward, option="embed.precision")
         self.packs = not on_cpu and precision != "fp32" and unpadded.install(model.backbone)  # batches without padding in the layers
-        threads = tokenizing_threads(device=device, threads=torch.get_num_threads() if on_cpu else 1)
-        self.tokenizer = tokenizer_of(spec, threads=threads)
+        self.tokenizer = tokenizer_of(spec, threads=tokenizing_threads(device=device, threads=torch.get_num_threads()))
         self._prompts = prompt_lengths(spec, self.tokenizer)
 
     @property

@@ -6,7 +6,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -112,7 +112,11 @@ class Tokenizer:
         if self._threads == 1 or len(texts) <= _LEAST_PART:
             return [made for part in _parts(texts) for made in encode(part)]
         size = min(_ENCODED_AT_ONCE, max(_LEAST_PART, -(-len(texts) // (4 * self._threads))))
-        return [made for part in _executor(self._threads).map(encode, _parts(texts, size)) for made in part]
+        parts = [_executor(self._threads).submit(encode, part) for part in _parts(texts, size)]
+        try:
+            return [made for part in parts for made in part.result()]
+        finally:
+            wait([part for part in parts if not part.cancel()])  # the backend's settings cannot change while a thread is in it
 
     def count(self, text: str) -> int:
         """Tokens of a text with marks, special ones included, uncut."""

@@ -79,7 +79,7 @@ class TeacherSettings:
     max_tokens: int
     precision: str  # auto, fp32, bf16 or fp16
     device: str  # cpu or cuda
-    threads: int  # of a CPU
+    threads: int  # of a CPU; beside a GPU they tokenise, and 1 stands for all CPUs
     batch_tokens: int | None  # of a batch, padding included; None: the teacher's choice
     compile: bool
 

@@ -14,7 +14,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
@@ -24,8 +25,12 @@ from typer.testing import CliRunner
 from data.config.settings import load
 from data.digests import DigestCache
 from data.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
+from data.files.kept_folders import FolderGone, kept
 from pipeline.cli import app
+from pipeline.plan import TablePlan
+from pipeline.stages import embed
 from pipeline.tables import completeness
+from pipeline.tables.building import build_stale
 from pipeline.tables.journal import read_journal
 from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.backends import resolve_teacher
@@ -347,6 +352,21 @@ def test_an_unwritable_store_is_told(tmp_path: Path, tiny_experiment: Callable[.
     (tmp_path / "file").write_text("")
     code, output = prep("run", f"config={tiny_experiment(tmp_path)}", f"store={tmp_path / 'file' / 'store'}")
     assert code == EXIT_BAD_INPUT and "cannot be written" in output
+
+
+@pytest.mark.parametrize("has_inputs", [False, True])
+def test_no_table_is_begun_where_the_store_is_gone(tmp_path: Path, has_inputs: bool) -> None:
+    """Prevents: a table's folder on the disk below a mount point, made by a driver whose store was unmounted between two tables; and one
+    that is told to make the inputs again."""
+    store, nothing = tmp_path / "store", cast(Any, None)
+    (store / "claims").mkdir(parents=True)
+    of_before: dict[str, Any] = {"ingest.corpus": SimpleNamespace(manifest=SimpleNamespace(shards=[0]), has=lambda shard: False)}
+    plan = TablePlan(embed.CORPUS, folder=store / "embed" / "a", shard_count=1, stale={0: "new"}, inputs=of_before if has_inputs else {})
+    with kept(store / "claims", within=store):
+        store.rename(tmp_path / "unmounted")
+        with pytest.raises(FolderGone):
+            build_stale(plan, nothing, nothing, print)
+    assert not store.exists()
 
 
 def test_a_table_in_place_of_the_store_is_told(finished: Any) -> None:

@@ -21,6 +21,7 @@ from data.errors import RunFailed
 from data.tables.manifest import Manifest, ShardRecord
 from data.tables.schemas import CORPUS, QRELS, QUERIES
 from data.tables.shards import describe, read_shard, shard_name, write_shard
+from retrieval.encoding import text_encoder
 from retrieval.encoding.encode import embedded_groups
 from retrieval.encoding.text_encoder import TextEncoder
 from retrieval.models.student import resolve_student
@@ -156,6 +157,20 @@ def test_one_batch_after_the_other_gives_the_vectors_of_batches_side_by_side(tmp
     found = encoder.vectors(encoder.passage_tokens(TEXTS), progress=counted.append)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert sum(counted) == len(TEXTS) and encoder.batch_tokens == 32
+
+
+def test_a_gpu_encoder_tokenises_with_its_workers_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: `runner.threads` without effect on a GPU. The device `meta` stands for one, on which nothing is computed."""
+    monkeypatch.setattr(text_encoder, "check_padding", lambda *args, **more: None)
+    monkeypatch.setattr(text_encoder.low_precision, "apply", lambda *args, **more: None)
+    spec = resolve_student(Student(model=str(model_folder(tmp_path / "m", pooling="mean", normalize=True))))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        encoder = TextEncoder(spec, precision="fp32", device="meta", batch_tokens=64)
+    finally:
+        torch.set_num_threads(before)
+    assert encoder.tokenizer._threads == 3
 
 
 @pytest.mark.medium

@@ -87,14 +87,14 @@ def test_threads_change_no_bit(
     from retrieval.encoding import text_encoder
 
     computed: list[tuple[bool, int]] = []
-    pad = text_encoder.pad
+    pad_rows = text_encoder.pad_rows
 
     def noted(*args: Any, **more: Any) -> Any:
         computed.append((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
-        return pad(*args, **more)
+        return pad_rows(*args, **more)
 
     expected = alone(precision)
-    monkeypatch.setattr(text_encoder, "pad", noted)
+    monkeypatch.setattr(text_encoder, "pad_rows", noted)
     assert mine(tmp_path, embed__precision=precision, runner__threads=threads) == expected
     assert len(computed) > 20 and set(computed) == {(False, 1)}  # threads of a pool, each of them computing alone
 

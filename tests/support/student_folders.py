@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from support.model_files import write_json
+from torch.nn.utils.rnn import pad_sequence
 
 from data.config.settings import Student
 from retrieval.encoding.text_encoder import TextEncoder
@@ -139,3 +140,9 @@ def spoil(folder: Path, name: str, **changes: Any) -> None:
 def module(folder: Path, kind: str, path: str = "3_More") -> None:
     listed = json.loads((folder / "modules.json").read_text())
     write_json(folder / "modules.json", [*listed, {"idx": 9, "name": "9", "path": path, "type": kind}])
+
+
+def padded(texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """[n, L] token ids, 0 on the right, and the [n, L] mask."""
+    rows = [torch.tensor(text) for text in texts]
+    return pad_sequence(rows, batch_first=True), pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)

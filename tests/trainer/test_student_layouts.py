@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.checkpoints import WORDS, save
-from support.student_folders import TEXTS, assert_equal, encoder_of, lay_out, peer
+from support.student_folders import TEXTS, assert_equal, encoder_of, lay_out, padded, peer
 from support.student_layouts import LAYOUTS, LENGTHS, make
 from support.training import write_shards
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from data.digests import DigestCache
 from data.errors import UserError
 from data.tables.ragged import Ragged
 from data.tables.schemas import CandidateKind
-from retrieval.compute.batching import pad
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.prompt_tokens import PromptLengths, marked_lists, prompt_lengths
 from retrieval.models.student import StudentSpec, resolve_student
@@ -102,7 +101,7 @@ def batch_of(spec: StudentSpec) -> tuple[Tensor, Tensor, int]:
     tokenizer = tokenizer_of(spec)
     left_out = prompt_lengths(spec, tokenizer).query
     ids = tokenizer.encode([spec.query_prefix + text for text in texts(1, 7)], max_tokens=60)
-    return *pad(marked_lists(ids, left_out), value=0), left_out
+    return *padded(marked_lists(ids, left_out)), left_out
 
 
 def gradients(vectors: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,25 @@ def test_a_claim_of_a_process_that_was_killed_here(bucket: Any, monkeypatch: pyt
     else:
         assert root.child("x").put_if_absent(b"mine")
         assert list(bucket.objects()) == ["x"]
+
+
+def test_a_dead_claim_counts_from_the_death(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: an object that the last request of a process just killed replaces, since its claim had been there for long."""
+    monkeypatch.setattr(conditional, "has_condition", lambda *_: False)
+    monkeypatch.setattr(conditional, "DEAD_SECONDS", 0.6)
+    with subprocess.Popen(["true"]) as process:
+        pass
+    claim, plain = f"{this_place()}-{process.pid}-0", RemotePath.find
+
+    def find(self: RemotePath, **options: bool) -> dict[str, Entry]:
+        return {name: replace(entry, changed=entry.changed - 9 * (name == claim)) for name, entry in plain(self, **options).items()}
+
+    monkeypatch.setattr(RemotePath, "find", find)
+    root = RemotePath.of(str(bucket))
+    root.child(f".x.claims/{claim}").put_bytes(b"claim")
+    begun = time.monotonic()
+    assert root.child("x").put_if_absent(b"mine")
+    assert time.monotonic() - begun > 0.6
 
 
 def test_a_claim_without_a_condition_makes_six_requests(bucket: Any, behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,9 @@ def test_before_the_candidates_are_known(tmp_path: Path, tiny_experiment: Any, p
     prep_run(config, stage="ingest")
     assert "at most 168 pairs" in plan(config)  # 14 training queries
     experiment = load({"config": str(config), "hard_negatives.queries": "5", "dark_examples.mask_draws": "2"})
-    assert at_most(experiment, 24) == 5 * 2 * 12
+    assert at_most(experiment, 24, labels=24) == 5 * 2 * 12
+    promoting = ["hard_negatives.positives=each", "hard_negatives.promote_margin=1"]
+    assert "pairs, without the lists of promoted passages" in " ".join(plan(config, *promoting).split())
 
 
 def test_hours_are_of_tokens_or_of_pairs() -> None:

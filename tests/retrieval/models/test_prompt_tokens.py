@@ -10,11 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.checkpoints import STYLES, change_json, save
-from support.student_folders import TEXTS, lay_out, peer
+from support.student_folders import TEXTS, lay_out, padded, peer
 
 from data.config.settings import Student
 from data.errors import UserError
-from retrieval.compute.batching import pad
 from retrieval.models.prompt_tokens import marked, marked_lists, unmarked
 from retrieval.models.student import resolve_student
 from retrieval.models.tokenizer import Tokenizer, tokenizer_of
@@ -25,8 +24,8 @@ ARCHITECTURES = {"bert": "Bert", "roberta": "Roberta", "llama": "Llama", "qwen":
 @given(texts=st.lists(st.lists(st.integers(0, 2**31 - 2), min_size=1, max_size=9), min_size=1, max_size=5), count=st.integers(0, 10))
 def test_marks_come_off_again(texts: list[list[int]], count: int) -> None:
     """Prevents: id 0 that cannot be marked, a text shorter than its prompt, padding that is pooled."""
-    ids, mask = pad(texts, value=0)
-    found, pooled = unmarked(*pad(marked_lists(texts, count), value=0))
+    ids, mask = padded(texts)
+    found, pooled = unmarked(*padded(marked_lists(texts, count)))
     assert torch.equal(found, ids)
     assert torch.equal(pooled, mask * (torch.arange(ids.shape[1]) >= count))
     for text in texts:

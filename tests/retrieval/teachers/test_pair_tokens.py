@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,24 @@ def test_threads_tokenise_whatever_the_environment_says(folders: dict[str, Path]
     monkeypatch.setattr(Tokenizer, "_bare_ids_of", together)
     assert [ids.tolist() for ids in tokenizer.bare_ids(texts)] == alone
     assert tokenizer.encode(texts, max_tokens=6) == Tokenizer(folders["bert"]).encode(texts, max_tokens=6)
+
+
+def test_an_error_leaves_no_thread_that_tokenises(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: `Already borrowed` in place of the error, and truncation that stays, since a thread is in the backend that is to change."""
+    both, ended = threading.Barrier(2, timeout=10), threading.Event()
+
+    def broken(self: Tokenizer, texts: list[str]) -> Any:
+        both.wait()
+        if texts[0] == "0":
+            raise ValueError("broken")
+        time.sleep(0.2)
+        ended.set()
+        return [[] for _ in texts]
+
+    monkeypatch.setattr(Tokenizer, "_ids_of", broken)
+    with pytest.raises(ValueError, match="broken"):
+        Tokenizer(folders["bert"], threads=2).encode([str(number) for number in range(64)], max_tokens=6)
+    assert ended.is_set()
 
 
 def test_a_gpu_is_fed_by_all_cpus_unless_told_otherwise() -> None:
