@@ -112,7 +112,7 @@ def test_pieces_are_a_multiple_and_lose_nothing(passages: list[list[int]], budge
     for chunk in parts.chunks:
         lengths = [token_count(parts.shared[row]) for row in chunk]
         assert len(chunk) == 1 or max(lengths) * len(lengths) <= budget
-    assert len(parts.chunks) >= min(pieces, len(parts.shared))
+    assert len(parts.chunks) >= min(pieces, len(parts.shared)) and len(parts.groups) >= min(pieces, len(passages))
     apart = work_of([[100 * place + number for number in row] for place, row in enumerate(passages)])  # nothing is shared
     groups = cut(apart, budget=budget, pieces=pieces).groups
     assert len(groups) % pieces == 0 or len(groups) == len(passages)
