@@ -35,7 +35,7 @@ class QueryLosses:
 
 
 def list_names(query_ids: Sequence[str]) -> list[str]:
-    """The queries' ids, with a number where a query has several lists in the batch: `q`, `q (2)`. A number that makes another's id is none."""
+    """The queries' ids, with a number where a query has several lists in the batch: `q`, `q (2)`; the next where that is another's id."""
     ids = set(query_ids)
     seen: dict[str, int] = {}
     names = []

@@ -123,9 +123,7 @@ def _groups(
         count = _rounded(count + 1, pieces)
 
 
-def _items(
-    queries: Sequence[QueryWork], active: Sequence[int], *, most: int, repeated: set[Sequenced]
-) -> list[tuple[int, list[int]]]:
+def _items(queries: Sequence[QueryWork], active: Sequence[int], *, most: int, repeated: set[Sequenced]) -> list[tuple[int, list[int]]]:
     """What stays in one group, with its tokens: queries that share passages where they have at most so many, else each query."""
     items: list[tuple[int, list[int]]] = []
     for relatives in _relatives(queries, active, repeated=repeated):
