@@ -32,10 +32,6 @@ class MicroBatches:
     groups: list[list[int]]  # of the queries that have anything to encode
     repeats: bool = True  # whether a sequence may be of several queries
 
-    def own(self, queries: Sequence[QueryWork]) -> list[Sequenced]:
-        """The sequences of a group's queries that no other group needs, each once."""
-        return self.not_shared(distinct(queries))
-
     def sequences(self, queries: Sequence[QueryWork]) -> list[Sequenced]:
         """The sequences of a group's queries, each once."""
         return distinct(queries) if self.repeats else list(chain.from_iterable(query.sequences for query in queries))

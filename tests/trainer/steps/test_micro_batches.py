@@ -45,7 +45,7 @@ def test_every_query_is_in_one_group_and_every_passage_is_encoded_once(passages:
     assert sorted(row for chunk in parts.chunks for row in chunk) == list(range(len(parts.shared)))
     encoded = Counter(parts.shared)
     for group in parts.groups:
-        encoded.update(parts.own([work.queries[place] for place in group]))
+        encoded.update(parts.not_shared(parts.sequences([work.queries[place] for place in group])))
     needed = {sequence for query in work.queries for sequence in query.sequences}
     assert encoded == Counter(dict.fromkeys(needed, 1))
 
@@ -97,7 +97,8 @@ def test_in_batch_negatives_share_everything() -> None:
     """A passage outside of the pool is no negative of any other query."""
     work = work_of([[1, 2, 3], [4, 5, 6]], in_batch="both")
     parts = cut(work, budget=16)
-    assert len(parts.shared) == 8 and all(not parts.own([query]) for query in work.queries) and len(parts.chunks) > 1
+    assert len(parts.shared) == 8 and len(parts.chunks) > 1
+    assert not parts.not_shared(parts.sequences(work.queries))
 
 
 @given(QUERIES, st.integers(8, 200), st.integers(1, 9))
