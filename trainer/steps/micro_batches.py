@@ -113,7 +113,7 @@ def _groups(
     items.sort(key=lambda item: (-item[0], item[1]))
     count = _rounded(-(-sum(tokens for tokens, _ in items) // budget), pieces) if items else 0
     while True:
-        shares = lpt_schedule([tokens for tokens, _ in items], count)
+        shares = lpt_schedule([tokens for tokens, _ in items], min(count, len(items)))
         if all(len(share) == 1 or sum(items[number][0] for number in share) <= budget for share in shares):
             return [sorted(place for number in share for place in items[number][1]) for share in shares if share]
         count = _rounded(count + 1, pieces)
