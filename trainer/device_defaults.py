@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from data.config.settings import Experiment
@@ -11,17 +12,19 @@ MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536}
 _PIECES = 8  # what micro-batches come in multiples of by themselves, see `trainer.steps.micro_batches`
 
 
-def with_device_defaults(experiment: Experiment, *, processes: int) -> Experiment:
+def with_device_defaults(experiment: Experiment, *, processes: int, begun: Mapping[str, Any] | None = None) -> Experiment:
     """The experiment with what `train` leaves open: tokens of a micro-batch by device; for more than 8 processes on GPUs, pieces for all.
 
-    Up to 8 processes the micro-batches do not depend on their number, nor does anything on a CPU.
+    Up to 8 processes the micro-batches do not depend on their number, nor does anything on a CPU. `begun` are the keyed values of `train`
+    of the run that goes on, whose pieces stay on GPUs however many processes there are now; None: it begins.
     """
     settings = experiment.train
     found: dict[str, Any] = {}
     if settings.micro_batch_tokens is None:
         found["micro_batch_tokens"] = MICRO_BATCH_TOKENS[settings.device]
-    if settings.pieces is None and settings.device == "cuda" and processes > _PIECES:
-        found["pieces"] = processes
+    if settings.pieces is None and settings.device == "cuda":
+        for_all = processes if processes > _PIECES else None
+        found["pieces"] = for_all if begun is None else begun.get("pieces")
     return experiment.model_copy(update={"train": settings.model_copy(update=found)})
 
 

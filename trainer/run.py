@@ -28,7 +28,7 @@ from trainer.objective.plan import BatchWork, plan_batch
 from trainer.objective.selection import selected_share
 from trainer.recipes import check_shards
 from trainer.reporting.trackers.tracking import make_tracker
-from trainer.saving.checkpoint import TrainingState, claim_output, read_record, resume, start_digest
+from trainer.saving.checkpoint import TrainingState, begun_run, claim_output, read_record, resume, start_digest
 from trainer.saving.output_folder import RESULT_NAME, RESULT_REMEDY
 from trainer.saving.rehearsal import rehearse_saving
 from trainer.steps.backend import Backend, PlainBackend
@@ -108,9 +108,10 @@ class TrainingRun:
 
 def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distributed) -> TrainingRun | None:
     """Open all that a run needs; None where it is finished already."""
-    experiment = with_device_defaults(experiment, processes=processes.size)
+    output = Path(experiment.train.output)
+    begun = begun_run(output)
+    experiment = with_device_defaults(experiment, processes=processes.size, begun=begun and begun.get("train", {}))
     settings = experiment.train
-    output = Path(settings.output)
     if processes.first and not (output / RESULT_NAME).is_file():
         make_tracker(settings.tracker)
     digests = DigestCache(Path(os.devnull))

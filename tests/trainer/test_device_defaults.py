@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import trainer.run
 from data.config.settings import Experiment
 from data.errors import UserError
 from trainer import recipes
@@ -19,8 +20,8 @@ def load(file: Path, **words: Any) -> Experiment:
     return recipes.load({"config": str(file), **{key.replace("__", "."): str(value) for key, value in words.items()}})
 
 
-def used(file: Path, *, processes: int, **words: Any) -> tuple[int | None, int | None]:
-    found = with_device_defaults(load(file, **words), processes=processes).train
+def used(file: Path, *, processes: int, begun: dict[str, Any] | None = None, **words: Any) -> tuple[int | None, int | None]:
+    found = with_device_defaults(load(file, **words), processes=processes, begun=begun).train
     return found.micro_batch_tokens, found.pieces
 
 
@@ -34,14 +35,26 @@ def test_tokens_and_pieces_by_device(experiment_file: Path) -> None:
     assert used(experiment_file, processes=16, **{**gpu, **given}) == used(experiment_file, processes=1, **given) == (1000, 4)
 
 
+def test_pieces_of_a_run_stay(experiment_file: Path) -> None:
+    """Prevents: a run that cannot go on with more GPUs, or fewer, because the default would be another."""
+    gpu = {"train__device": "cuda", "train__micro_batch_tokens": "null"}
+    assert [used(experiment_file, processes=size, begun={}, **gpu)[1] for size in (1, 16)] == [None, None]
+    assert [used(experiment_file, processes=size, begun={"pieces": 16}, **gpu)[1] for size in (1, 20)] == [16, 16]
+    assert used(experiment_file, processes=16, begun={"pieces": 16}, **gpu, train__pieces=4)[1] == 4
+    assert used(experiment_file, processes=1, begun={"pieces": 16})[1] is None, "on a CPU the setting alone counts"
+
+
 def test_who_may_be_idle_is_told(experiment_file: Path) -> None:
     """Prevents: processes that wait in every step, without a word."""
     assert idle_note(load(experiment_file), processes=8) is None and idle_note(load(experiment_file, train__pieces=3), processes=3) is None
     assert "multiples of 8, for 12 processes: train.pieces=12 has" in (idle_note(load(experiment_file), processes=12) or "")
 
 
-def test_what_is_used_is_keyed(tmp_path: Path, experiment_file: Path, shards: Path) -> None:
+def test_what_is_used_is_keyed(tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: runs that were begun before the default was open refused as others, and two cuts under one key."""
+    seen: list[Any] = []
+    recorded = lambda experiment, **given: (seen.append(given["begun"]), with_device_defaults(experiment, **given))[1]  # noqa: E731
+    monkeypatch.setattr(trainer.run, "with_device_defaults", recorded)
     own = {"train__steps": 1, "train__output": tmp_path / "out"}
     assert train(load(experiment_file, train__micro_batch_tokens=4096, **own), shards_folder=shards) == 0
     key = json.loads((tmp_path / "out" / "run.json").read_text())["train"]
@@ -49,3 +62,4 @@ def test_what_is_used_is_keyed(tmp_path: Path, experiment_file: Path, shards: Pa
     assert train(load(experiment_file, train__micro_batch_tokens="null", **own), shards_folder=shards) == 0
     with pytest.raises(UserError, match=r"train\.pieces: null there, 2 now"):
         train(load(experiment_file, train__micro_batch_tokens=4096, train__pieces=2, **own), shards_folder=shards)
+    assert seen[0] is None and seen[1] == seen[2] == key

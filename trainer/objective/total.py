@@ -35,12 +35,16 @@ class QueryLosses:
 
 
 def list_names(query_ids: Sequence[str]) -> list[str]:
-    """The queries' ids, with a number where a query has several lists in the batch: `q`, `q (2)`."""
+    """The queries' ids, with a number where a query has several lists in the batch: `q`, `q (2)`; the next where that is another's id."""
+    ids = set(query_ids)
     seen: dict[str, int] = {}
     names = []
     for query_id in query_ids:
-        seen[query_id] = seen.get(query_id, 0) + 1
-        names.append(query_id if seen[query_id] == 1 else f"{query_id} ({seen[query_id]})")
+        number = seen.get(query_id, 0) + 1
+        while number > 1 and f"{query_id} ({number})" in ids:
+            number += 1
+        seen[query_id] = number
+        names.append(query_id if number == 1 else f"{query_id} ({number})")
     return names
 
 

@@ -57,8 +57,7 @@ def claim_output(output: Path, *, key: dict[str, Any]) -> None:
     Raises UserError where it holds another run, naming what differs.
     """
     path = output / RUN_NAME
-    if os.path.lexists(path):
-        there = read_record(path, remedy="choose another train.output=FOLDER, or delete it if the run in it is this one")
+    if (there := begun_run(output)) is not None:
         if differences := _differences(there, key):
             raise UserError(
                 "\n".join([f"train.output={output} holds a run with other settings:", *differences, "choose another train.output=FOLDER"])
@@ -68,6 +67,14 @@ def claim_output(output: Path, *, key: dict[str, Any]) -> None:
         atomic_write(path, json.dumps(key, indent=1, sort_keys=True).encode())
     for folder in (output, output / CHECKPOINTS):
         remove_leftovers(folder, held=True)
+
+
+def begun_run(output: Path) -> dict[str, Any] | None:
+    """The key of the run that the folder holds, None where it holds none. Raises UserError where it cannot be read."""
+    path = output / RUN_NAME
+    if not os.path.lexists(path):
+        return None
+    return read_record(path, remedy="choose another train.output=FOLDER, or delete it if the run in it is this one")
 
 
 def read_record(path: Path, *, remedy: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Attention masks made for the model, on a GPU, so that it need not look whether a batch has padding: looking waits for the device.
 
 transformers makes a mask [n, 1, L, L] of the one that it is given, and none where nothing is padded, for which it reads the mask back in
-every pass. A mask that has that shape already is taken as it is.
+every pass. A mask that has that shape already is taken as it is, by layers with a sliding window too: models that have some are left alone.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from retrieval.compute.probe import FP32_NOISE, agree, probe_batch
+from retrieval.compute.probe import FP32_NOISE, agree, probe_batch, text_config
 from trainer.steps.modes import in_mode
 
 
 def whole_masks(model: Any) -> bool:
     """Have the model's `backbone` get masks [n, 1, L, L], where a trial shows that it reads them alike. Returns whether it does."""
+    if getattr(text_config(model.backbone), "sliding_window", None) is not None:  # which may be longer than the texts of the trial
+        return False
     with in_mode(model, training=False), torch.no_grad():
         ids, mask, _ = probe_batch(model.backbone)
         batches = [(ids, mask), (ids[:1], mask[:1])]  # the first text is the longest: nothing is padded

@@ -32,10 +32,6 @@ class MicroBatches:
     groups: list[list[int]]  # of the queries that have anything to encode
     repeats: bool = True  # whether a sequence may be of several queries
 
-    def own(self, queries: Sequence[QueryWork]) -> list[Sequenced]:
-        """The sequences of a group's queries that no other group needs, each once."""
-        return self.not_shared(distinct(queries))
-
     def sequences(self, queries: Sequence[QueryWork]) -> list[Sequenced]:
         """The sequences of a group's queries, each once."""
         return distinct(queries) if self.repeats else list(chain.from_iterable(query.sequences for query in queries))
@@ -111,20 +107,28 @@ def _groups(
     queries: Sequence[QueryWork], active: Sequence[int], *, budget: int, pieces: int | None, repeated: set[Sequenced]
 ) -> list[list[int]]:
     """Queries in groups of nearly equal tokens, at most `budget` of them; those that share passages together where they fit."""
-    items: list[tuple[int, list[int]]] = []  # tokens, places of queries
-    for relatives in _relatives(queries, active, repeated=repeated):
-        tokens = tokens_of([queries[place] for place in relatives])
-        if tokens <= budget:
-            items.append((tokens, relatives))
-        else:
-            items += [(tokens_of([queries[place]]), [place]) for place in relatives]
+    items = _items(queries, active, most=budget, repeated=repeated)
+    if pieces is not None and len(items) < min(pieces, len(active)):  # together they would leave pieces without a query
+        items = _items(queries, active, most=0, repeated=repeated)
     items.sort(key=lambda item: (-item[0], item[1]))
     count = _rounded(-(-sum(tokens for tokens, _ in items) // budget), pieces) if items else 0
     while True:
-        shares = lpt_schedule([tokens for tokens, _ in items], count)
+        shares = lpt_schedule([tokens for tokens, _ in items], min(count, len(items)))
         if all(len(share) == 1 or sum(items[number][0] for number in share) <= budget for share in shares):
             return [sorted(place for number in share for place in items[number][1]) for share in shares if share]
         count = _rounded(count + 1, pieces)
+
+
+def _items(queries: Sequence[QueryWork], active: Sequence[int], *, most: int, repeated: set[Sequenced]) -> list[tuple[int, list[int]]]:
+    """What stays in one group, with its tokens: queries that share passages where they have at most so many, else each query."""
+    items: list[tuple[int, list[int]]] = []
+    for relatives in _relatives(queries, active, repeated=repeated):
+        tokens = tokens_of([queries[place] for place in relatives])
+        if tokens <= most:
+            items.append((tokens, relatives))
+        else:
+            items += [(tokens_of([queries[place]]), [place]) for place in relatives]
+    return items
 
 
 def _rounded(count: int, pieces: int | None) -> int:

@@ -69,14 +69,14 @@ class OnDevice:
 
     def __init__(self, buffer: Tensor, device: str) -> None:
         pinned = buffer.pin_memory() if device == "cuda" else buffer
-        self._floats = pinned.to(device, non_blocking=True)
-        self._numbers = self._floats.long()
+        self._words = pinned.to(device, non_blocking=True)  # int32, or the bits of fp32
+        self._numbers = self._words.long()
 
     def __call__(self, part: Part) -> Tensor:
         """An array of it: int64 or fp32."""
         count = math.prod(part.shape)
         if part.floats:
-            return self._floats[part.start : part.start + count].view(torch.float32).view(part.shape)
+            return self._words[part.start : part.start + count].view(torch.float32).view(part.shape)
         return self._numbers[part.start : part.start + count].view(part.shape)
 
 

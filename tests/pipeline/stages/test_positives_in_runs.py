@@ -150,8 +150,17 @@ def test_promotion_through_a_run(collection: Path, tmp_path: Path, tiny_experime
     assert row["promoted_ids"] == promoted[query_id][1:] and wrong not in row["list_positive_ids"]
 
 
-def test_a_curriculum_has_all_positives_anyway(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("positives", "each", r"has all positives in its lists: leave hard_negatives\.positives=each out"),
+        ("fill_to", 20, r"draws by ranks of its own: leave hard_negatives\.fill_to=20 out"),
+    ],
+)
+def test_what_a_curriculum_does_not_read_is_refused(
+    tmp_path: Path, tiny_experiment: Callable[..., Path], setting: str, value: Any, said: str
+) -> None:
     """Prevents: a setting without effect beside CL-DRD's lists."""
-    settings = {"curriculum": {"enabled": True, "iterations": "2/2/2", "near_rank": 6, "retrieved": 15}, "hard_negatives.positives": "each"}
-    with pytest.raises(UserError, match=r"has all positives in its lists: leave hard_negatives\.positives=each out"):
-        load({"config": str(tiny_experiment(tmp_path, **settings))})
+    settings = {"curriculum": {"enabled": True, "iterations": "2/2/2", "near_rank": 6, "retrieved": 15}, "hard_negatives.range_max": 15}
+    with pytest.raises(UserError, match=said):
+        load({"config": str(tiny_experiment(tmp_path, **settings, **{f"hard_negatives.{setting}": value}))})

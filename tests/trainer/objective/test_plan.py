@@ -103,3 +103,4 @@ def test_what_is_never_a_negative_is_none_of_the_batch_s(rows: list[TrainingRow]
 def test_lists_of_one_query_have_names_of_their_own() -> None:
     """Prevents: two lists of a query in one batch of which the reported loss has one."""
     assert list_names(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
+    assert list_names(["a", "a", "a (2)", "a (2)", "a"]) == ["a", "a (3)", "a (2)", "a (2) (2)", "a (4)"]

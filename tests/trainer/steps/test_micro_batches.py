@@ -45,7 +45,7 @@ def test_every_query_is_in_one_group_and_every_passage_is_encoded_once(passages:
     assert sorted(row for chunk in parts.chunks for row in chunk) == list(range(len(parts.shared)))
     encoded = Counter(parts.shared)
     for group in parts.groups:
-        encoded.update(parts.own([work.queries[place] for place in group]))
+        encoded.update(parts.not_shared(parts.sequences([work.queries[place] for place in group])))
     needed = {sequence for query in work.queries for sequence in query.sequences}
     assert encoded == Counter(dict.fromkeys(needed, 1))
 
@@ -97,7 +97,8 @@ def test_in_batch_negatives_share_everything() -> None:
     """A passage outside of the pool is no negative of any other query."""
     work = work_of([[1, 2, 3], [4, 5, 6]], in_batch="both")
     parts = cut(work, budget=16)
-    assert len(parts.shared) == 8 and all(not parts.own([query]) for query in work.queries) and len(parts.chunks) > 1
+    assert len(parts.shared) == 8 and len(parts.chunks) > 1
+    assert not parts.not_shared(parts.sequences(work.queries))
 
 
 @given(QUERIES, st.integers(8, 200), st.integers(1, 9))
@@ -112,7 +113,7 @@ def test_pieces_are_a_multiple_and_lose_nothing(passages: list[list[int]], budge
     for chunk in parts.chunks:
         lengths = [token_count(parts.shared[row]) for row in chunk]
         assert len(chunk) == 1 or max(lengths) * len(lengths) <= budget
-    assert len(parts.chunks) >= min(pieces, len(parts.shared))
+    assert len(parts.chunks) >= min(pieces, len(parts.shared)) and len(parts.groups) >= min(pieces, len(passages))
     apart = work_of([[100 * place + number for number in row] for place, row in enumerate(passages)])  # nothing is shared
     groups = cut(apart, budget=budget, pieces=pieces).groups
     assert len(groups) % pieces == 0 or len(groups) == len(passages)
