@@ -131,8 +131,11 @@ def _some_missing(path: Path, missing: NDArray[np.bool_], count: int, marks: Mar
     return []
 
 
-def at_most(experiment: Experiment, queries: int, *, labels: int = 0) -> int:
-    """Pairs that so many training queries with so many labels can request, before their negatives are known. None is of a promotion."""
+def at_most(experiment: Experiment, queries: int, *, labels: int) -> int:
+    """Pairs that so many training queries with so many labels can request, before their negatives are known.
+
+    Without lists of promoted passages, which `positives=each` adds.
+    """
     negatives, dark = experiment.hard_negatives.num_negatives, experiment.dark_examples
     queries = min(queries, experiment.hard_negatives.queries or queries)
     lists = labels if experiment.hard_negatives.positives == "each" else queries
