@@ -795,10 +795,10 @@ class Experiment(Section):
             )
         if any(value is not None for value in pools.false_negatives.model_dump().values()):
             raise UserError("curriculum.enabled draws by ranks alone: leave the rules of hard_negatives.false_negatives unset")
-        if pools.fill_to is not None:
-            raise UserError(f"curriculum.enabled draws by ranks of its own: leave hard_negatives.fill_to={pools.fill_to} out")
         if pools.positives != "one":
             raise UserError(f"curriculum.enabled has all positives in its lists: leave hard_negatives.positives={pools.positives} out")
+        if pools.fill_to is not None:
+            raise UserError(f"curriculum.enabled draws by ranks alone, and fills nothing: leave hard_negatives.fill_to={pools.fill_to} out")
         if self.train.draw is not None and self.train.draw >= self.draws:
             raise UserError(f"train.draw={self.train.draw}: curriculum.iterations are draws 0 to {self.draws - 1}")
         return self

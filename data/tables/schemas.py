@@ -92,8 +92,8 @@ HARD_NEGATIVES = pa.schema(
         ("query_id", pa.string()),
         ("positive_ids", pa.list_(pa.string())),  # p+ of the query's list first, then the others as in POOLS
         ("negative_ids", pa.list_(pa.list_(pa.string()))),  # [draws][m]
-        # Passages of the rank windows that are never drawn, the first rule that dropped each, the score that it looked at, and the
-        # limit that was exceeded (of MIN_SCORE: not reached).
+        # Passages that are never drawn, of the rank windows and of the deeper ranks that `fill_to` looked at, the first rule that
+        # dropped each, the score that it looked at, and the limit that was exceeded (of MIN_SCORE: not reached).
         ("dropped_ids", pa.list_(pa.string())),
         ("dropped_rules", pa.list_(pa.int8())),  # FalseNegativeRule
         ("dropped_scores", pa.list_(pa.float32())),

@@ -89,10 +89,10 @@ def _larger(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _write_never(writer: ShardWriter, stored: StoredLists, shard: int, queries: pa.Array) -> None:
+    promotions = None if stored.promotions is None else stored.promotions.read(shard, columns=["query_id", "promoted_ids"])
     for group in stored.never.shard_groups(shard, columns=NEVER.names):
         rows = group.filter(pc.is_in(group.column("query_id"), value_set=queries)).select(NEVER.names)
-        if stored.promotions is not None:
-            promotions = stored.promotions.read(shard, columns=["query_id", "promoted_ids"])
+        if promotions is not None:
             never = with_promoted(rows.column("never_ids"), rows.column("query_id"), promotions)
             rows = rows.set_column(1, NEVER.field(1), never)
         writer.write(rows)

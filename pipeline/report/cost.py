@@ -58,11 +58,16 @@ def _upper_bound(experiment: Experiment, scored: TablePlan) -> list[str]:
     labels = labels_above_0(planned.stored).filter(pl.col("split") == experiment.ingest.train_split)["query_id"]
     of_pools = scored.table.label == "pool_scores"
     queries = labels.n_unique()
-    pairs = at_most_of_pools(experiment, queries, labels=len(labels)) if of_pools else at_most(experiment, queries, labels=len(labels))
-    negatives = experiment.hard_negatives
-    has_more = not of_pools and negatives.positives == "each" and negatives.promote_margin is not None
-    more = ", without the lists of promoted passages" if has_more else ""
-    return [f"at most {pairs:,} pairs{more}; the exact cost is known after {scored.table.scores_pairs_of}"]
+    pairs = (at_most_of_pools if of_pools else at_most)(experiment, queries, labels=len(labels))
+    return [_at_most_words(experiment, pairs, of_pools=of_pools, after=scored.table.scores_pairs_of)]
+
+
+def _at_most_words(experiment: Experiment, pairs: int, *, of_pools: bool, after: str | None) -> str:
+    """With `positives=each` a promoted passage has lists of its own, and how many there are the teacher says first."""
+    settings = experiment.hard_negatives
+    promotes = not of_pools and settings.promote_margin is not None and settings.positives == "each"
+    beside = " beside those of promoted passages" if promotes else ""
+    return f"at most {pairs:,} pairs{beside}; the exact cost is known after {after}"
 
 
 def _here(models: ResolvedModels, cost: Cost, candidates: Path, *, shards: int, measuring: bool) -> str:

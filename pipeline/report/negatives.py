@@ -1,4 +1,4 @@
-"""What the report tells of the negatives: a sample of what was taken for false negatives, and underfilled queries."""
+"""What the report tells of the negatives: a sample of what rules dropped, and underfilled queries."""
 
 from __future__ import annotations
 
@@ -65,19 +65,19 @@ def negatives_findings(experiment: Experiment) -> Findings:
         counts.get(RANKS, {}),
         counts.get(KEPT_RANKS, {}),
         unselected,
-        *_positives(experiment, negatives),
+        *_positives(experiment, negatives, pools),
     )
 
 
-def _positives(experiment: Experiment, negatives: Stored) -> tuple[int, int, int | None, list[list[str]]]:
-    """(labelled positives, those that are p+ of no list, promoted passages, some of these)."""
+def _positives(experiment: Experiment, negatives: Stored, pools: Stored) -> tuple[int, int, int | None, list[list[str]]]:
+    """(labelled positives, those that are p+ of no list, promoted passages, some of these). Queries that were left out count, too."""
     if counted := negatives.manifest.counts.get(POSITIVES):
         asked = experiment.hard_negatives.promote_margin is not None
         promotions = _promotions(experiment, negatives) if counted.get(PROMOTED) else []
         return counted["labelled"], counted.get(IN_NO_LIST, 0), counted.get(PROMOTED, 0) if asked else None, promotions
-    groups = negatives.row_groups(columns=["positive_ids"])
+    groups = pools.row_groups(columns=["positive_ids"])
     labelled = sum(pc.sum(pc.list_value_length(group.column("positive_ids"))).as_py() or 0 for group in groups)
-    return labelled, labelled - negatives.manifest.rows, None, []  # one of each query's is p+
+    return labelled, labelled - negatives.manifest.rows, None, []  # one of each query's with lists is p+
 
 
 def _promotions(experiment: Experiment, negatives: Stored) -> list[list[str]]:

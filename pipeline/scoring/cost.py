@@ -134,7 +134,7 @@ def _some_missing(path: Path, missing: NDArray[np.bool_], count: int, marks: Mar
 def at_most(experiment: Experiment, queries: int, *, labels: int) -> int:
     """Pairs that so many training queries with so many labels can request, before their negatives are known.
 
-    Lists of promoted passages are not counted: how many there will be, the teacher decides.
+    Without lists of promoted passages, which `positives=each` adds.
     """
     negatives, dark = experiment.hard_negatives.num_negatives, experiment.dark_examples
     queries = min(queries, experiment.hard_negatives.queries or queries)

@@ -56,7 +56,7 @@ class _Seen:
     groups: bool  # lists of a curriculum
     scored: bool  # lists that a teacher has scored
     texts: dict[int, int] = field(default_factory=dict)  # hash of a query's id -> of its text
-    lists: set[int] = field(default_factory=set)  # hashes of (query id, draw)
+    lists: set[int] = field(default_factory=set)  # hashes of (query id, draw), without groups of (query id, draw, p+)
     candidates: int = 0
     unscored: int = 0  # candidates
     unscored_lists: int = 0

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from data.config.settings import load
+from data.config.settings import Experiment, HardNegatives, load
 from data.tables.shards import read_shard
 from pipeline.cli import app
 from pipeline.executors.resources import workers_that_fit
 from pipeline.progress import Progress, duration
+from pipeline.report.cost import _at_most_words
 from pipeline.scoring import calibration
 from pipeline.scoring.calibration import Speed, load_gpu_speeds, load_speed, save_speed
 from pipeline.scoring.cost import Cost, at_most, estimate_cost
@@ -105,9 +106,18 @@ def test_before_the_candidates_are_known(tmp_path: Path, tiny_experiment: Any, p
     prep_run(config, stage="ingest")
     assert "at most 168 pairs" in plan(config)  # 14 training queries
     experiment = load({"config": str(config), "hard_negatives.queries": "5", "dark_examples.mask_draws": "2"})
-    assert at_most(experiment, 24, labels=24) == 5 * 2 * 12
-    promoting = ["hard_negatives.positives=each", "hard_negatives.promote_margin=1"]
-    assert "pairs, without the lists of promoted passages" in " ".join(plan(config, *promoting).split())
+    assert at_most(experiment, 24, labels=30) == 5 * 2 * 12
+
+
+def test_the_bound_counts_a_list_of_each_positive() -> None:
+    """Prevents: a bill for one list a query where each label has one; a bound that promoted passages go beyond without a word."""
+    given_settings = {"store": "s", "student": {"model": "m"}, "teacher": {"model": "t"}, "hard_negatives": {"positives": "each"}}
+    each = Experiment.model_validate(given_settings)
+    one = each.model_copy(update={"hard_negatives": HardNegatives()})
+    assert (at_most(one, 24, labels=30), at_most(each, 24, labels=30)) == (24 * 26, 30 * 26)  # p+, 10 negatives, 10 mixed, 5 masked
+    promoting = each.model_copy(update={"hard_negatives": HardNegatives(positives="each", promote_margin=1)})
+    said = [_at_most_words(one, 7, of_pools=of_pools, after="x") for one in (each, promoting) for of_pools in (False, True)]
+    assert [" beside those of promoted passages;" in line for line in said] == [False, False, True, False]
 
 
 def test_hours_are_of_tokens_or_of_pairs() -> None:

@@ -259,8 +259,8 @@ def test_the_report_shows_what_was_dropped(ruled: tuple[Path, list[str]], tmp_pa
     write_report(load({"config": str(ruled[0])}), tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     counts = counts_of(ruled[0].parent / "store")
-    assert "Taken for false negatives" in page and f"absolute_margin {counts['false negatives']['absolute_margin']}" in page
-    section = page[page.index("Taken for false negatives") : page.index("Queries short of negatives")]
+    assert "Dropped by rules" in page and f"absolute_margin {counts['false negatives']['absolute_margin']}" in page
+    section = page[page.index("Dropped by rules") : page.index("Queries short of negatives")]
     assert section.count("<tr>") == 1 + sum(bool(row["dropped_ids"]) for row in negatives_of(ruled[0].parent / "store").values())
     short = [query for query, row in negatives_of(ruled[0].parent / "store").items() if len(row["negative_ids"][0]) < 6]
     assert all(query in page[page.index("Queries short of negatives") :] for query in short)

@@ -150,17 +150,11 @@ def test_promotion_through_a_run(collection: Path, tmp_path: Path, tiny_experime
     assert row["promoted_ids"] == promoted[query_id][1:] and wrong not in row["list_positive_ids"]
 
 
-@pytest.mark.parametrize(
-    ("setting", "value", "said"),
-    [
-        ("positives", "each", r"has all positives in its lists: leave hard_negatives\.positives=each out"),
-        ("fill_to", 20, r"draws by ranks of its own: leave hard_negatives\.fill_to=20 out"),
-    ],
-)
-def test_what_a_curriculum_does_not_read_is_refused(
-    tmp_path: Path, tiny_experiment: Callable[..., Path], setting: str, value: Any, said: str
-) -> None:
-    """Prevents: a setting without effect beside CL-DRD's lists."""
-    settings = {"curriculum": {"enabled": True, "iterations": "2/2/2", "near_rank": 6, "retrieved": 15}, "hard_negatives.range_max": 15}
-    with pytest.raises(UserError, match=said):
-        load({"config": str(tiny_experiment(tmp_path, **settings, **{f"hard_negatives.{setting}": value}))})
+def test_a_curriculum_has_all_positives_and_fills_nothing(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: settings without effect beside CL-DRD's lists."""
+    settings = {"curriculum": {"enabled": True, "iterations": "2/2/2", "near_rank": 6, "retrieved": 15}, "hard_negatives.positives": "each"}
+    with pytest.raises(UserError, match=r"has all positives in its lists: leave hard_negatives\.positives=each out"):
+        load({"config": str(tiny_experiment(tmp_path, **settings))})
+    filled = {"curriculum": settings["curriculum"], "hard_negatives.range_max": 6, "hard_negatives.fill_to": 15}
+    with pytest.raises(UserError, match=r"draws by ranks alone, and fills nothing: leave hard_negatives\.fill_to=15 out"):
+        load({"config": str(tiny_experiment(tmp_path, **filled))})

@@ -24,7 +24,7 @@ from data.tables.schemas import CandidateKind
 
 _DARK = (CandidateKind.REINFORCED_NEGATIVE, CandidateKind.NOISY_POSITIVE)
 _RELEVANCE = {CandidateKind.POSITIVE: 1, CandidateKind.NEGATIVE: 0}
-_COLUMNS = ("query_id", "draw", "candidate_kind", "candidate_id", "query", "text", "logit")
+_COLUMNS = ("query_id", "position", "candidate_kind", "candidate_id", "query", "text", "logit")
 
 
 class StoredLists:
@@ -66,11 +66,9 @@ def _batch(file: DataFile, first: int, rows: pa.RecordBatch, score: str) -> List
     kinds = columns["candidate_kind"].to_numpy(zero_copy_only=False)
     keep = pa.array(~np.isin(kinds, _DARK))
     dark = int(np.isin(kinds, _DARK).sum())
-    query_id, draw = columns["query_id"], columns["draw"].to_numpy(zero_copy_only=False)
-    is_first = np.ones(rows.num_rows, dtype=bool)
-    if rows.num_rows > 1:
-        is_first[1:] = pc.not_equal(query_id.slice(1), query_id.slice(0, rows.num_rows - 1)).to_numpy(zero_copy_only=False)
-        is_first[1:] |= draw[1:] != draw[:-1]
+    query_id = columns["query_id"]
+    is_first = columns["position"].to_numpy(zero_copy_only=False) == 0  # a draw may have a list for each positive of a query
+    is_first[:1] = True
     heads = pa.array(np.flatnonzero(is_first))
     queries = queries_of(first + np.flatnonzero(is_first), query_id.take(heads), columns["query"].take(heads))
     relevance = pa.array([_RELEVANCE.get(kind) for kind in kinds.tolist()], pa.int32())

@@ -54,6 +54,14 @@ def test_lists_of_passages(tmp_path: Path) -> None:
     assert len(READER.files(path, ReadOptions())) == 2
 
 
+def test_lists_of_several_positives_stay_apart(tmp_path: Path) -> None:
+    """Prevents: lists of one query and draw that run together, so that a passage stands twice in a list of two positives."""
+    first, second = rows("q", 0, [(0, "p", 7.5), (1, "n", 1.0)]), rows("q", 0, [(0, "o", 6.0), (1, "n", 1.0)])
+    found = read(READER, export(tmp_path / "out", [first + second]))
+    assert by_id(found) == [("q", [("p", 1, 7.5), ("n", 0, 1.0)]), ("q", [("o", 1, 6.0), ("n", 0, 1.0)])]
+    assert [one.line for one in found.lists] == [1, 3]
+
+
 def test_what_is_no_export(tmp_path: Path) -> None:
     """Prevents: a traceback on a folder that is cut short or is another."""
     with pytest.raises(UserError, match=r"has no export\.json"):
