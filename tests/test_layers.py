@@ -109,6 +109,7 @@ def loaded_after(*modules: str) -> set[str]:
     return loaded
 
 
+@pytest.mark.medium
 def test_the_trainer_is_lean() -> None:
     """Prevents: a third-party import chain that loads Ray or FAISS into every training process."""
     assert not loaded_after("trainer.loop", "trainer.cli", "trainer.evaluation.dev_set") & {"ray", "faiss", "pipeline"}

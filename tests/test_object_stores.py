@@ -217,6 +217,7 @@ def test_damaged_training_shards_stop_the_trainer(bucket: Any, finished: Any, ca
     assert f"{address}/{last} is not the file that manifest.json records" in capsys.readouterr().err
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_collection_on_the_store_has_the_fingerprints_of_its_content(
     bucket: Any, tmp_path: Path, collection: Path, tiny_experiment: Any, prep_run: Any, finished: Any, packed: bool, contents: Any

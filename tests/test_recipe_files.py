@@ -29,6 +29,7 @@ FOLDER = Path(__file__).parent.parent / "recipes"
 FILES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name != "kubernetes")  # tests/test_queue_recipes.py has those
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.name if path.stem == path.parent.name else f"{path.parent.name}/{path.name}")
 def test_every_file_is_one_that_the_commands_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a key that was renamed in the code alone."""

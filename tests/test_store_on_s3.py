@@ -139,6 +139,7 @@ def test_looking_after_the_logits_of_such_a_store(bucket: Any, far: Path, finish
     assert prep("cache", "stats", store) == (0, "")
 
 
+@pytest.mark.medium
 def test_a_shard_that_the_store_has_no_more(bucket: Any, far: Path, finished: Any, prep_run: Any, parquet_files: Any) -> None:
     """Prevents: a table called complete since a copy of its lost shard lies in the mirror; and the same of one cut short."""
     from s3fs import S3FileSystem
@@ -155,6 +156,7 @@ def test_a_shard_that_the_store_has_no_more(bucket: Any, far: Path, finished: An
     assert tables(bucket.objects("runs/one")) == parquet_files(finished.store)
 
 
+@pytest.mark.medium
 def test_a_shard_that_comes_damaged(bucket: Any, far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a bit that the network flipped in the next table, and a run that gives up though the object is whole."""
     stored = Planner(load({"config": str(far)})).completed("ingest.corpus")
@@ -174,6 +176,7 @@ def test_a_shard_that_comes_damaged(bucket: Any, far: Path, monkeypatch: pytest.
         Planner(load({"config": str(far)})).completed("ingest.queries").path(0)
 
 
+@pytest.mark.medium
 def test_a_damaged_segment(bucket: Any, far: Path, finished: Any, prep_run: Any, machine: Any) -> None:
     """Prevents: paid logits thrown away because one machine's copy is damaged, and a damaged object read by all for ever."""
     name = named(bucket, "teacher_logits/")
@@ -217,6 +220,7 @@ def test_what_cannot_be_put_has_no_name_here(
     assert tables(bucket.objects("runs/one")) == expected
 
 
+@pytest.mark.medium
 def test_the_journal_is_an_object_a_task(bucket: Any, empty: Path, prep_run: Any, machine: Any) -> None:
     """Prevents: times and hits of a table that only the machine knows which built it, and digests taken again from downloads."""
     prep_run(empty, stage="ingest")

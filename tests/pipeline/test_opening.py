@@ -73,6 +73,7 @@ def test_a_teacher_whose_logits_depend_on_the_batch_is_refused_before_the_first_
     assert not built(tmp_path / "store")
 
 
+@pytest.mark.medium
 def test_a_model_is_tried_once(tiny_experiment: Any, prep_run: Prep, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: every killed and resumed run that opens all models once more before it goes on; a new teacher that is not tried."""
     tried: list[list[str]] = []

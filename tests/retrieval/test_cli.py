@@ -286,6 +286,7 @@ def test_mistakes_have_a_message_and_exit_code_2(
     assert sorted(collection.rglob("*")) == before
 
 
+@pytest.mark.medium
 def test_help_and_compare_load_no_model_code(tmp_path: Path) -> None:
     """Prevents: seconds of imports before a help page or a table of two runs, and a compare that needs torch."""
     (tmp_path / "r").write_text("q Q0 a 1 1.0 t\n")

@@ -41,6 +41,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in metrics.SPEEDS} for line in lines]
 
 
+@pytest.mark.medium
 def test_an_iteration_is_trained_on_its_own_draw(tmp_path: Path, experiment_file: Path, lists: Path) -> None:
     """Prevents: a training that reads the lists of another iteration, or whose own seed decides nothing."""
     seen = {}
@@ -61,6 +62,7 @@ def test_lists_of_the_other_kind_are_refused(experiment_file: Path, lists: Path,
         train(experiment_of(experiment_file, **{"train.draw": "2"}), shards_folder=lists)
 
 
+@pytest.mark.medium
 def test_the_loss_falls(tmp_path: Path, experiment_file: Path, lists: Path) -> None:
     """Prevents: a sign or an order of labels by which the student learns the reverse."""
     words = {"train.epochs": "16", "train.learning_rate": "0.001"}

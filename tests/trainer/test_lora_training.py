@@ -98,6 +98,7 @@ def model_of(folder: Path, *, dropout: float, **train: Any) -> DualEncoder:
     return model
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("in_batch", ["none", "both"])
 def test_the_fast_path_of_cpus_gives_the_same_gradients(
     make_student: Callable[..., Path], tmp_path: Path, shards: Path, student: Path, in_batch: Any

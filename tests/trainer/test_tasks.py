@@ -216,6 +216,7 @@ def test_an_encoder_gets_a_head_of_the_seed(student: Path) -> None:
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2]) and heads[0].shape == (1, 32)
 
 
+@pytest.mark.medium
 def test_what_a_cross_encoder_cannot_be_trained_from(
     tmp_path: Path,
     experiment_file: Path,

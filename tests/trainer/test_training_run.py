@@ -220,6 +220,7 @@ def test_half_a_checkpoint_is_no_checkpoint(tmp_path: Path, experiment_file: Pat
     assert len(list((output / "checkpoints").iterdir())) == 2
 
 
+@pytest.mark.medium
 def test_finished_run_does_nothing(tmp_path: Path, experiment_file: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same command started twice must not train twice."""
     assert start(experiment_file, shards) == 0
@@ -244,6 +245,7 @@ def test_what_is_refused_today_may_be_finished(
         start(experiment_file, shards, train__output=tmp_path / "another")
 
 
+@pytest.mark.medium
 def test_a_damaged_result_is_no_finished_run(tmp_path: Path, experiment_file: Path, shards: Path) -> None:
     """Prevents: half a file that is taken for the sign of a whole run."""
     assert start(experiment_file, shards) == 0
@@ -258,6 +260,7 @@ def test_a_damaged_result_is_no_finished_run(tmp_path: Path, experiment_file: Pa
     assert json.loads(result.read_text())["last_step"] == whole["last_step"]
 
 
+@pytest.mark.medium
 def test_other_settings_need_another_folder(
     tmp_path: Path, experiment_file: Path, shards: Path, student: Path, shard_writer: Any, row_maker: Any
 ) -> None:
@@ -327,6 +330,7 @@ def test_loss_falls(tmp_path: Path, experiment_file: Path, shards: Path) -> None
     assert np.mean(losses[-6:]) < 0.7 * np.mean(losses[:6])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_sentence_transformers_opens_the_student(

@@ -60,6 +60,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return read
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 25_000])
 @pytest.mark.parametrize("name", ["plain.trec", "a b+c%20=é.tsv.gz", "#1?x"])
 def test_bytes_there_and_back(bucket: Any, reads: list[str], name: str, size: int) -> None:

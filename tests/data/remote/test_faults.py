@@ -85,6 +85,7 @@ def test_the_proxy_fails_as_it_is_told(s3_endpoint: str, kind: str) -> None:
         assert [(one.method, one.path, one.fault) for one in proxy.requests] == [("GET", "/", kind)]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["s3", "memory"])
 def test_what_lies_below(bucket: Any, kind: str) -> None:
     """Prevents: a listing that leaves out a folder, shows an object beside it, or asks for each object."""
@@ -172,6 +173,7 @@ def test_a_claim_of_a_process_that_was_killed_here(bucket: Any, monkeypatch: pyt
         assert list(bucket.objects()) == ["x"]
 
 
+@pytest.mark.medium
 def test_a_dead_claim_counts_from_the_death(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: an object that the last request of a process just killed replaces, since its claim had been there for long."""
     monkeypatch.setattr(conditional, "has_condition", lambda *_: False)

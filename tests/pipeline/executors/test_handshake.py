@@ -116,6 +116,7 @@ def test_challenges_of_killed_drivers_go_after_a_day(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / FOLDER).iterdir()] == [Path(running.challenge.name).name]
 
 
+@pytest.mark.medium
 def test_the_digest_is_of_the_code_that_is_imported(tmp_path: Path) -> None:
     """Prevents: a host with one changed line that counts as having the driver's code; two installations of the same that differ."""
     for package in ("data", "pipeline", "retrieval"):

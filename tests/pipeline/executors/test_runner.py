@@ -45,6 +45,7 @@ def test_ray_s_handlers_do_not_stay() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.medium
 def test_a_fault_of_a_worker_s_disk_is_a_sentence() -> None:
     """Prevents: a traceback for a store that is read-only on one host, which is not named."""
     from ray.exceptions import RayTaskError

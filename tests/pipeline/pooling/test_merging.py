@@ -30,6 +30,7 @@ def lists_of(vectors: np.ndarray, queries: np.ndarray, cuts: list[int], *, k: in
     return lists
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_merged_lists_are_those_of_one_search(data: st.DataObject) -> None:
@@ -46,6 +47,7 @@ def test_merged_lists_are_those_of_one_search(data: st.DataObject) -> None:
     assert scores.tobytes() == one_scores.tobytes()
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_heads_that_are_too_short_are_named(data: st.DataObject) -> None:

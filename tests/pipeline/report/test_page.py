@@ -136,6 +136,7 @@ def test_opens_in_a_browser(report: tuple[Path, Path], tmp_path: Path) -> None:
     assert picture.stat().st_size > 20_000  # a blank page of this size compresses to far less
 
 
+@pytest.mark.medium
 def test_several_draws_are_still_the_same_queries(
     tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Callable[..., Any]
 ) -> None:

@@ -27,6 +27,7 @@ def rows(store: Path, stage: str) -> list[dict[str, Any]]:
     return [row for path in sorted(store.glob(f"{stage}/*/*.parquet")) for row in read_shard(path).to_pylist()]
 
 
+@pytest.mark.medium
 def test_a_whole_run(tmp_path: Path, tiny_experiment: Any, prep_run: Prep, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a door that opens on settings alone: stages that ask for a tokenizer, or for token counts, on the way to shards."""
     config, store = tiny_experiment(tmp_path, **OVERLAP), tmp_path / "store"

@@ -118,6 +118,7 @@ def test_lengths_that_fit_no_query_are_told_before_any_work(
         assert not notes(models.experiment, models)
 
 
+@pytest.mark.medium
 def test_the_share_is_told_before_scoring(
     tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, count_scored: list[int]
 ) -> None:

@@ -154,6 +154,7 @@ def test_drawn_from_the_pools(finished: Any) -> None:
         assert set(negatives) <= set(pools[query_id]["ranked_ids"]) and len(set(negatives)) == 3 and row["dropped_ids"] == []
 
 
+@pytest.mark.medium
 def test_rules_that_leave_nothing_are_named(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
     """Prevents: a hint at the collection where a rule has dropped every passage, and where the rank windows are empty."""
     config = tiny_experiment(tmp_path, **{"hard_negatives.false_negatives": {"max_score": -1000, "absolute_margin": 1}})
@@ -167,6 +168,7 @@ def test_rules_that_leave_nothing_are_named(tmp_path: Path, tiny_experiment: Cal
         prep_run(config)
 
 
+@pytest.mark.medium
 def test_a_shard_without_queries(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
     """Prevents: a pilot of one query that fails because the other shards have none."""
     rules = {

@@ -40,6 +40,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {**own, "modernbert": marked, "xlmr": unigram}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["qwen", "modernbert", "llama", "xlmr"])
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(positive=TEXTS, negative=TEXTS, max_tokens=st.integers(10, 60))

@@ -191,6 +191,7 @@ def test_an_index_of_an_exact_search_is_refused(tmp_path: Path, tiny_experiment:
         prep_run(tiny_experiment(tmp_path), stage="index")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("source", ["random", "bm25", "bm25,random"])
 def test_sources_without_vectors(tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep, source: str) -> None:
     """Prevents: a source of negatives that needs embeddings, or finds positives."""

@@ -100,6 +100,7 @@ def test_parts_that_were_broken_off_go_on(
     assert parquet_files(copied.store) == tables and logits_of(copied.store) == logits and sorted(count_scored) == batches
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("workers", [1, 8])
 def test_a_text_is_hashed_once(
     copied: Any, prep_run: Prep, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, workers: int
@@ -211,6 +212,7 @@ def test_a_job_that_counted_some_shards_says_so(finished: Any) -> None:
     assert lines == ["teacher_scores   1 of 2 shards: 10 pairs, 8 distinct, 8 cached, 0 to score"]
 
 
+@pytest.mark.medium
 def test_old_segments_that_pile_up_are_merged_by_the_run(
     copied: Any, prep_run: Prep, parquet_files: Files, count_scored: list[int]
 ) -> None:

@@ -27,6 +27,7 @@ def spec_of(folder: Path, **words: Any) -> StudentSpec:
     return resolve_student(Student(model=str(folder), **words))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("said", "lengths"),
     [

@@ -107,6 +107,7 @@ def test_a_real_checkpoint_gives_sentence_transformers_vectors(bge: Path, tmp_pa
     assert again.tokenizer_digest == spec.tokenizer_digest
 
 
+@pytest.mark.medium
 def test_the_dequantised_model_tells_an_answer_from_another_text(bge: Path) -> None:
     """Prevents: real weights loaded into the wrong places, where both sides would agree on noise."""
     encoder = TextEncoder(resolve_student(Student(model=str(bge))), precision="fp32", device="cpu", batch_tokens=2048)

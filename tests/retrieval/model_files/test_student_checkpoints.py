@@ -103,6 +103,7 @@ def test_weights_stored_in_half_precision_compute_in_fp32(cased: Path, tmp_path:
 # Saving
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize(
     "words",

@@ -53,6 +53,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", KINDS)
 def test_kinds_of_adapters_are_what_peft_makes_of_them(tmp_path: Path, name: str) -> None:
     """Prevents: a scale, a bias or a kind of update that is left out without a word."""
@@ -72,6 +73,7 @@ def test_a_merged_model_can_be_trained(tmp_path: Path) -> None:
     assert not [name for name, _ in model.named_parameters() if "lora" in name] and not hasattr(model, "peft_config")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("architecture", ["Bert", "Roberta", "XLMRoberta", "Qwen3", "ModernBert"])
 def test_students(tmp_path: Path, architecture: str) -> None:
     """Prevents: vectors of the base, or of another model, under the adapter's name; a tokenizer that is not found."""
@@ -122,6 +124,7 @@ def test_an_adapter_alone_is_used_as_its_base_is(tmp_path: Path) -> None:
     assert_equal(encoder_of(adapter), peer(whole))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("architecture", ["Bert", "Roberta", "XLMRoberta", "Qwen3", "Llama"])
 def test_teachers_whose_head_the_adapter_brings(tmp_path: Path, architecture: str) -> None:
     """Prevents: RankLLaMA's layout refused, or scored with a head at random: the base is a language model, `score` lies in the adapter."""

@@ -20,6 +20,7 @@ from retrieval.models.student import resolve_student
 LONG = [" ".join(["ba be bi bo bu"] * 18), *TEXTS]  # past the windows of attention
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("architecture", ["Bert", "DistilBert", "MPNet", "ModernBert", "Gemma3Text", "Qwen3", "Mistral"])
 def test_cut_saved_and_opened_again(tmp_path: Path, architecture: str, layers: int) -> None:

@@ -50,6 +50,7 @@ def results(model: Any) -> Any:
     return model.logits(ids, (np.arange(6) < [[6], [4]]).astype(np.int64), np.zeros_like(ids))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("name", "head"), KINDS, ids=NAMES)
 def test_two_loads_are_the_same_bits(built: Any, name: str, head: bool) -> None:
     """Prevents: a weight drawn at random, another one in each worker; a checkpoint that is whole and refused."""
@@ -106,6 +107,7 @@ def test_a_weight_that_is_not_there_is_refused_by_name(built: Any, tmp_path: Pat
         assert lost[0].removeprefix("module.") in str(refused.value)
 
 
+@pytest.mark.medium
 def test_every_single_tensor_counts(built: Any, tmp_path: Path) -> None:
     """Prevents: a kind of tensor (a bias, a norm, a head) whose loss is passed over."""
     from safetensors import safe_open

@@ -55,6 +55,7 @@ ARCHITECTURES = ["Bert", "Roberta", "DistilBert", "ModernBert", "DebertaV2", "Qw
 CUT = ["Bert", "DistilBert", "ModernBert", "Qwen3"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("architecture", "layers"), [*((name, None) for name in ARCHITECTURES), *((name, 1) for name in CUT)])
 def test_saved_merged_and_as_an_adapter(tmp_path: Path, architecture: str, layers: int | None) -> None:
     """Prevents: a student that is another one once it is saved, or an adapter that peft reads otherwise."""

@@ -58,6 +58,7 @@ def vectors_of(model: Any) -> Check:
     return vectors
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_gives_what_each_text_gives_alone(kind: str, precision: str) -> None:

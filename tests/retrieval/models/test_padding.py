@@ -57,6 +57,7 @@ def together(folder: Path, precision: str = "fp32", *, batch_tokens: int = 400, 
     return score_pairs(teacher, tokenizer.encode(pairs), pad_id=tokenizer.pad_id)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", SOUND)
 def test_a_pair_gives_alone_what_it_gives_in_any_batch(built: Any, name: str) -> None:
     """Prevents: a logit that depends on its neighbours, on how many are cached, on the batch size: another one in each run."""
@@ -66,6 +67,7 @@ def test_a_pair_gives_alone_what_it_gives_in_any_batch(built: Any, name: str) ->
         np.testing.assert_allclose(together(built(name, True), batch_tokens=batch_tokens), expected, atol=1e-5)
 
 
+@pytest.mark.medium
 @pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor has no bf16")
 @pytest.mark.parametrize("name", SOUND)
 def test_in_bf16_too(built: Any, name: str) -> None:
@@ -77,6 +79,7 @@ def test_in_bf16_too(built: Any, name: str) -> None:
 DECODERS = ("Qwen2", "Qwen3", "Llama", "Mistral", "Gemma", "Gemma2", "Gemma3Text", "GPTNeoX", "GPT2", "OPT")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", SOUND)
 def test_a_text_has_alone_the_vector_it_has_in_any_batch(built: Any, name: str, precision: str) -> None:
@@ -90,6 +93,7 @@ def test_a_text_has_alone_the_vector_it_has_in_any_batch(built: Any, name: str, 
         np.testing.assert_allclose(first, second, atol=NOISE[precision])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "changed", "tokenizer"),
     [

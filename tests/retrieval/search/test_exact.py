@@ -26,6 +26,7 @@ def pairs(scores: NDArray[np.float32], rows: NDArray[np.int64]) -> list[list[tup
     return [[(float(score), int(row)) for score, row in zip(*line, strict=True) if row >= 0] for line in zip(scores, rows, strict=True)]
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=150)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -17,6 +17,7 @@ def as_bits(scores: NDArray[np.float32], *, low: bool) -> Bits:
     return torch.from_numpy(scores).bfloat16().view(torch.int16).numpy() if low else scores.view(np.int32)
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=300)
 @given(
     seed=st.integers(0, 2**32 - 1),

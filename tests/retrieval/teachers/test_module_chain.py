@@ -98,6 +98,7 @@ def ettin(chain: Callable[[str], Path], tmp_path: Path) -> Path:
     return shutil.copytree(chain("Ettin"), tmp_path / "model")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_chain_gives_the_scores_of_sentence_transformers(chain: Callable[[str], Path], name: str) -> None:
     """Prevents: a module left out, in another order, or fed with what another one wrote; an activation on the logits."""

@@ -40,6 +40,7 @@ def rows(count: int) -> list[TrainingRow]:
     return made
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("in_batch", ["none", "both"])
 def test_workers_change_rounding_alone(student: Path, in_batch: str) -> None:
     """Gradients lost between models, masks that depend on who was first: a run that cannot be repeated."""

@@ -109,6 +109,7 @@ def plain_metrics(ranked: dict[str, list[str]], qrels: dict[str, dict[str, int]]
     return {name: value / len(qrels) for name, value in sums.items()}
 
 
+@pytest.mark.medium
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32), count=st.integers(1, 60), asked=st.integers(1, 7), size=st.integers(1, 6), few=st.booleans(),

@@ -85,6 +85,7 @@ def test_a_run_of_another_machine_lives_as_long_as_its_heart_beats(tmp_path: Pat
     assert "process 1 on node7: watching" in capsys.readouterr().err
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("content", [b"", b'{"pid": 1', b"[1]", b'{"pid": "x"}', b"\xff"])
 def test_a_lock_that_says_nothing_is_watched(tmp_path: Path, content: bytes) -> None:
     """Prevents: a traceback, or a folder that is locked for ever, where a kill or a full disk cut the lock short."""
@@ -106,6 +107,7 @@ def test_a_run_that_was_taken_for_dead_writes_no_more(tmp_path: Path) -> None:
     assert json.loads((tmp_path / LOCK).read_text())["host"] == "node7"
 
 
+@pytest.mark.medium
 def test_of_two_that_find_a_dead_run_one_gets_the_folder(tmp_path: Path) -> None:
     """Prevents: two that take away the same dead lock, one of them the other's new one."""
     for _ in range(8):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ def trained(file: Path, shards: Path, output: Path, **overrides: Any) -> dict[st
     return load_file(output / "student" / "model.safetensors")
 
 
+@pytest.mark.medium
 def test_the_fast_path_trains_towards_the_same(tmp_path: Path, experiment_file: Path, shards: Path, make_student: Any) -> None:
     """Prevents: a fast path that changes what is trained, and a setting that is taken and does nothing."""
     still = make_student(tmp_path / "still", dropout=0.0)
@@ -37,6 +39,7 @@ def test_the_fast_path_trains_towards_the_same(tmp_path: Path, experiment_file: 
     assert 0 < apart < 1e-8 * moved
 
 
+@pytest.mark.medium
 def test_a_plain_run_resumes_with_the_same_masks(tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: Any) -> None:
     """Prevents: dropout of the plain path, checkpointed layers included, that depends on what ran before in the process."""
     options = {"train__cpu_fast_path": False, "train__steps": 6, "train__activation_checkpointing": True}

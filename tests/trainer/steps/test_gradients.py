@@ -131,6 +131,7 @@ def undivided_loss(model: nn.Module, rows: list[TrainingRow], *, objective: Obje
     return total
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("in_batch", ["none", "supervised", "distillation", "both"])
 @pytest.mark.parametrize("budget", [16, 100, 10_000])
 def test_micro_batches_give_the_undivided_gradient(student: Path, rows: list[TrainingRow], in_batch: Any, budget: int) -> None:
@@ -257,6 +258,7 @@ def undivided_prod_loss(
     return total / len(rows)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("budget", [16, 100, 10_000])
 @pytest.mark.parametrize(
     ("teacher", "start", "in_batch"), [(True, False, True), (False, True, False), (True, True, True), (False, True, True)]
@@ -411,6 +413,7 @@ def undivided_curriculum_loss(model: nn.Module, rows: list[TrainingRow]) -> Tens
     return torch.stack(terms).mean()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("processes", [1, 3])
 @pytest.mark.parametrize("budget", [16, 100, 10_000])
 def test_a_curriculum_s_mean_is_over_the_pairs_of_the_global_batch(

@@ -50,6 +50,7 @@ def test_scores_come_back_in_the_order_of_the_documents(rerank_server: Any, shap
     assert sorted(done) == list(range(len(REQUESTS))) and set(server.paths) == {f"/{SHAPES[shape].endpoint}"}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_no_more_requests_at_a_time_than_allowed(rerank_server: Any, concurrency: int) -> None:
     """Prevents: a shared server that is flooded, or one that waits where it might work."""

@@ -114,6 +114,7 @@ def test_pairs_of_a_query_are_asked_together_and_come_back_in_their_order(rerank
     assert parts_by_query([("a", "1"), ("b", "2"), ("a", "3"), ("a", "4")], most=2) == [[0, 2], [3], [1]]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("shape", ["rerank", "infinity", "tei", "score"])
 def test_probabilities_and_logits_come_to_the_same(rerank_server: Any, shape: str) -> None:
     """Prevents: probabilities among the logits, or the sigmoid of a sigmoid undone."""
