@@ -33,19 +33,6 @@ def test_activation_checkpointing_repeats_the_masks(tmp_path: Path, experiment_f
     assert all(torch.equal(plain[name], found[name]) for name in plain)
 
 
-@pytest.mark.medium
-def test_compiled_without_dropout_is_the_same_run(tmp_path: Path, shards: Path, experiment_file: Path, make_student: Any) -> None:
-    """Prevents: an option that is taken and does nothing, or trains something else."""
-    still = make_student(tmp_path / "still", dropout=0.0)
-    words = {"student__model": still, "train__steps": 3, "train__learning_rate": 1e-3, "train__warmup_steps": 0}
-    plain = start(experiment_file, shards, train__output=tmp_path / "plain", **words)
-    found = start(experiment_file, shards, train__output=tmp_path / "compiled", train__compile=True, **words)
-    begun = load_file(still / "model.safetensors")
-    for name, value in plain.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5, msg=name)
-    assert any(not torch.equal(begun[name], value) for name, value in plain.items() if name in begun)
-
-
 def test_steps_cut_a_run_short(tmp_path: Path, experiment_file: Path, shards: Path) -> None:
     """Prevents: a learning rate that falls towards the end of epochs that are never reached."""
     start(experiment_file, shards, train__steps=8)
