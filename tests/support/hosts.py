@@ -54,7 +54,6 @@ class Host:
             "OMP_NUM_THREADS": "1",
             "RAY_worker_niceness": "0",
         }
-        own["RAY_worker_niceness"] = "0"
         own |= {"RAY_TMPDIR": str(self.folder / "ray"), "PATH": f"{_BIN}:{passed.get('PATH', '/usr/bin:/bin')}"}
         return {**passed, **own, **self.variables, **more}
 

@@ -5,7 +5,8 @@ What happened comes in as events, what is to be done goes out as actions; `now` 
 - A task goes only to a worker that has answered. Workers are asked for as far as nodes have room, and one more where the cluster may
   grow: what waits is the demand that an autoscaler sees.
 - The death of a node is no failure of a task. The death of a worker on a node that lives is one, and a task has a few.
-- What a node cannot do (a full disk, a missing package) is tried on another one; the same fault on two nodes is the task's.
+- What a node cannot do (a full disk, a missing package) is tried on another one; the same fault on two nodes ends the
+  run: as the task's, or for later where work was done before, as when a store is unmounted everywhere.
 - A task that takes much longer than others, or whose worker is silent, is started elsewhere as well; the first result counts.
 - Workers that have had nothing to do for a while are stopped, since other runs may wait for their CPUs.
 """

@@ -307,6 +307,15 @@ def test_a_disk_that_goes_in_the_middle_is_for_later() -> None:
         cluster.run(Tasks(20))
 
 
+def test_what_goes_on_two_nodes_in_the_middle_is_for_later() -> None:
+    """Prevents: a batch queue that gives a run up for good because two of three nodes lost the store for a minute."""
+    cluster = Cluster(hosts=hosts(1, 1, 1))
+    for name in ("c1", "c2"):
+        cluster.at(8.0, lambda name=name: setattr(cluster.hosts[name], "fault", "No such file"))
+    with pytest.raises(NotAnswering, match=r"failed on c.: No such file"):
+        cluster.run(Tasks(60))
+
+
 def test_what_fails_alike_on_two_nodes_is_the_work() -> None:
     """Prevents: all nodes given up, one after the other, for a shard that fails anywhere."""
     cluster = Cluster(hosts=hosts(1, 1, 1, 1, fault="Read-only file system"))
