@@ -310,11 +310,9 @@ def be_a_side(given: argparse.Namespace) -> None:
 
 def compare(given: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
     """Medians by side; the sides take turns, case by case."""
-    codes = {"after": ROOT}
-    if given.before:
-        codes = {"before": folder / "before", **codes}
-        subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(codes["before"]), given.before], check=True)
-    try:
+    from support.versions import versions
+
+    with versions(given.before, folder) as codes:
         sides = {name: Side(code) for name, code in codes.items()}
         for number, case in itertools.product(range(given.rounds), CASES):
             for name, side in sides.items():
@@ -322,9 +320,6 @@ def compare(given: argparse.Namespace, folder: Path) -> dict[str, dict[str, floa
                 print(f"round {number + 1}: {case:<12} {name:<7} {side.rounds[case][-1]}", file=sys.stderr, flush=True)
         for side in sides.values():
             side.close()
-    finally:
-        if given.before:
-            subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(codes["before"])], check=False)
     return {name: side.medians() for name, side in sides.items()}
 
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from support.versions import versions
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("ingest", "embed", "pools", "hard_negatives", "dark_examples", "teacher_scores")
@@ -133,14 +134,10 @@ def table_bytes(store: Path, pattern: str) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.glob(f"{pattern}/part-*.parquet"))}
 
 
-def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+def compare(arguments: argparse.Namespace, folder: Path, sides: dict[str, Path]) -> dict[str, dict[str, dict[str, float]]]:
     """Figures by side and stage."""
     write_collection(folder / "collection", arguments.passages, arguments.queries)
     write_models(folder)
-    sides = {"after": ROOT}
-    if arguments.before:
-        sides = {"before": folder / "before", **sides}
-        subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(folder / "before"), arguments.before], check=True)
     stages = STAGES[: STAGES.index(arguments.until) + 1]
     shared = stages[: stages.index(arguments.compare)]
     found: dict[str, dict[str, dict[str, float]]] = {"shared": {}, **{side: {} for side in sides}}
@@ -176,17 +173,14 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        try:
-            found = compare(arguments, folder)
+        with versions(arguments.before, folder) as sides:
+            found = compare(arguments, folder, sides)
             vectors = sum(path.stat().st_size for path in (folder / "store").glob("embed/corpus-*/part-*.parquet"))
             corpus = sum(path.stat().st_size for path in (folder / "store").glob("ingest/corpus-*/part-*.parquet"))
             same = True
             if arguments.before:
                 ours, theirs = (table_bytes(store, "*/*") for store in (folder / "store", folder / "before" / "store"))
                 same = ours == theirs
-        finally:
-            if arguments.before:
-                subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(folder / "before")], check=False)
     figures: dict[str, Any] = {"name": "scale", "unit": "bytes", "passages": arguments.passages, "query_shards": arguments.query_shards}
     after = (found["after"].get("pools") or found["shared"].get("pools") or {}).get("read", 0)
     before = found.get("before", {}).get("pools", {}).get("read", after)

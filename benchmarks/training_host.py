@@ -207,18 +207,13 @@ def run_side(code: Path, folder: Path) -> dict[str, float]:
 
 def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
     """Medians by side."""
-    sides = {"after": ROOT}
-    if arguments.before:
-        sides = {"before": folder / "before", **sides}
-        subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(folder / "before"), arguments.before], check=True)
-    try:
+    from support.versions import versions
+
+    with versions(arguments.before, folder) as sides:
         rounds: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
         for _ in range(arguments.rounds):
             for side, code in sides.items():
                 rounds[side].append(run_side(code, folder))
-    finally:
-        if arguments.before:
-            subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(folder / "before")], check=False)
     return {side: {name: median(one[name] for one in done) for name in _FIGURES} for side, done in rounds.items()}
 
 
