@@ -1,4 +1,4 @@
-"""The command `prep`: run, phases, plan, status, path, inspect, report, import, export and cache. All arguments are `key=value`."""
+"""The command `prep`: run, phases, plan, advise, status, path, inspect, report, import, export and cache. All arguments are `key=value`."""
 
 from __future__ import annotations
 
@@ -118,6 +118,19 @@ def _by_reason(stale: dict[int, str]) -> list[tuple[str, str]]:
 
 def _range(first: int, last: int) -> str:
     return str(first) if first == last else f"{first}-{last}"
+
+
+@app.command()
+def advise(args: Args = None) -> None:
+    """Which recipe and rules suit this collection and teacher, from a sample that is scored now.  [budget_pairs=10000]
+
+    Nothing is paid twice: the run that follows reads these logits from the store.
+    """
+    with exit_codes():
+        from pipeline.advice.command import BUDGET_PAIRS, run_advice
+
+        experiment, own = _experiment(args, budget_pairs=str(BUDGET_PAIRS))
+        run_advice(experiment, budget_pairs=own.number("budget_pairs", least=1), say=_say)
 
 
 @app.command()

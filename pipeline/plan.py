@@ -80,15 +80,21 @@ def table_named(experiment: Experiment, label: str) -> Table:
     raise UserError(f"these settings make no table {label} (see teacher.backend, curriculum.enabled and lists.path)")
 
 
+def tables_leading_to(experiment: Experiment, *labels: str) -> list[Table]:
+    """The tables of these labels and all that they are made of, in the order in which they are built."""
+    everything, needed = tables(experiment), set(labels)
+    for table in reversed(everything):
+        if table.label in needed:
+            needed |= {*table.reads}
+    return [table for table in everything if table.label in needed]
+
+
 def selected_tables(experiment: Experiment, stage: str) -> list[Table]:
     """The tables of one stage, or with `all` those that lead to training shards and dev sets. Raises UserError on an unknown stage."""
     everything = tables(experiment)
     if stage == "all":
-        needed = {"shards", *(["pool_scores"] if experiment.hard_negatives.score_pools else [])}
-        for table in reversed(everything):
-            if table.label in needed or table.stage == "dev":
-                needed |= {table.label, *table.reads}
-        return [table for table in everything if table.label in needed]
+        ends = [table.label for table in everything if table.stage == "dev"]
+        return tables_leading_to(experiment, "shards", *ends, *(["pool_scores"] if experiment.hard_negatives.score_pools else []))
     if stage not in STAGES:
         raise unknown_key(f"stage={stage}", valid=[f"stage={name}" for name in ("all", *STAGES)])
     selected = [table for table in everything if table.stage == stage]

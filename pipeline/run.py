@@ -38,7 +38,12 @@ from pipeline.tables.sealing import sealed_by_others, write_manifest
 
 
 def run(experiment: Experiment, *, stage: str, say: Say, claims: bool = True, part: Part | None = None) -> int:
-    """Build what is missing or stale of the selected stages. Returns the number of shards built here.
+    """As `run_tables`, of the selected stages."""
+    return run_tables(experiment, tables_to_run(experiment, stage), say=say, claims=claims, part=part)
+
+
+def run_tables(experiment: Experiment, selected: Sequence[Table], *, say: Say, claims: bool = True, part: Part | None = None) -> int:
+    """Build what is missing or stale of some tables, in the order of the pipeline. Returns the number of shards built here.
 
     Ray is started, and the machine checked, only when there is something to build.
 
@@ -46,9 +51,8 @@ def run(experiment: Experiment, *, stage: str, say: Say, claims: bool = True, pa
         claims: share the work with other jobs on this store; else this job does all of it.
         part: build only this part's shards. Raises OthersNotDone where a table needs one that the other parts have not finished.
     """
-    selected = tables_to_run(experiment, stage)
     planner = Planner(experiment)
-    planner.check(selected)
+    planner.check(list(selected))
     with contextlib.ExitStack() as closing:
         closing.callback(planner.models.digests.save)
         means = _Means(planner, selected, say, claims, part, closing)

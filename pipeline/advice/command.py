@@ -1,0 +1,77 @@
+"""`prep advise`: run the samples, look at them, say what was found and what it speaks for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from data.config.settings import Experiment
+from data.errors import UserError
+from pipeline.advice.facts import facts_of_lists, headroom_of
+from pipeline.advice.reading import KIND_WORDS, labels_of, lists_of, pools_of
+from pipeline.advice.rules import Advice, Facts, advise
+from pipeline.advice.sampling import Samples, samples_of
+from pipeline.plan import tables_leading_to
+from pipeline.run import run_tables
+from pipeline.stage import Say
+
+BUDGET_PAIRS = 10_000
+
+
+def run_advice(experiment: Experiment, *, budget_pairs: int, say: Say) -> None:
+    """Score what the samples lack, and print facts, advice, and both as JSON on the last line.
+
+    Raises UserError as `samples_of`, and where a stage does.
+    """
+    samples = samples_of(experiment, budget_pairs=budget_pairs)
+    for sample, last in ((samples.held_out, "pool_scores"), (samples.lists, "confidence")):
+        run_tables(sample, tables_leading_to(sample, last), say=say)
+    facts = _facts(samples)
+    for line in _said(facts, samples):
+        say(line)
+    found = advise(facts)
+    for one in found:
+        for line in _lines(one):
+            say(line)
+    say(json.dumps({"facts": _plain(facts), "advice": [asdict(one) for one in found]}))
+
+
+def _facts(samples: Samples) -> Facts:
+    lists, pools = list(lists_of(samples.lists)), list(pools_of(samples.held_out))
+    if not lists or not pools:
+        raise UserError("none of the sampled queries has a list: do qrels and corpus belong together?")
+    queries, several = labels_of(samples.lists)
+    return Facts(facts_of_lists(lists), headroom_of(pools), queries, several)
+
+
+def _said(facts: Facts, samples: Samples) -> list[str]:
+    lists, headroom = facts.lists, facts.headroom
+    held_out = f"queries of the split {samples.split}" + (", which is trained on" if samples.trains_on_split else "")
+    above = ", ".join(f"{share:.0%} of the {KIND_WORDS[kind]}" for kind, share in lists.above.items())
+    return [
+        "",
+        f"looked at {lists.lists:,} lists of {facts.queries:,} training queries ({lists.pairs:,} pairs), and at the student's first "
+        f"{samples.held_out.hard_negatives.depth} passages for {headroom.queries:,} {held_out}",
+        f"  headroom       MRR@10 of the student's order {headroom.student:.3f}, of the teacher's order of the same {headroom.teacher:.3f} "
+        f"(p = {headroom.p_value:.2g}); {headroom.found:.0%} have a positive among them",
+        f"  certainty      C(q) is above log 1/2 in {lists.sure:.0%} of the lists, its median {lists.confidence:.2f} nats",
+        f"  above p+       {above}",
+        f"  margin         p+ is {lists.margin:.1f} above the mean of its negatives (median); a negative of any list is above a p+ of any "
+        f"with probability {lists.overlap:.2f}",
+        f"  spread         the teacher's probability lies on {lists.shared:.2f} passages of {{p+}} and P-, on {lists.shared_with_dark:.2f} "
+        "of the whole list (medians)",
+        f"  labels         {facts.several_positives:.0%} of the training queries have several positives; {lists.nearly_positive:.1%} of "
+        "the negatives have nearly the words of p+",
+        "",
+    ]
+
+
+def _lines(advice: Advice) -> list[str]:
+    return [advice.settings, f"  {advice.why}", f"  {f'measured: {advice.evidence}' if advice.evidence else 'not measured: a hint'}"]
+
+
+def _plain(facts: Facts) -> dict[str, Any]:
+    plain = asdict(facts)
+    plain["lists"]["above"] = {kind.name.lower(): share for kind, share in facts.lists.above.items()}
+    return plain

@@ -1,0 +1,93 @@
+"""`prep advise` on a tiny experiment: what it scores, what it reads, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.config.settings import Experiment, load
+from data.errors import UserError
+from pipeline.advice import sampling
+from pipeline.advice.command import run_advice
+from pipeline.advice.reading import pools_of
+from pipeline.advice.sampling import samples_of
+
+BUDGET = 5000
+
+
+def advised(config: Path, **overrides: Any) -> list[str]:
+    lines: list[str] = []
+    experiment = load({"config": str(config), **{name: str(value) for name, value in overrides.items()}})
+    run_advice(experiment, budget_pairs=BUDGET, say=lines.append)
+    return lines
+
+
+@pytest.mark.medium
+def test_the_run_that_follows_scores_none_of_the_pairs_again(
+    tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Callable[..., list[str]], count_scored: list[int]
+) -> None:
+    """Prevents: a sample that is paid twice, by another draw or another text than the run's own."""
+    config = tiny_experiment(tmp_path)
+    lines = advised(config)
+    facts = json.loads(lines[-1])["facts"]
+    assert facts["lists"]["lists"] == 14 and facts["queries"] == 14  # all of this collection
+    scored = sum(count_scored)
+    assert scored > 0
+    prep_run(config)
+    assert sum(count_scored) == scored
+    assert json.loads(advised(config)[-1]) == json.loads(lines[-1]) and sum(count_scored) == scored
+
+
+@pytest.mark.medium
+def test_pools_are_in_the_students_order_with_their_positives(
+    tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: a headroom of pools without positives, or with logits of other passages."""
+    monkeypatch.setattr(sampling, "DEPTH", 5)
+    config = tiny_experiment(tmp_path)
+    advised(config)
+    held_out = samples_of(load({"config": str(config)}), budget_pairs=BUDGET).held_out
+    pools = list(pools_of(held_out))
+    assert pools and all(len(pool.logits) == 5 for pool in pools)
+    assert any(pool.positive.any() for pool in pools)
+    assert all(np.isfinite(pool.logits).all() for pool in pools)
+
+
+def experiment(config: Path, **overrides: Any) -> Experiment:
+    return load({"config": str(config), **{name.replace("__", "."): str(value) for name, value in overrides.items()}})
+
+
+def test_samples_stay_within_the_budget(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: a price that is only known when it is paid."""
+    config = tiny_experiment(tmp_path)
+    for budget in (2_000, 10_000, 10**6):
+        samples = samples_of(experiment(config), budget_pairs=budget)
+        lists, held_out = samples.lists.hard_negatives.queries or 0, samples.held_out.hard_negatives.queries or 0
+        assert lists * (1 + 3 + 3 + 5) + held_out * 52 <= budget
+        assert 20 <= lists <= 400 and 20 <= held_out <= 200
+
+
+def test_rules_of_the_experiment_do_not_shape_the_sample(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: advice on rules from lists that these rules have cleaned already; and whole pools scored for them."""
+    given = experiment(
+        tiny_experiment(tmp_path), hard_negatives__false_negatives__max_score=1, hard_negatives__positives="each",
+        dark_examples__reinforced="false", dark_examples__mask_ratios="[0.3]",
+    )  # fmt: skip
+    lists = samples_of(given, budget_pairs=BUDGET).lists
+    assert not lists.hard_negatives.uses_pool_scores and lists.hard_negatives.positives == "one"
+    assert lists.dark_examples.reinforced and lists.dark_examples.mask_ratios == (0.3,)
+
+
+def test_what_cannot_be_looked_at_is_refused(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: stages run for a sample that no teacher can read, or that says nothing."""
+    config = tiny_experiment(tmp_path)
+    with pytest.raises(UserError, match=r"budget_pairs=100: .* raise it"):
+        samples_of(experiment(config), budget_pairs=100)
+    without = experiment(config, teacher__backend="none", dark_examples__reinforced="false", dark_examples__mask_ratios="[]")
+    with pytest.raises(UserError, match=r"teacher\.backend=none: prep advise has the teacher read"):
+        samples_of(without, budget_pairs=BUDGET)

@@ -1,0 +1,95 @@
+"""Figures of lists and pools against plain loops, and the advice that they lead to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.tables.schemas import CandidateKind
+from pipeline.advice.facts import Headroom, ListFacts, OneList, OnePool, facts_of_lists, headroom_of, overlap
+from pipeline.advice.rules import Facts, advise
+
+P, N, R, M = CandidateKind.POSITIVE, CandidateKind.NEGATIVE, CandidateKind.REINFORCED_NEGATIVE, CandidateKind.NOISY_POSITIVE
+TEXTS = ("a b c d e", "a b c d e f", "x y z", "a b x", "a [MASK]")
+
+
+def make_list(*logits: float) -> OneList:
+    """p+, two negatives, a mixed and a masked passage."""
+    return OneList(np.array([P, N, N, R, M], np.int8), np.array(logits, np.float64), TEXTS)
+
+
+def test_figures_of_lists() -> None:
+    """Prevents: advice from figures that count dark examples among negatives, or p+ among those above it."""
+    found = facts_of_lists([make_list(2.0, 3.0, -1.0, 2.5, 2.0), make_list(5.0, 0.0, 1.0, 6.0, 1.0)])
+    softmax = [math.exp(2) / (math.exp(2) + math.exp(3) + math.exp(-1)), math.exp(5) / (math.exp(5) + math.exp(0) + math.exp(1))]
+    assert found.lists == 2 and found.pairs == 10
+    assert found.sure == 0.5
+    assert found.confidence == pytest.approx(sum(map(math.log, softmax)) / 2)
+    assert found.above == {N: 0.25, R: 1.0, M: 0.0}
+    assert found.margin == pytest.approx((1.0 + 4.5) / 2)
+    assert found.overlap == pytest.approx((1 + 0 + 0 + 0) / 8)
+    assert found.nearly_positive == 0.5  # of both lists the first negative: 5 of 6 words
+
+
+def test_shared_probability_is_the_perplexity() -> None:
+    """Prevents: a spread that is one of dark examples where it should be one of negatives."""
+    one = make_list(1.0, 1.0, 1.0, 1.0, 1.0)
+    found = facts_of_lists([one])
+    assert found.shared == pytest.approx(3) and found.shared_with_dark == pytest.approx(5)
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=8), st.lists(st.integers(-3, 3), min_size=1, max_size=8))
+def test_overlap_is_the_share_of_pairs_in_the_wrong_order(positives: list[int], negatives: list[int]) -> None:
+    """Prevents: ties that count whole, or pairs of the wrong direction."""
+    pairs = [(p, n) for p in positives for n in negatives]
+    expected = sum(1.0 if n > p else 0.5 if n == p else 0.0 for p, n in pairs) / len(pairs)
+    assert overlap(np.array(positives, float), np.array(negatives, float)) == pytest.approx(expected)
+
+
+def test_headroom_is_of_the_same_passages_in_two_orders() -> None:
+    """Prevents: a teacher that gets credit for positives beyond the cutoff, or for passages that the student did not find."""
+    behind = np.zeros(12, bool)
+    behind[11] = True  # the student's rank 12: beyond the cutoff
+    first = OnePool(np.arange(12, dtype=float), behind)  # the teacher's first
+    second = OnePool(np.array([1.0, 2.0]), np.array([True, False]))  # the teacher's second
+    none = OnePool(np.array([1.0]), np.array([False]))
+    found = headroom_of([first, second, none])
+    assert (found.student, found.teacher) == (pytest.approx(1 / 3), pytest.approx(0.5))
+    assert found.found == pytest.approx(2 / 3) and found.queries == 3
+
+
+OF_LISTS = ListFacts(100, 1000, 0.97, -0.01, {N: 0.02, R: 0.12, M: 0.02}, 13.0, 0.03, 1.05, 2.5, 0.0)
+SURE = Facts(OF_LISTS, Headroom(100, 0.9, 0.5, 0.6, 0.001), 128, 0.0)
+UNSURE = replace(SURE, lists=replace(SURE.lists, sure=0.73, above={N: 0.17, R: 0.38, M: 0.01}))
+
+
+def test_a_teacher_that_is_no_better_has_nothing_to_teach() -> None:
+    """Prevents: a recipe advised where the student would be taught its own order, or a worse one."""
+    (found,) = advise(replace(SURE, headroom=Headroom(100, 0.9, 0.6, 0.58, 0.5)))
+    assert "no better order" in found.why and "dual_encoder" in found.settings
+
+
+def test_a_difference_that_is_chance_is_called_so() -> None:
+    """Prevents: a bill for a teacher of which a larger sample would have shown that it is no better."""
+    found = advise(replace(SURE, headroom=Headroom(20, 0.9, 0.5, 0.52, 0.4)))
+    assert "budget_pairs" in found[0].settings and found[1].settings.startswith("train.recipe")
+
+
+@pytest.mark.parametrize(("facts", "queries", "recipe"), [(SURE, 128, "adam"), (UNSURE, 128, "margin_mse"), (UNSURE, 600, "adam")])
+def test_the_recipe_follows_the_teachers_certainty(facts: Facts, queries: int, recipe: str) -> None:
+    """Prevents: advice against what was measured on the collections that the rule comes from."""
+    assert f"train.recipe={recipe}" in advise(replace(facts, queries=queries))[0].settings
+
+
+def test_hints_come_with_their_figures_and_say_that_nothing_was_measured() -> None:
+    """Prevents: a guess that reads like a finding."""
+    facts = replace(UNSURE, several_positives=0.4, lists=replace(UNSURE.lists, nearly_positive=0.02, shared_with_dark=1.1))
+    hints = advise(facts)[1:]
+    assert [hint.evidence for hint in hints] == [""] * 4
+    assert "17%" in hints[0].why and "2.0%" in hints[1].why and "40%" in hints[2].why and "1.05" in hints[3].why
+    assert advise(SURE)[1:] == []
