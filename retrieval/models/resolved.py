@@ -105,9 +105,10 @@ class ResolvedModels:
     def _meaning(self, role: str, key: Key) -> str:
         """What `auto` means: as noted in the store; as in its tables; as this machine has it."""
         if role not in self._settled:
-            note, own = Note(self.experiment.store, role, key), precision.chosen("auto", device=self.experiment.runner.device)
+            device = self.experiment.runner.device
+            note, own = Note(self.experiment.store, role, key), precision.chosen("auto", device=device)
             self._notes[role] = note
-            self._settled[role] = note.read() or note.of_tables(own=own) or own
+            self._settled[role] = note.read() or note.of_tables(own=own, device=device) or own
         return self._settled[role]
 
     def settle(self, role: str) -> bool:
