@@ -9,6 +9,8 @@ from pathlib import Path
 
 from data.errors import UserError
 
+OF_GPUS = "-cuda"  # at the end of a class, see `class_on`
+
 
 @functools.cache
 def cpu_computes_bf16() -> bool:
@@ -80,4 +82,4 @@ def class_on(device: str, name: str) -> str:
     A GPU's kernels round otherwise than a CPU's (biases, keys, activations), and logits of both never stand in one table. fp16, which no
     CPU computes, is a GPU's by itself.
     """
-    return name if device == "cpu" or name == class_of("fp16") else f"{name}-{device}"
+    return name if device == "cpu" or name == class_of("fp16") else f"{name}{OF_GPUS}"

@@ -213,7 +213,14 @@ def load_cross_encoder(
 
     `threads` are those of an ONNX session; torch's are the caller's to set. `batch_tokens` count padding; None takes the device's default.
     `compiled`: use torch.compile, under torch; the first batches then take about half a minute.
+
+    Raises UserError where its logits are another kind of device's, to which this one's are not added.
     """
+    if device != spec.device:
+        raise UserError(
+            f"teacher.model: this store has its logits from {spec.device}, and those of new pairs would be {device}'s, which round otherwise: "
+            f"give runner.device={spec.device}, or delete them (prep cache gc) to have all scored anew"
+        )
     if spec.graph:
         batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
         return OnnxCrossEncoder(spec.graph.graph, device=device, threads=threads, batch_tokens=batch_tokens)

@@ -113,7 +113,11 @@ class Snapshot:
 def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState) -> Snapshot:
     """Copy what a checkpoint holds to host memory: from a GPU into pinned memory, all at once, and waited for once."""
     trained, moments = _trained(model), _optimizer_tensors(model, optimizer)
-    copied = Snapshot(*({name: _host_copy(tensor) for name, tensor in tensors.items()} for tensors in (trained, moments)), state)
+    copied = Snapshot(
+        {name: _host_copy(tensor) for name, tensor in trained.items()},
+        {name: _host_copy(tensor) for name, tensor in moments.items()},
+        state,
+    )
     if any(tensor.is_cuda for tensor in trained.values()):
         torch.cuda.synchronize()
     return copied

@@ -26,6 +26,7 @@ from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense
 from data.command import left_at_once, stop_if_asked
 from data.errors import RunFailed, UserError, first_line
 from retrieval.compute.batching import lpt_schedule
+from trainer.steps.fresh_store import fresh_part
 from trainer.steps.waits import Waits
 
 _PATIENCE = timedelta(minutes=30)  # with a process that lives and does not come: it checks all shards, or saves to a slow disk
@@ -161,10 +162,10 @@ def joined(device: str, *, patience: timedelta = _PATIENCE) -> Iterator[Distribu
 
 
 def _store(rank: int, size: int, patience: timedelta) -> distributed.Store:
-    """Where the processes say who they are, as `init_process_group` itself would open it."""
+    """Where the processes say who they are: torchrun's store, or that of rank 0."""
     store: distributed.Store = next(distributed.rendezvous("env://", rank, size, timeout=patience))[0]
     store.set_timeout(patience)
-    return distributed.PrefixStore("default_pg", store)
+    return fresh_part(store, rank=rank, size=size, patience=patience)
 
 
 def own_gpu() -> int:
