@@ -218,7 +218,7 @@ def load_cross_encoder(
     """
     if device != spec.device:
         raise UserError(
-            f"teacher.model: this store has its logits from {spec.device}, and those of new pairs would be {device}'s, which round otherwise: "
+            f"teacher.model: this store has its logits from {spec.device}, and new pairs would get {device}'s, which round otherwise: "
             f"give runner.device={spec.device}, or delete them (prep cache gc) to have all scored anew"
         )
     if spec.graph:
