@@ -49,11 +49,17 @@ def open_once(models: ResolvedModels, plans: Sequence[TablePlan], *, executor: E
 
 def _roles(plans: Sequence[TablePlan], models: ResolvedModels) -> set[str]:
     """`miner` embeds, `teacher` scores, `student` reads the training rows where something else embeds."""
-    roles = {
-        "teacher" for plan in plans if plan.table.scores_pairs_of and (not _is_tried_again("teacher", models) or _may_score(plan, models))
-    }
+    roles = {"teacher" for plan in plans if plan.table.scores_pairs_of and _opens_teacher(plan, models)}
     roles |= {"miner" for plan in plans if plan.table.stage == "embed"}
     return roles | {"student" for plan in plans if plan.table.stage == "shards" and models.experiment.embed.model}
+
+
+def _opens_teacher(plan: TablePlan, models: ResolvedModels) -> bool:
+    """Whether to try the teacher out before this table: once, or where it may score, each time. That of logits of another kind of device
+    scores nothing here, which is no fault unless a pair is known to be new."""
+    if models.teacher.device not in (None, models.experiment.runner.device):
+        return not plan.waits_for and _may_score(plan, models)
+    return not _is_tried_again("teacher", models) or _may_score(plan, models)
 
 
 def _is_tried_again(role: str, models: ResolvedModels) -> bool:

@@ -4,29 +4,34 @@ OUTPUT/run.json  checkpoints/  metrics.jsonl  tensorboard/      while it runs, a
 OUTPUT/tracker.json                                             in place of tensorboard/: see `trainer.reporting.trackers.tracking`
 OUTPUT/best/                                                    with dev sets: the student of the best evaluation so far
 OUTPUT/student/, or another train.task's name                   at the end: a sentence-transformers folder, or a cross-encoder's
+OUTPUT/profile/                                                 with train.profile: see `trainer.reporting.profiling`
 OUTPUT/result.json                                              written last: the run is finished
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 
 from data.config.settings import Experiment
 from data.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, RunFailed
+from retrieval.compute.prefetch import Behind, behind
+from trainer.arithmetic import refused_where_it_cannot_repeat
 from trainer.evaluation.comparison import DevComparison, compared_with_start
 from trainer.evaluation.schedule import dev_figures, is_due, with_dev
 from trainer.interruption import GracefulShutdown
+from trainer.reporting.profiling import Profile
 from trainer.reporting.reports import Reports, write_result
+from trainer.reporting.speeds import Clock, meet
 from trainer.run import PlannedBatch, TrainingRun, check_machine, open_run
 from trainer.saving.card import write_cards
-from trainer.saving.checkpoint import save_checkpoint, whole_folder
+from trainer.saving.checkpoint import snapshot, whole_folder, write_checkpoint
 from trainer.saving.folder_lock import held
 from trainer.saving.output_folder import RESULT_NAME, check_output
 from trainer.saving.remote_output import Output, open_output
@@ -41,7 +46,8 @@ def train(experiment: Experiment, *, shards_folder: Path) -> int:
     check_output(experiment.train)
     output = open_output(experiment.train.output)
     experiment = experiment.model_copy(update={"train": experiment.train.model_copy(update={"output": str(output.folder)})})
-    with joined(experiment.train.device) as processes, _held(output.folder, processes=processes) as keep_hold:
+    patience = timedelta(minutes=experiment.train.timeout)
+    with joined(experiment.train.device, patience=patience) as processes, _held(output.folder, processes=processes) as keep_hold:
         if processes.first:
             output.begin()
         processes.wait()
@@ -60,23 +66,30 @@ def _train(experiment: Experiment, *, shards_folder: Path, processes: Distribute
             output.finish()
             print(f"this run is finished: {output.address}; nothing to do (another train.output=FOLDER trains again)")
         return EXIT_COMPLETE
-    with closing(run.stream()) as stream, Reports(run) as reports, GracefulShutdown() as interruption:
+    with (
+        closing(run.stream()) as stream, Reports(run) as reports, Profile(run) as profile, behind() as write_behind,
+        GracefulShutdown() as interruption,
+    ):  # fmt: skip
         for batch in stream:
-            started = time.perf_counter()
-            losses, norm = take_step(run, batch)
-            seconds = time.perf_counter() - started
-            run.state = replace(run.state, step=batch.step + 1, seconds=run.state.seconds + seconds)
+            clock = Clock(processes)
+            with profile.step(batch.step + 1), refused_where_it_cannot_repeat():
+                losses, norm = take_step(run, batch)
+            lap = clock.lap()
+            run.state = replace(run.state, step=batch.step + 1, seconds=run.state.seconds + lap.seconds)
             keep_hold()
-            reports.step(batch, losses, norm=norm, seconds=seconds, waited=stream.waited, dev=maybe_evaluate(run))
-            interrupted = processes.any(interruption.asked)
+            write_behind.check()
+            dev = maybe_evaluate(run)
+            stops, speeds = meet(processes, lap, asked=interruption.asked, device=run.step_settings.device)
+            reports.step(batch, losses, norm=norm, seconds=lap.seconds, waited=stream.waited, dev=dev, speeds=speeds)
+            interrupted = stops or (processes.size == 1 and interruption.asked)  # by now
             if processes.first and (interrupted or checkpoint_is_due(run)):
                 reports.sync()
-                keep = run.experiment.train.keep_checkpoints
-                save_checkpoint(run.output, model=run.model, optimizer=run.optimizer, state=run.state, keep=keep)
-                output.keep()
+                keep_checkpoint(run, write_behind)
+                output.keep(write_behind.wait)
             if run.stopped_early:
                 break
             if interrupted and run.state.step < run.steps:
+                write_behind.wait()
                 processes.wait()  # torchrun ends all processes as soon as one of them has left
                 reports.note(f"interrupted after step {run.state.step} of {run.steps}; start the same command again to go on")
                 return EXIT_INTERRUPTED
@@ -117,6 +130,13 @@ def maybe_evaluate(run: TrainingRun) -> dict[str, float]:
     if run.state.best_step == run.state.step and run.processes.first:
         save_model(run, run.output / "best", figures=figures)
     return figures
+
+
+def keep_checkpoint(run: TrainingRun, write_behind: Behind) -> None:
+    """Copy the run's state, and have it written while the next steps are taken; the write before is waited for, as memory has one copy."""
+    write_behind.wait()
+    copied = snapshot(run.model, run.optimizer, run.state)
+    write_behind(write_checkpoint, run.output, copied, run.experiment.train.keep_checkpoints)
 
 
 def checkpoint_is_due(run: TrainingRun) -> bool:

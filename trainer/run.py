@@ -18,6 +18,7 @@ from retrieval.compute import precision
 from retrieval.compute.prefetch import Prefetched
 from retrieval.compute.probe import pad_id_of
 from retrieval.models.dual_encoder import DualEncoder
+from trainer.arithmetic import check_repeats, set_arithmetic
 from trainer.device_defaults import with_device_defaults
 from trainer.evaluation.dev_set import DevSet
 from trainer.evaluation.dev_sets import content_key, open_dev_sets
@@ -129,6 +130,8 @@ def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distribu
             print(f"dev set{which}: {len(own):,} queries are passages themselves; these are left out of their lists, as BEIR does")
     key = _run_key(experiment, shards=shards, task=task, dev=dev)
     model = None if finished else task.open()
+    if model is not None:
+        check_repeats(model)
     steps = step_settings(experiment, model) if model else None
     if processes.first:
         claim_output(output, key=key)
@@ -165,11 +168,13 @@ def open_backend(model: Model, settings: Train) -> Backend:
 
 
 def check_machine(experiment: Experiment) -> None:
-    """Raises UserError where the device asked for is not there, or only emulates the precision asked for."""
+    """Set up this process. Raises UserError where the device asked for is not there, only emulates the precision asked for, or refuses
+    the arithmetic (see `set_arithmetic`)."""
     settings = experiment.train
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device=cuda, but torch sees no GPU here; use train.device=cpu")
     precision.resolve(settings.precision, device=settings.device)
+    set_arithmetic(settings)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
 

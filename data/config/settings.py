@@ -617,6 +617,9 @@ class Card(Section):
     base_model: str | None = execution(None, "hub id of the model that was trained; null: student.model where it is one", min_length=1)
 
 
+MOST_PROFILED = 100  # steps of one trace, whose events all lie in memory until it is written
+
+
 class Train(Section):
     """The trainer."""
 
@@ -643,6 +646,13 @@ class Train(Section):
     score_scale: float = keyed(1.0, "factor on the inner product; normalised students need about 20", gt=0)
     precision: Literal["auto", "fp32", "bf16"] = keyed("auto", "auto: bf16 autocast where the device computes it, else fp32")
     device: Literal["cpu", "cuda"] = execution("cpu", "where to train; under torchrun each process has its own GPU")
+    tf32: bool = keyed(False, "on a GPU, with precision=fp32: matrix products of 10-bit mantissas, several times faster", later=True)
+    deterministic: bool = keyed(
+        False, "on a GPU: only operations that repeat to the bit; slower, and refused where one has no such kernel", later=True
+    )
+    timeout: float = execution(
+        30, "minutes that processes of torchrun wait for one that lives and does not come: it opens, saves or evaluates", gt=0, le=10_080
+    )
     threads: int | None = execution(None, "CPU threads; null takes all; 1 is faster where others use the cores", ge=1, le=1024)
     workers: int | None = execution(
         None, "micro-batches at the same time on a CPU, each on its share of the threads; null: up to 4", ge=1, le=1024
@@ -670,6 +680,28 @@ class Train(Section):
     tracker: TrackerName = execution("tensorboard", "where curves go: tensorboard, wandb, mlflow, trackio, none, or package.module:object")
     tracker_project: str = execution("adam-distillation", "the tracker's project; MLflow's experiment", min_length=1)
     tracker_name: str | None = execution(None, "the run's name in the tracker; null: that of the output folder", min_length=1)
+    profile: str | None = execution(
+        None,
+        f"FIRST-LAST, as 10-20: write a Chrome trace of these steps, at most {MOST_PROFILED}; null: none",
+        pattern=r"^\d{1,9}-\d{1,9}$",
+    )
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """First and last step of the trace, counted from 1."""
+        if self.profile is None:
+            return None
+        first, last = map(int, self.profile.split("-"))
+        return first, last
+
+    @model_validator(mode="after")
+    def _profile(self) -> Train:
+        first, last = self.profiled or (1, 1)
+        if not 1 <= first <= last:
+            raise ValueError(f"profile={self.profile} is no range of steps, which count from 1: give FIRST-LAST, as 10-20")
+        if last - first >= MOST_PROFILED:
+            raise ValueError(f"profile={self.profile} is more than {MOST_PROFILED} steps, whose trace would fill the memory: give fewer")
+        return self
 
     @model_validator(mode="after")
     def _dev_set(self) -> Train:

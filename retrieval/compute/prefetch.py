@@ -50,21 +50,36 @@ def ahead(items: Iterable[Item]) -> Generator[Item]:
         yield from made
 
 
+class Behind:
+    """Runs writes in order in a thread. One waits at most, so that memory stays bounded."""
+
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self._thread = thread
+        self._last: Future[Any] | None = None
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> None:
+        """Have `function(*args)` run when the write before is done. Raises the error of that one."""
+        self.wait()
+        self._last = self._thread.submit(function, *args)
+
+    def check(self) -> None:
+        """Raise the error of a write that has failed. Waits for nothing."""
+        if self._last is not None and self._last.done():
+            self._last.result()
+
+    def wait(self) -> None:
+        """Until all writes are done. Raises the error of one that has failed."""
+        if self._last is not None:
+            self._last.result()
+
+
 @contextlib.contextmanager
-def behind() -> Iterator[Callable[..., None]]:
-    """`write(function, *args)`, which runs writes in order in a thread. All are done when the block ends well.
+def behind() -> Iterator[Behind]:
+    """`write(function, *args)`, which runs writes in order in a thread. All are done when the block ends, well or not.
 
-    One waits at most, so that memory stays bounded. A write's error is raised at the next call, or at the end.
+    A write's error is raised at the next call, or at the end of a block that ends well.
     """
-    last: Future[Any] | None = None
-
-    def write(function: Callable[..., Any], *args: Any) -> None:
-        nonlocal last
-        if last is not None:
-            last.result()
-        last = thread.submit(function, *args)
-
     with ThreadPoolExecutor(1, thread_name_prefix="behind") as thread:
+        write = Behind(thread)
         yield write
-        if last is not None:
-            last.result()
+        write.wait()

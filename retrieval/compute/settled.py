@@ -18,7 +18,7 @@ from data.digests import canonical_json, json_digest
 from data.errors import DamagedShard, RunFailed
 from data.store.place import open_place
 from data.tables.manifest import MANIFEST_NAME, Manifest
-from retrieval.compute.precision import class_of
+from retrieval.compute.precision import class_of, class_on
 
 FOLDER = "settled"
 _CHOICES = ("bf16", "fp32")  # of `auto`
@@ -57,16 +57,17 @@ class Note:
             return precision
         return self.read() or precision
 
-    def of_tables(self, *, own: str) -> str | None:
-        """The precision of what an earlier version computed with this model, `own` where both are there; None where nothing is."""
+    def of_tables(self, *, own: str, device: str) -> str | None:
+        """The precision of what an earlier version computed with this model on this kind of device, `own` where both are there; None where
+        nothing is."""
         root = open_place(self.store).root
-        there = _of_logits(root, self.key) if self.role == "teacher" else _of_vectors(root, self.key)
+        there = _of_logits(root, self.key, device) if self.role == "teacher" else _of_vectors(root, self.key)
         return own if own in there else next((choice for choice in _CHOICES if choice in there), None)
 
 
-def _of_logits(root: Path, key: dict[str, Any]) -> set[str]:
+def _of_logits(root: Path, key: dict[str, Any], device: str) -> set[str]:
     """By the names of the logits' folders."""
-    namespaces = {choice: json_digest({**key, "precision": f"torch/{class_of(choice)}"}) for choice in _CHOICES}
+    namespaces = {choice: json_digest({**key, "precision": f"torch/{class_on(device, class_of(choice))}"}) for choice in _CHOICES}
     return {choice for choice, namespace in namespaces.items() if (root / "teacher_logits" / namespace).is_dir()}
 
 

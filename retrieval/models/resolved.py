@@ -13,6 +13,7 @@ from typing import Any, cast
 from data.config.settings import Experiment, Student
 from data.digests import DigestCache, json_digest
 from data.errors import UserError
+from data.logits.store import namespace_note, namespaces
 from data.store.paths import store_root
 from retrieval.compute import precision
 from retrieval.compute.settled import Note
@@ -77,12 +78,25 @@ class ResolvedModels:
         """Of one that this project opens under torch, the precision is the store's; that this machine computes it is seen when it opens."""
         settings, device, store = self.experiment.teacher, self.experiment.runner.device, store_root(self.experiment.store)
         if settings.backend != "torch":
-            return resolve_teacher(settings, device=device, store=store)
+            return self._where_scored(resolve_teacher(settings, device=device, store=store))
         spec = resolve_teacher(settings.model_copy(update={"precision": "auto"}), device=device, store=store)
         if settings.precision == "auto":
             key = {name: value for name, value in spec.key(self.digests).items() if name != "precision"}
-            return _computing_in(self._meaning("teacher", key), spec)
-        return _computing_in(precision.chosen(settings.precision, device=device), spec)
+            return self._where_scored(_computing_in(self._meaning("teacher", key), spec))
+        return self._where_scored(_computing_in(precision.chosen(settings.precision, device=device), spec))
+
+    def _where_scored(self, spec: TeacherSpec) -> TeacherSpec:
+        """The teacher on the kind of device whose logits the store has: for a CPU's command those of GPUs, where no CPU scored any.
+
+        So what was scored on GPUs is not paid for again. What is missing in it a CPU does not add: see `load_cross_encoder`.
+        """
+        root = store_root(self.experiment.store)
+        if self.experiment.runner.device != "cpu" or not any(_is_of_gpus(root, name) for name in namespaces(root)):
+            return spec
+        of_gpus, there = _on_device("cuda", spec), set(namespaces(root))
+        if spec.namespace(self.digests) in there or of_gpus.namespace(self.digests) not in there:
+            return spec
+        return of_gpus
 
     @property
     def teacher_precision(self) -> str | None:
@@ -105,9 +119,10 @@ class ResolvedModels:
     def _meaning(self, role: str, key: Key) -> str:
         """What `auto` means: as noted in the store; as in its tables; as this machine has it."""
         if role not in self._settled:
-            note, own = Note(self.experiment.store, role, key), precision.chosen("auto", device=self.experiment.runner.device)
+            device = self.experiment.runner.device
+            note, own = Note(self.experiment.store, role, key), precision.chosen("auto", device=device)
             self._notes[role] = note
-            self._settled[role] = note.read() or note.of_tables(own=own) or own
+            self._settled[role] = note.read() or note.of_tables(own=own, device=device) or own
         return self._settled[role]
 
     def settle(self, role: str) -> bool:
@@ -238,3 +253,14 @@ def _computing_in(meant: str, spec: TeacherSpec) -> TeacherSpec:
     if isinstance(spec, CompletingSpec):
         return replace(spec, own=_computing_in(meant, spec.own))
     return replace(spec, precision=meant) if isinstance(spec, CrossEncoderSpec) else spec
+
+
+def _on_device(device: str, spec: TeacherSpec) -> TeacherSpec:
+    """The same teacher as another kind of device computes it."""
+    if isinstance(spec, CompletingSpec):
+        return replace(spec, own=_on_device(device, spec.own))
+    return replace(spec, device=device) if isinstance(spec, CrossEncoderSpec) else spec
+
+
+def _is_of_gpus(store: Path, namespace: str) -> bool:
+    return str(namespace_note(store, namespace)["key"].get("precision")).endswith(precision.OF_GPUS)

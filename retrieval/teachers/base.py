@@ -97,6 +97,7 @@ class TeacherSpec(ABC):
     tokenizer_folder: Path | None = None  # whose tokens dark examples are cut and masked by; None: by words
     template: PairText | None = None  # what stands around a pair
     is_remote: bool = False  # a server scores: it may be another one at each run, at another speed and price
+    device: str | None = None  # kind of device that its logits are of, whichever computes now; None: that is not said
     reads_texts: bool = True  # False: there are no logits but those of the store
     completes: DeclaredTeacher | None = None  # whose imported logits stand for its own
 

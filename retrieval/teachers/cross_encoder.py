@@ -66,6 +66,7 @@ class CrossEncoderSpec(TeacherSpec):
     head: Head = field(default_factory=ClassifierHead)  # of backend torch
     template: PairText | None = None  # what stands around a pair; None: the tokenizer joins it
     graph: GraphFiles | None = None  # of backend onnx
+    device: str = "cpu"  # cpu or cuda, whose arithmetic the logits are of
 
     @property
     def tokenizer_folder(self) -> Path:  # type: ignore[override]
@@ -73,8 +74,9 @@ class CrossEncoderSpec(TeacherSpec):
         return self.folder
 
     def key(self, digests: DigestCache) -> dict[str, Any]:
-        """Weights, tokenizer, template, truncation, length, head and precision class."""
+        """Weights, tokenizer, template, truncation, length, head, and precision class on its kind of device."""
         graph = read_graph(self.graph.graph) if self.graph else None
+        own_class = self.precision if graph else precisions.class_of(self.precision)
         # Without a mask a logit once depended on the padding of its batch.
         alone = {"batch": "one pair"} if graph and not graph.masks_padding else {}
         return {
@@ -83,7 +85,7 @@ class CrossEncoderSpec(TeacherSpec):
             "template": INPUT_TEMPLATE if self.template is None else self.template.key(),
             "max_tokens": self.max_tokens,
             "head": self.head.key(digests),
-            "precision": f"{self.backend}/{self.precision if graph else precisions.class_of(self.precision)}",
+            "precision": f"{self.backend}/{precisions.class_on(self.device, own_class)}",
             **alone,
             **self._padding_key(),
             **({"segments": "none"} if self._reads_segments(graph) and withholds_segments(self.folder) else {}),
@@ -185,7 +187,8 @@ def resolve_cross_encoder(teacher: settings.Teacher, *, device: str) -> CrossEnc
             f"teacher.model: {folder} is a language model, and nothing says which text it reads a pair in: give teacher.template "
             f"({', '.join(KNOWN)}, or a Jinja file)"
         )
-    return CrossEncoderSpec(weights, teacher.model, "torch", precision, teacher.max_tokens, teacher.trust_remote_code, head, text)
+    trusted = teacher.trust_remote_code
+    return CrossEncoderSpec(weights, teacher.model, "torch", precision, teacher.max_tokens, trusted, head, text, device=device)
 
 
 def resolve_graph(teacher: settings.Teacher, *, device: str) -> CrossEncoderSpec:
@@ -198,7 +201,9 @@ def resolve_graph(teacher: settings.Teacher, *, device: str) -> CrossEncoderSpec
     check_graph(files, max_tokens=teacher.max_tokens, option="teacher.model")
     precision = "graph"  # the file has its number format inside it, and its content is in the weights digest
     text = find_pair_text(files.texts, teacher)
-    return CrossEncoderSpec(files.tokenizer, teacher.model, "onnx", precision, teacher.max_tokens, trusted, template=text, graph=files)
+    return CrossEncoderSpec(
+        files.tokenizer, teacher.model, "onnx", precision, teacher.max_tokens, trusted, template=text, graph=files, device=device
+    )
 
 
 def load_cross_encoder(
@@ -208,7 +213,14 @@ def load_cross_encoder(
 
     `threads` are those of an ONNX session; torch's are the caller's to set. `batch_tokens` count padding; None takes the device's default.
     `compiled`: use torch.compile, under torch; the first batches then take about half a minute.
+
+    Raises UserError where its logits are another kind of device's, to which this one's are not added.
     """
+    if device != spec.device:
+        raise UserError(
+            f"teacher.model: this store has its logits from {spec.device}, and new pairs would get {device}'s, which round otherwise: "
+            f"give runner.device={spec.device}, or delete them (prep cache gc) to have all scored anew"
+        )
     if spec.graph:
         batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
         return OnnxCrossEncoder(spec.graph.graph, device=device, threads=threads, batch_tokens=batch_tokens)
@@ -263,8 +275,6 @@ class TorchCrossEncoder:
         self.batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS[device]
         self.length_multiple = 1 if device == "cpu" else 8  # tensor cores want multiples of 8; a CPU only has more padding then (3 %)
         self.one_thread_each = device == "cpu" and not compiled and not unpad  # compiled code has its number of threads inside
-        if device == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise UserError("teacher.precision=bf16: this GPU would only emulate it; use teacher.precision=fp16")
         if device == "cpu":
             tune_allocator()
         ways = [{"attn_implementation": cpu_attention.register_cpu_attention()}] if device == "cpu" else []

@@ -138,6 +138,11 @@ class CompletingSpec(TeacherSpec):
         """As the teacher's own."""
         return self.own.is_remote
 
+    @property
+    def device(self) -> str | None:  # type: ignore[override]
+        """As the teacher's own."""
+        return self.own.device
+
     def key(self, digests: DigestCache) -> dict[str, Any]:
         """The teacher's own, and whose logits stand beside."""
         return {**self.own.key(digests), "completes": self.completes.namespace}

@@ -12,7 +12,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from data.command import exit_codes
 from data.errors import DamagedShard
 from trainer import loop, recipes, run
 from trainer.reporting import mfu
-from trainer.steps import distributed
 
 PROCESSES, LIMIT_SECONDS = 3, 60
 mfu._SECONDS = 0.0
@@ -67,7 +65,7 @@ FAULTS: dict[str, tuple[int, Callable[[], None]]] = {
     "killed": (1, lambda: in_step(3, send(signal.SIGKILL))),
     "first_killed": (0, lambda: in_step(3, send(signal.SIGKILL))),
     "unreadable": (2, lambda: in_step(3, fail(DamagedShard("a shard is cut short")))),
-    "full": (0, lambda: setattr(loop, "save_checkpoint", full_disk)),
+    "full": (0, lambda: setattr(loop, "write_checkpoint", full_disk)),
     "damaged": (0, lambda: setattr(run, "open_training_shards", fail(DamagedShard("a shard is cut short")))),
     "terminated": (1, lambda: in_step(3, send(signal.SIGTERM))),
     "terminated_early": (1, lambda: setattr(run, "task_of", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))),
@@ -116,7 +114,7 @@ def play(fault: str, folder: Path, port: int, words: dict[str, str], shards: Pat
         os.dup2(log, 2)
         who, do = FAULTS[fault]
         if fault == "stopped":
-            distributed._PATIENCE = timedelta(seconds=5)
+            words = {**words, "train.timeout": str(5 / 60)}
         if who == rank:
             do()
         os._exit(join(rank, port, {**words, "train.output": str(folder / "run")}, shards))

@@ -137,3 +137,9 @@ def test_plain_training(copied: Any, prep_run: Any) -> None:
     assert set(figures) >= KEYS and 0 < figures["ours"] <= 1
     assert figures["moved"] > 0.01 and figures["parameters_apart"] < 1e-3
     assert figures["difference"] == 0
+
+
+def test_checkpoint() -> None:
+    """Prevents: a benchmark that breaks unseen, and a step that waits for the files of its checkpoint."""
+    figures = last_line("checkpoint", "--layers", 2, "--width", 384, "--rounds", 2)
+    assert set(figures) >= KEYS and 0 < figures["ratio"] < 1

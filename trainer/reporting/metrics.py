@@ -13,7 +13,9 @@ from typing import Any
 from data.tables.shards import atomic_write
 
 METRICS_NAME = "metrics.jsonl"
-SPEEDS = ("seconds", "waited", "queries_per_second", "tokens_per_second", "mfu")  # all else repeats when a run is repeated
+_OF_PROCESSES = ("memory_gb", "rank_computed_least", "rank_computed_most", "rank_waited_least", "rank_waited_most")
+# All else repeats when a run is repeated.
+SPEEDS = ("seconds", "waited", "queries_per_second", "tokens_per_second", "mfu", *_OF_PROCESSES)
 _CURVES = ("loss", "supervised", "distillation", "kept", "share", "learning_rate", "gradient_norm", *SPEEDS)
 
 

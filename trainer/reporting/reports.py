@@ -58,8 +58,12 @@ class Reports:
         if self._run.processes.first:
             self._progress.note(message)
 
-    def step(self, batch: PlannedBatch, losses: QueryLosses, *, norm: float, seconds: float, waited: float, dev: dict[str, float]) -> None:
-        """Report a finished step: the gradient's norm before it is clipped, seconds without and (of all steps so far) for its data."""
+    def step(
+        self, batch: PlannedBatch, losses: QueryLosses, *, norm: float, seconds: float, waited: float, dev: dict[str, float],
+        speeds: dict[str, float],
+    ) -> None:  # fmt: skip
+        """Report a finished step: the gradient's norm before it is clipped, seconds without and (of all steps so far) for its data, and
+        what `trainer.reporting.speeds.meet` says of the processes."""
         if not self._run.processes.first:
             return
         lengths = batch.work.lengths
@@ -72,6 +76,7 @@ class Reports:
             "queries_per_second": round(len(batch.work.queries) / seconds, 3),
             "tokens_per_second": round(sum(lengths) / seconds, 1),
             "mfu": round(training_flop(self._run.model.backbone, lengths) / seconds / self._flop_rate, 4),
+            **speeds,
             **({"dev": dev} if dev else {}),
         }
         self._waited = waited

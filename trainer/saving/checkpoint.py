@@ -5,18 +5,20 @@
         model.safetensors  optimizer.safetensors  parameters, of LoRA the adapters alone; AdamW's moments, by parameter name
         state.json                                step, seconds, fingerprint of run.json's content
 
+The steps wait for a copy of the state alone (`snapshot`); `trainer.loop` has it written behind them (`write_checkpoint`).
+
 The order of the rows and the dropout masks are functions of (seed, step), so the step is all of the stream's and the generators' state.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +101,47 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") 
     return lines
 
 
-def save_checkpoint(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int) -> None:
-    """Write a checkpoint, whole or not at all, then remove all but the newest `keep`."""
-    with whole_folder(output / CHECKPOINTS / f"step-{state.step:08d}") as folder:
-        save_file(_tensors(model), folder / _MODEL)
-        save_file(_optimizer_tensors(model, optimizer), folder / _OPTIMIZER)
-        (folder / STATE_NAME).write_text(json.dumps(asdict(state)))
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A run's state in host memory, which the steps that follow do not change."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: TrainingState
+
+
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState) -> Snapshot:
+    """Copy what a checkpoint holds to host memory: from a GPU into pinned memory, all at once, and waited for once."""
+    trained, moments = _trained(model), _optimizer_tensors(model, optimizer)
+    copied = Snapshot(
+        {name: _host_copy(tensor) for name, tensor in trained.items()},
+        {name: _host_copy(tensor) for name, tensor in moments.items()},
+        state,
+    )
+    if any(tensor.is_cuda for tensor in trained.values()):
+        torch.cuda.synchronize()
+    return copied
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    """[...] on the host, contiguous. From a GPU it is there only once that was waited for."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor.detach(), non_blocking=True)
+
+
+def write_checkpoint(output: Path, copied: Snapshot, keep: int) -> None:
+    """Write a checkpoint, whole or not at all, then remove all but the newest `keep`. Raises RunFailed where it cannot be written."""
+    with whole_folder(output / CHECKPOINTS / f"step-{copied.state.step:08d}") as folder:
+        save_file(copied.model, folder / _MODEL)
+        save_file(copied.optimizer, folder / _OPTIMIZER)
+        (folder / STATE_NAME).write_text(json.dumps(dataclasses.asdict(copied.state)))
     for old in _complete(output)[:-keep]:
         _remove(old)
+
+
+def save_checkpoint(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int) -> None:
+    """Write a checkpoint of the model as it is now, before anything else is done: see `write_checkpoint`."""
+    write_checkpoint(output, snapshot(model, optimizer, state), keep)
 
 
 def resume(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> TrainingState:
@@ -133,22 +168,18 @@ def resume(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, 
 
 def start_digest(model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState) -> str:
     """Hex digest of all that the next step depends on: every process of a run must have the same."""
-    digest = hashlib.blake2b(json_digest(asdict(state)).encode(), digest_size=16)
+    digest = hashlib.blake2b(json_digest(dataclasses.asdict(state)).encode(), digest_size=16)
     for name, tensor in {**model.state_dict(), **_optimizer_tensors(model, optimizer)}.items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a training changes; a tensor that has several names (T5's token table) under each, as a copy: safetensors writes none twice."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in _trained(model).items()}
-    first = {tensor.data_ptr(): name for name, tensor in reversed(tensors.items())}
-    return {name: tensor if first[tensor.data_ptr()] == name else tensor.clone() for name, tensor in tensors.items()}
-
-
 def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """All of a model, or its adapters: their base stays as it is in the run's key."""
+    """What a training changes, by name: all of a model, or its adapters, whose base stays as it is in the run's key.
+
+    A tensor that has several names (T5's token table) stands under each.
+    """
     state = model.state_dict()
     return {name: tensor for name, tensor in state.items() if is_lora(name)} if has_lora(model) else state
 
@@ -157,7 +188,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         for moment, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}|{moment}"] = value.detach().contiguous()
+            tensors[f"{name}|{moment}"] = value.detach()
     return tensors
 
 

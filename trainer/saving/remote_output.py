@@ -10,7 +10,7 @@ A folder on the store is held by nobody: two machines that begin one run both ta
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -29,8 +29,8 @@ class Output(Protocol):
     def begin(self) -> None:
         """Have in the folder what is there of this run."""
 
-    def keep(self) -> None:
-        """Put what a run needs to go on from its newest checkpoint."""
+    def keep(self, written: Callable[[], None]) -> None:
+        """Put what a run needs to go on from its newest checkpoint; `written` waits for that."""
 
     def finish(self) -> None:
         """Put the results."""
@@ -45,7 +45,7 @@ class LocalOutput:
     def begin(self) -> None:
         """Nothing to do."""
 
-    def keep(self) -> None:
+    def keep(self, written: Callable[[], None]) -> None:
         """Nothing to do."""
 
     def finish(self) -> None:
@@ -91,8 +91,9 @@ class RemoteOutput:
             (self.folder / name).unlink(missing_ok=True)  # one of the same size would stay
         fetch_files(self._remote, self.folder, {name: there[name] for name in names})
 
-    def keep(self) -> None:
-        """Put the newest checkpoint and the records beside it; older checkpoints there go."""
+    def keep(self, written: Callable[[], None]) -> None:
+        """Put the newest checkpoint, once it is written, and the records beside it, which no step may change then; older ones there go."""
+        written()
         checkpoints = sorted((self.folder / CHECKPOINTS).glob("step-*"))
         put_files(self._remote, self.folder, [RUN_NAME])
         if checkpoints:

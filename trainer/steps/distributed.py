@@ -13,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -25,6 +26,8 @@ from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense
 from data.command import left_at_once, stop_if_asked
 from data.errors import RunFailed, UserError, first_line
 from retrieval.compute.batching import lpt_schedule
+from trainer.steps.fresh_store import fresh_part
+from trainer.steps.waits import Waits
 
 _PATIENCE = timedelta(minutes=30)  # with a process that lives and does not come: it checks all shards, or saves to a slow disk
 _BUCKET_BYTES = 64 << 20  # of gradients in one sum, beside the gradients themselves
@@ -36,6 +39,8 @@ class Distributed:
 
     rank: int = 0
     size: int = 1
+    patience: timedelta = _PATIENCE  # with another one, for messages
+    waits: Waits = field(default_factory=Waits, compare=False)  # for others, in sums
 
     @property
     def first(self) -> bool:
@@ -51,13 +56,14 @@ class Distributed:
         if self.size == 1:
             return tensor
         try:
-            if tensor.is_cuda:
-                distributed.all_reduce(torch.zeros(1))
-            distributed.all_reduce(tensor)
+            with self.waits.measured(on_device=tensor.is_cuda):
+                if tensor.is_cuda:
+                    distributed.all_reduce(torch.zeros(1))
+                distributed.all_reduce(tensor)
         except RuntimeError as error:
             stop_if_asked()  # a signal has ended the others, and would end this one when it is back in Python
             raise RunFailed(
-                f"process {self.rank} of {self.size}: another one is gone, or has not come for {_PATIENCE.total_seconds() / 60:.0f} min "
+                f"process {self.rank} of {self.size}: another one is gone, or has not come for {self.patience.total_seconds() / 60:g} min "
                 f"({_in_short(error)}); what it said itself says why. The last checkpoint is kept: start the same command again"
             ) from error
         return tensor
@@ -89,6 +95,12 @@ class Distributed:
         if len(set(self.sum(numbers).tolist())) > 1:
             raise UserError(f"the processes do not agree on {about}: give all of them the same command and folders that every machine sees")
 
+    def table(self, row: Sequence[float]) -> list[list[float]]:
+        """Every process's row of so many numbers, by rank, in all of them."""
+        rows = torch.zeros(self.size, len(row), dtype=torch.float64)
+        rows[self.rank] = torch.tensor(row, dtype=torch.float64)
+        return self.sum(rows).tolist()
+
     def wait(self) -> None:
         """Until all processes are here."""
         self.any(False)
@@ -112,27 +124,29 @@ def started_processes() -> int:
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[Distributed]:
-    """The processes that torchrun started; this one alone where it did not.
+def joined(device: str, *, patience: timedelta = _PATIENCE) -> Iterator[Distributed]:
+    """The processes that torchrun started; this one alone where it did not. `patience`: how long one waits for another that lives.
 
     Raises:
-        UserError: the environment is not torchrun's, or there are more processes than GPUs.
+        UserError: the environment is not torchrun's, there are more processes than GPUs, or two of them share one.
         RunFailed: the others do not come.
     """
     size = started_processes()
-    if device == "cuda" and torch.cuda.is_available():
-        place = _number_of("LOCAL_RANK", least=0)
-        gpus = torch.cuda.device_count()
-        if place >= gpus:
-            raise UserError(f"process {place} of this machine has no GPU: torch sees {gpus}; start torchrun with --nproc-per-node={gpus}")
-        torch.cuda.set_device(place)
+    gpu = own_gpu() if device == "cuda" and torch.cuda.is_available() else None
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
     if size == 1:
         yield Distributed()
         return
     rank = _number_of("RANK", least=0)
     try:
         with left_at_once():
-            distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
+            store = _store(rank, size, patience)
+            if gpu is not None:
+                refuse_shared_gpu(store, rank=rank, size=size, gpu=f"{socket.gethostname()}/{torch.cuda.get_device_properties(gpu).uuid}")
+            backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+            own = None if gpu is None else torch.device("cuda", gpu)
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience, device_id=own)
     except (RuntimeError, ValueError) as error:
         stop_if_asked()
         raise RunFailed(
@@ -140,11 +154,44 @@ def joined(device: str) -> Iterator[Distributed]:
             "that MASTER_ADDR and MASTER_PORT can be reached from every machine"
         ) from error
     try:
-        yield Distributed(distributed.get_rank(), size)
+        yield Distributed(distributed.get_rank(), size, patience)
     finally:
         # gloo's threads free their last piece of work only with Python's lock, which destroying the group would hold for ever.
         time.sleep(0.1)
         distributed.destroy_process_group()
+
+
+def _store(rank: int, size: int, patience: timedelta) -> distributed.Store:
+    """Where the processes say who they are: torchrun's store, or that of rank 0."""
+    store: distributed.Store = next(distributed.rendezvous("env://", rank, size, timeout=patience))[0]
+    store.set_timeout(patience)
+    return fresh_part(store, rank=rank, size=size, patience=patience)
+
+
+def own_gpu() -> int:
+    """The number, by torch's count, of this process's GPU: its place on the machine; 0 where the launcher shows it one GPU alone.
+
+    Raises UserError where there are several, and none for it.
+    """
+    place, gpus = _number_of("LOCAL_RANK", least=0), torch.cuda.device_count()
+    if gpus == 1:
+        return 0  # another process may have been shown the same: see `refuse_shared_gpu`
+    if place >= gpus:
+        raise UserError(f"process {place} of this machine has no GPU: torch sees {gpus}; start torchrun with --nproc-per-node={gpus}")
+    return place
+
+
+def refuse_shared_gpu(store: distributed.Store, *, rank: int, size: int, gpu: str) -> None:
+    """Raises UserError, in all processes, where two compute on one GPU, on which nccl would fail. `gpu` is its name in the world."""
+    store.set(f"gpu of {rank}", gpu)
+    names = store.multi_get([f"gpu of {other}" for other in range(size)])
+    first: dict[bytes, int] = {}
+    for other, name in enumerate(names):
+        if first.setdefault(name, other) != other:
+            raise UserError(
+                f"processes {first[name]} and {other} are on the same GPU: start torchrun with --nproc-per-node=GPUS of the machine, or "
+                "show each process another GPU (CUDA_VISIBLE_DEVICES)"
+            )
 
 
 def _number_of(name: str, *, least: int) -> int:

@@ -15,13 +15,13 @@ from support.children import loaded_by
 from support.stores import candidates, distinct_pairs
 
 from data.config.settings import load
-from data.digests import pair_key
+from data.digests import json_digest, pair_key
+from data.errors import UserError
 from data.logits.segment import as_keys
 from data.logits.store import LogitStore
 from data.tables.shards import read_shard, write_shard
 from pipeline.scoring.requested_pairs import RequestedPairs
 from pipeline.scoring.windows import spans_of, windows
-from retrieval.compute.precision import cpu_computes_bf16
 from retrieval.models.marks import Marks
 
 Prep = Callable[..., list[str]]
@@ -76,16 +76,27 @@ def test_another_teacher_scores_all_in_a_namespace_of_its_own(
     assert sum(count_scored) == distinct_pairs(copied.store) and len(set((copied.store / "teacher_logits").iterdir()) - before) == 1
 
 
-def test_the_device_is_not_in_the_namespace(copied: Any) -> None:
-    """Prevents: logits from GPUs that a CPU job pays for again."""
-    from data.digests import DigestCache
-    from retrieval.teachers.backends import resolve_teacher
+def of_a_gpu(store: Path) -> Path:
+    """Make the logits of a store those of a GPU, as it would have filed them; their folder."""
+    (folder,) = (store / "teacher_logits").iterdir()
+    note = json.loads((folder / "namespace.json").read_text())
+    note["key"]["precision"] += "-cuda"
+    (folder / "namespace.json").write_text(json.dumps(note))
+    shutil.rmtree(store / "teacher_scores")
+    return folder.rename(folder.with_name(json_digest(note["key"])))
 
-    for precision in ("fp32", "bf16"):
-        teacher = load({"config": str(copied.config), "teacher.precision": precision}).teacher
-        if precision == "fp32" or cpu_computes_bf16():
-            names = {resolve_teacher(teacher, device=device).namespace(DigestCache(copied.store / "d.json")) for device in ("cpu", "cuda")}
-            assert len(names) == 1
+
+def test_a_cpu_job_takes_the_logits_of_gpus_and_adds_none(copied: Any, prep_run: Prep, count_scored: list[int]) -> None:
+    """Prevents: logits from GPUs that a CPU job pays for again; and a table of which a CPU scored the rest, under the same fingerprint."""
+    folder = of_a_gpu(copied.store)
+    prep_run(copied.config)
+    assert count_scored == [] and [folder.name] == [path.name for path in (copied.store / "teacher_logits").iterdir()]
+    with pytest.raises(UserError, match=r"has its logits from cuda, .* give runner\.device=cuda"):
+        prep_run(copied.config, **{"hard_negatives.num_negatives": 5})
+    assert count_scored == []
+    shutil.rmtree(folder)
+    prep_run(copied.config, **{"hard_negatives.num_negatives": 5})  # anew, and its own from now on
+    assert count_scored
 
 
 def test_weights_that_change_under_a_run_are_told(copied: Any, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

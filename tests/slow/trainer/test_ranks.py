@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from support.dev_sets import write_dev_rows
 from support.training import make_row
 
+from retrieval.compute.precision import cpu_computes_bf16
 from trainer.reporting.metrics import SPEEDS
 
 
@@ -77,6 +78,24 @@ def test_any_number_of_processes_ends_in_the_same_parameters(
     assert any(not torch.allclose(start[name], value, rtol=1e-2) for name, value in runs[1].items() if name in start)
 
 
+@pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor would only emulate bf16")
+def test_in_bf16_the_number_of_processes_moves_the_result_a_little(
+    tmp_path: Path, experiment_file: Path, shards: Path, zygote: Any
+) -> None:
+    """Prevents: a share of the work that one process drops, hidden by bf16's rounding; and pages that promise the same parameters there."""
+    found = {}
+    for size in (1, 2):
+        output = tmp_path / f"of{size}"
+        words = [f"config={experiment_file}", f"train.output={output}", "train.learning_rate=1e-3", "train.precision=bf16"]
+        zygote.begin(tmp_path / "log", "by_processes", size, free_port(), shards, *words)
+        assert zygote.end() == 0
+        found[size] = load_file(output / "student" / "model.safetensors")
+    start = load_file(Path(_student_of(experiment_file)) / "model.safetensors")
+    way = math.hypot(*(float((value - start[name]).norm()) for name, value in found[1].items() if name in start))
+    apart = math.hypot(*(float((found[2][name] - value).norm()) for name, value in found[1].items()))
+    assert apart <= 0.03 * way
+
+
 def _student_of(experiment_file: Path) -> str:
     return experiment_file.read_text().split("student: {model: ")[1].split("}")[0]
 
@@ -121,3 +140,25 @@ def test_the_first_process_alone_reports(tmp_path: Path, experiment_file: Path, 
         card = (output / "student" / "README.md").read_text()
         figures[size] = [line for line in card.splitlines() if line.startswith(("| MRR@10", "| nDCG@10", "| Recall@100"))]
     assert len(figures[1]) == 3 and figures[1] == figures[2]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_starts_it_again_and_it_ends_in_the_same_bytes(
+    tmp_path: Path, experiment_file: Path, shards: Path, zygote: Any, rank: int
+) -> None:
+    """Prevents: a restart by torchrun (--max-restarts) that finds its folder held, meets the processes of before, or repeats a step."""
+    words = [f"config={experiment_file}", "train.checkpoint_every=3", "train.timeout=2"]
+    zygote.begin(tmp_path / "log", "by_processes", 2, free_port(), shards, *words, f"train.output={tmp_path / 'whole'}")
+    assert zygote.end() == 0, (tmp_path / "log").read_text()
+    output = tmp_path / "killed"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    runner = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", f"--master-port={free_port()}"]
+    program = ["-m", "support.programs.killed_rank", str(rank), "8", "run", f"shards={shards}", *words, f"train.output={output}"]
+    done = subprocess.run([*runner, *program], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "resumes after step 6 of 18" in done.stderr, done.stderr
+    assert [line["step"] for line in lines_of(output)] == list(range(1, 19))
+    students = [(tmp_path / name / "student" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert students[0] == students[1]
+    figures = lines_of(output)[-1]
+    assert figures["rank_computed_most"] >= figures["rank_computed_least"] > 0 and figures["rank_waited_most"] >= 0
