@@ -212,6 +212,12 @@ def _shaped_value(annotation: Any, value: Any) -> Any:
         inner = value.strip()
         inner = inner[1:-1] if inner.startswith("[") and inner.endswith("]") else inner
         return [] if is_null else [part.strip() for part in re.split("[,\n]", inner) if part.strip()]
+    if typing.get_origin(annotation) is dict:
+        parts = [] if is_null else [part for part in re.split("[,\n]", value.strip().strip("{}")) if part.strip()]
+        pairs = [part.partition(":") for part in parts]
+        if not all(colon for _, colon, _ in pairs):
+            return value
+        return {key.strip(): found.strip() for key, _, found in pairs}
     return value
 
 
