@@ -158,3 +158,29 @@ def test_a_curriculum_has_all_positives_and_fills_nothing(tmp_path: Path, tiny_e
     filled = {"curriculum": settings["curriculum"], "hard_negatives.range_max": 6, "hard_negatives.fill_to": 15}
     with pytest.raises(UserError, match=r"draws by ranks alone, and fills nothing: leave hard_negatives\.fill_to=15 out"):
         load({"config": str(tiny_experiment(tmp_path, **filled))})
+
+
+@pytest.mark.medium
+def test_grades_of_positives_through_a_run(graded: Path, tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
+    """Prevents: the grade of another p+ or of another split, stages made again for a column, and grades in shards that nobody asked for."""
+    settings = {"ingest.path": graded, "hard_negatives.positives": "each", "hard_negatives.promote_margin": 0.1, **PLAIN}
+    config = tiny_experiment(tmp_path / "graded", **settings)
+    store = config.parent / "store"
+    prep_run(config)
+    before = {path.parent for path in store.glob("*/*/manifest.json")}
+    plain = training_rows(store)
+    assert all(row.positive_grade is None for row in plain)
+    prep_run(config, **{"hard_negatives.positive_grades": True})
+    (new,) = {path.parent for path in store.glob("*/*/manifest.json")} - before
+    assert new.parent.name == "shards"
+    shards = open_training_shards(new, tokenizer=json.loads(pq.read_schema(min(new.glob("*.parquet"))).metadata[b"training"])["tokenizer"])
+    lines = [line.split("\t") for line in (graded / "qrels" / "train.tsv").read_text().splitlines()[1:]]
+    labels = {(query_id, doc_id): int(grade) for query_id, doc_id, grade in lines}
+    rows = list(rows_of_epoch(shards, seed=0, epoch=0))
+    assert {(row.query_id, row.candidate_ids) for row in rows} == {(row.query_id, row.candidate_ids) for row in plain}
+    assert all(row.positive_grade == labels.get((row.query_id, row.candidate_ids[0]), 0) for row in rows)
+    assert {row.candidate_ids[0]: row.positive_grade for row in rows if row.query_id == "train1"}.items() >= {"d41": 3, "d42": 2}.items()
+    assert shards.grades == {row.positive_grade for row in rows} >= {0, 1, 2, 3}
+    for other in ({"curriculum.enabled": True}, {"lists.path": tmp_path}):
+        with pytest.raises(UserError, match=r"leave hard_negatives\.positive_grades out"):
+            load({"config": str(config), "hard_negatives.positive_grades": "true", **{key: str(value) for key, value in other.items()}})
