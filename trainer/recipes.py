@@ -74,6 +74,8 @@ def _check(experiment: Experiment) -> None:
     train, objective = experiment.train, experiment.train.objective
     try:
         objective.check_loss()
+        objective.check_positive()
+        objective.check_two_sides()
     except ValueError as error:
         raise UserError(f"train.objective: {error}") from error
     if train.task == "student" and train.recipe == "prod_dual" and objective.teacher_model is None:

@@ -607,12 +607,6 @@ class Objective(Section):
             raise ValueError(
                 f"temperature={self.temperature:g} has no effect with {without}, which has no softmax of its own: leave it out"
             )
-        self._check_two_sides(loss)
-        if loss.needs_positive and "distillation" not in self.without and not self.has_positive:
-            raise ValueError(
-                f"distillation={name} compares p+ with the others, and P~ has no p+ beside dark examples: set "
-                "include_positive=true, or leave distillation out and use recipe=margin_mse, which sets both"
-            )
         if by_labels and self.teacher_model:
             raise ValueError(f"distillation={name} learns from the shards' labels, not from a teacher_model: leave it out")
         if by_labels and (self.in_batch != "none" or self.uses_positive):
@@ -621,9 +615,20 @@ class Objective(Section):
                 "without=supervised and in_batch=none (recipe=cl_drd sets the first; beside it leave distillation out)"
             )
 
-    def _check_two_sides(self, loss: LossTraits) -> None:
-        """Raises ValueError where what is done to the scores of teacher and student is of no effect, or cannot be done."""
-        name, distils = self.distillation, "distillation" not in self.without
+    def check_positive(self) -> None:
+        """Raises ValueError where the distillation loss goes by p+, and P~ is without. Imports a plug-in."""
+        if "distillation" not in self.without and not self.has_positive and self.loss_traits.needs_positive:
+            raise ValueError(
+                f"distillation={self.distillation} compares p+ with the others, and P~ has no p+ beside dark examples: set "
+                "include_positive=true, or leave distillation out and use recipe=margin_mse, which sets both"
+            )
+
+    def check_two_sides(self) -> None:
+        """Raises ValueError where what is done to the scores of teacher and student has no effect, or cannot be done.
+
+        Of settings with their recipe's preset, which may name the loss. Imports a plug-in.
+        """
+        loss, name, distils = self.loss_traits, self.distillation, "distillation" not in self.without
         if self.teacher_temperature is not None and not (distils and loss.two_temperatures):
             raise ValueError(
                 f"teacher_temperature={self.teacher_temperature:g} has no effect with "
@@ -722,6 +727,12 @@ class Train(Section):
     tracker: TrackerName = execution("tensorboard", "where curves go: tensorboard, wandb, mlflow, trackio, none, or package.module:object")
     tracker_project: str = execution("adam-distillation", "the tracker's project; MLflow's experiment", min_length=1)
     tracker_name: str | None = execution(None, "the run's name in the tracker; null: that of the output folder", min_length=1)
+
+    @model_validator(mode="after")
+    def _positive_of_the_loss(self) -> Train:
+        if self.task != "cross_encoder" and self.objective.distillation in LOSSES:  # whose lists have no dark examples
+            self.objective.check_positive()
+        return self
 
     @model_validator(mode="after")
     def _dev_set(self) -> Train:

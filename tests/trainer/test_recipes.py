@@ -138,7 +138,10 @@ def test_a_cross_encoder_learns_from_logits_where_a_distillation_is_named(tmp_pa
     both = {"train.objective.without": "reinforced,noisy,adaptive", "train.objective.distillation": "kl"}
     assert load({**words, **both}).train.objective.uses_positive
     for more, said in (
-        ({"train.objective.distillation": "curriculum"}, "carry no labels for distillation=curriculum"),
+        (
+            {"train.objective.distillation": "curriculum", "train.objective.without": ",".join(ALL)},
+            "carry no labels for distillation=curriculum",
+        ),
         ({"train.objective.without": "adaptive"}, "its own negatives alone"),
         ({"train.objective.distillation": "kl", "train.objective.reference_kl_weight": "1"}, "reference_kl_weight and .teacher_model out"),
         ({"train.objective.distillation": "kl", "train.objective.in_batch": "both"}, "its own negatives alone"),

@@ -41,16 +41,16 @@ def test_a_run_that_steps_end_selects_as_if_it_had_these_epochs(
     ends = {"train__epochs": 100, "train__steps": 9}
     new = start(experiment_file, shards, train__output=tmp_path / "new", **ends)
     assert new == [1.0] * 6 + [0.75] * 3 and objective_of(tmp_path / "new")["share_over"] == "run"  # T = 2: shares 1 and 3/4
-    assert "share" not in capsys.readouterr().out
+    assert "selected share" not in capsys.readouterr().err
     assert new == start(experiment_file, shards, train__output=tmp_path / "two", train__epochs=2, train__steps=9)
     assert "share_over" not in objective_of(tmp_path / "two"), "keys of runs that reach their last epoch stay what they were"
     old = start(experiment_file, shards, train__output=tmp_path / "old", train__objective__share_over="epochs", **ends)
     assert old == [1.0] * 9
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().err.split())
     assert "the selected shares count T = 100 epochs: the last one is 0.995; train.objective.share_over=run" in said
     without = {"train__objective__without": "adaptive"}
     start(experiment_file, shards, train__output=tmp_path / "none", **ends, **without)
-    assert "share_over" not in objective_of(tmp_path / "none") and "share" not in capsys.readouterr().out
+    assert "share_over" not in objective_of(tmp_path / "none") and "selected share" not in capsys.readouterr().err
 
 
 @pytest.mark.medium
@@ -86,4 +86,4 @@ def test_a_run_begun_before_goes_on_as_it_began(
 def test_one_epoch_leaves_nothing_out_and_says_so(experiment_file: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents: ADAM's selection switched off by T = 1, and reported as ADAM."""
     assert start(experiment_file, shards, train__epochs=1, train__steps=2) == [1.0, 1.0]
-    assert "one epoch: the selected share is 1 - 0/2 = 1, so no query is left out" in " ".join(capsys.readouterr().out.split())
+    assert "one epoch: the selected share is 1 - 0/2 = 1, so no query is left out" in " ".join(capsys.readouterr().err.split())

@@ -181,6 +181,16 @@ def test_grades_of_positives_through_a_run(graded: Path, tmp_path: Path, tiny_ex
     assert all(row.positive_grade == labels.get((row.query_id, row.candidate_ids[0]), 0) for row in rows)
     assert {row.candidate_ids[0]: row.positive_grade for row in rows if row.query_id == "train1"}.items() >= {"d41": 3, "d42": 2}.items()
     assert shards.grades == {row.positive_grade for row in rows} >= {0, 1, 2, 3}
-    for other in ({"curriculum.enabled": True}, {"lists.path": tmp_path}):
+    for other in (
+        {
+            "curriculum.enabled": True,
+            "curriculum.retrieved": 20,
+            "curriculum.near_rank": 15,
+            "curriculum.iterations": "2/2/2",
+            "hard_negatives.promote_margin": "null",
+            "hard_negatives.positives": "one",
+        },
+        {"lists.path": tmp_path},
+    ):
         with pytest.raises(UserError, match=r"leave hard_negatives\.positive_grades out"):
             load({"config": str(config), "hard_negatives.positive_grades": "true", **{key: str(value) for key, value in other.items()}})
