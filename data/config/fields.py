@@ -136,6 +136,8 @@ def build(model: type[SectionType], values: dict[str, Any]) -> SectionType:
 def _fault(fault: ErrorDetails) -> str:
     """What is wrong, after the key. Of settings that do not go together the sentence names them, so their values are left out."""
     key, said = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "dict_type":
+        said = "expected names and values, as {1: 0.5, 2: 1.0}"
     if not isinstance(fault["input"], dict) and fault["type"] != "missing":
         said += f" (got {fault['input']!r})"
     return f"{key}: {said}" if key else said
