@@ -18,6 +18,7 @@ from data.config.settings import Objective, load
 from data.errors import UserError
 from data.tables.shards import read_shard
 from pipeline.cli import app
+from pipeline.report.inspect import show
 from pipeline.report.page import write_report
 from trainer.input.stream import TrainingRow, open_training_shards, rows_of_epoch
 from trainer.objective.plan import plan_batch
@@ -92,6 +93,17 @@ def test_each_positive_through_a_run(each: Path) -> None:
         open_to = [one for one in work.in_batch_passages if one.sequence not in query.own and query.own.isdisjoint(one.ids)]
         assert open_to and not any(one.ids & of_query for one in open_to)
     assert "Of 17 labelled positives 0 are p+ of no list." in page_of(each)
+
+
+@pytest.mark.medium
+def test_all_lists_of_a_query_are_shown(each: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a query with several positives judged by the list of the first one, and lists of the next query taken for its own."""
+    monkeypatch.setenv("COLUMNS", "200")
+    show(load({"config": str(each)}), query_id="train1", width=20)
+    said = capsys.readouterr().out
+    assert said.count("train1  ") == said.count("C(q) ") == 8  # four positives, two draws of masks
+    shown = {line.split("│")[2].strip() for line in said.splitlines() if line.startswith("│ positive ")}
+    assert shown == {"d1", "d40", "d41", "d42"} and said.count("draw 0 ") == said.count("draw 1 ") == 4
 
 
 @pytest.mark.medium
