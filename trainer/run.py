@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,9 +120,10 @@ def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distribu
     shards = open_training_shards(
         shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=processes.first, draw=settings.draw, order=settings.order
     )
+    experiment = with_share_over(experiment, shards, begun=begun and begun.get("train", {}))
     finished = processes.any(processes.first and (output / RESULT_NAME).is_file())
     if not finished:
-        check_shards(experiment, shards.metadata)
+        check_shards(experiment, shards.metadata, grades=shards.grades)
     dev = open_dev_sets(settings.dev, tokenizer=task.tokenizer, prompts=task.prompts)
     for one in dev if processes.first else ():
         if own := one.own_passages:
@@ -195,6 +196,8 @@ def step_settings(experiment: Experiment, model: Model) -> StepSettings:
         precision=precision.resolve(settings.precision, device=settings.device),
         distillation=settings.objective.distillation,
         dimensions=dimensions,
+        teacher_temperature=settings.objective.teacher_temperature,
+        score_transform=settings.objective.score_transform,
     )
 
 
@@ -211,6 +214,22 @@ def epoch_ends(shards: TrainingShards, experiment: Experiment) -> list[int]:
     return ends
 
 
+def with_share_over(experiment: Experiment, shards: TrainingShards, *, begun: Mapping[str, Any] | None = None) -> Experiment:
+    """The experiment with what T of the selected shares is where `train.steps` ends the run before its last epoch, and that is left open.
+
+    It is the epochs that the run reaches. `begun` are the keyed values of `train` of the run that goes on, whose T stays what it was; None:
+    it begins.
+    """
+    settings, objective = experiment.train, experiment.train.objective
+    reached = len(epoch_ends(shards, experiment))
+    if objective.share_over is not None or reached == settings.epochs or "adaptive" in objective.without:
+        return experiment
+    over = "run" if begun is None else begun.get("objective", {}).get("share_over")
+    return experiment.model_copy(
+        update={"train": settings.model_copy(update={"objective": objective.model_copy(update={"share_over": over})})}
+    )
+
+
 def planned_batches(
     shards: TrainingShards, experiment: Experiment, task: Task, *, first_step: int, plan: Planner | None = None
 ) -> Iterator[PlannedBatch]:
@@ -221,10 +240,11 @@ def planned_batches(
     settings = experiment.train
     assert settings.micro_batch_tokens is not None
     objective = settings.objective
+    counted = len(epoch_ends(shards, experiment)) if objective.share_over == "run" else settings.epochs
     for batch in batches(shards, seed=experiment.seed, epochs=settings.epochs, batch_queries=settings.batch_queries, first_step=first_step):
         if batch.step == settings.steps:
             return
-        share = selected_share(batch.epoch, epochs=settings.epochs, count_from=objective.count_epochs_from)
+        share = selected_share(batch.epoch, epochs=counted, count_from=objective.count_epochs_from)
         work = plan_batch([task.row(row) for row in batch.rows], objective=objective, share=share)
         parts = cut(work, budget=settings.micro_batch_tokens, pieces=settings.pieces)
         yield PlannedBatch(batch.step, batch.epoch, work, parts, plan and plan(work, parts))

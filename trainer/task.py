@@ -2,7 +2,7 @@
 
     student        a dual encoder, by the objective of a recipe
     dual_encoder   a dual encoder, by the labels alone: p+, its mined negatives, and the batch's other passages
-    cross_encoder  a cross-encoder, by the labels alone: softmax over p+ and its mined negatives
+    cross_encoder  a cross-encoder, over p+ and its mined negatives: by the labels, as a softmax, or by the logits of a stronger teacher
 
 A cross-encoder's candidates are pairs put together from the stored tokens of query and passage; a pair is a sequence as any other, and its
 logit a vector of one dimension. So micro-batches, dropout, processes and checkpoints need not know which task it is.

@@ -136,6 +136,8 @@ def build(model: type[SectionType], values: dict[str, Any]) -> SectionType:
 def _fault(fault: ErrorDetails) -> str:
     """What is wrong, after the key. Of settings that do not go together the sentence names them, so their values are left out."""
     key, said = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "dict_type":
+        said = "expected names and values, as {1: 0.5, 2: 1.0}"
     if not isinstance(fault["input"], dict) and fault["type"] != "missing":
         said += f" (got {fault['input']!r})"
     return f"{key}: {said}" if key else said
@@ -212,6 +214,12 @@ def _shaped_value(annotation: Any, value: Any) -> Any:
         inner = value.strip()
         inner = inner[1:-1] if inner.startswith("[") and inner.endswith("]") else inner
         return [] if is_null else [part.strip() for part in re.split("[,\n]", inner) if part.strip()]
+    if typing.get_origin(annotation) is dict:
+        parts = [] if is_null else [part for part in re.split("[,\n]", value.strip().strip("{}")) if part.strip()]
+        pairs = [part.partition(":") for part in parts]
+        if not all(colon for _, colon, _ in pairs):
+            return value
+        return {key.strip(): found.strip() for key, _, found in pairs}
     return value
 
 

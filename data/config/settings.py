@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, PlainValidator, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, field_validator, model_validator
 
 from data.config import experiment_file, mixtures
 from data.config.fields import NULLS, PathKind, Renamed, Section, build, execution, expanded_paths, keyed, map_paths, warn_once
@@ -321,6 +321,9 @@ class HardNegatives(Section):
         later=True,
         ge=0,
     )
+    positive_grades: bool = keyed(
+        False, "training rows carry the label of their p+, for train.objective.positive_weights; 0 stands for a promoted one", later=True
+    )
     select: Literal["none", "prod", "prod_nq"] = keyed("none", "queries that the teacher gets right and the student does not (PROD)")
     false_negatives: FalseNegatives = FalseNegatives()
 
@@ -522,9 +525,30 @@ class Objective(Section):
     include_positive: bool = keyed(False, "put p+ into P~ (Eq. 9 leaves it out; a list without dark examples always has it, Eq. 3)")
     reduction: Literal["batch", "selected"] = keyed("batch", "the KD sum is divided by b, or by the number of selected queries")
     count_epochs_from: int = keyed(0, "t of the first epoch, 0 or 1, in the selected share 1 - t/(2T) (Eq. 8)", ge=0, le=1)
-    distillation: LossName = keyed("kl", "the KD loss: kl (of softmaxes, Eq. 4), margin_mse, curriculum (CL-DRD's), or your own")
+    share_over: Literal["run", "epochs"] | None = keyed(
+        None,
+        "T of the shares: the epochs that the run reaches where `steps` ends it, or train.epochs; null: run, of runs begun before epochs",
+        later=True,
+    )
+    confidence: Literal["sum", "mean"] = keyed(
+        "sum", "C(q) of the selection: over the sum over P- (Eq. 7), or over their mean, which does not favour short lists", later=True
+    )
+    positive_weights: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0)]] = keyed(
+        {}, "weight of a row's supervised loss by the grade of its p+, as {1: 0.5, 2: 1.0}; 0 stands for a promoted p+; none: 1", later=True
+    )
+    distillation: LossName = keyed(
+        "kl", "the KD loss: kl (of softmaxes, Eq. 4), listwise (with two temperatures), margin_mse, curriculum (CL-DRD's), or your own"
+    )
     temperature: float = keyed(1.0, "T of both softmaxes of a KL", gt=0)
+    teacher_temperature: float | None = keyed(
+        None, "of listwise: T of the teacher's softmax, `temperature` being the student's; null: the same", later=True, gt=0
+    )
     temperature_squared: bool = keyed(False, "multiply each KL by T^2 (PROD), so that its gradient does not shrink with T")
+    score_transform: Literal["none", "zscore", "minmax"] = keyed(
+        "none",
+        "of the teacher's and the student's scores, within each list, before the KD loss (trainer/objective/transforms.py)",
+        later=True,
+    )
     teacher_model: str | None = execution(
         None, "a dual encoder as teacher, frozen, instead of the shards' logits (keyed by its content)", path="model"
     )
@@ -559,6 +583,12 @@ class Objective(Section):
             raise ValueError(
                 "reference_kl_weight and teacher_model are of the distillation's list, which is left out: set one or the other"
             )
+        if "adaptive" in self.without and (self.confidence != "sum" or self.share_over):
+            raise ValueError("confidence and share_over are of the selection, which is left out (without=adaptive): leave them out")
+        if self.positive_weights and not self.uses_positive:
+            raise ValueError("positive_weights are of the supervised loss, which is left out: leave them out, or set supervised_weight")
+        if self.positive_weights and not any(self.positive_weights.values()):
+            raise ValueError("positive_weights are all 0: set without=supervised instead")
         if "distillation" in self.without and ("supervised" in self.without or not self.supervised_weight):
             raise ValueError("nothing is left to train: distillation and the supervised loss are both left out")
         return self
@@ -577,17 +607,43 @@ class Objective(Section):
             raise ValueError(
                 f"temperature={self.temperature:g} has no effect with {without}, which has no softmax of its own: leave it out"
             )
-        if loss.needs_positive and "distillation" not in self.without and not self.has_positive:
-            raise ValueError(
-                f"distillation={name} compares p+ with the others, and P~ has no p+ beside dark examples: set "
-                "include_positive=true, or leave distillation out and use recipe=margin_mse, which sets both"
-            )
         if by_labels and self.teacher_model:
             raise ValueError(f"distillation={name} learns from the shards' labels, not from a teacher_model: leave it out")
         if by_labels and (self.in_batch != "none" or self.uses_positive):
             raise ValueError(
                 f"distillation={name} is over a list of labels, which has no one p+ and no in-batch negatives: set "
                 "without=supervised and in_batch=none (recipe=cl_drd sets the first; beside it leave distillation out)"
+            )
+
+    def check_positive(self) -> None:
+        """Raises ValueError where the distillation loss goes by p+, and P~ is without. Imports a plug-in."""
+        if "distillation" not in self.without and not self.has_positive and self.loss_traits.needs_positive:
+            raise ValueError(
+                f"distillation={self.distillation} compares p+ with the others, and P~ has no p+ beside dark examples: set "
+                "include_positive=true, or leave distillation out and use recipe=margin_mse, which sets both"
+            )
+
+    def check_two_sides(self) -> None:
+        """Raises ValueError where what is done to the scores of teacher and student has no effect, or cannot be done.
+
+        Of settings with their recipe's preset, which may name the loss. Imports a plug-in.
+        """
+        loss, name, distils = self.loss_traits, self.distillation, "distillation" not in self.without
+        if self.teacher_temperature is not None and not (distils and loss.two_temperatures):
+            raise ValueError(
+                f"teacher_temperature={self.teacher_temperature:g} has no effect with "
+                f"{f'distillation={name}' if distils else 'without=distillation'}: set distillation=listwise, or leave it out"
+            )
+        if self.score_transform == "none":
+            return
+        if not distils or loss.learns_from == "labels":
+            raise ValueError(
+                f"score_transform={self.score_transform} is of a list's logits, from which nothing is learned here: leave it out"
+            )
+        if self.in_batch in ("distillation", "both") and not self.teacher_model:
+            raise ValueError(
+                f"score_transform={self.score_transform} needs a logit of each passage, which in-batch ones have not: set in_batch=none "
+                "or supervised"
             )
 
     @property
@@ -624,9 +680,10 @@ class Train(Section):
     """The trainer."""
 
     task: Literal["student", "cross_encoder", "dual_encoder"] = keyed(
-        "student", "student: distil; cross_encoder: fine-tune teacher.model; dual_encoder: train student.model by the labels alone"
+        "student",
+        "student: distil; cross_encoder: train teacher.model, by the labels or by logits; dual_encoder: student.model by the labels alone",
     )
-    recipe: Literal["adam", "hard_kd", "rand_kd", "margin_mse", "cl_drd", "prod_dual", "prod"] = keyed(
+    recipe: Literal["adam", "hard_kd", "rand_kd", "margin_mse", "listwise", "cl_drd", "prod_dual", "prod"] = keyed(
         "adam", "of task=student: a preset of `objective`"
     )
     output: str = execution("runs/train", "folder of checkpoints, metrics and the student, here or at s3://bucket/folder", path="path")
@@ -636,7 +693,7 @@ class Train(Section):
     order: str | None = keyed(
         None, "digest that the rows' order is drawn from, as an export notes it; null: the shards' own, or that of their export", later=True
     )
-    epochs: int = keyed(3, "T, passes over the queries; of the selected shares, too, where `steps` ends the run", ge=1)
+    epochs: int = keyed(3, "T, passes over the queries", ge=1)
     steps: int | None = keyed(None, "stop after this many steps, in whatever epoch; null: after the last epoch", ge=1)
     batch_queries: int = keyed(128, "b, queries of a batch (ADAM 4.3)", ge=1)
     learning_rate: float = keyed(5e-5, "peak (ADAM 4.3)", gt=0)
@@ -701,6 +758,12 @@ class Train(Section):
             raise ValueError(f"profile={self.profile} is no range of steps, which count from 1: give FIRST-LAST, as 10-20")
         if last - first >= MOST_PROFILED:
             raise ValueError(f"profile={self.profile} is more than {MOST_PROFILED} steps, whose trace would fill the memory: give fewer")
+        return self
+
+    @model_validator(mode="after")
+    def _positive_of_the_loss(self) -> Train:
+        if self.task != "cross_encoder" and self.objective.distillation in LOSSES:  # whose lists have no dark examples
+            self.objective.check_positive()
         return self
 
     @model_validator(mode="after")
@@ -770,6 +833,8 @@ class Experiment(Section):
     def _has_a_collection(self) -> Experiment:
         if self.lists.path is None:
             return self  # a training reads finished shards: who needs a collection says so
+        if self.hard_negatives.positive_grades:
+            raise ValueError("lists.path has lists without the grades of their p+: leave hard_negatives.positive_grades out")
         if self.curriculum.enabled:
             raise ValueError("lists.path has lists that are trained as they are, curriculum.enabled makes others: leave one of them out")
         if self.dev.queries and self.ingest.path is None:
@@ -829,6 +894,8 @@ class Experiment(Section):
             raise UserError("curriculum.enabled draws by ranks alone: leave the rules of hard_negatives.false_negatives unset")
         if pools.positives != "one":
             raise UserError(f"curriculum.enabled has all positives in its lists: leave hard_negatives.positives={pools.positives} out")
+        if pools.positive_grades:
+            raise UserError("curriculum.enabled makes lists without one p+: leave hard_negatives.positive_grades out")
         if pools.fill_to is not None:
             raise UserError(f"curriculum.enabled draws by ranks alone, and fills nothing: leave hard_negatives.fill_to={pools.fill_to} out")
         if self.train.draw is not None and self.train.draw >= self.draws:

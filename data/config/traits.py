@@ -23,6 +23,7 @@ class LossTraits(Section):
     needs_positive: bool = False  # goes by p+, the first of a list
     takes_unscored: bool = False  # a logit of minus infinity, which in-batch passages have, is probability 0
     uses_temperature: bool = True
+    two_temperatures: bool = False  # is called with `teacher_temperature`, too; `temperature` is then the student's
 
     @model_validator(mode="after")
     def _pairs_of_labels(self) -> LossTraits:
@@ -40,6 +41,7 @@ class SamplerTraits(Section):
 
 LOSSES = {
     "kl": LossTraits(takes_unscored=True),
+    "listwise": LossTraits(takes_unscored=True, two_temperatures=True),
     "margin_mse": LossTraits(needs_positive=True, uses_temperature=False),
     "curriculum": LossTraits(learns_from="labels", averages_over="pairs", uses_temperature=False),
 }

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 2
 _FP16 = pa.float16()
-TRAINING_VERSION, LABELLED_VERSION = 3, 4  # of training shards alone, without and with labels; see TRAINING_SCHEMAS
+TRAINING_VERSION, LABELLED_VERSION, GRADED_VERSION = 3, 4, 5  # of training shards alone; see TRAINING_SCHEMAS
 
 
 class CandidateKind(IntEnum):
@@ -174,12 +174,15 @@ TRAINING = pa.schema(
 )
 # A list may carry labels, whoever makes it: for each candidate the number that a loss of labels learns from, the higher the better.
 LABELLED_TRAINING = TRAINING.append(pa.field("labels", pa.list_(pa.float32())))
-# What a trainer reads, by version. Shards of version 2 do not say which passages are never negatives. Shards without labels stay of
-# version 3, and the same bytes: the order of training depends on them.
+# A row may carry the label of its p+ in the training split; 0: it was promoted, and has none.
+GRADED_TRAINING = TRAINING.append(pa.field("positive_grade", pa.int32()))
+# What a trainer reads, by version. Shards of version 2 do not say which passages are never negatives. Shards without labels and
+# grades stay of version 3, and the same bytes: the order of training depends on them.
 TRAINING_SCHEMAS = {
     2: pa.schema([field for field in TRAINING if field.name != "never_ids"]),
     TRAINING_VERSION: TRAINING,
     LABELLED_VERSION: LABELLED_TRAINING,
+    GRADED_VERSION: GRADED_TRAINING,
 }
 
 DEV = pa.schema(

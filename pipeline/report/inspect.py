@@ -91,21 +91,27 @@ def scored_lists(experiment: Experiment, requested: Callable[[str, int], bool]) 
 
 
 def show(experiment: Experiment, *, query_id: str | None, width: int) -> None:
-    """Print one query, the first one where no id is given; of a curriculum, its list of each iteration.
+    """Print one query, the first one where no id is given; of a curriculum its list of each iteration, of several positives all lists.
 
     `width` cuts each text to so many characters, 0 shows all.
     """
-    lists = scored_lists(experiment, lambda found, draw: query_id in (None, found))
+    begun: list[ScoredList] = []  # a query's lists stand together: after them comes another query's, which ends the search
+    lists = scored_lists(experiment, lambda found, draw: bool(begun) or query_id in (None, found))
     first = next(lists, None)
     if first is None:
         raise UserError(f"query={query_id} is not among the training queries of these shards")
+    begun.append(first)
+    if experiment.hard_negatives.positives != "one" and not experiment.lists.path:
+        for found in (first, *itertools.takewhile(lambda one: one.query_id == first.query_id, lists)):
+            _print(found, width=width, of_several=True)
+        return
     more = experiment.draws - 1 if experiment.curriculum.enabled else 0
     more = export_of(experiment).training.draws - 1 if experiment.lists.path and has_groups(experiment) else more
-    for found in (first, *itertools.islice(lists, more)):  # a query's lists stand together
+    for found in (first, *itertools.islice(lists, more)):
         _print(found, width=width)
 
 
-def _print(found: ScoredList, *, width: int) -> None:
+def _print(found: ScoredList, *, width: int, of_several: bool = False) -> None:
     facts = found.facts
     kinds = [CandidateKind(candidate["candidate_kind"]) for candidate in found.candidates]
     labels = None if "positive_rank" in facts else labels_of(kinds)
@@ -115,6 +121,8 @@ def _print(found: ScoredList, *, width: int) -> None:
         line += f"entropy of the soft label {facts['label_entropy']:.2f} nats"
     else:
         line = f"iteration {found.draw + 1}   {line}"
+    if of_several:
+        line = f"draw {found.draw}   {line}"
     grid = Grid(*(["kind"] if labels is None else ["group", "label"]), "id", "logit", "text", show_lines=True)
     for place, (kind, candidate) in enumerate(zip(kinds, found.candidates, strict=True)):
         label = [] if labels is None else [f"{labels[place]:.3g}"]

@@ -228,7 +228,7 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     settings = experiment.hard_negatives
     reads_simans = any(sampler.name == "simans" or is_import_path(sampler.name) for sampler in settings.samplers)
     unused = () if reads_simans else ("simans_a", "simans_b")
-    own = ("source", "depth", "range_min", "range_max", "queries", "score_pools", "select", *_OF_THE_POOLS)
+    own = ("source", "depth", "range_min", "range_max", "queries", "score_pools", "select", "positive_grades", *_OF_THE_POOLS)
     selection = {"select": settings.select, "depth": settings.depth} if settings.select != "none" else {}
     return {
         **keyed_values(settings, leave_out=(*own, *unused)),

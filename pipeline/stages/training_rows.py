@@ -53,6 +53,7 @@ class TrainingRows:
     confidences: NDArray[np.float32]  # [n]
     never_ids: pa.ListArray  # [n]
     labels: NDArray[np.float32] | None  # [C], where the lists carry some
+    grades: NDArray[np.int32] | None = None  # [n] labels of the p+, where they are asked for
 
     @property
     def candidate_tokens(self) -> int:
@@ -60,7 +61,7 @@ class TrainingRows:
         return int(self.passages.lengths[self.texts].sum())
 
     def table(self, rows: NDArray[np.int64]) -> pa.Table:
-        """Some lists in the order asked for, of schema `TRAINING`, with labels `LABELLED_TRAINING`."""
+        """Some lists in the order asked for, of schema `TRAINING`, `LABELLED_TRAINING` or `GRADED_TRAINING`."""
         lengths = np.diff(self.bounds)[rows]
         candidates = spans(self.bounds[rows], lengths)
         offsets = pa.array(bounds_of(lengths).astype(np.int32))
@@ -80,13 +81,15 @@ class TrainingRows:
             pa.array(self.confidences[rows]),
             self.never_ids.take(chosen),
         ]
+        if self.grades is not None:
+            return pa.table([*columns, pa.array(self.grades[rows])], schema=schemas.GRADED_TRAINING)
         if self.labels is None:
             return pa.table(columns, schema=schemas.TRAINING)
         return pa.table([*columns, of_lists(pa.array(self.labels[candidates]))], schema=schemas.LABELLED_TRAINING)
 
 
-def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders, *, labelled: bool) -> TrainingRows:
-    """The rows of a shard, `labelled` where they are the lists of a curriculum.
+def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders, *, labelled: bool, graded_by: str | None = None) -> TrainingRows:
+    """The rows of a shard, `labelled` where they are the lists of a curriculum, with the grades of their p+ in the split `graded_by`.
 
     Each of the inputs `dark_examples`, `teacher_scores` and `confidence` has the same order; `curriculum` and `lists` are all three in one.
     `pools.ranked` or `lists.never` has the queries of all lists, and perhaps more; `hard_negatives` is there where passages were promoted,
@@ -124,10 +127,26 @@ def read_rows(inputs: dict[str, Stored], shard: int, encoders: Encoders, *, labe
     if "hard_negatives" in inputs:
         never_ids = with_promoted(never_ids, query_ids, inputs["hard_negatives"].read(shard, columns=["query_id", "promoted_ids"]))
     queries, passages = _tokenised(inputs[lists], shard, first, encoders)
+    ids = column(lists, "candidate_id")
+    grades = None
+    if graded_by is not None:  # p+ stands first in its list
+        grades = grades_of(query_ids, ids.take(pa.array(begins, pa.int64())), inputs["ingest.qrels"], split=graded_by)
     return TrainingRows(
-        query_ids, column(lists, "draw").to_numpy()[begins], queries, bounds, texts, passages, kinds, column(lists, "candidate_id"), logits,
-        confidences, never_ids, labels,
+        query_ids, column(lists, "draw").to_numpy()[begins], queries, bounds, texts, passages, kinds, ids, logits, confidences, never_ids,
+        labels, grades,
     )  # fmt: skip
+
+
+def grades_of(query_ids: pa.ChunkedArray, positive_ids: pa.ChunkedArray, qrels: Stored, *, split: str) -> NDArray[np.int32]:
+    """[n] the label of each list's p+ in a split; 0 of one without a label above 0, which the teacher has promoted."""
+    asked = query_ids.combine_chunks().unique()
+    labels: dict[tuple[str, str], int] = {}
+    for group in qrels.row_groups(columns=["split", "query_id", "doc_id", "relevance"]):
+        mine = group.filter(pc.and_(pc.equal(group.column("split"), split), pc.is_in(group.column("query_id"), value_set=asked)))
+        for _, query_id, doc_id, relevance in zip(*(column.to_pylist() for column in mine.columns), strict=True):
+            labels[query_id, doc_id] = max(relevance, labels.get((query_id, doc_id), 0))
+    pairs = zip(query_ids.to_pylist(), positive_ids.to_pylist(), strict=True)
+    return np.array([labels.get(pair, 0) for pair in pairs], np.int32)
 
 
 def with_promoted(never_ids: pa.Array, query_ids: pa.ChunkedArray, promotions: pa.Table) -> pa.ListArray:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data.config.settings import Experiment
 from data.digests import canonical_json, hash64
-from data.tables.schemas import LABELLED_TRAINING, LABELLED_VERSION, TRAINING, TRAINING_VERSION
+from data.tables.schemas import GRADED_VERSION, LABELLED_VERSION, TRAINING_SCHEMAS, TRAINING_VERSION
 from data.tables.shards import TRAINING_GROUP_ROWS
 from pipeline.scoring.reading_lengths import longest_mixed
 from pipeline.stage import StageContext, Table
@@ -45,7 +45,8 @@ def metadata_of_lists(experiment: Experiment, models: ResolvedModels) -> dict[st
         iterations = list(experiment.curriculum.iterations)
         return {**of_all, "schema_version": LABELLED_VERSION, "negatives": 0, "mask_ratios": [], "curriculum": iterations}
     negatives, ratios = experiment.hard_negatives.num_negatives, list(experiment.dark_examples.mask_ratios)
-    return {**of_all, "schema_version": TRAINING_VERSION, "negatives": negatives, "mask_ratios": ratios}
+    version = GRADED_VERSION if experiment.hard_negatives.positive_grades else TRAINING_VERSION
+    return {**of_all, "schema_version": version, "negatives": negatives, "mask_ratios": ratios}
 
 
 def _of_export(experiment: Experiment) -> dict[str, Any]:
@@ -73,11 +74,17 @@ def _build(context: StageContext) -> None:
     tokenizer = context.worker_cache.get_or_create("student tokenizer", lambda: tokenizer_of(student))
     metadata = _metadata(experiment, models)
     marks, longest = _student_reads(experiment, models)
-    labelled = metadata["schema_version"] == LABELLED_VERSION
-    rows = read_rows(context.inputs, context.shard, _encoders(student, tokenizer, marks=marks, mixed_tokens=longest), labelled=labelled)
+    version = metadata["schema_version"]
+    rows = read_rows(
+        context.inputs,
+        context.shard,
+        _encoders(student, tokenizer, marks=marks, mixed_tokens=longest),
+        labelled=version == LABELLED_VERSION,
+        graded_by=experiment.ingest.train_split if version == GRADED_VERSION else None,
+    )
     order = _shuffled(rows.query_ids.to_pylist(), rows.draws.tolist(), seed=experiment.seed)
-    schema = LABELLED_TRAINING if labelled else TRAINING
-    with context.writer(context.shard, schema.with_metadata({"training": canonical_json(metadata)})) as writer:
+    schema = TRAINING_SCHEMAS[version].with_metadata({"training": canonical_json(metadata)})
+    with context.writer(context.shard, schema) as writer:
         for start in range(0, len(order), TRAINING_GROUP_ROWS):
             part = order[start : start + TRAINING_GROUP_ROWS]
             writer.write_row_group(rows.table(part))
@@ -108,7 +115,8 @@ def _key(experiment: Experiment, models: ResolvedModels) -> dict[str, Any]:
     check_length(longest, student.weights_folder, option="dark_examples.mixed_tokens")
     lengths = {"query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens, "mixed_tokens": longest}
     prefixes = {"query_prefix": student.query_prefix, "passage_prefix": student.passage_prefix}
-    return {**_metadata(experiment, models), **lengths, **prefixes, "seed": experiment.seed, **marks.key}
+    graded = {"positive_grades": experiment.ingest.train_split} if experiment.hard_negatives.positive_grades else {}
+    return {**_metadata(experiment, models), **lengths, **prefixes, "seed": experiment.seed, **marks.key, **graded}
 
 
 OF_CURRICULUM = Table(stage="shards", version=3, reads=("curriculum", "pools.ranked"), key=_key, build=_build)
@@ -121,4 +129,5 @@ def table(experiment: Experiment) -> Table:
     """The table of lists with one p+; without a teacher it has no logits to read, and logits and C(q) are no numbers."""
     scores = () if experiment.teacher.backend == "none" else ("teacher_scores", "confidence")
     promoted = ("hard_negatives",) if experiment.hard_negatives.promote_margin is not None else ()
-    return replace(OF_CURRICULUM, reads=("dark_examples", *scores, "pools.ranked", *promoted))
+    labels = ("ingest.qrels",) if experiment.hard_negatives.positive_grades else ()
+    return replace(OF_CURRICULUM, reads=("dark_examples", *scores, "pools.ranked", *promoted, *labels))

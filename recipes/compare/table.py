@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.evaluation.metrics import randomisation_test
+from retrieval.evaluation.metrics import p_floor, randomisation_test, said
 
 NAMES = {
     "start": "start",
@@ -24,6 +24,7 @@ NAMES = {
     "margin_mse": "MarginMSE", "cl_drd": "CL-DRD", "prod": "PROD (T3)", "prod_selected": "PROD (T3, D)",
 }  # fmt: skip
 METRICS = ("MRR@10", "nDCG@10")
+_PERMUTATIONS = 20_000
 
 
 def values(out: Path, method: str, where: str, metric: str) -> NDArray[np.float64]:
@@ -47,8 +48,9 @@ def p_value(found: NDArray[np.float64], other: NDArray[np.float64]) -> str:
     """Of two methods' means over seeds, question by question."""
     if not len(other) or found is other:
         return ""
-    value = randomisation_test(found.mean(0) - other.mean(0), permutations=20_000)
-    return f"{value:.2g}" if value < 0.995 else "1"
+    differences = found.mean(0) - other.mean(0)
+    value, floor = randomisation_test(differences, permutations=_PERMUTATIONS), p_floor(differences, permutations=_PERMUTATIONS)
+    return said(value, floor=floor) if value <= floor else f"{value:.2g}" if value < 0.995 else "1"
 
 
 def main(out: Path) -> None:

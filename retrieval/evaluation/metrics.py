@@ -134,6 +134,37 @@ class Comparison:
     wins: int
     losses: int
     ties: int
+    p_floor: float = (
+        0.0  # the least p-value that the test could give: at it, the true one may be smaller; 0 where all patterns were counted
+    )
+
+    @property
+    def p_said(self) -> str:
+        """The p-value for people."""
+        return said(self.p_value, floor=self.p_floor)
+
+
+def said(p_value: float, *, floor: float = 0.0) -> str:
+    """A p-value for people: 0.0312, 2e-5, or <= 1e-5 where it is the least that the test could give."""
+    if p_value <= floor:
+        return f"<= {_short(floor)}"
+    return f"{p_value:.4f}" if p_value >= 0.0001 else _short(p_value)
+
+
+def _short(p_value: float) -> str:
+    """One digit after the point where it is not 0: 1e-5, 2.3e-5."""
+    digits, power = f"{p_value:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}"
+
+
+def compared(
+    metric: str, means: tuple[float, float], differences: NDArray[np.float64], *, seed: int = 0, permutations: int = 100_000
+) -> Comparison:
+    """Two means side by side, and the paired randomisation test of the differences [n] that they come from."""
+    p_value = randomisation_test(differences, seed=seed, permutations=permutations)
+    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    floor = p_floor(differences, permutations=permutations)
+    return Comparison(metric, *means, p_value, wins, losses, len(differences) - wins - losses, floor)
 
 
 def compare(before: Evaluation, after: Evaluation, *, seed: int = 0, permutations: int = 100_000) -> list[Comparison]:
@@ -145,13 +176,17 @@ def compare(before: Evaluation, after: Evaluation, *, seed: int = 0, permutation
         raise ValueError(f"permutations must be at least 1, got {permutations}")
     if before.query_ids != after.query_ids:
         raise ValueError("the two runs were judged on different queries")
-    compared = []
-    for name in before.values:
-        differences = after.values[name] - before.values[name]
-        p_value = randomisation_test(differences, seed=seed, permutations=permutations)
-        wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
-        compared.append(Comparison(name, before.mean(name), after.mean(name), p_value, wins, losses, len(differences) - wins - losses))
-    return compared
+    return [
+        compared(
+            name, (before.mean(name), after.mean(name)), after.values[name] - before.values[name], seed=seed, permutations=permutations
+        )
+        for name in before.values
+    ]
+
+
+def p_floor(differences: Sequence[float] | NDArray[np.float64], *, permutations: int = 100_000) -> float:
+    """The least p-value that `randomisation_test` of these differences can give since it draws patterns; 0 where it counts them all."""
+    return 1 / (permutations + 1) if np.count_nonzero(differences) > _EXACT_UP_TO else 0.0
 
 
 def randomisation_test(differences: Sequence[float] | NDArray[np.float64], *, seed: int = 0, permutations: int = 100_000) -> float:

@@ -80,11 +80,10 @@ def print_differences(compared: list[Differences]) -> None:
 
 def _row_of(row: Comparison) -> tuple[list[str], dict[str, float]]:
     """Two figures side by side, for people and for programs."""
-    p_value = f"{row.p_value:.4f}" if row.p_value >= 0.0001 else f"{row.p_value:.1e}"
     difference, outcomes = row.after - row.before, f"{row.wins} / {row.losses} / {row.ties}"
     means = {"before": round(row.before, 6), "after": round(row.after, 6), "difference": round(difference, 6)}
-    figures = {**means, "p": row.p_value, "wins": row.wins, "losses": row.losses, "ties": row.ties}
-    return [row.metric, f"{row.before:.4f}", f"{row.after:.4f}", f"{difference:+.4f}", p_value, outcomes], figures
+    figures = {**means, "p": row.p_value, "p_floor": row.p_floor, "wins": row.wins, "losses": row.losses, "ties": row.ties}
+    return [row.metric, f"{row.before:.4f}", f"{row.after:.4f}", f"{difference:+.4f}", row.p_said, outcomes], figures
 
 
 def print_comparison(compared: list[Comparison], before: Evaluation, after: Evaluation) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from retrieval.evaluation.metrics import Comparison, randomisation_test
+from retrieval.evaluation.metrics import Comparison, compared
 
 FORMAT = 1
 RESULTS = "results.json"
@@ -133,11 +133,12 @@ def compare_results(before: Evaluated, after: Evaluated, metric: str, *, seed: i
     for name in both:
         values = _paired(name, before, after, metric)
         pairs.append(values)
-        rows.append(_compared(name, values, values[1] - values[0], seed=seed, permutations=permutations))
+        means = float(values[0].mean()), float(values[1].mean())
+        rows.append(compared(name, means, values[1] - values[0], seed=seed, permutations=permutations))
     weights = _weights([str(before.collections[name].get("group", "")) for name in both])
     weighed = [weight / len(old) * (new - old) for weight, (old, new) in zip(weights, pairs, strict=True)]
-    means = tuple(np.array([sum(weight * one[side].mean() for weight, one in zip(weights, pairs, strict=True))]) for side in (0, 1))
-    rows.append(_compared("mean", (means[0], means[1]), np.concatenate(weighed), seed=seed, permutations=permutations))
+    old_mean, new_mean = (float(sum(weight * one[side].mean() for weight, one in zip(weights, pairs, strict=True))) for side in (0, 1))
+    rows.append(compared("mean", (old_mean, new_mean), np.concatenate(weighed), seed=seed, permutations=permutations))
     return Differences(metric, rows, left_out)
 
 
@@ -155,12 +156,3 @@ def _weights(groups: list[str]) -> list[float]:
     """What each collection weighs in the mean, by its group."""
     counted = len({group for group in groups if group}) + groups.count("")
     return [1 / counted / (groups.count(group) if group else 1) for group in groups]
-
-
-def _compared(
-    name: str, values: tuple[NDArray[np.float64], NDArray[np.float64]], differences: NDArray[np.float64], *, seed: int, permutations: int
-) -> Comparison:
-    p_value = randomisation_test(differences, seed=seed, permutations=permutations)
-    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
-    means = [float(one.mean()) for one in values]
-    return Comparison(name, means[0], means[1], p_value, wins, losses, len(differences) - wins - losses)

@@ -88,6 +88,68 @@ def test_margin_mse_in_every_form_that_has_its_positive(file: Path) -> None:
         load({"config": str(file), "recipe": "margin_mse", "train.objective.temperature": "4"})
 
 
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ({"teacher_temperature": "2"}, "teacher_temperature=2 has no effect with distillation=kl: set distillation=listwise"),
+        (
+            {"teacher_temperature": "2", "distillation": "listwise", "without": "distillation", "supervised_weight": "1"},
+            "distillation: set",
+        ),
+        ({"score_transform": "zscore", "without": "distillation", "supervised_weight": "1"}, "score_transform=zscore .*nothing is learned"),
+        ({"score_transform": "minmax", "distillation": "curriculum", "without": "supervised"}, "score_transform=minmax .*leave it out"),
+        ({"score_transform": "zscore", "in_batch": "distillation"}, "needs a logit of each passage.*in_batch=none or supervised"),
+        ({"confidence": "mean", "without": "adaptive"}, "confidence and share_over are of the selection"),
+        ({"share_over": "run", "without": "adaptive"}, "confidence and share_over are of the selection"),
+        ({"positive_weights": "1:0.5,2:1", "without": "supervised"}, "positive_weights are of the supervised loss"),
+        ({"positive_weights": "1:0.5,2:1", "supervised_weight": "0", "without": "noisy"}, "positive_weights are of the supervised loss"),
+        ({"positive_weights": "1:0"}, "positive_weights are all 0"),
+        ({"positive_weights": "1:-1"}, "greater than or equal to 0"),
+        ({"positive_weights": "good"}, "positive_weights: expected names and values"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(file: Path, objective: dict[str, str], said: str) -> None:
+    """Prevents: a run that is reported to have a temperature, a transform or weights which nothing in it reads."""
+    with pytest.raises(UserError, match=said):
+        load({"config": str(file), **{f"train.objective.{name}": value for name, value in objective.items()}})
+
+
+def test_listwise_and_its_temperatures(file: Path) -> None:
+    """Prevents: dark examples or the supervised loss left in a list-wise baseline, and weights that only a command line can give."""
+    objective = load({"config": str(file), "recipe": "listwise", "train.objective.teacher_temperature": "3"}).train.objective
+    assert objective.distillation == "listwise" and objective.without == ALL and objective.has_positive
+    assert (objective.temperature, objective.teacher_temperature, objective.score_transform) == (1.0, 3.0, "none")
+    margins = load({"config": str(file), "recipe": "margin_mse", "train.objective.score_transform": "zscore"}).train.objective
+    assert (margins.distillation, margins.score_transform) == ("margin_mse", "zscore")
+    given = load({"config": str(file), "train.objective.positive_weights": "{1: 0.5, 2: 1.0}"}).train.objective.positive_weights
+    file.write_text(file.read_text().replace("supervised_weight: 0.5,", "supervised_weight: 0.5, positive_weights: {1: 0.5, 2: 1},"))
+    assert given == load({"config": str(file)}).train.objective.positive_weights == {1: 0.5, 2: 1.0}
+
+
+def test_a_cross_encoder_learns_from_logits_where_a_distillation_is_named(tmp_path: Path) -> None:
+    """Prevents: a loss that is named and not taken, and a cross-encoder of the labels that learns from logits it was not given."""
+    file = tmp_path / "e.yaml"
+    file.write_text("store: s\ningest: {path: p}\nstudent: {model: m}\nteacher: {model: t}\n")
+    words = {"config": str(file), "task": "cross_encoder"}
+    assert "distillation" in load(words).train.objective.without and load(words).train.objective.supervised_weight == 1
+    for loss in ("kl", "listwise", "margin_mse"):
+        objective = load({**words, "train.objective.distillation": loss}).train.objective
+        assert objective.without == ALL and objective.distillation == loss and objective.has_positive
+    both = {"train.objective.without": "reinforced,noisy,adaptive", "train.objective.distillation": "kl"}
+    assert load({**words, **both}).train.objective.uses_positive
+    for more, said in (
+        (
+            {"train.objective.distillation": "curriculum", "train.objective.without": ",".join(ALL)},
+            "carry no labels for distillation=curriculum",
+        ),
+        ({"train.objective.without": "adaptive"}, "its own negatives alone"),
+        ({"train.objective.distillation": "kl", "train.objective.reference_kl_weight": "1"}, "reference_kl_weight and .teacher_model out"),
+        ({"train.objective.distillation": "kl", "train.objective.in_batch": "both"}, "its own negatives alone"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load({**words, **more})
+
+
 @pytest.mark.parametrize("without", [ALL[:1], ALL[1:2], ALL[:2], ALL[:3], ALL])
 def test_rows_of_table_3_are_one_override(file: Path, without: tuple[str, ...]) -> None:
     """An ablation that cannot be asked for by name."""

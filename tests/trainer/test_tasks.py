@@ -121,6 +121,7 @@ def test_a_cross_encoder_s_gradient(cross_encoder: Path, rows: list[TrainingRow]
 
 RUNS: dict[str, dict[str, Any]] = {
     "cross_encoder": {"task": "cross_encoder"},
+    "cross_encoder by logits": {"task": "cross_encoder", "train__objective__distillation": "listwise"},
     "dual_encoder": {"task": "dual_encoder"},
     "prod": {"recipe": "prod"},
     "prod_dual": {"recipe": "prod_dual"},
@@ -158,6 +159,7 @@ def test_resumed_equals_unbroken(
     lines = lines_of(whole)
     assert lines == lines_of(broken) and [line["step"] for line in lines] == list(range(1, 11))
     task = words.get("task", "student")
+    assert ("logits" in name) == (lines[-1]["distillation"] > 0 and task == "cross_encoder")
     expected, found = (load_file(folder / task / "model.safetensors") for folder in (whole, broken))
     assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
     if name == "prod":
@@ -202,6 +204,46 @@ def test_a_trained_cross_encoder_is_a_teacher(
     logits = [score_pairs(model, listed, pad_id=0) for listed in scored]
     assert np.mean([np.argmax(one) == 0 for one in logits]) > 0.9
     assert np.allclose(logits[0], open_one(PairScorer(folder, seed=5).eval(), rows[0], pairs), atol=1e-4)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("loss", ["kl", "margin_mse"])
+def test_a_cross_encoder_moves_towards_the_stored_logits(
+    tmp_path: Path,
+    experiment_file: Path,
+    student: Path,
+    cross_encoder: Path,
+    shard_writer: Callable[..., Path],
+    row_maker: Callable[..., dict[str, Any]],
+    loss: str,
+) -> None:
+    """Prevents: logits of another candidate than the pair's, since dark examples are left out of the list, or labels in their place."""
+    generator = np.random.default_rng(6)
+    made = [row_maker(generator, f"q{number:02d}", negatives=5) for number in range(40)]
+    for row in made:  # the stronger teacher counts a word, and thinks little of p+
+        row["candidate_tokens"] = [
+            [2, *(9 if token == 8 else token for token in tokens[1:-1]), *[8] * int(generator.integers(0, 5)), 3]
+            for tokens in row["candidate_tokens"]
+        ]
+        row["teacher_logits"] = [float(tokens.count(8)) for tokens in row["candidate_tokens"]]
+    shards = shard_writer(tmp_path / "shards", [made], student=student)
+    words = {**words_of("cross_encoder", cross_encoder=cross_encoder, student=student), "train__objective__distillation": loss}
+    assert start(experiment_file, shards, train__epochs=10, train__learning_rate=2e-3, **words) == 0
+    folder = tmp_path / "run" / "cross_encoder"
+    pairs, rows = (
+        StoredPairs(cross_encoder, max_tokens=60),
+        rows_of_epoch(open_training_shards(shards, tokenizer=_digest(student)), seed=0, epoch=0),
+    )
+    distances: dict[Path, list[float]] = {cross_encoder: [], folder: []}
+    models = {path: TorchCrossEncoder(path, precision="fp32", device="cpu") for path in distances}
+    for row in rows:
+        plain = [place for place, kind in enumerate(row.kinds) if kind <= 1]
+        target = row.teacher_logits[plain].astype(np.float64)
+        for path, model in models.items():
+            logits = score_pairs(model, [pairs.join(row.query_tokens, row.candidate_tokens[place]) for place in plain], pad_id=0)
+            distances[path].append(float(np.square((logits - logits.mean()) - (target - target.mean())).mean()))
+    assert np.mean(distances[folder]) < 0.25 * np.mean(distances[cross_encoder])
+    assert len(distances[folder]) == 40
 
 
 def open_one(model: PairScorer, row: TrainingRow, pairs: StoredPairs) -> list[float]:

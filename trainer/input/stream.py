@@ -34,7 +34,7 @@ from data.errors import UserError
 from data.files.what_lies import output_of
 from data.tables.manifest import MANIFEST_NAME
 from data.tables.ragged import Ragged
-from data.tables.schemas import LABELLED_VERSION, TRAINING_SCHEMAS, TRAINING_VERSION, CandidateKind
+from data.tables.schemas import GRADED_VERSION, LABELLED_VERSION, TRAINING_SCHEMAS, TRAINING_VERSION, CandidateKind
 from data.tables.shards import read_row_groups
 
 WINDOW_GROUPS = 4  # of 512 rows: at the paper's sizes 6 MB each
@@ -66,7 +66,12 @@ class TrainingMetadata:
     @property
     def has_labels(self) -> bool:
         """Whether the candidates carry labels. Such a list needs no positive."""
-        return self.schema_version >= LABELLED_VERSION
+        return self.schema_version == LABELLED_VERSION
+
+    @property
+    def has_grades(self) -> bool:
+        """Whether the rows say which label their p+ has."""
+        return self.schema_version == GRADED_VERSION
 
 
 class TokenSequences(Sequence[NDArray[np.int32]]):
@@ -96,6 +101,7 @@ class TrainingRow:
     confidence: float
     never_ids: tuple[str, ...] = ()  # passages that are never its negatives, positives among them; unknown to shards of version 2
     labels: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))  # [K], or none
+    positive_grade: int | None = None  # label of p+, 0 of a promoted one; None where the shards do not say
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ class RowGroup:
     path: Path
     index: int
     rows_of_draw: tuple[int, ...]
+    grades: frozenset[int] = frozenset()  # of all p+, where the shards have them
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,11 @@ class TrainingShards:
     def order(self) -> str:
         """What the order of the rows is drawn from: the content, or that of the shards that a copy's lists were trained from first."""
         return self.only_order or self.metadata.order or self.digest
+
+    @property
+    def grades(self) -> frozenset[int]:
+        """The labels that a p+ has, where the shards say so."""
+        return frozenset().union(*(group.grades for group in self.groups))
 
     def draw_of(self, epoch: int) -> int:
         """The draw that an epoch uses."""
@@ -169,7 +181,7 @@ def open_training_shards(
     groups: list[RowGroup] = []
     for shard in manifest.shards:
         metadata = _read_metadata(folder / shard.name, tokenizer=tokenizer, remedy=remedy)
-        groups += _row_groups(folder / shard.name, draws=metadata.draws)
+        groups += _row_groups(folder / shard.name, draws=metadata.draws, graded=metadata.has_grades)
     if metadata is None or not any(sum(group.rows_of_draw) for group in groups):
         raise UserError(f"shards={folder}: no training rows in it; see the counts of its {MANIFEST_NAME} for where the queries went")
     shards = TrainingShards(digest=manifest.content_digest, metadata=metadata, groups=tuple(groups))
@@ -201,12 +213,13 @@ def _read_metadata(path: Path, *, tokenizer: str, remedy: str) -> TrainingMetada
     return metadata
 
 
-def _row_groups(path: Path, *, draws: int) -> Iterator[RowGroup]:
-    for index, table in enumerate(read_row_groups(path, columns=["draw"])):
+def _row_groups(path: Path, *, draws: int, graded: bool) -> Iterator[RowGroup]:
+    for index, table in enumerate(read_row_groups(path, columns=["draw", *(["positive_grade"] if graded else [])])):
         draw = table.column("draw").to_numpy()
         if len(draw) and (draw.min() < 0 or draw.max() >= draws):
             raise UserError(f"{path} has draws {draw.min()} to {draw.max()}, its metadata promises 0 to {draws - 1}; make the shards again")
-        yield RowGroup(path, index, tuple(np.bincount(draw, minlength=draws).tolist()))
+        grades = frozenset(table.column("positive_grade").unique().to_pylist()) if graded else frozenset()
+        yield RowGroup(path, index, tuple(np.bincount(draw, minlength=draws).tolist()), grades)
 
 
 def permutation(count: int, *parts: object) -> NDArray[np.int64]:
@@ -276,6 +289,7 @@ class _DecodedGroup:
         self._never = _Lists(columns["never_ids"]) if "never_ids" in columns else None
         self._logits = _Lists(columns["teacher_logits"])
         self._labels = _Lists(columns["labels"]) if "labels" in columns else None
+        self._grades: list[int] | None = columns["positive_grade"].to_pylist() if "positive_grade" in columns else None
         self._all_kinds: list[int] = self._kinds.values.to_pylist()
         self._all_ids: list[str] = self._ids.values.to_pylist()
         self._all_never: list[str] = self._never.values.to_pylist() if self._never else []
@@ -293,6 +307,7 @@ class _DecodedGroup:
             confidence=self._confidence[row],
             never_ids=tuple(self._all_never[slice(*self._never.span(row))]) if self._never else (),
             labels=self._labels.numbers(row) if self._labels else _NO_LABELS,
+            positive_grade=self._grades[row] if self._grades else None,
         )
         self._check(found, labelled=self._labels is not None)
         return found

@@ -12,7 +12,7 @@ Shapes: B queries of a group, K candidates, N in-batch passages.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -47,6 +47,7 @@ class Lists(Generic[Array]):
     targets_BK: Array | None  # labels, or the teacher's logits, fp32
     padding: float  # what a candidate without a target has
     in_batch: InBatchLists[Array] | None
+    weights_B: Array | None = None  # of each query's loss, fp32; None: 1 each
 
     def map(self, change: Callable[[Array], Other]) -> Lists[Other]:
         """The same with each array changed."""
@@ -57,6 +58,7 @@ class Lists(Generic[Array]):
             targets_BK=None if self.targets_BK is None else change(self.targets_BK),
             padding=self.padding,
             in_batch=self.in_batch.map(change) if self.in_batch else None,
+            weights_B=None if self.weights_B is None else change(self.weights_B),
         )
 
 
@@ -99,8 +101,11 @@ def group_lists(queries: Sequence[QueryWork], places: Places, *, in_batch: Mappi
     # In-batch passages have no logits, since the teacher never scored them: minus infinity is probability 0.
     padding = 0.0 if labelled else -np.inf
     of_supervised, of_distilled = [query.supervised for query in supervised], [query.distilled for query in distilled]
+    of_p_plus = _lists(supervised, of_supervised, places, passages=in_batch.get("supervised"))
+    if of_p_plus and any(query.supervised_factor != 1 for query in supervised):
+        of_p_plus = replace(of_p_plus, weights_B=np.array([query.supervised_factor for query in supervised], np.float32))
     return GroupLists(
-        _lists(supervised, of_supervised, places, passages=in_batch.get("supervised")),
+        of_p_plus,
         _lists(distilled, of_distilled, places, passages=in_batch.get("distillation"), targets=targets, padding=padding),
         labelled,
     )

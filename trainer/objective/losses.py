@@ -57,6 +57,29 @@ def distillation_loss(student_scores_BK: Tensor, teacher_logits_BK: Tensor, mask
     return excess_BK.masked_fill(~mask_BK, 0.0).sum(-1)
 
 
+def listwise_loss(
+    student_scores_BK: Tensor,
+    teacher_logits_BK: Tensor,
+    mask_BK: Tensor,
+    temperature: float = 1.0,
+    teacher_temperature: float | None = None,
+) -> Tensor:
+    """KL( softmax t/T_t || softmax s/T_s ) of each query's list: `distillation_loss` where teacher and student are on different scales.
+
+    Args:
+        student_scores_BK: Student scores s.
+        teacher_logits_BK: Raw teacher logits t; minus infinity has probability 0.
+        mask_BK: True where there is a candidate; padding gets no probability and no gradient.
+        temperature: T_s of the student's softmax.
+        teacher_temperature: T_t of the teacher's; None: T_s.
+
+    Returns:
+        [B] float64, nats.
+    """
+    of_teacher = temperature if teacher_temperature is None else teacher_temperature
+    return distillation_loss(student_scores_BK.double() / temperature, teacher_logits_BK.double() / of_teacher, mask_BK)
+
+
 def _excess_series(d: Tensor) -> Tensor:
     """d + e^-d - 1 = d^2/2 - d^3/6 + d^4/24 - ..., to full float64 precision for |d| < 0.03."""
     series = torch.zeros_like(d)
@@ -130,5 +153,7 @@ def ordered_pairs(labels_K: NDArray[np.floating[Any]]) -> int:
 
 
 Loss = Callable[..., Tensor]
-_BUILT_IN: dict[str, Loss] = {"kl": distillation_loss, "margin_mse": margin_mse_loss, "curriculum": curriculum_loss}
+_BUILT_IN: dict[str, Loss] = {
+    "kl": distillation_loss, "listwise": listwise_loss, "margin_mse": margin_mse_loss, "curriculum": curriculum_loss,
+}  # fmt: skip
 DISTILLATION_LOSSES = Registry("loss", _BUILT_IN)

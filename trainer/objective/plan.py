@@ -21,7 +21,7 @@ from data.config.settings import Objective
 from data.tables.schemas import CandidateKind
 from trainer.input.stream import TokenSequences, TrainingRow
 from trainer.objective.losses import ordered_pairs
-from trainer.objective.selection import select
+from trainer.objective.selection import mean_confidence, select
 
 Sequenced = bytes  # a token sequence: its int32 tokens' bytes
 TOKEN_BYTES = 4
@@ -40,6 +40,7 @@ class QueryWork:
     # Sequences and ids of its candidates, ids of what is never its negative: no in-batch negatives. Empty where there are none of these.
     own: frozenset[Sequenced | str]
     labels: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))  # of P~ where the loss learns from them, else none
+    supervised_factor: float = 1.0  # of its supervised loss, by the grade of its p+; a number of fp32
     by_pairs: bool = False  # whether the loss is averaged over pairs of different labels
 
     @cached_property
@@ -110,7 +111,9 @@ def plan_batch(rows: Sequence[TrainingRow], *, objective: Objective, share: Frac
     """
     selected = [True] * len(rows)
     if "adaptive" not in objective.without:
-        selected = select([row.confidence for row in rows], [row.query_id for row in rows], share)
+        by_mean = objective.confidence == "mean"
+        confidences = [mean_confidence(row.kinds, row.teacher_logits) if by_mean else row.confidence for row in rows]
+        selected = select(confidences, [row.query_id for row in rows], share)
     distils = "distillation" not in objective.without
     supervised_weight = 0.0 if "supervised" in objective.without else objective.supervised_weight
     asked = {"supervised": supervised_weight > 0, "distillation": distils}
@@ -142,6 +145,14 @@ class _Places:
         self.objective, self.traits = objective, objective.loss_traits
         self._found: dict[tuple[tuple[int, ...], str], list[int]] = {}
 
+    def factor_of(self, row: TrainingRow) -> float:
+        """Of the row's supervised loss, by the grade of its p+."""
+        weights = self.objective.positive_weights
+        if not weights:
+            return 1.0
+        assert row.positive_grade is not None, "of `check_grades`"
+        return float(np.float32(weights[row.positive_grade]))
+
     def of(self, kinds: tuple[int, ...], loss: str) -> list[int]:
         """Places of p+ and P- for `supervised`, of P~ for `distillation`."""
         if (kinds, loss) not in self._found:
@@ -153,7 +164,8 @@ class _Places:
 def _query_work(row: TrainingRow, places: _Places, *, distilled: bool, supervised: bool, in_batch: bool) -> QueryWork:
     sequences = _sequences(row.candidate_tokens)
     of_distilled = places.of(row.kinds, "distillation") if distilled else []
-    of_supervised = places.of(row.kinds, "supervised") if supervised else []
+    factor = places.factor_of(row) if supervised else 1.0
+    of_supervised = places.of(row.kinds, "supervised") if supervised and factor else []
     return QueryWork(
         query_id=row.query_id,
         query=_sequence(row.query_tokens),
@@ -161,6 +173,7 @@ def _query_work(row: TrainingRow, places: _Places, *, distilled: bool, supervise
         distilled=tuple([sequences[place] for place in of_distilled]),
         teacher_logits=row.teacher_logits[of_distilled],
         own=frozenset((*sequences, *row.candidate_ids, *row.never_ids)) if in_batch else frozenset(),
+        supervised_factor=factor,
         labels=row.labels[of_distilled] if places.traits.learns_from == "labels" else _NO_LABELS,
         by_pairs=places.traits.averages_over == "pairs",
     )

@@ -10,12 +10,29 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data.errors import RunFailed
+from data.tables.schemas import CandidateKind
 
 
 def selected_share(epoch: int, *, epochs: int, count_from: int) -> Fraction:
     """1 - t/(2T) of epoch `epoch` (from 0) of T = `epochs`; t counts from `count_from`, 0 or 1 (ADAM, Eq. 8)."""
     return Fraction(2 * epochs - (epoch + count_from), 2 * epochs)
+
+
+def mean_confidence(kinds: Sequence[int], logits: NDArray[np.float32]) -> float:
+    """-log(1 + mean of e^(t(q,p-) - t(q,p+)) over P-) of a query's list, nats; 0 without negatives.
+
+    C(q) (ADAM, Eq. 7) has the sum in place of the mean. With m negatives in each list the order of the queries is the same; a list that
+    rules left short is then neither preferred nor put back for its length. [ours]
+    """
+    of_kinds, logits = np.asarray(kinds), logits.astype(np.float64)
+    differences = logits[of_kinds == CandidateKind.NEGATIVE] - logits[of_kinds == CandidateKind.POSITIVE]
+    if not len(differences):
+        return 0.0
+    return -float(np.logaddexp(0.0, np.logaddexp.reduce(differences) - math.log(len(differences))))
 
 
 def selected_count(share: Fraction, *, queries: int) -> int:

@@ -20,6 +20,7 @@ from data.errors import UserError
 from trainer.objective.lists import GroupLists, Lists
 from trainer.objective.losses import DISTILLATION_LOSSES, distillation_loss, supervised_loss
 from trainer.objective.plan import BatchWork, QueryWork
+from trainer.objective.transforms import TRANSFORMS
 
 _LOSS = "train.objective.distillation"
 LOSSES = ("supervised", "distillation", "reference_kl")
@@ -62,6 +63,8 @@ def total_loss(
     work: BatchWork,
     distillation: str,
     temperature: float,
+    teacher_temperature: float | None = None,
+    score_transform: str = "none",
 ) -> tuple[Tensor, list[Tensor]]:
     """A group's part of the total loss of `work`, and each of `LOSSES` of the queries that it is asked of.
 
@@ -72,13 +75,18 @@ def total_loss(
         work: The global batch.
         distillation: A name of `DISTILLATION_LOSSES`, or an import path.
         temperature: Of the softmaxes.
+        teacher_temperature: Of the teacher's alone, for a loss that takes one; None: it is not given.
+        score_transform: A name of `TRANSFORMS`, of both sides of the distillation loss.
 
     Raises UserError where a loss of one's own returns anything but one number for each query.
     """
     supervised_B = distillation_B = reference_B = student.none
+    supervised_sum = None
     if lists.supervised:
         scores_BK, mask_BK = student.of(lists.supervised), mask_of(lists.supervised)
         supervised_B = supervised_loss(scores_BK[:, 0], scores_BK[:, 1:], mask_BK[:, 1:])
+        if (weights_B := lists.supervised.weights_B) is not None:
+            supervised_sum = (weights_B.double() * supervised_B).sum()
     if lists.distillation:
         scores_BK, mask_BK = student.of(lists.distillation), mask_of(lists.distillation)
         beside = {name: scores.of(lists.distillation) for name, scores in references.items()}
@@ -86,8 +94,12 @@ def total_loss(
         targets_BK = beside["teacher"] if use_teacher else targets_of(lists.distillation)
         loss = DISTILLATION_LOSSES.get(distillation, setting=_LOSS)
         targets_BK = targets_BK.masked_fill(~mask_BK, 0.0)  # no infinity on padding, which times a gradient of 0 is no number
+        temperatures = {"temperature": temperature}
+        if teacher_temperature is not None:
+            temperatures["teacher_temperature"] = teacher_temperature
+        transform = TRANSFORMS[score_transform]
         with plugin_call(distillation, setting=_LOSS):
-            distillation_B = loss(scores_BK, targets_BK, mask_BK, temperature=temperature).double()
+            distillation_B = loss(transform(scores_BK, mask_BK), transform(targets_BK, mask_BK), mask_BK, **temperatures).double()
         if scores_BK.requires_grad and not distillation_B.requires_grad:
             raise UserError(f"{_LOSS}={distillation}: it does not depend on the scores by operations that have a gradient")
         if (shape := tuple(distillation_B.shape)) != (len(scores_BK),):
@@ -95,7 +107,7 @@ def total_loss(
         if "initial" in beside:
             reference_B = distillation_loss(scores_BK, beside["initial"], mask_BK, temperature)
     total = (
-        work.supervised_weight * supervised_B.sum()
+        work.supervised_weight * (supervised_B.sum() if supervised_sum is None else supervised_sum)
         + work.distillation_weight * distillation_B.sum()
         + work.reference_kl_weight * reference_B.sum()
     )

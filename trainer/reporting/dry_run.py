@@ -23,7 +23,7 @@ from trainer.input.stream import open_training_shards
 from trainer.recipes import check_shards
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 from trainer.reporting.trackers.tracking import make_tracker
-from trainer.run import PlannedBatch, check_machine, epoch_ends, open_backend, planned_batches, step_settings
+from trainer.run import PlannedBatch, check_machine, epoch_ends, open_backend, planned_batches, step_settings, with_share_over
 from trainer.saving.output_folder import check_output
 from trainer.steps.backend import Backend
 from trainer.steps.distributed import Distributed, started_processes
@@ -49,7 +49,8 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     make_tracker(settings.tracker)
     task = task_of(experiment, DigestCache(Path(os.devnull)))
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, draw=settings.draw, order=settings.order)
-    check_shards(experiment, shards.metadata)
+    check_shards(experiment, shards.metadata, grades=shards.grades)
+    experiment = with_share_over(experiment, shards)
     dev = open_dev_sets(settings.dev, tokenizer=task.tokenizer, prompts=task.prompts)
     model = task.open()
     references = task.open_references()

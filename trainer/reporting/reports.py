@@ -13,6 +13,8 @@ from data.tables.shards import atomic_write
 from retrieval.models.dual_encoder import DualEncoder
 from trainer.device_defaults import idle_note
 from trainer.evaluation.dev_sets import lines as dev_lines
+from trainer.objective.selection import selected_share
+from trainer.objective.total import list_names
 from trainer.reporting.metrics import Metrics, curves, figures_of_step, last_figures
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 from trainer.reporting.progress import RunProgress
@@ -98,10 +100,13 @@ def _figures(run: TrainingRun, batch: PlannedBatch, losses: QueryLosses) -> dict
     """Of a line of metrics.jsonl. Steps and epochs count from 1; losses are means over the queries, or pairs, that have them, nats."""
     settings, work = run.experiment.train, batch.work
     supervised, distillation, kept = (math.fsum(part.values()) for part in (losses.supervised, losses.distillation, losses.reference_kl))
+    names = list_names([query.query_id for query in work.queries])
+    factors = {name: query.supervised_factor for name, query in zip(names, work.queries, strict=True)}
+    weighted = math.fsum(factors[name] * loss for name, loss in losses.supervised.items())
     return {
         "step": batch.step + 1,
         "epoch": batch.epoch + 1,
-        "loss": work.supervised_weight * supervised + work.distillation_weight * distillation + work.reference_kl_weight * kept,
+        "loss": work.supervised_weight * weighted + work.distillation_weight * distillation + work.reference_kl_weight * kept,
         "supervised": supervised / max(1, len(losses.supervised)),
         "distillation": distillation / max(1, work.terms),
         **({"kept": kept / len(losses.reference_kl)} if losses.reference_kl else {}),
@@ -123,6 +128,7 @@ def _notes(run: TrainingRun, *, lost: int) -> Iterator[str]:
             yield note
     if settings.warmup_steps >= steps:
         yield f"train.warmup_steps={settings.warmup_steps} covers all {steps} steps: the peak rate is never reached"
+    yield from _notes_of_shares(run)
     if isinstance(run.model, DualEncoder):
         yield from run.model.spec.notes
         if run.model.spec.normalize and settings.score_scale == 1:
@@ -132,6 +138,22 @@ def _notes(run: TrainingRun, *, lost: int) -> Iterator[str]:
         yield f"train.objective.dimensions trains the first {largest} of {whole} dimensions alone; list {whole}, too, for whole vectors"
     if lost:
         yield f"metrics.jsonl lacks the lines of {lost} steps that the run has done: it was damaged or cut; the training is not"
+
+
+def _notes_of_shares(run: TrainingRun) -> Iterator[str]:
+    """Where the selection of queries is asked for, and hardly one is left out."""
+    settings, objective, reached = run.experiment.train, run.experiment.train.objective, len(run.epoch_ends)
+    if "adaptive" in objective.without or "distillation" in objective.without:
+        return
+    counted = reached if objective.share_over == "run" else settings.epochs
+    if counted == 1 and objective.count_epochs_from == 0:
+        yield "one epoch: the selected share is 1 - 0/2 = 1, so no query is left out (as with train.objective.without=adaptive)"
+    elif counted != reached:
+        yield (
+            f"train.steps ends the run in epoch {reached}, and the selected shares count T = {counted} epochs: the last one is "
+            f"{float(selected_share(reached - 1, epochs=counted, count_from=objective.count_epochs_from)):.3g}; "
+            "train.objective.share_over=run counts those that the run reaches"
+        )
 
 
 def _best(run: TrainingRun) -> dict[str, Any]:

@@ -209,9 +209,8 @@ def _table(compared: DevComparison) -> list[str]:
         "| metric | before | after | difference | p-value | better / worse / same |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in compared.metrics:
-        p_value = f"{row.p_value:.4f}" if row.p_value >= 0.0001 else f"{row.p_value:.1e}"
         means = f"{row.before:.4f} | {row.after:.4f} | {row.after - row.before:+.4f}"
-        lines.append(f"| {row.metric} | {means} | {p_value} | {row.wins} / {row.losses} / {row.ties} |")
+        lines.append(f"| {row.metric} | {means} | {row.p_said} | {row.wins} / {row.losses} / {row.ties} |")
     return [*lines, ""]
 
 

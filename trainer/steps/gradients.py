@@ -50,6 +50,8 @@ class StepSettings:
     precision: str  # fp32 or bf16
     distillation: str = "kl"  # `train.objective.distillation`
     dimensions: Dimensions = WHOLE  # to which vectors are cut
+    teacher_temperature: float | None = None
+    score_transform: str = "none"
 
 
 Planner = Callable[[BatchWork, MicroBatches], StepPlan]
@@ -177,6 +179,7 @@ class _Step:
         total, losses = total_over_dimensions(
             student, references, plan.lists.map(self.read), dimensions=self.settings.dimensions, work=self.work,
             distillation=self.settings.distillation, temperature=self.settings.temperature,
+            teacher_temperature=self.settings.teacher_temperature, score_transform=self.settings.score_transform,
         )  # fmt: skip
         total.backward()
         self.losses[group] = torch.cat(losses)

@@ -345,23 +345,23 @@ def test_recipes_load(recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert load({"config": str(recipe)}).store and not capsys.readouterr().err
 
 
-def float_keys(model: type[Section], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of all settings that are numbers with fractions, alone or in a list."""
+def float_keys(model: type[Section], prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Dotted keys of all settings that are numbers with fractions, alone or in a list, and whether they are in a mapping."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from float_keys(field.annotation, f"{prefix}{name}.")
         elif "float" in str(field.annotation):
-            yield f"{prefix}{name}"
+            yield f"{prefix}{name}", str(field.annotation).startswith("dict")
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999"])
 def test_numbers_are_finite(file: Path, value: str) -> None:
     """Prevents: train.learning_rate=inf, which makes every parameter NaN, and a threshold of nan, which no number is above or below."""
-    keys = list(float_keys(Experiment))
+    keys = dict(float_keys(Experiment))
     assert {"train.learning_rate", "train.clip_norm", "hard_negatives.simans_a", "dark_examples.mask_ratios", "runner.gpus"} <= set(keys)
-    for key in keys:
+    for key, of_mapping in keys.items():
         with pytest.raises(UserError, match=rf"{key}\b.*(finite number|greater than)"):
-            load_with(file, **{key: value})
+            load_with(file, **{key: f"1: {value}" if of_mapping else value})
 
 
 @pytest.mark.parametrize("key", ["train.threads", "train.workers", "runner.threads"])

@@ -18,6 +18,7 @@ from data.config.settings import Objective, load
 from data.errors import UserError
 from data.tables.shards import read_shard
 from pipeline.cli import app
+from pipeline.report.inspect import show
 from pipeline.report.page import write_report
 from trainer.input.stream import TrainingRow, open_training_shards, rows_of_epoch
 from trainer.objective.plan import plan_batch
@@ -95,6 +96,17 @@ def test_each_positive_through_a_run(each: Path) -> None:
 
 
 @pytest.mark.medium
+def test_all_lists_of_a_query_are_shown(each: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a query with several positives judged by the list of the first one, and lists of the next query taken for its own."""
+    monkeypatch.setenv("COLUMNS", "200")
+    show(load({"config": str(each)}), query_id="train1", width=20)
+    said = capsys.readouterr().out
+    assert said.count("train1  ") == said.count("C(q) ") == 8  # four positives, two draws of masks
+    shown = {line.split("│")[2].strip() for line in said.splitlines() if line.startswith("│ positive ")}
+    assert shown == {"d1", "d40", "d41", "d42"} and said.count("draw 0 ") == said.count("draw 1 ") == 4
+
+
+@pytest.mark.medium
 def test_lists_of_each_positive_leave_and_come_back(
     each: Path, graded: Path, tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep
 ) -> None:
@@ -158,3 +170,39 @@ def test_a_curriculum_has_all_positives_and_fills_nothing(tmp_path: Path, tiny_e
     filled = {"curriculum": settings["curriculum"], "hard_negatives.range_max": 6, "hard_negatives.fill_to": 15}
     with pytest.raises(UserError, match=r"draws by ranks alone, and fills nothing: leave hard_negatives\.fill_to=15 out"):
         load({"config": str(tiny_experiment(tmp_path, **filled))})
+
+
+@pytest.mark.medium
+def test_grades_of_positives_through_a_run(graded: Path, tmp_path: Path, tiny_experiment: Callable[..., Path], prep_run: Prep) -> None:
+    """Prevents: the grade of another p+ or of another split, stages made again for a column, and grades in shards that nobody asked for."""
+    settings = {"ingest.path": graded, "hard_negatives.positives": "each", "hard_negatives.promote_margin": 0.1, **PLAIN}
+    config = tiny_experiment(tmp_path / "graded", **settings)
+    store = config.parent / "store"
+    prep_run(config)
+    before = {path.parent for path in store.glob("*/*/manifest.json")}
+    plain = training_rows(store)
+    assert all(row.positive_grade is None for row in plain)
+    prep_run(config, **{"hard_negatives.positive_grades": True})
+    (new,) = {path.parent for path in store.glob("*/*/manifest.json")} - before
+    assert new.parent.name == "shards"
+    shards = open_training_shards(new, tokenizer=json.loads(pq.read_schema(min(new.glob("*.parquet"))).metadata[b"training"])["tokenizer"])
+    lines = [line.split("\t") for line in (graded / "qrels" / "train.tsv").read_text().splitlines()[1:]]
+    labels = {(query_id, doc_id): int(grade) for query_id, doc_id, grade in lines}
+    rows = list(rows_of_epoch(shards, seed=0, epoch=0))
+    assert {(row.query_id, row.candidate_ids) for row in rows} == {(row.query_id, row.candidate_ids) for row in plain}
+    assert all(row.positive_grade == labels.get((row.query_id, row.candidate_ids[0]), 0) for row in rows)
+    assert {row.candidate_ids[0]: row.positive_grade for row in rows if row.query_id == "train1"}.items() >= {"d41": 3, "d42": 2}.items()
+    assert shards.grades == {row.positive_grade for row in rows} >= {0, 1, 2, 3}
+    for other in (
+        {
+            "curriculum.enabled": True,
+            "curriculum.retrieved": 20,
+            "curriculum.near_rank": 15,
+            "curriculum.iterations": "2/2/2",
+            "hard_negatives.promote_margin": "null",
+            "hard_negatives.positives": "one",
+        },
+        {"lists.path": tmp_path},
+    ):
+        with pytest.raises(UserError, match=r"leave hard_negatives\.positive_grades out"):
+            load({"config": str(config), "hard_negatives.positive_grades": "true", **{key: str(value) for key, value in other.items()}})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from data.formats.trec import Run
-from retrieval.evaluation.metrics import Evaluation, compare, evaluate, own_passages, randomisation_test
+from retrieval.evaluation.metrics import Evaluation, compare, compared, evaluate, own_passages, randomisation_test, said
 
 Qrels = dict[str, dict[str, int]]
 
@@ -206,3 +206,23 @@ def test_a_query_that_finds_itself_alone_has_no_result() -> None:
     """Prevents: an evaluator that is given an empty list."""
     evaluation = evaluate({"q1": {"a": 1}}, {"q1": [("q1", 1.0)]}, without_own=("q1",))
     assert (evaluation.mean("MRR@10"), evaluation.without_results) == (0.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("shift", "count", "permutations", "expected"),
+    [
+        (0.5, 100, 100_000, "<= 1e-5"),
+        (0.5, 100, 20_000, "<= 5e-5"),
+        (0.5, 100, 999, "<= 1e-3"),
+        (0.5, 16, 999, "3.1e-5"),  # 2 of 65,536 patterns: exact, and so no bound
+        (0.0, 100, 999, "1.0000"),
+    ],
+)
+def test_a_p_value_at_the_floor_is_said_to_be_a_bound(shift: float, count: int, permutations: int, expected: str) -> None:
+    """Prevents: 1e-5 read as the p-value where no drawn pattern was as far, so that more patterns would give less."""
+    assert compared("MRR@10", (0.0, shift), np.full(count, shift), permutations=permutations).p_said == expected
+
+
+def test_small_p_values_above_the_floor_are_said_as_they_are() -> None:
+    """Prevents: a bound where a figure was measured."""
+    assert [said(p, floor=9.9999e-6) for p in (1.99998e-5, 2.34e-5, 0.00012, 0.3)] == ["2e-5", "2.3e-5", "0.0001", "0.3000"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,35 @@ def test_shards_of_version_2_serve_without_in_batch_negatives(tmp_path: Path, sh
             continue
         with pytest.raises(UserError, match=rf"in_batch={in_batch}: these shards, of schema version 2, .*`prep run config=FILE`"):
             check_shards(experiment, old.metadata)
+
+
+def test_grades_come_with_their_rows_and_are_asked_for_by_name(tmp_path: Path, shard_writer: Maker, row_maker: Maker) -> None:
+    """Prevents: the grade of a neighbour, old shards trained with weights of 1, and a grade that nobody has weighed."""
+    generator = np.random.default_rng(0)
+    rows = [{**row_maker(generator, f"q{number}", draw=number % 2), "positive_grade": number % 3} for number in range(14)]
+    graded, plain = (
+        open_training_shards(shard_writer(tmp_path / f"{version}", [rows[:5], rows[5:]], schema_version=version, draws=2), tokenizer="none")
+        for version in (5, 3)
+    )
+    assert graded.grades == {0, 1, 2} and not plain.grades and not plain.metadata.has_grades
+    assert graded.metadata.has_never_ids and not graded.metadata.has_labels
+    read = [row for epoch in (0, 1) for row in rows_of_epoch(graded, seed=0, epoch=epoch)]
+    assert {row.query_id: row.positive_grade for row in read} == {f"q{number}": number % 3 for number in range(14)}
+    assert all(row.positive_grade is None for row in rows_of_epoch(plain, seed=0, epoch=0))
+    ids = {"store": "s", "ingest": {"path": "p"}, "student": {"model": "m"}, "teacher": {"model": "t"}}
+    weighed = Experiment(**ids, train={"objective": {"positive_weights": {0: 0.5, 1: 0.5, 2: 1.0}}})
+    check_shards(weighed, graded.metadata, grades=graded.grades)
+    check_shards(Experiment(**ids), graded.metadata, grades=graded.grades)
+    with pytest.raises(
+        UserError, match=r"schema version 3, do not say which grade .*`prep run config=FILE hard_negatives\.positive_grades=true`"
+    ):
+        check_shards(weighed, plain.metadata, grades=plain.grades)
+    two = Experiment(**ids, train={"objective": {"positive_weights": {1: 0.5, 2: 1.0}}})
+    with pytest.raises(UserError, match=r"weighs the grades 1, 2, and these shards have a p\+ of grade 0 \(0: promoted by the teacher\)"):
+        check_shards(two, graded.metadata, grades=graded.grades)
+    mean = Experiment(**ids, train={"objective": {"confidence": "mean", "without": ["supervised"], "distillation": "curriculum"}})
+    with pytest.raises(UserError, match=r"confidence=mean is over p\+ and P-"):
+        check_shards(mean, replace(plain.metadata, schema_version=4))
 
 
 def test_lists_of_a_curriculum_without_labels_are_refused(tmp_path: Path, shard_writer: Maker, row_maker: Maker) -> None:

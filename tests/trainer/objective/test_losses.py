@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from data.tables.cl_drd_groups import labels_of
-from trainer.objective.losses import curriculum_loss, distillation_loss, ordered_pairs, supervised_loss
+from trainer.objective.losses import curriculum_loss, distillation_loss, listwise_loss, ordered_pairs, supervised_loss
 
 getcontext().prec = 60
 SCORE = st.floats(-300, 300, allow_nan=False)
@@ -41,6 +41,21 @@ def test_distillation_is_the_divergence(pairs: list[tuple[float, float]], temper
     """A wrong direction, sign or temperature trains something else, and the loss still falls."""
     teacher, student = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     assert kl(teacher, student, temperature) == pytest.approx(exact_kl(teacher, student, temperature), rel=1e-6, abs=1e-20)
+
+
+@given(st.lists(st.tuples(SCORE, SCORE), min_size=1, max_size=8), st.floats(0.1, 10), st.none() | st.floats(0.1, 10))
+def test_listwise_has_a_temperature_of_each_side(pairs: list[tuple[float, float]], of_student: float, of_teacher: float | None) -> None:
+    """Prevents: temperatures of the wrong side, or one that both sides get."""
+    teacher, student = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    p, q = exact_softmax(teacher, of_student if of_teacher is None else of_teacher), exact_softmax(student, of_student)
+    expected = float(sum(a * (a.ln() - b.ln()) for a, b in zip(p, q, strict=True)))
+    scores = torch.tensor([[*student, 3.0]], dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[True] * len(pairs) + [False]])
+    found = listwise_loss(scores, torch.tensor([[*teacher, 0.0]], dtype=torch.float64), mask, of_student, of_teacher)
+    found.sum().backward()
+    assert found.item() == pytest.approx(expected, rel=1e-6, abs=1e-18)
+    gradient = [float((b - a) / Decimal(of_student)) for a, b in zip(p, q, strict=True)]
+    assert scores.grad is not None and scores.grad[0].tolist() == pytest.approx([*gradient, 0.0], rel=1e-6, abs=1e-9)
 
 
 @given(st.lists(st.floats(-20, 20), min_size=2, max_size=8), st.integers(1, 12), st.integers(0, 2**32 - 1))

@@ -163,7 +163,7 @@ def test_each_of_several_dev_sets_has_its_own_figures() -> None:
         DevComparison(name, 2, 9, (Comparison("MRR@10", 0.5, after, 0.00002, 1, 0, 1),)) for name, after in [("fiqa", 0.75), ("nq", 1.0)]
     ]
     text = _figures({}, sets)
-    assert text.index("dev set fiqa: 2 judged") < text.index("+0.2500 | 2.0e-05 |") < text.index("dev set nq") < text.index("+0.5000 |")
+    assert text.index("dev set fiqa: 2 judged") < text.index("+0.2500 | 2e-5 |") < text.index("dev set nq") < text.index("+0.5000 |")
     results = _index("m", {one.name: {row.metric: row.after for row in one.metrics} for one in sets})["results"]
     assert [(result["dataset"]["name"], result["metrics"][0]["value"]) for result in results] == [
         ("dev set fiqa", 0.75),
