@@ -41,17 +41,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Choice:
-    """Who searches, and why."""
+    """Who searches, and how long each would."""
 
     by_devices: bool
     processor_seconds: float
     device_seconds: float | None  # None: not measured
-
-    def __str__(self) -> str:
-        mine, theirs = f"about {self.processor_seconds:.2g} s by the processor", "GPUs not measured for so little"
-        if self.device_seconds is not None:
-            theirs = f"about {self.device_seconds:.2g} s by the GPUs"
-        return f"{mine}, {theirs}: the {'GPUs search' if self.by_devices else 'processor searches'}"
 
 
 def choose(work: Work, devices: tuple[str, ...], *, threads: int) -> Choice:
