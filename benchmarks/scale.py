@@ -47,13 +47,13 @@ def texts(count: int, words: int, *, seed: int) -> Iterator[list[str]]:
         yield [" ".join(one[: words - skipped]) for one, skipped in zip(drawn, chance.integers(0, words // 3, size), strict=True)]
 
 
-def write_collection(folder: Path, passages: int, queries: int) -> None:
-    """A BEIR collection; each query has one positive."""
+def write_collection(folder: Path, passages: int, queries: int, *, words: int = 26) -> None:
+    """A BEIR collection of passages of about so many words; each query has one positive."""
     (folder / "qrels").mkdir(parents=True)
-    for name, count, words, letter in (("corpus", passages, 26, "p"), ("queries", queries, 9, "q")):
+    for name, count, length, letter in (("corpus", passages, words, "p"), ("queries", queries, 9, "q")):
         number = 0
         with open(folder / f"{name}.jsonl", "w") as file:
-            for part in texts(count, words, seed=len(letter) + count):
+            for part in texts(count, length, seed=len(letter) + count):
                 for text in part:
                     file.write(json.dumps({"_id": f"{letter}{number}", "text": f"{text} w{number % WORDS}"}) + "\n")
                     number += 1

@@ -71,7 +71,7 @@ def _say(line: str) -> None:
 
 @app.command()
 def plan(args: Args = None) -> None:
-    """What `run` would build, why each shard is stale, and with stage=teacher_scores what it will cost.  [stage=NAME|all] [gpus=N]"""
+    """What `run` would build, why each shard is stale, and with stage=teacher_scores or pools what it costs.  [stage=NAME|all] [gpus=N]"""
     with exit_codes():
         experiment, own = _experiment(args, stage="all", gpus="0")
         from pipeline.plan import Planner, tables, tables_to_run
@@ -99,6 +99,11 @@ def plan(args: Args = None) -> None:
                 from pipeline.report.cost import format_cost
 
                 for line in format_cost(planner.models, planned, measuring=own["stage"] != "all", gpus=own.number("gpus")):
+                    _say(f"{'':<16} {line}")
+            if planned.table.stage == "pools" and planned.stale:
+                from pipeline.report.search_cost import format_search_cost
+
+                for line in format_search_cost(experiment, planned, measuring=own["stage"] == "pools"):
                     _say(f"{'':<16} {line}")
         for note in dict.fromkeys(notes):
             _say(f"note: {note}")

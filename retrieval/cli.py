@@ -134,7 +134,7 @@ def _threads(args: FileArgs) -> int:
 
 def _search(args: FileArgs, out: Path, *, only: set[str] | None) -> int:
     from retrieval.search.embedding_table import EmbeddingTable, differences
-    from retrieval.search.searcher import Searcher, engines_for
+    from retrieval.search.searcher import searcher_for
     from retrieval.search.to_run import search_to_run
 
     depth = args.number("depth", least=1)
@@ -155,8 +155,7 @@ def _search(args: FileArgs, out: Path, *, only: set[str] | None) -> int:
 
         of_index = {**index_key(index_folder, corpus), "probes": settings.probes, "width": settings.width}
     threads = _threads(args)
-    engines = engines_for(settings, index_folder, device=device, threads=threads)
-    searcher = Searcher(corpus, memory_gb=memory_gb, threads=threads, engines=engines)
+    searcher = searcher_for(corpus, settings, index=index_folder, device=device, threads=threads, memory_gb=memory_gb)
     searched = search_to_run(searcher, queries, out, k=depth, only=only, how=of_index, report=_Eta("queries"))
     if of_index:
         found, there = searcher.recall(queries.matrix(), k=depth, sampled=settings.recall_queries)

@@ -259,10 +259,10 @@ class FalseNegatives(Section):
 
 
 class Search(Section):
-    """Nearest passages of the queries by the student's vectors. A GPU is used where `runner.device` says so, for exact search."""
+    """Nearest passages of the queries by the student's vectors. With `runner.device=cuda` GPUs search exactly, where they are faster."""
 
     index: Literal["exact", "ivf", "hnsw"] = keyed("exact", "exact, or an approximate index whose recall is then measured")
-    memory_gb: float = execution(4.0, "peak memory of a worker that searches; what does not fit is searched in several passes", gt=0)
+    memory_gb: float = execution(4.0, "memory of a search beside the process's own; what does not fit is searched in several passes", gt=0)
     lists: int | None = keyed(None, "ivf: lists of each shard of the corpus; null takes 4 sqrt(passages of the shard)", ge=1)
     probes: int = keyed(32, "ivf: lists looked into for a query", ge=1)
     links: int = keyed(32, "hnsw: edges of a passage in the graph", ge=4, le=128)

@@ -93,12 +93,11 @@ class Corpus:
     def searcher(self, vectors: Stored, index: Stored | None, experiment: Experiment) -> Searcher:
         """The search over the corpus's vectors, kept with what it holds of them."""
         if self._searcher is None:
-            from retrieval.search.searcher import Searcher, engines_for
+            from retrieval.search.searcher import searcher_for
 
-            settings, runner = experiment.search, experiment.runner
-            engines = engines_for(settings, index.folder if index else None, device=runner.device, threads=runner.threads)
+            settings, runner, folder = experiment.search, experiment.runner, index.folder if index else None
             table = EmbeddingTable(vectors.folder, "doc_id")
-            self._searcher = Searcher(table, memory_gb=settings.memory_gb, threads=runner.threads, engines=engines)
+            self._searcher = searcher_for(table, settings, index=folder, device=runner.device, threads=runner.threads)
         return self._searcher
 
     def bm25(self, *, stop_words: str) -> Bm25Index:

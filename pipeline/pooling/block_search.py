@@ -23,7 +23,7 @@ from pipeline.pooling.blocks import Block, head_length
 from pipeline.stage import Piece, StageContext, Stored
 from retrieval.search.embedding_table import EmbeddingTable, embedding_matrix
 from retrieval.search.exact import ScoreArray
-from retrieval.search.searcher import MOST_QUERIES, Found, Searcher, engines_for
+from retrieval.search.searcher import MOST_QUERIES, Found, Searcher, searcher_for
 
 _GROUP_ENTRIES = 1 << 20  # of the lists of a group: what is merged at a time
 _SCHEMA = pa.schema([("row", pa.int32()), ("score", pa.float32())])
@@ -80,10 +80,8 @@ def _searcher(context: StageContext, shards: range) -> Searcher:
 
 def block_searcher(stored: Stored, shards: range, experiment: Experiment) -> Searcher:
     """The exact search over some shards of stored vectors."""
-    settings, runner = experiment.search, experiment.runner
-    engines = engines_for(settings, None, device=runner.device, threads=runner.threads)
     table = EmbeddingTable(stored.folder, "doc_id", shards=shards)
-    return Searcher(table, memory_gb=settings.memory_gb, threads=runner.threads, engines=engines)
+    return searcher_for(table, experiment.search, device=experiment.runner.device, threads=experiment.runner.threads)
 
 
 def query_vectors(vectors: Stored, shard: int, query_ids: list[str]) -> NDArray[np.float16]:

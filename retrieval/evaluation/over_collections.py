@@ -36,7 +36,7 @@ from retrieval.evaluation.results import RESULTS, Figures, Results
 from retrieval.evaluation.suite import Member
 from retrieval.models.student import StudentSpec
 from retrieval.search.embedding_table import EmbeddingTable
-from retrieval.search.searcher import Searcher, engines_for
+from retrieval.search.searcher import searcher_for
 from retrieval.search.stored_texts import known_ids
 from retrieval.search.to_run import search_to_run
 
@@ -172,8 +172,7 @@ def _searched(name: str, queries: EmbeddingTable, corpus: EmbeddingTable, how: H
     if not path.is_file() or _noted(made) != {"search": key, "run": file_digest(path)}:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
-        engines = engines_for(Search(), None, device=how.device, threads=how.threads)
-        searcher = Searcher(corpus, memory_gb=how.memory_gb, threads=how.threads, engines=engines)
+        searcher = searcher_for(corpus, Search(), device=how.device, threads=how.threads, memory_gb=how.memory_gb)
         note(f"searching {queries.rows:,} queries of {name} among {corpus.rows:,} passages")
         search_to_run(searcher, queries, path, k=depth)
         _write_json(made, {"search": key, "run": file_digest(path)})

@@ -95,6 +95,18 @@ class EmbeddingTable:
                 yield first_row, self._vectors(group)
                 first_row += group.num_rows
 
+    def between(self, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.float16]]]:
+        """(number of the first row, vectors) of the rows start..stop-1, a row group at a time; only groups that have some are read."""
+        first_row = 0
+        for path, shard in zip(self._paths, self._records, strict=True):
+            if first_row < stop and start < first_row + shard.rows:
+                edges = np.cumsum([first_row, *group_rows(path)]).tolist()
+                groups = [number for number, (row, end) in enumerate(itertools.pairwise(edges)) if row < stop and start < end]
+                for number, group in zip(groups, read_row_groups(path, columns=["embedding"], groups=groups), strict=True):
+                    row, end = max(start, edges[number]), min(stop, edges[number + 1])
+                    yield row, self._vectors(group)[row - edges[number] : end - edges[number]]
+            first_row += shard.rows
+
     @property
     def precision(self) -> str:
         """What the vectors are stored as: fp16, or one of `QUANTIZED`."""

@@ -18,7 +18,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,13 +50,14 @@ class Candidates:
 
     rows: SomeRows  # [n, m], -1 where absent, in no order
     discarded_bound: NDArray[np.float64]  # [n]: no passage outside `rows` has an exact score above it; -inf where there is none
+    scores: ScoreArray | None = None  # [n, m] exact ones, -inf where absent; None: they are computed of the vectors
 
 
 Engine = Callable[[Vectors, Iterable[tuple[int, Vectors]], int], Candidates]  # (queries, blocks, candidates a query) -> candidates
 
 
 def exact_search(
-    queries: NDArray[np.float32],
+    queries: Vectors,
     blocks: Iterable[tuple[int, Vectors]],
     *,
     k: int,
@@ -96,7 +97,7 @@ def exact_search(
             at_once = max(1, len(queries) * chosen[0][1] // count)  # more candidates for fewer queries take no more memory
             for some in (unproved[start : start + at_once] for start in range(0, len(unproved), at_once)):
                 found = engine(queries[some], _checked(blocks, queries.shape[1]), count)
-                best_scores, best_rows = _best_of(queries[some], blocks, found.rows, k=k)
+                best_scores, best_rows = _best_of(queries[some], blocks, found, k=k)
                 scores[some, : best_scores.shape[1]], rows[some, : best_rows.shape[1]] = best_scores, best_rows
                 proved = np.isneginf(found.discarded_bound) | (scores[some, -1] > found.discarded_bound.astype(np.float32))
                 left.append(some[~proved])
@@ -104,10 +105,14 @@ def exact_search(
     return scores, rows
 
 
-def _best_of(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows: SomeRows, *, k: int) -> tuple[ScoreArray, SomeRows]:
-    """(scores, rows) of the k best of each query's candidate rows [n, m] by exact score, equal scores by row; m where m < k."""
-    rows = np.sort(rows, axis=1)  # absent ones come first
-    scores = _exact_scores(queries, blocks, rows)
+def _best_of(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], found: Candidates, *, k: int) -> tuple[ScoreArray, SomeRows]:
+    """(scores, rows) of the k best of each query's m candidates by exact score, equal scores by row; m where m < k."""
+    if found.scores is None:
+        rows = np.sort(found.rows, axis=1)  # absent ones come first
+        scores = _exact_scores(queries, blocks, rows)
+    else:
+        by_row = np.argsort(found.rows, axis=1)
+        rows, scores = np.take_along_axis(found.rows, by_row, axis=1), np.take_along_axis(found.scores, by_row, axis=1)
     # A stable argsort, six times as fast: one sort of integers that hold the key of a score and, below it, its place.
     keys = rising((scores + np.float32(0)).view(np.int32)).astype(np.int64)  # -0.0 becomes 0.0, its equal
     order = (~keys << 32) | np.arange(scores.shape[1])
@@ -132,7 +137,7 @@ def _exact_scores(queries: Vectors, blocks: Iterable[tuple[int, Vectors]], rows:
             entries, columns = entries[here], columns[here]
         if len(entries):
             of_query = np.bincount(entries // rows.shape[1], minlength=len(rows))
-            flat_scores[entries] = _sampled_products(exact_queries, vectors, of_query, columns)
+            flat_scores[entries] = sampled_products(exact_queries, vectors, of_query, columns)
     return scores
 
 
@@ -152,8 +157,9 @@ def _in_cells(blocks: Iterable[tuple[int, Vectors]], cell_rows: int) -> Iterator
             yield first_row + start, vectors[start:end]
 
 
-def _sampled_products(queries: torch.Tensor, vectors: Vectors, of_query: Rows, columns: SomeRows) -> ScoreArray:
-    """Products of (query, column) pairs, query by query, of which each query has `of_query` [n], as one sparse sampled product."""
+def sampled_products(queries: torch.Tensor, vectors: Vectors, of_query: Rows, columns: SomeRows) -> ScoreArray:
+    """Products of (query, column) pairs, query by query, of which each query has `of_query` [n], as one sparse sampled product in float64,
+    rounded. These are the scores of a search; an engine that computes them otherwise must come to the same bits."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
         pattern = torch.sparse_csr_tensor(
@@ -173,13 +179,22 @@ def margin(k: int, rows: int) -> int:
     return round(max(64, k // 2) * max(1.0, math.log2(max(1, rows) / 131_072)))
 
 
-def cpu_engines(k: int, *, threads: int, rows: int = 0) -> list[tuple[Engine, int]]:
+@dataclass(frozen=True)
+class Products:
+    """The products that a CPU searches one corpus with; whoever searches it again keeps them, and no vector is measured twice."""
+
+    low: LowProduct = field(default_factory=LowProduct)
+    single: FloatProduct = field(default_factory=lambda: FloatProduct(np.float32))
+
+
+def cpu_engines(k: int, *, threads: int, rows: int = 0, products: Products | None = None) -> list[tuple[Engine, int]]:
     """Fast to sure, for a corpus of about so many rows. A bf16 product wants a wider margin; what it leaves unproved gets one wider
     still, then fp32."""
-    single = heap_engine(FloatProduct(np.float32), threads=threads)
+    products = products or Products()
+    single = heap_engine(products.single, threads=threads)
     if not cpu_computes_bf16():
         return [(single, k + 32)]
-    low = heap_engine(LowProduct(), threads=threads)
+    low = heap_engine(products.low, threads=threads)
     first = margin(k, rows)
     return [(low, k + first), (low, k + 3 * first + 256), (single, k + 64)]
 
@@ -195,7 +210,7 @@ def heap_engine(product: Product, *, threads: int) -> Engine:
         executor = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         with threadpool_limits(limits=1, user_api="blas"), executor:
             for first_row, vectors in in_blocks(blocks, BLOCK_ROWS):
-                block = product.block(vectors, slack)
+                block = product.block(vectors, first_row)
                 seen = first_row + len(vectors)
                 tile = _TILE if first_row else _FIRST_TILE
 

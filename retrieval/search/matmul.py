@@ -24,31 +24,52 @@ _FP32_UNIT = 2.0**-24
 
 
 @dataclass
+class Measured:
+    """How large the vectors of one corpus are, as far as they were looked at: once each, whatever is searched for after that."""
+
+    rows: int = 0  # those before it were looked at
+    largest_norm: float = 0.0
+    largest_residual: float = 0.0  # of what a passage loses by rounding
+
+    def lacks(self, first_row: int, count: int) -> bool:
+        """Whether a block has rows that were not looked at. Blocks come in order, so they count as looked at from now on."""
+        known = first_row + count <= self.rows
+        self.rows = max(self.rows, first_row + count)
+        return not known
+
+    def learn(self, norm: float, residual: float = 0.0) -> None:
+        """Some vectors have norms up to these."""
+        self.largest_norm, self.largest_residual = max(self.largest_norm, norm), max(self.largest_residual, residual)
+
+
+@dataclass(frozen=True)
 class Slack:
-    """By how much an exact score may be above the product, for each query; grows with the blocks seen."""
+    """By how much an exact score may be above the product, for each query, given what was measured of the passages until then."""
 
     of_norm: NDArray[np.float64]  # [n], times the largest norm of a passage
     of_residual: NDArray[np.float64]  # [n], times the largest norm of what a passage loses by rounding
     relative: float  # times the product itself: where the result is rounded, too
-    largest_norm: float = 0.0
-    largest_residual: float = 0.0
+    measured: Measured
 
     def above(self, products: NDArray[np.floating]) -> NDArray[np.float64]:
         """[n] upper bounds of exact scores whose products are at most `products` [n]."""
-        off = self.of_norm * self.largest_norm + self.of_residual * self.largest_residual
+        off = self.of_norm * self.measured.largest_norm + self.of_residual * self.measured.largest_residual
         return products + self.relative * np.abs(products) + off
 
 
 class Product(Protocol):
-    """One way to compute inner products. `queries` and what `block` returns are the product's own form of vectors."""
+    """One way to compute inner products with the passages of one corpus: what is measured of these is kept for later searches.
+
+    `queries` and what `block` returns are the product's own form of vectors.
+    """
 
     bits: type[np.signedinteger[Any]]  # int16 where products are bf16, int32 where they are fp32
 
     def prepare(self, queries: Vectors) -> tuple[Any, Slack]:
         """The queries, and the bound on their products' error."""
 
-    def block(self, vectors: Vectors, slack: Slack) -> Any:
-        """A block of passages; `slack` learns the size of what it holds."""
+    def block(self, vectors: Vectors, first_row: int) -> Any:
+        """The passages from number `first_row` on."""
 
     def tiles(self, queries: Any, block: Any, rows: int) -> Iterator[Bits]:
         """Products [queries, rows] with the block's rows, so many at a time, in order, as the integers of their bits."""
@@ -82,6 +103,9 @@ class LowProduct:
 
     bits: type[np.signedinteger[Any]] = np.int16
 
+    def __init__(self) -> None:
+        self._measured = Measured()
+
     def prepare(self, queries: Vectors) -> tuple[torch.Tensor, Slack]:
         """[n, D] bf16. By Cauchy and Schwarz q.p - q'.p' = (q - q').p' + q.(p - p') is at most |q - q'| |p'| + |q| |p - p'|."""
         low = torch.empty(queries.shape, dtype=torch.bfloat16)
@@ -93,17 +117,19 @@ class LowProduct:
             residuals[part] = norms_of(np.asarray(queries[part], np.float64) - low[part].double().numpy())
         sums = _sum_error(queries.shape[1], _FP32_UNIT) * (norms + residuals)
         # A product of at most t was at most t (1 + u) / (1 - u) before it was rounded.
-        return low, Slack(of_norm=residuals + sums, of_residual=norms, relative=1.01 * _BF16_UNIT)
+        return low, Slack(residuals + sums, norms, 1.01 * _BF16_UNIT, self._measured)
 
-    def block(self, vectors: Vectors, slack: Slack) -> torch.Tensor:
+    def block(self, vectors: Vectors, first_row: int) -> torch.Tensor:
         """[b, D] bf16."""
         low = torch.empty(vectors.shape, dtype=torch.bfloat16)
+        new = self._measured.lacks(first_row, len(vectors))
         for part in _parts(len(low)):
             values = torch.from_numpy(np.array(vectors[part])).float()  # a copy: what was read from a file cannot be written to
             low[part] = values
-            rounded = low[part].float()  # norms in fp32: see `largest_norm`
-            slack.largest_norm = max(slack.largest_norm, 1.001 * float(rounded.norm(dim=1).max()))
-            slack.largest_residual = max(slack.largest_residual, 1.001 * float(values.sub_(rounded).norm(dim=1).max()))
+            if new:
+                rounded = low[part].float()  # norms in fp32: see `largest_norm`
+                norm, residual = rounded.norm(dim=1).max(), values.sub_(rounded).norm(dim=1).max()
+                self._measured.learn(1.001 * float(norm), 1.001 * float(residual))
         return low
 
     def tiles(self, queries: torch.Tensor, block: torch.Tensor, rows: int) -> Iterator[Bits]:
@@ -120,17 +146,19 @@ class FloatProduct:
 
     def __init__(self, dtype: type[np.floating]) -> None:
         self._dtype = dtype
+        self._measured = Measured()
 
     def prepare(self, queries: Vectors) -> tuple[NDArray[np.floating], Slack]:
         """[n, D] in the format."""
         norms = norms_of(queries)
         sums = _sum_error(queries.shape[1], _FP32_UNIT if self._dtype is np.float32 else 2.0**-53) * norms
-        return np.require(queries, self._dtype, ["C", "W"]), Slack(sums, np.zeros(len(queries)), relative=2 * _FP32_UNIT)
+        return np.require(queries, self._dtype, ["C", "W"]), Slack(sums, np.zeros(len(queries)), 2 * _FP32_UNIT, self._measured)
 
-    def block(self, vectors: Vectors, slack: Slack) -> Vectors:
+    def block(self, vectors: Vectors, first_row: int) -> Vectors:
         """[b, D] in the format."""
         block = np.require(vectors, self._dtype, ["C", "W"])  # torch warns of an array that it could not write to
-        slack.largest_norm = max(slack.largest_norm, largest_norm(block))
+        if self._measured.lacks(first_row, len(block)):
+            self._measured.learn(largest_norm(block))
         return block
 
     def tiles(self, queries: NDArray[np.floating], block: Vectors, rows: int) -> Iterator[Bits]:

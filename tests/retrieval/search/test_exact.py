@@ -144,7 +144,7 @@ def test_no_exact_score_is_above_the_bound(seed: int, size: int, scale: float, l
     corpus = (scale * generator.standard_normal((50, size)) * generator.exponential(1, (50, 1))).astype(np.float16)
     product: Product = LowProduct() if low else FloatProduct(np.float32)
     prepared, slack = product.prepare(queries)
-    block = product.block(corpus, slack)
+    block = product.block(corpus, 0)
     tiles = list(product.tiles(prepared, block, 16))
     assert [tile.dtype for tile in tiles] == [product.bits] * 4
     products = numbers_of(rising(np.concatenate(tiles, axis=1)))

@@ -5,41 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.vectors import draw, stored
 
 from data.config.settings import Search
 from data.errors import UserError
-from data.tables.manifest import Manifest, ShardRecord
-from data.tables.schemas import embeddings
-from data.tables.shards import describe, open_shard, shard_name
-from retrieval.search.embedding_table import EmbeddingTable
 from retrieval.search.exact import exact_search
-from retrieval.search.gpu import DeviceEngine, gathered
 from retrieval.search.index_table import IndexEngine, build_index_table, index_key
 from retrieval.search.searcher import GROUP_QUERIES, Searcher, plan_search
-
-
-def stored(folder: Path, vectors: NDArray[np.float16], *, shards: int = 3, id_name: str = "doc_id") -> EmbeddingTable:
-    """A table of embeddings; an empty shard among the others."""
-    size, records = vectors.shape[1], []
-    schema = embeddings(size, id_name=id_name)
-    bounds = np.linspace(0, len(vectors), shards).astype(int).tolist()
-    for shard, (start, stop) in enumerate(zip([0, *bounds], [*bounds, len(vectors)], strict=True)):
-        path = folder / shard_name(shard, shards + 1)
-        with open_shard(path, schema, {}) as writer:
-            column = pa.FixedSizeListArray.from_arrays(pa.array(vectors[start:stop].reshape(-1)), size)
-            writer.write(pa.table([[f"d{row:05d}" for row in range(start, stop)], column], schema=schema))
-        records.append(ShardRecord(path.name, *describe(path)))
-    Manifest("embed", "corpus", "", {}, records, {}).write(folder)
-    return EmbeddingTable(folder, id_name)
-
-
-def draw(rows: int, size: int, *, seed: int) -> NDArray[np.float16]:
-    return np.random.default_rng(seed).standard_normal((rows, size)).astype(np.float16)
 
 
 def all_of(searcher: Searcher, queries: NDArray[np.float16], *, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -89,41 +65,8 @@ def test_a_plan_stays_within_its_memory(queries: int, rows: int, size: int, k: i
 def test_too_little_memory_is_refused_before_work(tmp_path: Path) -> None:
     """Prevents: a job killed for memory after an hour."""
     searcher = Searcher(stored(tmp_path / "c", draw(100, 8, seed=0)), memory_gb=0.01)
-    with pytest.raises(UserError, match=r"memory_gb leaves 0.00 GB for the search, which needs 0.\d+ GB at k=10"):
+    with pytest.raises(UserError, match=r"memory_gb gives the search 0.01 GB, and it needs 0.\d+ GB at k=10"):
         next(searcher.search(draw(5, 8, seed=1), k=10))
-
-
-@pytest.mark.parametrize("rows", [5, 700, 66_000])
-def test_a_device_finds_what_a_cpu_finds(rows: int) -> None:
-    """Prevents: other passages or scores from a GPU, up to the call of the device: here it is torch on the CPU. Twins at the cut."""
-    corpus, queries = draw(rows, 12, seed=2), draw(40, 12, seed=3)
-    corpus[rows // 2 :: 3] = corpus[rows // 2]
-    blocks = [(start, corpus[start : start + 5000]) for start in range(0, rows, 5000)]
-    engine = DeviceEngine("cpu")
-    expected = exact_search(queries, blocks, k=30)
-    for _ in range(2):  # the second time blocks may be kept
-        found = exact_search(queries, blocks, k=30, engines=[(engine, 94), (engine, 572)])
-        assert np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1])
-
-
-def test_queries_that_fp16_cannot_hold_are_proved_on_a_device_too() -> None:
-    """Prevents: a query's rounding to fp16, which stored ones do not have, taken for nothing in the proof."""
-    corpus = (1 + 0.001 * np.random.default_rng(0).standard_normal((4000, 24))).astype(np.float16)
-    queries = (1 + 0.0003 * np.random.default_rng(1).standard_normal((20, 24))).astype(np.float32)
-    found = exact_search(queries, [(0, corpus)], k=10, engines=[(DeviceEngine("cpu"), 11)])
-    assert np.array_equal(found[1], exact_search(queries, [(0, corpus)], k=10)[1])
-
-
-@given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 30))
-def test_gathered_blocks_hold_every_row_once(lengths: list[int], size: int) -> None:
-    """Prevents: rows lost or counted twice where small row groups are put together for a GPU."""
-    rows = np.arange(sum(lengths), dtype=np.float32)[:, None]
-    starts = np.cumsum([0, *lengths[:-1]]).tolist()[: len(lengths)]
-    blocks = [(start, rows[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
-    found = list(gathered(blocks, size))
-    assert all(len(vectors) == size for _, vectors in found[:-1])
-    assert [first for first, _ in found] == [int(vectors[0, 0]) for _, vectors in found]
-    assert np.concatenate([vectors for _, vectors in found] or [rows[:0]]).tolist() == rows.tolist()
 
 
 @pytest.mark.parametrize(("kind", "least"), [("ivf", 0.6), ("hnsw", 0.9)])

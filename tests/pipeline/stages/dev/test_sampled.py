@@ -119,13 +119,13 @@ def test_what_is_in_it(config: Path, collection: Path, models: Any, prep_run: Pr
 def test_an_approximate_index_is_not_used(config: Path, prep_run: Prep, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: a dev set that lacks what the index of the mining overlooked, from a search that a worker has kept."""
     searched: list[bool] = []
-    engines_for = search.engines_for
+    searcher_for = search.searcher_for
 
-    def noted(settings: Any, index: Path | None, **more: Any) -> Any:
+    def noted(corpus: Any, settings: Any, *, index: Path | None = None, **more: Any) -> Any:
         searched.append(index is not None)
-        return engines_for(settings, index, **more)
+        return searcher_for(corpus, settings, index=index, **more)
 
-    monkeypatch.setattr(search, "engines_for", noted)
+    monkeypatch.setattr(search, "searcher_for", noted)
     words = {"dev.queries": 4, "dev.depth": 9, "dev.random": 0}
     prep_run(config, stage="dev", **words)
     exact, _, _ = made(config.parent / "store")
