@@ -19,6 +19,7 @@ from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
 from retrieval.model_files.files import gives_segments, tokenizer_digest
 from retrieval.models.loading import open_tokenizer
 from retrieval.models.student import StudentSpec
+from retrieval.tokens.word_ids import WordIds
 
 _MARKS = ((MASK_MARK, "mask_token"), (SEPARATOR_MARK, "sep_token"))
 _ENCODED_AT_ONCE = 512  # texts: an encoding takes a hundred times the memory of its ids
@@ -97,7 +98,14 @@ class Tokenizer:
         return len(ids) - (ids[-1] in self._tokenizer.all_special_ids if ids else 0)
 
     def bare_ids(self, texts: list[str]) -> list[NDArray[np.int32]]:
-        """Token ids of each text without special tokens, uncut."""
+        """Token ids of each text without special tokens, uncut; from those of its words, where a tokenizer allows it."""
+        return self._tokenised(texts) if self._words is None else self._words.lists(texts)
+
+    @cached_property
+    def _words(self) -> WordIds | None:
+        return WordIds.of(self.backend, self._tokenised)
+
+    def _tokenised(self, texts: list[str]) -> list[NDArray[np.int32]]:
         return self._of_parts(texts, self._bare_ids_of)
 
     def _ids_of(self, texts: list[str]) -> list[list[int]]:
