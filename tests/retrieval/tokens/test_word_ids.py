@@ -43,7 +43,7 @@ def tokenizers(models: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.mark.medium
 @pytest.mark.parametrize("name", ["plain", "lower case before", "cased", "accents", "unclean"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(texts=st.lists(TEXTS, max_size=5))
 @example(texts=["", " ", "  a  b ", "a\u001cb c\u0301 \u0301d"])
 @example(texts=[])
