@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import RunFailed
+from retrieval.batches.padded import Rows
 from retrieval.compute.batching import budget_slices, order_by_length
 from retrieval.compute.prefetch import Prefetched
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 Made = TypeVar("Made", covariant=True)
-Rows = Sequence[int] | NDArray[np.integer]  # numbers of sequences
 Lengths = Sequence[int] | NDArray[np.integer]  # [n] of sequences
 _AHEAD = 2  # batches
 

@@ -67,11 +67,35 @@ class Tokenizer:
 
     def encode(self, texts: list[str], *, max_tokens: int) -> list[list[int]]:
         """Token ids of each text with special tokens, cut on the right to `max_tokens`."""
+        read = [self.with_special_tokens(text) for text in texts]
+        words, around = self._words, self._around if self._words else None
+        if words is None or around is None or max_tokens <= sum(map(len, around)):
+            return self._encoded(read, max_tokens)
+        (before, after), room = around, max_tokens - sum(map(len, around))
+        return [[*before, *ids[:room].tolist(), *after] for ids in words.lists(read)]
+
+    def _encoded(self, texts: list[str], max_tokens: int) -> list[list[int]]:
         self.backend.enable_truncation(max_tokens)
         try:
-            return self._of_parts([self.with_special_tokens(text) for text in texts], self._ids_of)
+            return self._of_parts(texts, self._ids_of)
         finally:
             self.backend.no_truncation()
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]] | None:
+        """The ids before and behind those of any text; None where they are not the same for texts of all lengths."""
+        alone = self.backend.encode("a")
+        inside = [place for place, special in enumerate(alone.special_tokens_mask) if not special]
+        if not inside:
+            return None
+        before, after = alone.ids[: inside[0]], alone.ids[inside[-1] + 1 :]
+        texts = ["", "a", "a a a a a a", "a [SEP]"]
+        for most in (len(before) + len(after) + 2, 99):
+            room = most - len(before) - len(after)
+            bare = [encoding.ids[:room] for encoding in self.backend.encode_batch(texts, add_special_tokens=False)]
+            if self._encoded(texts, most) != [before + ids + after for ids in bare]:
+                return None
+        return before, after
 
     def encode_pairs(self, pairs: list[tuple[str, str]], *, max_tokens: int) -> list[tuple[list[int], list[int], bool]]:
         """Token ids, segment ids, whether cut: each (query, candidate) as the tokenizer itself encodes pairs, the longer cut first."""

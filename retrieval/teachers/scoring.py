@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from data.errors import RunFailed
 from retrieval.batches.encoded import EncodedPairs, PairEncoding
-from retrieval.batches.in_turn import Device, OutOfMemory, Rows, by_budget
-from retrieval.batches.padded import pad_pairs
+from retrieval.batches.in_turn import Device, OutOfMemory, by_budget
+from retrieval.batches.padded import Rows, pad_pairs
 from retrieval.compute.batching import token_budget_batches
 from retrieval.teachers.base import OnBatch, ignore_batch
 

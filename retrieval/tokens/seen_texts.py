@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,8 @@ class SeenTexts:
 
     def _forget(self) -> None:
         self._numbers: dict[str, int] = {}
-        self._values = np.empty(_AT_FIRST, np.int32)  # new ones: who asked before may still read the old
-        self._bounds = np.zeros(_AT_FIRST, np.int64)
+        self._values: NDArray[Any] = np.empty(_AT_FIRST, np.int32)  # new ones: who asked before may still read the old
+        self._bounds: NDArray[Any] = np.zeros(_AT_FIRST, np.int64)
         self._count = self._tokens = 0
         self._append(self._first)
 
@@ -71,7 +72,7 @@ class SeenTexts:
         self._count, self._tokens = count, tokens
 
 
-def _grown(array: NDArray[np.integer], size: int) -> NDArray[np.integer]:
+def _grown(array: NDArray[Any], size: int) -> NDArray[Any]:
     """The array, or a copy with room for so many."""
     if size <= len(array):
         return array

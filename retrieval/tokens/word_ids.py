@@ -35,13 +35,13 @@ def parts_at_spaces(backend: Any) -> bool:
             json.loads(part.__getstate__()) if part is not None else None for part in (backend.normalizer, backend.pre_tokenizer)
         )
         plain = all(_PLAIN.fullmatch(token.content) for token in backend.get_added_tokens_decoder().values())
-    except Exception:  # noqa: BLE001  a part written in Python: whatever it does, it is asked for each text
+    except Exception:  # a part written in Python: whatever it does, it is asked for each text
         return False
     several = normalizer["normalizers"] if normalizer and normalizer["type"] == "Sequence" else [normalizer] if normalizer else []
     return (
         plain
         and all(one["type"] in _LOCAL_NORMALIZERS for one in several)
-        and bool(pre_tokenizer)
+        and pre_tokenizer is not None
         and pre_tokenizer["type"] == "BertPreTokenizer"
         and type(backend.model).__name__ == "WordPiece"
     )

@@ -107,8 +107,8 @@ def test_many_are_joined_as_each_alone(firsts: Any, seconds: Any, around: Any, k
     numbers = data.draw(st.lists(st.tuples(*(st.integers(0, len(part) - 1) for part in (firsts, seconds))), min_size=1, max_size=6))
     lists = [template.specials.tolist(), *firsts, *seconds]
     ids = Ragged(np.array([token for one in lists for token in one], np.int32), bounds_of(np.array([len(one) for one in lists])))
-    picked = np.array(numbers, np.int64).T + [[1], [1 + len(firsts)]]
-    found = template.join_all(ids, *picked, max_tokens=template.added + room)
+    of_first, of_second = np.array(numbers, np.int64).T
+    found = template.join_all(ids, 1 + of_first, 1 + len(firsts) + of_second, max_tokens=template.added + room)
     for pair, (first, second) in zip(found, numbers, strict=True):
         alone = template.join(*(np.array(ids, np.int32) for ids in (firsts[first], seconds[second])), max_tokens=template.added + room)
         assert (pair.ids.tolist(), pair.segments.tolist(), pair.truncated) == (alone.ids.tolist(), alone.segments.tolist(), alone.truncated)
@@ -147,7 +147,7 @@ def test_an_error_leaves_no_thread_that_tokenises(folders: dict[str, Path], monk
 
     monkeypatch.setattr(Tokenizer, "_ids_of", broken)
     with pytest.raises(ValueError, match="broken"):
-        Tokenizer(folders["bert"], threads=2).encode([str(number) for number in range(64)], max_tokens=6)
+        Tokenizer(folders["roberta"], threads=2).encode([str(number) for number in range(64)], max_tokens=6)
     assert ended.is_set()
 
 

@@ -24,9 +24,10 @@ def test_columns_are_the_pairs(pairs: list[tuple[str, str]], before: int, data: 
         assert list(found[part]) == pairs[part]
 
 
-@given(
-    calls=st.lists(st.lists(st.text(st.sampled_from("ab"), max_size=4), max_size=6), max_size=8), kept=st.integers(0, 12), first=st.booleans()
-)
+CALLS = st.lists(st.lists(st.text(st.sampled_from("ab"), max_size=4), max_size=6), max_size=8)
+
+
+@given(calls=CALLS, kept=st.integers(0, 12), first=st.booleans())
 def test_what_was_seen_is_found_again(calls: list[list[str]], kept: int, first: bool) -> None:
     """Prevents: the ids of one text for another after others were forgotten or the arrays grew; memory that grows with a collection."""
 

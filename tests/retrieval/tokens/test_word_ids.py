@@ -16,7 +16,8 @@ from retrieval.tokens.word_ids import WordIds, parts_at_spaces
 # Spaces of all kinds, marks that join what is before them, signs that BERT's normaliser drops or puts spaces around, special tokens.
 PIECES = [
     " ", "  ", "\n", "\t", "\r", "\u00a0", "\u2003", "\u3000", "\u200b", "\u0000", "\u001c", "\ufffd", "\u0301", "e\u0301", "İ", "ß", "Σς",
-    "漢字", "かな", "😀", "👩‍👩‍👧", "[SEP]", "[MASK]", "[sep]", "##a", "ha", "bo", "1.5%", "naïve", "don't", "x" * 120, "ﬁ", "ﷺ", "각", "ᄀ", "ᅡ",
+    "漢字", "かな", "😀", "👩‍👩‍👧", "[SEP]", "[MASK]", "[sep]", "##a", "ha", "bo", "1.5%", "naïve", "don't",
+    "x" * 120, "ﬁ", "ﷺ", "각", "ᄀ", "ᅡ",
 ]  # fmt: skip
 TEXTS = st.one_of(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.text(max_size=30))
 
@@ -52,6 +53,17 @@ def test_words_give_the_ids_of_the_text(tokenizers: dict[str, Tokenizer], name: 
     tokenizer = tokenizers[name]
     assert tokenizer._words is not None
     assert [ids.tolist() for ids in tokenizer.bare_ids(texts)] == whole(tokenizer, texts)
+
+
+@pytest.mark.medium
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(TEXTS, max_size=5), max_tokens=st.integers(1, 20))
+def test_texts_alone_are_cut_as_the_tokenizer_cuts_them(tokenizers: dict[str, Tokenizer], texts: list[str], max_tokens: int) -> None:
+    """Prevents: a student that reads a token more or less of a long text, or none of the special ones."""
+    tokenizer = tokenizers["plain"]
+    assert tokenizer._around is not None
+    if max_tokens >= 2:  # else there is no room for the special tokens
+        assert tokenizer.encode(texts, max_tokens=max_tokens) == tokenizer._encoded(texts, max_tokens)
 
 
 def test_a_word_is_tokenised_once(models: Any) -> None:
