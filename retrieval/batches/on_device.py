@@ -6,7 +6,7 @@ same code computes at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from data.errors import first_line
 from data.tables.ragged import Ragged, bounds_of
 from retrieval.batches.in_turn import OutOfMemory
+from retrieval.batches.padded import Rows
 from retrieval.compute.unpadded import Pack, known_pack
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]  # ids, mask and segments [n, L] to [n, ...]
@@ -47,7 +48,7 @@ class OnDevice:
         self._pad_id, self._device = pad_id, device
         self._pinned = device != "cpu"
 
-    def assemble(self, rows: Sequence[int], length: int) -> HostBatch:
+    def assemble(self, rows: Rows, length: int) -> HostBatch:
         """The batch of some sequences, padded to `length`."""
         own = np.asarray(rows)
         starts, lengths = self._tokens.bounds[own], self._lengths[own]
