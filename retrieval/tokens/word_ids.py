@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from data.tables.ragged import Ragged, bounds_of, spans
 from retrieval.tokens.seen_texts import SeenTexts
 
-_KEPT_TOKENS = 1 << 18  # of words seen lately, about 20 MB with the words
+_KEPT_TOKENS = 1 << 17  # of words seen lately, about 15 MB with the words
 _TEXTS_AT_ONCE = 4096
 _SPACE = ord(" ")
 _LOCAL_NORMALIZERS = {"BertNormalizer", "Lowercase"}
