@@ -170,14 +170,15 @@ def write_segment(path: Path, buckets: Iterator[pa.Table], *, rows: int) -> None
     """Write the tables of bucket 0, 1, ...; a row group holds one bucket of a large segment, several of a small one."""
     counts: list[int] = []
     waiting: list[pa.Table] = []
+    held = 0
     with open_shard(path, _SCHEMA, {}) as writer:
         for table in buckets:
             counts.append(table.num_rows)
             waiting.append(table)
-            held = sum(part.num_rows for part in waiting)
+            held += table.num_rows
             if held >= min(_GROUP_ROWS, rows) or (held and len(counts) == BUCKETS):
                 writer.write_row_group(pa.concat_tables(waiting))
-                waiting = []
+                waiting, held = [], 0
         writer.figures["bucket_rows"] = counts
 
 

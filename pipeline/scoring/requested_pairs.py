@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data.digests import pair_keys
 from data.logits.query_shard import QueryShard
 from data.logits.segment import Keys, Scores, as_keys
 from data.logits.store import LogitStore
+from data.logits.text_keys import pair_keys, runs_of
 from data.store.paths import store_root
 from data.tables.shards import group_rows, read_row_groups
 from pipeline.scoring.dedup import first_occurrence
@@ -21,6 +21,7 @@ from pipeline.stages.ingest import shard_of_query
 from retrieval.models.marks import Marks
 from retrieval.models.resolved import ResolvedModels
 from retrieval.teachers.base import PreparingTeacher, TeacherSettings
+from retrieval.tokens.pair_texts import PairTexts
 
 _OWN = Marks()
 
@@ -66,9 +67,11 @@ class RequestedPairs:
         keys = np.empty((sum(group_rows(path)), 2), dtype=np.uint64)
         read = 0
         for table in read_row_groups(path, columns=["query", "text"]):
-            keys[read : read + table.num_rows] = as_keys(pair_keys(texts_of_rows(table, marks)))
+            queries, counts = runs_of(_texts(table, "query"))
+            digests = pair_keys(queries, counts, marks.read_all(_texts(table, "text")))
+            keys[read : read + table.num_rows] = as_keys([digests])
             read += table.num_rows
-            if shard and any(shard_of_query(query, shard.count) != shard.number for query in table.column("query").unique().to_pylist()):
+            if shard and any(shard_of_query(query, shard.count) != shard.number for query in queries.unique().to_pylist()):
                 shard = None
         first, pair_of_row = first_occurrence(keys)
         return RequestedPairs(keys if len(first) == len(keys) else keys[first], pair_of_row, shard)
@@ -90,7 +93,16 @@ def first_of_pairs(pair_of_row: NDArray[np.int32]) -> NDArray[np.bool_]:
     return pair_of_row > highest
 
 
-def texts_of_rows(table: pa.Table, marks: Marks = _OWN) -> list[tuple[str, str]]:
+def pair_texts(table: pa.Table, marks: Marks = _OWN) -> PairTexts:
     """(query, candidate) of each row, as they are keyed and as the teacher gets them."""
-    queries, texts = (table.column(name).to_numpy().tolist() for name in ("query", "text"))  # a fifth of the time of to_pylist
-    return list(zip(queries, map(marks.read, texts) if marks.texts else texts, strict=True))
+    return PairTexts.of_columns(_texts(table, "query"), marks.read_all(_texts(table, "text")))
+
+
+def texts_of_rows(table: pa.Table, marks: Marks = _OWN) -> list[tuple[str, str]]:
+    """`pair_texts`, a tuple for each row."""
+    return list(pair_texts(table, marks))
+
+
+def _texts(table: pa.Table, name: str) -> pa.Array:
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

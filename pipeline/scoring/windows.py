@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.tables.shards import ROW_GROUP_ROWS, group_rows, read_row_groups
-from pipeline.scoring.requested_pairs import texts_of_rows
+from pipeline.scoring.requested_pairs import pair_texts
 from retrieval.models.marks import Marks
 from retrieval.teachers.base import PreparedPairs, PreparingTeacher
 
@@ -81,9 +81,9 @@ def windows(
     wanted_rows = first_rows[wanted]
     for span, table in _tables(path, spans, wanted_rows, ids=ids):
         new = wanted[slice(*np.searchsorted(wanted_rows, [span.start, span.stop]))]
-        pairs = texts_of_rows(_some(table, first_rows[new] - span.start), marks) if len(new) else []
-        if ids or pairs:
-            yield Window(span, table.select(_IDS) if ids else None, new, teacher.prepare(pairs) if pairs else None)
+        if ids or len(new):
+            prepared = teacher.prepare(pair_texts(_some(table, first_rows[new] - span.start), marks)) if len(new) else None
+            yield Window(span, table.select(_IDS) if ids else None, new, prepared)
 
 
 def _some(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:

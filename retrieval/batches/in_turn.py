@@ -12,13 +12,18 @@ import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data.errors import RunFailed
+from retrieval.batches.padded import Rows
 from retrieval.compute.batching import budget_slices, order_by_length
 from retrieval.compute.prefetch import Prefetched
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 Made = TypeVar("Made", covariant=True)
+Lengths = Sequence[int] | NDArray[np.integer]  # [n] of sequences
 _AHEAD = 2  # batches
 
 
@@ -35,14 +40,14 @@ class Budget(Protocol):
 class Device(Protocol[Batch, Made]):
     """What computes batches."""
 
-    def assemble(self, rows: list[int], length: int) -> Batch:
+    def assemble(self, rows: Rows, length: int) -> Batch:
         """The batch of some sequences, padded to `length`. Called in the assembling thread."""
 
     def launch(self, batch: Batch) -> Callable[[], Made]:
         """Start a batch; the function that is returned waits for its results [n, ...]. Raises OutOfMemory."""
 
 
-def by_budget(lengths: Sequence[int], *, budget: Budget, device: Device[Any, Result], what: str) -> Generator[tuple[list[int], Result]]:
+def by_budget(lengths: Lengths, *, budget: Budget, device: Device[Any, Result], what: str) -> Generator[tuple[Rows, Result]]:
     """(rows, results) of batches of like length, the longest first, that cover all sequences once.
 
     `lengths` [n] are what the budget counts. Where a batch does not fit on the device, the budget is halved for good.
@@ -50,7 +55,7 @@ def by_budget(lengths: Sequence[int], *, budget: Budget, device: Device[Any, Res
     """
     waiting = order_by_length(lengths)
     while len(waiting):
-        batches = [part.tolist() for part in budget_slices(waiting, lengths, budget=budget.batch_tokens)]
+        batches = list(budget_slices(waiting, lengths, budget=budget.batch_tokens))
         try:
             for rows, results in in_turn(batches, lengths, device):
                 waiting = waiting[len(rows) :]
@@ -62,13 +67,13 @@ def by_budget(lengths: Sequence[int], *, budget: Budget, device: Device[Any, Res
             budget.batch_tokens = max(longest, budget.batch_tokens // 2)
 
 
-def in_turn(batches: list[list[int]], lengths: Sequence[int], device: Device[Any, Result]) -> Iterator[tuple[list[int], Result]]:
+def in_turn(batches: Sequence[Rows], lengths: Lengths, device: Device[Any, Result]) -> Iterator[tuple[Rows, Result]]:
     """(rows, results) of each batch, in order; before OutOfMemory, those of all batches that were launched before."""
 
-    def assembled() -> Iterator[tuple[list[int], Any]]:
+    def assembled() -> Iterator[tuple[Rows, Any]]:
         return ((rows, device.assemble(rows, int(lengths[rows[0]]))) for rows in batches)
 
-    launched: tuple[list[int], Callable[[], Result]] | None = None
+    launched: tuple[Rows, Callable[[], Result]] | None = None
     with contextlib.ExitStack() as stack:
         made = assembled() if len(batches) == 1 else stack.enter_context(contextlib.closing(Prefetched(assembled, ahead=_AHEAD)))
         for rows, batch in made:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
 
 
-def order_by_length(lengths: Sequence[int]) -> NDArray[np.int64]:
+def order_by_length(lengths: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
     """The order from longest to shortest, ties by index: neighbours need little padding, and what does not fit shows at once."""
-    return np.lexsort((np.arange(len(lengths)), -np.asarray(lengths, dtype=np.int64)))
+    return np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
 
 
 def token_budget_batches(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
@@ -25,11 +25,11 @@ def token_budget_batches(lengths: Sequence[int], *, budget: int) -> list[list[in
     return [part.tolist() for part in budget_slices(order_by_length(lengths), lengths, budget=budget)]
 
 
-def budget_slices(order: NDArray[np.int64], lengths: Sequence[int], *, budget: int) -> Iterator[NDArray[np.int64]]:
+def budget_slices(order: NDArray[np.int64], lengths: Sequence[int] | NDArray[np.integer], *, budget: int) -> Iterator[NDArray[np.int64]]:
     """Parts of an order from longest to shortest, as `token_budget_batches` cuts them."""
     start = 0
     while start < len(order):
-        size = max(1, budget // max(1, lengths[order[start]]))
+        size = max(1, budget // max(1, int(lengths[order[start]])))
         yield order[start : start + size]
         start += size
 

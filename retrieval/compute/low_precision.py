@@ -39,25 +39,31 @@ def apply(model: nn.Module, *, precision: str, check: Check, option: str, compil
         check_attention(model, check=check)
     if precision != "fp32":
         exact_keys = pack and cast(Any, model.config)._attn_implementation == CPU_ATTENTION
-        lower_precision(model, _TYPES[precision], pack=pack, exact_keys=exact_keys)
+        lower_precision(model, _TYPES[precision], pack=pack, exact_keys=exact_keys, compiled=compiled)
         make_it_run(model, check=check, option=option)
     elif pack:
         pack_linear(model, check=check)
 
 
 class LowPrecisionLinear(nn.Module):
-    """A linear layer in bf16 or fp16; its input may be fp32. [..., I] to [..., O] in the low precision, or, `widened`, in fp32."""
+    """A linear layer in bf16 or fp16; its input may be fp32. [..., I] to [..., O] in the low precision, or, `widened`, in fp32.
+
+    Layers with the same `casts` cast an input that they share once; None: each for itself, as torch.compile wants it.
+    """
 
     widened = False
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, casts: LastCast | None = None) -> None:
         super().__init__()
+        self._casts = casts
         self.weight = nn.Parameter(linear.weight.detach().to(dtype), requires_grad=False)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().to(dtype), requires_grad=False)
 
     def forward(self, values: Tensor) -> Tensor:
         """[..., I] to [..., O]."""
-        result = nn.functional.linear(values.to(self.weight.dtype), self.weight, self.bias)
+        dtype = self.weight.dtype
+        low = values.to(dtype) if self._casts is None else self._casts.of(values, dtype)
+        result = nn.functional.linear(low, self.weight, self.bias)
         return result.float() if self.widened else result
 
 
@@ -76,10 +82,11 @@ def pack_linear(model: nn.Module, *, check: Check) -> None:
             model.set_submodule(name, module)
 
 
-def lower_precision(model: nn.Module, dtype: torch.dtype, *, pack: bool, exact_keys: bool = False) -> None:
+def lower_precision(model: nn.Module, dtype: torch.dtype, *, pack: bool, exact_keys: bool = False, compiled: bool = False) -> None:
     """Replace the linear layers of the model's layer stacks, in place.
 
-    `pack` is for a CPU without torch.compile; `exact_keys`, with it, for our own attention, which takes keys in fp32 too.
+    `pack` is for a CPU without torch.compile; `exact_keys`, with it, for our own attention, which takes keys in fp32 too. Not `compiled`,
+    query, key and value share one cast.
     """
     casts = LastCast()
     layers = list(_linear_layers(model))[::-1]
@@ -90,7 +97,7 @@ def lower_precision(model: nn.Module, dtype: torch.dtype, *, pack: bool, exact_k
         kind = torch.float32 if exact_keys and last and name in _KEYS else dtype
         made: nn.Module | None = packed(parent, linear, kind, casts) if pack else None
         if made is None and not (pack and kind == torch.float32):
-            made = LowPrecisionLinear(linear, kind)
+            made = LowPrecisionLinear(linear, kind, None if compiled else casts)
         setattr(parent, name, linear if made is None else made)
 
 

@@ -93,7 +93,7 @@ class TextEncoder:
         arrays = ragged(tokens)
         vectors = np.empty((len(arrays), self.size), dtype=np.float32)
         device = OnDevice(self._forward, arrays, pad_id=self._pad_id, device=self._device)
-        with contextlib.closing(by_budget(arrays.lengths.tolist(), budget=self, device=device, what="text")) as batches:
+        with contextlib.closing(by_budget(arrays.lengths, budget=self, device=device, what="text")) as batches:
             for rows, found in batches:
                 vectors[rows] = found
                 progress(len(rows))

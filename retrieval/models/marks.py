@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from data.config.settings import DarkExamples
 from data.errors import UserError
 from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
@@ -34,6 +37,12 @@ class Marks:
         for mark, own in self.texts:
             text = text.replace(mark, own)
         return text
+
+    def read_all(self, texts: pa.Array) -> pa.Array:
+        """`read` of each text."""
+        for mark, own in self.texts:
+            texts = pc.replace_substring(texts, mark, own)
+        return texts
 
     @property
     def key(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from data.tables.schemas import MASK_MARK, SEPARATOR_MARK
 from retrieval.model_files.files import gives_segments, tokenizer_digest
 from retrieval.models.loading import open_tokenizer
 from retrieval.models.student import StudentSpec
+from retrieval.tokens.word_ids import WordIds
 
 _MARKS = ((MASK_MARK, "mask_token"), (SEPARATOR_MARK, "sep_token"))
 _ENCODED_AT_ONCE = 512  # texts: an encoding takes a hundred times the memory of its ids
@@ -66,11 +67,35 @@ class Tokenizer:
 
     def encode(self, texts: list[str], *, max_tokens: int) -> list[list[int]]:
         """Token ids of each text with special tokens, cut on the right to `max_tokens`."""
+        read = [self.with_special_tokens(text) for text in texts]
+        words, around = self._words, self._around if self._words else None
+        if words is None or around is None or max_tokens <= sum(map(len, around)):
+            return self._encoded(read, max_tokens)
+        (before, after), room = around, max_tokens - sum(map(len, around))
+        return [[*before, *ids[:room].tolist(), *after] for ids in words.lists(read)]
+
+    def _encoded(self, texts: list[str], max_tokens: int) -> list[list[int]]:
         self.backend.enable_truncation(max_tokens)
         try:
-            return self._of_parts([self.with_special_tokens(text) for text in texts], self._ids_of)
+            return self._of_parts(texts, self._ids_of)
         finally:
             self.backend.no_truncation()
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]] | None:
+        """The ids before and behind those of any text; None where they are not the same for texts of all lengths."""
+        alone = self.backend.encode("a")
+        inside = [place for place, special in enumerate(alone.special_tokens_mask) if not special]
+        if not inside:
+            return None
+        before, after = alone.ids[: inside[0]], alone.ids[inside[-1] + 1 :]
+        texts = ["", "a", "a a a a a a", "a [SEP]"]
+        for most in (len(before) + len(after) + 2, 99):
+            room = most - len(before) - len(after)
+            bare = [encoding.ids[:room] for encoding in self.backend.encode_batch(texts, add_special_tokens=False)]
+            if self._encoded(texts, most) != [before + ids + after for ids in bare]:
+                return None
+        return before, after
 
     def encode_pairs(self, pairs: list[tuple[str, str]], *, max_tokens: int) -> list[tuple[list[int], list[int], bool]]:
         """Token ids, segment ids, whether cut: each (query, candidate) as the tokenizer itself encodes pairs, the longer cut first."""
@@ -97,7 +122,14 @@ class Tokenizer:
         return len(ids) - (ids[-1] in self._tokenizer.all_special_ids if ids else 0)
 
     def bare_ids(self, texts: list[str]) -> list[NDArray[np.int32]]:
-        """Token ids of each text without special tokens, uncut."""
+        """Token ids of each text without special tokens, uncut; from those of its words, where a tokenizer allows it."""
+        return self._tokenised(texts) if self._words is None else self._words.lists(texts)
+
+    @cached_property
+    def _words(self) -> WordIds | None:
+        return WordIds.of(self.backend, self._tokenised)
+
+    def _tokenised(self, texts: list[str]) -> list[NDArray[np.int32]]:
         return self._of_parts(texts, self._bare_ids_of)
 
     def _ids_of(self, texts: list[str]) -> list[list[int]]:

@@ -12,7 +12,6 @@ token behind it.
 from __future__ import annotations
 
 import string
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,12 @@ from numpy.typing import NDArray
 from data.errors import UserError
 from data.tables.ragged import Ragged, bounds_of, spans
 from data.tables.schemas import MASK_MARK
-from retrieval.batches.encoded import EncodedPairs, PairEncoding, ragged
+from retrieval.batches.encoded import EncodedPairs, PairEncoding
 from retrieval.model_files.files import tokenizer_folder
 from retrieval.models.tokenizer import Tokenizer
 from retrieval.teachers.pair_template import PairText
+from retrieval.tokens.pair_texts import PairTexts
+from retrieval.tokens.seen_texts import SeenTexts
 
 _KEPT_TOKENS = 250_000  # of texts seen lately, about 3 MB with the texts: a few thousand passages
 _LEAST_ROOM = 16  # tokens for query and document beside a template: with fewer a pair says nothing
@@ -85,40 +86,26 @@ class PairTemplate:
         segments = np.concatenate([before, np.full(kept[0], of_first, np.int32), between, np.full(kept[1], of_second, np.int32), after])
         return PairEncoding(ids, segments, truncated)
 
-    def join_all(self, firsts: Texts, seconds: Texts, *, max_tokens: int) -> EncodedPairs:
-        """`join` of many pairs: number i is of the first and the second text i."""
-        of_first, of_second = firsts.lengths, seconds.lengths
+    @property
+    def specials(self) -> NDArray[np.int32]:
+        """The special tokens of a pair, one after the other."""
+        return np.concatenate([self.before, self.between, self.after])
+
+    def join_all(self, ids: Ragged, firsts: NDArray[np.int64], seconds: NDArray[np.int64], *, max_tokens: int) -> EncodedPairs:
+        """`join` of many pairs: number i is of the lists `firsts[i]` and `seconds[i]` of `ids`, whose list 0 are `specials`."""
+        of_first, of_second = (ids.bounds[numbers + 1] - ids.bounds[numbers] for numbers in (firsts, seconds))
         kept_first, kept_second = truncate_all(of_first, of_second, room=max_tokens - self.added)
-        pool = np.concatenate([self.before, self.between, self.after, firsts.ids.values, seconds.ids.values])
         before, between, specials = len(self.before), len(self.before) + len(self.between), self.added
         starts, lengths = np.ones((2, len(kept_first), specials + 2), np.int64)  # a special token is a span of its own
-        begins = specials + firsts.starts, specials + len(firsts.ids.values) + seconds.starts
+        begins = ids.bounds[firsts], ids.bounds[seconds]
         for column, begin in enumerate([*range(before), begins[0], *range(before, between), begins[1], *range(between, specials)]):
             starts[:, column] = begin
         lengths[:, before], lengths[:, between + 1] = kept_first, kept_second
-        ids = pool[spans(starts.ravel(), lengths.ravel())]
+        joined = ids.values[spans(starts.ravel(), lengths.ravel())]
         segment_of = np.concatenate([np.atleast_1d(part) for part in self.segments]).astype(np.int8)  # of each span
         segments = np.repeat(np.tile(segment_of, len(lengths)), lengths.ravel()) if segment_of.any() else None
         truncated = (kept_first != of_first) | (kept_second != of_second)
-        return EncodedPairs(Ragged(ids, bounds_of(lengths.sum(1))), segments, truncated)
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The ids of n texts, of which many may be the same."""
-
-    ids: Ragged  # of the distinct ones
-    numbers: NDArray[np.int64]  # [n] which each is
-
-    @property
-    def starts(self) -> NDArray[np.int64]:
-        """[n] where each begins among the values of `ids`."""
-        return self.ids.bounds[self.numbers]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """[n] tokens of each."""
-        return self.ids.lengths[self.numbers]
+        return EncodedPairs(Ragged(joined, bounds_of(kept_first + kept_second + specials)), segments, truncated)
 
 
 def truncate_all(first: NDArray[np.int64], second: NDArray[np.int64], *, room: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -298,23 +285,26 @@ class PairTokenizer:
         """
         self._tokenizer = Tokenizer(folder, trusted=trusted, threads=threads)
         self._max_tokens = max_tokens
-        self._kept_tokens = kept_tokens
-        self._seen: OrderedDict[str, NDArray[np.int32]] = OrderedDict()
-        self._seen_tokens = 0
+        self._seen = SeenTexts(self._tokenise, kept_tokens=kept_tokens)
         self.pad_id = self._tokenizer.pad_id
         self.backend = self._tokenizer.backend
         self._text = text
         self.templated: TemplatedPairs | None = None
         if text is not None and not text.pair:
-            self.templated = TemplatedPairs(self._tokenizer, text, ids=self._ids, max_tokens=max_tokens)
+            self.templated = TemplatedPairs(self._tokenizer, text, ids=self._seen.lists, max_tokens=max_tokens)
         # What is put around two texts' ids; None: the tokenizer encodes every pair.
         self.template = None if self.templated else PairTemplate.of(self._tokenizer)
-        if self.template is not None and not self._agrees():
-            self.template = None
+        if self.template is not None:
+            self._seen = SeenTexts(self._tokenise, kept_tokens=kept_tokens, first=self.template.specials)
+            if not self._agrees():
+                self.template = None
+
+    def _tokenise(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        return self._tokenizer.bare_ids(texts)
 
     def _agrees(self) -> bool:
         pairs = [(first, second) for first in _PROBES for second in _PROBES]
-        ours = [(pair.ids.tolist(), pair.segments.tolist(), pair.truncated) for pair in self._joined(pairs)]
+        ours = [(pair.ids.tolist(), pair.segments.tolist(), pair.truncated) for pair in self._joined(PairTexts.of(pairs))]
         return ours == self._tokenizer.encode_pairs(pairs, max_tokens=self._max_tokens)
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
@@ -322,43 +312,23 @@ class PairTokenizer:
         Marks become special tokens in the candidate."""
         if self.templated is not None:
             return self.templated.encode([(query, self._tokenizer.with_special_tokens(text)) for query, text in pairs])
+        texts = PairTexts.of(pairs)
         if self._text is not None:
             before, between, after = self._text.before, self._text.between, self._text.after
-            pairs = [(f"{before}{query}", f"{between}{text}{after}") for query, text in pairs]
-        return self._joined(pairs)
+            queries = [f"{before}{query}" for query in texts.queries]
+            texts = PairTexts(queries, texts.query_of, [f"{between}{text}{after}" for text in texts.texts])
+        return self._joined(texts)
 
-    def _joined(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
+    def _joined(self, pairs: PairTexts) -> EncodedPairs:
         """Pairs as the tokenizer itself encodes them."""
         if self.template is None:
             theirs = self._tokenizer.encode_pairs(list(pairs), max_tokens=self._max_tokens)
             single = [PairEncoding(np.array(ids, np.int32), np.array(segments, np.int32), cut) for ids, segments, cut in theirs]
             return EncodedPairs.of(single)
         marked = self._tokenizer.with_special_tokens
-        firsts = self._texts([query for query, _ in pairs])
-        seconds = self._texts([marked(text) if _MARKS_BEGIN in text else text for _, text in pairs])
-        return self.template.join_all(firsts, seconds, max_tokens=self._max_tokens)
-
-    def _texts(self, texts: list[str]) -> Texts:
-        """The texts' ids, each distinct one looked up once."""
-        numbers: dict[str, int] = {}
-        number_of = [numbers.setdefault(text, len(numbers)) for text in texts]
-        return Texts(ragged(self._ids(list(numbers))), np.array(number_of, np.int64))
-
-    def _ids(self, texts: list[str]) -> list[NDArray[np.int32]]:
-        """The token ids of the texts without special tokens, each distinct text tokenised once."""
-        seen = self._seen
-        distinct = dict.fromkeys(texts)
-        new = [text for text in distinct if text not in seen]
-        for text, ids in zip(new, self._tokenizer.bare_ids(new), strict=True):
-            seen[text] = ids
-            self._seen_tokens += len(ids)
-        found = [seen[text] for text in texts]
-        for text in distinct:
-            seen.move_to_end(text)
-        while self._seen_tokens > self._kept_tokens:  # those not used for longest go first
-            _, gone = seen.popitem(last=False)
-            self._seen_tokens -= len(gone)
-        return found
+        texts = [marked(text) if _MARKS_BEGIN in text else text for text in pairs.texts]
+        of_queries, seconds = np.split(self._seen.numbers([*pairs.queries, *texts]), [len(pairs.queries)])
+        return self.template.join_all(self._seen.ids, of_queries[pairs.query_of], seconds, max_tokens=self._max_tokens)
 
 
 class StoredPairs:

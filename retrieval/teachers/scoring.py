@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from data.errors import RunFailed
 from retrieval.batches.encoded import EncodedPairs, PairEncoding
 from retrieval.batches.in_turn import Device, OutOfMemory, by_budget
-from retrieval.batches.padded import pad_pairs
+from retrieval.batches.padded import Rows, pad_pairs
 from retrieval.compute.batching import token_budget_batches
 from retrieval.teachers.base import OnBatch, ignore_batch
 
@@ -41,7 +41,7 @@ class _AtOnce:
     def __init__(self, cross_encoder: CrossEncoder, pairs: EncodedPairs, *, pad_id: int) -> None:
         self._cross_encoder, self._pairs, self._pad_id = cross_encoder, pairs, pad_id
 
-    def assemble(self, rows: list[int], length: int) -> Arrays:
+    def assemble(self, rows: Rows, length: int) -> Arrays:
         return pad_pairs(self._pairs, rows, value=self._pad_id, length=length)
 
     def launch(self, batch: Arrays) -> Callable[[], NDArray[np.float32]]:
@@ -66,7 +66,7 @@ def score_pairs(
     device = _AtOnce(cross_encoder, encoded, pad_id=pad_id) if make is None else make(encoded)
     with contextlib.closing(_computed(device, lengths, cross_encoder)) as batches:  # its threads end here, whatever happens
         for batch, found in batches:
-            rows = np.array(batch)
+            rows = np.asarray(batch)
             logits[rows] = found
             on_batch(len(rows), int(tokens[rows].sum()), len(rows) * int(lengths[rows[0]]))
     refuse_infinite(logits)
@@ -81,10 +81,10 @@ def refuse_infinite(logits: NDArray[np.float32]) -> None:
 
 def _computed(
     device: Device[Any, NDArray[np.float32]], lengths: NDArray[np.int64], cross_encoder: CrossEncoder
-) -> Generator[tuple[list[int], NDArray[np.float32]]]:
+) -> Generator[tuple[Rows, NDArray[np.float32]]]:
     """(rows, logits) of each batch."""
     if not cross_encoder.one_thread_each:
-        yield from by_budget(lengths.tolist(), budget=cross_encoder, device=device, what="pair")
+        yield from by_budget(lengths, budget=cross_encoder, device=device, what="pair")
         return
     from retrieval.compute.parallel_batches import side_by_side
 

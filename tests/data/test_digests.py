@@ -21,7 +21,6 @@ from data.digests import (
     hash64_after,
     json_digest,
     pair_key,
-    pair_keys,
     text_hash,
     uniforms,
 )
@@ -66,12 +65,6 @@ def test_moving_a_letter_across_the_border_changes_the_key(text: str, cut: int) 
     """Prevents: the concatenation of query and passage as a key."""
     cut = min(cut, len(text) - 1)
     assert pair_key(text[:cut], text[cut:]) != pair_key(text[: cut + 1], text[cut + 1 :])
-
-
-@given(pairs=st.lists(st.tuples(st.sampled_from(["", "q", "how é", "how"]), st.text(max_size=9))))
-def test_keys_of_many_pairs_are_those_of_each(pairs: list[tuple[str, str]]) -> None:
-    """Prevents: a query's beginning that stays for the next query, by which stored logits are not found again or are another pair's."""
-    assert pair_keys(pairs) == [pair_key(*pair) for pair in pairs]
 
 
 def test_uniforms_are_uniform_and_a_prefix_of_more() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from data.formats.scored_lists.batches import ListBatch
 from data.logits.declared import ScoreKind
+from data.logits.text_keys import pair_keys
 from pipeline.interchange.lists_in.counting import ImportReport, Lists
 from pipeline.interchange.lists_in.first_texts import FirstTexts
 from pipeline.interchange.lists_in.identities import (
@@ -21,7 +22,6 @@ from pipeline.interchange.lists_in.identities import (
     combined,
     hashes_of,
     id_faults,
-    pair_keys,
     stripped,
     text_faults,
     text_hashes,
@@ -161,8 +161,7 @@ def keys_of(query_texts: pa.Array, texts: pa.Array, of: NDArray[np.int64], score
     """The keys of the scored candidates, which lie in the order of their queries `of`; null for the others."""
     rows = np.flatnonzero(scored)
     taken, counts = np.unique(of[rows], return_counts=True)
-    queries = query_texts.take(pa.array(taken)).cast(pa.binary()).to_pylist()
-    keys = pair_keys(queries, texts if len(rows) == len(texts) else texts.take(pa.array(rows)), counts.tolist())
+    keys = pair_keys(query_texts.take(pa.array(taken)), counts, texts if len(rows) == len(texts) else texts.take(pa.array(rows)))
     packed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(rows), [None, pa.py_buffer(keys)])
     if len(rows) == len(texts):
         return packed

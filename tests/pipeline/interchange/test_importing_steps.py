@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.scored_lists import List, write_lists
 
-from data.digests import pair_key
 from data.errors import UserError
 from data.logits.declared import DeclaredTeacher
 from data.logits.store import LogitStore
@@ -42,15 +41,6 @@ def test_titles_stand_in_front_as_a_collections_reader_puts_them(records: list[t
     plain = [(text if title is None else f"{title.strip()} {text.strip()}").strip() for title, text in records]
     titles, texts = chunked([title for title, _ in records]), chunked([text for _, text in records])
     assert identities.titled(titles, texts).to_pylist() == plain
-
-
-@pytest.mark.medium
-@given(st.lists(st.tuples(st.text(), st.lists(st.text(), max_size=3)), max_size=5))
-def test_keys_are_those_of_the_store(lists: list[tuple[str, list[str]]]) -> None:
-    """Prevents: logits stored under keys that no stage asks for."""
-    texts = pa.array([text for _, listed in lists for text in listed], pa.string())
-    keys = identities.pair_keys([query.encode() for query, _ in lists], texts, [len(listed) for _, listed in lists])
-    assert keys == b"".join(pair_key(query, text) for query, listed in lists for text in listed)
 
 
 def test_texts_far_apart_have_one_id() -> None:

@@ -111,9 +111,14 @@ def test_a_text_is_hashed_once(
     forget_scores(copied.store)
     if workers > 1:
         request.getfixturevalue("many_workers")
-    hashed: list[tuple[str, str]] = []
+    hashed: list[str] = []
     plain = requested_pairs.pair_keys
-    monkeypatch.setattr(requested_pairs, "pair_keys", lambda pairs: (hashed.extend(pairs), plain(pairs))[1])
+
+    def counted(queries: Any, counts: Any, texts: Any) -> bytes:
+        hashed.extend(texts.to_pylist())
+        return plain(queries, counts, texts)
+
+    monkeypatch.setattr(requested_pairs, "pair_keys", counted)
     prep_run(copied.config, **WINDOW)
     assert len(hashed) == 168
 

@@ -147,8 +147,10 @@ def test_keys_with_a_half_in_common_stay_apart(finished: Any, monkeypatch: pytes
     """Prevents: two pairs taken for one because the first halves of their hashes are the same."""
     from pipeline.scoring import requested_pairs
 
-    def colliding(pairs: list[tuple[str, str]]) -> list[bytes]:
-        return [bytes(7) + bytes([len(text) % 3]) + bytes(7) + bytes([len(query) % 5]) for query, text in pairs]
+    def colliding(queries: Any, counts: Any, texts: Any) -> bytes:
+        of_rows = [query for query, count in zip(queries.to_pylist(), counts.tolist(), strict=True) for _ in range(count)]
+        pairs = zip(of_rows, texts.to_pylist(), strict=True)
+        return b"".join(bytes(7) + bytes([len(text) % 3]) + bytes(7) + bytes([len(query) % 5]) for query, text in pairs)
 
     monkeypatch.setattr(requested_pairs, "pair_keys", colliding)
     path = sorted(finished.store.glob("dark_examples/*/*.parquet"))[0]
