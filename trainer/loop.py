@@ -61,7 +61,10 @@ def _train(experiment: Experiment, *, shards_folder: Path, processes: Distribute
             print(f"this run is finished: {output.address}; nothing to do (another train.output=FOLDER trains again)")
         return EXIT_COMPLETE
     with closing(run.stream()) as stream, Reports(run) as reports, GracefulShutdown() as interruption:
+        begins_after = run.state.step
         for batch in stream:
+            if batch.step == begins_after:
+                reports.first_batch(batch)
             started = time.perf_counter()
             losses, norm = take_step(run, batch)
             seconds = time.perf_counter() - started

@@ -190,6 +190,7 @@ def step_settings(experiment: Experiment, model: Model) -> StepSettings:
         precision=precision.resolve(settings.precision, device=settings.device),
         distillation=settings.objective.distillation,
         dimensions=dimensions,
+        kept_tokens=settings.kept_tokens,
     )
 
 

@@ -93,7 +93,7 @@ class Case:
         self.references = {"initial": copy.deepcopy(self.model).requires_grad_(False).eval()} if prod else {}
         self.settings = StepSettings(
             seed=number, score_scale=1.0, temperature=1.0, micro_batch_tokens=int(self.chance.choice([16, 64, 200, 400, 10_000])), pad_id=0,
-            device="cpu", precision="fp32",
+            device="cpu", precision="fp32", kept_tokens=(None, 0, 150)[number % 3],
         )  # fmt: skip
         self.queries = int(self.chance.integers(1, 9))
         self.hubs = [self._tokens() for _ in range(self.chance.integers(0, 4))]  # passages of many queries
