@@ -64,7 +64,7 @@ class Distributed:
             return rows
         gathered = rows.new_empty(self.size * rows.shape[0], *rows.shape[1:])
         with self._meeting(rows):
-            distributed.all_gather_into_tensor(gathered, rows.contiguous())
+            distributed.all_gather_single(gathered, rows.contiguous())
         return gathered
 
     @contextlib.contextmanager
