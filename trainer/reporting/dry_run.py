@@ -114,8 +114,9 @@ def _tokens_per_second(backend: Backend, batch: PlannedBatch, *, settings: StepS
             best = sum(lengths) / seconds, training_flop(backend.model.backbone, lengths) / seconds / peak
         if round_ and time.perf_counter() - began > _MEASURED_SECONDS:
             break
-    # With in-batch negatives every sequence is encoded twice: once for its vector, once for its gradient.
-    return (best[0] * 0.75, best[1] * 0.75) if batch.work.in_batch else best
+    # With in-batch negatives every sequence is encoded twice, once for its vector, once for its gradient, unless graphs are kept.
+    twice = batch.work.in_batch is not None and not settings.keeps(sum(batch.work.lengths))
+    return (best[0] * 0.75, best[1] * 0.75) if twice else best
 
 
 def _shapes(batch: PlannedBatch) -> str:

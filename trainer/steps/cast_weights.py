@@ -24,7 +24,7 @@ def cast_once(models: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[None]
 
     Compiled models, in which a cast is part of another kernel, and layers with a `forward` of their own are left as they are.
     """
-    copies: dict[nn.Parameter, Tensor] = {}
+    copies: dict[Tensor, Tensor] = {}
     layers = [layer for model in models if not _compiled(model) for layer in model.modules() if type(layer) is nn.Linear]
     layers = [layer for layer in layers if "forward" not in vars(layer)]
     for layer in layers:
@@ -33,7 +33,7 @@ def cast_once(models: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[None]
                 copies[parameter] = parameter.detach().to(dtype)
     try:
         for layer in layers:
-            layer.forward = partial(_linear, layer, copies, dtype)
+            vars(layer)["forward"] = partial(_linear, layer, copies, dtype)
         yield
     finally:
         for layer in layers:
@@ -44,7 +44,7 @@ def _compiled(model: nn.Module) -> bool:
     return any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
 
 
-def _linear(layer: nn.Linear, copies: dict[nn.Parameter, Tensor], dtype: torch.dtype, values: Tensor) -> Tensor:
+def _linear(layer: nn.Linear, copies: dict[Tensor, Tensor], dtype: torch.dtype, values: Tensor) -> Tensor:
     device = values.device.type
     if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) != dtype:  # a head that is computed in fp32
         return functional.linear(values, layer.weight, layer.bias)

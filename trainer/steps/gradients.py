@@ -52,6 +52,10 @@ class StepSettings:
     dimensions: Dimensions = WHOLE  # to which vectors are cut
     kept_tokens: int | None = None  # of a process's shared sequences, up to which it keeps their graphs; None: `micro_batch_tokens`
 
+    def keeps(self, tokens: int) -> bool:
+        """Whether the graphs of a process's shared sequences, of so many tokens, are kept until the groups are done."""
+        return tokens <= (self.micro_batch_tokens if self.kept_tokens is None else self.kept_tokens)
+
 
 Planner = Callable[[BatchWork, MicroBatches], StepPlan]
 
@@ -149,8 +153,7 @@ class _Step:
         """[S, D] vectors of the shared sequences without a graph, the same in all processes."""
         plan = self.plan
         parts: dict[int, Tensor] = {}
-        most = self.settings.micro_batch_tokens if self.settings.kept_tokens is None else self.settings.kept_tokens
-        keeps = reference is None and sum(plan.chunk_tokens[number] for number in plan.chunks) <= most
+        keeps = reference is None and self.settings.keeps(sum(plan.chunk_tokens[number] for number in plan.chunks))
 
         def encode(model: nn.Module, number: int, _: Tensor | None) -> None:
             with torch.set_grad_enabled(keeps):  # it belongs to the thread

@@ -67,7 +67,7 @@ def _chunks(lengths: Numbers, *, budget: int, pieces: int | None) -> list[list[i
     order = order_by_length(lengths)
 
     def count(tokens: int) -> int:
-        return sum(1 for _ in budget_slices(order, lengths, budget=tokens))
+        return len(list(budget_slices(order, lengths, budget=tokens)))
 
     if pieces is None:
         return token_budget_batches(lengths, budget=budget)

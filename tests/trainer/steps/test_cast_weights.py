@@ -109,7 +109,7 @@ def test_gradients_are_autocast_s_to_the_bit_with_one_cast_a_step(what: str) -> 
     """Prevents: weights of the step before, gradients that are summed in bf16 or cut by a pass without a graph, and casts in each pass."""
     model = Encoder().train()
     if what == "checkpointed":
-        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        model.backbone.activation_checkpointing_enable({"use_reentrant": False})
     if what == "lora":
         peft = pytest.importorskip("peft")
         model.requires_grad_(False)
