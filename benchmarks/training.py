@@ -176,8 +176,8 @@ def train_ours(side: str, arguments: argparse.Namespace, turns: Turns) -> None:
     """The steps of `train run`."""
     from data.config.settings import Experiment
     from trainer.loop import take_step
+    from trainer.processes.distributed import Distributed
     from trainer.run import check_machine, open_run
-    from trainer.steps.distributed import Distributed
 
     whole = side == "ours"
     experiment = Experiment.model_validate(

@@ -130,8 +130,8 @@ def planned(folder: Path, name: str, arguments: argparse.Namespace, *, budget: i
     """Batches as the data thread makes them, each when it is asked for."""
     from data.digests import DigestCache
     from trainer.input.stream import open_training_shards
+    from trainer.processes.distributed import Distributed
     from trainer.run import planned_batches
-    from trainer.steps.distributed import Distributed
     from trainer.task import task_of
 
     experiment = experiment_of(folder, arguments, budget=budget)
@@ -162,7 +162,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from retrieval.compute.precision import resolve
-    from trainer.steps.distributed import Distributed
+    from trainer.processes.distributed import Distributed
     from trainer.steps.gradients import StepSettings, accumulate_gradients
     from trainer.steps.optim import make_optimizer
 

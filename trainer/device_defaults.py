@@ -28,9 +28,10 @@ def with_device_defaults(experiment: Experiment, *, processes: int, begun: Mappi
     return experiment.model_copy(update={"train": settings.model_copy(update=found)})
 
 
-def idle_note(experiment: Experiment, *, processes: int) -> str | None:
-    """What a person should know where some processes may have nothing to do."""
-    pieces = experiment.train.pieces or _PIECES
-    if processes <= pieces:
-        return None
-    return f"micro-batches come in multiples of {pieces}, for {processes} processes: train.pieces={processes} has one for each"
+def filling_budget(experiment: Experiment, *, tokens: float) -> int | None:
+    """A budget of a micro-batch that fills the device better than passes of so many tokens; None where the budget is not what keeps them
+    small."""
+    settings = experiment.train
+    assert settings.micro_batch_tokens is not None, "of `with_device_defaults`"
+    fills = MICRO_BATCH_TOKENS[settings.device]
+    return fills if settings.micro_batch_tokens < fills and tokens > settings.micro_batch_tokens / 4 else None

@@ -26,6 +26,7 @@ from trainer.arithmetic import refused_where_it_cannot_repeat
 from trainer.evaluation.comparison import DevComparison, compared_with_start
 from trainer.evaluation.schedule import dev_figures, is_due, with_dev
 from trainer.interruption import GracefulShutdown
+from trainer.processes.distributed import Distributed, joined
 from trainer.reporting.profiling import Profile
 from trainer.reporting.reports import Reports, write_result
 from trainer.reporting.speeds import Clock, meet
@@ -35,7 +36,6 @@ from trainer.saving.checkpoint import snapshot, whole_folder, write_checkpoint
 from trainer.saving.folder_lock import held
 from trainer.saving.output_folder import RESULT_NAME, check_output
 from trainer.saving.remote_output import Output, open_output
-from trainer.steps.distributed import Distributed, joined
 from trainer.steps.gradients import QueryLosses, accumulate_gradients
 from trainer.steps.optim import learning_rate
 
@@ -70,7 +70,10 @@ def _train(experiment: Experiment, *, shards_folder: Path, processes: Distribute
         closing(run.stream()) as stream, Reports(run) as reports, Profile(run) as profile, behind() as write_behind,
         GracefulShutdown() as interruption,
     ):  # fmt: skip
+        begins_after = run.state.step
         for batch in stream:
+            if batch.step == begins_after:
+                reports.first_batch(batch)
             clock = Clock(processes)
             with profile.step(batch.step + 1), refused_where_it_cannot_repeat():
                 losses, norm = take_step(run, batch)

@@ -27,13 +27,13 @@ from trainer.objective.dimensions import Dimensions
 from trainer.objective.losses import DISTILLATION_LOSSES
 from trainer.objective.plan import BatchWork, plan_batch
 from trainer.objective.selection import selected_share
+from trainer.processes.distributed import Distributed
 from trainer.recipes import check_shards
 from trainer.reporting.trackers.tracking import make_tracker
 from trainer.saving.checkpoint import TrainingState, begun_run, claim_output, read_record, resume, start_digest
 from trainer.saving.output_folder import RESULT_NAME, RESULT_REMEDY
 from trainer.saving.rehearsal import rehearse_saving
 from trainer.steps.backend import Backend, PlainBackend
-from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import Planner, StepSettings, step_planner
 from trainer.steps.micro_batches import MicroBatches, cut
 from trainer.steps.optim import make_optimizer
@@ -198,6 +198,7 @@ def step_settings(experiment: Experiment, model: Model) -> StepSettings:
         dimensions=dimensions,
         teacher_temperature=settings.objective.teacher_temperature,
         score_transform=settings.objective.score_transform,
+        kept_tokens=settings.kept_tokens,
     )
 
 

@@ -723,6 +723,12 @@ class Train(Section):
     pieces: int | None = keyed(
         None, "a step's micro-batches come in a multiple of it; null: 8, fewer for few tokens; on more GPUs their number", ge=1, later=True
     )
+    kept_tokens: int | None = execution(
+        None,
+        "of a process's shared passages (in-batch negatives), up to which their graph is kept and they are not encoded twice (GradCache); "
+        "null: micro_batch_tokens. The same numbers to the bit",
+        ge=0,
+    )
     compile: bool = execution(False, "torch.compile for the model; changes numbers within rounding; does not pay on a CPU")
     activation_checkpointing: bool = execution(False, "keep a layer's input alone and compute it again on the way back: less memory")
     checkpoint_every: int = execution(200, "steps between checkpoints; the end of an epoch always has one", ge=1)

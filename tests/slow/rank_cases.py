@@ -29,9 +29,9 @@ from trainer.cpu.fast_path import CpuBackend
 from trainer.cpu.workers import Workers
 from trainer.input.stream import TrainingRow
 from trainer.objective.plan import plan_batch
+from trainer.processes.distributed import Distributed, joined
 from trainer.saving.checkpoint import TrainingState, resume, save_checkpoint, start_digest
 from trainer.steps.backend import PlainBackend
-from trainer.steps.distributed import Distributed, joined
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
 
@@ -93,7 +93,7 @@ class Case:
         self.references = {"initial": copy.deepcopy(self.model).requires_grad_(False).eval()} if prod else {}
         self.settings = StepSettings(
             seed=number, score_scale=1.0, temperature=1.0, micro_batch_tokens=int(self.chance.choice([16, 64, 200, 400, 10_000])), pad_id=0,
-            device="cpu", precision="fp32",
+            device="cpu", precision="fp32", kept_tokens=(None, 0, 150)[number % 3],
         )  # fmt: skip
         self.queries = int(self.chance.integers(1, 9))
         self.hubs = [self._tokens() for _ in range(self.chance.integers(0, 4))]  # passages of many queries

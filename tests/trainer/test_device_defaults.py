@@ -12,7 +12,7 @@ import trainer.run
 from data.config.settings import Experiment
 from data.errors import UserError
 from trainer import recipes
-from trainer.device_defaults import idle_note, with_device_defaults
+from trainer.device_defaults import filling_budget, with_device_defaults
 from trainer.loop import train
 
 
@@ -44,10 +44,11 @@ def test_pieces_of_a_run_stay(experiment_file: Path) -> None:
     assert used(experiment_file, processes=1, begun={"pieces": 16})[1] is None, "on a CPU the setting alone counts"
 
 
-def test_who_may_be_idle_is_told(experiment_file: Path) -> None:
-    """Prevents: processes that wait in every step, without a word."""
-    assert idle_note(load(experiment_file), processes=8) is None and idle_note(load(experiment_file, train__pieces=3), processes=3) is None
-    assert "multiples of 8, for 12 processes: train.pieces=12 has" in (idle_note(load(experiment_file), processes=12) or "")
+def test_a_budget_that_fills_the_device_is_named(experiment_file: Path) -> None:
+    """Prevents: advice to raise a budget that is not what keeps passes small, or none where it is."""
+    small = load(experiment_file, train__device="cuda", train__micro_batch_tokens=4096)
+    assert filling_budget(small, tokens=3000) == 65_536 and filling_budget(small, tokens=500) is None
+    assert filling_budget(load(experiment_file, train__micro_batch_tokens=4096), tokens=4000) is None
 
 
 def test_what_is_used_is_keyed(tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

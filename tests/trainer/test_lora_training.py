@@ -23,9 +23,9 @@ from retrieval.models.student import resolve_student
 from trainer.cpu.fast_path import CpuBackend
 from trainer.input.stream import open_training_shards, rows_of_epoch
 from trainer.objective.plan import plan_batch
+from trainer.processes.distributed import Distributed
 from trainer.reporting import dry_run
 from trainer.steps.backend import PlainBackend
-from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
 from trainer.steps.optim import make_optimizer

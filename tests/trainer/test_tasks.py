@@ -29,9 +29,9 @@ from trainer import recipes
 from trainer.input.stream import TrainingRow, open_training_shards, rows_of_epoch
 from trainer.loop import train
 from trainer.objective.plan import plan_batch
+from trainer.processes.distributed import Distributed
 from trainer.reporting import metrics
 from trainer.steps.backend import PlainBackend
-from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
 from trainer.steps.prepare_model import prepared

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -54,6 +54,10 @@ class CpuBackend(PlainBackend):
     def context(self) -> AbstractContextManager[None]:
         """See `Backend`."""
         return cpu_training()
+
+    def step(self, encoders: Sequence[nn.Module], *, precision: str) -> AbstractContextManager[None]:
+        """See `Backend`. Nothing: each worker has a replica of its own, which autocast serves."""
+        return nullcontext()
 
     def passes(self, encoder: nn.Module) -> int:
         """One where layers are packed: there is no padding to save, and each pass more is another cast of the weights."""

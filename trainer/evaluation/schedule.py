@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from data.config.settings import Train
 from trainer.evaluation.dev_set import DevSet, Encode, Sequences, encode_all, evaluate
 from trainer.evaluation.dev_sets import with_means
+from trainer.processes.distributed import Distributed
 from trainer.saving.checkpoint import TrainingState
-from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings
 from trainer.steps.prepare_model import Model
 

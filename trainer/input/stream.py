@@ -77,15 +77,15 @@ class TrainingMetadata:
 class TokenSequences(Sequence[NDArray[np.int32]]):
     """Token sequences that are kept as their bytes, by which they are compared; each is an array where it is asked for."""
 
-    def __init__(self, raw: tuple[bytes, ...]) -> None:
-        self.raw = raw
+    def __init__(self, raw: tuple[bytes, ...], counts: NDArray[np.int64]) -> None:
+        self.raw, self.counts = raw, counts  # tokens of each: bytes that are not looked at again need not be fetched for their length
 
     def __len__(self) -> int:
         return len(self.raw)
 
     def __getitem__(self, index: Any) -> Any:
         found = self.raw[index]
-        return np.frombuffer(found, np.int32) if isinstance(found, bytes) else TokenSequences(found)
+        return np.frombuffer(found, np.int32) if isinstance(found, bytes) else TokenSequences(found, self.counts[index])
 
 
 @dataclass(frozen=True)
@@ -283,49 +283,53 @@ class _DecodedGroup:
         self._candidates = _Lists(columns["candidate_tokens"])
         tokens = Ragged.of_lists(self._candidates.values)
         self._tokens = tokens.values.astype(np.int32, copy=False).tobytes()
+        self._token_counts = np.diff(tokens.bounds)
         self._token_bounds: list[int] = (tokens.bounds * self._token_size).tolist()
-        self._kinds = _Lists(columns["candidate_kind"])
-        self._ids = _Lists(columns["candidate_id"])
         self._never = _Lists(columns["never_ids"]) if "never_ids" in columns else None
         self._logits = _Lists(columns["teacher_logits"])
         self._labels = _Lists(columns["labels"]) if "labels" in columns else None
         self._grades: list[int] | None = columns["positive_grade"].to_pylist() if "positive_grade" in columns else None
-        self._all_kinds: list[int] = self._kinds.values.to_pylist()
-        self._all_ids: list[str] = self._ids.values.to_pylist()
-        self._all_never: list[str] = self._never.values.to_pylist() if self._never else []
+        kinds, ids = _Lists(columns["candidate_kind"]), _Lists(columns["candidate_id"])
+        self._check(kinds, ids)
+        self._kinds: tuple[int, ...] = tuple(kinds.values.to_pylist())
+        self._ids: tuple[str, ...] = tuple(ids.values.to_pylist())
+        self._never_ids: tuple[str, ...] = tuple(self._never.values.to_pylist()) if self._never else ()
 
     def row(self, row: int) -> TrainingRow:
-        start, stop = self._candidates.span(row)
+        start, stop = self._candidates.span(row)  # of ids, kinds, logits and labels, too
         bounds = self._token_bounds[start : stop + 1]
-        found = TrainingRow(
+        return TrainingRow(
             query_id=self._query_ids[row],
             query_tokens=self._queries.numbers(row),
-            candidate_tokens=TokenSequences(tuple([self._tokens[first:last] for first, last in itertools.pairwise(bounds)])),
-            kinds=tuple(self._all_kinds[slice(*self._kinds.span(row))]),
-            candidate_ids=tuple(self._all_ids[slice(*self._ids.span(row))]),
+            candidate_tokens=TokenSequences(
+                tuple([self._tokens[first:last] for first, last in itertools.pairwise(bounds)]), self._token_counts[start:stop]
+            ),
+            kinds=self._kinds[start:stop],
+            candidate_ids=self._ids[start:stop],
             teacher_logits=self._logits.numbers(row),
             confidence=self._confidence[row],
-            never_ids=tuple(self._all_never[slice(*self._never.span(row))]) if self._never else (),
+            never_ids=self._never_ids[slice(*self._never.span(row))] if self._never else (),
             labels=self._labels.numbers(row) if self._labels else _NO_LABELS,
             positive_grade=self._grades[row] if self._grades else None,
         )
-        self._check(found, labelled=self._labels is not None)
-        return found
 
-    def _check(self, row: TrainingRow, *, labelled: bool) -> None:
+    def _check(self, kinds: _Lists, ids: _Lists) -> None:
         """Raises UserError: columns of unequal lengths, or a list that has neither one positive nor labels."""
-        positives = row.kinds.count(_POSITIVE)
-        sizes = len(row.candidate_tokens), len(row.teacher_logits), len(row.candidate_ids), len(row.labels) if labelled else len(row.kinds)
-        if sizes.count(len(row.kinds)) == len(sizes) and (labelled or positives == 1):
+        columns = {"candidates": self._candidates, "kinds": kinds, "logits": self._logits, "ids": ids}
+        if self._labels:
+            columns["labels"] = self._labels
+        counts = {name: column.lengths for name, column in columns.items()}
+        positives = np.diff(np.concatenate([[0], np.cumsum(kinds.values.to_numpy() == _POSITIVE)])[kinds.bounds])
+        sound = np.all([count == counts["kinds"] for count in counts.values()], axis=0)
+        if not self._labels:
+            sound &= positives == 1
+        if sound.all():
             return
-        counts = {
-            "candidates": len(row.candidate_tokens), "kinds": len(row.kinds), "logits": len(row.teacher_logits),
-            "ids": len(row.candidate_ids), **({"labels": len(row.labels)} if labelled else {}),
-        }  # fmt: skip
-        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        row = int(np.argmin(sound))
+        listed = ", ".join(f"{count[row]} {name}" for name, count in counts.items())
         raise UserError(
-            f"{self._path}: query {row.query_id} has {listed} and {positives} positives; expected equal numbers, and one positive "
-            "where there are no labels: make the shards again"
+            f"{self._path}: query {self._query_ids[row]} has {listed} and {positives[row]} positives; expected equal numbers, and one "
+            "positive where there are no labels: make the shards again"
         )
 
 
@@ -335,7 +339,9 @@ class _Lists:
     def __init__(self, lists: pa.ListArray) -> None:
         self.values: pa.Array = lists.flatten()
         offsets = lists.offsets.to_numpy()
-        self._bounds: list[int] = (offsets - offsets[0]).tolist()
+        self.bounds: NDArray[np.int64] = offsets - offsets[0]
+        self.lengths = np.diff(self.bounds)
+        self._bounds: list[int] = self.bounds.tolist()
 
     @cached_property
     def _numbers(self) -> NDArray[Any]:

@@ -1,28 +1,28 @@
 """The lists that the losses compare, as places of vectors: whole numbers, made before the step, with no model at hand.
 
 A group's vectors lie one after the other: its own sequences, then those that several groups share. A list of K candidates is K places
-among them. In-batch passages are one more list, the same for every query; which of them are no negatives of a query is found here, by
-the sequences and ids that both sides go by.
+among them. In-batch passages are one more list, the same for every query; which of them are no negatives of a query is a row of a mask
+[Q, N], of which there is one for all queries of a process.
 
 Made of arrays on the host (`group_lists`), the same records then hold what a device reads: `map` goes from one to the other.
 
-Shapes: B queries of a group, K candidates, N in-batch passages.
+Shapes: B queries of a group, K candidates, N in-batch passages, Q queries of a process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.objective.plan import InBatchPassage, QueryWork, Sequenced
+from trainer.objective.in_batch import Numbers
+from trainer.objective.plan import QueryWork
 
 Array = TypeVar("Array")
 Other = TypeVar("Other")
-Places = Mapping[Sequenced, int]  # of vectors, by their sequence
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class InBatchLists(Generic[Array]):
     """The batch's passages, beside each query's own list."""
 
     passages_N: Array  # places of their vectors
-    closed: Array  # which of [B, N], flat, are no negatives of their query
+    queries_B: Array  # rows of the queries in the mask [Q, N] of what is a negative of which query
 
     def map(self, change: Callable[[Array], Other]) -> InBatchLists[Other]:
         """The same with each array changed."""
-        return InBatchLists(change(self.passages_N), change(self.closed))
+        return InBatchLists(change(self.passages_N), change(self.queries_B))
 
 
 @dataclass(frozen=True)
@@ -76,73 +76,94 @@ class GroupLists(Generic[Array]):
         return GroupLists(parts[0], parts[1], self.from_labels)
 
 
-class BatchPassages:
-    """The in-batch passages of a global batch, found by what they go by."""
+@dataclass(frozen=True)
+class Joining(Generic[Array]):
+    """In-batch passages that join the losses of these names."""
 
-    def __init__(self, passages: Sequence[InBatchPassage]) -> None:
-        self.sequences = [passage.sequence for passage in passages]
-        self._numbers: dict[Sequenced | str, list[int]] = {}
-        for number, passage in enumerate(passages):
-            keys: tuple[Sequenced | str, ...] = (passage.sequence, *passage.ids)
-            for key in keys:
-                self._numbers.setdefault(key, []).append(number)
-
-    def closed_to(self, query: QueryWork) -> set[int]:
-        """Numbers of those that are no negatives of a query: by their tokens, or by an id."""
-        return {number for key in query.own if key in self._numbers for number in self._numbers[key]}
+    losses: tuple[str, ...]
+    passages_N: Array  # places of their vectors, the same in each group
 
 
-def group_lists(queries: Sequence[QueryWork], places: Places, *, in_batch: Mapping[str, BatchPassages]) -> GroupLists[NDArray[Any]]:
-    """The lists of a group's queries, as places of int32. `in_batch` are the passages that join a loss, by its name."""
-    supervised = [query for query in queries if query.supervised]
-    distilled = [query for query in queries if query.distilled]
-    labelled = bool(distilled) and bool(len(distilled[0].labels))
-    targets = [query.labels if labelled else query.teacher_logits for query in distilled]
-    # In-batch passages have no logits, since the teacher never scored them: minus infinity is probability 0.
-    padding = 0.0 if labelled else -np.inf
-    of_supervised, of_distilled = [query.supervised for query in supervised], [query.distilled for query in distilled]
-    of_p_plus = _lists(supervised, of_supervised, places, passages=in_batch.get("supervised"))
-    if of_p_plus and any(query.supervised_factor != 1 for query in supervised):
-        of_p_plus = replace(of_p_plus, weights_B=np.array([query.supervised_factor for query in supervised], np.float32))
-    return GroupLists(
-        of_p_plus,
-        _lists(distilled, of_distilled, places, passages=in_batch.get("distillation"), targets=targets, padding=padding),
-        labelled,
-    )
+class ProcessLists:
+    """The lists of a process's queries, group by group, by the numbers of their sequences."""
+
+    def __init__(self, queries: Sequence[QueryWork]) -> None:
+        distilled = [query for query in queries if len(query.distilled)]
+        labelled = bool(distilled) and bool(len(distilled[0].labels))
+        # In-batch passages have no logits, since the teacher never scored them: minus infinity is probability 0.
+        padding = 0.0 if labelled else -np.inf
+        targets = [query.labels if labelled else query.teacher_logits for query in distilled]
+        self._labelled = labelled
+        factors = np.array([query.supervised_factor for query in queries if len(query.supervised)], np.float32)
+        self._of = {
+            "supervised": _LossLists(queries, [query.supervised for query in queries], weights=factors),
+            "distillation": _LossLists(queries, [query.distilled for query in queries], targets=targets, padding=padding),
+        }
+
+    def of_group(
+        self, first: int, stop: int, places: Numbers, *, joining: Joining[Array] | None, put: Callable[[NDArray[Any]], Array]
+    ) -> GroupLists[Array]:
+        """The lists of the queries from one to before another.
+
+        Args:
+            first: The group's first query.
+            stop: The one after its last.
+            places: Of each sequence by its number, its vector's among those of the group.
+            joining: In-batch passages; None without.
+            put: What an array of whole numbers or fp32 becomes.
+        """
+        lists = {
+            loss: all_of_loss.of_group(first, stop, places, joining=joining if joining and loss in joining.losses else None, put=put)
+            for loss, all_of_loss in self._of.items()
+        }
+        return GroupLists(lists["supervised"], lists["distillation"], self._labelled and lists["distillation"] is not None)
 
 
-def _lists(
-    queries: Sequence[QueryWork],
-    lists: Sequence[tuple[Sequenced, ...]],
-    places: Places,
-    *,
-    passages: BatchPassages | None,
-    targets: Sequence[NDArray[np.float32]] = (),
-    padding: float = 0.0,
-) -> Lists[NDArray[Any]] | None:
-    if not queries:
-        return None
-    longest = max(map(len, lists))
-    candidates = [places[sequence] for row in lists for sequence in (*row, *row[:1] * (longest - len(row)))]
-    targets_BK = np.full((len(lists), longest), padding, np.float32)
-    for row, own in enumerate(targets):
-        targets_BK[row, : len(own)] = own
-    pairs = not queries[0].query
-    return Lists(
-        queries_B=None if pairs else _whole([places[query.query] for query in queries]),
-        candidates_BK=_whole(candidates).reshape(len(lists), longest),
-        lengths_B1=_whole([len(row) for row in lists])[:, None],
-        targets_BK=targets_BK if targets else None,
-        padding=padding,
-        in_batch=_in_batch(queries, passages, places) if passages else None,
-    )
+class _LossLists:
+    """The lists of one loss, of the queries that have one."""
 
+    def __init__(
+        self,
+        queries: Sequence[QueryWork],
+        lists: Sequence[Numbers],
+        *,
+        targets: Sequence[NDArray[np.float32]] = (),
+        padding: float = 0.0,
+        weights: NDArray[np.float32] | None = None,
+    ) -> None:
+        """`targets` and `weights` are of the queries that have a list."""
+        lengths = np.array(list(map(len, lists)))
+        self._places = np.flatnonzero(lengths)  # of the queries
+        if not len(self._places):
+            return
+        chosen = self._places.tolist()
+        self._lengths = lengths[self._places]
+        pairs = queries[chosen[0]].query is None
+        self._queries = None if pairs else np.array([queries[place].query for place in chosen])
+        real_BK = np.arange(self._lengths.max()) < self._lengths[:, None]
+        self._candidates_BK = np.repeat(np.array([lists[place][0] for place in chosen])[:, None], real_BK.shape[1], 1)
+        self._candidates_BK[real_BK] = np.concatenate([lists[place] for place in chosen])
+        self._padding = padding
+        self._weights = weights
+        self._targets_BK = np.full(real_BK.shape, padding, np.float32) if targets else None
+        if self._targets_BK is not None:
+            self._targets_BK[real_BK] = np.concatenate(targets)
 
-def _in_batch(queries: Sequence[QueryWork], passages: BatchPassages, places: Places) -> InBatchLists[NDArray[Any]]:
-    count = len(passages.sequences)
-    closed = [row * count + number for row, query in enumerate(queries) for number in sorted(passages.closed_to(query))]
-    return InBatchLists(_whole([places[sequence] for sequence in passages.sequences]), _whole(closed))
-
-
-def _whole(numbers: Sequence[int]) -> NDArray[np.int32]:
-    return np.array(numbers, dtype=np.int32)
+    def of_group(
+        self, first: int, stop: int, places: Numbers, *, joining: Joining[Array] | None, put: Callable[[NDArray[Any]], Array]
+    ) -> Lists[Array] | None:
+        own = slice(*np.searchsorted(self._places, (first, stop)).tolist())
+        if own.start == own.stop:
+            return None
+        lengths = self._lengths[own]
+        longest = int(lengths.max())
+        weights = None if self._weights is None or (self._weights[own] == 1).all() else self._weights[own]
+        return Lists(
+            queries_B=None if self._queries is None else put(places[self._queries[own]]),
+            candidates_BK=put(places[self._candidates_BK[own, :longest]]),
+            lengths_B1=put(lengths[:, None]),
+            targets_BK=None if self._targets_BK is None else put(self._targets_BK[own, :longest]),
+            padding=self._padding,
+            in_batch=InBatchLists(joining.passages_N, put(self._places[own])) if joining else None,
+            weights_B=None if weights is None else put(weights),
+        )

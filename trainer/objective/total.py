@@ -1,7 +1,7 @@
 """From vectors of a group's sequences to its part of the total loss: scores, lists, weights. Outside of autocast: scores are fp32, losses
 fp64.
 
-Shapes: n sequences of D dimensions, B queries, K candidates, N in-batch passages.
+Shapes: n sequences of D dimensions, B queries of a group, Q of a process, K candidates, N in-batch passages.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def list_names(query_ids: Sequence[str]) -> list[str]:
 
 def asked_of(queries: Sequence[QueryWork], *, with_initial: bool) -> NDArray[np.bool_]:
     """[3, B] of which queries each of `LOSSES` is asked; `with_initial`: whether there is an initial student to stay near."""
-    asked = np.array([[bool(query.supervised), bool(query.distilled), bool(query.distilled) and with_initial] for query in queries])
-    return asked.reshape(-1, len(LOSSES)).T
+    supervised, distilled = [[bool(len(one)) for one in some] for some in zip(*((q.supervised, q.distilled) for q in queries), strict=True)]
+    return np.array([supervised, distilled, np.logical_and(distilled, with_initial)])
 
 
 def total_loss(
@@ -65,6 +65,7 @@ def total_loss(
     temperature: float,
     teacher_temperature: float | None = None,
     score_transform: str = "none",
+    open_QN: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """A group's part of the total loss of `work`, and each of `LOSSES` of the queries that it is asked of.
 
@@ -77,18 +78,19 @@ def total_loss(
         temperature: Of the softmaxes.
         teacher_temperature: Of the teacher's alone, for a loss that takes one; None: it is not given.
         score_transform: A name of `TRANSFORMS`, of both sides of the distillation loss.
+        open_QN: Which in-batch passages are negatives of which query; None without.
 
     Raises UserError where a loss of one's own returns anything but one number for each query.
     """
     supervised_B = distillation_B = reference_B = student.none
     supervised_sum = None
     if lists.supervised:
-        scores_BK, mask_BK = student.of(lists.supervised), mask_of(lists.supervised)
+        scores_BK, mask_BK = student.of(lists.supervised), mask_of(lists.supervised, open_QN)
         supervised_B = supervised_loss(scores_BK[:, 0], scores_BK[:, 1:], mask_BK[:, 1:])
         if (weights_B := lists.supervised.weights_B) is not None:
             supervised_sum = (weights_B.double() * supervised_B).sum()
     if lists.distillation:
-        scores_BK, mask_BK = student.of(lists.distillation), mask_of(lists.distillation)
+        scores_BK, mask_BK = student.of(lists.distillation), mask_of(lists.distillation, open_QN)
         beside = {name: scores.of(lists.distillation) for name, scores in references.items()}
         use_teacher = "teacher" in beside and not lists.from_labels
         targets_BK = beside["teacher"] if use_teacher else targets_of(lists.distillation)
@@ -114,15 +116,14 @@ def total_loss(
     return total, [part.detach() for part in (supervised_B, distillation_B, reference_B)]
 
 
-def mask_of(lists: Lists[Tensor]) -> Tensor:
+def mask_of(lists: Lists[Tensor], open_QN: Tensor | None) -> Tensor:
     """[B, K + N] True where there is a candidate, and an in-batch passage that is a negative of the query."""
     longest = lists.candidates_BK.shape[1]
     own_BK = torch.arange(longest, device=lists.lengths_B1.device) < lists.lengths_B1
     if lists.in_batch is None:
         return own_BK
-    shape = len(own_BK), len(lists.in_batch.passages_N)
-    open_BN = own_BK.new_ones(shape).view(-1).index_fill_(0, lists.in_batch.closed, False).view(shape)
-    return torch.cat([own_BK, open_BN], 1)
+    assert open_QN is not None
+    return torch.cat([own_BK, open_QN.index_select(0, lists.in_batch.queries_B)], 1)
 
 
 def targets_of(lists: Lists[Tensor]) -> Tensor:

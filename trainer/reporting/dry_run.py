@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,19 +17,20 @@ from data.config.settings import Experiment
 from data.digests import DigestCache
 from data.errors import EXIT_COMPLETE, UserError
 from retrieval.models.lora import has_lora
-from trainer.device_defaults import with_device_defaults
+from trainer.device_defaults import filling_budget, with_device_defaults
 from trainer.evaluation.dev_cost import described, evaluation_seconds, evaluations
 from trainer.evaluation.dev_sets import open_dev_sets
 from trainer.input.stream import open_training_shards
+from trainer.processes.distributed import Distributed, started_processes
 from trainer.recipes import check_shards
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 from trainer.reporting.trackers.tracking import make_tracker
 from trainer.run import PlannedBatch, check_machine, epoch_ends, open_backend, planned_batches, step_settings, with_share_over
 from trainer.saving.output_folder import check_output
 from trainer.steps.backend import Backend
-from trainer.steps.distributed import Distributed, started_processes
 from trainer.steps.gradients import StepSettings, accumulate_gradients
-from trainer.steps.micro_batches import MicroBatches
+from trainer.steps.idle_share import NOTEWORTHY, idle_note, idle_share, piece_tokens
+from trainer.steps.micro_batches import NOTHING_SHARED, MicroBatches
 from trainer.steps.reference_models import References
 from trainer.task import task_of
 
@@ -68,6 +70,8 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     what = f"recipe {settings.recipe}" if settings.task == "student" else f"task {settings.task}"
     print(f"run          {what}, {len(ends)} epochs, {ends[-1]:,} steps of {settings.batch_queries} queries")
     print(f"first batch  {_shapes(first)}")
+    for line in _fill(first, experiment):
+        print(line)
     seconds = 0.0
     for epoch, end in enumerate(ends):
         start = ends[epoch - 1] if epoch else 0
@@ -100,29 +104,48 @@ def _tokens_per_second(backend: Backend, batch: PlannedBatch, *, settings: StepS
     for round_ in range(1 + len(groups)):
         some = groups[round_ % len(groups)]
         queries = tuple(batch.work.queries[place] for group in some for place in group)
-        work = replace(batch.work, in_batch_passages=(), in_batch=())
+        work = replace(batch.work, in_batch=None)
         lengths = replace(work, queries=queries).lengths
         started = time.perf_counter()
         accumulate_gradients(
-            backend, work, MicroBatches([], [], some), step=0, settings=settings, processes=Distributed(), references=references
+            backend, work, MicroBatches(NOTHING_SHARED, [], some), step=0, settings=settings, processes=Distributed(), references=references
         )
         seconds = time.perf_counter() - started
         if round_ and sum(lengths) / seconds > best[0]:  # the first one warms up
             best = sum(lengths) / seconds, training_flop(backend.model.backbone, lengths) / seconds / peak
         if round_ and time.perf_counter() - began > _MEASURED_SECONDS:
             break
-    # With in-batch negatives every sequence is encoded twice: once for its vector, once for its gradient.
-    return (best[0] * 0.75, best[1] * 0.75) if batch.work.in_batch else best
+    # With in-batch negatives every sequence is encoded twice, once for its vector, once for its gradient, unless graphs are kept.
+    twice = batch.work.in_batch is not None and not settings.keeps(sum(batch.work.lengths))
+    return (best[0] * 0.75, best[1] * 0.75) if twice else best
 
 
 def _shapes(batch: PlannedBatch) -> str:
     work = batch.work
     lengths = work.lengths
-    lists = [len(query.distilled) for query in work.queries if query.distilled]
+    lists = [len(query.distilled) for query in work.queries]
     return (
         f"{len(work.queries)} queries, {work.selected} selected, {max(lists, default=0)} candidates a list, {len(lengths):,} sequences to "
         f"encode, {sum(lengths):,} tokens (longest {max(lengths)}), {len(batch.cut.groups) + len(batch.cut.chunks)} micro-batches"
     )
+
+
+def _fill(batch: PlannedBatch, experiment: Experiment) -> Iterator[str]:
+    """How full passes are, how long processes would wait for each other, and what would fill them."""
+    settings = experiment.train
+    budget = settings.micro_batch_tokens
+    assert budget is not None, "of `with_device_defaults`"
+    chunks, groups = piece_tokens(batch.work, batch.cut)
+    tokens = sum(chunks + groups) / len(chunks + groups)
+    more = filling_budget(experiment, tokens=tokens)
+    fills = f"; train.micro_batch_tokens={more} fills a device of this kind" if more else ""
+    yield f"passes       about {tokens:,.0f} tokens each, {tokens / budget:.0%} of train.micro_batch_tokens={budget}{fills}"
+    sizes = [size for size in (2, 4, 8, 16) if settings.device == "cuda" or size <= 4]
+    shares = {size: idle_share(batch.work, batch.cut, processes=size) for size in sizes}
+    yield "processes    " + ", ".join(f"{size}: {share:.0%} of their time idle" for size, share in shares.items())
+    for size in (size for size, share in shares.items() if share >= NOTEWORTHY):
+        yield f"             {idle_note(batch.work, batch.cut, budget=budget, pieces=settings.pieces, processes=size)}"
+        break
 
 
 def _memory(trained: int, frozen: int, *, device: str) -> str:

@@ -11,7 +11,6 @@ import torch
 
 from data.tables.shards import atomic_write
 from retrieval.models.dual_encoder import DualEncoder
-from trainer.device_defaults import idle_note
 from trainer.evaluation.dev_sets import lines as dev_lines
 from trainer.objective.selection import selected_share
 from trainer.objective.total import list_names
@@ -22,6 +21,7 @@ from trainer.reporting.trackers.tracking import Tracking
 from trainer.run import PlannedBatch, TrainingRun
 from trainer.saving.output_folder import RESULT_NAME
 from trainer.steps.gradients import QueryLosses
+from trainer.steps.idle_share import idle_note
 from trainer.steps.optim import learning_rate
 
 
@@ -59,6 +59,15 @@ class Reports:
         """A line that stays."""
         if self._run.processes.first:
             self._progress.note(message)
+
+    def first_batch(self, batch: PlannedBatch) -> None:
+        """Say what a person should know of the work of a step, before the first one."""
+        settings, processes = self._run.experiment.train, self._run.processes
+        assert settings.micro_batch_tokens is not None
+        if processes.first and processes.size > 1:
+            budget, pieces = settings.micro_batch_tokens, settings.pieces
+            if note := idle_note(batch.work, batch.cut, budget=budget, pieces=pieces, processes=processes.size):
+                self.note(note)
 
     def step(
         self, batch: PlannedBatch, losses: QueryLosses, *, norm: float, seconds: float, waited: float, dev: dict[str, float],
@@ -124,8 +133,6 @@ def _notes(run: TrainingRun, *, lost: int) -> Iterator[str]:
         yield f"resumes after step {run.state.step} of {steps}"
     if run.processes.size > 1:
         yield f"{run.processes.size} processes share each batch of {settings.batch_queries} queries"
-        if note := idle_note(run.experiment, processes=run.processes.size):
-            yield note
     if settings.warmup_steps >= steps:
         yield f"train.warmup_steps={settings.warmup_steps} covers all {steps} steps: the peak rate is never reached"
     yield from _notes_of_shares(run)

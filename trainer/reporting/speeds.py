@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.steps.distributed import Distributed
+from trainer.processes.distributed import Distributed
 
 
 @dataclass(frozen=True)

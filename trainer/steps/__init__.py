@@ -1,4 +1,4 @@
-"""A step: micro-batches, gradients, processes, optimizer.
+"""A step: micro-batches, gradients, optimizer.
 
-Not here: the loss (`objective`); kernels of a machine (`cpu`).
+Not here: the loss (`objective`); kernels of a machine (`cpu`); the meeting of processes (`processes`).
 """

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from trainer.steps.cast_weights import cast_once
+
 Work = Callable[[nn.Module, int, Tensor | None], None]  # on this replica, the micro-batch of this number, with the shared tensor
 
 
@@ -36,6 +38,9 @@ class Backend(Protocol):
     def context(self) -> AbstractContextManager[Any]:
         """What every pass, of the model or of a reference model, is called in."""
 
+    def step(self, encoders: Sequence[nn.Module], *, precision: str) -> AbstractContextManager[Any]:
+        """What all passes of a step are in, back and forth: meanwhile no weight of the encoders changes. `precision`: fp32 or bf16."""
+
     def passes(self, encoder: nn.Module) -> int:
         """Into how many passes of like lengths a full micro-batch of this encoder is cut."""
 
@@ -59,6 +64,10 @@ class PlainBackend:
     def context(self) -> AbstractContextManager[Any]:
         """See `Backend`."""
         return nullcontext()
+
+    def step(self, encoders: Sequence[nn.Module], *, precision: str) -> AbstractContextManager[Any]:
+        """See `Backend`."""
+        return cast_once(encoders, torch.bfloat16) if precision == "bf16" else nullcontext()
 
     def passes(self, encoder: nn.Module) -> int:
         """On a CPU two, or queries and short passages would be padded to the longest (8 % of the time). On a GPU one."""

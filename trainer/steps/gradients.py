@@ -1,9 +1,9 @@
 """The gradient of a global batch, in micro-batches, by one or many processes: encode, compare, go back.
 
-1. Sequences that several groups of queries need (`trainer.steps.micro_batches`) are encoded once, without a graph; all processes get them.
+1. Sequences that several groups of queries need (`trainer.steps.micro_batches`) are encoded; all processes get the vectors.
 2. Each group encodes its own sequences, takes its part of the loss and goes back, to the parameters and to the shared vectors.
-3. Shared sequences are encoded again and the gradients of their vectors sent through (gradient caching; Gao et al., 2021, GradCache).
-   One micro-batch of them, which is all that there is without in-batch negatives, keeps its graph instead.
+3. The gradients of the shared vectors go back through their graphs. A process keeps these where its shared sequences have few tokens
+   (`kept_tokens`). Else it encodes them again (gradient caching; Gao et al., 2021, GradCache), which gives the same gradient to the bit.
 
 Together they give the gradient of the undivided batch. Without in-batch negatives few sequences are shared, mostly none, and each
 group's graph is freed before the next; with them all are shared, and the groups only divide the loss.
@@ -14,7 +14,7 @@ micro-batches can be computed at the same time (`trainer.steps.backend`), and th
 Reference models (`trainer.steps.reference_models`) read the same sequences in the same places, each once: their vectors need no second
 encoding.
 
-Shapes: n sequences of L tokens, D dimensions, S of them shared, B queries.
+Shapes: n sequences of L tokens, D dimensions, S of them shared, B queries, Q of them of this process, N in-batch passages.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from data.digests import hash64
 from trainer.objective.dimensions import WHOLE, Dimensions, total_over_dimensions
 from trainer.objective.plan import BatchWork
 from trainer.objective.total import GroupScores, QueryLosses, list_names
+from trainer.processes.distributed import Distributed
 from trainer.steps.backend import Backend, Work
-from trainer.steps.distributed import Distributed
 from trainer.steps.micro_batches import MicroBatches
 from trainer.steps.reference_models import References
-from trainer.steps.step_plan import OnDevice, Pass, Passes, StepPlan, plan_step
+from trainer.steps.step_plan import Gathered, InBatchPlan, OnDevice, Pass, Passes, StepPlan, plan_step
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class StepSettings:
     dimensions: Dimensions = WHOLE  # to which vectors are cut
     teacher_temperature: float | None = None
     score_transform: str = "none"
+    kept_tokens: int | None = None  # of a process's shared sequences, up to which it keeps their graphs; None: `micro_batch_tokens`
+
+    def keeps(self, tokens: int) -> bool:
+        """Whether the graphs of a process's shared sequences, of so many tokens, are kept until the groups are done."""
+        return tokens <= (self.micro_batch_tokens if self.kept_tokens is None else self.kept_tokens)
 
 
 Planner = Callable[[BatchWork, MicroBatches], StepPlan]
@@ -84,7 +89,8 @@ def accumulate_gradients(
     """
     if plan is None:
         plan = step_planner(backend, settings=settings, processes=processes, references=references)(work, cut)
-    return _Step(backend, work, plan, step, settings, processes, references).run()
+    with backend.step([backend.model, *references.values()], precision=settings.precision):
+        return _Step(backend, work, plan, step, settings, processes, references).run()
 
 
 @dataclass
@@ -101,27 +107,20 @@ class _Step:
 
     def __post_init__(self) -> None:
         self.read = OnDevice(self.plan.buffer, self.settings.device)
+        self.open_QN = self._open_passages(self.plan.in_batch) if self.plan.in_batch else None
         self.references_SD: dict[str, Tensor] = {}
+        self.kept: dict[int, Tensor] = {}  # of each of this process's chunks the vectors with their graph
         self.losses: dict[int, Tensor] = {}  # of each of this process's groups, one after the other
 
     def run(self) -> QueryLosses:
-        encoded_SD = leaf_SD = None
-        plan = self.plan
-        if plan.in_order is not None:
-            keeps_graph = len(plan.chunk_tokens) == 1 and self.processes.size == 1  # few enough to keep it until the groups are done
-            if keeps_graph:
-                encoded_SD = self._encode_chunk(self.backend.model, 0).index_select(0, self.read(plan.in_order))
-            else:
-                encoded_SD = self._shared_vectors()
-            leaf_SD = encoded_SD.detach().requires_grad_()
-            self.references_SD = {name: self._shared_vectors(reference) for name, reference in self.references.items()}
+        plan, leaf_SD = self.plan, None
+        if plan.gathered is not None:
+            leaf_SD = self._shared_vectors(plan.gathered).requires_grad_()
+            self.references_SD = {name: self._shared_vectors(plan.gathered, one) for name, one in self.references.items()}
         self._each(list(plan.groups), plan.group_tokens, self._forward_backward, leaf_SD)
-        if encoded_SD is not None and leaf_SD is not None:
+        if leaf_SD is not None:
             gradient_SD = self.processes.sum(torch.zeros_like(leaf_SD) if leaf_SD.grad is None else leaf_SD.grad)
-            if encoded_SD.requires_grad:
-                encoded_SD.backward(gradient_SD)
-            else:
-                self._each(list(plan.chunks), plan.chunk_tokens, self._backward_cached, gradient_SD)
+            self._each_chunk(self._backward_chunk, gradient_SD)
         self.processes.sum_gradients(self.backend.model)
         return self._gathered_losses()
 
@@ -145,25 +144,43 @@ class _Step:
         """This process's passes of a kind."""
         self.backend.each([tokens[number] for number in mine], lambda model, place, leaf: work(model, mine[place], leaf), shared)
 
-    def _shared_vectors(self, reference: nn.Module | None = None) -> Tensor:
+    def _each_chunk(self, work: Work, shared: Tensor | None = None) -> None:
+        """This process's chunks; the only one there is in this thread, which has all of the machine."""
+        if len(self.plan.chunk_tokens) == 1 and self.processes.size == 1:
+            work(self.backend.model, 0, shared)
+        else:
+            self._each(list(self.plan.chunks), self.plan.chunk_tokens, work, shared)
+
+    def _shared_vectors(self, gathered: Gathered, reference: nn.Module | None = None) -> Tensor:
         """[S, D] vectors of the shared sequences without a graph, the same in all processes."""
+        plan = self.plan
         parts: dict[int, Tensor] = {}
+        keeps = reference is None and self.settings.keeps(sum(plan.chunk_tokens[number] for number in plan.chunks))
 
         def encode(model: nn.Module, number: int, _: Tensor | None) -> None:
-            with torch.no_grad():  # it belongs to the thread
-                parts[number] = self._encode_chunk(reference or model, number)
+            with torch.set_grad_enabled(keeps):  # it belongs to the thread
+                vectors = self._encode_chunk(reference or model, number)
+            if keeps:
+                self.kept[number] = vectors
+            parts[number] = vectors.detach()
 
-        self._each(list(self.plan.chunks), self.plan.chunk_tokens, encode)
-        if self.plan.any_chunk is not None:  # how long a vector is, and of which type
-            with torch.no_grad():
-                some = self._encode_pass(reference or self.backend.model, self.plan.any_chunk)
+        if reference is None:
+            self._each_chunk(encode)
         else:
-            some = next(iter(parts.values()))
-        assert self.plan.in_order is not None
-        vectors_SD = some.new_zeros(self.plan.in_order.shape[0], some.shape[1])
-        for number, part in parts.items():
-            vectors_SD.index_copy_(0, self.read(self.plan.chunks[number].rows), part)
-        return self.processes.sum(vectors_SD)
+            self._each(list(plan.chunks), plan.chunk_tokens, encode)
+        rows = [parts[number] for number in plan.chunks]
+        if plan.any_chunk is not None:  # how long a vector is, and of which type
+            with torch.no_grad():
+                rows = [self._encode_pass(reference or self.backend.model, plan.any_chunk)[:0]]
+        missing = gathered.rows - sum(map(len, rows))
+        own = torch.cat([*rows, rows[0].new_zeros(missing, rows[0].shape[1])])
+        return self.processes.gather(own).index_select(0, self.read(gathered.places))
+
+    def _open_passages(self, plan: InBatchPlan) -> Tensor:
+        """[Q, N] of this process's queries, which in-batch passages are their negatives."""
+        closed = self.read(plan.closed)
+        count = plan.shape[0] * plan.shape[1]
+        return torch.ones(count, dtype=torch.bool, device=closed.device).index_fill_(0, closed, False).view(plan.shape)
 
     def _forward_backward(self, model: nn.Module, group: int, shared_SD: Tensor | None) -> None:
         """Encode a group's own sequences, take its part of the loss, go back."""
@@ -178,17 +195,17 @@ class _Step:
         references = {name: scores(reference, self.references_SD.get(name)) for name, reference in self.references.items()}
         total, losses = total_over_dimensions(
             student, references, plan.lists.map(self.read), dimensions=self.settings.dimensions, work=self.work,
-            distillation=self.settings.distillation, temperature=self.settings.temperature,
+            distillation=self.settings.distillation, temperature=self.settings.temperature, open_QN=self.open_QN,
             teacher_temperature=self.settings.teacher_temperature, score_transform=self.settings.score_transform,
         )  # fmt: skip
         total.backward()
         self.losses[group] = torch.cat(losses)
 
-    def _backward_cached(self, model: nn.Module, number: int, gradient_SD: Tensor | None) -> None:
-        """Encode shared sequences again, now with a graph, and send the gradients of their vectors through it."""
+    def _backward_chunk(self, model: nn.Module, number: int, gradient_SD: Tensor | None) -> None:
+        """Send the gradients of shared vectors through their graph: the one that was kept, or that of a second encoding."""
         assert gradient_SD is not None
         own = gradient_SD.index_select(0, self.read(self.plan.chunks[number].rows))
-        torch.autograd.backward(self._encode_chunk(model, number), own)
+        torch.autograd.backward(self.kept.pop(number) if number in self.kept else self._encode_chunk(model, number), own)
 
     def _seed_dropout(self, micro_batch: int) -> None:
         self.backend.seed_dropout(hash64("dropout", self.settings.seed, self.step, micro_batch))

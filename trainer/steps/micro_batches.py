@@ -11,39 +11,33 @@ the numbers of a step, dropout masks included, are the same for any number of pr
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain
 
-from retrieval.compute.batching import lpt_schedule, token_budget_batches
-from trainer.objective.plan import TOKEN_BYTES, BatchWork, QueryWork, Sequenced, token_count
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.compute.batching import budget_slices, lpt_schedule, order_by_length, token_budget_batches
+from trainer.objective.in_batch import Numbers
+from trainer.objective.plan import BatchWork
 
 _PROCESSES = 8  # groups come in a multiple of it (fewer: in a power of two), so that 2, 4 or 8 processes get equal shares
+NOTHING_SHARED: Numbers = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """The pieces of a step. Queries go by their place in the batch, shared sequences by their place in `shared`."""
+    """The pieces of a step. Queries go by their place in the batch, sequences by their number in it."""
 
-    shared: list[Sequenced]
-    chunks: list[list[int]]  # of `shared`, like lengths together
+    shared: Numbers
+    chunks: list[list[int]]  # of places in `shared`, like lengths together
     groups: list[list[int]]  # of the queries that have anything to encode
-    repeats: bool = True  # whether a sequence may be of several queries
 
-    def sequences(self, queries: Sequence[QueryWork]) -> list[Sequenced]:
-        """The sequences of a group's queries, each once."""
-        return distinct(queries) if self.repeats else list(chain.from_iterable(query.sequences for query in queries))
-
-    def not_shared(self, sequences: list[Sequenced]) -> list[Sequenced]:
-        """Those of some sequences that one group alone needs."""
-        return [sequence for sequence in sequences if sequence not in self.shared_places] if self.shared else sequences
-
-    @cached_property
-    def shared_places(self) -> dict[Sequenced, int]:
-        """Where each shared sequence lies in `shared`."""
-        return {sequence: place for place, sequence in enumerate(self.shared)}
+    def is_shared(self, work: BatchWork) -> NDArray[np.bool_]:
+        """Of each sequence of the batch, whether several groups need it."""
+        found = np.zeros(len(work.sequences), np.bool_)
+        found[self.shared] = True
+        return found
 
 
 def cut(work: BatchWork, *, budget: int, pieces: int | None = None) -> MicroBatches:
@@ -52,64 +46,64 @@ def cut(work: BatchWork, *, budget: int, pieces: int | None = None) -> MicroBatc
     With `pieces` groups, and chunks of shared sequences, come in a multiple of it, as far as there are queries and sequences; None: see
     `_PROCESSES`, and chunks as few as the budget allows.
     """
-    active = [place for place, query in enumerate(work.queries) if query.sequences]
-    repeats = True
-    if work.in_batch_passages:
+    active = [place for place, query in enumerate(work.queries) if len(query.sequences)]
+    shared = NOTHING_SHARED
+    if work.in_batch:
         count = min(pieces or _PROCESSES, len(active))
         groups = [active[start::count] for start in range(count)]
-        shared = distinct([work.queries[place] for place in active])
-        shared = list(dict.fromkeys([*shared, *(passage.sequence for passage in work.in_batch_passages)]))
+        shared = work.firsts(np.concatenate([work.of_all, work.in_batch.passages_N]))
     else:
-        repeated = _repeated(work.queries)
-        repeats = bool(repeated)
-        groups = _groups(work.queries, active, budget=budget, pieces=pieces, repeated=repeated)
-        of_groups = (distinct([work.queries[place] for place in group]) for group in groups) if repeated else ()
-        needed = Counter(sequence for sequences in of_groups for sequence in sequences if sequence in repeated)
-        shared = [sequence for sequence, count in needed.items() if count > 1]
-    return MicroBatches(shared, _chunks([token_count(sequence) for sequence in shared], budget=budget, pieces=pieces), groups, repeats)
+        repeated = _repeated(work)
+        groups = _groups(work, active, budget=budget, pieces=pieces, repeated=repeated)
+        if repeated is not None:
+            shared = _of_several(work, groups, repeated)
+    return MicroBatches(shared, _chunks(work.token_counts[shared], budget=budget, pieces=pieces), groups)
 
 
-def _chunks(lengths: Sequence[int], *, budget: int, pieces: int | None) -> list[list[int]]:
+def _chunks(lengths: Numbers, *, budget: int, pieces: int | None) -> list[list[int]]:
     """Sequences of like lengths together, within the budget; with `pieces` within the largest one that gives a multiple of it, or more."""
-    chunks = token_budget_batches(lengths, budget=budget)
-    if pieces is None or not chunks:
-        return chunks
-    wanted = min(_multiple(len(chunks), pieces), len(lengths))
+    if not len(lengths):
+        return []
+    order = order_by_length(lengths)
+
+    def count(tokens: int) -> int:
+        return len(list(budget_slices(order, lengths, budget=tokens)))
+
+    if pieces is None:
+        return token_budget_batches(lengths, budget=budget)
+    wanted = min(_multiple(count(budget), pieces), len(lengths))
     enough, too_many = 1, budget + 1  # tokens: the first gives as many chunks as there are sequences
     while too_many - enough > 1:
         middle = (enough + too_many) // 2
-        if len(token_budget_batches(lengths, budget=middle)) >= wanted:
+        if count(middle) >= wanted:
             enough = middle
         else:
             too_many = middle
     return token_budget_batches(lengths, budget=enough)
 
 
-def _repeated(queries: Sequence[QueryWork]) -> set[Sequenced]:
-    """The sequences of more than one query. Mostly there are none."""
-    counts = Counter(chain.from_iterable(query.sequences for query in queries))
-    return set() if len(counts) == counts.total() else {sequence for sequence, count in counts.items() if count > 1}
+def _repeated(work: BatchWork) -> NDArray[np.bool_] | None:
+    """Of each sequence, whether more than one query needs it; None where that is so of none, as mostly."""
+    if not work.repeats:
+        return None
+    repeated = np.bincount(work.of_all, minlength=len(work.sequences)) > 1
+    return repeated if repeated.any() else None
 
 
-def distinct(queries: Sequence[QueryWork]) -> list[Sequenced]:
-    """The sequences of some queries, each once, in their order."""
-    if len(queries) == 1:
-        return queries[0].sequences
-    return list(dict.fromkeys(chain.from_iterable(query.sequences for query in queries)))
-
-
-def tokens_of(queries: Sequence[QueryWork]) -> int:
-    """Tokens of these queries' distinct sequences."""
-    return sum(map(len, distinct(queries))) // TOKEN_BYTES
+def _of_several(work: BatchWork, groups: Sequence[Sequence[int]], repeated: NDArray[np.bool_]) -> Numbers:
+    """The sequences of more than one group, as they come."""
+    of_groups = [work.needed(group) for group in groups]
+    some = np.concatenate([numbers[repeated[numbers]] for numbers in of_groups])
+    return work.firsts(some[np.bincount(some, minlength=len(work.sequences))[some] > 1])
 
 
 def _groups(
-    queries: Sequence[QueryWork], active: Sequence[int], *, budget: int, pieces: int | None, repeated: set[Sequenced]
+    work: BatchWork, active: Sequence[int], *, budget: int, pieces: int | None, repeated: NDArray[np.bool_] | None
 ) -> list[list[int]]:
     """Queries in groups of nearly equal tokens, at most `budget` of them; those that share passages together where they fit."""
-    items = _items(queries, active, most=budget, repeated=repeated)
+    items = _items(work, active, most=budget, repeated=repeated)
     if pieces is not None and len(items) < min(pieces, len(active)):  # together they would leave pieces without a query
-        items = _items(queries, active, most=0, repeated=repeated)
+        items = _items(work, active, most=0, repeated=repeated)
     items.sort(key=lambda item: (-item[0], item[1]))
     count = _rounded(-(-sum(tokens for tokens, _ in items) // budget), pieces) if items else 0
     while True:
@@ -119,15 +113,16 @@ def _groups(
         count = _rounded(count + 1, pieces)
 
 
-def _items(queries: Sequence[QueryWork], active: Sequence[int], *, most: int, repeated: set[Sequenced]) -> list[tuple[int, list[int]]]:
+def _items(work: BatchWork, active: Sequence[int], *, most: int, repeated: NDArray[np.bool_] | None) -> list[tuple[int, list[int]]]:
     """What stays in one group, with its tokens: queries that share passages where they have at most so many, else each query."""
+    alone = work.query_tokens
     items: list[tuple[int, list[int]]] = []
-    for relatives in _relatives(queries, active, repeated=repeated):
-        tokens = tokens_of([queries[place] for place in relatives])
+    for relatives in _relatives(work, active, repeated=repeated):
+        tokens = alone[relatives[0]] if len(relatives) == 1 else work.tokens(work.needed(relatives))
         if tokens <= most:
             items.append((tokens, relatives))
         else:
-            items += [(tokens_of([queries[place]]), [place]) for place in relatives]
+            items += [(alone[place], [place]) for place in relatives]
     return items
 
 
@@ -143,16 +138,17 @@ def _multiple(count: int, of: int) -> int:
     return -(-count // of) * of
 
 
-def _relatives(queries: Sequence[QueryWork], active: Sequence[int], *, repeated: set[Sequenced]) -> list[list[int]]:
+def _relatives(work: BatchWork, active: Sequence[int], *, repeated: NDArray[np.bool_] | None) -> list[list[int]]:
     """Queries that share a sequence, or share one with a query that does: connected components, that of the latest query last."""
-    if not repeated:
+    if repeated is None:
         return [[place] for place in active]
     latest: dict[int, int] = {}  # of each component, by its root: the query that came last to it
     roots: dict[int, int] = {}
-    first: dict[Sequenced, int] = {}  # the query that had a sequence first
+    first: dict[int, int] = {}  # the query that had a sequence first
     for place in active:
         roots[place] = place
-        for other in {first.setdefault(sequence, place) for sequence in repeated.intersection(queries[place].sequences)} - {place}:
+        own = work.queries[place].sequences
+        for other in {first.setdefault(sequence, place) for sequence in own[repeated[own]].tolist()} - {place}:
             while roots[other] != other:
                 roots[other] = other = roots[roots[other]]
             latest.pop(other, None)

@@ -3,14 +3,13 @@
 The plan is made before the step, by the thread that reads the batches. The step then makes one copy to the device, which nothing waits
 for, and reads everything else as parts of it. A copy for each list would make the host wait for all the work that it has launched.
 
-Shapes: n sequences of L tokens, S shared sequences, B queries.
+Shapes: n sequences of L tokens, S shared sequences, B queries, Q of them of this process, N in-batch passages.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval.compute.batching import token_budget_batches
-from trainer.objective.lists import BatchPassages, GroupLists, group_lists
-from trainer.objective.plan import TOKEN_BYTES, BatchWork, Sequenced, token_count
+from retrieval.compute.batching import budget_slices, order_by_length
+from trainer.objective.in_batch import Numbers
+from trainer.objective.lists import GroupLists, Joining, ProcessLists
+from trainer.objective.plan import TOKEN_BYTES, BatchWork
 from trainer.objective.total import LOSSES, asked_of
-from trainer.steps.distributed import Distributed
-from trainer.steps.micro_batches import MicroBatches
+from trainer.processes.distributed import Distributed
+from trainer.steps.micro_batches import NOTHING_SHARED, MicroBatches
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Buffer:
         self._parts.append((values if floats else values.astype(np.int32, copy=False)).tobytes())
         return self._part(values.shape, floats=floats)
 
-    def tokens(self, sequences: Sequence[Sequenced], *, count: int) -> Part:
+    def tokens(self, sequences: Iterable[bytes], *, count: int) -> Part:
         """Append the tokens of sequences, so many in all, one after the other."""
         self._parts += sequences
         return self._part((count,), floats=False)
@@ -114,6 +114,23 @@ class ChunkPlan:
 
 
 @dataclass(frozen=True)
+class Gathered:
+    """Where the vectors of shared sequences lie when all processes' are put together: each process's one after the other, chunk by chunk,
+    and then what fills it up to the longest."""
+
+    rows: int  # of each process
+    places: Part  # [S] of the shared sequences
+
+
+@dataclass(frozen=True)
+class InBatchPlan:
+    """Which in-batch passages are no negatives of which of this process's queries."""
+
+    shape: tuple[int, int]  # [Q, N]
+    closed: Part  # flat
+
+
+@dataclass(frozen=True)
 class StepPlan:
     """The work of this process, and sizes of all of it. Chunks and groups go by their numbers in the cut."""
 
@@ -123,7 +140,8 @@ class StepPlan:
     chunks: dict[int, ChunkPlan]  # of this process, in their order
     groups: dict[int, GroupPlan]
     any_chunk: Pass | None  # one sequence of the first, where this process has no chunk: what its vectors are like
-    in_order: Part | None  # of each shared sequence its row among those of all chunks, one after the other
+    gathered: Gathered | None  # where there are chunks
+    in_batch: InBatchPlan | None
     losses: Part  # of the losses of this process's groups, in their order: the places in [3, B]
     asked: NDArray[np.bool_]  # [3, B] of which queries each loss is asked
 
@@ -143,55 +161,72 @@ def plan_step(
     """
     buffer = _Buffer()
 
-    def in_passes(sequences: Sequence[Sequenced], count: int) -> Passes:
-        rows = token_budget_batches([len(sequence) // TOKEN_BYTES for sequence in sequences], budget=budget // count)
-        return Passes(tuple(_pass(buffer, [sequences[row] for row in some]) for some in rows), buffer.array(_inverse(rows)))
+    def one_pass(numbers: Numbers) -> Pass:
+        lengths = work.token_counts[numbers]
+        tokens = buffer.tokens(map(work.sequences.__getitem__, numbers.tolist()), count=int(lengths.sum()))
+        return Pass(tokens, buffer.array(lengths[:, None]), int(lengths.max()))
 
-    chunk_tokens = [sum(token_count(cut.shared[row]) for row in rows) for rows in cut.chunks]
-    queries = [[work.queries[place] for place in group] for group in cut.groups]
-    sequences = [cut.sequences(group) for group in queries]
-    group_tokens = [sum(map(len, some)) // TOKEN_BYTES for some in sequences]
-    mine = processes.mine(group_tokens)
+    def in_passes(numbers: Numbers, count: int) -> Passes:
+        lengths = work.token_counts[numbers]
+        rows = list(budget_slices(order_by_length(lengths), lengths, budget=budget // count))
+        return Passes(tuple(one_pass(numbers[some]) for some in rows), buffer.array(_inverse(rows)))
+
+    of_chunks, of_groups = [cut.shared[rows] for rows in cut.chunks], [work.needed(group) for group in cut.groups]
+    chunk_tokens, group_tokens = [work.tokens(some) for some in of_chunks], [work.tokens(some) for some in of_groups]
     chunks = {
-        number: ChunkPlan(_pass(buffer, [cut.shared[row] for row in cut.chunks[number]]), buffer.array(np.array(cut.chunks[number])))
+        number: ChunkPlan(one_pass(of_chunks[number]), buffer.array(np.array(cut.chunks[number])))
         for number in processes.mine(chunk_tokens)
     }
-    passages = BatchPassages(work.in_batch_passages) if work.in_batch else None
-    in_batch = {loss: passages for loss in work.in_batch} if passages else {}
+    mine = processes.mine(group_tokens)
+    is_shared = cut.is_shared(work)
+    places = np.zeros(len(work.sequences), np.int64)  # of vectors, in the group that is planned
+    places[cut.shared] = np.arange(len(cut.shared))
+    queries = [place for number in mine for place in cut.groups[number]]
+    joining = in_batch = None
+    if work.in_batch:  # all sequences are shared
+        closed, passages_N = work.in_batch.closed_to(queries), work.in_batch.passages_N
+        joining = Joining(work.in_batch.losses, buffer.array(places[passages_N]))
+        in_batch = InBatchPlan((len(queries), len(passages_N)), buffer.array(closed))
     groups = {}
+    all_lists = ProcessLists([work.queries[place] for place in queries])
+    first = 0  # query of the group
     for number in mine:
-        own = cut.not_shared(sequences[number])
-        lists = group_lists(queries[number], _places(own, cut), in_batch=in_batch)
-        groups[number] = GroupPlan({count: in_passes(own, count) for count in passes} if own else {}, lists.map(buffer.array))
+        own = of_groups[number][~is_shared[of_groups[number]]] if len(cut.shared) else of_groups[number]
+        places[cut.shared] = np.arange(len(own), len(own) + len(cut.shared))
+        places[own] = np.arange(len(own))
+        stop = first + len(cut.groups[number])
+        lists = all_lists.of_group(first, stop, places, joining=joining, put=buffer.array)
+        groups[number] = GroupPlan({count: in_passes(own, count) for count in passes} if len(own) else {}, lists)
+        first = stop
     asked = asked_of(work.queries, with_initial=with_initial)
-    any_chunk = _pass(buffer, [cut.shared[cut.chunks[0][0]]]) if cut.chunks and not chunks else None
-    in_order = buffer.array(_inverse(cut.chunks)) if cut.chunks else None
+    any_chunk = one_pass(of_chunks[0][:1]) if cut.chunks and not chunks else None
     losses = buffer.array(_loss_places(asked, [cut.groups[number] for number in mine]))
-    return StepPlan(buffer.tensor(), chunk_tokens, group_tokens, chunks, groups, any_chunk, in_order, losses, asked)
+    gathered = _gathered(cut.chunks, chunk_tokens, buffer, processes=processes) if cut.chunks else None
+    return StepPlan(buffer.tensor(), chunk_tokens, group_tokens, chunks, groups, any_chunk, gathered, in_batch, losses, asked)
 
 
-def _pass(buffer: _Buffer, sequences: Sequence[Sequenced]) -> Pass:
-    lengths = np.array(list(map(len, sequences)), dtype=np.int32) // TOKEN_BYTES
-    return Pass(buffer.tokens(sequences, count=int(lengths.sum())), buffer.array(lengths[:, None]), int(lengths.max()))
+def _gathered(chunks: Sequence[Sequence[int]], tokens: Sequence[int], buffer: _Buffer, *, processes: Distributed) -> Gathered:
+    of_processes = [[chunks[number] for number in some] for some in processes.shares(tokens)]
+    rows = max(sum(map(len, some)) for some in of_processes)
+    places = np.empty(sum(map(len, chunks)), np.int64)
+    for rank, some in enumerate(of_processes):
+        own = np.array([row for chunk in some for row in chunk], np.int64)
+        places[own] = rank * rows + np.arange(len(own))
+    return Gathered(rows, buffer.array(places))
 
 
-def _places(own: Sequence[Sequenced], cut: MicroBatches) -> dict[Sequenced, int]:
-    """Of a group's sequences among its vectors: its own, then the shared ones."""
-    if not own:
-        return cut.shared_places
-    return dict(zip((*own, *cut.shared), itertools.count(), strict=False))
-
-
-def _inverse(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+def _inverse(rows: Sequence[Numbers]) -> Numbers:
     """Of each number in the rows its place among all of them."""
-    flat = np.concatenate([np.asarray(some, dtype=np.int64) for some in rows])
+    flat = np.concatenate(rows)
     places = np.empty(len(flat), dtype=np.int64)
     places[flat] = np.arange(len(flat))
     return places
 
 
-def _loss_places(asked: NDArray[np.bool_], groups: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+def _loss_places(asked: NDArray[np.bool_], groups: Sequence[Sequence[int]]) -> Numbers:
     """Places in [3, B], flat, of the losses of some groups: each group's losses one after the other, each of the queries it is asked of."""
     queries = asked.shape[1]
-    places = [loss * queries + place for group in groups for loss in range(len(LOSSES)) for place in group if asked[loss, place]]
-    return np.array(places, dtype=np.int64)
+    parts = [NOTHING_SHARED]
+    for group in map(np.array, groups):
+        parts += [loss * queries + group[asked[loss, group]] for loss in range(len(LOSSES))]
+    return np.concatenate(parts)

@@ -89,9 +89,15 @@ def test_each_positive_through_a_run(each: Path) -> None:
     of_query = {"d1", "d40", "d41", "d42"}
     assert {doc_id for query_id, doc_id in trained if query_id == "train1"} == of_query
     work = plan_batch(rows, objective=Objective(in_batch="both"), share=Fraction(1))
-    for query in (query for query in work.queries if query.query_id == "train1"):
-        open_to = [one for one in work.in_batch_passages if one.sequence not in query.own and query.own.isdisjoint(one.ids)]
-        assert open_to and not any(one.ids & of_query for one in open_to)
+    ids: dict[bytes, set[str]] = {}
+    for row in rows:
+        for doc_id, tokens in zip(row.candidate_ids, row.candidate_tokens, strict=True):
+            ids.setdefault(tokens.tobytes(), set()).add(doc_id)
+    assert work.in_batch is not None
+    passages = [ids[work.sequences[number]] for number in work.in_batch.passages_N]
+    for place in (place for place, query in enumerate(work.queries) if query.query_id == "train1"):
+        open_to = set(range(len(passages))) - set(work.in_batch.closed_to([place]).tolist())
+        assert open_to and not any(passages[number] & of_query for number in open_to)
     assert "Of 17 labelled positives 0 are p+ of no list." in page_of(each)
 
 

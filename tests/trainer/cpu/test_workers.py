@@ -15,7 +15,7 @@ from trainer.cpu.fast_path import CpuBackend
 from trainer.cpu.workers import Workers
 from trainer.input.stream import TrainingRow
 from trainer.objective.plan import plan_batch
-from trainer.steps.distributed import Distributed
+from trainer.processes.distributed import Distributed
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
 

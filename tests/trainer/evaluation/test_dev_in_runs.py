@@ -61,8 +61,8 @@ def dev_lines_of(file: Path, dev_set: Path, folder: Path) -> dict[str, float]:
     from retrieval.models.dual_encoder import DualEncoder
     from retrieval.models.student import resolve_student
     from trainer.evaluation.dev_set import open_dev_set
+    from trainer.processes.distributed import Distributed
     from trainer.run import step_settings
-    from trainer.steps.distributed import Distributed
 
     experiment = recipes.load({"config": str(file), "student.model": str(folder), "student.normalize": "true"})
     spec = resolve_student(experiment.student)

@@ -20,7 +20,7 @@ from retrieval.models.student import resolve_student
 from trainer.evaluation.dev_sets import open_dev_sets
 from trainer.evaluation.schedule import dev_figures
 from trainer.objective.dimensions import Dimensions
-from trainer.steps.distributed import Distributed
+from trainer.processes.distributed import Distributed
 from trainer.steps.gradients import StepSettings
 
 NAMES = ("NanoSciFact", "NanoNFCorpus")

@@ -23,8 +23,8 @@ from trainer.input.stream import TrainingRow
 from trainer.loop import train
 from trainer.objective.dimensions import Dimensions
 from trainer.objective.plan import plan_batch
+from trainer.processes.distributed import Distributed
 from trainer.steps.backend import PlainBackend
-from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
 

@@ -61,11 +61,11 @@ def test_unselected_queries_encode_no_dark_example(rows: list[TrainingRow]) -> N
     """Encoding what no loss looks at: up to half of the epoch's time."""
     work = plan_batch(rows, objective=Objective(), share=Fraction(1, 2))
     by_confidence = sorted(rows, key=lambda row: -row.confidence)
-    assert work.selected == 3 and {q.query_id for q in work.queries if q.distilled} == {row.query_id for row in by_confidence[:3]}
+    assert work.selected == 3 and {q.query_id for q in work.queries if len(q.distilled)} == {row.query_id for row in by_confidence[:3]}
     for row, query in zip(rows, work.queries, strict=True):
         assert len(query.supervised) == 4 and len(query.distilled) in (0, 8)
-        assert len(query.sequences) == (10 if query.distilled else 5)
-        if query.distilled:
+        assert len(query.sequences) == (10 if len(query.distilled) else 5)
+        if len(query.distilled):
             assert query.teacher_logits.tolist() == row.teacher_logits[1:].tolist()
 
 
@@ -73,7 +73,7 @@ def test_unselected_queries_encode_no_dark_example(rows: list[TrainingRow]) -> N
 def test_without_supervised_loss_unselected_queries_encode_nothing(rows: list[TrainingRow], objective: Objective) -> None:
     """Work for a weight of 0."""
     work = plan_batch(rows, objective=objective, share=Fraction(1, 2))
-    assert [bool(query.sequences) for query in work.queries] == [bool(query.distilled) for query in work.queries]
+    assert [bool(len(query.sequences)) for query in work.queries] == [bool(len(query.distilled)) for query in work.queries]
     assert work.supervised_weight == 0
     assert sum(map(len, cut(work, budget=10**6).groups)) == 3
 
@@ -92,12 +92,13 @@ def test_what_is_never_a_negative_is_none_of_the_batch_s(rows: list[TrainingRow]
     other, mine = rows[1], rows[0]
     positive = other.candidate_ids[0]
     work = plan_batch([replace(mine, never_ids=(positive, "elsewhere")), other], objective=Objective(in_batch="both"), share=Fraction(1))
-    open_to = {query.query_id: [query.own.isdisjoint(passage.ids) for passage in work.in_batch_passages] for query in work.queries}
-    of_other = [positive in passage.ids for passage in work.in_batch_passages]
-    assert sum(of_other) == 1 and not open_to[mine.query_id][of_other.index(True)]
-    assert sum(open_to[mine.query_id]) == 3  # the other query's negatives
-    before = plan_batch([mine, other], objective=Objective(in_batch="both"), share=Fraction(1))
-    assert sum(before.queries[0].own.isdisjoint(passage.ids) for passage in before.in_batch_passages) == 4
+    in_batch = work.in_batch
+    assert in_batch is not None
+    of_other = int(np.flatnonzero([work.sequences[number] == other.candidate_tokens[0].tobytes() for number in in_batch.passages_N])[0])
+    assert of_other in in_batch.closed_to([0]) and len(in_batch.passages_N) == 8
+    assert len(in_batch.passages_N) - len(in_batch.closed_to([0])) == 3  # the other query's negatives
+    before = plan_batch([mine, other], objective=Objective(in_batch="both"), share=Fraction(1)).in_batch
+    assert before and len(before.passages_N) - len(before.closed_to([0])) == 4
 
 
 def test_lists_of_one_query_have_names_of_their_own() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from trainer.processes.distributed import Distributed
 from trainer.reporting import speeds
 from trainer.reporting.speeds import Lap, meet, peak_memory
-from trainer.steps.distributed import Distributed
 
 
 def test_a_slow_process_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

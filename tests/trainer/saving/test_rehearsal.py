@@ -18,9 +18,9 @@ from retrieval.models.student import resolve_student
 from retrieval.teachers.pair_scorer import PairScorer
 from trainer import recipes
 from trainer.loop import train
+from trainer.processes.distributed import Distributed
 from trainer.run import open_run
 from trainer.saving.rehearsal import rehearse_saving
-from trainer.steps.distributed import Distributed
 
 NOBODY_SAVES = "num_hidden_layers (4) must be equal to the number of layer_types (6)"
 

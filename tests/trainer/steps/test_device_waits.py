@@ -18,9 +18,9 @@ from retrieval.models.student import resolve_student
 from trainer.input.stream import TrainingRow
 from trainer.objective.dimensions import Dimensions
 from trainer.objective.plan import plan_batch
+from trainer.processes.distributed import Distributed
 from trainer.steps.attention_mask import whole_masks
 from trainer.steps.backend import PlainBackend
-from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
 

@@ -21,12 +21,13 @@ from data.tables.cl_drd_groups import labels_of
 from data.tables.schemas import CandidateKind
 from retrieval.models.dual_encoder import DualEncoder
 from retrieval.models.student import resolve_student
+from trainer.cpu.fast_path import CpuBackend
 from trainer.input.stream import TrainingRow
 from trainer.objective.dimensions import Dimensions
 from trainer.objective.plan import BatchWork, plan_batch
+from trainer.processes.distributed import Distributed
 from trainer.steps import gradients
 from trainer.steps.backend import PlainBackend
-from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import QueryLosses, StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
 from trainer.steps.reference_models import References
@@ -181,9 +182,35 @@ def test_second_encoding_repeats_the_first(student: Path, rows: list[TrainingRow
 
     monkeypatch.setattr(gradients._Step, "_encode_pass", recorded)
     work = plan_batch(rows, objective=Objective(in_batch="both"), share=Fraction(1))
-    accumulate(model, work, settings=settings())
+    accumulate(model, work, settings=settings(kept_tokens=0))
     half = len(seen) // 2
     assert half > 1 and all(torch.equal(first, second) for first, second in zip(seen[:half], seen[half:], strict=True))
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+def test_kept_graphs_give_the_gradient_of_a_second_encoding(
+    student: Path, rows: list[TrainingRow], monkeypatch: pytest.MonkeyPatch, cpu: bool
+) -> None:
+    """Prevents: a result that depends on how much memory a run was given, and graphs that are kept where there is no room."""
+    spec = resolve_student(Student(model=str(student), query_tokens=32, passage_tokens=64))
+    model = DualEncoder(spec).train()
+    backend = CpuBackend(model, workers=2) if cpu else PlainBackend(model)
+    work = plan_batch(rows, objective=Objective(in_batch="both", supervised_weight=0.3), share=Fraction(1))
+    parts = cut(work, budget=64)
+    encoded: list[int] = []
+    original = gradients._Step._encode_chunk
+    monkeypatch.setattr(gradients._Step, "_encode_chunk", lambda self, m, number: (encoded.append(number), original(self, m, number))[1])
+    all_tokens = sum(work.lengths)
+    found, times = {}, {}
+    for kept in (0, all_tokens - 1, all_tokens, None):
+        encoded.clear()
+        model.zero_grad()
+        own = settings(kept_tokens=kept)
+        accumulate_gradients(backend, work, parts, step=0, settings=own, processes=Distributed(), references={})
+        found[kept], times[kept] = gradient_of(model), len(encoded) / len(parts.chunks)
+    assert len(parts.chunks) > 3 and times == {0: 2, all_tokens - 1: 2, all_tokens: 1, None: 2}
+    for gradient in found.values():
+        assert all(torch.equal(value, found[0][name]) for name, value in gradient.items())
 
 
 @pytest.mark.parametrize("budget", [10**6, 100])
@@ -195,7 +222,7 @@ def test_equal_passages_are_encoded_once(student: Path, rows: list[TrainingRow],
         gradients._Step, "_encode_pass", lambda self, e, one: (sizes.append(one.lengths_N1.shape[0]), original(self, e, one))[1]
     )
     work = plan_batch(rows, objective=Objective(), share=Fraction(1))
-    assert bool(cut(work, budget=budget).shared) == (budget == 100)
+    assert bool(len(cut(work, budget=budget).shared)) == (budget == 100)
     accumulate(Float64Encoder(student), work, settings=settings(micro_batch_tokens=budget))
     distinct = {tokens.tobytes() for row in rows for tokens in (row.query_tokens, *row.candidate_tokens)}
     assert sum(sizes) == len(distinct)
@@ -290,7 +317,9 @@ def test_prod_s_objective_in_micro_batches(
     losses = accumulate(model, work, settings=settings(micro_batch_tokens=budget, temperature=4.0), references=references)
     found = gradient_of(model)
     monkeypatch.undo()
-    needed = {sequence for query in work.queries for sequence in query.sequences} | {one.sequence for one in work.in_batch_passages}
+    numbers = {number for query in work.queries for number in query.sequences.tolist()}
+    numbers |= set(work.in_batch.passages_N.tolist()) if work.in_batch else set()
+    needed = {work.sequences[number] for number in numbers}
     for encoder in references.values():
         assert sorted(read[encoder]) == sorted(needed)  # each once
         assert all(parameter.grad is None for parameter in encoder.parameters())

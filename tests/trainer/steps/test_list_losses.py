@@ -19,8 +19,8 @@ from data.config.settings import Objective
 from trainer.input.stream import TrainingRow
 from trainer.objective.dimensions import Dimensions
 from trainer.objective.plan import BatchWork, plan_batch
+from trainer.processes.distributed import Distributed
 from trainer.steps.backend import PlainBackend
-from trainer.steps.distributed import Distributed
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import MicroBatches, cut
 

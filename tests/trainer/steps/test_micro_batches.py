@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from data.config.settings import Objective
 from trainer.input.stream import TrainingRow
-from trainer.objective.plan import BatchWork, plan_batch, token_count
-from trainer.steps.distributed import Distributed
-from trainer.steps.micro_batches import _relatives, _repeated, cut, tokens_of
+from trainer.objective.plan import BatchWork, plan_batch
+from trainer.processes.distributed import Distributed
+from trainer.steps.micro_batches import _relatives, _repeated, cut
 
 # Of each query: the numbers of its three passages. Passage n has 2 + n % 7 tokens; equal numbers are equal passages.
 QUERIES = st.lists(st.lists(st.integers(0, 30), min_size=3, max_size=3, unique=True), min_size=1, max_size=12)
@@ -43,10 +43,10 @@ def test_every_query_is_in_one_group_and_every_passage_is_encoded_once(passages:
     parts = cut(work, budget=budget)
     assert sorted(place for group in parts.groups for place in group) == list(range(len(passages)))
     assert sorted(row for chunk in parts.chunks for row in chunk) == list(range(len(parts.shared)))
-    encoded = Counter(parts.shared)
+    encoded = Counter(parts.shared.tolist())
     for group in parts.groups:
-        encoded.update(parts.not_shared(parts.sequences([work.queries[place] for place in group])))
-    needed = {sequence for query in work.queries for sequence in query.sequences}
+        encoded.update(number for number in work.needed(group).tolist() if not parts.is_shared(work)[number])
+    needed = {number for query in work.queries for number in query.sequences.tolist()}
     assert encoded == Counter(dict.fromkeys(needed, 1))
 
 
@@ -56,9 +56,9 @@ def test_groups_keep_to_the_budget(passages: list[list[int]], budget: int) -> No
     work = work_of(passages)
     parts = cut(work, budget=budget)
     for group in parts.groups:
-        assert len(group) == 1 or tokens_of([work.queries[place] for place in group]) <= budget
+        assert len(group) == 1 or work.tokens(work.needed(group)) <= budget
     for chunk in parts.chunks:
-        lengths = [token_count(parts.shared[row]) for row in chunk]
+        lengths = work.token_counts[parts.shared[chunk]].tolist()
         assert len(chunk) == 1 or max(lengths) * len(lengths) <= budget
 
 
@@ -67,7 +67,7 @@ def test_processes_take_every_piece_once_and_like_amounts(passages: list[list[in
     """A piece that two processes take counts twice in the gradient, one that none takes never."""
     work = work_of(passages)
     parts = cut(work, budget=40)
-    costs = [tokens_of([work.queries[place] for place in group]) for group in parts.groups]
+    costs = [work.tokens(work.needed(group)) for group in parts.groups]
     shares = [Distributed(rank, size).mine(costs) for rank in range(size)]
     assert sorted(piece for share in shares for piece in share) == list(range(len(costs)))
     loads = [sum(costs[piece] for piece in share) for share in shares]
@@ -77,7 +77,7 @@ def test_processes_take_every_piece_once_and_like_amounts(passages: list[list[in
 def test_queries_that_share_passages_come_together() -> None:
     """Neighbours torn apart for nothing: their passages would be encoded twice over, once for the vectors, once for the gradient."""
     parts = cut(work_of([[1, 2, 3], [4, 5, 6], [7, 8, 1], [9, 10, 4]]), budget=40)
-    assert {tuple(group) for group in parts.groups} == {(0, 2), (1, 3)} and not parts.shared
+    assert {tuple(group) for group in parts.groups} == {(0, 2), (1, 3)} and not len(parts.shared)
 
 
 @pytest.mark.parametrize("count", [1, 2, 16, 64])
@@ -86,7 +86,7 @@ def test_shares_of_many_queries_are_equal(count: int) -> None:
     generator = np.random.default_rng(count)
     work = work_of([(100 * place + generator.permutation(30)[:3]).tolist() for place in range(count)])
     parts = cut(work, budget=64)
-    costs = [tokens_of([work.queries[place] for place in group]) for group in parts.groups]
+    costs = [work.tokens(work.needed(group)) for group in parts.groups]
     for size in (2, 4, 8):
         if len(costs) >= size:
             loads = [sum(costs[piece] for piece in Distributed(rank, size).mine(costs)) for rank in range(size)]
@@ -98,7 +98,7 @@ def test_in_batch_negatives_share_everything() -> None:
     work = work_of([[1, 2, 3], [4, 5, 6]], in_batch="both")
     parts = cut(work, budget=16)
     assert len(parts.shared) == 8 and len(parts.chunks) > 1
-    assert not parts.not_shared(parts.sequences(work.queries))
+    assert parts.is_shared(work).all()
 
 
 @given(QUERIES, st.integers(8, 200), st.integers(1, 9))
@@ -109,9 +109,9 @@ def test_pieces_are_a_multiple_and_lose_nothing(passages: list[list[int]], budge
     assert sorted(place for group in parts.groups for place in group) == list(range(len(passages)))
     assert sorted(row for chunk in parts.chunks for row in chunk) == list(range(len(parts.shared)))
     for group in parts.groups:
-        assert len(group) == 1 or tokens_of([work.queries[place] for place in group]) <= budget
+        assert len(group) == 1 or work.tokens(work.needed(group)) <= budget
     for chunk in parts.chunks:
-        lengths = [token_count(parts.shared[row]) for row in chunk]
+        lengths = work.token_counts[parts.shared[chunk]].tolist()
         assert len(chunk) == 1 or max(lengths) * len(lengths) <= budget
     assert len(parts.chunks) >= min(pieces, len(parts.shared)) and len(parts.groups) >= min(pieces, len(passages))
     apart = work_of([[100 * place + number for number in row] for place, row in enumerate(passages)])  # nothing is shared
@@ -123,9 +123,10 @@ def test_pieces_divide_in_batch_work() -> None:
     """Prevents: all passages in one chunk, for one process, while the others wait."""
     passages = [[3 * place, 3 * place + 1, 3 * place + 2] for place in range(12)]
     assert len(cut(work_of(passages, in_batch="both"), budget=10_000).chunks) == 1
-    parts = cut(work_of(passages, in_batch="both"), budget=10_000, pieces=6)
+    work = work_of(passages, in_batch="both")
+    parts = cut(work, budget=10_000, pieces=6)
     assert len(parts.groups) == 6 and 6 <= len(parts.chunks) <= 8
-    tokens = [sum(token_count(parts.shared[row]) for row in chunk) for chunk in parts.chunks]
+    tokens = [work.tokens(parts.shared[chunk]) for chunk in parts.chunks]
     assert max(tokens) < 1.3 * sum(tokens) / len(tokens)
 
 
@@ -136,5 +137,5 @@ def test_relatives_are_connected_components_in_the_order_of_their_latest_query(p
     for place, numbers in enumerate(passages):
         touching = [one for one in components if any(set(numbers) & set(passages[other]) for other in one)]
         components = [one for one in components if one not in touching] + [sorted([place, *(other for one in touching for other in one)])]
-    queries = work_of(passages).queries
-    assert _relatives(queries, range(len(passages)), repeated=_repeated(queries)) == components
+    work = work_of(passages)
+    assert _relatives(work, range(len(passages)), repeated=_repeated(work)) == components

@@ -3,9 +3,10 @@
 Started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK. What a step computes does not depend on the number of processes: they
 take whole micro-batches of the one global batch, and sum their gradients once, after the last.
 
-All processes must meet in the same sums in the same order, or they wait for each other for ever. So what is summed is a function of the
-global batch and of the model, never of a process's own share. A process that fails leaves; the others learn of it where they meet next,
-and end with a sentence. They meet over gloo, which notices a process that is gone at once; before sums of nccl on GPUs too, which does not.
+All processes must meet in the same sums in the same order, or they wait for each other for ever. So what is summed, or gathered, is a
+function of the global batch and of the model, never of a process's own share. A process that fails leaves; the others learn of it where
+they meet next, and end with a sentence. They meet over gloo, which notices a process that is gone at once; before sums of nccl on GPUs
+too, which does not.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense
 from data.command import left_at_once, stop_if_asked
 from data.errors import RunFailed, UserError, first_line
 from retrieval.compute.batching import lpt_schedule
-from trainer.steps.fresh_store import fresh_part
-from trainer.steps.waits import Waits
+from trainer.processes.fresh_store import fresh_part
+from trainer.processes.waits import Waits
 
 _PATIENCE = timedelta(minutes=30)  # with a process that lives and does not come: it checks all shards, or saves to a slow disk
 _BUCKET_BYTES = 64 << 20  # of gradients in one sum, beside the gradients themselves
@@ -49,24 +50,42 @@ class Distributed:
 
     def mine(self, costs: Sequence[int]) -> list[int]:
         """Which pieces of work this process takes, in their order. `costs` are tokens."""
-        return sorted(lpt_schedule(costs, self.size)[self.rank])
+        return self.shares(costs)[self.rank]
+
+    def shares(self, costs: Sequence[int]) -> list[list[int]]:
+        """The same of each process."""
+        return [sorted(share) for share in lpt_schedule(costs, self.size)]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all processes' tensors, in place. Raises RunFailed where a process is gone, as all that follows does."""
+        if self.size > 1:
+            with self._meeting(tensor):
+                distributed.all_reduce(tensor)
+        return tensor
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """All processes' rows, one process after the other: each gives a tensor of the same shape."""
         if self.size == 1:
-            return tensor
+            return rows
+        gathered = rows.new_empty(self.size * rows.shape[0], *rows.shape[1:])
+        with self._meeting(rows):
+            distributed.all_gather_single(gathered, rows.contiguous())
+        return gathered
+
+    @contextlib.contextmanager
+    def _meeting(self, tensor: Tensor) -> Iterator[None]:
+        """What all processes do together with a tensor of each."""
         try:
             with self.waits.measured(on_device=tensor.is_cuda):
                 if tensor.is_cuda:
                     distributed.all_reduce(torch.zeros(1))
-                distributed.all_reduce(tensor)
+                yield
         except RuntimeError as error:
             stop_if_asked()  # a signal has ended the others, and would end this one when it is back in Python
             raise RunFailed(
                 f"process {self.rank} of {self.size}: another one is gone, or has not come for {self.patience.total_seconds() / 60:g} min "
                 f"({_in_short(error)}); what it said itself says why. The last checkpoint is kept: start the same command again"
             ) from error
-        return tensor
 
     def sum_gradients(self, model: nn.Module) -> None:
         """Give each process the sum of all processes' gradients. A parameter of which no process has a gradient keeps none."""

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from torch import distributed
 
-from trainer.steps.fresh_store import fresh_part
+from trainer.processes.fresh_store import fresh_part
 
 
 def started(store: distributed.Store, ranks: list[int], *, size: int, label: str, seconds: float = 30) -> list[str]:

@@ -12,8 +12,8 @@ import torch
 from torch import distributed
 
 from data.errors import RunFailed, UserError
-from trainer.steps import distributed as ours
-from trainer.steps.waits import Waits
+from trainer.processes import distributed as ours
+from trainer.processes.waits import Waits
 
 
 @pytest.mark.parametrize(("place", "shown", "expected"), [(0, 8, 0), (5, 8, 5), (0, 1, 0), (3, 1, 0)])
