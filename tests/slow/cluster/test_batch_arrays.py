@@ -144,6 +144,21 @@ def test_two_plain_runs_pay_for_nothing_twice(
     assert claims_left(store) == []
 
 
+def test_two_runs_that_share_nothing_lose_nothing_and_are_told(
+    unbroken: Unbroken, jobs: Jobs, tmp_path: Path, tiny_experiment: Callable[..., Path], parquet_files: Files
+) -> None:
+    """Prevents: claims=off in a command that somebody starts twice, so that pairs are paid for twice and nobody is told; or a shard or a
+    logit that one spoils for the other."""
+    config = tiny_experiment(tmp_path, **SIZES)
+    logs = begin(jobs, config, ["one", "two"], "claims=off")
+    assert [jobs.end(log) for log in logs] == [EXIT_COMPLETE] * 2, "".join(map(said, logs))
+    store, pairs = tmp_path / "store", distinct_pairs(tmp_path / "store")
+    assert parquet_files(store) == unbroken.files
+    assert pairs <= sum(map(scored, logs)) <= 2 * pairs
+    assert any("another job builds in this store now" in said(log) and "paid for, twice" in said(log) for log in logs)
+    assert not [path for path in (store / "claims").rglob("*") if path.is_file()]
+
+
 def begin_scoring(unbroken: Unbroken, jobs: Jobs, config: Path, names: list[str], *words: str) -> tuple[list[Path], Path]:
     """Start jobs on a copy of the store without scores. Returns their logs, and that of the first which has scored a window."""
     store = config.parent / "store"
