@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from support.children import ROOT, start
+from support.lost_work import most_seconds
 from support.slurm import slurm_environment
 from support.stores import distinct_pairs, forget_scores
 
@@ -36,6 +37,7 @@ class Jobs:
     """Children of one zygote, each by its log."""
 
     def __init__(self) -> None:
+        self.unbroken = 180.0  # seconds of one job alone, once that is known
         self._process = start("jobs", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.running: dict[Path, int] = {}
 
@@ -51,9 +53,9 @@ class Jobs:
         code = Path(f"{log}.code")
         return int(code.read_text()) if code.exists() else None
 
-    def end(self, log: Path, *, seconds: float = 240) -> int:
-        """Wait for the exit code."""
-        until = time.monotonic() + seconds
+    def end(self, log: Path) -> int:
+        """Wait for the exit code, as long as if each of those that run had yet to do all the work, on the cores that they share."""
+        until = time.monotonic() + most_seconds(len(self.running) * self.unbroken)
         while (code := self.ended(log)) is None:
             assert time.monotonic() < until, f"{log} does not end:\n{said(log)}"
             time.sleep(0.02)
@@ -91,9 +93,10 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_experiment: Callable
     started, log = time.monotonic(), config.parent / "log"
     jobs.begin(log, f"config={config}", "claims=off")
     assert jobs.end(log) == EXIT_COMPLETE, said(log)
+    jobs.unbroken = time.monotonic() - started
     store = config.parent / "store"
     assert scored(log) == distinct_pairs(store) == stored_rows(store)
-    return Unbroken(store, parquet_files(store), time.monotonic() - started)
+    return Unbroken(store, parquet_files(store), jobs.unbroken)
 
 
 def said(log: Path) -> str:
@@ -210,7 +213,7 @@ def test_four_parts_each_killed_once_and_a_plain_run(
     logs = begin(jobs, config, names, parts=True)
     moments = {log: time.monotonic() + chance.uniform(0.2, 0.8) * unbroken.seconds for log in logs}
     queued: dict[Path, float] = {}  # when it is started again
-    waited, until = 0, time.monotonic() + 400
+    waited, until = 0, time.monotonic() + most_seconds(2 * len(logs) * unbroken.seconds)  # each is begun twice at least
     while (jobs.running or queued) and time.monotonic() < until:
         time.sleep(0.02)
         for number, log in enumerate(logs):
