@@ -79,14 +79,24 @@ class _Means:
         if self.executor is None:
             self.executor = _start(self.planner, rest, self.say)
             self.closing.callback(self.executor.close)
-        if self.claims and self.job is None:
-            experiment = self.planner.experiment
-            place = open_place(experiment.store)
-            self.job = self.closing.enter_context(Job(place, seconds=experiment.runner.claim_seconds).alive())
-            if not is_remote(experiment.store):
-                self.closing.enter_context(kept(place.root / JOBS, within=place.root))  # no sign of life where the store is not mounted
+        if self.job is None:
+            self.job = self._begin_job()
             self.closing.callback(self.executor.close)  # once more, earlier: what a job holds is free when it has left
-        return build_stale(plan, self.planner.models, self.executor, self.say, job=self.job, part=self.part)
+        return build_stale(plan, self.planner.models, self.executor, self.say, job=self.job if self.claims else None, part=self.part)
+
+    def _begin_job(self) -> Job:
+        """This job gives signs of life from now on, to the end of the run, also where it claims nothing."""
+        experiment = self.planner.experiment
+        place = open_place(experiment.store)
+        job = self.closing.enter_context(Job(place, seconds=experiment.runner.claim_seconds, apart=not self.claims).alive())
+        if not is_remote(experiment.store):
+            self.closing.enter_context(kept(place.root / JOBS, within=place.root))  # no sign of life where the store is not mounted
+        if job.not_shared_with:
+            self.say(
+                f"warning: another job builds in this store now, on {', '.join(job.not_shared_with)}, and claims=off shares nothing: what "
+                "both come to is computed, and paid for, twice; end one of them, or leave claims=off out of both"
+            )
+        return job
 
 
 def _run_table(means: _Means, table: Table, *, rest: Sequence[Table]) -> int:

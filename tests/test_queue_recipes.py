@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -143,3 +144,27 @@ def test_the_ray_job_is_one_of_kuberay_s(monkeypatch: pytest.MonkeyPatch, tmp_pa
     head, worker = check_pod(cluster["headGroupSpec"]["template"]), check_pod(workers["template"])
     assert head["image"] == worker["image"] and head["volumeMounts"] == worker["volumeMounts"]
     check_command(spec["entrypoint"].replace("/mnt/", "").split(), monkeypatch, tmp_path)
+
+
+def refused_by_kuberay(job: Any) -> list[str]:
+    """What the schema of KubeRay 1.5.1, the oldest that the recipe names, has against a RayJob: a field that it does not know, too. Of pods
+    it says nothing: tests/slow/test_kubernetes_recipes.py."""
+    from jsonschema import Draft7Validator
+
+    schema = json.loads((Path(__file__).parent / "support" / "kuberay_rayjob.json").read_text())
+    return [error.message for error in Draft7Validator(schema).iter_errors(job)]
+
+
+def test_the_ray_job_fits_the_operator_s_schema() -> None:
+    """Prevents: a field of the RayJob that is misspelt or lies at the wrong level, so that the cluster is open, or never scales."""
+    assert refused_by_kuberay(manifest("rayjob.yaml")) == []
+    for spoil, said in (
+        (lambda cluster: cluster.update(authOption={"mode": "token"}), "'authOption' was unexpected"),
+        (lambda cluster: cluster.update(authOptions={"mode": "tokens"}), "'tokens' is not one of"),
+        (lambda cluster: cluster["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}), "0 is not of type 'string'"),
+        (lambda cluster: cluster["workerGroupSpecs"][0].pop("groupName"), "'groupName' is a required property"),
+    ):
+        job = manifest("rayjob.yaml")
+        spoil(job["spec"]["rayClusterSpec"])
+        (refusal,) = refused_by_kuberay(job)
+        assert said in refusal

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -201,16 +202,22 @@ class RemotePath:
         size = local.stat().st_size
         if s3.is_s3(self._fs) and size <= s3.LARGEST_PUT:
             return self.put_bytes(local.read_bytes())
-        attempted(self.address, lambda: self._fs.put_file(str(local), self.address))
-        return self._of_size(size)
+        return self._put_large(lambda: self._fs.put_file(str(local), self.address), size)
 
     def put_bytes(self, content: bytes) -> Entry:
         """Put an object of this content, in the place of one that may be there. Returns the object; on S3 no request is made for it."""
         if s3.is_s3(self._fs) and len(content) <= s3.LARGEST_PUT:
             version = attempted(self.address, lambda: s3.put(self._fs, self.address, content))
             return Entry(self.address.rsplit("/", 1)[-1], False, len(content), version) if version else self.entry()
-        attempted(self.address, lambda: self._fs.pipe_file(self.address, content))
-        return self._of_size(len(content))
+        return self._put_large(lambda: self._fs.pipe_file(self.address, content), len(content))
+
+    def _put_large(self, work: Callable[[], object], size: int) -> Entry:
+        attempted(self.address, work)
+        there = self._of_size(size)
+        if s3.is_s3(self._fs):
+            with contextlib.suppress(Exception):  # of many kinds; not all servers know the request, nor are all users allowed it
+                s3.end_other_uploads(self._fs, self.address)
+        return there
 
     def _of_size(self, size: int) -> Entry:
         there = self.entry()

@@ -72,6 +72,18 @@ def create(filesystem: Any, address: str, content: bytes) -> bool:
     return True
 
 
+def end_other_uploads(filesystem: Any, address: str) -> None:
+    """Abort uploads in parts of an object that is there: of a killed process, or begun by a request whose answer was lost.
+
+    Nobody sees them, and the bucket's owner pays for them. One that another process is at is begun again by it, see `attempts`.
+    """
+    bucket, key, _ = filesystem.split_path(address)
+    listed = filesystem.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
+    for upload in listed.get("Uploads", []):
+        if upload["Key"] == key:
+            filesystem.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload["UploadId"])
+
+
 def encrypts(filesystem: Any, address: str) -> bool:
     """Whether the object is kept under a key that makes its ETag no MD5."""
     bucket, key, _ = filesystem.split_path(address)

@@ -1,6 +1,7 @@
 """The jobs that work on one store, as they see each other.
 
     STORE/claims/jobs/<job>           written again and again while the job lives: host, process, how long its silence is patience
+    STORE/claims/jobs/apart-<job>     the same of one that claims nothing, claims=off
     STORE/claims/<table>.<unit>.<n>   the job that does a unit of a table, see `pipeline.sharing.claims`
 
 A job whose file is gone has ended. One that has been silent for longer than it said is dead, and so is one of this machine whose process is
@@ -26,6 +27,7 @@ from retrieval.compute.settled import FOLDER as SETTLED
 
 FOLDER = "claims"
 JOBS = f"{FOLDER}/jobs"
+_APART = "apart-"  # what the names of jobs begin with that claim nothing
 _BEATS = 20  # signs of life in the time after which a silent job is dead
 
 
@@ -62,15 +64,29 @@ class Job:
     """This job, and what it sees of the others."""
 
     def __init__(
-        self, place: Place, *, seconds: float, clock: Callable[[], float] = time.monotonic, holder: Holder | None = None, name: str = ""
+        self,
+        place: Place,
+        *,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        holder: Holder | None = None,
+        name: str = "",
+        apart: bool = False,
     ) -> None:
+        """`apart` is one that claims nothing: it gives signs of life alone, so that others can be told."""
         self.place = place
-        self.name = name or uuid.uuid4().hex[:12]
+        self.name = (_APART if apart else "") + (name or uuid.uuid4().hex[:12])
         self._holder = holder or Holder.here(seconds)
         self._clock = clock
         self._beaten = clock()
         self._known: dict[str, Holder | None] = {}
         self.began_alone = False
+        self.not_shared_with: list[str] = []  # hosts of jobs that lived when this one began, and with which nothing is shared
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether it claims nothing."""
+        return self.name.startswith(_APART)
 
     @property
     def _file(self) -> str:
@@ -87,7 +103,7 @@ class Job:
 
     @contextlib.contextmanager
     def alive(self) -> Iterator[Job]:
-        """Signs of life from another thread, as long as the block lasts. `began_alone` tells whether no other job lived then."""
+        """Signs of life from another thread, as long as the block lasts. What `began_alone` and `not_shared_with` tell is of its start."""
         over = threading.Event()
 
         def go_on() -> None:
@@ -142,6 +158,7 @@ class Job:
         if own is None:
             return
         self.began_alone = look.alone  # of jobs that begin at once each sees the others, since it has given its sign before it looks
+        self.not_shared_with = look.hosts(apart=not self.is_apart)
         for folder in (FOLDER, SETTLED):
             self.place.sweep(folder, now=own.changed)
         old = {name for name, file in look.listed.items() if own.changed - file.changed > ABANDONED_SECONDS}
@@ -186,9 +203,9 @@ class Look:
         found = [int(end) for name in self.listed if (end := _after(name, f"{claim}.")).isdecimal()]
         return max(found, default=None)
 
-    def hosts(self) -> list[str]:
-        """Where the other living jobs run."""
-        holders = [self._job._known.get(job) for job in self.living]
+    def hosts(self, *, apart: bool = False) -> list[str]:
+        """Where the other living jobs run; with `apart` those alone that claim nothing."""
+        holders = [self._job._known.get(job) for job in self.living if not apart or job.startswith(_APART)]
         return sorted({holder.host for holder in holders if holder is not None})
 
 

@@ -189,12 +189,12 @@ class Hosts:
         theirs = f"b{self._tag}{number}"
         _ip("netns", "exec", self._switch, "ip", "link", "set", theirs, "up" if healed else "down")
 
-    def start_ray(self, number: int, *, cpus: int = 1, head: int = 1, **variables: str) -> Host:
-        """Start Ray on a host; that of number `head` is the head."""
+    def start_ray(self, number: int, *, cpus: int = 1, head: int = 1, address: str = "", **variables: str) -> Host:
+        """Start Ray on a host; that of number `head` is the head, which the others join, by `address` where one is given."""
         host = self._hosts[number]
         words = ["ray", "start", f"--node-ip-address={host.address}", f"--num-cpus={cpus}", "--object-store-memory=100000000"]
         words += ["--disable-usage-stats", "--include-dashboard=false"] if number == head else []
-        words += ["--head", f"--port={_PORT}"] if number == head else [f"--address={self.address(head)}"]
+        words += ["--head", f"--port={_PORT}"] if number == head else [f"--address={address or self.address(head)}"]
         done = host.run(*words, timeout=90, **variables)
         assert done.returncode == 0, done.stdout + done.stderr
         return host

@@ -10,10 +10,10 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data.errors import UserError
 from pipeline.executors.addresses import ClusterAddress
+from pipeline.executors.ray.tls import channel, why_silent
 
 MODE = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"
@@ -80,9 +80,8 @@ def _is_let_in(address: ClusterAddress, *, token: str | None) -> bool:
     """Whether a call with this token is answered."""
     import grpc
 
-    text = address.text.removeprefix("ray://")
-    channel = _channel(grpc, text)
-    call = channel.unary_unary(_CALLS[address.is_client], request_serializer=bytes, response_deserializer=bytes)
+    asked = channel(grpc, address)
+    call = asked.unary_unary(_CALLS[address.is_client], request_serializer=bytes, response_deserializer=bytes)
     metadata = [("authorization", f"Bearer {token}")] if token is not None else None
     try:
         call(b"", timeout=_ANSWER_SECONDS, metadata=metadata)
@@ -94,23 +93,7 @@ def _is_let_in(address: ClusterAddress, *, token: str | None) -> bool:
             other = "HOST:PORT (6379)" if address.is_client else "ray://HOST:PORT (10001)"
             raise UserError(f"{address}: this port of the cluster is for {other}; give the one or the other") from error
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            raise UserError(
-                f"{address}: what answers there does not speak as Ray does; is the port right (6379, of ray:// 10001)? Where the cluster "
-                "has TLS, set RAY_USE_TLS=1 and RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and RAY_TLS_CA_CERT here, too"
-            ) from error
+            raise UserError(f"{address}: {why_silent(address, error.details() or '')}") from error
     finally:
-        channel.close()
+        asked.close()
     return True
-
-
-def _channel(grpc: Any, text: str) -> Any:
-    """Encrypted where the user has it so for Ray."""
-    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
-        return grpc.insecure_channel(text)
-    try:
-        key, certificate, authority = (
-            Path(os.environ[f"RAY_TLS_{name}"]).read_bytes() for name in ("SERVER_KEY", "SERVER_CERT", "CA_CERT")
-        )
-    except KeyError as error:
-        raise UserError(f"RAY_USE_TLS is set, and {error.args[0]} is not: Ray wants its file") from error
-    return grpc.secure_channel(text, grpc.ssl_channel_credentials(authority, key, certificate))

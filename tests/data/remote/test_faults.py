@@ -243,6 +243,28 @@ def test_an_upload_in_parts_whose_end_was_not_answered(bucket: Any, tmp_path: Pa
 
 
 @pytest.mark.medium
+def test_an_upload_in_parts_whose_begin_was_not_answered(
+    bucket: Any, behind: Behind, directly: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents: parts of a checkpoint that lie in the bucket unseen and are paid for, since the answer that named their upload was lost, or
+    since the process that put them was killed; uploads of other objects that are ended with them."""
+    from s3fs import S3FileSystem
+
+    monkeypatch.setattr(s3, "LARGEST_PUT", 1)
+    monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda size, chunksize=None: 5 << 20)
+    size = 11 << 20  # three parts
+    (tmp_path / "file").write_bytes(bytes(size))
+    directly()
+    killed = [S3FileSystem().call_s3("create_multipart_upload", Bucket=bucket.name, Key=key)["UploadId"] for key in ("x", "x-1")]
+    proxy = behind(share=1, kinds=[LOST], methods=["POST"], most=1)
+    assert RemotePath.of(f"{bucket}/x").put(tmp_path / "file").bytes == size
+    assert proxy.faults == [LOST] and next(request for request in proxy.requests if request.fault).path.endswith("uploads")
+    directly()
+    left = S3FileSystem().call_s3("list_multipart_uploads", Bucket=bucket.name)["Uploads"]
+    assert [(upload["Key"], upload["UploadId"]) for upload in left] == [("x-1", killed[1])]
+
+
+@pytest.mark.medium
 def test_three_of_ten_requests_fail(bucket: Any, behind: Behind, directly: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents: bytes lost or doubled where a request is sent again; a command that ends because the store had a bad minute."""
     monkeypatch.setattr(object_store, "BLOCK_BYTES", 1000)

@@ -367,3 +367,18 @@ def test_the_first_job_on_a_store_begins_with_the_first_shard() -> None:
             orders[job.name] = [found.shards[0] for _ in range(64) if (found := tasks.next())]
     assert orders["one"] == list(range(64))
     assert orders["two"] != orders["one"] and sorted(orders["two"]) == orders["one"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"), [(False, False, []), (True, False, ["host0"]), (False, True, ["host0"]), (True, True, ["host0"])]
+)
+def test_who_shares_nothing_is_told_to_the_next(first: bool, second: bool, told: list[str]) -> None:
+    """Prevents: two runs of one store, claims=off, that both pay for all of it, and no word."""
+    place = Memory()
+    jobs = [
+        Job(place, seconds=SECONDS, clock=lambda: place.now, holder=elsewhere(number), apart=apart)
+        for number, apart in enumerate((first, second))
+    ]
+    with jobs[0].alive(), jobs[1].alive():
+        assert [job.not_shared_with for job in jobs] == [[], told]
+    assert not place.files(JOBS)

@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from support.children import ROOT, start
+from support.lost_work import most_seconds
 from support.slurm import slurm_environment
 from support.stores import distinct_pairs, forget_scores
 
@@ -36,6 +37,7 @@ class Jobs:
     """Children of one zygote, each by its log."""
 
     def __init__(self) -> None:
+        self.unbroken = 180.0  # seconds of one job alone, once that is known
         self._process = start("jobs", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.running: dict[Path, int] = {}
 
@@ -51,9 +53,9 @@ class Jobs:
         code = Path(f"{log}.code")
         return int(code.read_text()) if code.exists() else None
 
-    def end(self, log: Path, *, seconds: float = 240) -> int:
-        """Wait for the exit code."""
-        until = time.monotonic() + seconds
+    def end(self, log: Path) -> int:
+        """Wait for the exit code, as long as if each of those that run had yet to do all the work, on the cores that they share."""
+        until = time.monotonic() + most_seconds(len(self.running) * self.unbroken)
         while (code := self.ended(log)) is None:
             assert time.monotonic() < until, f"{log} does not end:\n{said(log)}"
             time.sleep(0.02)
@@ -91,9 +93,10 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_experiment: Callable
     started, log = time.monotonic(), config.parent / "log"
     jobs.begin(log, f"config={config}", "claims=off")
     assert jobs.end(log) == EXIT_COMPLETE, said(log)
+    jobs.unbroken = time.monotonic() - started
     store = config.parent / "store"
     assert scored(log) == distinct_pairs(store) == stored_rows(store)
-    return Unbroken(store, parquet_files(store), time.monotonic() - started)
+    return Unbroken(store, parquet_files(store), jobs.unbroken)
 
 
 def said(log: Path) -> str:
@@ -142,6 +145,21 @@ def test_two_plain_runs_pay_for_nothing_twice(
     assert sum(map(scored, logs)) == distinct_pairs(store) == stored_rows(store) and all(map(scored, logs))
     assert set(shards_built(store).values()) == {1}
     assert claims_left(store) == []
+
+
+def test_two_runs_that_share_nothing_lose_nothing_and_are_told(
+    unbroken: Unbroken, jobs: Jobs, tmp_path: Path, tiny_experiment: Callable[..., Path], parquet_files: Files
+) -> None:
+    """Prevents: claims=off in a command that somebody starts twice, so that pairs are paid for twice and nobody is told; or a shard or a
+    logit that one spoils for the other."""
+    config = tiny_experiment(tmp_path, **SIZES)
+    logs = begin(jobs, config, ["one", "two"], "claims=off")
+    assert [jobs.end(log) for log in logs] == [EXIT_COMPLETE] * 2, "".join(map(said, logs))
+    store, pairs = tmp_path / "store", distinct_pairs(tmp_path / "store")
+    assert parquet_files(store) == unbroken.files
+    assert pairs <= sum(map(scored, logs)) <= 2 * pairs
+    assert any("another job builds in this store now" in said(log) and "paid for, twice" in said(log) for log in logs)
+    assert not [path for path in (store / "claims").rglob("*") if path.is_file()]
 
 
 def begin_scoring(unbroken: Unbroken, jobs: Jobs, config: Path, names: list[str], *words: str) -> tuple[list[Path], Path]:
@@ -195,7 +213,7 @@ def test_four_parts_each_killed_once_and_a_plain_run(
     logs = begin(jobs, config, names, parts=True)
     moments = {log: time.monotonic() + chance.uniform(0.2, 0.8) * unbroken.seconds for log in logs}
     queued: dict[Path, float] = {}  # when it is started again
-    waited, until = 0, time.monotonic() + 400
+    waited, until = 0, time.monotonic() + most_seconds(2 * len(logs) * unbroken.seconds)  # each is begun twice at least
     while (jobs.running or queued) and time.monotonic() < until:
         time.sleep(0.02)
         for number, log in enumerate(logs):
