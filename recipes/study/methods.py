@@ -1,7 +1,7 @@
 """The methods of the study: of which data each learns, in which trainings, and what is no setting of the common file.
 
 All start from the same student, visit as many questions (steps times batch) and have the same tries. A method of several trainings divides
-the steps; `share` of the last one is what is left.
+the steps; the last one has what is left.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ class Method:
     title: str
     trainings: tuple[Training, ...] = ()
     peer: bool = False
+    rate_of: str = ""  # an ablation keeps the settings of what it is an ablation of, its rate too
 
 
 def _one(data: str = "mined", **settings: str) -> tuple[Training, ...]:
     return (Training(data, {f"train.{key.replace('__', '.')}": value for key, value in settings.items()}),)
 
 
-def _ablation(without: str) -> tuple[Training, ...]:
-    return (Training("mined", {**DARK, "train.objective.without": without}),)
+def _ablation(title: str, without: str) -> Method:
+    return Method(title, (Training("mined", {**DARK, "train.objective.without": without}),), rate_of="adam_positive")
 
 
 # Insertion order is the order of work and of the table.
@@ -65,10 +66,10 @@ METHODS: dict[str, Method] = {
     ),
     "rand_kd": Method("Rand KD", _one("random", recipe="rand_kd")),
     # ADAM's Table 3; its last row, without L_sup too, is Hard KD
-    "without_reinforced": Method("ADAM with p+, w/o N_rein", _ablation("reinforced")),
-    "without_noisy": Method("ADAM with p+, w/o N_mask", _ablation("noisy")),
-    "without_dark": Method("ADAM with p+, w/o both", _ablation("reinforced,noisy")),
-    "without_adaptive": Method("ADAM with p+, w/o both and ADA", _ablation("reinforced,noisy,adaptive")),
+    "without_reinforced": _ablation("ADAM with p+, w/o N_rein", "reinforced"),
+    "without_noisy": _ablation("ADAM with p+, w/o N_mask", "noisy"),
+    "without_dark": _ablation("ADAM with p+, w/o both", "reinforced,noisy"),
+    "without_adaptive": _ablation("ADAM with p+, w/o both and ADA", "reinforced,noisy,adaptive"),
     "sentence-transformers": Method("sentence-transformers", peer=True),
 }
 

@@ -132,9 +132,9 @@ def _told(study: CollectionStudy, methods: list[str], plan: Plan, results: Resul
             continue
         known = results.tries(study.name, name)
         done = len(known["tries"]) if known and known.get("settings") == study.settings(name) else 0
-        trainings = len(plan.rates) - done + cells - (done == 0)  # the best try of the first seed is its cell's training
-        tries += len(plan.rates) - done
-        seconds += training * max(0, trainings)
+        left = 0 if how.rate_of else len(plan.rates) - done
+        tries += left
+        seconds += training * (left + cells - (left > 0))  # the best try of the first seed is its cell's training
     seconds += guess["evaluate"] * len(missing)
     if missing and not results.data_seconds(study.name):
         seconds += FIRST_GUESS["data"]

@@ -65,6 +65,13 @@ class Plan:
         """Digests of the weights of student and teacher."""
         return {name: _weights(Path(self.sizes[name])) for name in ("student", "teacher")}
 
+    def data_settings(self, phases: set[str]) -> dict[str, Any]:
+        """What of study.yaml decides the figures of a method that reads these phases; without any it is how a student reads."""
+        if not phases:
+            return {"student": self.file["student"]}
+        shared = {key: value for key, value in self.file.items() if key not in ("store", "runner", "phases")}
+        return {**shared, "phases": {name: self.file["phases"][name] for name in sorted(phases)}}
+
     def seeds(self, method: Method) -> tuple[int, ...]:
         """Of training; the start has one."""
         return tuple(self.sizes["seeds"]) if method.trainings or method.peer else _SEEDS_WITHOUT_TRAINING
@@ -103,10 +110,10 @@ class CollectionStudy:
         self.work = work / name
         self._shared = work
         zero_shot = plan.sizes.get("zero_shot")
-        own = dict(plan.sizes["collections"][name])
-        folder = Path(own.pop("folder")) if "folder" in own else source / name
+        self._sizes = dict(plan.sizes["collections"][name])
+        folder = Path(self._sizes.pop("folder", source / name))
         self.folder = work / "collections" / name
-        self.digest = prepare(folder.parent, folder.name, own, self.folder)
+        self.digest = prepare(folder.parent, folder.name, self._sizes, self.folder)
         self.other, self.other_digest = None, ""
         if zero_shot:
             self.other = work / "collections" / zero_shot["name"]
@@ -123,10 +130,11 @@ class CollectionStudy:
         if how.trainings:
             counts = steps_of(how, plan.sizes["steps"])
             trained = {"trainings": [asdict(one) for one in how.trainings], "steps": counts, "rates": plan.rates}
+            trained |= {"rate_of": self.settings(how.rate_of)} if how.rate_of else {}
         elif how.peer:
             trained = {"peer": file_digest(HERE / "peer.py"), "rates": plan.rates}
-        data = {key: value for key, value in plan.file.items() if key not in ("store", "runner")}
-        of_collection = {"sizes": plan.sizes["collections"][self.name], "files": self.digest, "zero_shot": plan.sizes.get("zero_shot")}
+        data = plan.data_settings({"mined", *(one.data for one in how.trainings)} if how.trainings or how.peer else set())
+        of_collection = {"sizes": self._sizes, "files": self.digest, "zero_shot": plan.sizes.get("zero_shot")}
         shared = {"data": data, "models": plan.models, "collection": of_collection, "other": self.other_digest}
         return json_digest({**shared, **trained})
 
@@ -150,11 +158,12 @@ class CollectionStudy:
         if not how.trainings and not how.peer:
             student = str(self.plan.sizes["student"])
         else:
-            tries = self._tries(method, settings)
+            tries = self._tries(how.rate_of or method)
             best = chosen(tries)
             trained = self._trained(method, seed, best["rate"], settings)
             student = trained.student
-            content |= {"tries": tries, "rate": best["rate"], "dev": trained.dev, **({"note": trained.note} if trained.note else {})}
+            content |= {"tries": tries, "rate": best["rate"], "dev": trained.dev}
+            content |= {key: value for key, value in {"note": trained.note, "rate_of": how.rate_of}.items() if value}
             seconds["train"] = round(trained.seconds, 1)
         entries, seconds["evaluate"] = self._judged(student, seed)
         self.results.write_cell(self.name, method, seed, {**content, **entries, "seconds": seconds})
@@ -163,9 +172,9 @@ class CollectionStudy:
         figure = entries["test"]["metrics"][DEV_METRIC]["mean"]
         self.say(f"{self.name}, {METHODS[method].title}, seed {seed}: test {DEV_METRIC} {figure:.4f}")
 
-    def _tries(self, method: str, settings: str) -> list[dict[str, Any]]:
+    def _tries(self, method: str) -> list[dict[str, Any]]:
         """Of all rates, on dev, with the first seed. Of the students only the best so far is kept."""
-        known = self.results.tries(self.name, method)
+        known, settings = self.results.tries(self.name, method), self.settings(method)
         tries = list(known["tries"]) if known and known.get("settings") == settings else []
         first = self.plan.sizes["seeds"][0]
         for rate in self.plan.rates:
