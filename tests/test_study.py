@@ -217,6 +217,16 @@ def test_the_page_shows_known_effects_and_what_is_missing(tmp_path: Path) -> Non
     assert f"Measured in {hours:.1f} hours" in text
 
 
+def test_the_time_of_data_is_that_of_making_it(tmp_path: Path) -> None:
+    """Prevents: a peer whose time grows with each sitting that only looks, or shrinks where a sitting ended in the middle."""
+    results = Results(tmp_path)
+    results.add_data_seconds("toy", "mined", 100, complete=False)
+    assert results.data_seconds("toy") == {}
+    for seconds in (50, 9):
+        results.add_data_seconds("toy", "mined", seconds, complete=True)
+    assert results.data_seconds("toy") == {"mined": 150}
+
+
 def test_no_page_without_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents: an empty page that passes for a study."""
     assert table.main([f"--results={tmp_path}", f"--out={tmp_path / 'study.md'}"]) == 2

@@ -83,15 +83,18 @@ class Results:
         self._write(self.folder / collection / f"{method}.tries.json", content)
 
     def data_seconds(self, collection: str) -> dict[str, float]:
-        """Seconds by kind of training data."""
+        """Seconds by kind of training data that is complete."""
         found = self._read(self.folder / collection / "data.json") or {}
-        return dict(found.get("seconds", {}))
+        return {kind: one["seconds"] for kind, one in found.get("made", {}).items() if one["complete"]}
 
-    def add_data_seconds(self, collection: str, kind: str, seconds: float) -> None:
-        """Add the time of a call: data may be made in several sittings."""
-        known = self.data_seconds(collection)
-        whole = {**known, kind: round(known.get(kind, 0.0) + seconds, 1)}
-        self._write(self.folder / collection / "data.json", {"seconds": whole})
+    def add_data_seconds(self, collection: str, kind: str, seconds: float, *, complete: bool) -> None:
+        """Add the time of a call: data may be made in several sittings. A call after the one that completed it is no making."""
+        path = self.folder / collection / "data.json"
+        made = dict((self._read(path) or {}).get("made", {}))
+        before = made.get(kind, {"seconds": 0.0, "complete": False})
+        if not before["complete"]:
+            made[kind] = {"seconds": round(before["seconds"] + seconds, 1), "complete": complete}
+            self._write(path, {"made": made})
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         if not path.is_file():

@@ -68,13 +68,6 @@ class Sitting:
             raise RunFailed(f"{name} {' '.join(args[:2])} ended with {code}: its last words are at the end of {self.log}")
         return code, time.monotonic() - began
 
-    def printed(self, name: str, *args: str) -> str:
-        """What a quick command prints."""
-        done = subprocess.run([sys.executable, "-P", "-m", _PACKAGES[name], *args], capture_output=True, text=True)
-        if done.returncode:
-            raise RunFailed(f"{name} {' '.join(args)}: {done.stderr.strip()[-500:]}")
-        return done.stdout.strip()
-
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Ask the child to save and end, and wait for it."""

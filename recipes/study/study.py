@@ -19,6 +19,7 @@ from methods import METHODS, Method, Training, steps_of
 from prepared import prepare
 from sitting import Sitting
 
+from data.config.settings import load
 from data.digests import file_digest, json_digest
 from data.errors import EXIT_NOTHING_LEFT, UserError
 from data.tables.shards import atomic_write
@@ -83,11 +84,11 @@ class Plan:
 
     def reason_not(self, name: str) -> str:
         """Why the installed version cannot run a method; empty where it can."""
-        from trainer.recipes import load
+        from trainer import recipes
 
         for training in METHODS[name].trainings:
             try:
-                load({"config": str(self.folder / "study.yaml"), "phase": training.data, **training.settings})
+                recipes.load({"config": str(self.folder / "study.yaml"), "phase": training.data, **training.settings})
             except UserError as error:
                 return " ".join(line.strip() for line in str(error).splitlines()[:2])  # the first may only say that there are faults
         return ""
@@ -234,7 +235,8 @@ class CollectionStudy:
             raise NotNow(f"it has the time of {METHODS[BUDGET_OF].title} on this machine, which has not been run yet")
         budget = made["mined"] + cell["seconds"]["train"]
         given = {
-            "collection": str(self.folder), "out": str(output / "peer"), "lists": str(self.work / "peer-lists"), "seed": str(seed),
+            "collection": str(self.folder), "out": str(output / "peer"), "seed": str(seed),
+            "lists": str(self.work / f"lists-{self.settings(method)}"),
             "rate": rate, "seconds": f"{budget:.0f}", "config": str(self.plan.folder / "study.yaml"),
             "student": str(self.plan.sizes["student"]),
             "teacher": str(self.plan.sizes["teacher"]), "threads": str(self.plan.sizes["threads"]),
@@ -246,24 +248,35 @@ class CollectionStudy:
 
     def _data(self, training: Training, student: str) -> str | None:
         """The folder of training shards; None where a selection left no question."""
-        miner = str(self.plan.sizes["student"]) if training.mined_by_start else student
-        key = (training.data, miner)
+        own = {"phase": training.data, "student.model": str(self.plan.sizes["student"]) if training.mined_by_start else student}
+        key = (own["phase"], own["student.model"])
+        if key not in self._shards and (there := self._complete(own, "shards")):
+            self._shards[key] = there
         if key not in self._shards:
-            args = self._arguments({"phase": training.data, "student.model": miner})
-            code, seconds = self.sitting.command("prep", "run", *args)
-            if training.mined_by_start:
-                self.results.add_data_seconds(self.name, training.data, seconds)
-            self._shards[key] = None if code == EXIT_NOTHING_LEFT else self.sitting.printed("prep", "path", *args, "stage=shards")
+            began, code = time.monotonic(), None
+            try:
+                code, _ = self.sitting.command("prep", "run", *self._arguments(own))
+            finally:
+                if training.mined_by_start:
+                    seconds = time.monotonic() - began
+                    self.results.add_data_seconds(self.name, training.data, seconds, complete=code is not None)
+            self._shards[key] = None if code == EXIT_NOTHING_LEFT else self._complete(own, "shards")
         return self._shards[key]
 
     def _dev(self) -> str:
         """The dev set that all trainings are measured on: of the phase `mined`, by the start's lists."""
-        key = ("dev", "")
-        if key not in self._shards:
-            args = self._arguments({"phase": "mined", "student.model": str(self.plan.sizes["student"])})
-            self.sitting.command("prep", "run", *args, "stage=dev")
-            self._shards[key] = self.sitting.printed("prep", "path", *args, "stage=dev")
-        return str(self._shards[key])
+        own = {"phase": "mined", "student.model": str(self.plan.sizes["student"])}
+        if not self._complete(own, "dev"):
+            self.sitting.command("prep", "run", *self._arguments(own), "stage=dev")
+        return str(self._complete(own, "dev"))
+
+    def _complete(self, own: dict[str, str], stage: str) -> str | None:
+        """The folder of a stage's table, as `prep path` has it; None where it is not complete."""
+        from pipeline.plan import Planner, selected_tables
+
+        experiment = load(dict(word.split("=", 1) for word in self._arguments(own)))
+        planned = list(Planner(experiment).plan_all(selected_tables(experiment, stage)))
+        return None if planned[-1].waits_for or planned[-1].manifest is None else str(planned[-1].folder)
 
     def _judged(self, student: str, seed: int) -> tuple[dict[str, Any], float]:
         """The entries `test` and, with the first seed, `zero_shot` of a cell, and the seconds."""
