@@ -4,9 +4,10 @@ A figure of a method is a mean over S seeds and Q questions, both samples: other
 In the two-way random model y[s, q] = mu + a[s] + b[q] + e[s, q] the variance of a mean is var(a)/S + var(b)/Q + var(e)/SQ, and mean squares
 estimate it (Searle, Casella & McCulloch, Variance Components, 1992, ch. 4; for readers and cases in place of seeds and questions: Dorfman,
 Berbaum & Metz, 1992). Two methods share the questions and not the seeds. The degrees of freedom are Satterthwaite's (1946): where the
-seeds are what varies, three of them are few, and the interval is as wide as they make it. In simulations with three seeds and
-200 questions 95 % intervals covered 93 to 96 %, the least where the seeds of one method are nearly all that varies. A bootstrap over questions and seeds (Owen, The
-pigeonhole bootstrap, 2007) has the same aim; but of three seeds it draws samples with two thirds of their variance, and has no such factor.
+seeds are what varies, three of them are few, and the interval is as wide as they make it. In simulations with three seeds and 200 questions
+95 % intervals covered 93 to 96 %, the least where the seeds of one method are nearly all that varies. A bootstrap over questions and seeds
+(Owen, The pigeonhole bootstrap, 2007) has the same aim; but of three seeds it draws samples with two thirds of their variance, and has no
+such factor.
 """
 
 from __future__ import annotations
