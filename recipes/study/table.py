@@ -1,0 +1,215 @@
+"""Write docs/study.md from the results.
+
+    python recipes/study/table.py [--results recipes/study/results] [--out docs/study.md]
+
+Nothing is written where there are no results. Cells that are missing, or of other settings than the rest of their method, are shown as
+missing. See effects.py for what the intervals are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cells import Results, unpacked
+from effects import Effect, Values, effect, holm
+from methods import METHODS
+from study import HERE, Plan
+
+METRIC, SECOND, OF_ZERO_SHOT = "MRR@10", "nDCG@10", "nDCG@10"
+BASES = {"start": "start", "hard_kd": "Hard KD"}
+MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What there is of a method on a collection."""
+
+    cells: dict[int, dict[str, Any]]
+    missing: list[int]
+
+    def values(self, metric: str, entry: str = "test") -> Values:
+        """[seeds, questions]."""
+        return np.array([unpacked(cell[entry]["metrics"][metric]["values"]) for cell in self.cells.values() if entry in cell])
+
+    def mean(self, metric: str) -> str:
+        """Over the seeds, and their standard deviation."""
+        means = [cell["test"]["metrics"][metric]["mean"] for cell in self.cells.values()]
+        return f"{np.mean(means):.4f}" + (f" ± {np.std(means, ddof=1):.4f}" if len(means) > 1 else "")
+
+
+def rows_of(collection: str, results: Results, plan: Plan) -> dict[str, Row]:
+    """Of all methods. Of cells of several settings those of most cells count, and of the questions those of most methods."""
+    found = {
+        name: {seed: cell for seed in plan.seeds(how) if (cell := results.cell(collection, name, seed))} for name, how in METHODS.items()
+    }
+    questions = _most([cell["test"]["ids"] for cells in found.values() for cell in cells.values()])
+    rows = {}
+    for name, cells in found.items():
+        settings = _most([cell["settings"] for cell in cells.values()])
+        kept = {seed: cell for seed, cell in cells.items() if cell["settings"] == settings and cell["test"]["ids"] == questions}
+        rows[name] = Row(kept, [seed for seed in plan.seeds(METHODS[name]) if seed not in kept])
+    return rows
+
+
+def _most(values: list[str]) -> str | None:
+    return Counter(values).most_common(1)[0][0] if values else None
+
+
+def comparisons(rows: dict[str, Row]) -> dict[tuple[str, str], tuple[Effect, float]]:
+    """(method, base) -> effect on the test questions and its p-value by Holm: all of a collection are one family."""
+    pairs = [(name, base) for base in BASES for name in rows if name not in (base, "start") and rows[name].cells and rows[base].cells]
+    effects = [
+        effect(rows[name].values(METRIC), rows[base].values(METRIC), without_seeds=not METHODS[base].trainings) for name, base in pairs
+    ]
+    return {pair: (one, adjusted) for pair, one, adjusted in zip(pairs, effects, holm([one.p_value for one in effects]), strict=True)}
+
+
+def shown(compared: tuple[Effect, float] | None) -> str:
+    """Difference, interval and p-value as a cell of the table."""
+    if compared is None:
+        return MISSING
+    one, adjusted = compared
+    if math.isnan(one.low):
+        return f"{one.difference:+.4f} (one seed)"
+    return f"{one.difference:+.4f} [{one.low:+.4f}, {one.high:+.4f}], p {_p(adjusted)}"
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
+def zero_shot(row: Row, start: Row) -> str:
+    """The first seed's mean, and its difference to the start with an interval over the questions alone."""
+    values = row.values(OF_ZERO_SHOT, "zero_shot")
+    if not len(values):
+        return MISSING
+    base = start.values(OF_ZERO_SHOT, "zero_shot")
+    if row is start or base.shape != values[:1].shape:
+        return f"{values[0].mean():.4f}"
+    # Both are taken as they are, without the chance in a training: two equal rows have no spread between seeds.
+    one = effect(np.repeat(values[:1], 2, 0), base, without_seeds=True)
+    return f"{values[0].mean():.4f}, {one.difference:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
+
+
+def table(rows: dict[str, Row]) -> list[str]:
+    """The lines of a collection's table."""
+    compared = comparisons(rows)
+    heads = [
+        "method",
+        "seeds",
+        "rate",
+        f"test {METRIC}",
+        f"test {SECOND}",
+        "against the start",
+        "against Hard KD",
+        f"zero-shot {OF_ZERO_SHOT}",
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, row in rows.items():
+        title = METHODS[name].title
+        if not row.cells:
+            lines.append(f"| {title} | {MISSING} |" + " |" * (len(heads) - 2))
+            continue
+        seeds = f"{len(row.cells)}" + (f", {MISSING}: {', '.join(map(str, row.missing))}" if row.missing else "")
+        first = next(iter(row.cells.values()))
+        against = ["" if name in ("start", base) else shown(compared.get((name, base))) for base in BASES]
+        cells = [title, seeds, first.get("rate", ""), row.mean(METRIC), row.mean(SECOND), *against, zero_shot(row, rows["start"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def page(results: Results, plan: Plan) -> str:
+    """The whole page. Raises ValueError where there are no results."""
+    found = {name: rows_of(name, results, plan) for name in plan.sizes["collections"]}
+    found_any = {name: rows for name, rows in found.items() if any(row.cells for row in rows.values())}
+    if not found_any:
+        raise ValueError(f"{results.folder} holds no results: run `python recipes/study/run.py COLLECTIONS`")
+    sizes, lines = plan.sizes, [_head(plan)]
+    for name, rows in found.items():
+        lines.append(f"## {name}\n")
+        if name not in found_any:
+            lines.append(f"{MISSING.capitalize()}: not run yet.\n")
+            continue
+        cells = [cell for row in rows.values() for cell in row.cells.values()]
+        own = {key: value for key, value in sizes["collections"][name].items() if key != "folder"}
+        passages = "all passages" if own["passages"] is None else f"{own['passages']:,} passages"
+        counts = f"{own['train']} training and {own['dev']} dev questions, {cells[0]['test']['questions']:,} test questions, {passages}"
+        lines.append(f"{counts}. {_time(name, rows, results)}.\n")
+        lines += [*table(rows), ""]
+        lines += [
+            f"- {METHODS[m].title}, seed {s}: {cell['note']}."
+            for m, row in rows.items()
+            for s, cell in row.cells.items()
+            if cell.get("note")
+        ]
+        if len(versions := {cell["version"] for cell in cells}) > 1:
+            lines.append(f"- Cells are of several versions: {', '.join(sorted(versions))}.")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _time(name: str, rows: dict[str, Row], results: Results) -> str:
+    """Hours that the results took: data, tries and cells."""
+    cells = [cell for row in rows.values() for cell in row.cells.values()]
+    seconds = sum(results.data_seconds(name).values()) + sum(sum(cell["seconds"].values()) for cell in cells)
+    for row in rows.values():
+        for cell in [cell for cell in row.cells.values() if not cell.get("rate_of")][
+            :1
+        ]:  # the tries are in each cell; the one that was chosen is the first seed's training
+            seconds += sum(one["seconds"] for one in cell.get("tries", []) if one["rate"] != cell["rate"])
+    return f"Measured in {seconds / 3600:.1f} hours"
+
+
+def _head(plan: Plan) -> str:
+    sizes = plan.sizes
+    return f"""# Does the method help here?
+
+All methods from the same student and the same teacher, on the same training questions: {sizes["steps"]} steps of
+{plan.file["train"]["batch_queries"]} questions each, {len(sizes["seeds"])} seeds. This page is written by a program from the results in
+`recipes/study/results`:
+
+```bash
+python recipes/demo/prepare.py runs/demo                       # the models and InsuranceQA
+python recipes/study/run.py COLLECTIONS --only medquad --hours 1.5    # again until nothing is missing; --plan tells the hours
+python recipes/study/table.py
+```
+
+- **Settings.** Each method has {len(sizes["rates"])} tries, the peak rates {", ".join(map(str, sizes["rates"]))}, with the first seed.
+  The best by MRR@10 on dev is taken. Ablations keep the rate of what they are ablations of. The test questions are searched
+  afterwards, in the whole collection as named.
+- **Seeds** decide order and dropout. The draw of negatives and masks is one for all, so nothing is scored twice; the chance in it is in
+  no interval.
+- **Differences** are of test MRR@10, with a 95 % interval over questions and seeds: mean squares of the two-way random model, degrees of
+  freedom by Satterthwaite (`recipes/study/effects.py`). p-values are by Holm, all comparisons of a collection being one family.
+- **Zero-shot** is {sizes["zero_shot"]["name"] if sizes.get("zero_shot") else "not measured"}, with the first seed; its interval is over the
+  questions alone.
+- **sentence-transformers** has the wall-clock time that one run of ADAM took, training data included (`recipes/study/peer.py`).
+"""
+
+
+def main(words: list[str]) -> int:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--settings", type=Path, default=HERE)
+    parser.add_argument("--out", type=Path, default=Path("docs/study.md"))
+    args = parser.parse_args(words)
+    try:
+        text = page(Results(args.results), Plan(args.settings))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    args.out.write_text(text, encoding="utf-8")
+    print(f"{args.out} is written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""The study's runner on tiny models: the start, a method and two seeds, killed in the middle, and on from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from support.collection import write_collection
+from typer.testing import CliRunner
+
+import pipeline.cli
+import retrieval.cli
+import trainer.cli
+
+if TYPE_CHECKING:
+    from support.models import Models
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "study"
+METHODS = "start,hard_kd"
+APPS = {"prep": pipeline.cli.app, "train": trainer.cli.app, "retrieve": retrieval.cli.app}
+
+
+@pytest.fixture
+def settings(tmp_path: Path, models: Models) -> Path:
+    """The recipe's files with tiny models and sizes; collections lie in tmp_path/source, one of them as an archive's folder would."""
+    write_collection(tmp_path / "source" / "toy", passages=60)
+    write_collection(tmp_path / "source" / "other", passages=30, train=2)
+    sizes: dict[str, Any] = yaml.safe_load((RECIPE / "sizes.yaml").read_text())
+    sizes |= {
+        "student": str(models.student), "teacher": str(models.teacher), "seeds": [0, 1], "rates": ["1e-3", "3e-3"],
+        "steps": 6, "threads": 1,
+        "zero_shot": {"name": "other", "passages": None}, "collections": {"toy": {"train": 12, "dev": 4, "passages": 40}},
+    }  # fmt: skip
+    file = yaml.safe_load((RECIPE / "study.yaml").read_text())
+    file["student"] = {"model": str(models.student), "query_tokens": 16, "passage_tokens": 48}
+    file["teacher"] = {"model": str(models.teacher), "backend": "torch", "precision": "fp32", "max_tokens": 64}
+    file["hard_negatives"] = {"depth": 20, "range_max": 20, "num_negatives": 3}
+    file["phases"]["mined"] = {"dev": {"queries": 4, "depth": 10}}
+    file["phases"]["selected"]["hard_negatives"]["select"] = "prod_nq"
+    file["train"] |= {"batch_queries": "4"}
+    folder = tmp_path / "settings"
+    folder.mkdir()
+    (folder / "sizes.yaml").write_text(yaml.safe_dump(sizes))
+    (folder / "study.yaml").write_text(yaml.safe_dump(file))
+    return folder
+
+
+def words_of(settings: Path, *words: str) -> list[str]:
+    folder = settings.parent
+    return [str(folder / "source"), f"--settings={settings}", f"--results={folder / 'results'}", f"--work={folder / 'work'}", *words]
+
+
+@pytest.fixture
+def run(settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The runner with its commands in this process: a start of a child takes seconds. `run(*words)` returns what it says."""
+    monkeypatch.syspath_prepend(str(RECIPE))
+    import run as runner
+    import sitting
+
+    def command(self: Any, name: str, *args: str) -> tuple[int, float]:
+        self.check()
+        result = CliRunner().invoke(APPS[name], list(args))
+        assert result.exit_code in (0, 3), result.output
+        return result.exit_code, 1.0
+
+    monkeypatch.setattr(sitting.Sitting, "command", command)
+
+    def started(*words: str) -> str:
+        assert runner.main(words_of(settings, *words)) == 0
+        return capsys.readouterr().out
+
+    return started
+
+
+def cells(folder: Path) -> dict[str, dict[str, Any]]:
+    """By name, without what a clock decides."""
+    found = {path.name: json.loads(path.read_text()) for path in sorted((folder / "toy").glob("*-*.json"))}
+    for cell in found.values():
+        cell.pop("seconds")
+        for one in cell.get("tries", []):
+            one.pop("seconds")
+    return found
+
+
+def test_killed_in_the_middle_it_ends_in_the_same_cells(settings: Path, run: Callable[..., str]) -> None:
+    """Prevents: figures that depend on a kill, cells that are run twice, work begun without its hours, and results that need the stores."""
+    folder = settings.parent
+    words = (f"--methods={METHODS}",)
+    assert "3 cells and 2 tries on dev are missing" in run(*words, "--plan")
+    program = [sys.executable, str(RECIPE / "run.py"), *words_of(settings, *words)]
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT) as killed:
+        while not list((folder / "work" / "toy").glob("hard_kd-0-*/0/running.json")):
+            assert killed.poll() is None
+            time.sleep(0.05)
+        killed.send_signal(signal.SIGTERM)
+        assert killed.wait(180) == 75
+    assert (folder / "results" / "toy" / "start-0.json").is_file() and not (folder / "results" / "toy" / "hard_kd-0.json").exists()
+    assert "the time is up; 2 cells are missing" in run(*words, "--hours=0.0000001")
+    assert "3 cells" not in run(*words)
+    broken = cells(folder / "results")
+    assert list(broken) == ["hard_kd-0.json", "hard_kd-1.json", "start-0.json"]
+
+    before = {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*.json")}
+    shutil.rmtree(folder / "work")  # a fresh machine
+    assert "toy: 0 cells and 0 tries on dev are missing" in run(*words)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*.json")} == before
+
+    os.rename(folder / "results", folder / "broken")
+    run(*words)
+    assert cells(folder / "results") == broken
+    assert broken["start-0.json"]["zero_shot"]["questions"] == 6 and "zero_shot" not in broken["hard_kd-1.json"]
+    assert {one["rate"] for one in broken["hard_kd-1.json"]["tries"]} == {"1e-3", "3e-3"}
+
+    sizes = yaml.safe_load((settings / "sizes.yaml").read_text())
+    (settings / "sizes.yaml").write_text(yaml.safe_dump({**sizes, "steps": 7}))
+    said = run(*words, "--plan")
+    assert "2 cells are of other settings or models, and are run again: hard_kd-0" in said and "start-0" not in said
+
+
+def test_methods_of_several_trainings(settings: Path, run: Callable[..., str]) -> None:
+    """Prevents: trainings of a method that start from the untrained student, and an ablation with a rate of its own."""
+    sizes = yaml.safe_load((settings / "sizes.yaml").read_text())
+    (settings / "sizes.yaml").write_text(yaml.safe_dump({**sizes, "seeds": [0], "rates": ["1e-3"], "zero_shot": None}))
+    file = yaml.safe_load((settings / "study.yaml").read_text())
+    file["phases"]["curriculum"]["curriculum"] = {
+        "enabled": True,
+        "iterations": ["2/2/2", "4/1/1", "6/0/0"],
+        "near_rank": 8,
+        "retrieved": 16,
+    }
+    (settings / "study.yaml").write_text(yaml.safe_dump(file))
+    run("--methods=adam_positive,cl_drd,prod,without_dark")
+    found = cells(settings.parent / "results")
+    assert list(found) == ["adam_positive-0.json", "cl_drd-0.json", "prod-0.json", "without_dark-0.json"]
+    assert found["without_dark-0.json"]["rate_of"] == "adam_positive"
+    assert len({cell["test"]["metrics"]["nDCG@10"]["values"] for cell in found.values()}) > 1
+    assert not list((settings.parent / "work" / "toy").glob("*-0-*"))  # models are not kept
