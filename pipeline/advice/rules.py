@@ -16,6 +16,7 @@ _FEW_QUERIES = 300  # between 128, where MarginMSE was ahead on InsuranceQA, and
 _DOUBT = 0.05  # p-value
 _NEARLY = 0.01  # share of negatives with nearly the words of p+
 _SEVERAL = 0.1  # share of queries with several positives
+_WIDE_MARGIN = 10.0  # logits; 20 times a difference of cosines seldom is as wide
 _ONE_HOT = 1.2  # passages that share the teacher's probability
 
 
@@ -104,6 +105,14 @@ def _hints(facts: Facts) -> list[Advice]:
             Advice(
                 "hard_negatives.false_negatives.student_relative_margin=0.05",
                 f"{lists.nearly_positive:.1%} of the mined negatives have nearly the words of p+",
+            )
+        )
+    if lists.margin > _WIDE_MARGIN:
+        hints.append(
+            Advice(
+                "train.objective.score_transform=zscore, where train.recipe=margin_mse",
+                f"p+ is {lists.margin:.1f} above its negatives, more than a student's scores can differ: raw margins would not be reached",
+                "MedQuAD (a margin of 13.6), raw margins: nothing gained, p = 0.22; the transform was not measured",
             )
         )
     if facts.several_positives >= _SEVERAL:

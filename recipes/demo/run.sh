@@ -31,6 +31,8 @@ title "report"
 prep report "$config" out=runs/demo/report.html
 title "before and after"
 retrieve compare before=runs/demo/before.trec after=runs/demo/after.trec "qrels=$(place stage=ingest table=qrels)"
+title "what a sample says of this collection and teacher, and what that speaks for"
+prep advise "$config" budget_pairs=6000
 echo
 echo "training shards  $(place stage=shards)"
 echo "report           runs/demo/report.html"

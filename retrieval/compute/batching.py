@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Lengths = Sequence[int] | NDArray[np.integer]
+Lengths = Sequence[int] | NDArray[np.integer]  # tokens of each sequence
 
 # Measured on 2 CPU cores, a thread for each batch: 1,024 tokens are 5 % slower, 6,144 not faster. On GPUs not measured: launching twelve
 # layers takes the host 15 ms a batch, in which an H100 is estimated to compute 30,000 tokens of MiniLM. One that lacks room has it halved.

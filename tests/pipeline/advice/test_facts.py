@@ -88,8 +88,9 @@ def test_the_recipe_follows_the_teachers_certainty(facts: Facts, queries: int, r
 
 def test_hints_come_with_their_figures_and_say_that_nothing_was_measured() -> None:
     """Prevents: a guess that reads like a finding."""
-    facts = replace(UNSURE, several_positives=0.4, lists=replace(UNSURE.lists, nearly_positive=0.02, shared_with_dark=1.1))
+    facts = replace(UNSURE, several_positives=0.4, lists=replace(UNSURE.lists, nearly_positive=0.02, shared_with_dark=1.1, margin=6.0))
     hints = advise(facts)[1:]
     assert [hint.evidence for hint in hints] == [""] * 4
     assert "17%" in hints[0].why and "2.0%" in hints[1].why and "40%" in hints[2].why and "1.05" in hints[3].why
-    assert advise(SURE)[1:] == []
+    (of_margins,) = advise(SURE)[1:]
+    assert "zscore" in of_margins.settings and "13.0 above" in of_margins.why and "not measured" in of_margins.evidence

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -9,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.children import ROOT
 from support.environments import installed
 from support.hosts import Host, Hosts, wait_for
+from support.lost_work import most_seconds
 
 _TOO_EARLY = ("No available agent to submit job", "Could not read 'dashboard' from GCS", "Failed to connect to Ray")
 SLOW = {"teacher.backend": "support.plugin_teachers:Slow", "teacher.segment_pairs": 8}
@@ -31,13 +35,22 @@ def head(hosts: Hosts) -> Host:
     return host
 
 
-def submit(head: Host, name: str, config: Path, *settings: str, wait: bool = True, **variables: str) -> Any:
+def submit(
+    head: Host,
+    name: str,
+    config: Path,
+    *settings: str,
+    wait: bool = True,
+    timeout: float = 240,
+    options: tuple[str, ...] = (),
+    **variables: str,
+) -> Any:
     """The ended `ray job submit`. The server of jobs, and the agent that starts them, may come later than `ray start` ends."""
-    options = (f"--submission-id={name}", *(() if wait else ("--no-wait",)))
+    options = (f"--submission-id={name}", *(() if wait else ("--no-wait",)), *options)
     prep = ("env", *(f"{key}={value}" for key, value in variables.items()), "python", "-m", "pipeline", "run", f"config={config}")
     deadline = time.monotonic() + 120
     while True:
-        done = head.run("ray", "job", "submit", *options, "--", *prep, *settings, timeout=240)
+        done = head.run("ray", "job", "submit", *options, "--", *prep, *settings, timeout=timeout)
         if not any(words in done.stdout + done.stderr for words in _TOO_EARLY) or time.monotonic() > deadline:
             return done
 
@@ -58,6 +71,7 @@ def test_a_job_is_stopped_and_goes_on_in_the_next_one(
     done = submit(head, "wrong", config, "teacher.max_token=3")
     assert done.returncode == 1 and "unknown key teacher.max_token" in said(done) and "exit code 2" in said(done), said(done)
 
+    began = time.monotonic()
     done = submit(head, "stopped", config, wait=False, ADAM_TEST_SECONDS="0.2")
     assert done.returncode == 0, said(done)
     wait_for(lambda: list(store.glob("teacher_logits/*/*.parquet")), seconds=120, what="the first scores")
@@ -66,7 +80,34 @@ def test_a_job_is_stopped_and_goes_on_in_the_next_one(
     assert "interrupted; what is finished is kept" in said(head.run("ray", "job", "logs", "stopped"))
     assert not head.processes("pipeline run")
 
-    done = submit(head, "next", config)
+    most = most_seconds(time.monotonic() - began)  # the stopped one's start and stages; what is left to score costs nothing now
+    done = submit(head, "next", config, timeout=most)
     assert done.returncode == 0 and "Job 'next' succeeded" in said(done), said(done)
     assert " cached, " in said(done) and ", 0 cached" not in said(done)
     assert parquet_files(store) == parquet_files(tmp_path / "unbroken" / "store")
+
+
+def test_a_job_takes_the_code_to_a_host_that_lacks_it(
+    hosts: Hosts, head: Host, finished: Any, tiny_experiment: Any, parquet_files: Callable[[Path], dict[str, bytes]]
+) -> None:
+    """Prevents: `--working-dir` that takes the driver's code to the head alone, so that a host without the package does nothing, and nobody
+    is told."""
+    programs = head.variables["PATH"]
+    lacks = " && ".join(f"mount -t tmpfs none {ROOT / package}" for package in ("data", "pipeline", "retrieval"))
+    bare = hosts.boot(2, setup=f"mount -t tmpfs none /mnt && {lacks}", RAY_TMPDIR="/mnt", PATH=programs, RAY_AUTH_MODE="token")
+    shutil.copytree(head.folder / "home" / ".ray", bare.folder / "home" / ".ray")
+    hosts.start_ray(2)
+    assert "No module named" in bare.run("python", "-c", "import pipeline.cli").stderr
+
+    config = tiny_experiment(hosts.shared / "plain", **{"runner.kind": "ray"})
+    done = submit(head, "plain", config, "stage=ingest")
+    assert done.returncode == 0, said(done)
+    assert f"{bare.name} gets no work from here on: " in said(done) and "No module named" in said(done), said(done)
+
+    config = tiny_experiment(hosts.shared / "shipped", **{"runner.kind": "ray"})
+    done = submit(head, "shipped", config, options=(f"--working-dir={ROOT}",))
+    assert done.returncode == 0 and "gets no work" not in said(done), said(done)
+    store = config.parent / "store"
+    assert parquet_files(store) == parquet_files(finished.store)
+    lines = [json.loads(line) for path in store.rglob("journal.jsonl") for line in path.read_text().splitlines()]
+    assert bare.name in {line["host"] for line in lines}
