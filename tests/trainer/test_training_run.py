@@ -235,7 +235,7 @@ def test_what_is_refused_today_may_be_finished(
 ) -> None:
     """Prevents: a finished run, or a finished stage of one that goes on, which the checks of a later version stop."""
 
-    def refuse(*_: Any) -> None:
+    def refuse(*given: Any, **options: Any) -> None:
         raise UserError("not with these shards")
 
     assert start(experiment_file, shards, train__steps=2) == 0

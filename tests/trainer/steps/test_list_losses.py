@@ -212,4 +212,4 @@ def test_the_cases_differ(rows: list[TrainingRow]) -> None:
     assert chosen(rows, Objective(), share) != chosen(rows, Objective(confidence="mean"), share)
     work = plan_batch(rows, objective=Objective(positive_weights={1: 0.25, 2: 1.0, 3: 0.0}), share=share)
     assert [query.supervised_factor for query in work.queries] == [0.25, 1.0, 0.0, 0.25, 1.0, 0.25]
-    assert not work.queries[2].supervised and work.queries[4].supervised
+    assert not len(work.queries[2].supervised) and len(work.queries[4].supervised)
