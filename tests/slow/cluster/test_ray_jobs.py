@@ -88,7 +88,7 @@ def test_a_job_is_stopped_and_goes_on_in_the_next_one(
 
 
 def test_a_job_takes_the_code_to_a_host_that_lacks_it(
-    hosts: Hosts, head: Host, finished: Any, tiny_experiment: Any, parquet_files: Callable[[Path], dict[str, bytes]]
+    hosts: Hosts, head: Host, tiny_experiment: Any, prep_run: Any, tmp_path: Path, parquet_files: Callable[[Path], dict[str, bytes]]
 ) -> None:
     """Prevents: `--working-dir` that takes the driver's code to the head alone, so that a host without the package does nothing, and nobody
     is told."""
@@ -98,16 +98,19 @@ def test_a_job_takes_the_code_to_a_host_that_lacks_it(
     shutil.copytree(head.folder / "home" / ".ray", bare.folder / "home" / ".ray")
     hosts.start_ray(2)
     assert "No module named" in bare.run("python", "-c", "import pipeline.cli").stderr
+    unbroken = tiny_experiment(tmp_path / "unbroken", **SLOW)
+    prep_run(unbroken)
+    last = {"ADAM_TEST_SECONDS": "0.2"}  # of a pair: until the other host has been asked
 
-    config = tiny_experiment(hosts.shared / "plain", **{"runner.kind": "ray"})
-    done = submit(head, "plain", config, "stage=ingest")
+    config = tiny_experiment(hosts.shared / "plain", **SLOW, **{"runner.kind": "ray"})
+    done = submit(head, "plain", config, **last)
     assert done.returncode == 0, said(done)
     assert f"{bare.name} gets no work from here on: " in said(done) and "No module named" in said(done), said(done)
 
-    config = tiny_experiment(hosts.shared / "shipped", **{"runner.kind": "ray"})
-    done = submit(head, "shipped", config, options=(f"--working-dir={ROOT}",))
+    config = tiny_experiment(hosts.shared / "shipped", **SLOW, **{"runner.kind": "ray"})
+    done = submit(head, "shipped", config, options=(f"--working-dir={ROOT}",), **last)
     assert done.returncode == 0 and "gets no work" not in said(done), said(done)
     store = config.parent / "store"
-    assert parquet_files(store) == parquet_files(finished.store)
+    assert parquet_files(store) == parquet_files(unbroken.parent / "store")
     lines = [json.loads(line) for path in store.rglob("journal.jsonl") for line in path.read_text().splitlines()]
     assert bare.name in {line["host"] for line in lines}
