@@ -164,6 +164,7 @@ class Stages:
         import torch
         from support.sides import write_table
 
+        from data.config import settings
         from pipeline.stage import Stored, WorkerCache
         from retrieval.compute.batching import DEFAULT_BATCH_TOKENS
         from retrieval.teachers import cross_encoder
@@ -177,6 +178,8 @@ class Stages:
         }
         self._inputs = {name: Stored(folder / name, write_table(folder / name, groups)) for name, groups in tables.items()}
         self._batch_tokens = DEFAULT_BATCH_TOKENS["cuda"]
+        windows = getattr(settings, "WINDOW_PAIRS", None)  # None: of code with one default for all devices
+        self._window = {"segment_pairs": windows["cuda"]} if windows else {}
         cross_encoder.load_cross_encoder = lambda *spec, **more: StubTeacher(self._batch_tokens)  # type: ignore[assignment]
         self._kept = {case: WorkerCache() for case in CASES}  # a worker's, which keeps its models from shard to shard
         self._counted: dict[str, CountedTokenizer] = {}
@@ -198,7 +201,7 @@ class Stages:
         backend = "torch" if (self._given.teacher / "config.json").exists() else "onnx"
         settings = {
             "store": str(root / "store"), "ingest": {"path": str(root)}, "student": {"model": str(self._given.student)},
-            "teacher": {"model": str(self._given.teacher), "backend": backend, "precision": "fp32", "max_tokens": MAX_TOKENS},
+            "teacher": {"model": str(self._given.teacher), "backend": backend, "precision": "fp32", "max_tokens": MAX_TOKENS, **self._window},
             "runner": {"threads": usable_cpus()}, **section,
         }  # fmt: skip
         return StageContext(

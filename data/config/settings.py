@@ -157,6 +157,10 @@ class ImportedScores(Section):
     scores: Literal["logit", "probability", "cosine"] = keyed("logit", "what kind its scores are of, as `prep import` was told", later=True)
 
 
+# Rows of a window, see `Teacher.segment_pairs`. On a GPU each is some ten batches; with a quarter of them the host is half as fast.
+WINDOW_PAIRS = {"cpu": 2048, "cuda": 8192}
+
+
 class Teacher(Section):
     """Who gives the logits: a cross-encoder, a server, a file that was imported, or your own class."""
 
@@ -187,7 +191,9 @@ class Teacher(Section):
         None, "NAME or NAME@REVISION of a declared teacher: its imported logits stand for this teacher's own, which scores what they lack"
     )
     compile: bool = execution(False, "torch.compile, under torch; its start takes half a minute a worker")
-    segment_pairs: int = execution(2048, "rows of a window, whose new pairs are one segment; a kill loses at most two windows", ge=1)
+    segment_pairs: int | None = execution(
+        None, "rows of a window, whose new pairs are one segment; a kill loses at most two; null: 2,048 on a CPU, 8,192 on a GPU", ge=1
+    )
     batch_tokens: int | None = execution(None, "tokens of a batch, padding included; null: 2,048 on a CPU, 65,536 on a GPU", ge=64)
 
     @field_validator("compile", mode="before")
@@ -198,6 +204,10 @@ class Teacher(Section):
             return value
         warn_once(f"teacher.compile={value} is now teacher.compile={str(value == 'on').lower()}")
         return value == "on"
+
+    def window_pairs(self, device: str) -> int:
+        """Rows of a window on a device."""
+        return self.segment_pairs or WINDOW_PAIRS[device]
 
     @model_validator(mode="after")
     def _graph(self) -> Teacher:
@@ -868,6 +878,11 @@ class Experiment(Section):
                     "by its logits"
                 )
         return self
+
+    @property
+    def window_pairs(self) -> int:
+        """Rows that the teacher scores and stores together."""
+        return self.teacher.window_pairs(self.runner.device)
 
     @property
     def uses_index(self) -> bool:

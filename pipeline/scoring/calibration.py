@@ -122,7 +122,7 @@ def measure(models: ResolvedModels, candidates: Path) -> Speed:
         teacher.score_prepared(prepared)
         took = time.perf_counter() - started
         seconds += took
-        count = min(2 * count, experiment.teacher.segment_pairs)
+        count = min(2 * count, experiment.window_pairs)
     tokens = int(prepared.token_counts.sum())
     name = _device_name(experiment.runner.device)
     return Speed(name, tokens / took) if tokens else Speed(name, len(prepared.pairs) / took, "pairs")

@@ -47,7 +47,7 @@ def _build(context: StageContext) -> None:
     missing = np.isnan(known.logits)
     cached = int((~missing).sum())
     context.report("cached", cached)
-    spans = spans_of(path, context.experiment.teacher.segment_pairs)
+    spans = spans_of(path, context.experiment.window_pairs)
     found = windows(path, spans, requested.first_rows, missing, teacher, marks=context.models.teacher_marks, ids=True)
     with context.writer(context.shard, schemas.TEACHER_SCORES) as writer, behind() as write_behind:
         for window, fresh in _scored(context, teacher, found):
@@ -72,7 +72,7 @@ def _build_part(context: StageContext, piece: Piece) -> None:
     """Score and store what is missing of some windows of a shard."""
     shard, part, parts = (piece.values[name] for name in ("shard", "part", "parts"))
     path = candidates_path(context, shard)
-    spans = spans_of(path, context.experiment.teacher.segment_pairs)
+    spans = spans_of(path, context.experiment.window_pairs)
     spans = spans[len(spans) * part // parts : len(spans) * (part + 1) // parts]
     if not spans:
         return
@@ -98,7 +98,7 @@ def _cut_into_parts(cutting: Cutting) -> list[Piece]:
     (candidates,) = cutting.inputs.values()
     pieces = []
     for shard in cutting.shards:
-        parts = min(PARTS, -(-candidates.manifest.shards[shard].rows // cutting.experiment.teacher.segment_pairs))
+        parts = min(PARTS, -(-candidates.manifest.shards[shard].rows // cutting.experiment.window_pairs))
         for part in range(parts) if parts > 1 else ():
             name = f"windows-{shard:05d}-{part:02d}-of-{parts:02d}"
             pieces.append(Piece(cutting.round, name, {"shard": shard, "part": part, "parts": parts}))

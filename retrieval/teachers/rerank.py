@@ -33,7 +33,7 @@ def rerank(
     What lies below `depth` is left out: a list then holds nothing but the teacher's logits, and its scores are of one kind.
 
     `queries` and `corpus` are stored tables. The corpus is read once for every `pairs_a_reading` pairs, whose texts are in memory at once.
-    `report` gets what there is to note of the teacher, and a line every `teacher.segment_pairs` pairs.
+    `report` gets what there is to note of the teacher, and a line every window of `teacher.segment_pairs`.
 
     Raises:
         UserError: a query or passage of the run that its table does not have; whatever `resolve_teacher` refuses.
@@ -47,14 +47,15 @@ def rerank(
     query_texts = _all_texts(list(run), queries, id_name="query_id", what="queries")
     pairs = [(query, doc_id) for query, entries in run.items() for doc_id, _ in entries[:depth]]
     opened = spec.open(TeacherSettings.of(teacher, device=device, threads=threads))
+    window = teacher.window_pairs(device)
     logits: dict[str, list[tuple[str, float]]] = {query: [] for query in run}
     started = time.monotonic()
     done = 0
     for first in range(0, len(pairs), pairs_a_reading):
         reading = pairs[first : first + pairs_a_reading]
         texts = _all_texts([doc_id for _, doc_id in reading], corpus, id_name="doc_id", what="passages")
-        for start in range(0, len(reading), teacher.segment_pairs):
-            segment = reading[start : start + teacher.segment_pairs]
+        for start in range(0, len(reading), window):
+            segment = reading[start : start + window]
             scored = opened.score([(query_texts[query], texts[doc_id]) for query, doc_id in segment])
             for (query, doc_id), logit in zip(segment, scored.tolist(), strict=True):
                 logits[query].append((doc_id, logit))
