@@ -201,7 +201,8 @@ class Stages:
         backend = "torch" if (self._given.teacher / "config.json").exists() else "onnx"
         settings = {
             "store": str(root / "store"), "ingest": {"path": str(root)}, "student": {"model": str(self._given.student)},
-            "teacher": {"model": str(self._given.teacher), "backend": backend, "precision": "fp32", "max_tokens": MAX_TOKENS, **self._window},
+            "teacher": {"model": str(self._given.teacher), "backend": backend, "precision": "fp32", "max_tokens": MAX_TOKENS}
+            | self._window,
             "runner": {"threads": usable_cpus()}, **section,
         }  # fmt: skip
         return StageContext(

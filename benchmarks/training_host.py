@@ -14,6 +14,7 @@ row groups in it.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -94,11 +95,16 @@ def experiment_of(folder: Path, arguments: argparse.Namespace, *, budget: int) -
 
 def gpu_budget() -> int:
     """Tokens of a micro-batch on a GPU by this version of the code."""
-    try:
-        from trainer.device_defaults import MICRO_BATCH_TOKENS
-    except ImportError:
-        return _GPU_BUDGET_BEFORE
-    return MICRO_BATCH_TOKENS["cuda"]
+    defaults = own_module("trainer.device_defaults")
+    return defaults.MICRO_BATCH_TOKENS["cuda"] if defaults else _GPU_BUDGET_BEFORE
+
+
+def own_module(name: str) -> Any:
+    """A module of the version that is measured, None where it has none: an editable install would then give that of another version."""
+    import trainer
+
+    file = Path(trainer.__file__).parents[1] / f"{name.replace('.', '/')}.py"
+    return importlib.import_module(name) if file.exists() else None
 
 
 def gpu_model(folder: Path, experiment: Any) -> tuple[Any, Any]:
@@ -117,20 +123,21 @@ def gpu_model(folder: Path, experiment: Any) -> tuple[Any, Any]:
 
     model = Counted(resolve_student(experiment.student))
     backend = open_backend(model, Train(device="cuda"))
-    try:
-        from trainer.steps.attention_mask import whole_masks
-    except ImportError:
-        return model.train(), backend
-    whole_masks(model)
-    backend.passes = lambda encoder: 1  # it asks where the parameters are
+    if masks := own_module("trainer.steps.attention_mask"):
+        masks.whole_masks(model)
+        backend.passes = lambda encoder: 1  # it asks where the parameters are
     return model.train(), backend
+
+
+def one_process() -> Any:
+    """This process alone, of code with or without a folder for processes."""
+    return (own_module("trainer.processes.distributed") or own_module("trainer.steps.distributed")).Distributed()
 
 
 def planned(folder: Path, name: str, arguments: argparse.Namespace, *, budget: int, backend: Any, settings: Any) -> Iterator[Any]:
     """Batches as the data thread makes them, each when it is asked for."""
     from data.digests import DigestCache
     from trainer.input.stream import open_training_shards
-    from trainer.processes.distributed import Distributed
     from trainer.run import planned_batches
     from trainer.task import task_of
 
@@ -143,7 +150,7 @@ def planned(folder: Path, name: str, arguments: argparse.Namespace, *, budget: i
     except ImportError:
         pass
     else:
-        more["plan"] = step_planner(backend, settings=settings, processes=Distributed(), references={})
+        more["plan"] = step_planner(backend, settings=settings, processes=one_process(), references={})
     return planned_batches(shards, experiment, task, first_step=0, **more)
 
 
@@ -162,7 +169,6 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from retrieval.compute.precision import resolve
-    from trainer.processes.distributed import Distributed
     from trainer.steps.gradients import StepSettings, accumulate_gradients
     from trainer.steps.optim import make_optimizer
 
@@ -183,7 +189,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=False)
         more = {"plan": batch.plan} if hasattr(batch, "plan") else {}
         accumulate_gradients(
-            backend, batch.work, batch.cut, step=batch.step, settings=short, processes=Distributed(), references={}, **more
+            backend, batch.work, batch.cut, step=batch.step, settings=short, processes=one_process(), references={}, **more
         )
         float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
         optimizer.step()
