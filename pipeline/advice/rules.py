@@ -26,7 +26,7 @@ class Facts:
 
     lists: ListFacts
     headroom: Headroom
-    queries: int  # training queries
+    queries: int  # training queries, no more than hard_negatives.queries leaves
     several_positives: float  # share of them
 
 
@@ -96,14 +96,14 @@ def _hints(facts: Facts) -> list[Advice]:
     if above > _SURE_ABOVE:
         hints.append(
             Advice(
-                "hard_negatives.false_negatives.absolute_margin=0, or hard_negatives.promote_margin=1",
+                "hard_negatives.false_negatives.absolute_margin=0, or hard_negatives.promote_margin=1 hard_negatives.positives=each",
                 f"{above:.0%} of the mined negatives are above p+: they may be positives without a label; look at some (prep report)",
             )
         )
     if lists.nearly_positive >= _NEARLY:
         hints.append(
             Advice(
-                "hard_negatives.false_negatives.student_relative_margin=0.05",
+                "hard_negatives.false_negatives.student_relative_margin=0.05, where the student is among hard_negatives.source",
                 f"{lists.nearly_positive:.1%} of the mined negatives have nearly the words of p+",
             )
         )
@@ -118,7 +118,7 @@ def _hints(facts: Facts) -> list[Advice]:
     if facts.several_positives >= _SEVERAL:
         hints.append(
             Advice(
-                "hard_negatives.positives=rotate hard_negatives.draws=3 (as many as train.epochs), or positives=each",
+                "hard_negatives.positives=rotate hard_negatives.draws=3 (as many as train.epochs), or hard_negatives.positives=each",
                 f"{facts.several_positives:.0%} of the training queries have several positives, of which one is trained by default",
             )
         )
