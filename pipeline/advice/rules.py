@@ -40,9 +40,9 @@ class Advice:
 
 
 def advise(facts: Facts) -> list[Advice]:
-    """The recipe first, then hints; where the teacher is no better than the student, that alone."""
+    """The recipe first, then hints; where the teacher is no better than the student no recipe. What may be chance is called so before."""
     if facts.headroom.teacher <= facts.headroom.student:
-        return [_nothing_to_learn(facts.headroom)]
+        return [*_doubtful(facts.headroom), _nothing_to_learn(facts.headroom)]
     return [*_doubtful(facts.headroom), _recipe(facts), *_hints(facts)]
 
 
@@ -61,7 +61,7 @@ def _doubtful(headroom: Headroom) -> list[Advice]:
     return [
         Advice(
             "a larger budget_pairs, before the teacher's bill is paid",
-            f"that the teacher is better than the student is not shown by {headroom.queries} queries (p = {headroom.p_value:.2g})",
+            f"whether the teacher is better than the student {headroom.queries} queries do not tell (p = {headroom.p_value:.2g})",
         )
     ]
 

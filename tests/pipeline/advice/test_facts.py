@@ -74,7 +74,7 @@ UNSURE = replace(SURE, lists=replace(SURE.lists, sure=0.73, above={N: 0.17, R: 0
 
 def test_a_teacher_that_is_no_better_has_nothing_to_teach() -> None:
     """Prevents: a recipe advised where the student would be taught its own order, or a worse one."""
-    (found,) = advise(replace(SURE, headroom=Headroom(100, 0.9, 0.6, 0.58, 0.5)))
+    (found,) = advise(replace(SURE, headroom=Headroom(100, 0.9, 0.6, 0.58, 0.01)))
     assert "no better order" in found.why and "dual_encoder" in found.settings
 
 
@@ -82,6 +82,8 @@ def test_a_difference_that_is_chance_is_called_so() -> None:
     """Prevents: a bill for a teacher of which a larger sample would have shown that it is no better."""
     found = advise(replace(SURE, headroom=Headroom(20, 0.9, 0.5, 0.52, 0.4)))
     assert "budget_pairs" in found[0].settings and found[1].settings.startswith("train.recipe")
+    worse = advise(replace(SURE, headroom=Headroom(4, 0.9, 0.52, 0.5, 0.9)))
+    assert "budget_pairs" in worse[0].settings and "no better order" in worse[1].why and len(worse) == 2
 
 
 @pytest.mark.parametrize(("facts", "queries", "recipe"), [(SURE, 128, "adam"), (UNSURE, 128, "margin_mse"), (UNSURE, 600, "adam")])
