@@ -2,7 +2,8 @@
 
 A request waits 20 s for an answer and is sent up to four times; that is the business of the store's package (`s3.client_options`). What
 fails in spite of that, or in the middle of a body, is begun again here, with growing pauses, unless 75 s are over. So a store that
-accepts and never answers ends a command within two minutes, and so does one that is down.
+accepts and never answers ends a command within two minutes, and so does one that is down. An upload that another process ended is begun
+again after any time.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _PASSING_CODES = (
     "NoSuchUpload",  # of an upload in parts whose end was carried out, and asked for again since the answer was lost
 )  # fmt: skip
 
+_ENDED_BY_OTHERS = ("NoSuchUpload",)  # another process has put the same object: the store is there, however long this one has worked
+
 T = TypeVar("T")
 
 
@@ -59,7 +62,7 @@ def attempted(address: str, work: Callable[[], T]) -> T:
         try:
             return work()
         except Exception as error:  # each package has kinds of its own
-            if not is_passing(error) or time.monotonic() - begun > PATIENCE:
+            if not is_passing(error) or (time.monotonic() - begun > PATIENCE and answer_code(error) not in _ENDED_BY_OTHERS):
                 raise explanation(error, address) from error
         time.sleep(random.uniform(0.5, 1) * min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**number))
     with explained(address):
@@ -123,7 +126,7 @@ def explanation(error: Exception, address: str) -> UserError:
         return UserError(f"{address}: addresses {scheme}:// need a package that is not installed ({said}): {remedy}")
     if isinstance(error, ValueError) and "Protocol not known" in said:
         return UserError(f"{address}: unknown kind of address {scheme}://; known are s3://, gs:// and all others of fsspec")
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and not is_passing(error):
         return UserError(f"{address}: no such bucket" if is_of_bucket(error) else f"{address}: nothing there")
     if kind in _NO_CREDENTIALS:
         remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; FSSPEC_S3_ANON=true reads public buckets"

@@ -6,13 +6,17 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import polars as pl
+
 from data.config.settings import Experiment
 from data.errors import UserError
 from pipeline.advice.facts import facts_of_lists, headroom_of
-from pipeline.advice.reading import KIND_WORDS, labels_of, lists_of, pools_of
+from pipeline.advice.reading import KIND_WORDS, lists_of, pools_of, positives_of
 from pipeline.advice.rules import Advice, Facts, advise
-from pipeline.advice.sampling import Samples, samples_of
+from pipeline.advice.sampling import Samples, refuse_early, samples_of
 from pipeline.plan import tables_leading_to
+from pipeline.pooling.judged_queries import labels_above_0
+from pipeline.report.inspect import complete_tables
 from pipeline.run import run_tables
 from pipeline.stage import Say
 
@@ -22,12 +26,14 @@ BUDGET_PAIRS = 10_000
 def run_advice(experiment: Experiment, *, budget_pairs: int, say: Say) -> None:
     """Score what the samples lack, and print facts, advice, and both as JSON on the last line.
 
-    Raises UserError as `samples_of`, and where a stage does.
+    Raises UserError as `refuse_early` and `samples_of`, and where a stage does.
     """
-    samples = samples_of(experiment, budget_pairs=budget_pairs)
+    refuse_early(experiment, budget_pairs=budget_pairs)
+    labels = _labels(experiment, say)
+    samples = samples_of(experiment, labels, budget_pairs=budget_pairs)
     for sample, last in ((samples.held_out, "pool_scores"), (samples.lists, "confidence")):
         run_tables(sample, tables_leading_to(sample, last), say=say)
-    facts = _facts(samples)
+    facts = _facts(samples, *positives_of(experiment, labels))
     for line in _said(facts, samples):
         say(line)
     found = advise(facts)
@@ -37,11 +43,17 @@ def run_advice(experiment: Experiment, *, budget_pairs: int, say: Say) -> None:
     say(json.dumps({"facts": _plain(facts), "advice": [asdict(one) for one in found]}))
 
 
-def _facts(samples: Samples) -> Facts:
+def _labels(experiment: Experiment, say: Say) -> pl.DataFrame:
+    """Those above 0 of all splits, read in where they are not."""
+    run_tables(experiment, tables_leading_to(experiment, "ingest.qrels"), say=say)
+    (qrels,) = complete_tables(experiment, "ingest.qrels")
+    return labels_above_0(qrels)
+
+
+def _facts(samples: Samples, queries: int, several: float) -> Facts:
     lists, pools = list(lists_of(samples.lists)), list(pools_of(samples.held_out))
     if not lists or not pools:
         raise UserError("none of the sampled queries has a list: do qrels and corpus belong together?")
-    queries, several = labels_of(samples.lists)
     return Facts(facts_of_lists(lists), headroom_of(pools), queries, several)
 
 

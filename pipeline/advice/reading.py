@@ -11,7 +11,6 @@ from data.config.settings import Experiment
 from data.tables.schemas import CandidateKind
 from pipeline.advice.facts import OneList, OnePool
 from pipeline.negatives.pool_pairs import PoolRow, read_pools, scored_pairs
-from pipeline.pooling.judged_queries import labels_above_0
 from pipeline.report.inspect import complete_tables, scored_shards
 from pipeline.stages.confidence import list_bounds
 
@@ -46,11 +45,10 @@ def _in_students_order(row: PoolRow, logits: dict[str, float], *, depth: int) ->
     return OnePool(np.array([logits[ids[place]] for place in order.tolist()]), order >= len(row.ids))
 
 
-def labels_of(experiment: Experiment) -> tuple[int, float]:
-    """(training queries with a label, share of them with several). Raises UserError where the labels are not read in yet."""
-    (qrels,) = complete_tables(experiment, "ingest.qrels")
-    counts = labels_above_0(qrels).filter(pl.col("split") == experiment.ingest.train_split).group_by("query_id").len()["len"]
-    return len(counts), int((counts > 1).sum()) / max(1, len(counts))
+def positives_of(experiment: Experiment, labels: pl.DataFrame) -> tuple[int, float]:
+    """(queries that the experiment trains on, share of those of the split with several positives), by the labels above 0 of all splits."""
+    counts = labels.filter(pl.col("split") == experiment.ingest.train_split).group_by("query_id").len()["len"]
+    return min(len(counts), experiment.hard_negatives.queries or len(counts)), int((counts > 1).sum()) / max(1, len(counts))
 
 
 KIND_WORDS = {

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
 from data.config.settings import Curriculum, DarkExamples, Dev, Experiment, HardNegatives
 from data.errors import UserError
-from data.formats.collection import find_collection
+from pipeline.pooling.judged_queries import in_order_of_choice
 from pipeline.scoring.cost import at_most
 
 DEPTH = 50  # passages of a held-out query that the teacher puts in its order
@@ -33,38 +37,55 @@ class Samples:
         return self.split == self.lists.ingest.train_split
 
 
-def samples_of(experiment: Experiment, *, budget_pairs: int) -> Samples:
-    """The samples that the teacher reads at most so many pairs for, about half of them each.
-
-    The lists are those of the experiment without what its rules and sampler leave out, uniformly drawn, with dark examples: what they
-    are like is what rules and samplers are chosen by.
-
-    Raises:
-        UserError: the experiment has no teacher that reads texts, or no mining, or the budget is too small.
-    """
-    _refuse(experiment)
-    collection = find_collection(experiment.ingest.collection, format=experiment.ingest.format)
-    split = experiment.dev.split if experiment.dev.split in collection.qrels else experiment.ingest.train_split
-    lists = _lists(experiment, queries=1)
-    pairs_of_list, pairs_of_pool = at_most(lists, 1, labels=1), DEPTH + 2  # a pool's pairs: its positives, too, mostly one or two
-    least = _FEWEST * (pairs_of_list + pairs_of_pool)
-    if budget_pairs < least:
-        raise UserError(
-            f"budget_pairs={budget_pairs:,}: {_FEWEST} lists of {pairs_of_list} candidates and {_FEWEST} pools of {DEPTH} passages are "
-            f"{least:,} pairs, and fewer say nothing: raise it"
-        )
-    held_out = max(_FEWEST, min(_MOST_HELD_OUT, budget_pairs // 2 // pairs_of_pool))
-    of_lists = max(_FEWEST, min(_MOST_LISTS, (budget_pairs - held_out * pairs_of_pool) // pairs_of_list))
-    return Samples(_lists(experiment, queries=of_lists), _held_out(experiment, split=split, queries=held_out), split)
-
-
-def _refuse(experiment: Experiment) -> None:
+def refuse_early(experiment: Experiment, *, budget_pairs: int) -> None:
+    """Raises UserError, before any work, where the experiment has no teacher that reads texts, or no mining, or the budget is too small."""
     if experiment.lists.path is not None:
         raise UserError("lists.path has lists that are trained as they are: prep advise looks at what could be mined; leave it out")
     if experiment.teacher.backend in ("none", "imported"):
         raise UserError(
             f"teacher.backend={experiment.teacher.backend}: prep advise has the teacher read a sample; give one that reads texts (torch, "
             "onnx or http)"
+        )
+    _check(budget_pairs, pairs_of_list=_pairs_of_list(experiment), pairs_of_pools=_FEWEST * (DEPTH + 1))
+
+
+def samples_of(experiment: Experiment, labels: pl.DataFrame, *, budget_pairs: int) -> Samples:
+    """The samples that the teacher reads at most so many pairs for, about half of them each.
+
+    The lists are those of the experiment without what its rules and sampler leave out, uniformly drawn, with dark examples: what they
+    are like is what rules and samplers are chosen by.
+
+    Args:
+        labels: those above 0 of all splits, columns of `schemas.QRELS`.
+
+    Raises UserError where queries have so many labels that the budget is too small.
+    """
+    train_split = experiment.ingest.train_split
+    split = experiment.dev.split if (labels["split"] == experiment.dev.split).any() else train_split
+    pairs_of_list, pairs_of_pools = _pairs_of_list(experiment), _pairs_of_pools(experiment, labels.filter(pl.col("split") == split))
+    _check(budget_pairs, pairs_of_list=pairs_of_list, pairs_of_pools=int(pairs_of_pools[:_FEWEST][-1]))
+    held_out = max(_FEWEST, min(_MOST_HELD_OUT, int(np.searchsorted(pairs_of_pools, budget_pairs // 2, "right"))))
+    of_pools = int(pairs_of_pools[:held_out][-1])
+    of_lists = max(_FEWEST, min(_MOST_LISTS, (budget_pairs - of_pools) // pairs_of_list))
+    return Samples(_lists(experiment, queries=of_lists), _held_out(experiment, split=split, queries=held_out), split)
+
+
+def _pairs_of_list(experiment: Experiment) -> int:
+    return at_most(_lists(experiment, queries=1), 1, labels=1)
+
+
+def _pairs_of_pools(experiment: Experiment, labels: pl.DataFrame) -> NDArray[np.int64]:
+    """Of the first query in the order of choice, of the first two, and so on: passages and all positives."""
+    count = dict(labels.group_by("query_id").len().iter_rows())
+    return np.cumsum([DEPTH + count[query] for query in in_order_of_choice(count, seed=experiment.seed)])
+
+
+def _check(budget_pairs: int, *, pairs_of_list: int, pairs_of_pools: int) -> None:
+    least = _FEWEST * pairs_of_list + pairs_of_pools
+    if budget_pairs < least:
+        raise UserError(
+            f"budget_pairs={budget_pairs:,}: {_FEWEST} lists of {pairs_of_list} candidates and {_FEWEST} pools of {DEPTH} passages and "
+            f"their positives are {least:,} pairs, and fewer say nothing: raise it"
         )
 
 

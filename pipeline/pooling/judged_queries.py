@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import polars as pl
@@ -44,8 +44,13 @@ def _chosen(labels: pl.DataFrame, experiment: Experiment) -> pa.Array:
     """
     chosen = labels.filter(pl.col("split") == experiment.ingest.train_split)["query_id"].unique().to_list()
     if (limit := experiment.hard_negatives.queries) is not None:
-        chosen = sorted(chosen, key=lambda query: (hash64(experiment.seed, "subset", query), query))[:limit]
+        chosen = in_order_of_choice(chosen, seed=experiment.seed)[:limit]
     return pa.array(sorted(chosen), pa.string())
+
+
+def in_order_of_choice(queries: Iterable[str], *, seed: int) -> list[str]:
+    """Query ids such that a subset of n are the first n."""
+    return sorted(queries, key=lambda query: (hash64(seed, "subset", query), query))
 
 
 def _queries_of_shared_texts(queries: Stored) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """A collection as the study reads it: some questions of each split, and all passages or a part of them.
 
 Questions, and passages besides the labelled ones, are the first by a hash of their ids: the same choice everywhere. Larger sizes hold the
-smaller ones. Dev questions come out of the training questions where a collection has no dev split.
+smaller ones. Dev questions come out of the training questions where a collection has no dev split: more of them are others trained on.
 """
 
 from __future__ import annotations

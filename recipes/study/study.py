@@ -207,7 +207,7 @@ class CollectionStudy:
         return trained
 
     def _train(self, method: str, seed: int, rate: str, output: Path, state: _State) -> Trained:
-        how, student, dev = METHODS[method], str(self.plan.sizes["student"]), 0.0
+        how, student, dev, fewer = METHODS[method], str(self.plan.sizes["student"]), 0.0, list[str]()
         for place, (training, steps) in enumerate(zip(how.trainings, steps_of(how, self.plan.sizes["steps"]), strict=True)):
             shards = self._data(training, student)
             if shards is None:
@@ -219,13 +219,16 @@ class CollectionStudy:
                 "train.warmup_steps": str(max(1, steps // 10)), "train.evaluate_every": str(steps),
                 "train.threads": str(self.plan.sizes["threads"]),
             }  # fmt: skip
+            dev_set = self._dev()  # its making is no time of this method
             with state.timed():
-                self.sitting.command("train", "run", *self._arguments(own), f"shards={shards}", f"dev={self._dev()}")
+                self.sitting.command("train", "run", *self._arguments(own), f"shards={shards}", f"dev={dev_set}")
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             student, dev = str(folder / "student"), float(result["last_step"]["dev"][DEV_METRIC])
+            if result["steps"] < steps:  # `epochs` of study.yaml ended it: questions have no list
+                fewer.append(f"training {place + 1} made {result['steps']} of {steps} steps")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             shutil.rmtree(folder / "best", ignore_errors=True)
-        return Trained(student, dev, state.seconds)
+        return Trained(student, dev, state.seconds, "; ".join(fewer))
 
     def _train_peer(self, method: str, seed: int, rate: str, output: Path, state: _State) -> Trained:
         """The peer has as long as one run of ADAM took, training data included."""

@@ -145,3 +145,14 @@ def test_methods_of_several_trainings(settings: Path, run: Callable[..., str]) -
     assert found["without_dark-0.json"]["rate_of"] == "adam_positive"
     assert len({cell["test"]["metrics"]["nDCG@10"]["values"] for cell in found.values()}) > 1
     assert not list((settings.parent / "work" / "toy").glob("*-0-*"))  # models are not kept
+
+
+def test_methods_of_transformed_and_tempered_scores(settings: Path, run: Callable[..., str]) -> None:
+    """Prevents: rows of the table that never run, since the installed version refuses their settings and the sitting leaves them out."""
+    sizes = yaml.safe_load((settings / "sizes.yaml").read_text())
+    (settings / "sizes.yaml").write_text(yaml.safe_dump({**sizes, "seeds": [0], "rates": ["1e-3"], "zero_shot": None}))
+    said = run("--methods=start,margin_mse_zscore,listwise")
+    assert "left out" not in said
+    found = cells(settings.parent / "results")
+    assert list(found) == ["listwise-0.json", "margin_mse_zscore-0.json", "start-0.json"]
+    assert len({cell["test"]["metrics"]["nDCG@10"]["values"] for cell in found.values()}) > 1

@@ -216,9 +216,14 @@ def test_an_own_object_whose_answer_was_lost_counts(bucket: Any, behind: Behind)
     assert not root.child("x").put_if_absent(b"another's")
 
 
-def test_an_upload_in_parts_whose_end_was_not_answered(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("patience", [attempts.PATIENCE, -1.0])
+def test_an_upload_in_parts_whose_end_was_not_answered(
+    patience: float, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prevents: a training that ends with `nothing there` after its checkpoint was put. The answer to the last request was lost, and to
-    the same request again rclone's server answers that it knows no such upload; moto's does not, so the answer is made here."""
+    the same request again rclone's server answers that it knows no such upload; moto's does not, so the answer is made here. And a job that
+    ends so since another one, which had put the same object, ended an upload that had lasted longer than the patience with a store."""
+    monkeypatch.setattr(attempts, "PATIENCE", patience)
     from botocore.exceptions import ClientError
     from s3fs import S3FileSystem
     from s3fs.errors import translate_boto_error

@@ -8,16 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from data.config.settings import Experiment, load
 from data.errors import UserError
 from pipeline.advice import sampling
 from pipeline.advice.command import run_advice
-from pipeline.advice.reading import pools_of
-from pipeline.advice.sampling import samples_of
+from pipeline.advice.reading import pools_of, positives_of
+from pipeline.advice.sampling import Samples, refuse_early, samples_of
 
 BUDGET = 5000
+
+
+def labels_of(*, train: int = 14, dev: int = 4, of_each: int = 1) -> pl.DataFrame:
+    """Labels above 0 as `ingest.qrels` has them, `of_each` a query."""
+    queries = [(split, f"{split}{number}") for split, count in (("train", train), ("dev", dev)) for number in range(count)]
+    return pl.DataFrame([query for query in queries for _ in range(of_each)], schema=["split", "query_id"], orient="row")
+
+
+def sampled(given: Experiment, *, budget_pairs: int, labels: pl.DataFrame | None = None) -> Samples:
+    return samples_of(given, labels_of() if labels is None else labels, budget_pairs=budget_pairs)
 
 
 def advised(config: Path, **overrides: Any) -> list[str]:
@@ -51,7 +62,7 @@ def test_pools_are_in_the_students_order_with_their_positives(
     monkeypatch.setattr(sampling, "DEPTH", 5)
     config = tiny_experiment(tmp_path)
     advised(config)
-    held_out = samples_of(load({"config": str(config)}), budget_pairs=BUDGET).held_out
+    held_out = sampled(load({"config": str(config)}), budget_pairs=BUDGET).held_out
     pools = list(pools_of(held_out))
     assert pools and all(len(pool.logits) == 5 for pool in pools)
     assert any(pool.positive.any() for pool in pools)
@@ -62,14 +73,31 @@ def experiment(config: Path, **overrides: Any) -> Experiment:
     return load({"config": str(config), **{name.replace("__", "."): str(value) for name, value in overrides.items()}})
 
 
-def test_samples_stay_within_the_budget(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
-    """Prevents: a price that is only known when it is paid."""
-    config = tiny_experiment(tmp_path)
-    for budget in (2_000, 10_000, 10**6):
-        samples = samples_of(experiment(config), budget_pairs=budget)
+@pytest.mark.parametrize("of_each", [1, 40])
+def test_samples_stay_within_the_budget(of_each: int, tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: a price that is only known when it is paid, and one that is several times the budget where queries have many labels."""
+    config, labels = tiny_experiment(tmp_path), labels_of(train=1000, dev=1000, of_each=of_each)
+    for budget in (2_100, 10_000, 10**6):
+        samples = sampled(experiment(config), budget_pairs=budget, labels=labels)
         lists, held_out = samples.lists.hard_negatives.queries or 0, samples.held_out.hard_negatives.queries or 0
-        assert lists * (1 + 3 + 3 + 5) + held_out * 52 <= budget
+        assert lists * (1 + 3 + 3 + 5) + held_out * (50 + of_each) <= budget
         assert 20 <= lists <= 400 and 20 <= held_out <= 200
+    with pytest.raises(UserError, match=r"budget_pairs=1,259: .* are 1,260 pairs" if of_each == 1 else r"are 2,040 pairs"):
+        sampled(experiment(config), budget_pairs=1259, labels=labels)
+
+
+def test_a_split_without_a_label_above_0_is_not_looked_at(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: a collection that trains well, and that prep advise refuses for a dev split of zeros."""
+    samples = sampled(experiment(tiny_experiment(tmp_path)), budget_pairs=BUDGET, labels=labels_of(dev=0))
+    assert samples.split == "train" and samples.trains_on_split
+
+
+def test_the_queries_that_count_are_those_trained_on(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: a recipe for many queries, where `hard_negatives.queries` leaves few of a large split."""
+    config, labels = tiny_experiment(tmp_path), labels_of(train=1000)
+    assert positives_of(experiment(config), labels) == (1000, 0.0)
+    assert positives_of(experiment(config, hard_negatives__queries=128), labels)[0] == 128
+    assert positives_of(experiment(config), pl.concat([labels, labels.filter(pl.col("query_id") < "train2")]))[1] == pytest.approx(0.112)
 
 
 def test_rules_of_the_experiment_do_not_shape_the_sample(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
@@ -78,7 +106,7 @@ def test_rules_of_the_experiment_do_not_shape_the_sample(tmp_path: Path, tiny_ex
         tiny_experiment(tmp_path), hard_negatives__false_negatives__max_score=1, hard_negatives__positives="each",
         dark_examples__reinforced="false", dark_examples__mask_ratios="[0.3]",
     )  # fmt: skip
-    lists = samples_of(given, budget_pairs=BUDGET).lists
+    lists = sampled(given, budget_pairs=BUDGET).lists
     assert not lists.hard_negatives.uses_pool_scores and lists.hard_negatives.positives == "one"
     assert lists.dark_examples.reinforced and lists.dark_examples.mask_ratios == (0.3,)
 
@@ -87,7 +115,7 @@ def test_what_cannot_be_looked_at_is_refused(tmp_path: Path, tiny_experiment: Ca
     """Prevents: stages run for a sample that no teacher can read, or that says nothing."""
     config = tiny_experiment(tmp_path)
     with pytest.raises(UserError, match=r"budget_pairs=100: .* raise it"):
-        samples_of(experiment(config), budget_pairs=100)
+        refuse_early(experiment(config), budget_pairs=100)
     without = experiment(config, teacher__backend="none", dark_examples__reinforced="false", dark_examples__mask_ratios="[]")
     with pytest.raises(UserError, match=r"teacher\.backend=none: prep advise has the teacher read"):
-        samples_of(without, budget_pairs=BUDGET)
+        refuse_early(without, budget_pairs=BUDGET)

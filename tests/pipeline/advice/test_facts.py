@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from data.tables.schemas import CandidateKind
 from pipeline.advice.facts import Headroom, ListFacts, OneList, OnePool, facts_of_lists, headroom_of, overlap
 from pipeline.advice.rules import Facts, advise
+from trainer import recipes
 
 P, N, R, M = CandidateKind.POSITIVE, CandidateKind.NEGATIVE, CandidateKind.REINFORCED_NEGATIVE, CandidateKind.NOISY_POSITIVE
 TEXTS = ("a b c d e", "a b c d e f", "x y z", "a b x", "a [MASK]")
@@ -70,7 +74,7 @@ UNSURE = replace(SURE, lists=replace(SURE.lists, sure=0.73, above={N: 0.17, R: 0
 
 def test_a_teacher_that_is_no_better_has_nothing_to_teach() -> None:
     """Prevents: a recipe advised where the student would be taught its own order, or a worse one."""
-    (found,) = advise(replace(SURE, headroom=Headroom(100, 0.9, 0.6, 0.58, 0.5)))
+    (found,) = advise(replace(SURE, headroom=Headroom(100, 0.9, 0.6, 0.58, 0.01)))
     assert "no better order" in found.why and "dual_encoder" in found.settings
 
 
@@ -78,6 +82,8 @@ def test_a_difference_that_is_chance_is_called_so() -> None:
     """Prevents: a bill for a teacher of which a larger sample would have shown that it is no better."""
     found = advise(replace(SURE, headroom=Headroom(20, 0.9, 0.5, 0.52, 0.4)))
     assert "budget_pairs" in found[0].settings and found[1].settings.startswith("train.recipe")
+    worse = advise(replace(SURE, headroom=Headroom(4, 0.9, 0.52, 0.5, 0.9)))
+    assert "budget_pairs" in worse[0].settings and "no better order" in worse[1].why and len(worse) == 2
 
 
 @pytest.mark.parametrize(("facts", "queries", "recipe"), [(SURE, 128, "adam"), (UNSURE, 128, "margin_mse"), (UNSURE, 600, "adam")])
@@ -94,3 +100,29 @@ def test_hints_come_with_their_figures_and_say_that_nothing_was_measured() -> No
     assert "17%" in hints[0].why and "2.0%" in hints[1].why and "40%" in hints[2].why and "1.05" in hints[3].why
     (of_margins,) = advise(SURE)[1:]
     assert "zscore" in of_margins.settings and "13.0 above" in of_margins.why and "not measured" in of_margins.evidence
+
+
+ALL_HINTS = replace(UNSURE.lists, nearly_positive=0.02, shared_with_dark=1.1)
+SAID = {
+    settings
+    for facts in (
+        SURE, replace(SURE, headroom=Headroom(100, 0.9, 0.6, 0.58, 0.5)), replace(UNSURE, several_positives=0.4, lists=ALL_HINTS),
+        replace(UNSURE, queries=600),
+    )
+    for one in advise(facts)
+    for settings in one.settings.split(", ")
+    if "=" in settings
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", sorted(SAID))
+def test_what_is_advised_can_be_set(said: str, tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: advice that the next command refuses, for a name, a value, or another setting that it needs."""
+    given = dict(setting.split("=") for setting in re.findall(r"[a-z_.]+=[^ ,]+", said))
+    assert all("." in name for name in given)
+    recipes.load({"config": str(tiny_experiment(tmp_path)), **given})
+
+
+def test_enough_is_advised() -> None:
+    """Prevents: the test above of nothing."""
+    assert len(SAID) >= 10
