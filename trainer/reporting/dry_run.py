@@ -25,7 +25,9 @@ from trainer.processes.distributed import Distributed, started_processes
 from trainer.recipes import check_shards
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 from trainer.reporting.trackers.tracking import make_tracker
-from trainer.run import PlannedBatch, check_machine, epoch_ends, open_backend, planned_batches, step_settings, with_share_over
+from trainer.run import (
+    PlannedBatch, check_machine, check_profiled, epoch_ends, open_backend, planned_batches, step_settings, with_share_over,
+)  # fmt: skip
 from trainer.saving.output_folder import check_output
 from trainer.steps.backend import Backend
 from trainer.steps.gradients import StepSettings, accumulate_gradients
@@ -53,6 +55,7 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, draw=settings.draw, order=settings.order)
     check_shards(experiment, shards.metadata, grades=shards.grades)
     experiment = with_share_over(experiment, shards)
+    check_profiled(experiment, shards)
     dev = open_dev_sets(settings.dev, tokenizer=task.tokenizer, prompts=task.prompts)
     model = task.open()
     references = task.open_references()
