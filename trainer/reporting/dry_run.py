@@ -26,8 +26,15 @@ from trainer.recipes import check_shards
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 from trainer.reporting.trackers.tracking import make_tracker
 from trainer.run import (
-    PlannedBatch, check_machine, check_profiled, epoch_ends, open_backend, planned_batches, step_settings, with_share_over,
-)  # fmt: skip
+    PlannedBatch,
+    check_machine,
+    check_profiled,
+    epoch_ends,
+    open_backend,
+    planned_batches,
+    step_settings,
+    with_share_over,
+)
 from trainer.saving.output_folder import check_output
 from trainer.steps.backend import Backend
 from trainer.steps.gradients import StepSettings, accumulate_gradients

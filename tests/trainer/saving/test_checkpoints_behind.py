@@ -111,7 +111,7 @@ def test_a_signal_waits_for_what_is_written(
 
 @pytest.mark.medium
 def test_a_signal_while_the_last_one_is_written_ends_nothing(tmp_path: Path, experiment_file: Path, shards: Path, written: Any) -> None:
-    """Prevents: a run that took its last step, and is left without its last checkpoint and its model by a signal in the wait for the files."""
+    """Prevents: a run that took its last step and is left without its model by a signal in the wait for the last files."""
     strays: list[int] = []
 
     def signalled(step: int) -> None:
