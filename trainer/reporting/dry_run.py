@@ -35,6 +35,7 @@ from trainer.run import (
     step_settings,
     with_share_over,
 )
+from trainer.saving.checkpoint import begun_run
 from trainer.saving.output_folder import check_output
 from trainer.steps.backend import Backend
 from trainer.steps.gradients import StepSettings, accumulate_gradients
@@ -54,14 +55,16 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     check_machine(experiment)
     if started_processes() > 1:
         raise UserError("dry_run=true measures one process; start it without torchrun")
-    experiment = with_device_defaults(experiment, processes=1)
+    check_output(experiment.train)
+    begun = begun_run(Path(experiment.train.output))  # the run that goes on keeps what it began with
+    begun_with = begun and begun.get("train", {})
+    experiment = with_device_defaults(experiment, processes=1, begun=begun_with)
     settings = experiment.train
-    check_output(settings)
     make_tracker(settings.tracker)
     task = task_of(experiment, DigestCache(Path(os.devnull)))
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, draw=settings.draw, order=settings.order)
     check_shards(experiment, shards.metadata, grades=shards.grades)
-    experiment = with_share_over(experiment, shards)
+    experiment = with_share_over(experiment, shards, begun=begun_with)
     check_profiled(experiment, shards)
     dev = open_dev_sets(settings.dev, tokenizer=task.tokenizer, prompts=task.prompts)
     model = task.open()
