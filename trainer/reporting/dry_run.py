@@ -72,7 +72,10 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     backend = open_backend(model, settings)
     ends = epoch_ends(shards, experiment)
     steps = step_settings(experiment, model)
-    first = next(planned_batches(shards, experiment, task, first_step=0))
+    planned = planned_batches(shards, experiment, task, first_step=0)
+    first = next((batch for batch in planned if batch.cut.groups), None)  # the first that any loss is asked for
+    if first is None:
+        raise UserError("no batch has anything to encode: no loss is asked for")
     rate, mfu = _tokens_per_second(backend, first, settings=steps, references=references)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
@@ -109,8 +112,6 @@ def _tokens_per_second(backend: Backend, batch: PlannedBatch, *, settings: StepS
     """Tokens a second and model FLOP utilisation of forward and backward passes, from as many groups of a batch as ten seconds allow."""
     cut = batch.cut.groups
     groups = [cut[start : start + backend.at_once] for start in range(0, len(cut), backend.at_once)]
-    if not groups:
-        raise UserError("the first batch has nothing to encode: no loss is asked for")
     peak = measured_flop_rate(device=settings.device, precision=settings.precision)
     best = (0.0, 0.0)
     began = time.perf_counter()
