@@ -67,8 +67,8 @@ def _train(experiment: Experiment, *, shards_folder: Path, processes: Distribute
             print(f"this run is finished: {output.address}; nothing to do (another train.output=FOLDER trains again)")
         return EXIT_COMPLETE
     with (
-        closing(run.stream()) as stream, Reports(run) as reports, Profile(run) as profile, behind() as write_behind,
-        GracefulShutdown() as interruption,
+        closing(run.stream()) as stream, Reports(run) as reports, Profile(run) as profile, GracefulShutdown() as interruption,
+        behind() as write_behind,
     ):  # fmt: skip
         begins_after = run.state.step
         for batch in stream:

@@ -148,6 +148,11 @@ def check_grades(weights: Mapping[int, float], metadata: TrainingMetadata, grade
             f"train.objective.positive_weights weighs the grades {', '.join(map(str, sorted(weights)))}, and these shards have a p+ of "
             f"grade {', '.join(map(str, missing))}{promoted}, too: give each a weight"
         )
+    if not any(weights[grade] for grade in grades):
+        raise UserError(
+            f"train.objective.positive_weights is 0 for each grade of these shards ({', '.join(map(str, sorted(grades)))}): give one of "
+            "them a weight, or set without=supervised"
+        )
 
 
 def check_lists(objective: Objective, *, labelled: bool, iterations: int, draw: int | None) -> None:

@@ -121,6 +121,7 @@ def open_run(experiment: Experiment, *, shards_folder: Path, processes: Distribu
         shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, verify=processes.first, draw=settings.draw, order=settings.order
     )
     experiment = with_share_over(experiment, shards, begun=begun and begun.get("train", {}))
+    check_profiled(experiment, shards)
     finished = processes.any(processes.first and (output / RESULT_NAME).is_file())
     if not finished:
         check_shards(experiment, shards.metadata, grades=shards.grades)
@@ -213,6 +214,13 @@ def epoch_ends(shards: TrainingShards, experiment: Experiment) -> list[int]:
             return [*ends, settings.steps]
         ends.append(done)
     return ends
+
+
+def check_profiled(experiment: Experiment, shards: TrainingShards) -> None:
+    """Raises UserError where `train.profile` asks for steps that the run does not have."""
+    settings, steps = experiment.train, epoch_ends(shards, experiment)[-1]
+    if settings.profiled and settings.profiled[0] > steps:
+        raise UserError(f"train.profile={settings.profile}: the run has {steps} steps; give some of these")
 
 
 def with_share_over(experiment: Experiment, shards: TrainingShards, *, begun: Mapping[str, Any] | None = None) -> Experiment:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import trainer.run
 from trainer import recipes
 from trainer.loop import train
-from trainer.reporting import metrics
+from trainer.reporting import dry_run, metrics
 
 
 class Killed(Exception):
@@ -55,9 +55,9 @@ def test_a_run_that_steps_end_selects_as_if_it_had_these_epochs(
 
 @pytest.mark.medium
 def test_a_run_begun_before_goes_on_as_it_began(
-    tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, experiment_file: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Prevents: a run of the version before that is refused, or whose last steps select by another T than its first."""
+    """Prevents: a run of the version before that is refused, or whose last steps select by another T than its first, or than was said."""
     ends = {"train__epochs": 20, "train__steps": 10}
     expected = start(experiment_file, shards, train__output=tmp_path / "whole", train__objective__share_over="epochs", **ends)
     original = metrics.Metrics.write
@@ -72,6 +72,12 @@ def test_a_run_begun_before_goes_on_as_it_began(
         before.setattr(metrics.Metrics, "write", write)
         start(experiment_file, shards, train__output=tmp_path / "old", **ends)
     recorded = (tmp_path / "old" / "run.json").read_bytes()
+    monkeypatch.setattr(dry_run, "_MEASURED_SECONDS", 0.0)
+    for name, selected in (("old", "100%"), ("another", "75%")):
+        words = {"train.output": tmp_path / name, **{key.replace("__", "."): value for key, value in ends.items()}}
+        loaded = recipes.load({"config": str(experiment_file), **{key: str(value) for key, value in words.items()}})
+        assert dry_run.describe(loaded, shards_folder=shards) == 0
+        assert f"epoch 2      4 steps, {selected} of queries selected" in capsys.readouterr().out
     assert start(experiment_file, shards, train__output=tmp_path / "old", **ends) == expected
     assert (tmp_path / "old" / "run.json").read_bytes() == recorded and b"share_over" not in recorded
     one, other = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "old"))

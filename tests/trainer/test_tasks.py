@@ -30,7 +30,7 @@ from trainer.input.stream import TrainingRow, open_training_shards, rows_of_epoc
 from trainer.loop import train
 from trainer.objective.plan import plan_batch
 from trainer.processes.distributed import Distributed
-from trainer.reporting import metrics
+from trainer.reporting import dry_run, metrics
 from trainer.steps.backend import PlainBackend
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
@@ -339,3 +339,26 @@ def test_exported_lists_bring_no_cross_encoder(tmp_path: Path) -> None:
     file.write_text(f"{{store: {tmp_path}, student: {{model: a/student}}, lists: {{path: {tmp_path}}}, train: {{task: cross_encoder}}}}")
     with pytest.raises(UserError, match=r"lists\.path has none: give teacher\.model=FOLDER"):
         task_of(recipes.load({"config": str(file)}), DigestCache(tmp_path / "digests"))
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("in_batch", ["none", "supervised"])
+def test_a_batch_of_which_no_loss_is_asked_is_a_step(
+    tmp_path: Path, experiment_file: Path, student: Path, shard_writer: Callable[..., Path], row_maker: Callable[..., Any], in_batch: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Prevents: a run that ends in the middle, or is refused beforehand, where all of a batch's p+ are of a grade that has no weight."""
+    generator = np.random.default_rng(0)
+    rows = [{**row_maker(generator, f"q{number}"), "positive_grade": int(number == 7)} for number in range(8)]
+    shards = shard_writer(tmp_path / "graded", [rows], student=student, schema_version=5)
+    words = {
+        "config": str(experiment_file), "train.task": "dual_encoder", "train.epochs": "1", "train.batch_queries": "2",
+        "train.objective.in_batch": in_batch, "train.objective.positive_weights": "0:0,1:1",
+    }  # fmt: skip
+    monkeypatch.setattr(dry_run, "_MEASURED_SECONDS", 0.0)
+    assert dry_run.describe(recipes.load(words), shards_folder=shards) == 0
+    assert "first batch  2 queries" in capsys.readouterr().out
+    assert train(recipes.load(words), shards_folder=shards) == 0
+    lines = lines_of(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and sum(line["loss"] > 0 for line in lines) == 1
+    assert all((line["loss"] > 0) == (line["gradient_norm"] > 0) for line in lines)

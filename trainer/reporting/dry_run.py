@@ -25,7 +25,17 @@ from trainer.processes.distributed import Distributed, started_processes
 from trainer.recipes import check_shards
 from trainer.reporting.mfu import measured_flop_rate, training_flop
 from trainer.reporting.trackers.tracking import make_tracker
-from trainer.run import PlannedBatch, check_machine, epoch_ends, open_backend, planned_batches, step_settings, with_share_over
+from trainer.run import (
+    PlannedBatch,
+    check_machine,
+    check_profiled,
+    epoch_ends,
+    open_backend,
+    planned_batches,
+    step_settings,
+    with_share_over,
+)
+from trainer.saving.checkpoint import begun_run
 from trainer.saving.output_folder import check_output
 from trainer.steps.backend import Backend
 from trainer.steps.gradients import StepSettings, accumulate_gradients
@@ -45,21 +55,27 @@ def describe(experiment: Experiment, *, shards_folder: Path) -> int:
     check_machine(experiment)
     if started_processes() > 1:
         raise UserError("dry_run=true measures one process; start it without torchrun")
-    experiment = with_device_defaults(experiment, processes=1)
+    check_output(experiment.train)
+    begun = begun_run(Path(experiment.train.output))  # the run that goes on keeps what it began with
+    begun_with = begun and begun.get("train", {})
+    experiment = with_device_defaults(experiment, processes=1, begun=begun_with)
     settings = experiment.train
-    check_output(settings)
     make_tracker(settings.tracker)
     task = task_of(experiment, DigestCache(Path(os.devnull)))
     shards = open_training_shards(shards_folder, tokenizer=task.tokenizer, remedy=task.remedy, draw=settings.draw, order=settings.order)
     check_shards(experiment, shards.metadata, grades=shards.grades)
-    experiment = with_share_over(experiment, shards)
+    experiment = with_share_over(experiment, shards, begun=begun_with)
+    check_profiled(experiment, shards)
     dev = open_dev_sets(settings.dev, tokenizer=task.tokenizer, prompts=task.prompts)
     model = task.open()
     references = task.open_references()
     backend = open_backend(model, settings)
     ends = epoch_ends(shards, experiment)
     steps = step_settings(experiment, model)
-    first = next(planned_batches(shards, experiment, task, first_step=0))
+    planned = planned_batches(shards, experiment, task, first_step=0)
+    first = next((batch for batch in planned if batch.cut.groups), None)  # the first that any loss is asked for
+    if first is None:
+        raise UserError("no batch has anything to encode: no loss is asked for")
     rate, mfu = _tokens_per_second(backend, first, settings=steps, references=references)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
@@ -96,8 +112,6 @@ def _tokens_per_second(backend: Backend, batch: PlannedBatch, *, settings: StepS
     """Tokens a second and model FLOP utilisation of forward and backward passes, from as many groups of a batch as ten seconds allow."""
     cut = batch.cut.groups
     groups = [cut[start : start + backend.at_once] for start in range(0, len(cut), backend.at_once)]
-    if not groups:
-        raise UserError("the first batch has nothing to encode: no loss is asked for")
     peak = measured_flop_rate(device=settings.device, precision=settings.precision)
     best = (0.0, 0.0)
     began = time.perf_counter()

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from data.errors import UserError
 from data.files.leftovers import remove_leftovers
 from data.tables.shards import atomic_path
 from trainer.run import TrainingRun
@@ -25,15 +24,10 @@ FOLDER = "profile"
 
 
 class Profile:
-    """A context in which the steps of a run are taken. What was recorded is written after the last step asked for, or at the end.
-
-    Raises UserError for steps that the run does not have, before the first one.
-    """
+    """A context in which the steps of a run are taken. What was recorded is written after the last step asked for, or at the end."""
 
     def __init__(self, run: TrainingRun) -> None:
         self._asked = run.experiment.train.profiled
-        if self._asked and self._asked[0] > run.steps:
-            raise UserError(f"train.profile={run.experiment.train.profile}: the run has {run.steps} steps; give some of these")
         rank = f"-rank-{run.processes.rank}" if run.processes.size > 1 else ""
         self._path = run.output / FOLDER / f"steps-{run.experiment.train.profile}{rank}.json.gz"
         self._device = run.step_settings.device

@@ -172,7 +172,7 @@ def test_shards_of_version_2_serve_without_in_batch_negatives(tmp_path: Path, sh
 
 
 def test_grades_come_with_their_rows_and_are_asked_for_by_name(tmp_path: Path, shard_writer: Maker, row_maker: Maker) -> None:
-    """Prevents: the grade of a neighbour, old shards trained with weights of 1, and a grade that nobody has weighed."""
+    """Prevents: the grade of a neighbour, old shards trained with weights of 1, a grade that nobody has weighed, and a loss of nothing."""
     generator = np.random.default_rng(0)
     rows = [{**row_maker(generator, f"q{number}", draw=number % 2), "positive_grade": number % 3} for number in range(14)]
     graded, plain = (
@@ -195,6 +195,9 @@ def test_grades_come_with_their_rows_and_are_asked_for_by_name(tmp_path: Path, s
     two = Experiment(**ids, train={"objective": {"positive_weights": {1: 0.5, 2: 1.0}}})
     with pytest.raises(UserError, match=r"weighs the grades 1, 2, and these shards have a p\+ of grade 0 \(0: promoted by the teacher\)"):
         check_shards(two, graded.metadata, grades=graded.grades)
+    none = Experiment(**ids, train={"objective": {"positive_weights": {0: 0, 1: 0, 2: 0, 3: 1.0}}})
+    with pytest.raises(UserError, match=r"positive_weights is 0 for each grade of these shards \(0, 1, 2\)"):
+        check_shards(none, graded.metadata, grades=graded.grades)
     mean = Experiment(**ids, train={"objective": {"confidence": "mean", "without": ["supervised"], "distillation": "curriculum"}})
     with pytest.raises(UserError, match=r"confidence=mean is over p\+ and P-"):
         check_shards(mean, replace(plain.metadata, schema_version=4))

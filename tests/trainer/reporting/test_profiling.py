@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 from data.errors import UserError
 from trainer import recipes
 from trainer.loop import train
+from trainer.reporting.dry_run import describe
 
 
-def start(file: Path, shards: Path, **words: object) -> int:
+def start(file: Path, shards: Path, run: Callable[..., int] = train, **words: object) -> int:
     given = {name.replace("__", "."): str(value) for name, value in words.items()}
-    return train(recipes.load({"config": str(file), **given}), shards_folder=shards)
+    return run(recipes.load({"config": str(file), **given}), shards_folder=shards)
 
 
 def names_in(path: Path) -> set[str]:
@@ -49,8 +51,8 @@ def test_the_steps_asked_for_are_in_the_trace_and_the_run_is_the_same(tmp_path: 
     ],
 )  # fmt: skip
 def test_a_bad_range_is_refused_before_the_first_step(tmp_path: Path, experiment_file: Path, shards: Path, given: str, said: str) -> None:
-    """Prevents: hours of training at whose end there is no trace."""
-    with pytest.raises(UserError, match=said):
-        start(experiment_file, shards, train__profile=given)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    assert not metrics.exists() or not metrics.read_bytes()
+    """Prevents: hours of training at whose end there is no trace, and a tracker's run, or a folder, of a run that never began."""
+    for run in (train, describe):
+        with pytest.raises(UserError, match=said):
+            start(experiment_file, shards, run, train__profile=given)
+    assert not (tmp_path / "run").exists() or not [*(tmp_path / "run").iterdir()]

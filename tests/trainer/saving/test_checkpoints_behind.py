@@ -109,6 +109,26 @@ def test_a_signal_waits_for_what_is_written(
     assert steps_of(tmp_path / "run") == ["04", "05"]
 
 
+@pytest.mark.medium
+def test_a_signal_while_the_last_one_is_written_ends_nothing(tmp_path: Path, experiment_file: Path, shards: Path, written: Any) -> None:
+    """Prevents: a run that took its last step and is left without its model by a signal in the wait for the last files."""
+    strays: list[int] = []
+
+    def signalled(step: int) -> None:
+        if step == 5:
+            time.sleep(0.5)  # the steps are over
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+
+    written(signalled)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: strays.append(number))
+    try:
+        assert start(experiment_file, shards, train__steps=5) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not strays and steps_of(tmp_path / "run") == ["04", "05"] and (tmp_path / "run" / "result.json").is_file()
+
+
 def test_a_snapshot_is_not_changed_by_later_steps(tmp_path: Path) -> None:
     """Prevents: a checkpoint that shares memory with the parameters; and two names of one tensor of which a file lacks one."""
     torch.manual_seed(0)
