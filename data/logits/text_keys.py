@@ -39,4 +39,5 @@ def _with_lengths(texts: pa.Array) -> pa.Array:
     """Each text as bytes behind their number in 4 bytes, as it is hashed."""
     sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False).astype("<u4")
     heads = pa.FixedSizeBinaryArray.from_buffers(pa.binary(4), len(texts), [None, pa.py_buffer(sizes)])
-    return pc.binary_join_element_wise(heads.cast(pa.binary()), texts.cast(pa.binary()), b"")
+    large = pa.large_binary()  # of strings, whose bytes are counted in 32 bits, there may be just so many that the numbers do not fit
+    return pc.binary_join_element_wise(heads.cast(large), texts.cast(large), pa.scalar(b"", large))

@@ -104,5 +104,5 @@ def texts_of_rows(table: pa.Table, marks: Marks = _OWN) -> list[tuple[str, str]]
 
 
 def _texts(table: pa.Table, name: str) -> pa.Array:
-    column = table.column(name)
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    column = table.column(name)  # of a window's row groups together there may be more bytes than an array of small strings counts
+    return column.chunk(0) if column.num_chunks == 1 else column.cast(pa.large_string()).combine_chunks()

@@ -12,18 +12,14 @@ import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from data.errors import RunFailed
 from retrieval.batches.padded import Rows
-from retrieval.compute.batching import budget_slices, order_by_length
+from retrieval.compute.batching import Lengths, budget_slices, order_by_length
 from retrieval.compute.prefetch import Prefetched
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 Made = TypeVar("Made", covariant=True)
-Lengths = Sequence[int] | NDArray[np.integer]  # [n] of sequences
 _AHEAD = 2  # batches
 
 

@@ -43,7 +43,7 @@ class OnDevice:
 
     def __init__(self, forward: Forward, tokens: Ragged, *, segments: NDArray[np.int8] | None = None, pad_id: int, device: str) -> None:
         self._forward, self._tokens = forward, tokens
-        self._ids, self._segments = _Windowed(tokens.values), None if segments is None else _Windowed(segments)
+        self._ids, self._segments = _Windowed(tokens.values.astype(np.int32, copy=False)), None if segments is None else _Windowed(segments)
         self._lengths = tokens.lengths.astype(np.int32)
         self._pad_id, self._device = pad_id, device
         self._pinned = device != "cpu"

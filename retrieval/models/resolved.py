@@ -13,7 +13,7 @@ from typing import Any, cast
 from data.config.settings import Experiment, Student
 from data.digests import DigestCache, json_digest
 from data.errors import UserError
-from data.logits.store import namespace_note, namespaces
+from data.logits.store import LogitStore, namespace_note, namespaces
 from data.store.paths import store_root
 from retrieval.compute import precision
 from retrieval.compute.settled import Note
@@ -93,10 +93,9 @@ class ResolvedModels:
         root = store_root(self.experiment.store)
         if self.experiment.runner.device != "cpu" or not any(_is_of_gpus(root, name) for name in namespaces(root)):
             return spec
-        of_gpus, there = _on_device("cuda", spec), set(namespaces(root))
-        if spec.namespace(self.digests) in there or of_gpus.namespace(self.digests) not in there:
-            return spec
-        return of_gpus
+        of_gpus = _on_device("cuda", spec)  # logits count, not folders: a job may have ended before its first one
+        own, theirs = (LogitStore(root, one.namespace(self.digests)).segment_paths() for one in (spec, of_gpus))
+        return of_gpus if theirs and not own else spec
 
     @property
     def teacher_precision(self) -> str | None:

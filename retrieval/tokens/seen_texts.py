@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from data.tables.ragged import Ragged, bounds_of
 
 _AT_FIRST = 1024  # places of the arrays; they double
+_OF_A_TOKEN = 16  # characters that are kept for each token: of a language it has four or five, of what a tokenizer does not know any number
 
 
 class SeenTexts:
     """The ids of texts, each distinct one tokenised once.
 
-    Past `kept_tokens` all are forgotten, before the next texts are looked up: what is alive is that, and the ids of one call. `first` is
-    list 0 of the ids whatever is forgotten.
+    Past `kept_tokens`, or `_OF_A_TOKEN` times as many characters, all are forgotten, before the next texts are looked up: what is alive is
+    that, and what one call brings. `first` is list 0 of the ids whatever is forgotten.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class SeenTexts:
         self._numbers: dict[str, int] = {}
         self._values: NDArray[Any] = np.empty(_AT_FIRST, np.int32)  # new ones: who asked before may still read the old
         self._bounds: NDArray[Any] = np.zeros(_AT_FIRST, np.int64)
-        self._count = self._tokens = 0
+        self._count = self._tokens = self._characters = 0
         self._append(self._first)
 
     @property
@@ -42,7 +43,7 @@ class SeenTexts:
 
     def numbers(self, texts: list[str]) -> NDArray[np.int64]:
         """[n] which list of `ids` each text has, until the next call."""
-        if self._tokens > self._kept_tokens:
+        if self._tokens > self._kept_tokens or self._characters > _OF_A_TOKEN * self._kept_tokens:
             self._forget()
         known = self._numbers
         found = list(map(known.get, texts))
@@ -50,6 +51,7 @@ class SeenTexts:
             new = list(dict.fromkeys(text for text, number in zip(texts, found, strict=True) if number is None))
             first = self._count
             self._append(self._tokenise(new))
+            self._characters += sum(map(len, new))
             known.update(zip(new, range(first, self._count), strict=True))
             found = list(map(known.get, texts))
         return np.array(found, np.int64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from retrieval.tokens.seen_texts import SeenTexts
 
 _KEPT_TOKENS = 1 << 17  # of words seen lately, about 15 MB with the words
 _TEXTS_AT_ONCE = 4096
+_CHARACTERS_AT_ONCE = 1 << 26  # Arrow counts the bytes of an array's strings in 32 bits, and a character has up to four
 _SPACE = ord(" ")
 _LOCAL_NORMALIZERS = {"BertNormalizer", "Lowercase"}
 _PLAIN = re.compile(r"[!-~]+")  # an added token of other characters could be found across a space
@@ -65,7 +66,7 @@ class WordIds:
 
     def lists(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """The ids of each text, as the tokenizer gives them for the whole."""
-        parts = (self._ids(texts[start : start + _TEXTS_AT_ONCE]) for start in range(0, len(texts), _TEXTS_AT_ONCE))
+        parts = (self._ids(part) for part in _parts(texts, _TEXTS_AT_ONCE))
         return [ids for part in parts for ids in part.part(0, len(part))]
 
     def _ids(self, texts: list[str]) -> Ragged:
@@ -78,6 +79,16 @@ class WordIds:
         of_words = encoded.indices.to_numpy()
         lengths = lengths[of_words]
         return Ragged(ids.values[spans(starts[of_words], lengths)], bounds_of(lengths)[bounds])
+
+
+def _parts(texts: list[str], most: int) -> Iterator[list[str]]:
+    """Texts that are looked up at once."""
+    for start in range(0, len(texts), most):
+        part = texts[start : start + most]
+        if most > 1 and sum(map(len, part)) > _CHARACTERS_AT_ONCE:
+            yield from _parts(part, most // 2)
+        else:
+            yield part
 
 
 def _words_of(texts: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:

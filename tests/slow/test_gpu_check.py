@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -44,3 +45,19 @@ def test_a_check_that_fails_is_a_line_and_a_code() -> None:
         pytest.skip("there is a GPU: nothing fails")
     assert code == 1 and [line.get("check") for line in lines] == ["environment", "tf32_bound", None]
     assert not lines[0]["ok"] and not lines[1]["ok"] and "error" in lines[1] and lines[2]["failed"] == ["environment", "tf32_bound"]
+
+
+def test_a_gpu_that_a_check_broke_ends_no_other_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: an error of CUDA, after which nothing can be freed either, that takes the lines of all checks with it."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from gpu_check import checked
+
+    class Broken:
+        def empty_cache(self) -> None:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def fails(bench: Any) -> dict[str, Any]:
+        raise RuntimeError("a kernel")
+
+    found = checked(fails, cast(Any, Broken()))
+    assert found["error"] == "RuntimeError: a kernel" and not found["ok"]

@@ -87,16 +87,30 @@ def of_a_gpu(store: Path) -> Path:
 
 
 def test_a_cpu_job_takes_the_logits_of_gpus_and_adds_none(copied: Any, prep_run: Prep, count_scored: list[int]) -> None:
-    """Prevents: logits from GPUs that a CPU job pays for again; and a table of which a CPU scored the rest, under the same fingerprint."""
+    """Prevents: logits from GPUs that a CPU job pays for again, also after one that ended before its first logit; and a table of which a
+    CPU scored the rest, under the same fingerprint."""
+    (own,) = (path.name for path in (copied.store / "teacher_logits").iterdir())
+    note = (copied.store / "teacher_logits" / own / "namespace.json").read_bytes()
     folder = of_a_gpu(copied.store)
+    (copied.store / "teacher_logits" / own).mkdir()
+    (copied.store / "teacher_logits" / own / "namespace.json").write_bytes(note)
     prep_run(copied.config)
-    assert count_scored == [] and [folder.name] == [path.name for path in (copied.store / "teacher_logits").iterdir()]
+    assert count_scored == [] and {folder.name, own} == {path.name for path in (copied.store / "teacher_logits").iterdir()}
     with pytest.raises(UserError, match=r"has its logits from cuda, .* give runner\.device=cuda"):
         prep_run(copied.config, **{"hard_negatives.num_negatives": 5})
     assert count_scored == []
     shutil.rmtree(folder)
     prep_run(copied.config, **{"hard_negatives.num_negatives": 5})  # anew, and its own from now on
     assert count_scored
+
+
+def test_a_gpu_job_that_scored_nothing_keeps_no_cpu_from_it(copied: Any, prep_run: Prep, count_scored: list[int]) -> None:
+    """Prevents: a store that no CPU scores for, since a job on GPUs ended there before its first logit."""
+    folder = of_a_gpu(copied.store)
+    for segment in folder.glob("*.parquet"):
+        segment.unlink()
+    prep_run(copied.config)
+    assert count_scored and len(list((copied.store / "teacher_logits").iterdir())) == 2
 
 
 def test_weights_that_change_under_a_run_are_told(copied: Any, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

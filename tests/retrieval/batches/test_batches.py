@@ -57,6 +57,13 @@ def test_padded_rows_are_each_sequence_padded_alone(sequences: Any, more: int, v
     assert results.dtype == np.float32 and results.tolist() == [sum(one) for one in expected[0]]
 
 
+def test_ids_of_any_whole_type() -> None:
+    """Prevents: tokens from someone's arrays of int64, which a processor takes, that a GPU refuses."""
+    tokens = ragged([np.array([5, 6], np.int64), np.array([7], np.int64)])
+    batch = OnDevice(lambda *parts: parts[0], tokens, pad_id=9, device="cpu").assemble([1, 0], 2)
+    assert batch.ids.tolist() == [[7, 9], [5, 6]] and batch.ids.dtype == torch.int32
+
+
 @given(sequences=SEQUENCES)
 def test_many_pairs_are_the_single_ones(sequences: Any) -> None:
     """Prevents: a pair that is cut at another's bounds when it is taken out again."""

@@ -42,3 +42,12 @@ def test_what_was_seen_is_found_again(calls: list[list[str]], kept: int, first: 
         assert len(seen.ids.values) <= kept + sum(map(len, texts)) + 3 * first
         if first:
             assert seen.ids.part(0, 1)[0].tolist() == [1, 2, 3]
+
+
+@given(kept=st.integers(0, 9), lengths=st.lists(st.integers(1, 99), max_size=40), tokens=st.integers(0, 1))
+def test_texts_of_few_tokens_are_forgotten_too(kept: int, lengths: list[int], tokens: int) -> None:
+    """Prevents: a collection of long words, a token each or none, that stays in memory as a whole."""
+    seen = SeenTexts(lambda texts: [np.ones(tokens, np.int32) for _ in texts], kept_tokens=kept)
+    for number, length in enumerate(lengths):
+        seen.numbers([f"{number:03}{'x' * length}"])
+        assert sum(map(len, seen._numbers)) <= 16 * kept + length + 3

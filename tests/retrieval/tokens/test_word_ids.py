@@ -94,6 +94,19 @@ def test_more_texts_than_are_looked_up_at_once(models: Any, monkeypatch: pytest.
     assert [ids.tolist() for ids in tokenizer.bare_ids(texts)] == whole(tokenizer, texts)
 
 
+def test_large_texts_are_looked_up_a_few_at_a_time(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a batch of books that ends in an error, since its bytes are more than an Arrow array of strings counts."""
+    monkeypatch.setattr("retrieval.tokens.word_ids._CHARACTERS_AT_ONCE", 20)
+    tokenizer = Tokenizer(models.teacher)
+    words, sizes = tokenizer._words, []
+    assert words is not None
+    look_up = words._ids
+    monkeypatch.setattr(words, "_ids", lambda texts: (sizes.append(sum(map(len, texts))), look_up(texts))[1])
+    texts = ["", "ha", "ha bo " * 9, "bo", "", "di " * 5, "ha bo", "x" * 40]
+    assert [ids.tolist() for ids in tokenizer.bare_ids(texts)] == whole(tokenizer, texts)
+    assert sum(sizes) == sum(map(len, texts)) and [size for size in sizes if size > 20] == [54, 40]
+
+
 def test_other_tokenizers_are_asked_for_whole_texts(models: Any, tmp_path: Path) -> None:
     """Prevents: a tokenizer that reads across spaces taken apart at them."""
     from tokenizers import AddedToken, normalizers, pre_tokenizers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -153,3 +154,22 @@ def test_the_callers_tf32_setting_is_restored(legacy: bool | None, new: str | No
     finally:
         products.allow_tf32 = False
         products.fp32_precision = "none"
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_device_that_fails_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents: a GPU without memory whose error is lost, or beside which a thread goes on reading, pinned memory in its hands."""
+    corpus = draw(6000, 12, seed=2)
+    offer = engines._Best.offer
+
+    def fails(best: engines._Best, block: DeviceBlock) -> None:
+        if block.first_row == 3512:  # the second block of the last device
+            raise torch.OutOfMemoryError("full")
+        offer(best, block)
+
+    monkeypatch.setattr(engines._Best, "offer", fails)
+    on_devices = DeviceCorpus(InMemory(corpus), ["cpu"] * 2, room=lambda device: 0)
+    before = threading.active_count()
+    with pytest.raises(torch.OutOfMemoryError, match="full") as raised:
+        exact_search(corpus[:5], on_devices, k=30, engines=device_engines(on_devices, 30))
+    assert threading.active_count() == before and raised.value  # the error is held still
