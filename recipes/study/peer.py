@@ -1,8 +1,8 @@
 """One training by sentence-transformers, as its own documentation advises: the peer of the study, started by run.py.
 
 `mine_hard_negatives` with the start, scores of the same teacher and a relative margin of 5 %; n-tuples with the teacher's logits of all
-passages; `DistillKLDivLoss`; the Trainer with bf16 off, warm-up and a linear rate. It reads the same training questions with one labelled
-positive each, the same student and the same lengths, and has the wall-clock time that it is given: mining and scoring count, and what is
+passages; `DistillKLDivLoss`; the Trainer with bf16 off, warm-up and a linear rate. It reads the same training questions with a row
+for each labelled positive, the same student and the same lengths, and has the wall-clock time that it is given: mining and scoring count, and what is
 left is training, as many steps as fit. A short trial before the training says how long a step takes; it counts, too.
 
 Its loss compares inner products of normalised vectors, so the student is given the scale that the other methods have. The rate is chosen on
