@@ -2,8 +2,8 @@
 
 `mine_hard_negatives` with the start, scores of the same teacher and a relative margin of 5 %; n-tuples with the teacher's logits of all
 passages; `DistillKLDivLoss`; the Trainer with bf16 off, warm-up and a linear rate. It reads the same training questions with a row
-for each labelled positive, the same student and the same lengths, and has the wall-clock time that it is given: mining and scoring count, and what is
-left is training, as many steps as fit. A short trial before the training says how long a step takes; it counts, too.
+for each labelled positive, the same student and the same lengths, and has the wall-clock time that it is given: mining and scoring count,
+and what is left is training, as many steps as fit. A short trial before the training says how long a step takes; it counts, too.
 
 Its loss compares inner products of normalised vectors, so the student is given the scale that the other methods have. The rate is chosen on
 dev by run.py as theirs is: here by `InformationRetrievalEvaluator`, over the dev questions and the passages among the 20 best of the start.
