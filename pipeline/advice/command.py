@@ -19,6 +19,7 @@ from pipeline.pooling.judged_queries import labels_above_0
 from pipeline.report.inspect import complete_tables
 from pipeline.run import run_tables
 from pipeline.stage import Say
+from retrieval.evaluation.metrics import said
 
 BUDGET_PAIRS = 10_000
 
@@ -59,6 +60,7 @@ def _facts(samples: Samples, queries: int, several: float) -> Facts:
 
 def _said(facts: Facts, samples: Samples) -> list[str]:
     lists, headroom = facts.lists, facts.headroom
+    p_value = _equal(said(headroom.p_value, floor=headroom.p_floor))
     held_out = f"queries of the split {samples.split}" + (", which is trained on" if samples.trains_on_split else "")
     above = ", ".join(f"{share:.0%} of the {KIND_WORDS[kind]}" for kind, share in lists.above.items())
     return [
@@ -66,7 +68,7 @@ def _said(facts: Facts, samples: Samples) -> list[str]:
         f"looked at {lists.lists:,} lists of {facts.queries:,} training queries ({lists.pairs:,} pairs), and at the student's first "
         f"{samples.held_out.hard_negatives.depth} passages for {headroom.queries:,} {held_out}",
         f"  headroom       MRR@10 of the student's order {headroom.student:.3f}, of the teacher's order of the same {headroom.teacher:.3f} "
-        f"(p = {headroom.p_value:.2g}); {headroom.found:.0%} have a positive among them",
+        f"(p {p_value}); {headroom.found:.0%} have a positive among them",
         f"  certainty      C(q) is above log 1/2 in {lists.sure:.0%} of the lists, its median {lists.confidence:.2f} nats",
         f"  above p+       {above}",
         f"  margin         p+ is {lists.margin:.1f} above the mean of its negatives (median); a negative of any list is above a p+ of any "
@@ -77,6 +79,10 @@ def _said(facts: Facts, samples: Samples) -> list[str]:
         "the negatives have nearly the words of p+",
         "",
     ]
+
+
+def _equal(p_value: str) -> str:
+    return p_value if p_value.startswith("<") else f"= {p_value}"
 
 
 def _lines(advice: Advice) -> list[str]:

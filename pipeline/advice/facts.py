@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.tables.schemas import CandidateKind
 from pipeline.stages.confidence import confidence, entropy
-from retrieval.evaluation.metrics import randomisation_test
+from retrieval.evaluation.metrics import p_floor, randomisation_test
 
 _CUTOFF = 10  # of the reciprocal rank
 _SAME_WORDS = 0.8  # share of the words of both texts from which on one is nearly the other
@@ -116,6 +116,7 @@ class Headroom:
     student: float  # MRR@10 of its own order
     teacher: float  # of the teacher's order of the same passages
     p_value: float
+    p_floor: float = 0.0  # the least that the test can give for these queries
 
 
 def headroom_of(pools: Sequence[OnePool]) -> Headroom:
@@ -125,7 +126,9 @@ def headroom_of(pools: Sequence[OnePool]) -> Headroom:
     student = np.array([_reciprocal_rank(pool.positive) for pool in pools])
     teacher = np.array([_reciprocal_rank(pool.positive[np.argsort(-pool.logits, kind="stable")]) for pool in pools])
     found = float(np.mean([pool.positive.any() for pool in pools]))
-    return Headroom(len(pools), found, float(student.mean()), float(teacher.mean()), randomisation_test(teacher - student))
+    return Headroom(
+        len(pools), found, float(student.mean()), float(teacher.mean()), randomisation_test(teacher - student), p_floor(teacher - student)
+    )
 
 
 def _reciprocal_rank(positive: NDArray[np.bool_]) -> float:
