@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.float64 import Float64Encoder
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from data.config.settings import Objective, Student
 from data.tables.cl_drd_groups import labels_of
@@ -33,19 +33,6 @@ from trainer.steps.micro_batches import cut
 from trainer.steps.reference_models import References
 
 SCALE = 3.0
-
-
-class Float64Encoder(nn.Module):
-    """The student without DualEncoder's rounding of vectors to fp32."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.backbone = AutoModel.from_pretrained(folder, add_pooling_layer=False).double()
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        weights = attention_mask.unsqueeze(-1).double()
-        return nn.functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
 
 
 @pytest.fixture(scope="module")

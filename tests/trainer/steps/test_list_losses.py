@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.float64 import Float64Encoder
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from data.config.settings import Objective
 from trainer.input.stream import TrainingRow
@@ -37,19 +37,6 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "grades in batch": {"positive_weights": {1: 0.25, 2: 3.0, 3: 0.0}, "supervised_weight": 0.7, "in_batch": "supervised"},
     "mean C(q)": {"confidence": "mean"},
 }  # fmt: skip
-
-
-class Float64Encoder(nn.Module):
-    """The student without the rounding of vectors to fp32."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.backbone = AutoModel.from_pretrained(folder, add_pooling_layer=False).double()
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        weights = attention_mask.unsqueeze(-1).double()
-        return nn.functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
 
 
 @pytest.fixture(scope="module")
