@@ -3,6 +3,7 @@
     RESULTS/COLLECTION/METHOD-SEED.json     the figures; values of each question as 16-bit numbers, deflated
     RESULTS/COLLECTION/METHOD.tries.json    what each try reached on dev
     RESULTS/COLLECTION/data.json            seconds that each kind of training data took, where it was made
+    RESULTS/COLLECTION/advice.json          what `prep advise` said, before anything was trained
 
 `settings` is a digest of all that decides the figures. A file with another one is stale: read as if it were not there.
 """
@@ -81,6 +82,14 @@ class Results:
     def write_tries(self, collection: str, method: str, content: dict[str, Any]) -> None:
         """Whole or not at all."""
         self._write(self.folder / collection / f"{method}.tries.json", content)
+
+    def advice(self, collection: str) -> dict[str, Any] | None:
+        """What `prep advise` found and said, by whatever settings."""
+        return self._read(self.folder / collection / "advice.json")
+
+    def write_advice(self, collection: str, content: dict[str, Any]) -> None:
+        """Whole or not at all."""
+        self._write(self.folder / collection / "advice.json", content)
 
     def data_seconds(self, collection: str) -> dict[str, float]:
         """Seconds by kind of training data that is complete."""

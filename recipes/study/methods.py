@@ -31,6 +31,11 @@ class Method:
     peer: bool = False
     rate_of: str = ""  # an ablation keeps the settings of what it is an ablation of, its rate too
 
+    @property
+    def ablation(self) -> bool:
+        """Whether it shows what a part of another method is for, and is no recipe of its own."""
+        return bool(self.rate_of)
+
 
 def _one(data: str = "mined", **settings: str) -> tuple[Training, ...]:
     return (Training(data, {f"train.{key.replace('__', '.')}": value for key, value in settings.items()}),)
@@ -72,6 +77,16 @@ METHODS: dict[str, Method] = {
     "without_adaptive": _ablation("ADAM with p+, w/o both and ADA", "reinforced,noisy,adaptive"),
     "sentence-transformers": Method("sentence-transformers", peer=True),
 }
+
+
+def advised_method(settings: str) -> str | None:
+    """The method that trains with what an advice sets under `train.`; None where there is none. Of several trainings the first decides."""
+    asked = dict(word.split("=", 1) for word in settings.split() if word.startswith("train."))
+    for name, how in METHODS.items():
+        own = how.trainings[0].settings if how.trainings and not how.ablation else {}
+        if own and asked == {key: value for key, value in own.items() if key != "train.draw"}:
+            return name
+    return None
 
 
 def steps_of(method: Method, steps: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Run what is missing of the study, until the time is up. From the repository's root, after `python recipes/demo/prepare.py runs/demo`:
+"""Run what is missing of the study, until the time is up. From the repository's root, after demo/prepare.py and study/student.py:
 
     python recipes/study/run.py COLLECTIONS [--only medquad,scifact] [--methods adam,hard_kd] [--hours 1.5] [--plan]
 
@@ -68,6 +68,7 @@ def _run(args: argparse.Namespace) -> int:
     print(f"what the commands say: {sitting.log}")
     try:
         for study in studies:
+            study.advise()
             for method, seed in _missing(study, methods, plan):
                 _make(study, method, seed)
     except TimeUp:

@@ -97,7 +97,7 @@ class Plan:
 def _weights(folder: Path) -> str:
     files = [path for name in ("model.safetensors", "model.onnx") if (path := folder / name).is_file()]
     if not files:
-        raise UserError(f"{folder} holds no weights: run `python recipes/demo/prepare.py runs/demo`, or set another in sizes.yaml")
+        raise UserError(f"{folder} holds no weights: run demo/prepare.py and study/student.py, or set another in sizes.yaml")
     return file_digest(files[0])
 
 
@@ -139,6 +139,12 @@ class CollectionStudy:
         shared = {"data": data, "models": plan.models, "collection": of_collection, "other": self.other_digest}
         return json_digest({**shared, **trained})
 
+    @property
+    def of_advice(self) -> str:
+        """Digest of what decides the advice."""
+        data = self.plan.data_settings({"mined"})
+        return json_digest({"data": data, "models": self.plan.models, "sizes": self._sizes, "files": self.digest})
+
     def is_there(self, method: str, seed: int) -> bool:
         """Whether the cell is, by the present settings."""
         found = self.results.cell(self.name, method, seed)
@@ -150,6 +156,21 @@ class CollectionStudy:
         return [f"{m}-{s}" for m, s in cells if self.results.cell(self.name, m, s) and not self.is_there(m, s)]
 
     # What is made
+
+    def advise(self) -> None:
+        """Keep what `prep advise` says of the collection, unless it is there. It is asked before anything is trained.
+
+        The data that most methods read is made before: what advice scores of it would be missing in the time that the peer is given.
+        """
+        known = self.results.advice(self.name)
+        if known and known["settings"] == self.of_advice:
+            return
+        self._data(Training("mined"), str(self.plan.sizes["student"]))
+        _, seconds = self.sitting.command("prep", "advise", *self._arguments({"phase": "mined"}))
+        said = [line for line in self.sitting.log.read_text(encoding="utf-8").splitlines() if line.startswith('{"facts"')]
+        found = json.loads(said[-1])
+        self.results.write_advice(self.name, {"settings": self.of_advice, "seconds": round(seconds, 1), "version": _version(), **found})
+        self.say(f"{self.name}: advised is {found['advice'][0]['settings']}")
 
     def make(self, method: str, seed: int) -> None:
         """The cell, and before it the tries of its method."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from cells import Results, unpacked
 from effects import Effect, Values, effect, holm
-from methods import METHODS
+from methods import METHODS, advised_method
 from study import HERE, Plan
 
 METRIC, SECOND, OF_ZERO_SHOT = "MRR@10", "nDCG@10", "nDCG@10"
@@ -125,6 +125,27 @@ def table(rows: dict[str, Row]) -> list[str]:
     return lines
 
 
+def of_advice(rows: dict[str, Row], advice: dict[str, Any] | None) -> str:
+    """What `prep advise` said before the trainings, and how far its method is from the best; a line of the page."""
+    if advice is None:
+        return f"`prep advise`: {MISSING}."
+    settings = next((one["settings"] for one in advice["advice"] if "train." in one["settings"]), advice["advice"][0]["settings"])
+    line = f"`prep advise` said, before anything was trained: `{settings}`."
+    asked = advised_method(settings)
+    whole = {name: row for name, row in rows.items() if METHODS[name].trainings and not METHODS[name].ablation and not row.missing}
+    if asked is None or asked not in whole:
+        return f"{line} {'That is no method of this table.' if asked is None else 'It is not measured yet.'}"
+    best = max(whole, key=lambda name: whole[name].values(METRIC).mean())
+    if best == asked:
+        return f"{line} That is {METHODS[asked].title}, the best of {len(whole)} methods that have all seeds."
+    one = effect(whole[best].values(METRIC), whole[asked].values(METRIC))
+    near = "within" if one.difference <= one.error else "more than"
+    return (
+        f"{line} That is {METHODS[asked].title}. The best of {len(whole)} methods that have all seeds, {METHODS[best].title}, is "
+        f"{one.difference:.4f} above it, {near} one standard error ({one.error:.4f})."
+    )
+
+
 def page(results: Results, plan: Plan) -> str:
     """The whole page. Raises ValueError where there are no results."""
     found = {name: rows_of(name, results, plan) for name in plan.sizes["collections"]}
@@ -142,6 +163,7 @@ def page(results: Results, plan: Plan) -> str:
         passages = "all passages" if own["passages"] is None else f"{own['passages']:,} passages"
         counts = f"{own['train']} training and {own['dev']} dev questions, {cells[0]['test']['questions']:,} test questions, {passages}"
         lines.append(f"{counts}. {_time(name, rows, results)}.\n")
+        lines.append(f"{of_advice(rows, results.advice(name))}\n")
         lines += [*table(rows), ""]
         lines += [
             f"- {METHODS[m].title}, seed {s}: {cell['note']}."
@@ -176,7 +198,8 @@ All methods from the same student and the same teacher, on the same training que
 `recipes/study/results`:
 
 ```bash
-python recipes/demo/prepare.py runs/demo                       # the models and InsuranceQA
+python recipes/demo/prepare.py runs/demo                       # the teacher and InsuranceQA
+python recipes/study/student.py runs/demo/models/student runs/study/models/student
 python recipes/study/run.py COLLECTIONS --only medquad --hours 1.5    # again until nothing is missing; --plan tells the hours
 python recipes/study/table.py
 ```

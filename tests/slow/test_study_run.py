@@ -71,6 +71,9 @@ def run(settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         self.check()
         result = CliRunner().invoke(APPS[name], list(args))
         assert result.exit_code in (0, 3), result.output
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a") as log:
+            log.write(result.output)
         return result.exit_code, 1.0
 
     monkeypatch.setattr(sitting.Sitting, "command", command)
