@@ -13,7 +13,7 @@ from data.errors import UserError
 from pipeline.advice.facts import facts_of_lists, headroom_of
 from pipeline.advice.reading import KIND_WORDS, lists_of, pools_of, positives_of
 from pipeline.advice.rules import Advice, Facts, advise
-from pipeline.advice.sampling import Samples, refuse_early, samples_of
+from pipeline.advice.sampling import FEWEST, Samples, refuse_early, samples_of
 from pipeline.plan import tables_leading_to
 from pipeline.pooling.judged_queries import labels_above_0
 from pipeline.report.inspect import complete_tables
@@ -32,6 +32,8 @@ def run_advice(experiment: Experiment, *, budget_pairs: int, say: Say) -> None:
     refuse_early(experiment, budget_pairs=budget_pairs)
     labels = _labels(experiment, say)
     samples = samples_of(experiment, labels, budget_pairs=budget_pairs)
+    if experiment.curriculum.enabled:
+        say("curriculum: its lists are not looked at; the advice is over lists of hard negatives and dark examples")
     for sample, last in ((samples.held_out, "pool_scores"), (samples.lists, "confidence")):
         run_tables(sample, tables_leading_to(sample, last), say=say)
     facts = _facts(samples, *positives_of(experiment, labels))
@@ -63,8 +65,10 @@ def _said(facts: Facts, samples: Samples) -> list[str]:
     p_value = _equal(said(headroom.p_value, floor=headroom.p_floor))
     held_out = f"queries of the split {samples.split}" + (", which is trained on" if samples.trains_on_split else "")
     above = ", ".join(f"{share:.0%} of the {KIND_WORDS[kind]}" for kind, share in lists.above.items())
+    few = min(lists.lists, headroom.queries)
     return [
         "",
+        *([f"only {few} queries of a sample: the figures say little"] if few < FEWEST else []),
         f"looked at {lists.lists:,} lists of {facts.queries:,} training queries ({lists.pairs:,} pairs), and at the student's first "
         f"{samples.held_out.hard_negatives.depth} passages for {headroom.queries:,} {held_out}",
         f"  headroom       MRR@10 of the student's order {headroom.student:.3f}, of the teacher's order of the same {headroom.teacher:.3f} "

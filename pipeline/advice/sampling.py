@@ -18,7 +18,7 @@ from pipeline.pooling.judged_queries import in_order_of_choice
 from pipeline.scoring.cost import at_most
 
 DEPTH = 50  # passages of a held-out query that the teacher puts in its order
-_FEWEST = 20  # queries of either sample: below it nothing can be said
+FEWEST = 20  # queries of either sample: below it nothing can be said
 _MOST_HELD_OUT = 200
 _MOST_LISTS = 400
 
@@ -46,7 +46,7 @@ def refuse_early(experiment: Experiment, *, budget_pairs: int) -> None:
             f"teacher.backend={experiment.teacher.backend}: prep advise has the teacher read a sample; give one that reads texts (torch, "
             "onnx or http)"
         )
-    _check(budget_pairs, pairs_of_list=_pairs_of_list(experiment), pairs_of_pools=_FEWEST * (DEPTH + 1))
+    _check(budget_pairs, pairs_of_list=_pairs_of_list(experiment), pairs_of_pools=FEWEST * (DEPTH + 1))
 
 
 def samples_of(experiment: Experiment, labels: pl.DataFrame, *, budget_pairs: int) -> Samples:
@@ -63,10 +63,10 @@ def samples_of(experiment: Experiment, labels: pl.DataFrame, *, budget_pairs: in
     train_split = experiment.ingest.train_split
     split = experiment.dev.split if (labels["split"] == experiment.dev.split).any() else train_split
     pairs_of_list, pairs_of_pools = _pairs_of_list(experiment), _pairs_of_pools(experiment, labels.filter(pl.col("split") == split))
-    _check(budget_pairs, pairs_of_list=pairs_of_list, pairs_of_pools=int(pairs_of_pools[:_FEWEST][-1]))
-    held_out = max(_FEWEST, min(_MOST_HELD_OUT, int(np.searchsorted(pairs_of_pools, budget_pairs // 2, "right"))))
+    _check(budget_pairs, pairs_of_list=pairs_of_list, pairs_of_pools=int(pairs_of_pools[:FEWEST][-1]))
+    held_out = max(FEWEST, min(_MOST_HELD_OUT, int(np.searchsorted(pairs_of_pools, budget_pairs // 2, "right"))))
     of_pools = int(pairs_of_pools[:held_out][-1])
-    of_lists = max(_FEWEST, min(_MOST_LISTS, (budget_pairs - of_pools) // pairs_of_list))
+    of_lists = max(FEWEST, min(_MOST_LISTS, (budget_pairs - of_pools) // pairs_of_list))
     return Samples(_lists(experiment, queries=of_lists), _held_out(experiment, split=split, queries=held_out), split)
 
 
@@ -81,10 +81,10 @@ def _pairs_of_pools(experiment: Experiment, labels: pl.DataFrame) -> NDArray[np.
 
 
 def _check(budget_pairs: int, *, pairs_of_list: int, pairs_of_pools: int) -> None:
-    least = _FEWEST * pairs_of_list + pairs_of_pools
+    least = FEWEST * pairs_of_list + pairs_of_pools
     if budget_pairs < least:
         raise UserError(
-            f"budget_pairs={budget_pairs:,}: {_FEWEST} lists of {pairs_of_list} candidates and {_FEWEST} pools of {DEPTH} passages and "
+            f"budget_pairs={budget_pairs:,}: {FEWEST} lists of {pairs_of_list} candidates and {FEWEST} pools of {DEPTH} passages and "
             f"their positives are {least:,} pairs, and fewer say nothing: raise it"
         )
 

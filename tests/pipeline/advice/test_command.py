@@ -19,6 +19,7 @@ from pipeline.advice.reading import pools_of, positives_of
 from pipeline.advice.sampling import Samples, refuse_early, samples_of
 
 BUDGET = 5000
+CURRICULUM = {"curriculum.enabled": True, "curriculum.iterations": "[2/3/4]", "curriculum.retrieved": 20, "curriculum.near_rank": 8}
 
 
 def labels_of(*, train: int = 14, dev: int = 4, of_each: int = 1) -> pl.DataFrame:
@@ -45,6 +46,7 @@ def test_the_run_that_follows_scores_none_of_the_pairs_again(
     """Prevents: a sample that is paid twice, by another draw or another text than the run's own."""
     config = tiny_experiment(tmp_path)
     lines = advised(config)
+    assert [line for line in lines if line.startswith("only 4 queries")]  # 4 dev queries
     facts = json.loads(lines[-1])["facts"]
     assert facts["lists"]["lists"] == 14 and facts["queries"] == 14  # all of this collection
     scored = sum(count_scored)
@@ -67,6 +69,14 @@ def test_pools_are_in_the_students_order_with_their_positives(
     assert pools and all(len(pool.logits) == 5 for pool in pools)
     assert any(pool.positive.any() for pool in pools)
     assert all(np.isfinite(pool.logits).all() for pool in pools)
+
+
+@pytest.mark.medium
+def test_a_curriculum_of_the_file_is_said_to_be_left_out(tmp_path: Path, tiny_experiment: Callable[..., Path]) -> None:
+    """Prevents: figures of hard negatives that pass for those of the lists that are trained."""
+    lines = advised(tiny_experiment(tmp_path), **CURRICULUM)
+    assert any(line.startswith("curriculum: its lists are not looked at") for line in lines)
+    assert not any(line.startswith("curriculum") for line in advised(tiny_experiment(tmp_path)))
 
 
 def experiment(config: Path, **overrides: Any) -> Experiment:
