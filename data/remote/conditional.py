@@ -41,11 +41,6 @@ _known: dict[tuple[str, str], bool] = {}
 _lock = threading.Lock()
 
 
-class _Listed(Protocol):
-    @property
-    def changed(self) -> float: ...
-
-
 P = TypeVar("P", bound="_Path")
 
 

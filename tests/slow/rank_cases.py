@@ -30,7 +30,7 @@ from trainer.cpu.workers import Workers
 from trainer.input.stream import TrainingRow
 from trainer.objective.plan import plan_batch
 from trainer.processes.distributed import Distributed, joined
-from trainer.saving.checkpoint import TrainingState, resume, save_checkpoint, start_digest
+from trainer.saving.checkpoint import TrainingState, resume, snapshot, start_digest, write_checkpoint
 from trainer.steps.backend import PlainBackend
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
@@ -120,7 +120,7 @@ class Case:
             if folder and step == self.resumes_after:
                 if processes.first:
                     state = TrainingState(step=step, seconds=0.0, fingerprint="")
-                    save_checkpoint(folder, model=model, optimizer=optimizer, state=state, keep=1)
+                    write_checkpoint(folder, snapshot(model, optimizer, state), keep=1)
                 processes.wait()
                 model, optimizer = self._opened()
                 state = resume(folder, model=model, optimizer=optimizer, fingerprint="")

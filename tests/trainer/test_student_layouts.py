@@ -31,7 +31,7 @@ from trainer.cpu.fast_path import CpuBackend
 from trainer.evaluation.dev_set import DevSet, encoded
 from trainer.input.stream import TrainingRow
 from trainer.loop import train
-from trainer.saving.checkpoint import TrainingState, resume, save_checkpoint
+from trainer.saving.checkpoint import TrainingState, resume, snapshot, write_checkpoint
 from trainer.steps.optim import make_optimizer
 from trainer.task import task_of
 
@@ -158,7 +158,7 @@ def test_a_tied_table_is_checkpointed(tmp_path: Path) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    save_checkpoint(tmp_path, model=model, optimizer=optimizer, state=TrainingState(step=1, seconds=0.0, fingerprint="f"), keep=1)
+    write_checkpoint(tmp_path, snapshot(model, optimizer, TrainingState(step=1, seconds=0.0, fingerprint="f")), keep=1)
     again = DualEncoder(model.spec)
     assert resume(tmp_path, model=again, optimizer=make_optimizer(again, weight_decay=0.0), fingerprint="f").step == 1
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))

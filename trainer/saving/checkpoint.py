@@ -139,11 +139,6 @@ def write_checkpoint(output: Path, copied: Snapshot, keep: int) -> None:
         _remove(old)
 
 
-def save_checkpoint(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int) -> None:
-    """Write a checkpoint of the model as it is now, before anything else is done: see `write_checkpoint`."""
-    write_checkpoint(output, snapshot(model, optimizer, state), keep)
-
-
 def resume(output: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> TrainingState:
     """Load the newest complete checkpoint into model and optimizer; step 0 where there is none."""
     found = _complete(output)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from data.errors import RunFailed, UserError
-from trainer.saving.checkpoint import TrainingState, claim_output, resume, save_checkpoint, start_digest, whole_folder
+from trainer.saving.checkpoint import TrainingState, claim_output, resume, snapshot, start_digest, whole_folder, write_checkpoint
 from trainer.steps.optim import make_optimizer
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
@@ -43,7 +43,7 @@ def checkpoint(tmp_path: Path) -> Path:
     """A run's folder with checkpoints of steps 1 and 2; the path of the second."""
     model, optimizer = trained()
     for step in (1, 2):
-        save_checkpoint(tmp_path, model=model, optimizer=optimizer, state=TrainingState(step, 1.5, "key"), keep=2)
+        write_checkpoint(tmp_path, snapshot(model, optimizer, TrainingState(step, 1.5, "key")), keep=2)
     return tmp_path / "checkpoints" / "step-00000002"
 
 
@@ -101,7 +101,7 @@ def test_a_parameter_without_gradient_goes_on_as_before(tmp_path: Path) -> None:
         optimizer = make_optimizer(model, weight_decay=0.5)
         step(model, optimizer, 0, 1)
         if broken:
-            save_checkpoint(tmp_path, model=model, optimizer=optimizer, state=TrainingState(1, 0.0, "key"), keep=1)
+            write_checkpoint(tmp_path, snapshot(model, optimizer, TrainingState(1, 0.0, "key")), keep=1)
             model = nn.ModuleList(nn.Linear(3, 2) for _ in range(3))
             optimizer = make_optimizer(model, weight_decay=0.5)
             resume(tmp_path, model=model, optimizer=optimizer, fingerprint="key")

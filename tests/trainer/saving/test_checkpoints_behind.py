@@ -19,7 +19,7 @@ from data.errors import RunFailed
 from trainer import loop, recipes
 from trainer.loop import train
 from trainer.reporting import metrics
-from trainer.saving.checkpoint import TrainingState, save_checkpoint, snapshot, write_checkpoint
+from trainer.saving.checkpoint import TrainingState, snapshot, write_checkpoint
 from trainer.steps.optim import make_optimizer
 
 
@@ -142,7 +142,7 @@ def test_a_snapshot_is_not_changed_by_later_steps(tmp_path: Path) -> None:
         optimizer.step()
 
     step()
-    save_checkpoint(tmp_path / "now", model=model, optimizer=optimizer, state=TrainingState(1, 0.0, "key"), keep=1)
+    write_checkpoint(tmp_path / "now", snapshot(model, optimizer, TrainingState(1, 0.0, "key")), keep=1)
     copied = snapshot(model, optimizer, TrainingState(1, 0.0, "key"))
     step()
     write_checkpoint(tmp_path / "later", copied, 1)
