@@ -214,7 +214,7 @@ def test_the_page_shows_known_effects_and_what_is_missing(tmp_path: Path) -> Non
     raw = [one.p_value for one, _ in compared.values()]
     assert [adjusted for _, adjusted in compared.values()] == pytest.approx(holm(raw), nan_ok=True)
     hours = 0.5 * (1 + 3 + 3 + 2 + 1) + 2 * 0.5 * 4  # cells, and two further tries of four methods
-    assert f"Measured in {hours:.1f} hours" in text
+    assert f"Trained and judged in {hours:.1f} hours of one processor core" in text
 
 
 def test_advice_is_held_against_what_was_measured(tmp_path: Path) -> None:
@@ -235,16 +235,6 @@ def test_advice_is_held_against_what_was_measured(tmp_path: Path) -> None:
     assert "not measured yet" in said("train.recipe=margin_mse") and "no method" in said("train.recipe=adam train.objective.temperature=9")
     assert "missing" in table.of_advice(rows, None)
     assert advised_method("a larger budget_pairs") is None
-
-
-def test_the_time_of_data_is_that_of_making_it(tmp_path: Path) -> None:
-    """Prevents: a peer whose time grows with each sitting that only looks, or shrinks where a sitting ended in the middle."""
-    results = Results(tmp_path)
-    results.add_data_seconds("toy", "mined", 100, complete=False)
-    assert results.data_seconds("toy") == {}
-    for seconds in (50, 9):
-        results.add_data_seconds("toy", "mined", seconds, complete=True)
-    assert results.data_seconds("toy") == {"mined": 150}
 
 
 def test_no_page_without_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
     RESULTS/COLLECTION/METHOD-SEED.json     the figures; values of each question as 16-bit numbers, deflated
     RESULTS/COLLECTION/METHOD.tries.json    what each try reached on dev
-    RESULTS/COLLECTION/data.json            seconds that each kind of training data took, where it was made
+    RESULTS/COLLECTION/budget.json          processor seconds of one run of ADAM, which the peer has, and the processor
     RESULTS/COLLECTION/advice.json          what `prep advise` said, before anything was trained
 
 `settings` is a digest of all that decides the figures. A file with another one is stale: read as if it were not there.
@@ -91,19 +91,13 @@ class Results:
         """Whole or not at all."""
         self._write(self.folder / collection / "advice.json", content)
 
-    def data_seconds(self, collection: str) -> dict[str, float]:
-        """Seconds by kind of training data that is complete."""
-        found = self._read(self.folder / collection / "data.json") or {}
-        return {kind: one["seconds"] for kind, one in found.get("made", {}).items() if one["complete"]}
+    def budget(self, collection: str) -> dict[str, Any] | None:
+        """What one run of ADAM took, on whatever processor."""
+        return self._read(self.folder / collection / "budget.json")
 
-    def add_data_seconds(self, collection: str, kind: str, seconds: float, *, complete: bool) -> None:
-        """Add the time of a call: data may be made in several sittings. A call after the one that completed it is no making."""
-        path = self.folder / collection / "data.json"
-        made = dict((self._read(path) or {}).get("made", {}))
-        before = made.get(kind, {"seconds": 0.0, "complete": False})
-        if not before["complete"]:
-            made[kind] = {"seconds": round(before["seconds"] + seconds, 1), "complete": complete}
-            self._write(path, {"made": made})
+    def write_budget(self, collection: str, content: dict[str, Any]) -> None:
+        """Whole or not at all."""
+        self._write(self.folder / collection / "budget.json", content)
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         if not path.is_file():

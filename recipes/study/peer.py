@@ -3,8 +3,8 @@
 `mine_hard_negatives` with the start, scores of the same teacher and a relative margin of 5 %; n-tuples with the teacher's logits of all
 passages, of each question's 10 nearest, so that the teacher reads about as many as for ADAM (with 50 mining alone took several times the
 budget); `DistillKLDivLoss`; the Trainer with bf16 off, warm-up and a linear rate. It reads the same training questions with a row
-for each labelled positive, the same student and the same lengths, and has the wall-clock time that it is given: mining and scoring count,
-and what is left is training, as many steps as fit. A short trial before the training says how long a step takes; it counts, too.
+for each labelled positive, the same student and the same lengths, and has the processor time that it is given, of all its threads: mining
+and scoring count, and what is left is training, as many steps as fit. A short trial before it says how long a step takes; it counts, too.
 
 Its loss compares inner products of normalised vectors, so the student is given the scale that the other methods have. The rate is chosen on
 dev by run.py as theirs is: here by `InformationRetrievalEvaluator`, over the dev questions and the passages among the 20 best of the start.
@@ -111,7 +111,7 @@ class StopInTime(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the Trainer."""
-        control.should_training_stop |= time.monotonic() > self._ends
+        control.should_training_stop |= time.process_time() > self._ends
 
 
 def train(
@@ -125,9 +125,9 @@ def train(
     )  # fmt: skip
     # The product of scaled vectors: a temperature of the student alone would change the teacher's, too.
     loss = DistillKLDivLoss(student, similarity_fct=lambda left, right: scale * (left * right).sum(-1))
-    began = time.monotonic()
+    began = time.process_time()
     SentenceTransformerTrainer(model=student, args=given, train_dataset=lists, loss=loss, callbacks=[StopInTime(ends)]).train()
-    return time.monotonic() - began
+    return time.process_time() - began
 
 
 def opened(args: argparse.Namespace, file: dict[str, Any]) -> SentenceTransformer:
@@ -141,18 +141,18 @@ def main(args: argparse.Namespace) -> None:
     """Train, measure on dev, and write what came out."""
     torch.set_num_threads(args.threads)
     file = yaml.safe_load(Path(args.config).read_text(encoding="utf-8"))
-    began = time.monotonic()
+    began = time.process_time()
     student = opened(args, file)
     note = args.lists / "seconds.json"
     if note.is_file():
         spent = float(json.loads(note.read_text())["seconds"])
     else:  # made once for all rates and seeds, and charged to each
         mined(student, Teacher(args.config, args.teacher, args.threads), args.collection).save_to_disk(str(args.lists))
-        spent = time.monotonic() - began
+        spent = time.process_time() - began
         atomic_write(note, json.dumps({"seconds": spent}).encode())
     lists, batch = load_from_disk(str(args.lists)), int(file["train"]["batch_queries"])
     scale, left = float(file["train"]["score_scale"]), args.seconds - spent
-    forever = time.monotonic() + 1e6
+    forever = time.process_time() + 1e6
     first = train(opened(args, file), lists, args, steps=1, scale=scale, batch=batch, ends=forever)  # with what is made once
     trial = train(opened(args, file), lists, args, steps=1 + TRIAL_STEPS, scale=scale, batch=batch, ends=forever)
     left -= first + trial
@@ -162,7 +162,7 @@ def main(args: argparse.Namespace) -> None:
     else:
         said = f"mining and scoring took {spent:.0f} of {args.seconds:.0f} seconds, then up to {steps} steps of {batch} questions"
         torch.manual_seed(args.seed)
-        spent += train(student, lists, args, steps=steps, scale=scale, batch=batch, ends=time.monotonic() + left)
+        spent += train(student, lists, args, steps=steps, scale=scale, batch=batch, ends=time.process_time() + left)
     dev = dev_evaluator(opened(args, file), args.collection)(student)
     student.save(str(args.out / "student"))
     figure = next(float(value) for name, value in dev.items() if name.endswith("cosine_mrr@10"))

@@ -22,8 +22,8 @@ from study import HERE, CollectionStudy, NotNow, Plan
 
 from data.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, UserError
 
-# Seconds on 2 cores without bf16, used until cells say more: a training, an evaluation of a student, the data of a collection.
-FIRST_GUESS = {"train": 150.0, "evaluate": 120.0, "data": 1500.0}
+# Processor seconds without bf16, used until cells say more: a training, an evaluation of a student, the data of a collection.
+FIRST_GUESS = {"train": 240.0, "evaluate": 200.0, "data": 3000.0}
 
 
 def main(words: list[str]) -> int:
@@ -131,16 +131,15 @@ def _told(study: CollectionStudy, methods: list[str], plan: Plan, results: Resul
         cells = sum(method == name for method, _ in missing)
         if not how.trainings and not how.peer:
             continue
-        known = results.tries(study.name, name)
-        done = len(known["tries"]) if known and known.get("settings") == study.settings(name) else 0
-        left = 0 if how.rate_of else len(plan.rates) - done
+        left = 0 if how.rate_of else len(plan.rates) - len(study.tried(name))
         tries += left
         seconds += training * (left + cells - (left > 0))  # the best try of the first seed is its cell's training
     seconds += guess["evaluate"] * len(missing)
-    if missing and not results.data_seconds(study.name):
+    if missing and not measured:
         seconds += FIRST_GUESS["data"]
-    print(f"{study.name}: {len(missing)} cells and {tries} tries on dev are missing, about {seconds / 3600:.1f} hours")
-    return seconds / 3600
+    hours = seconds / 3600 / plan.sizes["threads"]
+    print(f"{study.name}: {len(missing)} cells and {tries} tries on dev are missing, about {hours:.1f} hours")
+    return hours
 
 
 def _measured(seconds: list[float | None], first: float) -> float:

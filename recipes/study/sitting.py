@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -41,14 +42,14 @@ class Sitting:
             raise TimeUp
 
     def command(self, name: str, *args: str) -> tuple[int, float]:
-        """(exit code, seconds) of `prep`, `train`, `retrieve`, or of a script by its path. The code is 0, or 3: nothing is left to learn.
+        """(exit code, processor seconds) of `prep`, `train`, `retrieve`, or of a script by its path.
 
-        Raises TimeUp where it had to be ended, and RunFailed where it failed.
+        The code is 0, or 3: nothing is left to learn. Raises TimeUp where it had to be ended, and RunFailed where it failed.
         """
         self.check()
         program = ["-P", "-m", _PACKAGES[name]] if name in _PACKAGES else [name]
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
+        began = children_seconds()
         with open(self.log, "ab") as log:
             log.write(" ".join(["\n$", name, *args, "\n"]).encode())
             log.flush()
@@ -66,7 +67,13 @@ class Sitting:
                 raise
         if code not in (EXIT_COMPLETE, EXIT_NOTHING_LEFT):
             raise RunFailed(f"{name} {' '.join(args[:2])} ended with {code}: its last words are at the end of {self.log}")
-        return code, time.monotonic() - began
+        return code, children_seconds() - began
+
+
+def children_seconds() -> float:
+    """Processor time of all commands that have ended, of all their threads: what else the machine does is not in it."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

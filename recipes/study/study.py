@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import platform
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ import yaml
 from cells import Results, chosen, judged
 from methods import METHODS, Method, Training, steps_of
 from prepared import prepare
-from sitting import Sitting
+from sitting import Sitting, children_seconds
 
 from data.config.settings import load
 from data.digests import file_digest, json_digest
@@ -125,15 +125,15 @@ class CollectionStudy:
     # What decides figures
 
     def settings(self, method: str) -> str:
-        """Digest of all that decides a method's figures, but for the seed and for the version of the code."""
+        """Digest of all that decides a method's figures, but for the seed, the rates that are tried, and the version of the code."""
         plan, how = self.plan, METHODS[method]
         trained: dict[str, Any] = {}
         if how.trainings:
             counts = steps_of(how, plan.sizes["steps"])
-            trained = {"trainings": [asdict(one) for one in how.trainings], "steps": counts, "rates": plan.rates}
+            trained = {"trainings": [asdict(one) for one in how.trainings], "steps": counts}
             trained |= {"rate_of": self.settings(how.rate_of)} if how.rate_of else {}
         elif how.peer:
-            trained = {"peer": file_digest(HERE / "peer.py"), "rates": plan.rates}
+            trained = {"peer": file_digest(HERE / "peer.py")}
         data = plan.data_settings({"mined", *(one.data for one in how.trainings)} if how.trainings or how.peer else set())
         of_collection = {"sizes": self._sizes, "files": self.digest, "zero_shot": plan.sizes.get("zero_shot")}
         shared = {"data": data, "models": plan.models, "collection": of_collection, "other": self.other_digest}
@@ -146,9 +146,20 @@ class CollectionStudy:
         return json_digest({"data": data, "models": self.plan.models, "sizes": self._sizes, "files": self.digest})
 
     def is_there(self, method: str, seed: int) -> bool:
-        """Whether the cell is, by the present settings."""
+        """Whether the cell is, by the present settings, and after the present tries."""
         found = self.results.cell(self.name, method, seed)
-        return found is not None and found.get("settings") == self.settings(method)
+        if found is None or found.get("settings") != self.settings(method):
+            return False
+        return "tries" not in found or {one["rate"] for one in found["tries"]} == set(self.plan.rates)
+
+    def tried(self, method: str) -> list[dict[str, Any]]:
+        """The tries that are there, by the present settings and of the present rates."""
+        return [one for one in self._all_tried(method) if one["rate"] in self.plan.rates]
+
+    def _all_tried(self, method: str) -> list[dict[str, Any]]:
+        """Those of other rates, too."""
+        known = self.results.tries(self.name, method)
+        return list(known["tries"]) if known and known.get("settings") == self.settings(method) else []
 
     def stale(self) -> list[str]:
         """Cells of other settings."""
@@ -158,14 +169,10 @@ class CollectionStudy:
     # What is made
 
     def advise(self) -> None:
-        """Keep what `prep advise` says of the collection, unless it is there. It is asked before anything is trained.
-
-        The data that most methods read is made before: what advice scores of it would be missing in the time that the peer is given.
-        """
+        """Keep what `prep advise` says of the collection, unless it is there. It is asked before anything is trained."""
         known = self.results.advice(self.name)
         if known and known["settings"] == self.of_advice:
             return
-        self._data(Training("mined"), str(self.plan.sizes["student"]))
         _, seconds = self.sitting.command("prep", "advise", *self._arguments({"phase": "mined"}))
         said = [line for line in self.sitting.log.read_text(encoding="utf-8").splitlines() if line.startswith('{"facts"')]
         found = json.loads(said[-1])
@@ -196,8 +203,7 @@ class CollectionStudy:
 
     def _tries(self, method: str) -> list[dict[str, Any]]:
         """Of all rates, on dev, with the first seed. Of the students only the best so far is kept."""
-        known, settings = self.results.tries(self.name, method), self.settings(method)
-        tries = list(known["tries"]) if known and known.get("settings") == settings else []
+        tries, settings = self._all_tried(method), self.settings(method)
         first = self.plan.sizes["seeds"][0]
         for rate in self.plan.rates:
             if any(one["rate"] == rate for one in tries):
@@ -206,11 +212,11 @@ class CollectionStudy:
             tries.append({"rate": rate, "dev": trained.dev, "seconds": round(trained.seconds, 1)})
             self.results.write_tries(self.name, method, {"settings": settings, "seed": first, "metric": DEV_METRIC, "tries": tries})
             self.say(f"{self.name}, {METHODS[method].title}: rate {rate} reaches dev {DEV_METRIC} {trained.dev:.4f}")
-            best = chosen(tries)["rate"]
+            best = chosen(self.tried(method))["rate"]
             for one in tries:
                 if one["rate"] != best:
                     shutil.rmtree(self._output(method, first, one["rate"]), ignore_errors=True)
-        return tries
+        return self.tried(method)
 
     def _output(self, method: str, seed: int, rate: str) -> Path:
         return self.work / f"{method}-{seed}-{rate}"
@@ -234,15 +240,10 @@ class CollectionStudy:
             if shards is None:
                 return Trained(student, dev, state.seconds, f"training {place + 1} has no question left: {steps} steps were not made")
             folder = output / str(place)
-            own = {
-                **training.settings, "phase": training.data, "student.model": student, "train.output": str(folder), "train.seed": str(seed),
-                "train.steps": str(steps), "train.learning_rate": f"{float(rate) * training.rate:.6g}",
-                "train.warmup_steps": str(max(1, steps // 10)), "train.evaluate_every": str(steps),
-                "train.threads": str(self.plan.sizes["threads"]),
-            }  # fmt: skip
-            dev_set = self._dev()  # its making is no time of this method
+            own = self._training(training, student, folder, steps=steps, rate=rate, seed=seed)
+            own |= {"shards": shards, "dev": self._dev(), "train.evaluate_every": str(steps)}
             with state.timed():
-                self.sitting.command("train", "run", *self._arguments(own), f"shards={shards}", f"dev={dev_set}")
+                self.sitting.command("train", "run", *self._arguments(own))
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             student, dev = str(folder / "student"), float(result["last_step"]["dev"][DEV_METRIC])
             if result["steps"] < steps:  # `epochs` of study.yaml ended it: questions have no list
@@ -252,12 +253,8 @@ class CollectionStudy:
         return Trained(student, dev, state.seconds, "; ".join(fewer))
 
     def _train_peer(self, method: str, seed: int, rate: str, output: Path, state: _State) -> Trained:
-        """The peer has as long as one run of ADAM took, training data included."""
-        cell = self.results.cell(self.name, BUDGET_OF, self.plan.sizes["seeds"][0])
-        made = self.results.data_seconds(self.name)
-        if not cell or "mined" not in made:
-            raise NotNow(f"it has the time of {METHODS[BUDGET_OF].title} on this machine, which has not been run yet")
-        budget = made["mined"] + cell["seconds"]["train"]
+        """The peer has as much processor time as one run of ADAM, training data included."""
+        budget = self._budget()
         given = {
             "collection": str(self.folder), "out": str(output / "peer"), "seed": str(seed),
             "lists": str(self.work / f"lists-{self.settings(method)}"),
@@ -270,6 +267,40 @@ class CollectionStudy:
         result = json.loads((output / "peer" / "result.json").read_text(encoding="utf-8"))
         return Trained(str(output / "peer" / "student"), float(result["dev"]), float(result["seconds"]), result["note"])
 
+    def _training(self, training: Training, student: str, folder: Path, *, steps: int, rate: str, seed: int) -> dict[str, str]:
+        """What `train run` is given, but for shards and dev set."""
+        return {
+            **training.settings, "phase": training.data, "student.model": student, "train.output": str(folder), "train.seed": str(seed),
+            "train.steps": str(steps), "train.learning_rate": f"{float(rate) * training.rate:.6g}",
+            "train.warmup_steps": str(max(1, steps // 10)), "train.threads": str(self.plan.sizes["threads"]),
+        }  # fmt: skip
+
+    def _budget(self) -> float:
+        """Processor seconds of one run of ADAM on this processor, from the collection to the student, in a store of its own.
+
+        Raises NotNow where its cell, which has the rate, is not there.
+        """
+        known, settings, seed = self.results.budget(self.name), self.settings(BUDGET_OF), self.plan.sizes["seeds"][0]
+        on = {"processor": _processor(), "threads": self.plan.sizes["threads"], "settings": settings}
+        if known and {key: known[key] for key in on} == on:
+            return float(known["seconds"])
+        if not self.is_there(BUDGET_OF, seed):
+            raise NotNow(f"it has the time of {METHODS[BUDGET_OF].title}, which has not been run yet")
+        cell, folder = self.results.cell(self.name, BUDGET_OF, seed), self.work / "budget"
+        assert cell is not None, "it is there"
+        shutil.rmtree(folder, ignore_errors=True)
+        (training,), student, began = METHODS[BUDGET_OF].trainings, str(self.plan.sizes["student"]), children_seconds()
+        data = {"phase": training.data, "student.model": student, "store": str(folder / "store"), "dev.queries": "0"}
+        self.sitting.command("prep", "run", *self._arguments(data))
+        own = self._training(
+            training, student, folder / "run", steps=self.plan.sizes["steps"], rate=cell["rate"] if cell else "", seed=seed
+        )
+        self.sitting.command("train", "run", *self._arguments({**own, **data, "shards": str(self._complete(data, "shards"))}))
+        seconds = round(children_seconds() - began, 1)
+        self.results.write_budget(self.name, {**on, "seconds": seconds})
+        shutil.rmtree(folder)
+        return seconds
+
     def _data(self, training: Training, student: str) -> str | None:
         """The folder of training shards; None where a selection left no question."""
         own = {"phase": training.data, "student.model": str(self.plan.sizes["student"]) if training.mined_by_start else student}
@@ -277,13 +308,7 @@ class CollectionStudy:
         if key not in self._shards and (there := self._complete(own, "shards")):
             self._shards[key] = there
         if key not in self._shards:
-            began, code = time.monotonic(), None
-            try:
-                code, _ = self.sitting.command("prep", "run", *self._arguments(own))
-            finally:
-                if training.mined_by_start:
-                    seconds = time.monotonic() - began
-                    self.results.add_data_seconds(self.name, training.data, seconds, complete=code is not None)
+            code, _ = self.sitting.command("prep", "run", *self._arguments(own))
             self._shards[key] = None if code == EXIT_NOTHING_LEFT else self._complete(own, "shards")
         return self._shards[key]
 
@@ -329,7 +354,7 @@ class CollectionStudy:
 
 
 class _State:
-    """The seconds that a training has taken, over all sittings."""
+    """The processor seconds that a training has taken, over all sittings."""
 
     def __init__(self, path: Path, settings: str, seconds: float) -> None:
         self._path, self._settings, self.seconds = path, settings, seconds
@@ -349,12 +374,21 @@ class _State:
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
         """Adds what its block takes, also where the block is broken off; kept on disk."""
-        began = time.monotonic()
+        began = children_seconds()
         try:
             yield
         finally:
-            self.seconds += time.monotonic() - began
+            self.seconds += children_seconds() - began
             atomic_write(self._path, json.dumps({"settings": self._settings, "seconds": self.seconds}).encode())
+
+
+def _processor() -> str:
+    """Its name and what it computes fast, by which times are compared."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    fast = sorted({"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"} & set(found.get("flags", "").split()))
+    return " ".join([found.get("model name", platform.processor()), *fast])
 
 
 def _version() -> str:

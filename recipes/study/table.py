@@ -162,7 +162,7 @@ def page(results: Results, plan: Plan) -> str:
         own = {key: value for key, value in sizes["collections"][name].items() if key != "folder"}
         passages = "all passages" if own["passages"] is None else f"{own['passages']:,} passages"
         counts = f"{own['train']} training and {own['dev']} dev questions, {cells[0]['test']['questions']:,} test questions, {passages}"
-        lines.append(f"{counts}. {_time(name, rows, results)}.\n")
+        lines.append(f"{counts}. {_time(rows)}.\n")
         lines.append(f"{of_advice(rows, results.advice(name))}\n")
         lines += [*table(rows), ""]
         lines += [
@@ -177,16 +177,15 @@ def page(results: Results, plan: Plan) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _time(name: str, rows: dict[str, Row], results: Results) -> str:
-    """Hours that the results took: data, tries and cells."""
+def _time(rows: dict[str, Row]) -> str:
+    """Hours that the results took: tries and cells, without the data that they share."""
     cells = [cell for row in rows.values() for cell in row.cells.values()]
-    seconds = sum(results.data_seconds(name).values()) + sum(sum(cell["seconds"].values()) for cell in cells)
+    seconds = sum(sum(cell["seconds"].values()) for cell in cells)
     for row in rows.values():
-        for cell in [cell for cell in row.cells.values() if not cell.get("rate_of")][
-            :1
-        ]:  # the tries are in each cell; the one that was chosen is the first seed's training
-            seconds += sum(one["seconds"] for one in cell.get("tries", []) if one["rate"] != cell["rate"])
-    return f"Measured in {seconds / 3600:.1f} hours"
+        first = next((cell for cell in row.cells.values() if not cell.get("rate_of")), {})
+        # All cells name the tries. The one that was chosen is the first seed's training.
+        seconds += sum(one["seconds"] for one in first.get("tries", []) if one["rate"] != first["rate"])
+    return f"Trained and judged in {seconds / 3600:.1f} hours of one processor core"
 
 
 def _head(plan: Plan) -> str:
@@ -213,7 +212,7 @@ python recipes/study/table.py
   freedom by Satterthwaite (`recipes/study/effects.py`). p-values are by Holm, all comparisons of a collection being one family.
 - **Zero-shot** is {sizes["zero_shot"]["name"] if sizes.get("zero_shot") else "not measured"}, with the first seed; its interval is over the
   questions alone.
-- **sentence-transformers** has the wall-clock time that one run of ADAM took, training data included (`recipes/study/peer.py`).
+- **sentence-transformers** has the processor time that one run of ADAM took, training data included (`recipes/study/peer.py`).
 """
 
 

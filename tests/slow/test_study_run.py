@@ -60,6 +60,14 @@ def words_of(settings: Path, *words: str) -> list[str]:
     return [str(folder / "source"), f"--settings={settings}", f"--results={folder / 'results'}", f"--work={folder / 'work'}", *words]
 
 
+def stand_in_of_the_peer(given: dict[str, str]) -> tuple[int, float]:
+    """It learns nothing, and says how long it might have."""
+    out = Path(given["out"])
+    shutil.copytree(given["student"], out / "student")
+    (out / "result.json").write_text(json.dumps({"dev": 0.5, "seconds": 1.0, "note": f"{given['seconds']} seconds"}))
+    return 0, 1.0
+
+
 @pytest.fixture
 def run(settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """The runner with its commands in this process: a start of a child takes seconds. `run(*words)` returns what it says."""
@@ -69,6 +77,8 @@ def run(settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
     def command(self: Any, name: str, *args: str) -> tuple[int, float]:
         self.check()
+        if name not in APPS:
+            return stand_in_of_the_peer(dict(word.removeprefix("--").split("=", 1) for word in args))
         result = CliRunner().invoke(APPS[name], list(args))
         assert result.exit_code in (0, 3), result.output
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +135,8 @@ def test_killed_in_the_middle_it_ends_in_the_same_cells(settings: Path, run: Cal
     assert {one["rate"] for one in broken["hard_kd-1.json"]["tries"]} == {"1e-3", "3e-3"}
 
     sizes = yaml.safe_load((settings / "sizes.yaml").read_text())
+    (settings / "sizes.yaml").write_text(yaml.safe_dump({**sizes, "rates": ["3e-3", "1e-2"]}))
+    assert "2 cells and 1 tries on dev are missing" in run(*words, "--plan")
     (settings / "sizes.yaml").write_text(yaml.safe_dump({**sizes, "steps": 7}))
     said = run(*words, "--plan")
     assert "2 cells are of other settings or models, and are run again: hard_kd-0" in said and "start-0" not in said
@@ -159,3 +171,19 @@ def test_methods_of_transformed_and_tempered_scores(settings: Path, run: Callabl
     found = cells(settings.parent / "results")
     assert list(found) == ["listwise-0.json", "margin_mse_zscore-0.json", "start-0.json"]
     assert len({cell["test"]["metrics"]["nDCG@10"]["values"] for cell in found.values()}) > 1
+
+
+def test_the_peer_has_the_time_of_one_run_of_adam(settings: Path, run: Callable[..., str]) -> None:
+    """Prevents: a budget that was measured on another machine, or that lacks the data that other methods had made already."""
+    sizes = yaml.safe_load((settings / "sizes.yaml").read_text())
+    (settings / "sizes.yaml").write_text(yaml.safe_dump({**sizes, "seeds": [0], "rates": ["1e-3"], "zero_shot": None}))
+    assert "left out: it has the time of ADAM" in run("--methods=sentence-transformers")
+    run("--methods=adam_positive,sentence-transformers")
+    results = settings.parent / "results" / "toy"
+    budget = json.loads((results / "budget.json").read_text())
+    said = json.loads((results / "sentence-transformers-0.json").read_text())["note"]
+    assert said == f"{budget['seconds']:.0f} seconds" and not (settings.parent / "work" / "toy" / "budget").exists()
+    (results / "budget.json").write_text(json.dumps({**budget, "processor": "another", "seconds": 77.0}))
+    (results / "sentence-transformers-0.json").unlink()
+    run("--methods=sentence-transformers")
+    assert json.loads((results / "budget.json").read_text())["processor"] == budget["processor"]
