@@ -3,9 +3,10 @@
     python recipes/study/run.py COLLECTIONS [--only medquad,scifact] [--methods adam,hard_kd] [--hours 1.5] [--plan]
 
 COLLECTIONS is a folder with medquad, scifact, ... in BEIR form, each a folder or NAME.tar.gz. The results are small files in
-recipes/study/results, to be committed as they come; models and stores lie in runs/study and may be lost: what has a result is not run
-again. The same command goes on where the last one stopped, was killed, or ended on another machine. `python recipes/study/table.py` writes
-the page.
+recipes/study/results, to be committed as they come, and with them the teacher's logits, which no later sitting pays again; models and
+stores lie in runs/study and may be lost: what has a result is not run again. The same command goes on where the last one stopped, was
+killed, or ended on another machine; commands with other collections may run at the same time. `python recipes/study/table.py` writes the
+page.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _run(args: argparse.Namespace) -> int:
     plan, results = Plan(args.settings), Results(args.results)
     names = _among(args.only, list(plan.sizes["collections"]), "--only")
     methods = _runnable(_among(args.methods, list(METHODS), "--methods"), plan)
-    sitting = Sitting(args.hours, args.work / "commands.log")
+    sitting = Sitting(args.hours, args.work / f"commands-{args.only or 'all'}.log")
     studies = [_opened(name, args, plan, results, sitting) for name in names]
     for study in studies:
         if stale := study.stale():
@@ -66,7 +67,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.plan:
         return EXIT_COMPLETE
     print(f"what the commands say: {sitting.log}")
+    store, logits = f"store={args.work / 'store'}", args.results / "logits"
     try:
+        if logits.is_dir():
+            sitting.command("prep", "cache", "import", str(logits), store, "conflicts=keep")
         for study in studies:
             study.advise()
             for method, seed in _missing(study, methods, plan):
@@ -74,6 +78,9 @@ def _run(args: argparse.Namespace) -> int:
     except TimeUp:
         left = sum(len(_missing(study, methods, plan)) for study in studies)
         print(f"the time is up; {left} cells are missing, the same command goes on")
+    finally:
+        if (args.work / "store" / "teacher_logits").is_dir():
+            Sitting(None, sitting.log).command("prep", "cache", "export", store, f"out={logits}")
     return EXIT_COMPLETE
 
 

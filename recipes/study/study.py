@@ -331,7 +331,7 @@ class CollectionStudy:
         """The entries `test` and, with the first seed, `zero_shot` of a cell, and the seconds."""
         zero_shot = self.other is not None and seed == self.plan.sizes["seeds"][0]
         folders = [self.folder, *([self.other] if zero_shot else [])]
-        out, vectors = self.work / "judged", self._shared / "vectors"
+        out, vectors = self.work / "judged", self.work / "vectors"
         shutil.rmtree(out, ignore_errors=True)
         reads = [f"{key}={value}" for key, value in self.plan.file["student"].items() if key != "model"]
         how = [f"collections={','.join(map(str, folders))}", "split=test", f"metrics={METRICS}", f"threads={self.plan.sizes['threads']}"]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from support.collection import write_collection
@@ -105,8 +106,9 @@ def cells(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_killed_in_the_middle_it_ends_in_the_same_cells(settings: Path, run: Callable[..., str]) -> None:
-    """Prevents: figures that depend on a kill, cells that are run twice, work begun without its hours, and results that need the stores."""
+def test_killed_in_the_middle_it_ends_in_the_same_cells(settings: Path, run: Callable[..., str], count_scored: list[int]) -> None:
+    """Prevents: figures that depend on a kill, cells that are run twice, work begun without its hours, results that need the stores, and
+    pairs that are scored again on another machine."""
     folder = settings.parent
     words = (f"--methods={METHODS}",)
     assert "3 cells and 2 tries on dev are missing" in run(*words, "--plan")
@@ -125,11 +127,15 @@ def test_killed_in_the_middle_it_ends_in_the_same_cells(settings: Path, run: Cal
 
     before = {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*.json")}
     shutil.rmtree(folder / "work")  # a fresh machine
+    counts = pq.read_metadata(next((folder / "results" / "logits").iterdir())).num_rows
     assert "toy: 0 cells and 0 tries on dev are missing" in run(*words)
     assert {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*.json")} == before
 
     os.rename(folder / "results", folder / "broken")
+    shutil.copytree(folder / "broken" / "logits", folder / "results" / "logits")
+    del count_scored[:]
     run(*words)
+    assert not count_scored and pq.read_metadata(next((folder / "results" / "logits").iterdir())).num_rows == counts
     assert cells(folder / "results") == broken
     assert broken["start-0.json"]["zero_shot"]["questions"] == 6 and "zero_shot" not in broken["hard_kd-1.json"]
     assert {one["rate"] for one in broken["hard_kd-1.json"]["tries"]} == {"1e-3", "3e-3"}
