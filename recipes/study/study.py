@@ -292,9 +292,7 @@ class CollectionStudy:
         (training,), student, began = METHODS[BUDGET_OF].trainings, str(self.plan.sizes["student"]), children_seconds()
         data = {"phase": training.data, "student.model": student, "store": str(folder / "store"), "dev.queries": "0"}
         self.sitting.command("prep", "run", *self._arguments(data))
-        own = self._training(
-            training, student, folder / "run", steps=self.plan.sizes["steps"], rate=cell["rate"] if cell else "", seed=seed
-        )
+        own = self._training(training, student, folder / "run", steps=self.plan.sizes["steps"], rate=cell["rate"], seed=seed)
         self.sitting.command("train", "run", *self._arguments({**own, **data, "shards": str(self._complete(data, "shards"))}))
         seconds = round(children_seconds() - began, 1)
         self.results.write_budget(self.name, {**on, "seconds": seconds})
