@@ -25,9 +25,9 @@ check: $(VENV)/.dev lint
 test: $(VENV)/.dev lint
 	$(PYTEST)
 
-# Two files at a time: many of these tests mostly wait.
+# Two files at a time: many of these tests mostly wait. tests/slow/conftest.py says what SLOW_TESTS_END is.
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow tests/slow -n 2 --dist loadfile --durations=40
+	$(BIN)/pytest -m slow tests/slow -n 2 --dist loadfile --durations=40 -rs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
