@@ -32,6 +32,8 @@ def run_advice(experiment: Experiment, *, budget_pairs: int, say: Say) -> None:
     refuse_early(experiment, budget_pairs=budget_pairs)
     labels = _labels(experiment, say)
     samples = samples_of(experiment, labels, budget_pairs=budget_pairs)
+    if (few := samples.fewest(labels)) < FEWEST:
+        say(f"only {few} queries for a sample: the figures will say little")
     if experiment.curriculum.enabled:
         say("curriculum: its lists are not looked at; the advice is over lists of hard negatives and dark examples")
     for sample, last in ((samples.held_out, "pool_scores"), (samples.lists, "confidence")):
@@ -65,10 +67,8 @@ def _said(facts: Facts, samples: Samples) -> list[str]:
     p_value = _equal(said(headroom.p_value, floor=headroom.p_floor))
     held_out = f"queries of the split {samples.split}" + (", which is trained on" if samples.trains_on_split else "")
     above = ", ".join(f"{share:.0%} of the {KIND_WORDS[kind]}" for kind, share in lists.above.items())
-    few = min(lists.lists, headroom.queries)
     return [
         "",
-        *([f"only {few} queries of a sample: the figures say little"] if few < FEWEST else []),
         f"looked at {lists.lists:,} lists of {facts.queries:,} training queries ({lists.pairs:,} pairs), and at the student's first "
         f"{samples.held_out.hard_negatives.depth} passages for {headroom.queries:,} {held_out}",
         f"  headroom       MRR@10 of the student's order {headroom.student:.3f}, of the teacher's order of the same {headroom.teacher:.3f} "

@@ -36,6 +36,12 @@ class Samples:
         """Whether there is no other split, and the queries are training queries."""
         return self.split == self.lists.ingest.train_split
 
+    def fewest(self, labels: pl.DataFrame) -> int:
+        """Queries of the smaller sample: those that are asked for, as far as the splits have them."""
+        asked = ((self.lists, self.lists.ingest.train_split), (self.held_out, self.split))
+        there = [labels.filter(pl.col("split") == split)["query_id"].n_unique() for _, split in asked]
+        return min(min(count, run.hard_negatives.queries or count) for (run, _), count in zip(asked, there, strict=True))
+
 
 def refuse_early(experiment: Experiment, *, budget_pairs: int) -> None:
     """Raises UserError, before any work, where the experiment has no teacher that reads texts, or no mining, or the budget is too small."""

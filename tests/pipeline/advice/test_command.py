@@ -46,7 +46,8 @@ def test_the_run_that_follows_scores_none_of_the_pairs_again(
     """Prevents: a sample that is paid twice, by another draw or another text than the run's own."""
     config = tiny_experiment(tmp_path)
     lines = advised(config)
-    assert [line for line in lines if line.startswith("only 4 queries")]  # 4 dev queries
+    told = next(place for place, line in enumerate(lines) if line.startswith("only 4 queries"))  # 4 dev queries
+    assert told < next(place for place, line in enumerate(lines) if line.startswith("pool_scores"))  # before the teacher's bill
     facts = json.loads(lines[-1])["facts"]
     assert facts["lists"]["lists"] == 14 and facts["queries"] == 14  # all of this collection
     scored = sum(count_scored)
