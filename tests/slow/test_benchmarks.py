@@ -17,7 +17,7 @@ CEILINGS = {"ceiling_bf16_gflops", "ceiling_fp32_gflops"}  # without which a rat
 
 
 def last_line(name: str, *words: object) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, FOLDER / f"{name}.py", *map(str, words)], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, FOLDER / f"{name}.py", *map(str, words)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -71,7 +71,7 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
 def test_three_iterations_stopped_and_killed(tmp_path: Path, write: Callable[[str], Path], command: Callable[..., Any]) -> None:
     """Prevents: phases that each work and do not fit together, an iteration that starts from another student or is taken twice after a
     kill, a training that outlives the command which was asked to stop, and an end that nobody measured."""
-    done = command("prep", "phases", f"config={write('whole')}", timeout=300)
+    done = command("prep", "phases", f"config={write('whole')}", timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     whole = results(tmp_path / "whole")
     assert len({whole[name] for name in STEPS}) == 3
@@ -91,7 +91,7 @@ def test_three_iterations_stopped_and_killed(tmp_path: Path, write: Callable[[st
         assert killed.stderr and b"train run was ended by SIGKILL; start the same command again" in killed.stderr.read()
     assert killed.returncode == EXIT_FAILED and not (folder / "finest").exists()
 
-    again = command("prep", "phases", f"config={write('killed')}", timeout=300)
+    again = command("prep", "phases", f"config={write('killed')}", timeout=600)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "phase coarse: finished already" in again.stdout and results(folder) == whole
     assert (folder / "coarse" / "student" / "model.safetensors").stat().st_mtime_ns == before

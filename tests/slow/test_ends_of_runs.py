@@ -55,7 +55,7 @@ def test_a_signal_under_ray(number: signal.Signals, when: str, tmp_path: Path, t
     if when == "ray starts":
         time.sleep(1)  # Ray takes several
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode == EXIT_INTERRUPTED and INTERRUPTED in output and "Traceback" not in output, output
     assert not list((tmp_path / "store").rglob("*.tmp"))
 
@@ -70,10 +70,10 @@ def test_a_signal_in_the_first_half_second(room: str, tmp_path: Path) -> None:
         )  # fmt: skip
         assert process.stdout is not None
         if process.stdout.readline() != "here\n":  # this command does not import it
-            process.communicate(timeout=60)
+            process.communicate(timeout=180)
             continue
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
         assert (process.returncode, errors) == (EXIT_INTERRUPTED, f"{INTERRUPTED}\n"), name
 
 
@@ -81,7 +81,7 @@ def test_foreign_modules_play_no_part_under_ray(foreign: Path, tmp_path: Path, t
     """Prevents: workers that import the working directory's data.py, or its rich.py, in place of ours or the library's."""
     config = tiny_experiment(tmp_path / "run")
     process = start(BIN / "prep", "run", f"config={config}", "runner=ray", "runner.workers=1", folder=foreign)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0 and not (tmp_path / "imported").exists(), output
 
 
@@ -96,7 +96,7 @@ def test_foreign_modules_play_no_part_under_torchrun(
     (shards,) = (finished.store / "shards").iterdir()
     words = [BIN / "torchrun", "--nproc-per-node=1", *way, "run", f"config={config}", f"shards={shards}", "train.epochs=1"]
     process = start(*words, folder=foreign)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0 and "student saved in" in output and not (tmp_path / "imported").exists(), output
 
 
@@ -109,7 +109,7 @@ def test_a_worker_that_cannot_start_is_told_at_once(tmp_path: Path, tiny_experim
     config = tiny_experiment(tmp_path / "run")
     words = (BIN / "prep", "run", f"config={config}", "runner=ray", "runner.workers=1")
     process = start(*words, PYTHONPATH=str(tmp_path / "broken"))
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == EXIT_FAILED and "Traceback" not in output, output
     assert "no node is left that can do the work" in output and "pipeline.executors.worker" in output.splitlines()[-1], output
 
@@ -124,13 +124,13 @@ def test_a_kill_9_leaves_nothing_for_ever(finished: Any, tmp_path: Path, tiny_ex
         while not list(store.glob(f"{stage}/*/.*.tmp")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.0005)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
     # Whatever the kills have left, and what must be found: a quarantine's, a segment's, the digests'.
     for path in ("digests.json", f"teacher_logits/{next((store / 'teacher_logits').iterdir()).name}/x.parquet"):
         left = store / path
         (left.parent / f".{left.name}.{this_place()}-4194305-0123456789ab.tmp").touch()
     shutil.rmtree(store / "teacher_scores")
     process = start(BIN / "prep", "run", f"config={config}")
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert not list(store.rglob(".*.tmp")) and parquet_files(store) == parquet_files(finished.store)

@@ -141,7 +141,7 @@ def test_a_signal_ends_a_run_that_waits(tmp_path: Path, tiny_experiment: Any, pr
     os.kill(process.pid, signal.SIGTERM)
     started = time.monotonic()
     code, output = end(process)
-    assert code == 75 and "interrupted" in output and time.monotonic() - started < 4, output
+    assert code == 75 and "interrupted" in output and time.monotonic() - started < 30, output
 
 
 def teacher_logits(teacher: Teacher, pairs: list[tuple[str, str]]) -> Any:

@@ -43,7 +43,7 @@ def test_killed_imports_are_repeated(tmp_path: Path, how: signal.Signals) -> Non
     whole.mkdir()
     process = start(lists, whole)
     began = time.monotonic()
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     seconds = time.monotonic() - began
     assert process.returncode == 0, output
     folder = tmp_path / "killed"
@@ -53,12 +53,12 @@ def test_killed_imports_are_repeated(tmp_path: Path, how: signal.Signals) -> Non
         process = start(lists, folder)
         time.sleep(share * seconds)
         process.send_signal(how)
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
         killed += process.returncode in (-how, EXIT_INTERRUPTED)
         assert not (folder / "out").exists() or files(folder / "out") == files(whole / "out")
     assert killed
     process = start(lists, folder)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert files(folder / "out") == files(whole / "out")
     assert sorted(path.name for path in folder.iterdir()) == ["out", "store"], "nothing is left of the killed ones"

@@ -19,7 +19,7 @@ PACKAGE = "kubernetes-validate==1.37.0"
 def refusal(file: Path, version: str) -> str:
     """What a server of Kubernetes of this version has against a file; "" where it takes it."""
     program = installed(".venv-kubernetes", [PACKAGE]) / "kubernetes-validate"
-    done = subprocess.run([program, "--strict", "--quiet", "-k", version, file], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([program, "--strict", "--quiet", "-k", version, file], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 or "did not validate" in done.stdout + done.stderr, done.stderr
     return done.stdout + done.stderr if done.returncode else ""
 

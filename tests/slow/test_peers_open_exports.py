@@ -124,7 +124,7 @@ def opened(name: str, folder: Path, models: Models, *, ways: int, cache: Path) -
     program = TESTS / "support" / "programs" / "open_in_peers.py"
     own = {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
     words = [python, program, name, folder, models.student, ways]
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, env={**os.environ, **own}, timeout=300)
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, env={**os.environ, **own}, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

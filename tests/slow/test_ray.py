@@ -46,7 +46,7 @@ def test_a_killed_worker_is_replaced(
     """Prevents: a run that hangs, fails, or ends in other bytes because its only worker was killed once."""
     process = start(tiny_experiment(tmp_path), workers=1)
     killed = kill_a_worker(process, when=lambda: (tmp_path / "store" / "embed").exists())
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert killed and process.returncode == 0, output
     assert parquet_files(tmp_path / "store") == parquet_files(finished.store)
     assert not list((tmp_path / "store").rglob("*.tmp"))

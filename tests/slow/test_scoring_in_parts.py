@@ -26,7 +26,7 @@ def test_two_workers_share_the_windows_of_two_shards(
     forget_scores(copied.store)
     words = [f"config={copied.config}", "teacher.segment_pairs=10", "runner=ray", "runner.workers=2"]
     script = Path(sys.executable).parent / "prep"
-    done = subprocess.run([script, "run", *words], capture_output=True, text=True, timeout=400)  # a machine may be busy
+    done = subprocess.run([script, "run", *words], capture_output=True, text=True, timeout=600)  # a machine may be busy
     assert done.returncode == 0, done.stdout + done.stderr
     pairs = distinct_pairs(copied.store)
     assert f"{pairs} distinct, 0 cached, {pairs} to score" in done.stdout

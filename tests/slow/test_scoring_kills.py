@@ -126,7 +126,7 @@ def test_ray_killed_while_it_scores(copied: Any, victim: str, parquet_files: Fil
     for one in hit:
         with contextlib.suppress(ProcessLookupError):
             os.kill(one, signal.SIGKILL)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     for one in everything:
         with contextlib.suppress(ProcessLookupError):
             os.kill(one, signal.SIGKILL)

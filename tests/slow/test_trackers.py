@@ -84,7 +84,7 @@ def test_each_step_once_over_a_stop_and_a_kill(
     def trained(step: int) -> subprocess.CompletedProcess[str]:
         words = [f"config={experiment_file}", f"train.tracker={name}", f"train.steps={STEPS}", "train.checkpoint_every=2"]
         program = [python, "-m", "support.programs.tracked_training", "train", step, int(number), shards, *words]
-        return subprocess.run(map(str, program), env=offline(tmp_path), capture_output=True, text=True, timeout=240)
+        return subprocess.run(map(str, program), env=offline(tmp_path), capture_output=True, text=True, timeout=600)
 
     first = trained(3)
     assert first.returncode == (75 if number == signal.SIGTERM else -number), first.stderr
@@ -109,6 +109,6 @@ def test_what_is_not_set_up_is_told(
     """Prevents: a traceback, a question that a batch job waits for, or training without curves, where no one is logged in."""
     own = {**offline(tmp_path), **variables, "HOME": str(tmp_path), "WANDB_API_KEY": ""}
     program = [python, "-m", "trainer", "run", f"config={experiment_file}", f"shards={shards}", f"train.tracker={name}"]
-    done = subprocess.run(map(str, program), env=own, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
+    done = subprocess.run(map(str, program), env=own, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
     assert done.returncode == 2 and f"train.tracker={name} cannot start" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and (tmp_path / "run" / "metrics.jsonl").read_text() == ""

@@ -66,7 +66,7 @@ class Host:
         words = [str(arg) for arg in args]
         return ["nsenter", "-t", str(self.init), "-n", "-m", "-u", "-p", "--", *words]
 
-    def run(self, *args: object, timeout: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *args: object, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command there to its end."""
         return subprocess.run(
             self._inside(args),
@@ -195,7 +195,7 @@ class Hosts:
         words = ["ray", "start", f"--node-ip-address={host.address}", f"--num-cpus={cpus}", "--object-store-memory=100000000"]
         words += ["--disable-usage-stats", "--include-dashboard=false"] if number == head else []
         words += ["--head", f"--port={_PORT}"] if number == head else [f"--address={address or self.address(head)}"]
-        done = host.run(*words, timeout=90, **variables)
+        done = host.run(*words, timeout=600, **variables)
         assert done.returncode == 0, done.stdout + done.stderr
         return host
 

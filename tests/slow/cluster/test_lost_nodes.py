@@ -50,7 +50,7 @@ def lasts(cluster: Raylets, tmp_path_factory: pytest.TempPathFactory, tiny_exper
     folder = tmp_path_factory.mktemp("start")
     command = program("ray_tasks", tiny_experiment(folder), folder, 1, 0.0, f"runner.address={cluster.address}")
     began = time.monotonic()
-    subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=150)
+    subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=600)
     start = time.monotonic() - began
     cluster.remove_nodes()
     return lambda seconds: most_seconds(start + seconds)
@@ -149,7 +149,7 @@ def test_sigterm_while_it_waits(cluster: Raylets, start: Start) -> None:  # noqa
     assert process.stderr
     assert "waiting for workers" in process.stderr.readline()
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=180)
     assert process.returncode == 75 and "interrupted; what is finished is kept" in said
 
 
@@ -161,9 +161,9 @@ def test_a_killed_head(start: Start, tmp_path: Path) -> None:
         wait_for(lambda: len(begun(tmp_path / "work")) >= 2)
         own.kill_head()
         killed = time.monotonic()
-        _, said = process.communicate(timeout=150)
+        _, said = process.communicate(timeout=600)
         assert process.returncode == 75 and "start the same command again when the cluster is there" in said, said
-        assert time.monotonic() - killed < 120
+        assert time.monotonic() - killed < 240
 
 
 def test_bytes_after_a_lost_node(
@@ -183,7 +183,7 @@ def test_bytes_after_a_lost_node(
         return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
 
     began, unbroken = time.monotonic(), begin(tmp_path / "unbroken")
-    output, _ = unbroken.communicate(timeout=300)
+    output, _ = unbroken.communicate(timeout=600)
     assert unbroken.returncode == 0, output
     most = most_seconds(2 * (time.monotonic() - began))  # the node that is left does the work of two
     process = begin(tmp_path)

@@ -64,7 +64,7 @@ def test_one_of_many_processes_makes_an_object_on_rclone(
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         begin = time.time() + 8
         children = [start("remote_copies", "make", "s3://b/claims", 6, begin, number, stdout=subprocess.PIPE) for number in range(4)]
-        said = [child.communicate(timeout=300)[0].split() for child in children]
+        said = [child.communicate(timeout=600)[0].split() for child in children]
     assert [child.returncode for child in children] == [0] * 4
     for turn in range(6):
         made = [number for number, names in enumerate(said) if str(turn) in names]

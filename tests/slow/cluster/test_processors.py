@@ -30,7 +30,7 @@ def of_two_kinds(hosts: Hosts) -> Hosts:
 
 
 def prep(host: Host, config: Path, *settings: str) -> Any:
-    return host.run("prep", "run", f"config={config}", *settings, timeout=300)
+    return host.run("prep", "run", f"config={config}", *settings, timeout=600)
 
 
 def said(done: Any) -> str:

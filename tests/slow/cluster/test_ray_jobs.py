@@ -41,7 +41,7 @@ def submit(
     config: Path,
     *settings: str,
     wait: bool = True,
-    timeout: float = 240,
+    timeout: float = 600,
     options: tuple[str, ...] = (),
     **variables: str,
 ) -> Any:

@@ -46,7 +46,7 @@ def test_the_driver_may_be_anywhere(
     head = hosts.address()
     for name, number, address in (("head", 1, head), ("worker", 3, head), ("login", 4, f"ray://{hosts[1].address}:10001")):
         config = experiment(name)
-        done = hosts[number].run("prep", "run", f"config={config}", f"runner.address={address}", timeout=240, **SLOW)
+        done = hosts[number].run("prep", "run", f"config={config}", f"runner.address={address}", timeout=600, **SLOW)
         assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
         assert parquet_files(config.parent / "store") == expected, name
         assert hosts_of(config.parent / "store", "teacher_scores") == {hosts[number].name for number in (1, 2, 3)}, name

@@ -49,7 +49,7 @@ def test_a_store_that_is_unmounted_while_pairs_are_scored(
     if killed:
         for one in host.processes("prep run"):
             host.kill(one)
-    code = process.wait(timeout=90)
+    code = process.wait(timeout=180)
     assert code in (-signal.SIGKILL, 137) if killed else code == EXIT_INTERRUPTED, (hosts.shared / "log").read_text()
     assert killed or "is its file system mounted?" in (hosts.shared / "log").read_text()
     left = host.run("find", mount, "-mindepth", "1").stdout
