@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"the demo's packages are not installed: {', '.join(MISSING)}"),
 ]
 
-QUERIES, PASSAGES = 48, 320
+QUERIES, PASSAGES = 32, 240
 OF_PLAIN: dict[str, Any] = {"dark_examples.reinforced": False, "dark_examples.mask_ratios": []}
 Command = Callable[..., str]
 
