@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from effects import effect, holm  # noqa: E402
 from methods import METHODS, advised_method, steps_of  # noqa: E402
 from prepared import prepare  # noqa: E402
 from study import Plan  # noqa: E402
+from summary import in_short  # noqa: E402
 
 PLAN = Plan(RECIPE)
 
@@ -181,6 +183,7 @@ def test_dev_questions_come_out_of_training_where_there_are_none(collection: Pat
 def write(results: Results, collection: str, method: str, seed: int, values: Any, *, settings: str = "s") -> None:
     per_query = {f"q{place:03}": {"MRR@10": float(value), "nDCG@10": float(value) / 2} for place, value in enumerate(values)}
     cell = {"settings": settings, "version": "1", "test": judged(per_query), "seconds": {"train": 1800.0, "evaluate": 0.0}}
+    cell["dev"] = float(np.mean(values))
     if METHODS[method].trainings:
         cell |= {"rate": "5e-5", "tries": [{"rate": rate, "dev": 0.5, "seconds": 1800.0} for rate in ("2e-5", "5e-5", "1e-4")]}
     if seed == 0:
@@ -235,6 +238,30 @@ def test_advice_is_held_against_what_was_measured(tmp_path: Path) -> None:
     assert "not measured yet" in said("train.recipe=margin_mse") and "no method" in said("train.recipe=adam train.objective.temperature=9")
     assert "missing" in table.of_advice(rows, None)
     assert advised_method("a larger budget_pairs") is None
+
+
+def test_the_first_lines_say_where_it_helps_and_what_to_use_instead(tmp_path: Path) -> None:
+    """Prevents: a verdict by the sign of a difference that is chance, and a gap that passes for a verdict."""
+    results, generator = Results(tmp_path), np.random.default_rng(0)
+    gains = {
+        "medquad": {"hard_kd": 0.1, "adam_positive": 0.2, "listwise": 0.1, "sentence-transformers": 0.1},
+        "insuranceqa": {"hard_kd": 0.2, "adam_positive": 0.1, "sentence-transformers": 0.2},
+        "scifact": {"hard_kd": 0.1, "adam_positive": 0.1},
+    }
+    for collection, methods in gains.items():
+        shared = generator.uniform(0.2, 0.6, 300)
+        write(results, collection, "start", 0, shared)
+        for (method, gain), seed in itertools.product(methods.items(), range(3)):
+            write(results, collection, method, seed, shared + gain + generator.normal(0, 0.02, 300))
+    found = {name: table.rows_of(name, results, PLAN) for name in PLAN.sizes["collections"]}
+    lines = in_short(found)
+    assert "ahead of it on medquad, behind it on insuranceqa, level with it on scifact. Not measured yet: apidocs." in lines[0]
+    by_name = {line.split("**")[1]: line for line in lines if "**" in line}
+    assert "ADAM, p+ in P~, test MRR@10 0.6" in by_name["medquad"] and "ahead of Hard KD (+0.1" in by_name["medquad"]
+    assert "Hard KD, test MRR@10" in by_name["insuranceqa"] and "ahead of ADAM, p+ in P~ (+0.1" in by_name["insuranceqa"]
+    assert by_name["apidocs"].endswith("no recipe has all its seeds yet.")
+    peer = {cells[1].strip(): float(cells[4]) for line in lines if len(cells := line.split("|")) == 6 and cells[4].strip()[:1].isdigit()}
+    assert set(peer) == {"medquad", "insuranceqa"} and peer["medquad"] < 1e-6 and peer["insuranceqa"] > 0.05
 
 
 def test_no_page_without_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,55 +11,19 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import Results, unpacked
-from effects import Effect, Values, effect, holm
+from cells import Results
+from effects import Effect, effect, holm
 from methods import METHODS, advised_method
+from rows import METRIC, OF_ZERO_SHOT, SECOND, Row, recipes_with_all_seeds, rows_of
 from study import HERE, Plan
+from summary import in_short
 
-METRIC, SECOND, OF_ZERO_SHOT = "MRR@10", "nDCG@10", "nDCG@10"
 BASES = {"start": "start", "hard_kd": "Hard KD"}
 MISSING = "missing"
-
-
-@dataclass(frozen=True)
-class Row:
-    """What there is of a method on a collection."""
-
-    cells: dict[int, dict[str, Any]]
-    missing: list[int]
-
-    def values(self, metric: str, entry: str = "test") -> Values:
-        """[seeds, questions]."""
-        return np.array([unpacked(cell[entry]["metrics"][metric]["values"]) for cell in self.cells.values() if entry in cell])
-
-    def mean(self, metric: str) -> str:
-        """Over the seeds, and their standard deviation."""
-        means = [cell["test"]["metrics"][metric]["mean"] for cell in self.cells.values()]
-        return f"{np.mean(means):.4f}" + (f" ± {np.std(means, ddof=1):.4f}" if len(means) > 1 else "")
-
-
-def rows_of(collection: str, results: Results, plan: Plan) -> dict[str, Row]:
-    """Of all methods. Of cells of several settings those of most cells count, and of the questions those of most methods."""
-    found = {
-        name: {seed: cell for seed in plan.seeds(how) if (cell := results.cell(collection, name, seed))} for name, how in METHODS.items()
-    }
-    questions = _most([cell["test"]["ids"] for cells in found.values() for cell in cells.values()])
-    rows = {}
-    for name, cells in found.items():
-        settings = _most([cell["settings"] for cell in cells.values()])
-        kept = {seed: cell for seed, cell in cells.items() if cell["settings"] == settings and cell["test"]["ids"] == questions}
-        rows[name] = Row(kept, [seed for seed in plan.seeds(METHODS[name]) if seed not in kept])
-    return rows
-
-
-def _most(values: list[str]) -> str | None:
-    return Counter(values).most_common(1)[0][0] if values else None
 
 
 def comparisons(rows: dict[str, Row]) -> dict[tuple[str, str], tuple[Effect, float]]:
@@ -132,7 +96,7 @@ def of_advice(rows: dict[str, Row], advice: dict[str, Any] | None) -> str:
     settings = next((one["settings"] for one in advice["advice"] if "train." in one["settings"]), advice["advice"][0]["settings"])
     line = f"`prep advise` said, before anything was trained: `{settings}`."
     asked = advised_method(settings)
-    whole = {name: row for name, row in rows.items() if METHODS[name].trainings and not METHODS[name].ablation and not row.missing}
+    whole = recipes_with_all_seeds(rows)
     if asked is None or asked not in whole:
         return f"{line} {'That is no method of this table.' if asked is None else 'It is not measured yet.'}"
     best = max(whole, key=lambda name: whole[name].values(METRIC).mean())
@@ -152,7 +116,7 @@ def page(results: Results, plan: Plan) -> str:
     found_any = {name: rows for name, rows in found.items() if any(row.cells for row in rows.values())}
     if not found_any:
         raise ValueError(f"{results.folder} holds no results: run `python recipes/study/run.py COLLECTIONS`")
-    sizes, lines = plan.sizes, [_head(plan)]
+    sizes, lines = plan.sizes, ["# Does the method help here?\n", *in_short(found), _head(plan)]
     for name, rows in found.items():
         lines.append(f"## {name}\n")
         if name not in found_any:
@@ -190,7 +154,7 @@ def _time(rows: dict[str, Row]) -> str:
 
 def _head(plan: Plan) -> str:
     sizes = plan.sizes
-    return f"""# Does the method help here?
+    return f"""## How it was measured
 
 All methods from the same student and the same teacher, on the same training questions: {sizes["steps"]} steps of
 {plan.file["train"]["batch_queries"]} questions each, {len(sizes["seeds"])} seeds. This page is written by a program from the results in

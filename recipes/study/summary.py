@@ -1,0 +1,83 @@
+"""The first lines of the page: where ADAM helps, what to use instead, and where sentence-transformers stands.
+
+What is used is chosen by dev, as a user would; the test questions then judge the choice.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from effects import Effect, effect, holm
+from methods import METHODS
+from rows import METRIC, Row, recipes_with_all_seeds
+
+ADAM, BASE, PEER = "adam_positive", "hard_kd", "sentence-transformers"
+
+
+def in_short(found: dict[str, dict[str, Row]]) -> list[str]:
+    """Lines of the page, by collection -> method -> row. A collection without a recipe that has all seeds is named as missing."""
+    choices = {name: chosen for name, rows in found.items() if (chosen := chosen_by_dev(rows))}
+    lines = [f"{_where_adam_helps(found)}\n", "What to use, by the mean on dev among the recipes that have all seeds:\n"]
+    for name, rows in found.items():
+        lines.append(f"- **{name}**: {_use(rows, choices[name]) if name in choices else 'no recipe has all its seeds yet'}.")
+    return [*lines, "", *_against_peer(found, choices)]
+
+
+def chosen_by_dev(rows: dict[str, Row]) -> str | None:
+    """The recipe with all seeds whose mean on dev is the highest."""
+    means = {name: float(np.mean([cell["dev"] for cell in row.cells.values()])) for name, row in recipes_with_all_seeds(rows).items()}
+    return max(means, key=lambda name: means[name]) if means else None
+
+
+def _where_adam_helps(found: dict[str, dict[str, Row]]) -> str:
+    """Against Hard KD, which learns from the same teacher without what is ADAM's own."""
+    where: dict[str, list[str]] = {}
+    for name, rows in found.items():
+        whole = recipes_with_all_seeds(rows)
+        if ADAM in whole and BASE in whole:
+            where.setdefault(_standing(_of(whole[ADAM], whole[BASE])), []).append(name)
+    said = ", ".join(f"{standing} it on {' and '.join(names)}" for standing, names in where.items())
+    open_ones = [name for name in found if not any(name in names for names in where.values())]
+    sentences = [f"{METHODS[ADAM].title} against {METHODS[BASE].title}, by test {METRIC}: {said}."] if said else []
+    sentences += [f"Not measured yet: {', '.join(open_ones)}."] if open_ones else []
+    return " ".join(sentences)
+
+
+def _use(rows: dict[str, Row], name: str) -> str:
+    """The choice, what it gains over the start, and what ADAM has beside it."""
+    words = [f"{METHODS[name].title}, test {METRIC} {rows[name].mean(METRIC)}"]
+    if rows["start"].cells:
+        words.append(f"{_shown(effect(rows[name].values(METRIC), rows['start'].values(METRIC), without_seeds=True))} over the start")
+    for other in (ADAM, BASE):
+        if other != name and other in recipes_with_all_seeds(rows):
+            one = _of(rows[name], rows[other])
+            words.append(f"{_standing(one)} {METHODS[other].title} ({_shown(one)})")
+    return "; ".join(words)
+
+
+def _against_peer(found: dict[str, dict[str, Row]], choices: dict[str, str]) -> list[str]:
+    """The choices against the peer, the collections being one family."""
+    both = [name for name in choices if found[name][PEER].cells and not found[name][PEER].missing]
+    if not both:
+        return [f"{METHODS[PEER].title}: not measured yet.\n"]
+    effects = [_of(found[name][choices[name]], found[name][PEER]) for name in both]
+    lines = ["| collection | choice | difference to sentence-transformers | p by Holm |", "|---|---|---|---|"]
+    for name, one, adjusted in zip(both, effects, holm([one.p_value for one in effects]), strict=True):
+        lines.append(f"| {name} | {METHODS[choices[name]].title} | {_shown(one)} | {adjusted:.2g} |")
+    return [*lines, ""]
+
+
+def _of(row: Row, base: Row) -> Effect:
+    return effect(row.values(METRIC), base.values(METRIC))
+
+
+def _standing(one: Effect) -> str:
+    """By the 95 % interval. Without an interval nothing is said to differ."""
+    if math.isnan(one.low) or one.low <= 0 <= one.high:
+        return "level with"
+    return "ahead of" if one.difference > 0 else "behind"
+
+
+def _shown(one: Effect) -> str:
+    return f"{one.difference:+.4f}" + ("" if math.isnan(one.low) else f" [{one.low:+.4f}, {one.high:+.4f}]")
