@@ -25,7 +25,7 @@ from data.errors import DamagedShard
 from trainer import loop, recipes, run
 from trainer.reporting import mfu
 
-PROCESSES, LIMIT_SECONDS = 3, 60
+PROCESSES, LIMIT_SECONDS = 3, 180
 mfu._SECONDS = 0.0
 
 

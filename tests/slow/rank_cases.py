@@ -35,7 +35,7 @@ from trainer.steps.backend import PlainBackend
 from trainer.steps.gradients import StepSettings, accumulate_gradients
 from trainer.steps.micro_batches import cut
 
-CASE_SECONDS = 60
+CASE_SECONDS = 180
 WORDS, SIZE, STEPS = 40, 8, 3
 KINDS = (0, 1, 1, 2, 2, 3)
 

@@ -48,7 +48,7 @@ def test_a_signal_under_ray(number: signal.Signals, when: str, tmp_path: Path, t
     """Prevents: exit code 1 and no word, as Ray's own handler of SIGTERM has it: a queue then does not start the job again."""
     config = tiny_experiment(tmp_path)
     process = start(BIN / "prep", "run", f"config={config}", "runner=ray", "runner.workers=1")
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     sign = tmp_path / "store" / ("ingest" if when == "ray starts" else "embed")
     while not sign.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -120,7 +120,7 @@ def test_a_kill_9_leaves_nothing_for_ever(finished: Any, tmp_path: Path, tiny_ex
     store = config.parent / "store"
     for stage in ("embed", "teacher_scores", "shards"):
         process = start(BIN / "prep", "run", f"config={config}")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not list(store.glob(f"{stage}/*/.*.tmp")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.0005)
         process.kill()

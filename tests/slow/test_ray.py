@@ -26,7 +26,7 @@ def start(config: Path, *, workers: int) -> subprocess.Popen[str]:
 
 def kill_a_worker(process: subprocess.Popen[str], *, when: Callable[[], bool]) -> bool:
     """SIGKILL one of the run's actors as soon as `when` holds. False where the run ended before."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         if when() and (workers := descendants(process.pid, title=b"ray::RayWorker")):
             os.kill(workers[0], signal.SIGKILL)

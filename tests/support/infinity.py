@@ -62,7 +62,7 @@ def infinity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Pat
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             opener.open(url, timeout=5)

@@ -60,7 +60,7 @@ def workers_of(node: Any) -> list[int]:
     return descendants(node.all_processes["raylet"][0].process.pid, title=b"ray::RayWorker")
 
 
-def wait_for(what: Callable[[], Any], *, seconds: float = 90.0) -> Any:
+def wait_for(what: Callable[[], Any], *, seconds: float = 300.0) -> Any:
     """What it returns, as soon as that is true."""
     deadline = time.monotonic() + seconds
     while not (found := what()):

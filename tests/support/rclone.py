@@ -47,7 +47,7 @@ def rclone_server(folder: Path, *, port: int | None = None) -> Iterator[str]:
 
 def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     host, port = address.split(":")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=5):
             return

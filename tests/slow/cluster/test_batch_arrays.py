@@ -168,7 +168,7 @@ def begin_scoring(unbroken: Unbroken, jobs: Jobs, config: Path, names: list[str]
     shutil.copytree(unbroken.store, store)
     forget_scores(store)
     logs = begin(jobs, config, names, *words)
-    until = time.monotonic() + 240
+    until = time.monotonic() + 300
     while not (at_it := [log for log in logs if scored(log) > WINDOW]) and time.monotonic() < until:
         time.sleep(0.002)
     return logs, at_it[0]

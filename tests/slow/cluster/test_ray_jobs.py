@@ -48,7 +48,7 @@ def submit(
     """The ended `ray job submit`. The server of jobs, and the agent that starts them, may come later than `ray start` ends."""
     options = (f"--submission-id={name}", *(() if wait else ("--no-wait",)), *options)
     prep = ("env", *(f"{key}={value}" for key, value in variables.items()), "python", "-m", "pipeline", "run", f"config={config}")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         done = head.run("ray", "job", "submit", *options, "--", *prep, *settings, timeout=timeout)
         if not any(words in done.stdout + done.stderr for words in _TOO_EARLY) or time.monotonic() > deadline:
@@ -74,7 +74,7 @@ def test_a_job_is_stopped_and_goes_on_in_the_next_one(
     began = time.monotonic()
     done = submit(head, "stopped", config, wait=False, ADAM_TEST_SECONDS="0.2")
     assert done.returncode == 0, said(done)
-    wait_for(lambda: list(store.glob("teacher_logits/*/*.parquet")), seconds=120, what="the first scores")
+    wait_for(lambda: list(store.glob("teacher_logits/*/*.parquet")), seconds=300, what="the first scores")
     done = head.run("ray", "job", "stop", "stopped")
     assert done.returncode == 0 and "was stopped" in said(done), said(done)
     assert "interrupted; what is finished is kept" in said(head.run("ray", "job", "logs", "stopped"))

@@ -64,7 +64,7 @@ def test_a_head_without_cpus_and_a_killed_driver(
     store = config.parent / "store"
     began = time.monotonic()
     first = hosts[2].start(*words, log=hosts.shared / "first.log", **{"ADAM_TEST_SECONDS": "0.1"})
-    wait_for(lambda: len(list(store.glob("teacher_logits/*/*.parquet"))) > 4, seconds=120, what="the first scores")
+    wait_for(lambda: len(list(store.glob("teacher_logits/*/*.parquet"))) > 4, seconds=300, what="the first scores")
     first.send_signal(signal.SIGKILL)
     for process in hosts[2].processes("prep run"):
         hosts[2].kill(process)

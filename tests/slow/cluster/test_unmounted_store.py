@@ -44,7 +44,7 @@ def test_a_store_that_is_unmounted_while_pairs_are_scored(
     store, scored = mount / "store", hosts.shared / "scored"
     words = ("prep", "run", f"config={config}", f"claims={claims}")
     process = host.start(*words, log=hosts.shared / "log", ADAM_TEST_SECONDS="0.1", ADAM_TEST_SCORED=str(scored))
-    wait_for(lambda: len(list(store.glob("teacher_logits/*/*.parquet"))) > 1, seconds=240, what="the first scores")
+    wait_for(lambda: len(list(store.glob("teacher_logits/*/*.parquet"))) > 1, seconds=300, what="the first scores")
     host.hide(mount)
     if killed:
         for one in host.processes("prep run"):

@@ -108,7 +108,7 @@ def test_torchrun_is_interrupted_and_goes_on_with_another_number(tmp_path: Path,
     runner = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m", "trainer"]
     log = open(tmp_path / "torchrun", "w+")  # noqa: SIM115 - read below
     process = subprocess.Popen([*runner, "run", f"shards={shards}", *words], env=environment, stdout=log, stderr=log)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (output / "metrics.jsonl").is_file() or len(lines_of(output)) < 5:
         assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "torchrun").read_text()
         time.sleep(0.05)
