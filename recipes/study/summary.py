@@ -39,7 +39,8 @@ def _where_adam_helps(found: dict[str, dict[str, Row]]) -> str:
             where.setdefault(_standing(_of(whole[ADAM], whole[BASE])), []).append(name)
     said = ", ".join(f"{standing} it on {' and '.join(names)}" for standing, names in where.items())
     open_ones = [name for name in found if not any(name in names for names in where.values())]
-    sentences = [f"{METHODS[ADAM].title} against {METHODS[BASE].title}, by test {METRIC}: {said}."] if said else []
+    intervals = f"by test {METRIC} (95 % intervals, each for itself)"
+    sentences = [f"{METHODS[ADAM].title} against {METHODS[BASE].title}, {intervals}: {said}."] if said else []
     sentences += [f"Not measured yet: {', '.join(open_ones)}."] if open_ones else []
     return " ".join(sentences)
 
