@@ -10,6 +10,7 @@ import polars as pl
 
 from data.config.settings import Experiment
 from data.errors import UserError
+from pipeline.advice.evidence import known_evidence
 from pipeline.advice.facts import facts_of_lists, headroom_of
 from pipeline.advice.reading import KIND_WORDS, lists_of, pools_of, positives_of
 from pipeline.advice.rules import Advice, Facts, advise
@@ -41,7 +42,7 @@ def run_advice(experiment: Experiment, *, budget_pairs: int, say: Say) -> None:
     facts = _facts(samples, *positives_of(experiment, labels))
     for line in _said(facts, samples):
         say(line)
-    found = advise(facts)
+    found = advise(facts, known_evidence())
     for one in found:
         for line in _lines(one):
             say(line)

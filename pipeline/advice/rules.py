@@ -1,18 +1,20 @@
-"""From facts to advice. Each rule says by which figures it speaks, and what was measured for it; the page is docs/advice.md.
+"""From facts to advice, which says by which figures it speaks and what was measured for it; the page is docs/advice.md.
 
-A rule whose effect nobody has measured with this project is a hint, and says so.
+The recipe is chosen by what was measured on other collections (`evidence`). A rule whose effect nobody has measured with this project is a
+hint, and says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.tables.schemas import CandidateKind
+from pipeline.advice.evidence import RECIPES, TITLES, Place, Studied, choose, choose_for_others, nearest
 from pipeline.advice.facts import Headroom, ListFacts
 
-# A teacher that is sure, as on MedQuAD (97 % and 2 %), and one that is not, as on InsuranceQA (73 % and 17 %); docs/recipes.md.
-_SURE_LISTS, _SURE_ABOVE = 0.9, 0.05
-_FEW_QUERIES = 300  # between 128, where MarginMSE was ahead on InsuranceQA, and 600, where nothing was
+_SHOWN, _SHOWN_RECIPES = 2, 4  # collections, and recipes of each, whose figures stand beside the advice
+_MANY_ABOVE = 0.05  # share of negatives above p+
 _DOUBT = 0.05  # p-value
 _NEARLY = 0.01  # share of negatives with nearly the words of p+
 _SEVERAL = 0.1  # share of queries with several positives
@@ -39,11 +41,16 @@ class Advice:
     evidence: str = ""
 
 
-def advise(facts: Facts) -> list[Advice]:
-    """The recipe first, then hints; where the teacher is no better than the student no recipe. What may be chance is called so before."""
+def advise(facts: Facts, studied: Sequence[Studied]) -> list[Advice]:
+    """The recipe first, then hints; where the teacher is no better than the student no recipe. What may be chance is called so before.
+
+    Args:
+        facts: What was found of the collection.
+        studied: What was measured on others.
+    """
     if facts.headroom.teacher <= facts.headroom.student:
         return [*_doubtful(facts.headroom), _nothing_to_learn(facts.headroom)]
-    return [*_doubtful(facts.headroom), _recipe(facts), *_hints(facts)]
+    return [*_doubtful(facts.headroom), *_recipes(facts, studied), *_hints(facts)]
 
 
 def _nothing_to_learn(headroom: Headroom) -> Advice:
@@ -66,36 +73,53 @@ def _doubtful(headroom: Headroom) -> list[Advice]:
     ]
 
 
-def _recipe(facts: Facts) -> Advice:
+def _recipes(facts: Facts, studied: Sequence[Studied]) -> list[Advice]:
+    """What to train, and where it differs, what to train for other questions than these."""
     sure, above = facts.lists.sure, facts.lists.above.get(CandidateKind.NEGATIVE, 0.0)
-    figures = f"p+ has more than half of its probability in {sure:.0%} of the lists, and {above:.0%} of the mined negatives are above p+"
-    with_positive = "train.recipe=adam train.objective.include_positive=true"
-    if sure >= _SURE_LISTS and above <= _SURE_ABOVE:
-        return Advice(
-            with_positive,
-            f"the teacher is sure: {figures}; dark examples lie between p+ and negatives that are all far below it",
-            "MedQuAD (97 %, 2 %), 128 queries: MRR@10 +0.066 over the start, Hard KD +0.046 (p = 0.0003), three seeds; with 480 queries "
-            "+0.183, Hard KD +0.193 without the dark examples' bill (p = 0.2)",
+    place = Place(sure, above, facts.queries)
+    chosen = choose(place, studied)
+    alike = nearest(place, studied, count=_SHOWN)
+    advice = [
+        Advice(
+            RECIPES[chosen],
+            f"p+ has more than half of the teacher's probability in {sure:.0%} of the lists, {above:.0%} of the mined negatives are above "
+            f"p+, {facts.queries:,} training queries: the nearest of what was measured are {' and '.join(map(_named, alike))}",
+            "; ".join(_gains(one) for one in alike),
         )
-    if facts.queries < _FEW_QUERIES:
-        return Advice(
-            "train.recipe=margin_mse dark_examples.reinforced=false dark_examples.mask_ratios=[]",
-            f"the teacher is not sure: {figures}; and {facts.queries:,} training queries are few",
-            "InsuranceQA (73 %, 17 %), 128 queries: MarginMSE +0.030, Hard KD +0.009, ADAM with p+ -0.006, three seeds",
+    ]
+    other = choose_for_others(place, studied, instead_of=chosen)
+    if other is not None:
+        both = [one for one in studied if _zero_shot(one, other) is not None and _zero_shot(one, chosen) is not None]
+        figures = [f"after {_named(one)} {_zero_shot(one, other):+.3f} and {_zero_shot(one, chosen):+.3f}" for one in both]
+        advice.append(
+            Advice(
+                f"{RECIPES[other]}, where other questions will come, too",
+                f"on questions of another kind {TITLES[other]} kept more of what the student knew than {TITLES[chosen]}",
+                f"nDCG@10 on TREC DL 2019 over the start, {TITLES[other]} and {TITLES[chosen]}: {'; '.join(figures)}",
+            )
         )
-    return Advice(
-        f"{with_positive} train.objective.supervised_weight=0.1",
-        f"the teacher is not sure: {figures}; what p+ is, the label must say, too",
-        "InsuranceQA, 600 queries, the whole corpus: +0.041, one seed, settings chosen on its test queries; on an earlier size of it Hard "
-        "KD 0.012 less (p = 0.001). On a cut corpus neither was ahead (p = 0.14). SciFact, 480 queries, without that weight: +0.019, and "
-        "Hard KD +0.056 (p = 0.0005): try that, too",
-    )
+    return advice
+
+
+def _named(one: Studied) -> str:
+    return f"{one.collection} ({one.place.sure:.0%}, {one.place.above:.0%}, {one.place.queries:,})"
+
+
+def _gains(one: Studied) -> str:
+    """The best recipes of a collection."""
+    best = sorted(one.recipes.items(), key=lambda pair: -pair[1].gain)[:_SHOWN_RECIPES]
+    figures = ", ".join(f"{TITLES[name]} {measured.gain:+.3f}" for name, measured in best)
+    return f"{one.collection}, {one.place.queries:,} queries, test MRR@10 over the start: {figures} ({one.source})"
+
+
+def _zero_shot(one: Studied, recipe: str) -> float | None:
+    return one.recipes[recipe].zero_shot if recipe in one.recipes else None
 
 
 def _hints(facts: Facts) -> list[Advice]:
     lists, hints = facts.lists, []
     above = lists.above.get(CandidateKind.NEGATIVE, 0.0)
-    if above > _SURE_ABOVE:
+    if above > _MANY_ABOVE:
         hints.append(
             Advice(
                 "hard_negatives.false_negatives.absolute_margin=0, or hard_negatives.promote_margin=1 hard_negatives.positives=each",

@@ -79,16 +79,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-def advised_method(settings: str) -> str | None:
-    """The method that trains with what an advice sets under `train.`; None where there is none. Of several trainings the first decides."""
-    asked = dict(word.split("=", 1) for word in settings.split() if word.startswith("train."))
-    for name, how in METHODS.items():
-        own = how.trainings[0].settings if how.trainings and not how.ablation else {}
-        if own and asked == {key: value for key, value in own.items() if key != "train.draw"}:
-            return name
-    return None
-
-
 def steps_of(method: Method, steps: int) -> list[int]:
     """Of each training, at least one; together `steps`."""
     counts = [max(1, round(steps * one.share)) for one in method.trainings]

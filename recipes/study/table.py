@@ -12,12 +12,12 @@ import argparse
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from cells import Results
 from effects import Effect, effect, holm
-from methods import METHODS, advised_method
+from evidence import advised
+from methods import METHODS
 from rows import METRIC, OF_ZERO_SHOT, SECOND, Row, recipes_with_all_seeds, rows_of
 from study import HERE, Plan
 from summary import in_short
@@ -89,24 +89,22 @@ def table(rows: dict[str, Row]) -> list[str]:
     return lines
 
 
-def of_advice(rows: dict[str, Row], advice: dict[str, Any] | None) -> str:
-    """What `prep advise` said before the trainings, and how far its method is from the best; a line of the page."""
-    if advice is None:
+def of_advice(rows: dict[str, Row], asked: str | None) -> str:
+    """How far the recipe that is advised is from the best; a line of the page."""
+    if asked is None:
         return f"`prep advise`: {MISSING}."
-    settings = next((one["settings"] for one in advice["advice"] if "train." in one["settings"]), advice["advice"][0]["settings"])
-    line = f"`prep advise` said, before anything was trained: `{settings}`."
-    asked = advised_method(settings)
+    line = f"`prep advise`, by the other collections' figures alone and before anything is trained: {METHODS[asked].title}."
     whole = recipes_with_all_seeds(rows)
-    if asked is None or asked not in whole:
-        return f"{line} {'That is no method of this table.' if asked is None else 'It is not measured yet.'}"
+    if asked not in whole:
+        return f"{line} It is not measured yet."
     best = max(whole, key=lambda name: whole[name].values(METRIC).mean())
     if best == asked:
-        return f"{line} That is {METHODS[asked].title}, the best of {len(whole)} methods that have all seeds."
+        return f"{line} That is the best of {len(whole)} methods that have all seeds."
     one = effect(whole[best].values(METRIC), whole[asked].values(METRIC))
     near = "within" if one.difference <= one.error else "more than"
     return (
-        f"{line} That is {METHODS[asked].title}. The best of {len(whole)} methods that have all seeds, {METHODS[best].title}, is "
-        f"{one.difference:.4f} above it, {near} one standard error ({one.error:.4f})."
+        f"{line} The best of {len(whole)} methods that have all seeds, {METHODS[best].title}, is {one.difference:.4f} above it, {near} one "
+        f"standard error ({one.error:.4f})."
     )
 
 
@@ -127,7 +125,7 @@ def page(results: Results, plan: Plan) -> str:
         passages = "all passages" if own["passages"] is None else f"{own['passages']:,} passages"
         counts = f"{own['train']} training and {own['dev']} dev questions, {cells[0]['test']['questions']:,} test questions, {passages}"
         lines.append(f"{counts}. {_time(rows)}.\n")
-        lines.append(f"{of_advice(rows, results.advice(name))}\n")
+        lines.append(f"{of_advice(rows, advised(name, results, plan))}\n")
         lines += [*table(rows), ""]
         lines += [
             f"- {METHODS[m].title}, seed {s}: {cell['note']}."
