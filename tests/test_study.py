@@ -26,6 +26,8 @@ from prepared import prepare  # noqa: E402
 from study import Plan  # noqa: E402
 from summary import in_short  # noqa: E402
 
+from pipeline.advice.evidence import RECIPES, known_evidence  # noqa: E402
+
 PLAN = Plan(RECIPE)
 
 
@@ -251,7 +253,31 @@ def test_advice_for_a_collection_does_not_know_its_figures(tmp_path: Path) -> No
     assert evidence.advised("insuranceqa", results, PLAN) == "adam" and evidence.advised("apidocs", results, PLAN) == "hard_kd"
     assert evidence.advised("medquad", results, PLAN) is None
     results.write_advice("apidocs", {"facts": {**facts, "headroom": {"teacher": 0.5, "student": 0.6}}})
-    assert evidence.advised("apidocs", results, PLAN) is None
+    assert evidence.advised("apidocs", results, PLAN) == evidence.NO_RECIPE and "no recipe" in table.of_advice({}, evidence.NO_RECIPE)
+
+
+@pytest.mark.parametrize("name", ["medquad", "insuranceqa"])
+def test_advice_for_a_collection_leaves_all_of_its_figures_out(name: str) -> None:
+    """Prevents: an earlier measurement of the same collection among the others."""
+    of_others = evidence.of_others(name, Results(RECIPE / "results"), PLAN)
+    assert of_others and all(one.collection != name for one in of_others)
+    assert any(one.collection == name for one in known_evidence())
+
+
+def test_gains_of_the_evidence_are_over_the_start(tmp_path: Path) -> None:
+    """Prevents: differences to another row, or of another metric. The figures are by hand."""
+    results = Results(tmp_path)
+    write(results, "medquad", "start", 0, np.full(43, 0.25))
+    for seed in range(3):
+        write(results, "medquad", "hard_kd", seed, np.full(43, 0.5 + 0.1 * seed))
+    results.write_advice("medquad", {"facts": {"queries": 480, "lists": {"sure": 0.5, "above": {"negative": 0.3}}}})
+    (one,) = evidence.of_results(results, PLAN)
+    assert one["recipes"]["hard_kd"] == {"gain": 0.35, "zero_shot": 0.125}  # the first seed's, nDCG being half of MRR in `write`
+
+
+def test_each_recipe_can_be_advised() -> None:
+    """Prevents: a recipe that is measured, and that no advice can name."""
+    assert RECIPES.keys() == {name for name, how in METHODS.items() if how.trainings and not how.ablation}
 
 
 def test_advice_has_the_figures_that_are_committed(tmp_path: Path) -> None:

@@ -139,8 +139,8 @@ def check_grades(weights: Mapping[int, float], metadata: TrainingMetadata, grade
     if not metadata.has_grades:
         raise UserError(
             f"train.objective.positive_weights: these shards, of schema version {metadata.schema_version}, do not say which grade p+ has; "
-            "make them again with `prep run config=FILE hard_negatives.positive_grades=true` (vectors and teacher logits are kept) and "
-            "give the new folder as shards=DIR"
+            "make them again with `prep run config=FILE hard_negatives.positive_grades=true` (vectors and teacher logits are kept; lists "
+            "of lists.path have no grades) and give the new folder as shards=DIR"
         )
     if missing := sorted(set(grades) - weights.keys()):
         promoted = " (0: promoted by the teacher)" if 0 in missing else ""

@@ -1,40 +1,56 @@
 """What recipes gained on the collections that were measured, and what that lets expect on another one.
 
-`evidence.json` holds the measurements: `study` is written by recipes/study/evidence.py, `earlier` by hand. What a recipe has over Hard KD
-is a mean over the collections it was measured on. One counts 1 / (1 + d^2) (inverse distances, Shepard 1968), where d^2 adds up squares
-over the teacher's certainty, the share of negatives above p+ and the number of questions, each in units of `_UNIT`. With them counts, as
-one collection that is the same as the new one, that there is no difference: what was measured far away, or once, moves little. [ours]
+`evidence.json` holds the measurements: `study` is written by recipes/study/evidence.py, `earlier` by hand.
+
+What a recipe is expected to have over another one is sum(w D) / (1 + sum(w)), D its difference on a collection, w = 1 / (1 + d^2) how like
+that one is (inverse distances, Shepard 1968). d^2 adds up squares of the distances in the teacher's certainty, the share of negatives above
+p+ and the number of queries, in units of `_UNIT`. The 1 stands for a collection just like the new one on which there is no difference: what
+was measured once, or far away, moves little. [ours]
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("evidence.json")
-BASE = "hard_kd"  # what others are compared with: it learns from the teacher, and has the least bill
-_NO_DARK = "dark_examples.reinforced=false dark_examples.mask_ratios=[]"
-# How each recipe is asked for. CL-DRD and PROD are several trainings in a row.
-RECIPES: dict[str, str] = {
-    "hard_kd": f"train.recipe=hard_kd {_NO_DARK}",
-    "adam_positive": "train.recipe=adam train.objective.include_positive=true",
-    "adam": "train.recipe=adam",
-    "listwise": f"train.recipe=listwise train.objective.teacher_temperature=2 hard_negatives.depth=30 hard_negatives.range_max=30 "
-    f"hard_negatives.num_negatives=7 hard_negatives.sampler=top:2,score_strata:5 {_NO_DARK}",
-    "margin_mse": f"train.recipe=margin_mse {_NO_DARK}",
-    "margin_mse_zscore": f"train.recipe=margin_mse train.objective.score_transform=zscore {_NO_DARK}",
-    "cl_drd": f"the phases of recipes/cl_drd: train.recipe=cl_drd curriculum.enabled=true hard_negatives.depth=200 {_NO_DARK}",
-    "prod": f"the phases of recipes/prod: train.recipe=prod {_NO_DARK}",
-    "rand_kd": f"train.recipe=rand_kd hard_negatives.source=random {_NO_DARK}",
+BASE = "hard_kd"  # advised unless another one is expected to be better: it learns from the teacher, and nothing has a smaller bill
+_LISTS = "curriculum.enabled=false hard_negatives.draws=1"
+_PLAIN = f"{_LISTS} hard_negatives.sampler=uniform dark_examples.reinforced=false dark_examples.mask_ratios=[]"
+_DARK = f"{_LISTS} hard_negatives.sampler=uniform dark_examples.reinforced=true dark_examples.mask_ratios=[0.15,0.45]"
+_PHASES = "of recipes/compare/compare.yaml"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as it was measured, and how it is asked for: words of a command line, or the phases of a file."""
+
+    title: str
+    how: str
+
+
+RECIPES: dict[str, Recipe] = {
+    "hard_kd": Recipe("Hard KD", f"train.recipe=hard_kd {_PLAIN}"),
+    "adam_positive": Recipe(
+        "ADAM with p+", f"train.recipe=adam train.objective.include_positive=true train.objective.supervised_weight=0.01 {_DARK}"
+    ),
+    "adam": Recipe("ADAM", f"train.recipe=adam train.objective.include_positive=false train.objective.supervised_weight=0.01 {_DARK}"),
+    "listwise": Recipe(
+        "list-wise KL",
+        f"train.recipe=listwise train.objective.teacher_temperature=2 {_LISTS} hard_negatives.depth=30 hard_negatives.range_max=30 "
+        "hard_negatives.num_negatives=7 hard_negatives.sampler=top:2,score_strata:5 dark_examples.reinforced=false "
+        "dark_examples.mask_ratios=[]",
+    ),
+    "margin_mse": Recipe("MarginMSE", f"train.recipe=margin_mse {_PLAIN}"),
+    "margin_mse_zscore": Recipe("MarginMSE of z-scores", f"train.recipe=margin_mse train.objective.score_transform=zscore {_PLAIN}"),
+    "cl_drd": Recipe("CL-DRD", f"the phases cl_drd_coarse, cl_drd_finer and cl_drd {_PHASES}"),
+    "prod": Recipe("PROD", f"the phases prod and prod_selected {_PHASES}"),
+    "rand_kd": Recipe("Rand KD", f"train.recipe=rand_kd hard_negatives.source=random {_PLAIN}"),
 }
-TITLES = {
-    "hard_kd": "Hard KD", "adam_positive": "ADAM with p+", "adam": "ADAM", "listwise": "list-wise KL", "margin_mse": "MarginMSE",
-    "margin_mse_zscore": "MarginMSE of z-scores", "cl_drd": "CL-DRD", "prod": "PROD", "rand_kd": "Rand KD",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,13 +59,12 @@ class Place:
 
     sure: float  # share of lists in which p+ has more than half of the teacher's probability
     above: float  # share of mined negatives with a higher logit than p+
-    queries: int  # that are trained on
+    queries: int  # that are trained on, at least 1
 
 
 _UNIT = Place(sure=0.15, above=0.08, queries=2)  # a distance of 1; of `queries` a factor
-_NO_DIFFERENCE = 1.0  # weight of there being none
-_WORTH = 0.005  # MRR@10 that is worth another bill
-_WORTH_ELSEWHERE = 0.01  # nDCG@10 on other questions that is worth a word
+_WORTH = 0.005  # MRR@10: what is expected to be less is nothing
+_WORTH_ELSEWHERE = 0.01  # nDCG@10 on other queries
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ class Measured:
     """A recipe on a collection. Gains are over the student that it starts from."""
 
     gain: float  # test MRR@10
-    zero_shot: float | None = None  # nDCG@10 on TREC DL 2019, which nothing is trained on
+    zero_shot: float | None = None  # nDCG@10 on TREC DL 2019, 43 queries that nothing is trained on, one seed
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,14 @@ class Studied:
     place: Place
     recipes: dict[str, Measured]
     source: str  # where the measurement is described
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe, and what it is expected to have over the one that it is compared with."""
+
+    recipe: str
+    more: float
 
 
 def known_evidence(path: Path = FILE) -> list[Studied]:
@@ -92,30 +115,31 @@ def likeness(one: Place, other: Place) -> float:
     return 1 / (1 + sum(distance**2 for distance in distances))
 
 
-def choose(place: Place, studied: Sequence[Studied]) -> str:
-    """The recipe that is expected to be the best on questions like those trained on; BASE where none is worth another bill."""
-    best = _best(lambda recipe: _over(BASE, recipe, place, studied, lambda measured: measured.gain))
-    return best[1] if best and best[0] >= _WORTH else BASE
+def nearest(place: Place, studied: Collection[Studied], *, count: int) -> list[Studied]:
+    """The collections that are most like this place, the most alike first; of one with several measurements the most like."""
+    ordered = sorted(studied, key=lambda one: -likeness(place, one.place))
+    return list({one.collection: one for one in reversed(ordered)}.values())[::-1][:count]
 
 
-def choose_for_others(place: Place, studied: Sequence[Studied], *, instead_of: str) -> str | None:
-    """The recipe that is expected to be the best on other questions; None where it is hardly better than the one that is given."""
-    best = _best(lambda recipe: _over(instead_of, recipe, place, studied, lambda measured: measured.zero_shot))
-    return best[1] if best and best[0] >= _WORTH_ELSEWHERE else None
+def choose(place: Place, studied: Sequence[Studied]) -> Choice:
+    """The recipe that is expected to be the best on queries like those trained on; BASE where no other one is expected to be better."""
+    best = _best(lambda recipe: _expected(recipe, BASE, place, studied, lambda measured: measured.gain))
+    return best if best and best.more >= _WORTH else Choice(BASE, 0.0)
 
 
-def nearest(place: Place, studied: Sequence[Studied], *, count: int) -> list[Studied]:
-    """The collections that are most like this place, the most alike first."""
-    return sorted(studied, key=lambda one: -likeness(place, one.place))[:count]
+def choose_for_others(place: Place, studied: Sequence[Studied], *, instead_of: str) -> Choice | None:
+    """The recipe that is expected to be the best on other queries; None where it is hardly better than the one that is given."""
+    best = _best(lambda recipe: _expected(recipe, instead_of, place, studied, lambda measured: measured.zero_shot))
+    return best if best and best.more >= _WORTH_ELSEWHERE else None
 
 
-def _best(over: Callable[[str], float | None]) -> tuple[float, str] | None:
-    """(what it has, recipe) of the best; of equals the first of `RECIPES`."""
-    found = [(value, -place, recipe) for place, recipe in enumerate(RECIPES) if (value := over(recipe)) is not None]
-    return (max(found)[0], max(found)[2]) if found else None
+def _best(expected: Callable[[str], float | None]) -> Choice | None:
+    """Of equals the first of `RECIPES`."""
+    found = [Choice(recipe, more) for recipe in RECIPES if (more := expected(recipe)) is not None]
+    return max(found, key=lambda choice: choice.more, default=None)
 
 
-def _over(base: str, recipe: str, place: Place, studied: Sequence[Studied], figure: Callable[[Measured], float | None]) -> float | None:
+def _expected(recipe: str, base: str, place: Place, studied: Sequence[Studied], figure: Callable[[Measured], float | None]) -> float | None:
     """What a recipe is expected to have over another one; None where no collection has both."""
     weights = differences = 0.0
     for one in studied:
@@ -123,4 +147,4 @@ def _over(base: str, recipe: str, place: Place, studied: Sequence[Studied], figu
         if len(pair) == 2 and pair[0] is not None and pair[1] is not None:
             weight = likeness(place, one.place)
             weights, differences = weights + weight, differences + weight * (pair[0] - pair[1])
-    return differences / (_NO_DIFFERENCE + weights) if weights else None
+    return differences / (1 + weights) if weights else None

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.tables.schemas import CandidateKind
-from pipeline.advice.evidence import RECIPES, TITLES, Place, Studied, choose, choose_for_others, nearest
+from pipeline.advice.evidence import BASE, RECIPES, Choice, Place, Studied, choose, choose_for_others, likeness, nearest
 from pipeline.advice.facts import Headroom, ListFacts
 
 _SHOWN, _SHOWN_RECIPES = 2, 4  # collections, and recipes of each, whose figures stand beside the advice
+_UNLIKE = 0.1  # a likeness
+_ZSCORE = "margin_mse_zscore"
 _MANY_ABOVE = 0.05  # share of negatives above p+
 _DOUBT = 0.05  # p-value
 _NEARLY = 0.01  # share of negatives with nearly the words of p+
@@ -50,7 +52,7 @@ def advise(facts: Facts, studied: Sequence[Studied]) -> list[Advice]:
     """
     if facts.headroom.teacher <= facts.headroom.student:
         return [*_doubtful(facts.headroom), _nothing_to_learn(facts.headroom)]
-    return [*_doubtful(facts.headroom), *_recipes(facts, studied), *_hints(facts)]
+    return [*_doubtful(facts.headroom), *_recipes(facts, studied), *_hints(facts, studied)]
 
 
 def _nothing_to_learn(headroom: Headroom) -> Advice:
@@ -74,49 +76,71 @@ def _doubtful(headroom: Headroom) -> list[Advice]:
 
 
 def _recipes(facts: Facts, studied: Sequence[Studied]) -> list[Advice]:
-    """What to train, and where it differs, what to train for other questions than these."""
+    """What to train, and where it differs, what kept more for other queries."""
     sure, above = facts.lists.sure, facts.lists.above.get(CandidateKind.NEGATIVE, 0.0)
     place = Place(sure, above, facts.queries)
-    chosen = choose(place, studied)
+    choice = choose(place, studied)
     alike = nearest(place, studied, count=_SHOWN)
     advice = [
         Advice(
-            RECIPES[chosen],
-            f"p+ has more than half of the teacher's probability in {sure:.0%} of the lists, {above:.0%} of the mined negatives are above "
-            f"p+, {facts.queries:,} training queries: the nearest of what was measured are {' and '.join(map(_named, alike))}",
-            "; ".join(_gains(one) for one in alike),
+            RECIPES[choice.recipe].how,
+            f"{RECIPES[choice.recipe].title}: {_why(choice, place, alike)}. Here p+ has more than half of the teacher's probability in "
+            f"{sure:.0%} of the lists, {above:.0%} of the mined negatives are above p+, and {facts.queries:,} queries are trained on",
+            "test MRR@10 over the start, three seeds. " + "; ".join(_gains(one, choice.recipe) for one in alike),
         )
     ]
-    other = choose_for_others(place, studied, instead_of=chosen)
+    other = choose_for_others(place, studied, instead_of=choice.recipe)
     if other is not None:
-        both = [one for one in studied if _zero_shot(one, other) is not None and _zero_shot(one, chosen) is not None]
-        figures = [f"after {_named(one)} {_zero_shot(one, other):+.3f} and {_zero_shot(one, chosen):+.3f}" for one in both]
+        first, second = RECIPES[other.recipe].title, RECIPES[choice.recipe].title
         advice.append(
             Advice(
-                f"{RECIPES[other]}, where other questions will come, too",
-                f"on questions of another kind {TITLES[other]} kept more of what the student knew than {TITLES[chosen]}",
-                f"nDCG@10 on TREC DL 2019 over the start, {TITLES[other]} and {TITLES[chosen]}: {'; '.join(figures)}",
+                RECIPES[other.recipe].how,
+                f"{first} instead, if many queries will be of another kind than those trained on: there it lost less than {second}, or "
+                "gained more. On the queries of the collection it may have less",
+                f"nDCG@10 on TREC DL 2019 (43 queries, one seed) and test MRR@10, over the start, {first} against {second}: "
+                + "; ".join(_both(one, other.recipe, choice.recipe) for one in studied if _has_both(one, other.recipe, choice.recipe)),
             )
         )
     return advice
 
 
+def _why(choice: Choice, place: Place, alike: Sequence[Studied]) -> str:
+    """What speaks for it."""
+    if all(likeness(place, one.place) < _UNLIKE for one in alike):
+        return (
+            f"nothing like this collection was measured, and {RECIPES[choice.recipe].title} costs the least of what learns from a teacher"
+        )
+    if choice.recipe == BASE:
+        return "by what was measured no other recipe is expected to be better, and none costs less"
+    return f"by what was measured {choice.more:+.3f} test MRR@10 over {RECIPES[BASE].title} is expected"
+
+
 def _named(one: Studied) -> str:
-    return f"{one.collection} ({one.place.sure:.0%}, {one.place.above:.0%}, {one.place.queries:,})"
+    place = one.place
+    return f"{one.collection} ({place.sure:.0%} of the lists, {place.above:.0%} of the negatives, {place.queries:,} queries)"
 
 
-def _gains(one: Studied) -> str:
-    """The best recipes of a collection."""
-    best = sorted(one.recipes.items(), key=lambda pair: -pair[1].gain)[:_SHOWN_RECIPES]
-    figures = ", ".join(f"{TITLES[name]} {measured.gain:+.3f}" for name, measured in best)
-    return f"{one.collection}, {one.place.queries:,} queries, test MRR@10 over the start: {figures} ({one.source})"
+def _gains(one: Studied, chosen: str) -> str:
+    """The best recipes of a collection, what others are compared with, and the one that is advised."""
+    ordered = sorted(one.recipes, key=lambda name: -one.recipes[name].gain)
+    shown = [name for place, name in enumerate(ordered) if place < _SHOWN_RECIPES or name in (BASE, chosen)]
+    figures = ", ".join(f"{RECIPES[name].title} {one.recipes[name].gain:+.3f}" for name in shown)
+    return f"{_named(one)}: {figures} [{one.source}]"
 
 
-def _zero_shot(one: Studied, recipe: str) -> float | None:
-    return one.recipes[recipe].zero_shot if recipe in one.recipes else None
+def _has_both(one: Studied, *recipes: str) -> bool:
+    return all(name in one.recipes and one.recipes[name].zero_shot is not None for name in recipes)
 
 
-def _hints(facts: Facts) -> list[Advice]:
+def _both(one: Studied, *recipes: str) -> str:
+    first, second = (one.recipes[name] for name in recipes)
+    return (
+        f"{one.collection}, {one.place.queries:,} queries: {first.zero_shot:+.3f} against {second.zero_shot:+.3f}, and {first.gain:+.3f} "
+        f"against {second.gain:+.3f}"
+    )
+
+
+def _hints(facts: Facts, studied: Sequence[Studied]) -> list[Advice]:
     lists, hints = facts.lists, []
     above = lists.above.get(CandidateKind.NEGATIVE, 0.0)
     if above > _MANY_ABOVE:
@@ -138,7 +162,8 @@ def _hints(facts: Facts) -> list[Advice]:
             Advice(
                 "train.objective.score_transform=zscore, where train.recipe=margin_mse",
                 f"p+ is {lists.margin:.1f} above its negatives, more than a student's scores can differ: raw margins would not be reached",
-                "MedQuAD (a margin of 13.6), raw margins: nothing gained, p = 0.22; the transform was not measured",
+                "MedQuAD (a margin of 13.6), raw margins: nothing gained, p = 0.22; the transform "
+                + ("is in docs/study.md" if any(_ZSCORE in one.recipes for one in studied) else "was not measured"),
             )
         )
     if facts.several_positives >= _SEVERAL:
@@ -151,7 +176,7 @@ def _hints(facts: Facts) -> list[Advice]:
     if lists.shared < _ONE_HOT and lists.shared_with_dark < _ONE_HOT:
         hints.append(
             Advice(
-                "train.objective.temperature=2 or 4",
+                "train.objective.temperature=2 or 4, where the loss is a KL",
                 f"the teacher's probability lies on {lists.shared:.2f} passages of a list, with dark examples on "
                 f"{lists.shared_with_dark:.2f}: nearly a label",
             )

@@ -22,6 +22,10 @@ from study import HERE, Plan
 from data.tables.shards import atomic_write
 from pipeline.advice.evidence import BASE, FILE, RECIPES, Place, Studied, choose, known_evidence, studied_of
 
+SOURCE = "docs/study.md"
+NO_RECIPE = "none"  # the teacher's order of the student's passages is no better than the student's own
+KNOWN_BEFORE = ("medquad", "scifact")  # had results when the weights of the advice were set: for these it is no test of them
+
 
 def of_results(results: Results, plan: Plan) -> list[dict[str, Any]]:
     """Of each collection that has what `prep advise` found, and BASE, an entry of the file."""
@@ -30,27 +34,28 @@ def of_results(results: Results, plan: Plan) -> list[dict[str, Any]]:
         rows, advice = rows_of(name, results, plan), results.advice(name)
         recipes = {recipe: _measured(row, rows["start"]) for recipe, row in recipes_with_all_seeds(rows).items() if recipe in RECIPES}
         if advice is not None and rows["start"].cells and BASE in recipes:
-            found.append({"collection": name, "place": asdict(_place(advice["facts"])), "recipes": recipes, "source": "docs/study.md"})
+            found.append({"collection": name, "place": asdict(_place(advice["facts"])), "recipes": recipes, "source": SOURCE})
     return found
 
 
 def of_others(collection: str, results: Results, plan: Plan) -> list[Studied]:
     """All evidence but that of one collection: what its advice would be were it a new one."""
-    earlier = [one for one in known_evidence() if one.source != "docs/study.md"]
+    earlier = [one for one in known_evidence() if one.source != SOURCE]
     return [one for one in (*map(studied_of, of_results(results, plan)), *earlier) if one.collection != collection]
 
 
 def advised(collection: str, results: Results, plan: Plan) -> str | None:
-    """The recipe that `prep advise` names for a collection by the evidence of all others; None where nobody has asked it.
+    """The recipe that `prep advise` names for a collection by the evidence of all others, NO_RECIPE, or None where it was not asked.
 
     What it looks at was there before anything was trained.
     """
     known = results.advice(collection)
     if known is None:
         return None
-    if known["facts"]["headroom"]["teacher"] <= known["facts"]["headroom"]["student"]:
-        return None
-    return choose(_place(known["facts"]), of_others(collection, results, plan))
+    headroom = known["facts"]["headroom"]
+    if headroom["teacher"] <= headroom["student"]:
+        return NO_RECIPE
+    return choose(_place(known["facts"]), of_others(collection, results, plan)).recipe
 
 
 def _place(facts: Mapping[str, Any]) -> Place:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from cells import Results
 from effects import Effect, effect, holm
-from evidence import advised
+from evidence import KNOWN_BEFORE, NO_RECIPE, advised
 from methods import METHODS
 from rows import METRIC, OF_ZERO_SHOT, SECOND, Row, recipes_with_all_seeds, rows_of
 from study import HERE, Plan
@@ -93,7 +93,10 @@ def of_advice(rows: dict[str, Row], asked: str | None) -> str:
     """How far the recipe that is advised is from the best; a line of the page."""
     if asked is None:
         return f"`prep advise`: {MISSING}."
-    line = f"`prep advise`, by the other collections' figures alone and before anything is trained: {METHODS[asked].title}."
+    line = "`prep advise`, by what it found before anything was trained and the other collections' results alone:"
+    if asked == NO_RECIPE:
+        return f"{line} no recipe, since the teacher is no better than the student."
+    line = f"{line} {METHODS[asked].title}."
     whole = recipes_with_all_seeds(rows)
     if asked not in whole:
         return f"{line} It is not measured yet."
@@ -106,6 +109,11 @@ def of_advice(rows: dict[str, Row], asked: str | None) -> str:
         f"{line} The best of {len(whole)} methods that have all seeds, {METHODS[best].title}, is {one.difference:.4f} above it, {near} one "
         f"standard error ({one.error:.4f})."
     )
+
+
+def _of_rules(name: str) -> str:
+    """What must be known of the advice for a collection."""
+    return " Its weights were set when these results were known, so this is no test of them." if name in KNOWN_BEFORE else ""
 
 
 def page(results: Results, plan: Plan) -> str:
@@ -125,7 +133,7 @@ def page(results: Results, plan: Plan) -> str:
         passages = "all passages" if own["passages"] is None else f"{own['passages']:,} passages"
         counts = f"{own['train']} training and {own['dev']} dev questions, {cells[0]['test']['questions']:,} test questions, {passages}"
         lines.append(f"{counts}. {_time(rows)}.\n")
-        lines.append(f"{of_advice(rows, advised(name, results, plan))}\n")
+        lines.append(f"{of_advice(rows, advised(name, results, plan))}{_of_rules(name)}\n")
         lines += [*table(rows), ""]
         lines += [
             f"- {METHODS[m].title}, seed {s}: {cell['note']}."
@@ -175,6 +183,8 @@ python recipes/study/table.py
   freedom by Satterthwaite (`recipes/study/effects.py`). p-values are by Holm, all comparisons of a collection being one family.
 - **Zero-shot** is {sizes["zero_shot"]["name"] if sizes.get("zero_shot") else "not measured"}, with the first seed; its interval is over the
   questions alone.
+- **Advice.** `prep advise` names a recipe by the results of the other collections alone, see [advice](advice.md). Rules that were replaced
+  had named ADAM with p+ for each collection, before it was trained on.
 - **sentence-transformers** has the processor time that one run of ADAM took, training data included (`recipes/study/peer.py`).
 """
 

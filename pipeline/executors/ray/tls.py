@@ -18,7 +18,9 @@ _FAULTS = {
     "Hostname Verification": "its certificate does not name {host}; give an address that it names, or add this one (subjectAltName)",
     "WRONG_VERSION_NUMBER": "it speaks without TLS; start Ray with RAY_USE_TLS=1 on every host, or leave it out here",
     "security handshaker": "a file of RAY_TLS_SERVER_KEY, RAY_TLS_SERVER_CERT or RAY_TLS_CA_CERT is no key or certificate in PEM",
-    "Socket closed": "it does not accept RAY_TLS_SERVER_CERT={certificate}; take one that the cluster's own authority has signed",
+    # Under TLS 1.3 a refused certificate is a connection that ends; so may others.
+    "Socket closed": "it ends the connection, as one does that does not accept RAY_TLS_SERVER_CERT={certificate}; take one that the "
+    "cluster's own authority has signed, and look at the port (6379, of ray:// 10001)",
 }  # fmt: skip
 
 

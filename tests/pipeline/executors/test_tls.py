@@ -45,7 +45,7 @@ def ports(variables: tuple[dict[str, str], dict[str, str]]) -> Iterator[tuple[in
         ("right", "this port of the cluster is for"),  # it answers, though it is no Ray
         ("none", "Where the cluster has TLS, set RAY_USE_TLS=1"),
         ("other authority", "no TLS with what answers there: its certificate is not of the authority RAY_TLS_CA_CERT=/"),
-        ("other certificate", "it does not accept RAY_TLS_SERVER_CERT=/"),
+        ("other certificate", "that does not accept RAY_TLS_SERVER_CERT=/"),
         ("other name", "its certificate does not name localhost"),
         ("plain cluster", "it speaks without TLS; start Ray with RAY_USE_TLS=1 on every host, or leave it out here"),
         ("no PEM", "is no key or certificate in PEM"),

@@ -81,7 +81,7 @@ def test_runs_end_by_address_and_by_name_and_strangers_are_told(
     for host, variables, words in (
         (HEAD, {"RAY_USE_TLS": "0"}, "Where the cluster has TLS, set RAY_USE_TLS=1"),
         (HEAD, stranger, "its certificate is not of the authority RAY_TLS_CA_CERT"),
-        (HEAD, half, "it does not accept RAY_TLS_SERVER_CERT"),
+        (HEAD, half, "that does not accept RAY_TLS_SERVER_CERT"),
         (OTHER, {}, f"its certificate does not name {OTHER}"),
         (HEAD, {"RAY_TLS_SERVER_CERT": ""}, "RAY_USE_TLS is set, and RAY_TLS_SERVER_CERT is not"),
         (HEAD, {"RAY_TLS_SERVER_KEY": "/no/such/file"}, "RAY_TLS_SERVER_KEY cannot be read: /no/such/file"),
