@@ -3,7 +3,7 @@
     RESULTS/COLLECTION/METHOD-SEED.json     the figures; values of each question as 16-bit numbers, deflated
     RESULTS/COLLECTION/METHOD.tries.json    what each try reached on dev
     RESULTS/logits                          the teacher's, of all collections, as `prep cache export` writes them
-    RESULTS/COLLECTION/budget.json          processor seconds of one run of ADAM, which the peer has, and the processor
+    RESULTS/COLLECTION/budget.json          processor seconds of one run of ADAM, which the peer has, of Hard KD's data, and the processor
     RESULTS/COLLECTION/advice.json          what `prep advise` said, before anything was trained
 
 `settings` is a digest of all that decides the figures. A file with another one is stale: read as if it were not there.

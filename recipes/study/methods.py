@@ -1,7 +1,7 @@
 """The methods of the study: of which data each learns, in which trainings, and what is no setting of the common file.
 
-All start from the same student, visit as many questions (steps times batch) and have the same tries. A method of several trainings divides
-the steps; the last one has what is left.
+All start from the same student, visit as many questions (steps times batch) and have the same tries, but for one that has the peer's time.
+A method of several trainings divides the steps; the last one has what is left.
 """
 
 from __future__ import annotations
@@ -29,12 +29,9 @@ class Method:
     title: str
     trainings: tuple[Training, ...] = ()
     peer: bool = False
-    rate_of: str = ""  # an ablation keeps the settings of what it is an ablation of, its rate too
-
-    @property
-    def ablation(self) -> bool:
-        """Whether it shows what a part of another method is for, and is no recipe of its own."""
-        return bool(self.rate_of)
+    rate_of: str = ""  # the method whose rate it keeps, and that has its tries
+    ablation: bool = False  # shows what a part of another method is for, and is no recipe of its own
+    longer: int = 1  # times the steps of the others: a row for the comparison with the peer, whose time it has
 
 
 def _one(data: str = "mined", **settings: str) -> tuple[Training, ...]:
@@ -42,7 +39,7 @@ def _one(data: str = "mined", **settings: str) -> tuple[Training, ...]:
 
 
 def _ablation(title: str, without: str) -> Method:
-    return Method(title, (Training("mined", {**DARK, "train.objective.without": without}),), rate_of="adam_positive")
+    return Method(title, (Training("mined", {**DARK, "train.objective.without": without}),), rate_of="adam_positive", ablation=True)
 
 
 # Insertion order is the order of work and of the table.
@@ -75,12 +72,15 @@ METHODS: dict[str, Method] = {
     "without_noisy": _ablation("ADAM with p+, w/o N_mask", "noisy"),
     "without_dark": _ablation("ADAM with p+, w/o both", "reinforced,noisy"),
     "without_adaptive": _ablation("ADAM with p+, w/o both and ADA", "reinforced,noisy,adaptive"),
+    # In the processor time of a run of ADAM, without the bill of dark examples, there are as many steps.
+    "hard_kd_longer": Method("Hard KD, 3 times the steps", _one(recipe="hard_kd", epochs="6"), rate_of="hard_kd", longer=3),
     "sentence-transformers": Method("sentence-transformers", peer=True),
 }
 
 
 def steps_of(method: Method, steps: int) -> list[int]:
-    """Of each training, at least one; together `steps`."""
+    """Of each training, at least one; together `steps`, or a multiple of it."""
+    steps *= method.longer
     counts = [max(1, round(steps * one.share)) for one in method.trainings]
     counts[-1] = steps - sum(counts[:-1])
     if counts[-1] < 1:

@@ -33,7 +33,12 @@ class Row:
 
 
 def recipes_with_all_seeds(rows: dict[str, Row]) -> dict[str, Row]:
-    """Those of what this project offers that can be compared: neither the start, nor an ablation, nor a peer."""
+    """Those of what this project offers that can be compared: neither the start, nor an ablation, nor a peer, nor one of more steps."""
+    return {name: row for name, row in offers_with_all_seeds(rows).items() if METHODS[name].longer == 1}
+
+
+def offers_with_all_seeds(rows: dict[str, Row]) -> dict[str, Row]:
+    """The same with those of more steps."""
     return {name: row for name, row in rows.items() if METHODS[name].trainings and not METHODS[name].ablation and not row.missing}
 
 

@@ -6,27 +6,31 @@ What is used is chosen by dev, as a user would; the test questions then judge th
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from effects import Effect, effect, holm
 from methods import METHODS
-from rows import METRIC, Row, recipes_with_all_seeds
+from rows import METRIC, Row, offers_with_all_seeds, recipes_with_all_seeds
 
 ADAM, BASE, PEER = "adam_positive", "hard_kd", "sentence-transformers"
 
 
-def in_short(found: dict[str, dict[str, Row]]) -> list[str]:
-    """Lines of the page, by collection -> method -> row. A collection without a recipe that has all seeds is named as missing."""
-    choices = {name: chosen for name, rows in found.items() if (chosen := chosen_by_dev(rows))}
+def in_short(found: dict[str, dict[str, Row]], budgets: dict[str, dict[str, Any]] | None = None) -> list[str]:
+    """Lines of the page, by collection -> method -> row. A collection without a recipe that has all seeds is named as missing.
+
+    `budgets` are `Results.budget` of the collections that have one.
+    """
+    choices = {name: chosen for name, rows in found.items() if (chosen := chosen_by_dev(recipes_with_all_seeds(rows)))}
     lines = [f"{_where_adam_helps(found)}\n", "What to use, by the mean on dev among the recipes that have all seeds:\n"]
     for name, rows in found.items():
         lines.append(f"- **{name}**: {_use(rows, choices[name]) if name in choices else 'no recipe has all its seeds yet'}.")
-    return [*lines, "", *_against_peer(found, choices)]
+    return [*lines, "", *_against_peer(found, budgets or {})]
 
 
 def chosen_by_dev(rows: dict[str, Row]) -> str | None:
-    """The recipe with all seeds whose mean on dev is the highest."""
-    means = {name: float(np.mean([cell["dev"] for cell in row.cells.values()])) for name, row in recipes_with_all_seeds(rows).items()}
+    """Of some rows that whose mean on dev is the highest."""
+    means = {name: float(np.mean([cell["dev"] for cell in row.cells.values()])) for name, row in rows.items()}
     return max(means, key=lambda name: means[name]) if means else None
 
 
@@ -57,16 +61,33 @@ def _use(rows: dict[str, Row], name: str) -> str:
     return "; ".join(words)
 
 
-def _against_peer(found: dict[str, dict[str, Row]], choices: dict[str, str]) -> list[str]:
-    """The choices against the peer, the collections being one family."""
-    both = [name for name in choices if found[name][PEER].cells and not found[name][PEER].missing]
+def _against_peer(found: dict[str, dict[str, Row]], budgets: dict[str, dict[str, Any]]) -> list[str]:
+    """What dev chooses of all that is offered, more steps too, against the peer; the collections are one family."""
+    both = {
+        name: chosen
+        for name, rows in found.items()
+        if rows[PEER].cells and not rows[PEER].missing and (chosen := chosen_by_dev(offers_with_all_seeds(rows)))
+    }
     if not both:
         return [f"{METHODS[PEER].title}: not measured yet.\n"]
-    effects = [_of(found[name][choices[name]], found[name][PEER]) for name in both]
-    lines = ["| collection | choice | difference to sentence-transformers | p by Holm |", "|---|---|---|---|"]
-    for name, one, adjusted in zip(both, effects, holm([one.p_value for one in effects]), strict=True):
-        lines.append(f"| {name} | {METHODS[choices[name]].title} | {_shown(one)} | {adjusted:.2g} |")
+    effects = [_of(found[name][chosen], found[name][PEER]) for name, chosen in both.items()]
+    heads = (
+        "| collection | choice | difference to sentence-transformers | p by Holm | seconds of the choice, and of sentence-transformers |"
+    )
+    lines = [heads, "|---|---|---|---|---|"]
+    for (name, chosen), one, adjusted in zip(both.items(), effects, holm([one.p_value for one in effects]), strict=True):
+        times = _times(found[name][chosen], budgets.get(name, {}), dark=chosen == ADAM)
+        lines.append(f"| {name} | {METHODS[chosen].title} | {_shown(one)} | {adjusted:.2g} | {times} |")
     return [*lines, ""]
+
+
+def _times(row: Row, budget: dict[str, Any], *, dark: bool) -> str:
+    """Of data and training of the choice, and what the peer had: the same processor's."""
+    if "data_without_dark" not in budget:
+        return ""
+    training = float(np.mean([cell["seconds"]["train"] for cell in row.cells.values()]))
+    ours = "as many" if dark else f"{budget['data_without_dark'] + training:,.0f}"
+    return f"{ours}, {budget['seconds']:,.0f}"
 
 
 def _of(row: Row, base: Row) -> Effect:

@@ -28,7 +28,12 @@ MISSING = "missing"
 
 def comparisons(rows: dict[str, Row]) -> dict[tuple[str, str], tuple[Effect, float]]:
     """(method, base) -> effect on the test questions and its p-value by Holm: all of a collection are one family."""
-    pairs = [(name, base) for base in BASES for name in rows if name not in (base, "start") and rows[name].cells and rows[base].cells]
+    pairs = [
+        (name, base)
+        for base in BASES
+        for name in rows
+        if name not in (base, "start") and METHODS[name].longer == 1 and rows[name].cells and rows[base].cells
+    ]
     effects = [
         effect(rows[name].values(METRIC), rows[base].values(METRIC), without_seeds=not METHODS[base].trainings) for name, base in pairs
     ]
@@ -83,7 +88,7 @@ def table(rows: dict[str, Row]) -> list[str]:
             continue
         seeds = f"{len(row.cells)}" + (f", {MISSING}: {', '.join(map(str, row.missing))}" if row.missing else "")
         first = next(iter(row.cells.values()))
-        against = ["" if name in ("start", base) else shown(compared.get((name, base))) for base in BASES]
+        against = ["" if name in ("start", base) or METHODS[name].longer > 1 else shown(compared.get((name, base))) for base in BASES]
         cells = [title, seeds, first.get("rate", ""), row.mean(METRIC), row.mean(SECOND), *against, zero_shot(row, rows["start"])]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -122,7 +127,8 @@ def page(results: Results, plan: Plan) -> str:
     found_any = {name: rows for name, rows in found.items() if any(row.cells for row in rows.values())}
     if not found_any:
         raise ValueError(f"{results.folder} holds no results: run `python recipes/study/run.py COLLECTIONS`")
-    sizes, lines = plan.sizes, ["# Does the method help here?\n", *in_short(found), _head(plan)]
+    budgets = {name: known for name in found if (known := results.budget(name))}
+    sizes, lines = plan.sizes, ["# Does the method help here?\n", *in_short(found, budgets), _head(plan)]
     for name, rows in found.items():
         lines.append(f"## {name}\n")
         if name not in found_any:
@@ -185,7 +191,9 @@ python recipes/study/table.py
   questions alone.
 - **Advice.** `prep advise` names a recipe by the results of the other collections alone, see [advice](advice.md). Rules that were replaced
   had named ADAM with p+ for each collection, before it was trained on.
-- **sentence-transformers** has the processor time that one run of ADAM took, training data included (`recipes/study/peer.py`).
+- **sentence-transformers** has the processor time that one run of ADAM took, training data included (`recipes/study/peer.py`). Against it
+  stands what dev chooses of all recipes and of Hard KD with {METHODS["hard_kd_longer"].longer} times the steps, which has no bill of dark
+  examples. That row is compared with nothing else.
 """
 
 
