@@ -511,6 +511,9 @@ class Schedule:
         self._said_waiting = True
         needs, nodes = self._limits.needs, list(self._nodes.values())
         cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+        if self._usable() and not self._limits.grows:  # nobody else is in a Ray of our own
+            self._say("waiting for workers: their processes start slowly here, as they do on a busy machine or from a slow disk")
+            return
         if self._usable():
             self._say(f"waiting for workers: each needs {needs}, and others hold what Ray has ({cpus:.0f} CPUs and {gpus:.0f} GPUs)")
             return

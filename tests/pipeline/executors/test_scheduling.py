@@ -333,6 +333,18 @@ def test_no_cpus_yet() -> None:
     assert said.startswith("waiting for workers: a worker needs 1 CPUs, and no node has room for it (the largest has 0 CPUs)")
 
 
+@pytest.mark.parametrize(("grows", "why"), [(True, "others hold what Ray has (2 CPUs"), (False, "processes start slowly here")])
+def test_why_nobody_answers_yet(grows: bool, why: str) -> None:
+    """Prevents: others that are blamed for a slow start, in a Ray that nobody else is in."""
+    said: list[str] = []
+    schedule = Schedule(Tasks(2), Crew(), NodeFaults(said.append), Limits(Needs(1), grows=grows), said.append)
+    for now in range(0, 2 * int(scheduling.WAIT_SECONDS), 5):
+        schedule.look([Node("one", "one", 2)], float(now))
+        schedule.decide(float(now))
+    (line,) = said
+    assert line.startswith("waiting for workers") and why in line
+
+
 def test_a_node_that_joins_is_used_at_once() -> None:
     """Prevents: new nodes that idle until the next table."""
     cluster = Cluster(hosts=hosts(1))
