@@ -160,10 +160,11 @@ def test_methods_of_several_trainings(settings: Path, run: Callable[..., str]) -
         "retrieved": 16,
     }
     (settings / "study.yaml").write_text(yaml.safe_dump(file))
-    run("--methods=adam_positive,cl_drd,prod,without_dark")
+    run("--methods=hard_kd,adam_positive,cl_drd,prod,without_dark,hard_kd_longer")
     found = cells(settings.parent / "results")
-    assert list(found) == ["adam_positive-0.json", "cl_drd-0.json", "prod-0.json", "without_dark-0.json"]
-    assert found["without_dark-0.json"]["rate_of"] == "adam_positive"
+    assert list(found) == [f"{name}-0.json" for name in ("adam_positive", "cl_drd", "hard_kd", "hard_kd_longer", "prod", "without_dark")]
+    assert found["without_dark-0.json"]["rate_of"] == "adam_positive" and found["hard_kd_longer-0.json"]["rate_of"] == "hard_kd"
+    assert "note" not in found["hard_kd_longer-0.json"]  # of steps that its epochs did not reach
     assert len({cell["test"]["metrics"]["nDCG@10"]["values"] for cell in found.values()}) > 1
     assert not list((settings.parent / "work" / "toy").glob("*-0-*"))  # models are not kept
 
@@ -188,6 +189,7 @@ def test_the_peer_has_the_time_of_one_run_of_adam(settings: Path, run: Callable[
     results = settings.parent / "results" / "toy"
     budget = json.loads((results / "budget.json").read_text())
     said = json.loads((results / "sentence-transformers-0.json").read_text())["note"]
+    assert 0 <= budget["data_without_dark"] <= budget["seconds"]
     assert said == f"{budget['seconds']:.0f} seconds" and not (settings.parent / "work" / "toy" / "budget").exists()
     (results / "budget.json").write_text(json.dumps({**budget, "processor": "another", "seconds": 77.0}))
     (results / "sentence-transformers-0.json").unlink()
