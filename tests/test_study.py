@@ -302,11 +302,12 @@ def test_the_first_lines_say_where_it_helps_and_what_to_use_instead(tmp_path: Pa
         for (method, gain), seed in itertools.product(methods.items(), range(3)):
             write(results, collection, method, seed, shared + gain + generator.normal(0, 0.02, 300))
     found = {name: table.rows_of(name, results, PLAN) for name in PLAN.sizes["collections"]}
-    lines = in_short(found, {"insuranceqa": {"seconds": 3000.0, "data_without_dark": 1100.0}})
+    lines = in_short(found, {"scifact": "adam_positive"}, {"insuranceqa": {"seconds": 3000.0, "data_without_dark": 1100.0}})
     assert "ahead of it on medquad, behind it on insuranceqa, level with it on scifact. Not measured yet: apidocs." in lines[0]
     by_name = {line.split("**")[1]: line for line in lines if "**" in line}
-    assert "ADAM, p+ in P~, test MRR@10 0.6" in by_name["medquad"] and "ahead of Hard KD (+0.1" in by_name["medquad"]
-    assert "Hard KD, test MRR@10" in by_name["insuranceqa"] and "ahead of ADAM, p+ in P~ (+0.1" in by_name["insuranceqa"]
+    assert "ADAM, p+ in P~ (by dev), test MRR@10 0.6" in by_name["medquad"] and "ahead of Hard KD (+0.1" in by_name["medquad"]
+    assert "Hard KD (by dev), test MRR@10" in by_name["insuranceqa"] and "ahead of ADAM, p+ in P~ (+0.1" in by_name["insuranceqa"]
+    assert "ADAM, p+ in P~, test MRR@10" in by_name["scifact"] and "(by dev)" not in by_name["scifact"] and "(by dev)" in by_name["medquad"]
     assert by_name["apidocs"].endswith("no recipe has all its seeds yet.")
     peer = {cells[1].strip(): float(cells[4]) for line in lines if len(cells := line.split("|")) == 7 and cells[4].strip()[:1].isdigit()}
     assert any(line.startswith("| insuranceqa | Hard KD |") and line.endswith("| 2,900, 3,000 |") for line in lines)
@@ -323,7 +324,7 @@ def test_more_steps_are_held_against_the_peer_alone(tmp_path: Path) -> None:
         write(results, "medquad", method, seed, shared + gain + generator.normal(0, 0.02, 300))
     rows = table.rows_of("medquad", results, PLAN)
     lines = in_short({"medquad": rows})
-    assert any(line.startswith("- **medquad**: Hard KD, test") for line in lines)
+    assert any(line.startswith("- **medquad**: Hard KD (by dev), test") for line in lines)
     assert any(line.startswith("| medquad | Hard KD, 3 times the steps | +0.") for line in lines)
     assert not any("hard_kd_longer" in pair for pair in table.comparisons(rows))
     assert "That is the best of 2 methods" in table.of_advice(rows, "hard_kd")

@@ -1,6 +1,7 @@
 """The first lines of the page: where ADAM helps, what to use instead, and where sentence-transformers stands.
 
-What is used is chosen by dev, as a user would; the test questions then judge the choice.
+What is used is what `prep advise` names before anything is trained, by the other collections' results; where that is not measured, what dev
+chooses. The test questions then judge it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,22 @@ from rows import METRIC, Row, offers_with_all_seeds, recipes_with_all_seeds
 ADAM, BASE, PEER = "adam_positive", "hard_kd", "sentence-transformers"
 
 
-def in_short(found: dict[str, dict[str, Row]], budgets: dict[str, dict[str, Any]] | None = None) -> list[str]:
+def in_short(
+    found: dict[str, dict[str, Row]], advised: dict[str, str | None] | None = None, budgets: dict[str, dict[str, Any]] | None = None
+) -> list[str]:
     """Lines of the page, by collection -> method -> row. A collection without a recipe that has all seeds is named as missing.
 
-    `budgets` are `Results.budget` of the collections that have one.
+    Args:
+        found: The rows.
+        advised: The recipe that is advised for a collection, if there is one.
+        budgets: `Results.budget` of the collections that have one.
     """
-    choices = {name: chosen for name, rows in found.items() if (chosen := chosen_by_dev(recipes_with_all_seeds(rows)))}
-    lines = [f"{_where_adam_helps(found)}\n", "What to use, by the mean on dev among the recipes that have all seeds:\n"]
+    lines = [
+        f"{_where_adam_helps(found)}\n",
+        "What to use, as `prep advise` names it before anything is trained, by the other collections' results:\n",
+    ]
     for name, rows in found.items():
-        lines.append(f"- **{name}**: {_use(rows, choices[name]) if name in choices else 'no recipe has all its seeds yet'}.")
+        lines.append(f"- **{name}**: {_use(rows, (advised or {}).get(name))}.")
     return [*lines, "", *_against_peer(found, budgets or {})]
 
 
@@ -49,15 +57,22 @@ def _where_adam_helps(found: dict[str, dict[str, Row]]) -> str:
     return " ".join(sentences)
 
 
-def _use(rows: dict[str, Row], name: str) -> str:
-    """The choice, what it gains over the start, and what ADAM has beside it."""
-    words = [f"{METHODS[name].title}, test {METRIC} {rows[name].mean(METRIC)}"]
+def _use(rows: dict[str, Row], asked: str | None) -> str:
+    """The recipe that is advised, what it gains over the start, what others have beside it, and what dev would choose."""
+    whole = recipes_with_all_seeds(rows)
+    by_dev = chosen_by_dev(whole)
+    if by_dev is None:
+        return "no recipe has all its seeds yet"
+    name = asked if asked in whole else by_dev
+    words = [f"{METHODS[name].title}{'' if asked in whole else ' (by dev)'}, test {METRIC} {rows[name].mean(METRIC)}"]
     if rows["start"].cells:
         words.append(f"{_shown(effect(rows[name].values(METRIC), rows['start'].values(METRIC), without_seeds=True))} over the start")
     for other in (ADAM, BASE):
-        if other != name and other in recipes_with_all_seeds(rows):
+        if other != name and other in whole:
             one = _of(rows[name], rows[other])
             words.append(f"{_standing(one)} {METHODS[other].title} ({_shown(one)})")
+    if by_dev != name:
+        words.append(f"dev would choose {METHODS[by_dev].title} ({_shown(_of(rows[by_dev], rows[name]))} to it)")
     return "; ".join(words)
 
 

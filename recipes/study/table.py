@@ -127,8 +127,9 @@ def page(results: Results, plan: Plan) -> str:
     found_any = {name: rows for name, rows in found.items() if any(row.cells for row in rows.values())}
     if not found_any:
         raise ValueError(f"{results.folder} holds no results: run `python recipes/study/run.py COLLECTIONS`")
+    asked = {name: advised(name, results, plan) for name in found}
     budgets = {name: known for name in found if (known := results.budget(name))}
-    sizes, lines = plan.sizes, ["# Does the method help here?\n", *in_short(found, budgets), _head(plan)]
+    sizes, lines = plan.sizes, ["# Does the method help here?\n", *in_short(found, asked, budgets), _head(plan)]
     for name, rows in found.items():
         lines.append(f"## {name}\n")
         if name not in found_any:
@@ -139,7 +140,7 @@ def page(results: Results, plan: Plan) -> str:
         passages = "all passages" if own["passages"] is None else f"{own['passages']:,} passages"
         counts = f"{own['train']} training and {own['dev']} dev questions, {cells[0]['test']['questions']:,} test questions, {passages}"
         lines.append(f"{counts}. {_time(rows)}.\n")
-        lines.append(f"{of_advice(rows, advised(name, results, plan))}{_of_rules(name)}\n")
+        lines.append(f"{of_advice(rows, asked[name])}{_of_rules(name)}\n")
         lines += [*table(rows), ""]
         lines += [
             f"- {METHODS[m].title}, seed {s}: {cell['note']}."
