@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("evidence.json")
-BASE = "hard_kd"  # advised unless another one is expected to be better: it learns from the teacher, and nothing has a smaller bill
+BASE = "hard_kd"  # advised unless another one is expected to be better: no recipe has the teacher read fewer pairs
 _LISTS = "curriculum.enabled=false hard_negatives.draws=1"
 _PLAIN = f"{_LISTS} hard_negatives.sampler=uniform dark_examples.reinforced=false dark_examples.mask_ratios=[]"
 _DARK = f"{_LISTS} hard_negatives.sampler=uniform dark_examples.reinforced=true dark_examples.mask_ratios=[0.15,0.45]"

@@ -106,13 +106,11 @@ def _recipes(facts: Facts, studied: Sequence[Studied]) -> list[Advice]:
 
 def _why(choice: Choice, place: Place, alike: Sequence[Studied]) -> str:
     """What speaks for it."""
-    if all(likeness(place, one.place) < _UNLIKE for one in alike):
-        return (
-            f"nothing like this collection was measured, and {RECIPES[choice.recipe].title} costs the least of what learns from a teacher"
-        )
+    unlike = all(likeness(place, one.place) < _UNLIKE for one in alike)
+    words = "nothing like this collection was measured, so this is a guess: " if unlike else "by what was measured "
     if choice.recipe == BASE:
-        return "by what was measured no other recipe is expected to be better, and none costs less"
-    return f"by what was measured {choice.more:+.3f} test MRR@10 over {RECIPES[BASE].title} is expected"
+        return f"{words}no other recipe is expected to be better, and none has the teacher read fewer pairs"
+    return f"{words}{choice.more:+.3f} test MRR@10 over {RECIPES[BASE].title} is expected"
 
 
 def _named(one: Studied) -> str:
