@@ -117,8 +117,10 @@ def likeness(one: Place, other: Place) -> float:
 
 def nearest(place: Place, studied: Collection[Studied], *, count: int) -> list[Studied]:
     """The collections that are most like this place, the most alike first; of one with several measurements the most like."""
-    ordered = sorted(studied, key=lambda one: -likeness(place, one.place))
-    return list({one.collection: one for one in reversed(ordered)}.values())[::-1][:count]
+    found: dict[str, Studied] = {}
+    for one in sorted(studied, key=lambda one: -likeness(place, one.place)):
+        found.setdefault(one.collection, one)
+    return list(found.values())[:count]
 
 
 def choose(place: Place, studied: Sequence[Studied]) -> Choice:

@@ -51,8 +51,9 @@ def test_a_small_gain_is_taken_for_none() -> None:
 def test_a_collection_is_named_once_by_its_nearest_measurement() -> None:
     """Prevents: two collections that speak for a recipe, and are one."""
     near, far = studied(HERE, adam=0.1), studied(Place(0.9, 0.05, 5000), adam=0.2)
-    other = replace(far, collection="two")
-    assert nearest(HERE, [far, other, near], count=2) == [near, other]
+    other = replace(studied(Place(0.9, 0.05, 960)), collection="two")
+    for order in ([far, other, near], [near, other, far], [other, near, far]):
+        assert nearest(HERE, order, count=2) == [near, other] and nearest(HERE, order, count=1) == [near]
 
 
 def test_the_file_is_whole() -> None:
