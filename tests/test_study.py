@@ -273,7 +273,11 @@ def test_gains_of_the_evidence_are_over_the_start(tmp_path: Path) -> None:
         write(results, "medquad", "hard_kd", seed, np.full(43, 0.5 + 0.1 * seed))
     results.write_advice("medquad", {"facts": {"queries": 480, "lists": {"sure": 0.5, "above": {"negative": 0.3}}}})
     (one,) = evidence.of_results(results, PLAN)
-    assert one["recipes"]["hard_kd"] == {"gain": 0.35, "zero_shot": 0.125}  # the first seed's, nDCG being half of MRR in `write`
+    assert one["recipes"]["hard_kd"] == {
+        "gain": 0.35,
+        "zero_shot": 0.125,
+        "rate": 5e-5,
+    }  # the first seed's, nDCG being half of MRR in `write`
 
 
 def test_each_recipe_can_be_advised() -> None:

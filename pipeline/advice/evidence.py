@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,6 @@ class Place:
 
 _UNIT = Place(sure=0.15, above=0.08, queries=2)  # a distance of 1; of `queries` a factor
 _WORTH = 0.005  # MRR@10: what is expected to be less is nothing
-_WORTH_ELSEWHERE = 0.01  # nDCG@10 on other queries
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ class Measured:
 
     gain: float  # test MRR@10
     zero_shot: float | None = None  # nDCG@10 on TREC DL 2019, 43 queries that nothing is trained on, one seed
+    rate: float | None = None  # the peak, as dev chose it; None where it was not chosen
 
 
 @dataclass(frozen=True)
@@ -124,29 +124,27 @@ def nearest(place: Place, studied: Collection[Studied], *, count: int) -> list[S
 
 
 def choose(place: Place, studied: Sequence[Studied]) -> Choice:
-    """The recipe that is expected to be the best on queries like those trained on; BASE where no other one is expected to be better."""
-    best = _best(lambda recipe: _expected(recipe, BASE, place, studied, lambda measured: measured.gain))
+    """The recipe that is expected to be the best; BASE where no other one is expected to be better. Of equals the first of `RECIPES`."""
+    found = [Choice(recipe, more) for recipe in RECIPES if (more := _over_base(recipe, place, studied)) is not None]
+    best = max(found, key=lambda choice: choice.more, default=None)
     return best if best and best.more >= _WORTH else Choice(BASE, 0.0)
 
 
-def choose_for_others(place: Place, studied: Sequence[Studied], *, instead_of: str) -> Choice | None:
-    """The recipe that is expected to be the best on other queries; None where it is hardly better than the one that is given."""
-    best = _best(lambda recipe: _expected(recipe, instead_of, place, studied, lambda measured: measured.zero_shot))
-    return best if best and best.more >= _WORTH_ELSEWHERE else None
+def _over_base(recipe: str, place: Place, studied: Sequence[Studied]) -> float | None:
+    """What a recipe is expected to have over BASE; None where no collection has both."""
+    both = [one for one in studied if recipe in one.recipes and BASE in one.recipes]
+    weights = [likeness(place, one.place) for one in both]
+    differences = [one.recipes[recipe].gain - one.recipes[BASE].gain for one in both]
+    if not both:
+        return None
+    return sum(weight * difference for weight, difference in zip(weights, differences, strict=True)) / (1 + sum(weights))
 
 
-def _best(expected: Callable[[str], float | None]) -> Choice | None:
-    """Of equals the first of `RECIPES`."""
-    found = [Choice(recipe, more) for recipe in RECIPES if (more := expected(recipe)) is not None]
-    return max(found, key=lambda choice: choice.more, default=None)
-
-
-def _expected(recipe: str, base: str, place: Place, studied: Sequence[Studied], figure: Callable[[Measured], float | None]) -> float | None:
-    """What a recipe is expected to have over another one; None where no collection has both."""
-    weights = differences = 0.0
+def zero_shot_by_rate(studied: Sequence[Studied]) -> dict[float, list[float]]:
+    """Gains on queries that nothing is trained on, rising, by the peak rate of the training; the lowest rate first."""
+    found: dict[float, list[float]] = {}
     for one in studied:
-        pair = [figure(one.recipes[name]) for name in (recipe, base) if name in one.recipes]
-        if len(pair) == 2 and pair[0] is not None and pair[1] is not None:
-            weight = likeness(place, one.place)
-            weights, differences = weights + weight, differences + weight * (pair[0] - pair[1])
-    return differences / (1 + weights) if weights else None
+        for measured in one.recipes.values():
+            if measured.rate is not None and measured.zero_shot is not None:
+                found.setdefault(measured.rate, []).append(measured.zero_shot)
+    return {rate: sorted(found[rate]) for rate in sorted(found)}

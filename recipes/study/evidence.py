@@ -63,7 +63,8 @@ def _place(facts: Mapping[str, Any]) -> Place:
 
 
 def _measured(row: Row, start: Row) -> dict[str, float]:
-    measured = {"gain": _gain(row, start, METRIC, "test")}
+    first = next(iter(row.cells.values()))
+    measured = {"gain": _gain(row, start, METRIC, "test"), "rate": float(first["rate"])}
     if len(row.values(OF_ZERO_SHOT, "zero_shot")) and len(start.values(OF_ZERO_SHOT, "zero_shot")):
         measured["zero_shot"] = _gain(row, start, OF_ZERO_SHOT, "zero_shot")
     return measured

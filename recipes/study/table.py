@@ -189,7 +189,7 @@ python recipes/study/table.py
 - **Differences** are of test MRR@10, with a 95 % interval over questions and seeds: mean squares of the two-way random model, degrees of
   freedom by Satterthwaite (`recipes/study/effects.py`). p-values are by Holm, all comparisons of a collection being one family.
 - **Zero-shot** is {sizes["zero_shot"]["name"] if sizes.get("zero_shot") else "not measured"}, with the first seed; its interval is over the
-  questions alone.
+  questions alone. It goes by the peak rate more than by the method, so compare rows of the same rate.
 - **Advice.** `prep advise` names a recipe by the results of the other collections alone, see [advice](advice.md). Rules that were replaced
   had named ADAM with p+ for each collection, before it was trained on.
 - **sentence-transformers** has the processor time that one run of ADAM took, training data included (`recipes/study/peer.py`). Against it

@@ -126,14 +126,14 @@ def test_a_collection_like_none_is_called_so() -> None:
     assert "nothing like this" not in advised(replace(SURE, queries=256))[0].why
 
 
-def test_what_keeps_more_of_other_queries_is_advice_of_its_own() -> None:
-    """Prevents: a student that lost what it knew, where a recipe that keeps it was measured beside the one advised."""
-    kept = {**SHARP.recipes, "listwise": Measured(0.03, 0.02)}
-    first, second = advise(SURE, [replace(SHARP, recipes=kept)])[:2]
-    assert first.settings == RECIPES["adam_positive"].how and second.settings == RECIPES["listwise"].how
-    assert "+0.020 against -0.030, and +0.030 against +0.090" in second.evidence
-    hardly = {**SHARP.recipes, "listwise": Measured(0.03, -0.011)}  # 0.019 more, of which half is expected
-    assert not any("another kind" in one.why for one in advise(SURE, [replace(SHARP, recipes=hardly)]))
+def test_a_lower_rate_is_advised_where_rates_were_measured() -> None:
+    """Prevents: a recipe that is praised for what its lower rate does, and a verdict over two students."""
+    rates = {name: Measured(0.05, zero, rate) for name, zero, rate in (("hard_kd", -0.05, 3e-4), ("adam", 0.0, 3e-4), ("prod", 0.04, 1e-4))}
+    one = Studied("one", SHARP.place, rates, "a page")
+    second = advise(SURE, [one] * 3)[1]
+    assert "train.learning_rate" in second.settings
+    assert "0.0001: +0.040 to +0.040, 3 students; 0.0003: -0.050 to +0.000, 6 students" in second.evidence
+    assert not any("learning_rate" in advice.settings for advice in advise(SURE, [one] * 2))
 
 
 def test_hints_come_with_their_figures_and_say_that_nothing_was_measured() -> None:
