@@ -330,6 +330,9 @@ def test_more_steps_are_held_against_the_peer_alone(tmp_path: Path) -> None:
     lines = in_short({"medquad": rows})
     assert any(line.startswith("- **medquad**: Hard KD (by dev), test") for line in lines)
     assert any(line.startswith("| medquad | Hard KD, 3 times the steps | +0.") for line in lines)
+    for seed in range(3):
+        write(results, "medquad", "listwise", seed, shared + 0.3)  # its teacher reads several times as many pairs
+    assert any(line.startswith("| medquad | Hard KD, 3 times") for line in in_short({"medquad": table.rows_of("medquad", results, PLAN)}))
     assert not any("hard_kd_longer" in pair for pair in table.comparisons(rows))
     assert "That is the best of 2 methods" in table.of_advice(rows, "hard_kd")
 

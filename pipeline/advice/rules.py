@@ -120,7 +120,7 @@ def _rate(studied: Sequence[Studied]) -> list[Advice]:
     return [
         Advice(
             "a lower train.learning_rate than dev chooses",
-            "if many queries will be of another kind than those trained on: a student forgets more at a higher one",
+            "as a try, if many queries will be of another kind than those trained on: students trained at a higher one had forgotten more",
             f"nDCG@10 on TREC DL 2019 over the start (43 queries, one seed), by the peak rate. {'; '.join(figures)} [docs/study.md]",
         )
     ]

@@ -72,7 +72,7 @@ METHODS: dict[str, Method] = {
     "without_noisy": _ablation("ADAM with p+, w/o N_mask", "noisy"),
     "without_dark": _ablation("ADAM with p+, w/o both", "reinforced,noisy"),
     "without_adaptive": _ablation("ADAM with p+, w/o both and ADA", "reinforced,noisy,adaptive"),
-    # In the processor time of a run of ADAM, without the bill of dark examples, there are as many steps.
+    # About as many as fit in the processor time of a run of ADAM, without the bill of dark examples (estimated; the page has the seconds).
     "hard_kd_longer": Method("Hard KD, 3 times the steps", _one(recipe="hard_kd", epochs="6"), rate_of="hard_kd", longer=3),
     "sentence-transformers": Method("sentence-transformers", peer=True),
 }

@@ -107,7 +107,11 @@ def of_advice(rows: dict[str, Row], asked: str | None) -> str:
         return f"{line} It is not measured yet."
     best = max(whole, key=lambda name: whole[name].values(METRIC).mean())
     if best == asked:
-        return f"{line} That is the best of {len(whole)} methods that have all seeds."
+        return f"{line} " + (
+            f"That is the best of {len(whole)} methods that have all seeds."
+            if whole.keys() - {asked}
+            else "No other has all its seeds yet."
+        )
     one = effect(whole[best].values(METRIC), whole[asked].values(METRIC))
     near = "within" if one.difference <= one.error else "more than"
     return (
@@ -178,6 +182,7 @@ python recipes/demo/prepare.py runs/demo                       # the teacher and
 python recipes/study/student.py runs/demo/models/student runs/study/models/student
 python recipes/study/run.py COLLECTIONS --only medquad --hours 1.5    # again until nothing is missing; --plan tells the hours
 python recipes/study/table.py
+python recipes/study/evidence.py                               # what `prep advise` reads
 ```
 
 - **Settings.** Each method has {len(sizes["rates"])} tries, the peak rates {", ".join(map(str, sizes["rates"]))}, with the first seed.
@@ -189,12 +194,12 @@ python recipes/study/table.py
 - **Differences** are of test MRR@10, with a 95 % interval over questions and seeds: mean squares of the two-way random model, degrees of
   freedom by Satterthwaite (`recipes/study/effects.py`). p-values are by Holm, all comparisons of a collection being one family.
 - **Zero-shot** is {sizes["zero_shot"]["name"] if sizes.get("zero_shot") else "not measured"}, with the first seed; its interval is over the
-  questions alone. It goes by the peak rate more than by the method, so compare rows of the same rate.
+  questions alone. It went with the peak rate more than with the method, so compare rows of the same rate.
 - **Advice.** `prep advise` names a recipe by the results of the other collections alone, see [advice](advice.md). Rules that were replaced
   had named ADAM with p+ for each collection, before it was trained on.
 - **sentence-transformers** has the processor time that one run of ADAM took, training data included (`recipes/study/peer.py`). Against it
-  stands what dev chooses of all recipes and of Hard KD with {METHODS["hard_kd_longer"].longer} times the steps, which has no bill of dark
-  examples. That row is compared with nothing else.
+  stands what dev chooses of the recipes whose data are in that time, and of Hard KD with {METHODS["hard_kd_longer"].longer} times the
+  steps, which has no bill of dark examples. That row is compared with nothing else.
 """
 
 
